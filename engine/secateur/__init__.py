@@ -1,0 +1,92 @@
+"""secateur: cut a multi-task language model down to the one task that you run.
+
+    scores = secateur.attribute(model, task, examples)
+    plan   = secateur.plan(scores, keep=0.6)
+    pruned = secateur.prune(model, plan)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur import cost
+    from secateur.attribution import attribute
+    from secateur.benchmarking import benchmark
+    from secateur.criteria import Criterion, GradientActivation
+    from secateur.errors import InputError
+    from secateur.evaluation import evaluate
+    from secateur.export import load, save
+    from secateur.planning import Plan, plan
+    from secateur.scores import Scores
+    from secateur.site import Site, sites
+    from secateur.surgery import prune, prune_
+    from secateur.tasks import CausalLM, SequenceClassification, Task, TextToText, TokenClassification
+    from secateur.verification import verify
+
+__version__ = "0.1.0"
+
+# Where each public name lives: it is imported when first used, so that `import secateur` stays cheap.
+_HOMES = {
+    "CausalLM": "secateur.tasks",
+    "Criterion": "secateur.criteria",
+    "GradientActivation": "secateur.criteria",
+    "InputError": "secateur.errors",
+    "Plan": "secateur.planning",
+    "Scores": "secateur.scores",
+    "SequenceClassification": "secateur.tasks",
+    "Site": "secateur.site",
+    "Task": "secateur.tasks",
+    "TextToText": "secateur.tasks",
+    "TokenClassification": "secateur.tasks",
+    "attribute": "secateur.attribution",
+    "benchmark": "secateur.benchmarking",
+    "evaluate": "secateur.evaluation",
+    "load": "secateur.export",
+    "plan": "secateur.planning",
+    "prune": "secateur.surgery",
+    "prune_": "secateur.surgery",
+    "save": "secateur.export",
+    "sites": "secateur.site",
+    "verify": "secateur.verification",
+}
+
+__all__ = [
+    "CausalLM",
+    "Criterion",
+    "GradientActivation",
+    "InputError",
+    "Plan",
+    "Scores",
+    "SequenceClassification",
+    "Site",
+    "Task",
+    "TextToText",
+    "TokenClassification",
+    "attribute",
+    "benchmark",
+    "cost",
+    "evaluate",
+    "load",
+    "plan",
+    "prune",
+    "prune_",
+    "save",
+    "sites",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "cost":
+        return import_module("secateur.cost")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,133 @@
+"""attribute: one forward and one backward pass a batch give the scores of every unit of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.criteria import Criterion, GradientActivation
+from secateur.data import Example, Examples, read_examples
+from secateur.errors import InputError
+from secateur.gates import Observer, undisturbed, watched
+from secateur.scores import Scores
+from secateur.site import AttentionUnit, Port, Site, branch_of, fingerprint, sites
+from secateur.tasks import Batch, Item, Task
+
+Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+
+
+def attribute(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    *,
+    criterion: Criterion | None = None,
+    unit: AttentionUnit = "head",
+    select: str | None = None,
+    max_tokens: int = 4096,
+    per_example: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores each unit of the model by what it does for the task on the examples.
+
+    criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch; it
+    bounds memory and changes scores by rounding only. per_example: keep each example's scores too. progress: wraps the
+    iteration over batches (given the number of items). The model runs in eval mode with frozen parameters and is left as it
+    was. Sums over examples are float64. Raises InputError: unusable examples; activations that are not finite.
+    """
+    criterion = criterion or GradientActivation()
+    chosen = sites(model, unit=unit, select=select)
+    rows = read_examples(examples, _columns(task, criterion))
+    _require_variety(task, criterion, rows)
+    items = task.items(model, rows, all_labels=criterion.labels == "all")
+    totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
+    kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
+    batches: Iterable[Batch] = task.batches(items, _device(model), max_tokens=max_tokens)
+    with undisturbed(model), torch.enable_grad():
+        for batch in progress(batches, len(items)) if progress else batches:
+            for site, scores in _batch_scores(model, task, batch, criterion, chosen).items():
+                if not torch.isfinite(scores).all():
+                    raise InputError(_blame(model, task, batch, chosen))
+                terms = criterion.over(scores.double().cpu())
+                totals[site] += terms.sum(0)
+                if kept is not None:
+                    kept[site].index_add_(0, torch.tensor(batch.rows), terms.float())
+    return Scores(
+        units=totals,
+        sites=tuple(chosen),
+        layers=tuple(sites(model)),
+        fingerprint=fingerprint(model),
+        criterion=criterion.to_json(),
+        examples=len(rows),
+        tokens=_mean_tokens(chosen, items),
+        per_example=kept,
+    )
+
+
+def _batch_scores(
+    model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]
+) -> dict[str, Tensor]:
+    """Each example's score of each unit, [B, units] by site name."""
+    scores: dict[str, Tensor] = {}
+
+    def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
+        folded = port.map.fold(criterion.token_sum(activation, gradient))
+        scores[site.name] = scores[site.name] + folded if site.name in scores else folded
+
+    ports: Mapping[Port, Observer] = {
+        port: partial(observe, site, port) for site in chosen for port in branch_of(model, site).scored(site.unit)
+    }
+    with watched(model, ports):
+        value = task.target(model, batch, criterion.target).sum()
+    value.backward()  # type: ignore[no-untyped-call]
+    unreached = torch.zeros(len(batch.rows), 1)
+    return {site.name: scores.get(site.name, unreached.expand(-1, site.units)) for site in chosen}
+
+
+def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> str:
+    """Which site's activations first are not finite, by one more forward pass."""
+    seen: dict[str, bool] = {}
+
+    def look(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.setdefault(name, bool(torch.isfinite(arguments[0]).all()))
+
+    handles = []
+    for site in chosen:
+        output = branch_of(model, site).output
+        handles.append(model.get_submodule(output).register_forward_pre_hook(partial(look, site.name)))
+    try:
+        with torch.no_grad():
+            task.target(model, batch, "log_probability")
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, finite in seen.items():
+        if not finite:
+            return f"model: activations of site {name!r} are not finite (NaN or inf); is the dtype too narrow?"
+    return "model: the target or its gradient is not finite (NaN or inf), though all sites' activations are"
+
+
+def _columns(task: Task, criterion: Criterion) -> tuple[str, ...]:
+    return task.columns[:1] if criterion.labels == "all" else task.columns
+
+
+def _require_variety(task: Task, criterion: Criterion, rows: list[Example]) -> None:
+    if task.columns[-1] != "target" or criterion.labels == "all" or len(rows) < 2:
+        return
+    targets = {str(row["target"]) for row in rows}
+    if len(targets) < 2 and (task.labels is not None or task.auto_class == "AutoModelForSequenceClassification"):
+        raise InputError(f"examples: expected at least two different targets, got {targets.pop()!r} in all {len(rows)} rows")
+
+
+def _mean_tokens(chosen: list[Site], items: list[Item]) -> dict[str, float]:
+    inputs = sum(len(item.input_ids) for item in items) / len(items)
+    targets = sum(len(item.target) for item in items) / len(items)
+    has_encoder = any(site.stack == "encoder" or site.kind == "cross_attention" for site in chosen)
+    return {"encoder": inputs, "decoder": targets if has_encoder else inputs}
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

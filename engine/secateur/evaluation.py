@@ -1,0 +1,22 @@
+"""evaluate: a task's metric on examples, with its interval."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from secateur.data import Examples, read_examples
+from secateur.gates import undisturbed
+from secateur.tasks import Evaluation, Task
+
+
+def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192) -> Evaluation:
+    """The task's metric of a model: accuracy, exact match, entity F1 or perplexity, with its 95% interval.
+
+    max_tokens: padded input tokens in a batch. Examples as in `attribute`. Raises InputError for unusable ones.
+    """
+    rows = read_examples(examples, task.columns)
+    device = next(model.parameters()).device
+    with undisturbed(model), torch.inference_mode():
+        items = task.items(model, rows)
+        return task.evaluate(model, rows, task.batches(items, device, max_tokens=max_tokens))

@@ -1,0 +1,90 @@
+"""save and load: an ordinary Hugging Face folder, with its own modelling file where no stock architecture fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur import modeling
+from secateur.errors import InputError
+from secateur.files import new_folder
+from secateur.modeling import pruned_class
+
+MODELING_FILE = "modeling_secateur.py"
+_AUTO_CLASSES = {
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForCausalLM": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+}
+
+
+def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str] | None = None) -> None:
+    """Writes a folder that `AutoModel...from_pretrained` and `secateur.load` read; safetensors and JSON only.
+
+    A model that a stock config describes needs nothing else. For one that none does, the folder carries a small modelling
+    file, which `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code.
+    extra: further text files by name. The folder appears when complete. Raises InputError if `out` exists.
+    """
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if hasattr(model.config, "secateur"):
+            _add_modeling_file(model, folder)
+        for name, text in (extra or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def load(folder: str | Path, **options: Any) -> nn.Module:
+    """The model that `save` wrote, in the dtype it was saved in. options go to `from_pretrained`. No remote code runs.
+
+    Raises InputError: no such folder, or one that holds no model of a known class.
+    """
+    import transformers
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config["architectures"][0]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
+    stock = getattr(transformers, name.removeprefix("Pruned"), None)
+    if stock is None:
+        raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
+    cls = pruned_class(stock) if "secateur" in config else stock
+    model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
+    return model
+
+
+def _add_modeling_file(model: nn.Module, folder: Path) -> None:
+    """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
+    from transformers import AutoModel
+
+    stock = _stock_class(model)
+    base: type[nn.Module] = AutoModel._model_mapping[type(model.config)]
+    auto = {"AutoModel": base.__name__}
+    auto.update({a: stock.__name__ for suffix, a in _AUTO_CLASSES.items() if stock.__name__.endswith(suffix)})
+    lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
+    for cls in dict.fromkeys((base, stock)):
+        lines.append(f"\nfrom {cls.__module__} import {cls.__name__}  # noqa: E402\n")
+        lines.append(f"Pruned{cls.__name__} = pruned_class({cls.__name__})")
+    (folder / MODELING_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {key: f"{Path(MODELING_FILE).stem}.Pruned{name}" for key, name in auto.items()}
+    config["architectures"] = [stock.__name__]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _stock_class(model: nn.Module) -> type[nn.Module]:
+    """The transformers class that a model is, or that its rebuilt class derives from."""
+    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))

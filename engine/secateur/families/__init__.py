@@ -1,0 +1,43 @@
+"""Model families: the only place that knows the module paths of Hugging Face's models. One short file each."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from secateur.errors import InputError
+from secateur.families.base import Family
+from secateur.families.bert import BERT
+from secateur.families.llama import LLAMA
+from secateur.families.t5 import T5
+from secateur.site import Branch
+
+_FAMILIES: list[Family] = [T5, BERT, LLAMA]
+
+__all__ = ["Family", "branches", "family_of", "register", "supported"]
+
+
+def register(family: Family) -> None:
+    """Adds a family; a later one wins where two name the same model type."""
+    _FAMILIES.insert(0, family)
+
+
+def supported() -> list[str]:
+    """The model types that are known."""
+    return sorted({name for family in _FAMILIES for name in family.model_types})
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model, by its config's model_type. Raises InputError for an unknown one."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for family in _FAMILIES:
+        if model_type in family.model_types:
+            return family
+    raise InputError(
+        f"model: expected one of the families {', '.join(supported())}, got model_type {model_type!r}; "
+        "docs/add-a-family.md shows how to add one with secateur.families.register"
+    )
+
+
+def branches(model: nn.Module) -> dict[str, Branch]:
+    """The prunable branches of a model by name, in the order of its forward pass."""
+    return {branch.name: branch for branch in family_of(model).branches(model)}

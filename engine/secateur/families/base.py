@@ -1,0 +1,51 @@
+"""What a family tells about its models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.modeling import GatherLinear, ScatterLinear
+from secateur.site import Branch
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    model_types: the values of config.model_type. branches: yields the prunable branches in forward order.
+    attention_attributes: (heads, groups, head_dim) to the attributes of an attention module that say its shape.
+    ffn_field: the config field of the FFN's width; attention_fields: (heads, groups, head_dim) to config fields.
+    cut_position_bias: called with the model, the kept heads by branch name and the `surgery.Rebuild` under way, where an
+    attention's position bias has an entry for each head.
+    """
+
+    model_types: tuple[str, ...]
+    branches: Callable[[nn.Module], Iterator[Branch]]
+    attention_attributes: Callable[[int, int, int], dict[str, Any]]
+    ffn_field: str
+    attention_fields: Callable[[int, int, int], dict[str, Any]]
+    cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Any], None] | None = None
+
+
+def linear_width(model: nn.Module, path: str) -> int:
+    """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
+    module = model.get_submodule(path)
+    if isinstance(module, (ScatterLinear, GatherLinear)):
+        raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
+    return int(module.get_parameter("weight").shape[0])
+
+
+def layer_lists(model: nn.Module, *names: str) -> list[str]:
+    """Paths of the module lists that end in one of `names`, in the order of the names."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    return [path for name in names for path in paths if path == name or path.endswith(f".{name}")]
+
+
+def number(model: nn.Module, path: str, attribute: str) -> int:
+    """An integer attribute of a module."""
+    return int(getattr(model.get_submodule(path), attribute))

@@ -1,0 +1,45 @@
+"""Llama-like decoders: pre-norm, grouped key-value heads, rotary positions, gated FFN; some normalise queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from secateur.families.base import Family, layer_lists, linear_width, number
+from secateur.site import Attention, Branch, FeedForward
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    for layers in layer_lists(model, "layers"):
+        for layer, _ in enumerate(model.get_submodule(layers).children()):
+            path, mlp = f"{layers}.{layer}.self_attn", f"{layers}.{layer}.mlp"
+            head_dim = number(model, path, "head_dim")
+            refused = None
+            if hasattr(model.get_submodule(path), "q_norm"):
+                refused = "queries and keys are normalised over the head, so removing a channel changes the others"
+            yield Attention(
+                f"decoder.{layer}.self_attention", "self_attention", "decoder", layer, path,
+                f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj", f"{path}.o_proj",
+                linear_width(model, f"{path}.q_proj") // head_dim, linear_width(model, f"{path}.k_proj") // head_dim,
+                head_dim, rotary=True, channels_refused=refused,
+            )  # fmt: skip
+            inputs = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
+            width = linear_width(model, inputs[0])
+            yield FeedForward(f"decoder.{layer}.ffn", "decoder", layer, inputs, f"{mlp}.down_proj", width)
+
+
+LLAMA = Family(
+    model_types=("llama", "qwen3", "gemma3_text"),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "head_dim": head_dim,
+        "num_key_value_groups": heads // groups,
+    },
+    ffn_field="intermediate_size",
+    attention_fields=lambda heads, groups, head_dim: {
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": head_dim,
+    },
+)

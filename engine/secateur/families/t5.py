@@ -1,0 +1,78 @@
+"""T5 and kin: pre-norm encoder-decoder, plain or gated FFN, a relative position bias held by each stack's first block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.families.base import Family, layer_lists, linear_width, number
+from secateur.site import Attention, Branch, FeedForward, Stack
+
+if TYPE_CHECKING:
+    from secateur.surgery import Rebuild
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    names = {name for name, _ in model.named_modules()}
+    stacks: tuple[Stack, ...] = ("encoder", "decoder")
+    for stack in stacks:
+        for blocks in layer_lists(model, f"{stack}.block"):
+            for layer, _ in enumerate(model.get_submodule(blocks).children()):
+                block = f"{blocks}.{layer}.layer"
+                yield _attention(model, stack, "self_attention", layer, f"{block}.0.SelfAttention")
+                if stack == "decoder":
+                    yield _attention(model, stack, "cross_attention", layer, f"{block}.1.EncDecAttention")
+                dense = f"{block}.{2 if stack == 'decoder' else 1}.DenseReluDense"
+                gated = f"{dense}.wi_0" in names
+                inputs = (f"{dense}.wi_0", f"{dense}.wi_1") if gated else (f"{dense}.wi",)
+                yield FeedForward(f"{stack}.{layer}.ffn", stack, layer, inputs, f"{dense}.wo", linear_width(model, inputs[0]))
+
+
+def _attention(
+    model: nn.Module, stack: Stack, kind: Literal["self_attention", "cross_attention"], layer: int, path: str
+) -> Attention:
+    head_dim = number(model, path, "key_value_proj_dim")
+    heads = linear_width(model, f"{path}.q") // head_dim
+    projections = (f"{path}.q", f"{path}.k", f"{path}.v", f"{path}.o")
+    return Attention(f"{stack}.{layer}.{kind}", kind, stack, layer, path, *projections, heads, heads, head_dim)
+
+
+def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebuild) -> None:
+    """A stack's first block makes the bias of its own heads and hands it on. Where layers keep other heads than the first,
+    each gets the table of its own heads and makes its bias itself."""
+    attentions = [branch for branch in _branches(model) if isinstance(branch, Attention)]
+    for stack in ("encoder", "decoder"):
+        layers = [a for a in attentions if a.stack == stack and a.kind == "self_attention"]
+        heads = [kept.get(a.name, torch.arange(a.heads)) for a in layers]
+        alike = all(torch.equal(heads[0], other) for other in heads)
+        if not any(a.name in kept for a in layers):
+            continue
+        for layer, stay in zip(layers, heads, strict=True):
+            path = f"{layer.path}.relative_attention_bias"
+            own = "relative_attention_bias" in model.get_submodule(layer.path)._modules
+            source = path if own else f"{layers[0].path}.relative_attention_bias"
+            if own or not alike:
+                rebuild.embedding(path, model.get_submodule(source).get_parameter("weight")[:, stay.tolist()])
+            if not alike:
+                rebuild.attributes(layer.path, {"has_relative_attention_bias": True})
+                rebuild.recipe["own_position_bias"].append(layer.path)
+    cross = [a for a in attentions if a.kind == "cross_attention"]
+    if len({len(kept.get(a.name, range(a.heads))) for a in cross}) > 1:  # Their bias is zero, but has a place for each head.
+        rebuild.recipe["own_position_bias"] += [a.path for a in cross]
+
+
+T5 = Family(
+    model_types=("t5",),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "n_heads": heads,
+        "key_value_proj_dim": head_dim,
+        "inner_dim": heads * head_dim,
+    },
+    ffn_field="d_ff",
+    attention_fields=lambda heads, groups, head_dim: {"num_heads": heads, "d_kv": head_dim},
+    cut_position_bias=_cut_position_bias,
+)

@@ -1,0 +1,102 @@
+"""Gates on a model's units: watching their activations and gradients, and setting them to zero. Nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateur.site import Port, Site, branch_of
+
+Observer = Callable[[Tensor, Tensor], None]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode and frozen parameters inside; each module's mode and each parameter's flag put back after."""
+    modes = {module: module.training for module in model.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        model.eval()
+        for parameter in flags:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def watched(model: nn.Module, ports: Mapping[Port, Observer]) -> Iterator[None]:
+    """Calls each port's observer with (activation, gradient), both [B, T, channels], during the backward pass.
+
+    Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
+    """
+
+    def transform(port: Port) -> Callable[[Tensor], Tensor]:
+        observe = ports[port]
+
+        def watch(activation: Tensor) -> Tensor:
+            if not activation.requires_grad:
+                activation = activation.detach().requires_grad_(True)
+            held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
+            activation.register_hook(lambda gradient: observe(held, gradient))
+            return activation
+
+        return watch
+
+    with _intercepted(model, {port: transform(port) for port in ports}):
+        yield
+
+
+@contextmanager
+def masked(model: nn.Module, plan: Mapping[str, Tensor], sites: Sequence[Site]) -> Iterator[None]:
+    """The masked model: inside, the units that the plan removes have activation zero. The pruned model's specification."""
+
+    def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
+        mask = torch.zeros(units)
+        mask[kept] = 1
+        channels = port.map.expand(mask)
+        return lambda activation: activation * channels.to(activation)
+
+    transforms = {
+        port: transform(port, plan[site.name], site.units)
+        for site in sites
+        for port in branch_of(model, site).scored(site.unit)
+        if len(plan[site.name]) < site.units
+    }
+    with _intercepted(model, transforms):
+        yield
+
+
+@contextmanager
+def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Replaces what goes through each port by what its function returns."""
+    handles: list[RemovableHandle] = []
+    try:
+        for port, transform in transforms.items():
+            handles.append(_hook(model.get_submodule(port.path), port, transform))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    if port.side == "input":
+
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (transform(arguments[0]), *arguments[1:])
+
+        return module.register_forward_pre_hook(before)
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return transform(output)
+
+    return module.register_forward_hook(after)

@@ -1,0 +1,110 @@
+"""Modules of a rebuilt model whose widths differ from layer to layer.
+
+This file needs torch alone. `secateur.save` copies it into the folder of such a model, so that the folder loads where
+secateur is not installed; `secateur.prune` and `secateur.load` use it too. Its one input is the recipe in the
+model's config (`config.secateur`): for each module that is not as the stock architecture has it, its sizes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ScatterLinear(nn.Linear):
+    """A linear layer whose outputs stand among zeros: heads of unequal width, padded to one width.
+
+    `slots` [width] (int64) names for each output the row of `weight` that fills it; `out_features` stands for a zero.
+    """
+
+    slots: Tensor
+
+    def __init__(self, in_features: int, out_features: int, width: int, **options: Any) -> None:
+        super().__init__(in_features, out_features, **options)
+        self.register_buffer("slots", torch.full((width,), out_features, device=options.get("device")))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.pad(super().forward(input), (0, 1)).index_select(-1, self.slots)
+
+
+class GatherLinear(nn.Linear):
+    """A linear layer that reads only some of its inputs: the counterpart of ScatterLinear.
+
+    `slots` [in_features] (int64) names the inputs that `weight`'s columns read.
+    """
+
+    slots: Tensor
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        super().__init__(in_features, out_features, **options)
+        self.register_buffer("slots", torch.zeros(in_features, dtype=torch.int64, device=options.get("device")))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.index_select(-1, self.slots))
+
+
+def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
+    """The attention class, computing its position bias itself instead of taking the one that the stack's first layer
+    made: that one has the first layer's heads."""
+
+    class OwnPositionBias(attention):  # type: ignore[misc, valid-type]
+        has_own_position_bias = True
+
+        def forward(self, *args: Any, position_bias: Any = None, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    OwnPositionBias.__name__ = f"{attention.__name__}WithOwnPositionBias"
+    return OwnPositionBias
+
+
+def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> None:
+    """Gives the modules named in the recipe their sizes, in place; what they hold is then undefined.
+
+    recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true} or
+    {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path]}.
+    A path may begin with the base model's prefix where the model is the base model itself.
+    """
+    prefix = getattr(model, "base_model_prefix", "") + "."
+    names = {name for name, _ in model.named_modules()}
+
+    def find(path: str) -> str:
+        short = path.removeprefix(prefix)
+        return path if path in names or path.rpartition(".")[0] in names or short == path else short
+
+    for path, spec in recipe["modules"].items():
+        parent_path, _, name = find(path).rpartition(".")
+        parent = model.get_submodule(parent_path)
+        template = next(parent.parameters())
+        options = {"device": device or template.device, "dtype": template.dtype}
+        setattr(parent, name, _new_module(spec, options).train(parent.training))
+    for path, values in recipe.get("attributes", {}).items():
+        for name, value in values.items():
+            setattr(model.get_submodule(find(path)), name, value)
+    for path in recipe.get("own_position_bias", []):
+        module = model.get_submodule(find(path))
+        if not getattr(module, "has_own_position_bias", False):
+            module.__class__ = with_own_position_bias(type(module))
+
+
+def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    if "embedding" in spec:
+        return nn.Embedding(*spec["embedding"], **options)
+    options = {**options, "bias": spec["bias"]}
+    if "scatter" in spec:
+        return ScatterLinear(*spec["linear"], spec["scatter"], **options)
+    return GatherLinear(*spec["linear"], **options) if "gather" in spec else nn.Linear(*spec["linear"], **options)
+
+
+def pruned_class(stock: type[nn.Module]) -> type[nn.Module]:
+    """The stock model class, whose constructor gives the model the shape that config.secateur tells."""
+
+    class Pruned(stock):  # type: ignore[misc, valid-type]
+        def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(config, *arguments, **options)
+            rebuild_(self, config.secateur)
+
+    Pruned.__name__ = Pruned.__qualname__ = f"Pruned{stock.__name__}"
+    return Pruned

@@ -1,0 +1,264 @@
+"""Sites: the places of a model that can be pruned, and how their units lie in the model's linear layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+
+Stack = Literal["encoder", "decoder"]
+Kind = Literal["ffn", "self_attention", "cross_attention"]
+Unit = Literal["neuron", "head", "qk_channel", "vo_channel"]
+AttentionUnit = Literal["head", "channel"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One prunable place: pure data, so that scores and plans can carry it.
+
+    name: for example "encoder.0.ffn", "decoder.2.cross_attention", "encoder.1.self_attention.qk".
+    units: how many there are; groups: the attention heads (key-value groups) that the units belong to, 1 for an FFN.
+    parameters: weights that one unit holds, biases included.
+    flops, source_flops: multiply-adds x 2 that one unit costs per token of its own stack, and per encoder token
+    (cross-attention's keys and values); core_flops: per pair of query and key token.
+    """
+
+    name: str
+    kind: Kind
+    stack: Stack
+    layer: int
+    unit: Unit
+    units: int
+    groups: int
+    parameters: float
+    flops: float
+    source_flops: float
+    core_flops: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class UnitMap:
+    """How units lie in the channels of a linear layer: the channels, seen in `shape`, belong to one unit along `shared`.
+
+    A key-value group of two heads with three channels: shape (groups, 6), shared (1,).
+    """
+
+    shape: tuple[int, ...]
+    shared: tuple[int, ...] = ()
+
+    def fold(self, values: Tensor) -> Tensor:
+        """[..., channels] to [..., units]: the sum over each unit's channels."""
+        if not self.shared:
+            return values
+        lead = values.shape[:-1]
+        folded = values.reshape(*lead, *self.shape).sum([len(lead) + dim for dim in self.shared])
+        return folded.reshape(*lead, -1)
+
+    def expand(self, units: Tensor) -> Tensor:
+        """[units] to [channels]: each channel gets its unit's value."""
+        folded = [1 if dim in self.shared else size for dim, size in enumerate(self.shape)]
+        return units.reshape(folded).expand(self.shape).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Port:
+    """The input or output side of a linear layer, indexed by a site's units."""
+
+    path: str
+    side: Literal["input", "output"]
+    map: UnitMap
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """A feed-forward branch: the paths of its in-projections (two if gated) and of its out-projection."""
+
+    name: str
+    stack: Stack
+    layer: int
+    inputs: tuple[str, ...]
+    output: str
+    width: int
+
+    def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
+        """Site names of this branch, with unit kind and count."""
+        return {self.name: ("neuron", self.width)}
+
+    def cut(self, unit: Unit) -> tuple[Port, ...]:
+        """Every side of a linear layer that loses channels when units go."""
+        neurons = UnitMap((self.width,))
+        return (*(Port(path, "output", neurons) for path in self.inputs), Port(self.output, "input", neurons))
+
+    def scored(self, unit: Unit) -> tuple[Port, ...]:
+        """Where the units' activations are seen."""
+        return (self.cut(unit)[-1],)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention branch: the paths of its module and projections, and its shape.
+
+    heads: query heads; groups: key-value heads (equal to heads without GQA); head_dim: channels of a head.
+    rotary: Q and K channels c and c + head_dim/2 are rotated together, so they are one unit.
+    channels_refused: why Q/K channels cannot be pruned, or None.
+    """
+
+    name: str
+    kind: Literal["self_attention", "cross_attention"]
+    stack: Stack
+    layer: int
+    path: str
+    query: str
+    key: str
+    value: str
+    output: str
+    heads: int
+    groups: int
+    head_dim: int
+    rotary: bool = False
+    channels_refused: str | None = None
+
+    def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
+        """Site names of this branch, with unit kind and count."""
+        if unit == "head":
+            return {self.name: ("head", self.groups)}
+        channels = self.groups * self.head_dim
+        found: dict[str, tuple[Unit, int]] = {f"{self.name}.vo": ("vo_channel", channels)}
+        if self.channels_refused is None:
+            found = {f"{self.name}.qk": ("qk_channel", channels // 2 if self.rotary else channels), **found}
+        return found
+
+    def cut(self, unit: Unit) -> tuple[Port, ...]:
+        """Every side of a linear layer that loses channels when units go."""
+        groups, repeat, width = self.groups, self.heads // self.groups, self.head_dim
+        if unit == "head":
+            of_heads, of_groups = UnitMap((groups, repeat * width), (1,)), UnitMap((groups, width), (1,))
+            return (
+                Port(self.query, "output", of_heads),
+                Port(self.key, "output", of_groups),
+                Port(self.value, "output", of_groups),
+                Port(self.output, "input", of_heads),
+            )
+        if unit == "qk_channel" and self.rotary:
+            return (
+                Port(self.query, "output", UnitMap((groups, repeat, 2, width // 2), (1, 2))),
+                Port(self.key, "output", UnitMap((groups, 2, width // 2), (1,))),
+            )
+        repeated, once = UnitMap((groups, repeat, width), (1,)), UnitMap((groups * width,))
+        if unit == "qk_channel":
+            return (Port(self.query, "output", repeated), Port(self.key, "output", once))
+        return (Port(self.value, "output", once), Port(self.output, "input", repeated))
+
+    def scored(self, unit: Unit) -> tuple[Port, ...]:
+        """Where the units' activations are seen: the head output, the V channels, or the Q and K channels."""
+        ports = self.cut(unit)
+        return {"head": ports[-1:], "vo_channel": ports[:1], "qk_channel": ports}[unit]
+
+
+Branch = FeedForward | Attention
+
+
+def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
+    """The prunable sites of a model, in the order of its forward pass.
+
+    unit: what is removed from attention: "head" (a key-value group with its query heads under GQA) or "channel" (Q and K
+    together, V and O together). select: alternatives between commas, each a conjunction of words between points, as
+    in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
+    attention, self, cross, qk, vo, a layer, a range of layers.
+    Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty.
+    """
+    from secateur.families import branches
+
+    if unit not in ("head", "channel"):
+        raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
+    found = [
+        _site(model, branch, name, kind, count)
+        for branch in branches(model).values()
+        for name, (kind, count) in branch.units(unit).items()
+    ]
+    if select is None:
+        return found
+    alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
+    chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
+    if not chosen:
+        raise InputError(f"sites: {select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}")
+    return chosen
+
+
+def branch_of(model: nn.Module, site: Site) -> Branch:
+    """The branch that a site belongs to."""
+    from secateur.families import branches
+
+    name = site.name.removesuffix(".qk").removesuffix(".vo")
+    return branches(model)[name]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the architecture and the shapes of all parameters: scores and plans belong to models that share it."""
+    config = getattr(model, "config", None)
+    shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
+    text = json.dumps([getattr(config, "model_type", type(model).__name__), shapes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def channels(port: Port, kept: Tensor, units: int) -> Tensor:
+    """The channels of a port that belong to the kept units, sorted (int64)."""
+    mask = torch.zeros(units, dtype=torch.bool)
+    mask[kept] = True
+    return port.map.expand(mask).nonzero().flatten()
+
+
+def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -> Site:
+    parameters = flops = source_flops = core_flops = 0.0
+    of_source: tuple[str, ...] = ()
+    if isinstance(branch, Attention):
+        of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
+        core_flops = 4.0 * branch.head_dim * branch.heads / branch.groups if unit == "head" else 0.0
+    for port in branch.cut(unit):
+        module = model.get_submodule(port.path)
+        weight = module.get_parameter("weight")
+        per_unit = math.prod(port.map.shape) / count
+        other = weight.shape[1] if port.side == "output" else weight.shape[0]
+        has_bias = port.side == "output" and getattr(module, "bias", None) is not None
+        parameters += per_unit * (other + has_bias)
+        if port.path in of_source:
+            source_flops += 2 * per_unit * other
+        else:
+            flops += 2 * per_unit * other
+    kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
+    groups = branch.groups if isinstance(branch, Attention) else 1
+    return Site(
+        name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops
+    )
+
+
+def _matches(site: Site, word: str) -> bool:
+    first, dash, last = word.partition("-")
+    if first.isdigit() and (not dash or last.isdigit()):
+        return int(first) <= site.layer <= int(last if dash else first)
+    traits: dict[str, bool] = {
+        "encoder": site.stack == "encoder",
+        "decoder": site.stack == "decoder",
+        "ffn": site.kind == "ffn",
+        "attention": site.kind != "ffn",
+        "self": site.kind == "self_attention",
+        "cross": site.kind == "cross_attention",
+        "self_attention": site.kind == "self_attention",
+        "cross_attention": site.kind == "cross_attention",
+        "qk": site.unit == "qk_channel",
+        "vo": site.unit == "vo_channel",
+    }
+    if word not in traits:
+        raise InputError(f"sites: expected words of {', '.join(traits)}, a layer or a range as 0-3, got {word!r}")
+    return traits[word]
+

@@ -1,0 +1,236 @@
+"""prune: rebuilds a model physically smaller. The recipe of what was rebuilt is data; `modeling.rebuild_` carries it out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError
+from secateur.families import Family, branches, family_of
+from secateur.modeling import rebuild_
+from secateur.planning import Plan
+from secateur.site import Attention, Site, branch_of, channels, fingerprint
+
+
+@dataclass
+class Rebuild:
+    """A recipe for `modeling.rebuild_` and the tensors that the rebuilt modules then hold."""
+
+    recipe: dict[str, Any] = field(default_factory=lambda: {"modules": {}, "attributes": {}, "own_position_bias": []})
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def linear(
+        self,
+        model: nn.Module,
+        path: str,
+        *,
+        rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        scatter: Tensor | None = None,
+        gather: Tensor | None = None,
+    ) -> None:
+        """A linear layer that keeps some rows (outputs) or columns (inputs), scattered or gathered if slots are given."""
+        module = model.get_submodule(path)
+        weight, bias = module.get_parameter("weight").detach(), module._parameters.get("bias")
+        if rows is not None:
+            rows = rows.to(weight.device)
+            weight, bias = weight[rows], None if bias is None else bias.detach()[rows]
+        if columns is not None:
+            weight = weight[:, columns.to(weight.device)]
+        spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None}
+        self.tensors[f"{path}.weight"] = weight.contiguous()
+        if bias is not None:
+            self.tensors[f"{path}.bias"] = bias.detach().clone()
+        if scatter is not None:
+            spec["scatter"] = len(scatter)
+        if gather is not None:
+            spec["gather"] = True
+        slots = scatter if scatter is not None else gather
+        if slots is not None:
+            self.tensors[f"{path}.slots"] = slots.to(weight.device)
+        self.recipe["modules"][path] = spec
+
+    def embedding(self, path: str, table: Tensor) -> None:
+        """An embedding table with these values."""
+        self.recipe["modules"][path] = {"embedding": list(table.shape)}
+        self.tensors[f"{path}.weight"] = table.detach().clone()
+
+    def attributes(self, path: str, values: dict[str, Any]) -> None:
+        """Attributes to set on a module."""
+        self.recipe["attributes"].setdefault(path, {}).update(values)
+
+
+def prune(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new model that computes what the masked model computes, without the removed units. The given one is untouched;
+    weights that are not cut are copied.
+
+    Raises InputError: a plan of another model; a model whose attention has lost channels already.
+    """
+    rebuild = _rebuild(model, plan)
+    # Weights about to be replaced need no copy: the copy may hold the originals until then.
+    memo = {id(p): p for path in rebuild.recipe["modules"] for p in _parameters(model, path)}
+    pruned = copy.deepcopy(model, memo)
+    _carry_out_(pruned, rebuild)
+    return pruned
+
+
+def prune_(model: nn.Module, plan: Plan) -> nn.Module:
+    """`prune` in place; returns the model."""
+    _carry_out_(model, _rebuild(model, plan))
+    return model
+
+
+def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:
+    try:
+        return list(model.get_submodule(path).parameters())
+    except AttributeError:  # A module that the recipe adds.
+        return []
+
+
+def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
+    found = fingerprint(model)
+    if plan.fingerprint != found:
+        raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
+    family, rebuild = family_of(model), Rebuild()
+    cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
+    heads: dict[str, Tensor] = {}
+    by_channel: dict[str, dict[str, Site]] = {}
+    for site in cut:
+        branch = branch_of(model, site)
+        if site.unit in ("qk_channel", "vo_channel"):
+            by_channel.setdefault(branch.name, {})[site.unit] = site
+            continue
+        for port in branch.cut(site.unit):
+            index = channels(port, plan[site.name], site.units)
+            rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": index})
+        if isinstance(branch, Attention):
+            heads[branch.name] = plan[site.name]
+            groups = len(plan[site.name])
+            attributes = family.attention_attributes(branch.heads // branch.groups * groups, groups, branch.head_dim)
+            rebuild.attributes(branch.path, attributes)
+    for name, units in by_channel.items():
+        _cut_channels(model, family, name, {unit: plan[site.name] for unit, site in units.items()}, rebuild)
+    if heads and family.cut_position_bias is not None:
+        family.cut_position_bias(model, heads, rebuild)
+    return rebuild
+
+
+def _cut_channels(model: nn.Module, family: Family, name: str, kept: Mapping[str, Tensor], rebuild: Rebuild) -> None:
+    """Q and K, or V and O, lose channels. The attention itself stays the stock one at one width for all heads: the widest
+    head's, or the dense one under rotary positions, whose channels must stay where they are."""
+    branch = branches(model)[name]
+    if not isinstance(branch, Attention):
+        raise TypeError(f"{name} is no attention")
+    full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)
+    qk, vo = full, full
+    if "qk_channel" in kept:
+        port = branch.cut("qk_channel")[1]
+        qk = _mask(channels(port, kept["qk_channel"], full.numel() // (2 if branch.rotary else 1)), full)
+    if "vo_channel" in kept:
+        vo = _mask(kept["vo_channel"], full)
+    width = branch.head_dim if branch.rotary else int(max(qk.sum(1).max(), vo.sum(1).max()))
+    repeat = branch.heads // branch.groups
+    sides = (
+        (branch.query, qk.repeat_interleave(repeat, 0), branch.rotary),
+        (branch.key, qk, branch.rotary),
+        (branch.value, vo, False),
+    )
+    for path, mask, in_place in sides:
+        if not bool(mask.all()) or width < branch.head_dim:
+            rebuild.linear(model, path, rows=mask.flatten().nonzero().flatten(), scatter=_slots(mask, width, in_place))
+    mask = vo.repeat_interleave(repeat, 0)
+    if not bool(mask.all()) or width < branch.head_dim:
+        slots = _slots(mask, width, False)
+        filled = None if slots is None else (slots < int(mask.sum())).nonzero().flatten()
+        rebuild.linear(model, branch.output, columns=mask.flatten().nonzero().flatten(), gather=filled)
+    rebuild.attributes(branch.path, family.attention_attributes(branch.heads, branch.groups, width))
+
+
+def _mask(index: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros_like(like)
+    mask.view(-1)[index] = True
+    return mask
+
+
+def _slots(mask: Tensor, width: int, in_place: bool) -> Tensor | None:
+    """Where kept channels [heads, head_dim] go in heads of `width`: for each output its source, or their number for none.
+    None where every output has its source in order, so that a plain linear layer does."""
+    total = int(mask.sum())
+    head, channel = mask.nonzero(as_tuple=True)
+    position = channel if in_place else (mask.cumsum(1) - 1)[head, channel]
+    slots = torch.full((mask.shape[0] * width,), total)
+    slots[head * width + position] = torch.arange(total)
+    return None if torch.equal(slots, torch.arange(total)) else slots
+
+
+def _carry_out_(model: nn.Module, rebuild: Rebuild) -> None:
+    flags = {f"{path}.{n}": p.requires_grad for path in rebuild.recipe["modules"] for n, p in _named(model, path)}
+    rebuild_(model, rebuild.recipe, device="meta")
+    model.load_state_dict(rebuild.tensors, strict=False, assign=True)
+    for name, flag in flags.items():
+        model.get_parameter(name).requires_grad_(flag)
+    _describe_(model, rebuild.recipe)
+
+
+def _named(model: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
+    try:
+        return list(model.get_submodule(path).named_parameters())
+    except AttributeError:  # A module that the recipe adds.
+        return []
+
+
+def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it."""
+    config: Any = model.config
+    merged = copy.deepcopy(getattr(config, "secateur", None)) or {"modules": {}, "attributes": {}, "own_position_bias": []}
+    merged["modules"].update(recipe["modules"])
+    for path, values in recipe["attributes"].items():
+        merged["attributes"].setdefault(path, {}).update(values)
+    merged["own_position_bias"] = sorted({*merged["own_position_bias"], *recipe["own_position_bias"]})
+    if hasattr(config, "secateur"):
+        del config.secateur
+    fields = _stock_fields(model, merged)
+    # Stacks hold copies of the config, and modules read it at run time.
+    copies: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    for each in copies.values():
+        for name, value in (fields or {}).items():
+            setattr(each, name, value)
+    if fields is None and merged["modules"]:
+        config.secateur = merged
+
+
+def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Config fields with which the stock class builds exactly this model, or None if none do."""
+    if recipe["own_position_bias"] or any("scatter" in s or "gather" in s for s in recipe["modules"].values()):
+        return None
+    family = family_of(model)
+    widths, shapes = set(), set()
+    for branch in branches(model).values():
+        if isinstance(branch, Attention):
+            shapes.add((branch.heads, branch.groups, branch.head_dim))
+        else:
+            widths.add(branch.width)
+    if len(widths) > 1 or len(shapes) > 1:
+        return None
+    fields = {family.ffn_field: widths.pop(), **family.attention_fields(*shapes.pop())}
+    candidate: Any = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(candidate, name, value)
+    try:
+        with torch.device("meta"):
+            stock = type(model)(candidate)
+    except ValueError:  # The architecture's own check refuses the shape: no stock model has it.
+        return None
+    same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
+    same = same and all(_attribute(stock, *at) == _attribute(model, *at) for at in attributes)
+    return fields if same else None
+
+
+def _attribute(model: nn.Module, path: str, name: str) -> Any:
+    return getattr(model.get_submodule(path), name, None)

@@ -1,0 +1,21 @@
+"""Tasks: how examples become batches, and what a model's output is worth on them."""
+
+from __future__ import annotations
+
+from secateur.tasks.base import Batch, Evaluation, Item, Target, Task
+from secateur.tasks.causal import CausalLM
+from secateur.tasks.sequence import SequenceClassification
+from secateur.tasks.text_to_text import TextToText
+from secateur.tasks.token import TokenClassification
+
+__all__ = [
+    "Batch",
+    "CausalLM",
+    "Evaluation",
+    "Item",
+    "SequenceClassification",
+    "Target",
+    "Task",
+    "TextToText",
+    "TokenClassification",
+]

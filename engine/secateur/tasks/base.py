@@ -1,0 +1,177 @@
+"""What every task does: examples to items, items to length-bucketed batches, the target function, evaluation."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Example, require_text
+from secateur.errors import InputError
+
+Target = Literal["probability", "log_probability", "margin"]
+IGNORED = -100
+logger = logging.getLogger("secateur")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One example, tokenised. row: its position among the examples given; target: piece ids, a class, or word classes."""
+
+    row: int
+    input_ids: list[int]
+    target: list[int]
+
+    @property
+    def length(self) -> int:
+        return max(len(self.input_ids), 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded items: `inputs` are the model's keyword arguments, `labels` [B, T] the target ids, -100 where none."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    rows: list[int]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric with its 95% interval over `examples` examples."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    examples: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.value:.4f} [{self.low:.4f}, {self.high:.4f}] on {self.examples} examples"
+
+
+class Task(ABC):
+    """A way to use a model. Subclasses say which columns their examples have and how they are scored."""
+
+    columns: ClassVar[tuple[str, ...]] = ("input", "target")
+    auto_class: ClassVar[str]
+    labels: list[str] | None
+
+    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
+        if labels is not None and len(set(labels)) < 2:
+            raise InputError(f"labels: expected at least two different labels, got {list(labels)!r}")
+        self.tokenizer = tokenizer
+        self.labels = None if labels is None else list(labels)
+        limit = getattr(tokenizer, "model_max_length", None)
+        self.max_length = max_length or (limit if limit is not None and limit < 100_000 else None)
+
+    @abstractmethod
+    def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        """The examples tokenised; with all_labels one item for each example and candidate label, targets unused."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        """Pads the items into one batch."""
+
+    @abstractmethod
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[B, T, classes], aligned with `batch.labels`, by an ordinary forward pass."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+        """The task's metric. `batches` holds the examples, each once, in any order."""
+
+    def target(self, model: nn.Module, batch: Batch, kind: Target) -> Tensor:
+        """F [B]: for each example the sum over its target positions of P(y_j | x, y_<j), of its logarithm, or of the
+        distance of y_j's logit to the next best."""
+        logits, labels = self.logits(model, batch), batch.labels
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        index = labels.clamp(min=0).unsqueeze(-1)
+        gold = logits.gather(-1, index).squeeze(-1)
+        if kind == "margin":
+            value = gold - logits.scatter(-1, index, -math.inf).amax(-1)
+        else:
+            value = gold - logits.logsumexp(-1)
+            value = value.exp() if kind == "probability" else value
+        return (value * (labels != IGNORED)).sum(1)
+
+    def batches(self, items: Sequence[Item], device: torch.device, *, max_tokens: int) -> Iterator[Batch]:
+        """Batches of like length, longest first; a batch's padded input holds at most max_tokens tokens (one item at least)."""
+        for bucket in buckets(items, max_tokens):
+            yield self.collate(bucket, device)
+
+    def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
+        encoded: list[list[int]] = self.tokenizer(texts, truncation=False, **options)["input_ids"]
+        return encoded
+
+    def _truncate(self, encoded: list[list[int]]) -> list[list[int]]:
+        """Cuts what is longer than max_length, keeping the last id (the end-of-sequence mark of most tokenizers)."""
+        limit = self.max_length
+        if limit is None:
+            return encoded
+        too_long = sum(len(ids) > limit for ids in encoded)
+        if too_long:
+            logger.warning("%d of %d inputs are longer than max_length=%d and were cut", too_long, len(encoded), limit)
+        return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
+
+    def _check_label(self, value: str, number: int) -> None:
+        if self.labels is not None and value not in self.labels:
+            expected = ", ".join(map(repr, self.labels[:12])) + (" ..." if len(self.labels) > 12 else "")
+            raise InputError(f"examples, row {number}: expected a target among the labels {expected}, got {value!r}")
+
+
+def texts(examples: Sequence[Example], column: str) -> list[str]:
+    """One text column of all examples."""
+    return [require_text(example, column, number) for number, example in enumerate(examples, start=1)]
+
+
+def buckets(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
+    """Items of like length together, longest first, each bucket within max_tokens when padded."""
+    found: list[list[Item]] = []
+    for item in sorted(items, key=lambda item: (-item.length, item.row)):
+        if found and (len(found[-1]) + 1) * found[-1][0].length <= max_tokens:
+            found[-1].append(item)
+        else:
+            found.append([item])
+    return found
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
+    """Right-padded int64 ids [B, longest]."""
+    longest = max(1, max(map(len, sequences)))
+    rows = [[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+def attention_mask(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """1 where a right-padded batch has a token, 0 where it is padded."""
+    return (pad([[1] * len(sequence) for sequence in sequences], 0, device) == 1).long()
+
+
+def proportion(metric: str, right: int, total: int) -> Evaluation:
+    """A share with Wilson's 95% score interval (Wilson 1927)."""
+    z = 1.959964
+    p = right / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return Evaluation(metric, p, max(0.0, centre - half), min(1.0, centre + half), total)
+
+
+def bootstrap(metric: str, examples: int, statistic: Any) -> Evaluation:
+    """A statistic of the examples' indices with a 95% percentile interval over 200 seeded resamples."""
+    generator = torch.Generator().manual_seed(0)
+    value = float(statistic(list(range(examples))))
+    draws = sorted(
+        float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200)
+    )
+    return Evaluation(metric, value, draws[4], draws[194], examples)

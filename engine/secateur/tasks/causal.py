@@ -1,0 +1,114 @@
+"""Decoder language models: labels that follow a prompt, or plain language modelling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Example
+from secateur.errors import InputError
+from secateur.tasks.base import (
+    IGNORED,
+    Batch,
+    Evaluation,
+    Item,
+    Target,
+    Task,
+    attention_mask,
+    bootstrap,
+    pad,
+    proportion,
+    texts,
+)
+
+
+class CausalLM(Task):
+    """labels: the candidate continuations of the input; None for any continuation.
+
+    The target's pieces follow the input's (write the space between them where the model wants one). Metric: accuracy of the
+    most likely label, or perplexity of the targets.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+
+    def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        inputs = self._tokenize(texts(examples, "input"))
+        if all_labels:
+            return [self._item(row, ids, t) for row, ids in enumerate(inputs) for t in self._label_ids()]
+        targets = texts(examples, "target")
+        for number, target in enumerate(targets, start=1):
+            self._check_label(target, number)
+        encoded = self._tokenize(targets, add_special_tokens=False)
+        return [self._item(row, *pair) for row, pair in enumerate(zip(inputs, encoded, strict=True))]
+
+    def _item(self, row: int, prompt: list[int], target: list[int]) -> Item:
+        if not target:
+            raise InputError(f"examples, row {row + 1}: expected a target of at least one piece, got none")
+        # A prompt must have a token: without one the target's first piece has nothing to be predicted from.
+        prompt = prompt or [self._start()]
+        if self.max_length is not None:
+            room = self.max_length - len(target)
+            if room < 1:
+                raise InputError(f"examples, row {row + 1}: expected a target under {self.max_length} pieces, got {len(target)}")
+            prompt = prompt[-room:]
+        return Item(row, [*prompt, *target], target)
+
+    def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        inputs = [item.input_ids for item in items]
+        given = {"input_ids": pad(inputs, self._padding(), device), "attention_mask": attention_mask(inputs, device)}
+        # Logits are wanted at these positions alone: the vocabulary is the widest matrix of a small decoder.
+        wanted = [range(len(i.input_ids) - len(i.target) - 1, len(i.input_ids) - 1) for i in items]
+        positions = sorted({position for span in wanted for position in span})
+        column = {position: k for k, position in enumerate(positions)}
+        labels = torch.full((len(items), len(positions)), IGNORED, dtype=torch.int64)
+        for row, (span, item) in enumerate(zip(wanted, items, strict=True)):
+            labels[row, [column[position] for position in span]] = torch.tensor(item.target)
+        rows = [item.row for item in items]
+        return Batch(given, labels.to(device), rows, {"positions": torch.tensor(positions, device=device)})
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=batch.extra["positions"])
+        logits: Tensor = output.logits
+        return logits
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+        if self.labels is not None:
+            answers = self._rank(model, examples)
+            right = sum(answer == example["target"] for answer, example in zip(answers, examples, strict=True))
+            return proportion("accuracy", right, len(examples))
+        loss, pieces = [0.0] * len(examples), [0] * len(examples)
+        for batch in batches:
+            value: Target = "log_probability"
+            counts = (batch.labels != IGNORED).sum(1)
+            for row, score, count in zip(batch.rows, self.target(model, batch, value), counts, strict=True):
+                loss[row], pieces[row] = -float(score), int(count)
+        return bootstrap(
+            "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
+        )
+
+    def _rank(self, model: nn.Module, examples: Sequence[Example], max_tokens: int = 8192) -> list[str]:
+        device = next(model.parameters()).device
+        labels: list[str] = self.labels or []
+        # items() orders by example, then label: number them so, to put the scores back.
+        items = [Item(k, i.input_ids, i.target) for k, i in enumerate(self.items(model, examples, all_labels=True))]
+        scores = torch.empty(len(items))
+        for batch in self.batches(items, device, max_tokens=max_tokens):
+            scores[batch.rows] = self.target(model, batch, "log_probability").float().cpu()
+        return [labels[int(best)] for best in scores.view(len(examples), len(labels)).argmax(1)]
+
+    def _label_ids(self) -> list[list[int]]:
+        if self.labels is None:
+            raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
+        return self._tokenize(self.labels, add_special_tokens=False)
+
+    def _start(self) -> int:
+        start = self.tokenizer.bos_token_id
+        return int(start if start is not None else self.tokenizer.eos_token_id)
+
+    def _padding(self) -> int:
+        padding = self.tokenizer.pad_token_id
+        return int(padding if padding is not None else self.tokenizer.eos_token_id)

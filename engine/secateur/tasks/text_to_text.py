@@ -1,0 +1,87 @@
+"""Text-to-text with an encoder-decoder: closed labels ranked by likelihood, or open targets by greedy output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Example
+from secateur.errors import InputError
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, pad, proportion, texts
+
+
+class TextToText(Task):
+    """labels: the candidate targets; None where targets are open.
+
+    Metric: accuracy of the most likely label (the sum of its pieces' log-probabilities, the end mark included), or exact
+    match of the greedy output with the target as the tokenizer writes it back.
+    """
+
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+
+    def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        inputs = self._truncate(self._tokenize(texts(examples, "input")))
+        if all_labels:
+            candidates = self._label_ids()
+            return [Item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
+        targets = texts(examples, "target")
+        for number, target in enumerate(targets, start=1):
+            self._check_label(target, number)
+        encoded = self._tokenize_targets(targets)
+        return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
+
+    def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        padding = self.tokenizer.pad_token_id
+        inputs = [item.input_ids for item in items]
+        labels = pad([item.target for item in items], IGNORED, device)
+        given = {"input_ids": pad(inputs, padding, device), "attention_mask": attention_mask(inputs, device)}
+        return Batch(given, labels, [item.row for item in items])
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # type: ignore[operator]
+        output: Any = model(**batch.inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
+        logits: Tensor = output.logits
+        return logits
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+        right = 0
+        wanted = [example["target"] for example in examples]
+        if self.labels is None:
+            encoded = self._tokenize_targets(wanted)
+            wanted = self.tokenizer.batch_decode(encoded, skip_special_tokens=True)
+            longest = max(map(len, encoded))
+        for batch in batches:
+            if self.labels is None:
+                ids = model.generate(**batch.inputs, max_new_tokens=longest + 1, num_beams=1, do_sample=False)  # type: ignore[operator]
+                answers = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            else:
+                answers = [self.labels[int(best)] for best in self.label_scores(model, batch).argmax(1)]
+            right += sum(answer == wanted[row] for answer, row in zip(answers, batch.rows, strict=True))
+        return proportion("accuracy" if self.labels else "exact match", right, len(examples))
+
+    def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """log P(label | input) [B, labels]: the encoder runs once, the decoder once for each label."""
+        candidates = pad(self._label_ids(), IGNORED, batch.labels.device)
+        states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
+        rows, count = states.shape[0], len(candidates)
+        expanded = Batch(
+            {
+                "encoder_outputs": (states.repeat_interleave(count, 0),),  # type: ignore[dict-item]
+                "attention_mask": batch.inputs["attention_mask"].repeat_interleave(count, 0),
+            },
+            candidates.repeat(rows, 1),
+            [],
+        )
+        return self.target(model, expanded, "log_probability").view(rows, count)
+
+    def _label_ids(self) -> list[list[int]]:
+        if self.labels is None:
+            raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
+        return self._tokenize_targets(self.labels)
+
+    def _tokenize_targets(self, targets: list[str]) -> list[list[int]]:
+        encoded: list[list[int]] = self.tokenizer(text_target=targets)["input_ids"]
+        return encoded

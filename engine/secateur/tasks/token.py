@@ -1,0 +1,81 @@
+"""Token classification: one tag for each word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data import Example
+from secateur.errors import InputError
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, bootstrap, pad, proportion
+from secateur.tasks.sequence import class_names, class_number
+
+
+class TokenClassification(Task):
+    """Examples have `tokens` (words) and `tags` (names or numbers). A word is tagged at its first piece.
+
+    Metric: F1 of entities as seqeval defines it (extra `tagging`) where the tags are BIO or BIOES, else accuracy of words.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+
+    def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        if all_labels:
+            raise InputError("criterion: all candidate labels are for tasks with one target an example, not for tags")
+        names = class_names(model, self.labels)
+        return [self._item(names, row, example) for row, example in enumerate(examples)]
+
+    def _item(self, names: list[str], row: int, example: Example) -> Item:
+        where = f"examples, row {row + 1}"
+        tokens, tags = example["tokens"], example["tags"]
+        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+            raise InputError(f"{where}: expected a list of words in column 'tokens', got {tokens!r}")
+        if not isinstance(tags, list) or len(tags) != len(tokens):
+            count = len(tags) if isinstance(tags, list) else type(tags).__name__
+            raise InputError(f"{where}: expected {len(tokens)} tags in column 'tags', one a word, got {count}")
+        limit = self.max_length
+        encoded = self.tokenizer(tokens, is_split_into_words=True, truncation=limit is not None, max_length=limit)
+        target, previous = [], None
+        for word in encoded.word_ids():
+            first = word is not None and word != previous
+            target.append(class_number(names, tags[word], where) if first else IGNORED)
+            previous = word
+        return Item(row, encoded["input_ids"], target)
+
+    def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        inputs = [item.input_ids for item in items]
+        padding = self.tokenizer.pad_token_id
+        given = {"input_ids": pad(inputs, padding, device), "attention_mask": attention_mask(inputs, device)}
+        return Batch(given, pad([item.target for item in items], IGNORED, device), [item.row for item in items])
+
+    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        output: Any = model(**batch.inputs)
+        logits: Tensor = output.logits
+        return logits
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+        names = class_names(model, self.labels)
+        truth: dict[int, list[str]] = {}
+        guess: dict[int, list[str]] = {}
+        for batch in batches:
+            best = self.logits(model, batch).argmax(-1)
+            for row, labels, predicted in zip(batch.rows, batch.labels, best, strict=True):
+                tagged = labels != IGNORED
+                truth[row] = [names[i] for i in labels[tagged].tolist()]
+                guess[row] = [names[i] for i in predicted[tagged].tolist()]
+        if not all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
+            right = sum(a == b for row in truth for a, b in zip(truth[row], guess[row], strict=True))
+            return proportion("word accuracy", right, sum(map(len, truth.values())))
+        return bootstrap("F1", len(examples), lambda rows: _f1([truth[r] for r in rows], [guess[r] for r in rows]))
+
+
+def _f1(truth: list[list[str]], guess: list[list[str]]) -> float:
+    try:
+        from seqeval.metrics import f1_score
+    except ImportError as error:
+        raise InputError("metric: entity F1 needs the extra 'tagging': pip install 'secateur[tagging]'") from error
+    return float(f1_score(truth, guess, zero_division=0))

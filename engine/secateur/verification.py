@@ -1,0 +1,69 @@
+"""verify: that the rebuilt model computes what the masked model computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.gates import masked, undisturbed
+from secateur.planning import Plan
+from secateur.tasks import Batch, Task
+
+_SLACK = 4.0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest logit errors against the masked model in a wider dtype (float64, or float32 for half precision).
+
+    error: of the pruned model; rounding: of the masked model itself, which is what the dtype costs anyway;
+    difference: between the two; largest: the largest logit.
+    """
+
+    error: float
+    rounding: float
+    difference: float
+    largest: float
+    dtype: str
+
+    @property
+    def holds(self) -> bool:
+        """The pruned model is as near to the exact masked model as the masked model in its own dtype, up to a factor 4."""
+        return self.error <= _SLACK * self.rounding + 1e-12 * self.largest
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "holds": self.holds}
+
+    def __str__(self) -> str:
+        verdict = "equals" if self.holds else "DIFFERS FROM"
+        return (
+            f"pruned {verdict} masked: largest logit error {self.error:.2e}, rounding of {self.dtype} itself"
+            f" {self.rounding:.2e}, largest logit {self.largest:.3g}"
+        )
+
+
+def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches: Iterable[Batch]) -> Verification:
+    """Compares the pruned model with the masked one on batches. Holds one copy of the dense model in the wider dtype."""
+    dtype = next(model.parameters()).dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
+    exact = copy.deepcopy(model).to(wide)
+    found = [0.0, 0.0, 0.0, 0.0]
+    with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
+        for batch in batches:
+            seen = batch.labels != -100
+            expected = _masked_logits(exact, plan, task, batch)[seen].double()
+            ours = _masked_logits(model, plan, task, batch)[seen].double()
+            theirs = task.logits(pruned, batch)[seen].double()
+            pairs = [theirs - expected, ours - expected, theirs - ours, expected]
+            found = [max(old, float(new.abs().max())) for old, new in zip(found, pairs, strict=True)]
+    return Verification(*found, dtype=str(dtype).removeprefix("torch."))
+
+
+def _masked_logits(model: nn.Module, plan: Plan, task: Task, batch: Batch) -> Tensor:
+    with masked(model, plan, plan.sites):
+        return task.logits(model, batch)

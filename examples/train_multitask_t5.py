@@ -1,0 +1,267 @@
+"""Train secateur's built-in multi-task T5: a small text-to-text model, helped by a pretrained BERT teacher.
+
+    python examples/train_multitask_t5.py --data DIR --teacher DIR --out DIR
+
+DIR/{task}.{train,calibration,test}.jsonl(.gz) hold the tasks. The teacher is a BERT folder (all-MiniLM-L6-v2). From it come
+the word pieces that the tasks use, the first value of the embeddings (principal components of the teacher's), and two
+auxiliary losses: the encoder's states, mapped linearly, should be the teacher's, and a linear head for each closed task
+reads the mean state. The heads and the map are thrown away at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    get_linear_schedule_with_warmup,
+)
+
+SPECIAL = ["[PAD]", "[SEP]", "[UNK]"]
+Row = dict[str, str]
+
+
+def read_rows(folder: Path, task: str, split: str) -> list[Row]:
+    """The rows of one split, plain or gzipped JSON lines."""
+    path = folder / f"{task}.{split}.jsonl"
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = gzip.decompress((folder / f"{task}.{split}.jsonl.gz").read_bytes()).decode("utf-8")
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def build_tokenizer(teacher: Path, rows: list[Row], size: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """The teacher's word pieces that the rows use most, as a T5-style tokenizer (text, then [SEP] as end of sequence),
+    and the teacher's id of each piece."""
+    original = AutoTokenizer.from_pretrained(teacher)
+    counts: Counter[int] = Counter()
+    for row in rows:
+        for text in (row["input"], row["target"]):
+            counts.update(original(text, add_special_tokens=False)["input_ids"])
+    vocabulary: dict[str, int] = original.get_vocab()
+    single = [piece for piece in vocabulary if len(piece.removeprefix("##")) == 1 and counts[vocabulary[piece]] > 0]
+    frequent = [original.convert_ids_to_tokens(i) for i, _ in counts.most_common()]
+    pieces = list(dict.fromkeys(SPECIAL + single + frequent))[:size]
+    backend = Tokenizer(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    backend.normalizer = original.backend_tokenizer.normalizer
+    backend.pre_tokenizer = original.backend_tokenizer.pre_tokenizer
+    backend.decoder = original.backend_tokenizer.decoder
+    backend.post_processor = TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", eos_token="[SEP]", unk_token="[UNK]", model_max_length=512
+    )
+    return tokenizer, [vocabulary[piece] for piece in pieces]
+
+
+def principal_components(embeddings: Tensor, width: int) -> Tensor:
+    """The rows of `embeddings` in their first `width` principal directions, with unit variance overall."""
+    centred = embeddings - embeddings.mean(0)
+    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+    reduced = centred @ directions[:width].T
+    return reduced / reduced.std()
+
+
+@torch.inference_mode()
+def teacher_states(teacher: BertModel, batches: list[list[int]], encoded: list[list[int]], teacher_ids: Tensor) -> list[Tensor]:
+    """The teacher's last states for every row (bfloat16 [tokens, width]), on the student's own pieces."""
+    states: list[Tensor] = [torch.empty(0)] * len(encoded)
+    for batch in batches:
+        ids, mask = pad([encoded[i] for i in batch], 0)
+        with torch.autocast("cpu" if ids.device.type == "cpu" else "cuda", torch.bfloat16):
+            last = teacher(input_ids=teacher_ids[ids], attention_mask=mask).last_hidden_state
+        for row, i in enumerate(batch):
+            states[i] = last[row, : len(encoded[i])].to(torch.bfloat16).clone()
+    return states
+
+
+def pad(sequences: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Right-padded ids and their mask."""
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), value)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.tensor(sequence)
+    lengths = torch.tensor([len(s) for s in sequences])
+    return ids, (torch.arange(longest)[None] < lengths[:, None]).long()
+
+
+def bucketed(order: list[int], lengths: list[int], batch_size: int, generator: random.Random) -> list[list[int]]:
+    """Batches of rows of like length: the order is cut into pools, each pool sorted, the batches shuffled."""
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch_size * 50):
+        pool = sorted(order[start : start + batch_size * 50], key=lambda i: lengths[i])
+        batches += [pool[k : k + batch_size] for k in range(0, len(pool), batch_size)]
+    generator.shuffle(batches)
+    return batches
+
+
+@torch.inference_mode()
+def accuracy(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> float:
+    """Share of rows whose greedy output equals the target."""
+    model.eval()
+    right = 0
+    for start in range(0, len(rows), 64):
+        chunk = rows[start : start + 64]
+        batch = tokenizer([r["input"] for r in chunk], return_tensors="pt", padding=True)
+        output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24)
+        wanted = [tokenizer.decode(tokenizer(r["target"])["input_ids"], skip_special_tokens=True) for r in chunk]
+        right += sum(a == b for a, b in zip(tokenizer.batch_decode(output, skip_special_tokens=True), wanted, strict=True))
+    model.train()
+    return right / len(rows)
+
+
+class Auxiliary(nn.Module):
+    """The heads that only training has: a map to the teacher's states, and one classifier over the labels of all closed tasks."""
+
+    def __init__(self, width: int, teacher_width: int, labels: int) -> None:
+        super().__init__()
+        self.to_teacher = nn.Linear(width, teacher_width)
+        self.classify = nn.Linear(teacher_width + width, labels)
+
+    def forward(self, states: Tensor, mask: Tensor, teacher: Tensor, classes: Tensor, allowed: Tensor) -> Tensor:
+        """Mean of the distillation error and the classifiers' cross-entropy. classes is -100 for open tasks; allowed
+        [B, labels] marks the labels of each row's task."""
+        weights = mask[:, :, None].float()
+        mapped = self.to_teacher(states)
+        distance = ((mapped - teacher).square() * weights).sum() / (weights.sum() * teacher.shape[-1])
+        mean = ((weights * torch.cat([states, mapped], -1)).sum(1)) / weights.sum(1)
+        logits = self.classify(mean).masked_fill(~allowed, -1e4)
+        if bool((classes >= 0).any()):
+            return 2.0 * distance + F.cross_entropy(logits, classes, ignore_index=-100)
+        return 2.0 * distance
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--tasks", default="sentiment,domain,language,qtype,movie,negation,question")
+    parser.add_argument("--minutes", type=float, default=80.0, help="training time after the teacher's pass")
+    parser.add_argument("--steps", type=int, default=20000, help="steps of the learning-rate schedule; training stops there")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--pieces", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=None, help="rows a task, for a trial run")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    generator = random.Random(args.seed)
+    tasks: list[str] = args.tasks.split(",")
+    train = {task: read_rows(args.data, task, "train")[: args.limit] for task in tasks}
+    held_out = {task: read_rows(args.data, task, "calibration")[:200] for task in tasks}
+
+    rows = [row for task in tasks for row in train[task]]
+    task_of = [k for k, task in enumerate(tasks) for _ in train[task]]
+    tokenizer, mapping = build_tokenizer(args.teacher, rows, args.pieces)
+    encoded = [tokenizer(r["input"])["input_ids"][-96:] for r in rows]
+    targets = [tokenizer(r["target"])["input_ids"] for r in rows]
+    lengths = [len(e) for e in encoded]
+
+    labels: dict[tuple[int, str], int] = {}
+    for k, task in enumerate(tasks):
+        distinct = sorted({r["target"] for r in train[task]})
+        if len(distinct) <= 32:
+            labels.update({(k, label): len(labels) + i for i, label in enumerate(distinct)})
+    owner = torch.tensor([k for k, _ in labels])
+    classes = [labels.get((task_of[i], rows[i]["target"]), -100) for i in range(len(rows))]
+
+    teacher = BertModel.from_pretrained(args.teacher).eval()
+    teacher_ids = torch.tensor(mapping)
+    started = time.time()
+    states = teacher_states(teacher, bucketed(list(range(len(rows))), lengths, 64, generator), encoded, teacher_ids)
+    print(f"{len(rows)} rows, {len(tokenizer)} pieces, teacher's pass {time.time() - started:.0f} s", flush=True)
+
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=192, d_kv=32, num_heads=6, d_ff=512, num_layers=4, num_decoder_layers=3,
+        feed_forward_proj="gated-gelu", dropout_rate=0.1, relative_attention_max_distance=64, tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+    )
+    model = T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        table = teacher.embeddings.word_embeddings.weight[teacher_ids].float()
+        model.shared.weight.copy_(principal_components(table, config.d_model))
+    auxiliary = Auxiliary(config.d_model, teacher.config.hidden_size, len(labels))
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+
+    optimizer = torch.optim.AdamW(
+        [*model.parameters(), *auxiliary.parameters()], lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, 400, args.steps)
+    # Tasks are drawn by the square root of their size: the small ones are seen more often, the large ones lead.
+    start = time.time()
+    step, seen = 0, 0.0
+    model.train()
+    while step < args.steps:
+        order: list[int] = []
+        offset = 0
+        for task in tasks:
+            size = len(train[task])
+            share = int(8000 * (size / 10000) ** 0.5)
+            order += [offset + i for i in generator.sample(range(size), min(size, share))]
+            offset += size
+        generator.shuffle(order)
+        for batch in bucketed(order, lengths, args.batch_size, generator):
+            ids, mask = pad([encoded[i] for i in batch], config.pad_token_id)
+            target, _ = pad([targets[i] for i in batch], -100)
+            wanted = torch.zeros(*ids.shape, teacher.config.hidden_size)
+            for row, i in enumerate(batch):
+                wanted[row, : lengths[i]] = states[i].float()
+            output = model(input_ids=ids, attention_mask=mask, labels=target)
+            owners = torch.tensor([task_of[i] for i in batch])
+            extra = auxiliary(
+                output.encoder_last_hidden_state, mask, wanted,
+                torch.tensor([classes[i] for i in batch]), owners[:, None] == owner[None],
+            )
+            remaining = 1 - step / args.steps
+            (output.loss + 0.7 * remaining * extra).backward()
+            nn.utils.clip_grad_norm_([*model.parameters(), *auxiliary.parameters()], 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            seen = 0.98 * seen + 0.02 * float(output.loss.detach())
+            if step % 100 == 0:
+                print(f"step {step} loss {seen:.3f} extra {float(extra.detach()):.3f} {time.time() - start:.0f} s", flush=True)
+            if step % 2000 == 0 or step == args.steps:
+                report = {task: round(accuracy(model, tokenizer, held_out[task]), 3) for task in tasks}
+                print(f"step {step} held out {json.dumps(report)}", flush=True)
+                save(model, tokenizer, args.out)
+            if step >= args.steps or time.time() - start > args.minutes * 60:
+                step = args.steps
+                break
+    report = {task: round(accuracy(model, tokenizer, read_rows(args.data, task, "test")), 4) for task in tasks}
+    print(f"test {json.dumps(report)}", flush=True)
+    save(model, tokenizer, args.out)
+
+
+def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """An ordinary folder in float16."""
+    clone = T5ForConditionalGeneration(model.config)
+    clone.load_state_dict(model.state_dict())
+    clone.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
