@@ -19,11 +19,11 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
     BertModel,
@@ -192,9 +192,19 @@ def main() -> None:
     print(f"{len(rows)} rows, {len(tokenizer)} pieces, teacher's pass {time.time() - started:.0f} s", flush=True)
 
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=192, d_kv=32, num_heads=6, d_ff=512, num_layers=4, num_decoder_layers=3,
-        feed_forward_proj="gated-gelu", dropout_rate=0.1, relative_attention_max_distance=64, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        d_model=192,
+        d_kv=32,
+        num_heads=6,
+        d_ff=512,
+        num_layers=4,
+        num_decoder_layers=3,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.1,
+        relative_attention_max_distance=64,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
     model = T5ForConditionalGeneration(config)
@@ -230,8 +240,11 @@ def main() -> None:
             output = model(input_ids=ids, attention_mask=mask, labels=target)
             owners = torch.tensor([task_of[i] for i in batch])
             extra = auxiliary(
-                output.encoder_last_hidden_state, mask, wanted,
-                torch.tensor([classes[i] for i in batch]), owners[:, None] == owner[None],
+                output.encoder_last_hidden_state,
+                mask,
+                wanted,
+                torch.tensor([classes[i] for i in batch]),
+                owners[:, None] == owner[None],
             )
             remaining = 1 - step / args.steps
             (output.loss + 0.7 * remaining * extra).backward()

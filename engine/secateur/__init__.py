@@ -1,8 +1,8 @@
 """secateur: cut a multi-task language model down to the one task that you run.
 
-    scores = secateur.attribute(model, task, examples)
-    plan   = secateur.plan(scores, keep=0.6)
-    pruned = secateur.prune(model, plan)
+scores = secateur.attribute(model, task, examples)
+plan   = secateur.plan(scores, keep=0.6)
+pruned = secateur.prune(model, plan)
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ def attribute(
     )
 
 
-def _batch_scores(
-    model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]
-) -> dict[str, Tensor]:
+def _batch_scores(model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]) -> dict[str, Tensor]:
     """Each example's score of each unit, [B, units] by site name."""
     scores: dict[str, Tensor] = {}
 

@@ -25,12 +25,12 @@ _AUTO_CLASSES = {
 }
 
 
-def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str] | None = None) -> None:
+def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
     """Writes a folder that `AutoModel...from_pretrained` and `secateur.load` read; safetensors and JSON only.
 
     A model that a stock config describes needs nothing else. For one that none does, the folder carries a small modelling
     file, which `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code.
-    extra: further text files by name. The folder appears when complete. Raises InputError if `out` exists.
+    extra: further files by name. The folder appears when complete. Raises InputError if `out` exists.
     """
     with new_folder(out) as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
@@ -38,8 +38,8 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
             tokenizer.save_pretrained(folder)
         if hasattr(model.config, "secateur"):
             _add_modeling_file(model, folder)
-        for name, text in (extra or {}).items():
-            (folder / name).write_text(text, encoding="utf-8")
+        for name, content in (extra or {}).items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def load(folder: str | Path, **options: Any) -> nn.Module:
@@ -60,7 +60,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     stock = getattr(transformers, name.removeprefix("Pruned"), None)
     if stock is None:
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
-    cls = pruned_class(stock) if "secateur" in config else stock
+    cls: Any = pruned_class(stock) if "secateur" in config else stock
     model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
     return model
 

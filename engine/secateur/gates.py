@@ -46,7 +46,7 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer]) -> Iterator[None]:
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_(True)
             held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
-            activation.register_hook(lambda gradient: observe(held, gradient))
+            activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
             return activation
 
         return watch

@@ -22,7 +22,7 @@ class ScatterLinear(nn.Linear):
 
     slots: Tensor
 
-    def __init__(self, in_features: int, out_features: int, width: int, **options: Any) -> None:
+    def __init__(self, in_features: int, out_features: int, *, width: int, **options: Any) -> None:
         super().__init__(in_features, out_features, **options)
         self.register_buffer("slots", torch.full((width,), out_features, device=options.get("device")))
 
@@ -94,7 +94,7 @@ def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
         return nn.Embedding(*spec["embedding"], **options)
     options = {**options, "bias": spec["bias"]}
     if "scatter" in spec:
-        return ScatterLinear(*spec["linear"], spec["scatter"], **options)
+        return ScatterLinear(*spec["linear"], width=spec["scatter"], **options)
     return GatherLinear(*spec["linear"], **options) if "gather" in spec else nn.Linear(*spec["linear"], **options)
 
 

@@ -40,11 +40,16 @@ class Plan(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def save(self, path: str | Path) -> None:
-        """A JSON file of a few kB: the kept units of a site are a bit mask in base64, lowest unit first."""
-        sites = [{**site.to_json(), "stay": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites]
+    def dumps(self) -> str:
+        """JSON of a few kB: the kept units of a site are a bit mask in base64, lowest unit first."""
+        stay = {site.name: {"stay": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
+        sites = [{**site.to_json(), **stay[site.name]} for site in self.sites]
         about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.budget, "sites": sites}
-        write_atomically(path, json.dumps(about, indent=1) + "\n")
+        return json.dumps(about, indent=1) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes `dumps` to a file."""
+        write_atomically(path, self.dumps())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -62,7 +67,9 @@ class Plan(Mapping[str, Tensor]):
                 kept[site.name] = _unmask(mask, site.units)
                 sites.append(site)
                 if len(kept[site.name]) != stay:
-                    raise InputError(f"plan: {str(path)!r} is corrupted: {site.name} says {stay} units and marks {len(kept[site.name])}")
+                    raise InputError(
+                        f"plan: {str(path)!r} is corrupted: {site.name} says {stay} units and marks {len(kept[site.name])}"
+                    )
             return cls(kept, tuple(sites), about["fingerprint"], about["budget"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -136,7 +143,9 @@ def _within(scores: Scores, name: str, value: float, align: int, per_head: bool)
 
     smallest = remaining(at(0.0))
     if smallest > value:
-        raise InputError(f"{name}: expected at least {smallest:.4f}, what is left with one unit at each chosen site, got {value}")
+        raise InputError(
+            f"{name}: expected at least {smallest:.4f}, what is left with one unit at each chosen site, got {value}"
+        )
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2

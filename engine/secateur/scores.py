@@ -70,7 +70,7 @@ class Scores(Mapping[str, Tensor]):
         try:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("secateur", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise InputError(f"scores: {str(path)!r} is not a scores file: {error}") from error
         if about.get("format") != FORMAT:

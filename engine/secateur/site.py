@@ -237,9 +237,7 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
             flops += 2 * per_unit * other
     kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
     groups = branch.groups if isinstance(branch, Attention) else 1
-    return Site(
-        name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops
-    )
+    return Site(name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops)
 
 
 def _matches(site: Site, word: str) -> bool:
@@ -261,4 +259,3 @@ def _matches(site: Site, word: str) -> bool:
     if word not in traits:
         raise InputError(f"sites: expected words of {', '.join(traits)}, a layer or a range as 0-3, got {word!r}")
     return traits[word]
-

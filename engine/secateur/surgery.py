@@ -36,10 +36,10 @@ class Rebuild:
     ) -> None:
         """A linear layer that keeps some rows (outputs) or columns (inputs), scattered or gathered if slots are given."""
         module = model.get_submodule(path)
-        weight, bias = module.get_parameter("weight").detach(), module._parameters.get("bias")
+        weight, bias = module.get_parameter("weight").detach(), getattr(module, "bias", None)
         if rows is not None:
             rows = rows.to(weight.device)
-            weight, bias = weight[rows], None if bias is None else bias.detach()[rows]
+            weight, bias = weight[rows], None if bias is None else bias[rows]
         if columns is not None:
             weight = weight[:, columns.to(weight.device)]
         spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None}

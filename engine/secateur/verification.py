@@ -52,16 +52,18 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy.deepcopy(model).to(wide)
-    found = [0.0, 0.0, 0.0, 0.0]
+    error = rounding = difference = largest = 0.0
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
         for batch in batches:
             seen = batch.labels != -100
             expected = _masked_logits(exact, plan, task, batch)[seen].double()
             ours = _masked_logits(model, plan, task, batch)[seen].double()
             theirs = task.logits(pruned, batch)[seen].double()
-            pairs = [theirs - expected, ours - expected, theirs - ours, expected]
-            found = [max(old, float(new.abs().max())) for old, new in zip(found, pairs, strict=True)]
-    return Verification(*found, dtype=str(dtype).removeprefix("torch."))
+            error = max(error, float((theirs - expected).abs().max()))
+            rounding = max(rounding, float((ours - expected).abs().max()))
+            difference = max(difference, float((theirs - ours).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+    return Verification(error, rounding, difference, largest, str(dtype).removeprefix("torch."))
 
 
 def _masked_logits(model: nn.Module, plan: Plan, task: Task, batch: Batch) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur_kernels import product_sum
 from torch import Tensor
 
 from secateur.criteria.base import Criterion
+from secateur_kernels import product_sum
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,5 @@ def bootstrap(metric: str, examples: int, statistic: Any) -> Evaluation:
     """A statistic of the examples' indices with a 95% percentile interval over 200 seeded resamples."""
     generator = torch.Generator().manual_seed(0)
     value = float(statistic(list(range(examples))))
-    draws = sorted(
-        float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200)
-    )
+    draws = sorted(float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200))
     return Evaluation(metric, value, draws[4], draws[194], examples)

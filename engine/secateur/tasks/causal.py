@@ -53,7 +53,9 @@ class CausalLM(Task):
         if self.max_length is not None:
             room = self.max_length - len(target)
             if room < 1:
-                raise InputError(f"examples, row {row + 1}: expected a target under {self.max_length} pieces, got {len(target)}")
+                raise InputError(
+                    f"examples, row {row + 1}: expected a target under {self.max_length} pieces, got {len(target)}"
+                )
             prompt = prompt[-room:]
         return Item(row, [*prompt, *target], target)
 

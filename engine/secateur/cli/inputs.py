@@ -1,0 +1,167 @@
+"""From a command's arguments to a model, a task and examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import export, tasks
+from secateur.data import Example, read_examples
+from secateur.errors import InputError
+
+TASK_FILE = "secateur.json"
+TASKS: dict[str, type[tasks.Task]] = {
+    "text-to-text": tasks.TextToText,
+    "sequence-classification": tasks.SequenceClassification,
+    "token-classification": tasks.TokenClassification,
+    "causal-lm": tasks.CausalLM,
+}
+_ENDINGS = {
+    "ForConditionalGeneration": "text-to-text",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForCausalLM": "causal-lm",
+}
+_MOST_LABELS = 32
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, its tokenizer, the dtype it is stored in, and the name of its task."""
+
+    model: nn.Module
+    tokenizer: Any
+    stored: torch.dtype
+    task: str
+    labels: list[str] | None
+
+    @property
+    def device(self) -> str:
+        return next(self.model.parameters()).device.type
+
+
+def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loaded:
+    """A model by folder, Hub name or "builtin", in eval mode.
+
+    dtype "auto" is the stored one on an accelerator and float32 on a CPU, where half precision is slow and coarse.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = _device(device)
+    path = _folder(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: no such model folder or Hub model: {name!r} ({_first_line(error)})") from error
+    remembered = _remembered(Path(path))
+    kind = task or remembered.get("task") or _task_of(config)
+    if kind not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
+    stored = _stored_dtype(config)
+    options = {"dtype": _dtype(dtype, stored, place)}
+    try:
+        model = _load(path, config, TASKS[kind].auto_class, options)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {_first_line(error)}") from error
+    return Loaded(model.to(place).eval(), tokenizer, stored, kind, remembered.get("labels"))
+
+
+def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: int | None) -> tasks.Task:
+    """The task of a loaded model. labels: "auto", "open", or names between commas."""
+    cls = TASKS[loaded.task]
+    return cls(loaded.tokenizer, labels=_labels(loaded, labels, rows), max_length=max_length)
+
+
+def read(data: str, task: str, limit: int | None) -> list[Example]:
+    """Examples with the columns of a task; "builtin:..." as in `read_examples`."""
+    return read_examples(data, TASKS[task].columns, limit=limit)
+
+
+def remember(loaded: Loaded, task: tasks.Task) -> str:
+    """What a pruned folder keeps so that later commands need not be told the task again."""
+    return json.dumps({"task": loaded.task, "labels": task.labels}, indent=1) + "\n"
+
+
+def _labels(loaded: Loaded, labels: str, rows: Sequence[Example]) -> list[str] | None:
+    if labels == "open":
+        return None
+    if labels != "auto":
+        return [label.strip() for label in labels.split(",")]
+    if loaded.labels is not None or loaded.task not in ("text-to-text", "causal-lm"):
+        return loaded.labels
+    distinct = list(dict.fromkeys(row["target"] for row in rows if isinstance(row["target"], str)))
+    closed = 2 <= len(distinct) <= _MOST_LABELS and len(distinct) * 2 <= len(rows)
+    if not closed and len(distinct) == 1 and len(rows) > 1:
+        raise InputError(f"data: expected at least two different targets, got {distinct[0]!r} in all {len(rows)} rows")
+    return sorted(distinct) if closed else None
+
+
+def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> nn.Module:
+    import transformers
+
+    if hasattr(config, "secateur") and Path(path).is_dir():
+        return export.load(path, **options)
+    model: nn.Module = getattr(transformers, auto_class).from_pretrained(path, **options)
+    return model
+
+
+def _folder(name: str) -> str:
+    if name == "builtin":
+        from secateur.builtin import MODEL
+
+        return str(MODEL)
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise InputError(f"model: no such model folder: {name!r}")
+    return name
+
+
+def _remembered(folder: Path) -> dict[str, Any]:
+    path = folder / TASK_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _task_of(config: Any) -> str:
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for ending, task in _ENDINGS.items():
+        if architecture.endswith(ending):
+            return task
+    raise InputError(
+        f"task: expected one of {', '.join(TASKS)}, got none, and the model ({architecture or 'no architecture'}) does not tell"
+    )
+
+
+def _stored_dtype(config: Any) -> torch.dtype:
+    stored = getattr(config, "dtype", None)
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    return stored or torch.float32
+
+
+def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else stored
+    if name not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype: expected auto, float32, float16 or bfloat16, got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {name!r} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

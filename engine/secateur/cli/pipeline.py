@@ -1,0 +1,88 @@
+"""The second half of `secateur prune`: rebuild, verify, evaluate, benchmark, write."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+import secateur
+from secateur.benchmarking import Report, benchmark, synthetic_batches
+from secateur.cli import inputs, output
+from secateur.cost import parameters
+from secateur.data import Example
+from secateur.planning import Plan
+from secateur.plots import benchmark_plot
+from secateur.tasks import Batch, Task
+
+_VERIFIED_BATCHES = 4
+_VERIFIED_TOKENS = 512
+
+
+def prune_folder(
+    loaded: inputs.Loaded,
+    task: Task,
+    plan: Plan,
+    out: Path,
+    *,
+    rows: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    shapes: tuple[Sequence[int], Sequence[int]],
+) -> tuple[dict[str, Any], list[Table | str]]:
+    """Carries a plan out, checks it, and writes the folder: the model in the dtype that it was stored in, its tokenizer,
+    plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
+    model = loaded.model
+    output.say("rebuilding and verifying")
+    pruned = secateur.prune(model, plan)
+    verification = secateur.verify(model, pruned, plan, task, _some_batches(model, task, rows))
+    metrics = {}
+    if held_out is not None:
+        output.say(f"evaluating on {len(held_out)} examples")
+        metrics = {name: secateur.evaluate(m, task, held_out) for name, m in (("dense", model), ("pruned", pruned))}
+    output.say("timing")
+    report = benchmark(model, pruned, synthetic_batches(model, *shapes))
+    document = {
+        "plan": plan.budget,
+        "verification": verification.to_json(),
+        "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
+        "parameters": {"dense": parameters(model), "pruned": parameters(pruned)},
+        "benchmark": report.to_json(),
+        "out": str(out),
+    }
+    write_folder(loaded, task, plan, pruned, out, document, report)
+    compared = [output.sizes(model, pruned)]
+    if metrics:
+        compared.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
+    shown: list[Table | str] = [
+        output.comparison(compared),
+        output.timings_table(report),
+        *report.notes,
+        str(verification),
+        f"written to {out}",
+    ]
+    return document, shown
+
+
+def write_folder(
+    loaded: inputs.Loaded, task: Task, plan: Plan, pruned: nn.Module, out: Path, document: dict[str, Any], report: Report
+) -> None:
+    """The model folder with its plan, report and plot. The weights are those of the dense model, so its dtype loses nothing."""
+    extra: dict[str, str | bytes] = {
+        inputs.TASK_FILE: inputs.remember(loaded, task),
+        "plan.json": plan.dumps(),
+        "report.json": json.dumps(document, indent=1) + "\n",
+        "benchmark.png": benchmark_plot(report, "dense against pruned"),
+    }
+    secateur.save(pruned.to(loaded.stored), out, tokenizer=loaded.tokenizer, extra=extra)
+
+
+def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
+    """A few small batches of real examples."""
+    items = task.items(model, list(rows)[:64])
+    device = next(model.parameters()).device
+    return list(itertools.islice(task.batches(items, device, max_tokens=_VERIFIED_TOKENS), _VERIFIED_BATCHES))

@@ -1,0 +1,353 @@
+"""The verbs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import torch
+import typer
+
+import secateur
+from secateur.benchmarking import benchmark, synthetic_batches
+from secateur.cli import inputs, output
+from secateur.cli.pipeline import prune_folder
+from secateur.criteria import Criterion, criterion_named
+from secateur.errors import InputError
+from secateur.files import new_folder, require_absent
+from secateur.planning import Plan
+from secateur.plots import benchmark_plot, sweep_plot
+from secateur.scores import Scores
+from secateur.sweep import sweep, to_csv
+
+app = typer.Typer(
+    help="Cut a multi-task language model down to the one task that you run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
+Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV or Parquet file, Hub name, or builtin:TASK.")]
+Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
+Kind = Annotated[
+    str | None, typer.Option("--task", help="text-to-text, sequence-classification, token-classification or causal-lm.")
+]
+Labels = Annotated[str, typer.Option(help="Candidate labels between commas; 'open' for open targets; 'auto' from the data.")]
+UnitOption = Annotated[str, typer.Option("--unit", help="What is removed from attention: head or channel.")]
+Select = Annotated[
+    str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")
+]
+CriterionName = Annotated[str, typer.Option("--criterion", help="gradient, ap (the paper's), ap-unsupervised.")]
+TargetName = Annotated[str | None, typer.Option("--target", help="probability, log_probability or margin.")]
+Over = Annotated[str | None, typer.Option("--over-examples", help="signed, absolute or squared.")]
+Limit = Annotated[int | None, typer.Option("--examples", help="Use the first that many examples to score.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Padded input tokens in a batch.", min=1)]
+MaxLength = Annotated[int | None, typer.Option(help="Cut inputs after that many tokens.", min=2)]
+Align = Annotated[str, typer.Option(help="FFN widths are multiples of it: a number, or 'auto' by device.")]
+Keep = Annotated[float | None, typer.Option(help="Share of units that stays at every site.")]
+Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
+Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
+PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
+Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
+Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
+Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Output folder; must not exist yet.")] = Path("demo-out"),
+    task: Annotated[str, typer.Option(help="Which of the built-in tasks.")] = "language",
+    keep: Annotated[float, typer.Option(help="The rate at which the pruned model is written.")] = 0.5,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """The whole flow on the built-in model and data."""
+    from secateur.cli.demo import run
+
+    _threads(threads)
+    document, shown = run(out, task, keep)
+    output.emit(document, as_json, *shown)
+
+
+@app.command()
+def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
+    """What could be pruned: name, units, and what one unit costs."""
+    loaded = inputs.load_model(model, task=None, device="cpu", dtype="auto")
+    found = secateur.sites(loaded.model, unit=_unit(unit), select=select)
+    output.emit({"sites": [site.to_json() for site in found]}, as_json, output.sites_table(found))
+
+
+@app.command()
+def attribute(
+    model: Model,
+    data: Data,
+    out: Out,
+    task: Kind = None,
+    labels: Labels = "auto",
+    unit: UnitOption = "head",
+    select: Select = None,
+    criterion: CriterionName = "gradient",
+    target: TargetName = None,
+    over_examples: Over = None,
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    per_example: Annotated[bool, typer.Option(help="Keep each example's scores too.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score each unit by what it does for a task: writes scores (safetensors)."""
+    _threads(threads)
+    _require_new_file(out)
+    chosen = _criterion(criterion, target, over_examples)
+    loaded = inputs.load_model(model, task=task, device=device, dtype=dtype)
+    rows = inputs.read(data, loaded.task, examples)
+    job = inputs.make_task(loaded, labels, rows, max_length)
+    scores = secateur.attribute(
+        loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+        per_example=per_example, progress=output.batch_progress,
+    )  # fmt: skip
+    scores.save(out)
+    document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}
+    output.emit(document, as_json, output.scores_table(scores), f"{scores.examples} examples; scores written to {out}")
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(help="Scores written by attribute.")],
+    out: Out,
+    keep: Keep = None,
+    flops: Flops = None,
+    params: Params = None,
+    align: Align = "1",
+    per_head: PerHead = False,
+    as_json: Json = False,
+) -> None:
+    """Choose which units stay, under a budget: writes a plan (JSON)."""
+    _require_new_file(out)
+    made = secateur.plan(
+        Scores.load(scores), keep=keep, flops=flops, params=params, align=_align(align, "cpu"), per_head=per_head
+    )
+    made.save(out)
+    document = {"out": str(out), "budget": made.budget, "stay": {name: len(made[name]) for name in made}}
+    left = made.budget["remaining"]
+    line = (
+        f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
+    )
+    output.emit(document, as_json, output.plan_table(made), line)
+
+
+@app.command()
+def prune(
+    model: Model,
+    data: Data,
+    out: Out,
+    evaluation: Eval = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
+    keep: Keep = None,
+    flops: Flops = None,
+    params: Params = None,
+    task: Kind = None,
+    labels: Labels = "auto",
+    unit: UnitOption = "head",
+    select: Select = None,
+    criterion: CriterionName = "gradient",
+    target: TargetName = None,
+    over_examples: Over = None,
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    align: Align = "1",
+    per_head: PerHead = False,
+    batch_sizes: Sizes = "1,32",
+    lengths: Lengths = "64",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
+    _threads(threads)
+    require_absent(out)
+    chosen = _criterion(criterion, target, over_examples)
+    budget = {"keep": keep, "flops": flops, "params": params}
+    if plan_file is not None and any(value is not None for value in budget.values()):
+        raise InputError("plan: expected --plan or a budget, got both")
+    given = Plan.load(plan_file) if plan_file is not None else None
+    shapes = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
+    loaded = inputs.load_model(model, task=task, device=device, dtype=dtype)
+    rows = inputs.read(data, loaded.task, examples)
+    job = inputs.make_task(loaded, labels, rows, max_length)
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded.task, None)
+    if given is None:
+        scores = secateur.attribute(
+            loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+            progress=output.batch_progress,
+        )  # fmt: skip
+        given = secateur.plan(scores, **budget, align=_align(align, loaded.device), per_head=per_head)
+    document, shown = prune_folder(loaded, job, given, out, rows=rows, held_out=held_out, shapes=shapes)
+    output.emit(document, as_json, *shown)
+    if not document["verification"]["holds"]:
+        raise click.exceptions.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    task: Kind = None,
+    labels: Labels = "auto",
+    examples: Limit = None,
+    max_tokens: MaxTokens = 8192,
+    max_length: MaxLength = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """A model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
+    _threads(threads)
+    loaded = inputs.load_model(model, task=task, device=device, dtype=dtype)
+    rows = inputs.read(data, loaded.task, examples)
+    job = inputs.make_task(loaded, labels, rows, max_length)
+    result = secateur.evaluate(loaded.model, job, rows, max_tokens=max_tokens)
+    output.emit({"model": model, **result.to_json()}, as_json, str(result))
+
+
+@app.command()
+def bench(
+    dense: Annotated[str, typer.Argument(help="The dense model.")],
+    pruned: Annotated[str, typer.Argument(help="The pruned model.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report and the plot; must not exist yet.")] = None,
+    batch_sizes: Sizes = "1,8,32",
+    lengths: Lengths = "16,64",
+    target_length: Annotated[int, typer.Option(help="Decoder tokens, where there is an encoder.", min=1)] = 8,
+    pairs: Annotated[int, typer.Option(help="Interleaved runs of each model.", min=3)] = 20,
+    task: Kind = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Dense against pruned: latency and throughput over batch sizes and lengths, as ratios with their spread."""
+    _threads(threads)
+    if out is not None:
+        require_absent(out)
+    sizes, tokens = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
+    first = inputs.load_model(dense, task=task, device=device, dtype=dtype)
+    second = inputs.load_model(pruned, task=task or first.task, device=device, dtype=dtype)
+    batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
+    report = benchmark(first.model, second.model, batches, pairs=pairs)
+    if out is not None:
+        with new_folder(out) as folder:
+            (folder / "benchmark.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+            (folder / "benchmark.png").write_bytes(benchmark_plot(report, "dense against pruned"))
+    output.emit(report.to_json(), as_json, output.timings_table(report), *report.notes)
+
+
+@app.command(name="sweep")
+def sweep_(
+    model: Model,
+    data: Data,
+    out: Out,
+    evaluation: Annotated[str, typer.Option("--eval", help="Held-out examples to evaluate on.")],
+    keeps: Annotated[str, typer.Option(help="Rates between commas.")] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2",
+    task: Kind = None,
+    labels: Labels = "auto",
+    unit: UnitOption = "head",
+    select: Select = None,
+    criterion: CriterionName = "gradient",
+    target: TargetName = None,
+    over_examples: Over = None,
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    align: Align = "1",
+    batch_size: Annotated[int, typer.Option(help="Of the timed batch.", min=1)] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of the timed batch.", min=1)] = 64,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
+    _threads(threads)
+    require_absent(out)
+    rates = _numbers(keeps, "keeps", float)
+    chosen = _criterion(criterion, target, over_examples)
+    loaded = inputs.load_model(model, task=task, device=device, dtype=dtype)
+    rows = inputs.read(data, loaded.task, examples)
+    job = inputs.make_task(loaded, labels, rows, max_length)
+    held_out = inputs.read(evaluation, loaded.task, None)
+    scores = secateur.attribute(
+        loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+        progress=output.batch_progress,
+    )  # fmt: skip
+    (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
+    points = sweep(
+        loaded.model, job, scores, held_out, rates, batch, align=_align(align, loaded.device),
+        progress=output.step_progress,
+    )  # fmt: skip
+    document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}
+    with new_folder(out) as folder:
+        scores.save(folder / "scores.safetensors")
+        (folder / "sweep.csv").write_text(to_csv(points))
+        (folder / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
+        (folder / "sweep.png").write_bytes(sweep_plot(points, f"{model}: {scores.criterion['criterion']}"))
+    output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")
+
+
+def _criterion(name: str, target: str | None, over_examples: str | None) -> Criterion:
+    from dataclasses import replace
+
+    changes: dict[str, Any] = {"target": target, "over_examples": over_examples}
+    return replace(criterion_named(name), **{key: value for key, value in changes.items() if value is not None})
+
+
+def _unit(name: str) -> Literal["head", "channel"]:
+    if name == "head":
+        return "head"
+    if name == "channel":
+        return "channel"
+    raise InputError(f"unit: expected head or channel, got {name!r}")
+
+
+def _align(value: str, device: str) -> int:
+    """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
+    if value == "auto":
+        return 16 if device == "cpu" else 64
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
+    return int(value)
+
+
+def _numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name}: expected numbers between commas, got {text!r}") from error
+    if not all(number > 0 for number in found):
+        raise InputError(f"{name}: expected positive numbers, got {text!r}")
+    return found
+
+
+def _threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _require_new_file(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"out: expected a file that does not exist yet, got {str(out)!r}, which exists")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"out: expected an existing parent folder, got {str(out)!r}")

@@ -1,0 +1,68 @@
+"""Plots as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from secateur.benchmarking import Report
+from secateur.sweep import Point
+
+_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
+
+
+def sweep_plot(points: Sequence[Point], title: str) -> bytes:
+    """Accuracy against the share of units kept (with its interval), and against the measured speed-up."""
+    figure, (left, right) = _figure(2)
+    ordered = sorted(points, key=lambda point: point.keep)
+    values = [point.value for point in ordered]
+    errors = [[p.value - p.low for p in ordered], [p.high - p.value for p in ordered]]
+    for axes, xs, label in (
+        (left, [point.keep for point in ordered], "share of units kept"),
+        (right, [point.speedup for point in ordered], "measured speed-up"),
+    ):
+        axes.errorbar(xs, values, yerr=errors, marker="o", color=_BLUE, capsize=2, linewidth=1.5)
+        axes.axhline(ordered[-1].value, color=_GREY, linestyle=":", linewidth=1)
+        axes.set_xlabel(label)
+        axes.set_ylabel(ordered[0].metric)
+    left.invert_xaxis()
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def benchmark_plot(report: Report, title: str) -> bytes:
+    """Measured speed-up with its quartiles for each shape, beside what the counted FLOPs allow."""
+    figure, (axes,) = _figure(1)
+    timings = report.timings
+    xs = range(len(timings))
+    speedups = [t.speedup for t in timings]
+    errors = [[t.speedup - t.speedup_low for t in timings], [t.speedup_high - t.speedup for t in timings]]
+    axes.bar(xs, speedups, yerr=errors, color=_BLUE, capsize=2, width=0.6, label="measured")
+    axes.plot(xs, [t.flops_speedup for t in timings], "_", color=_ORANGE, markersize=24, markeredgewidth=2, label="FLOPs allow")
+    axes.axhline(1, color=_GREY, linewidth=1)
+    axes.set_xticks(list(xs), [f"{t.batch_size} x {t.length}" for t in timings], rotation=30)
+    axes.set_xlabel("batch size x tokens")
+    axes.set_ylabel("dense / pruned time")
+    axes.legend()
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def _figure(count: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * count, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for each in axes:
+        each.grid(alpha=0.3)
+        each.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,86 @@
+"""sweep: one attribution, many plans: accuracy against size and speed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from secateur.benchmarking import Timing, benchmark
+from secateur.data import Examples, read_examples
+from secateur.evaluation import evaluate
+from secateur.planning import Plan, plan
+from secateur.scores import Scores
+from secateur.surgery import prune
+from secateur.tasks import Evaluation, Task
+
+
+@dataclass(frozen=True)
+class Point:
+    """One rate of a sweep; keep = 1 is the dense model. Latency in milliseconds and FLOPs are of one batch."""
+
+    keep: float
+    metric: str
+    value: float
+    low: float
+    high: float
+    parameters: int
+    flops: int
+    latency_ms: float
+    speedup: float
+    examples_per_second: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sweep(
+    model: nn.Module,
+    task: Task,
+    scores: Scores,
+    examples: Examples,
+    keeps: Sequence[float],
+    batch: Mapping[str, Tensor],
+    *,
+    align: int = 1,
+    progress: Callable[[Iterable[float], int], Iterable[float]] | None = None,
+    visit: Callable[[float, Plan, nn.Module], None] | None = None,
+) -> list[Point]:
+    """Prunes at each rate, evaluates on the examples and times one batch, interleaved with the dense model.
+
+    The first point is the dense model. visit: called with each rate, plan and pruned model before it is dropped.
+    """
+    rows = read_examples(examples, task.columns)
+    dense = evaluate(model, task, rows)
+    points: list[Point] = []
+    for keep in progress(keeps, len(keeps)) if progress else keeps:
+        chosen = plan(scores, keep=keep, align=align)
+        pruned = prune(model, chosen)
+        result = evaluate(pruned, task, rows)
+        report = benchmark(model, pruned, [batch])
+        (timing,) = report.timings
+        if not points:
+            points.append(_point(1.0, dense, report.dense_parameters, timing.dense_flops, timing.dense_ms, timing))
+        points.append(_point(keep, result, report.pruned_parameters, timing.pruned_flops, timing.pruned_ms, timing))
+        if visit is not None:
+            visit(keep, chosen, pruned)
+    return points
+
+
+def _point(keep: float, result: Evaluation, parameters: int, flops: int, milliseconds: float, timing: Timing) -> Point:
+    speedup = 1.0 if keep == 1.0 else timing.speedup
+    rate = 1e3 * timing.batch_size / milliseconds
+    return Point(keep, result.metric, result.value, result.low, result.high, parameters, flops, milliseconds, speedup, rate)
+
+
+def to_csv(points: Sequence[Point]) -> str:
+    """The points as CSV with a header."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(point.to_json() for point in points)
+    return out.getvalue()
