@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
+from secateur.modeling import GatherLinear, ScatterLinear
 
 Stack = Literal["encoder", "decoder"]
 Kind = Literal["ffn", "self_attention", "cross_attention"]
@@ -175,12 +176,16 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     together, V and O together). select: alternatives between commas, each a conjunction of words between points, as
     in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
     attention, self, cross, qk, vo, a layer, a range of layers.
-    Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty.
+    Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty, a model whose
+    attention has lost channels already.
     """
     from secateur.families import branches
 
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
+    for path, module in model.named_modules():
+        if isinstance(module, (ScatterLinear, GatherLinear)):
+            raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
     found = [
         _site(model, branch, name, kind, count)
         for branch in branches(model).values()

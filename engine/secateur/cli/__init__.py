@@ -10,23 +10,26 @@ def main() -> None:
     """Runs a verb. Exit codes: 0 done; 2 unusable arguments or input, in one line; 1 anything else."""
     # Advisory output of the libraries below would bury the one line that says what is wrong.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    import click
+    import typer
 
     from secateur.cli.verbs import app
     from secateur.errors import InputError
 
+    # Typer carries its own copy of click or uses the installed one, by version: its public class leads to the right one.
+    usage_error = typer.BadParameter.__base__ or typer.BadParameter
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error), 2)
-    except click.UsageError as error:
-        _fail(error.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
+    except usage_error as error:
+        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
+    sys.exit(code or 0)
 
 
 def _fail(message: str, code: int) -> None:

@@ -52,7 +52,9 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
     dtype "auto" is the stored one on an accelerator and float32 on a CPU, where half precision is slow and coarse.
     """
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # Loading takes less than reading of it; our own bars show what takes time.
     place = _device(device)
     path = _folder(name)
     try:

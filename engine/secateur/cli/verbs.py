@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import torch
 import typer
 
@@ -198,7 +197,7 @@ def prune(
     document, shown = prune_folder(loaded, job, given, out, rows=rows, held_out=held_out, shapes=shapes)
     output.emit(document, as_json, *shown)
     if not document["verification"]["holds"]:
-        raise click.exceptions.Exit(1)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.errors import InputError
-from secateur.modeling import GatherLinear, ScatterLinear
+from secateur.modeling import ScatterLinear
 from secateur.site import Branch
 
 
@@ -35,9 +34,7 @@ class Family:
 def linear_width(model: nn.Module, path: str) -> int:
     """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
     module = model.get_submodule(path)
-    if isinstance(module, (ScatterLinear, GatherLinear)):
-        raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
-    return int(module.get_parameter("weight").shape[0])
+    return len(module.slots) if isinstance(module, ScatterLinear) else int(module.get_parameter("weight").shape[0])
 
 
 def layer_lists(model: nn.Module, *names: str) -> list[str]:

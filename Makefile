@@ -1,0 +1,39 @@
+# make demo and make test do everything, set-up included. See README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint bench train readme clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## The main job on the built-in model and data; writes demo-out/
+	@rm -rf demo-out
+	$(BIN)/secateur demo --out demo-out
+
+test: $(READY)  ## The test suite, as CI runs it
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## The tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff, and mypy --strict on both packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## Timings on this machine; writes bench/results/
+	$(BIN)/python bench/run.py
+
+readme: $(READY)  ## README.md's tables and plot from bench/results/
+	$(BIN)/python bench/readme.py
+
+clean:  ## Removes what make made
+	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,59 @@
+"""Attribution of all sites against the bare forward and backward to the inputs, and against a Taylor pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+import pytest
+import torch
+from interleaved import compare
+from models import Case
+from torch import Tensor, nn
+
+from secateur.attribution import _batch_scores
+from secateur.criteria import GradientActivation
+from secateur.gates import undisturbed
+from secateur.site import sites
+
+
+def bare(case: Case) -> None:
+    """Forward, and backward to the embeddings, with frozen parameters."""
+    vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
+    # Not get_input_embeddings: the stacks of an encoder-decoder have modules of their own, tied by weight.
+    tables = [m for m in case.model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
+    handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
+    try:
+        with undisturbed(case.model):
+            case.task.target(case.model, case.batch, "log_probability").sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def taylor(case: Case) -> dict[str, Tensor]:
+    """What weight-based Taylor importance does: gradients of all parameters, then |sum of w * dw| for each output row."""
+    case.model.zero_grad(set_to_none=True)
+    case.task.target(case.model, case.batch, "log_probability").sum().backward()
+    return {
+        name: (p.detach() * p.grad).flatten(1).sum(1).abs()
+        for name, p in case.model.named_parameters()
+        if p.grad is not None and p.dim() == 2
+    }
+
+
+@pytest.mark.parametrize("name", models.cases())
+def bench_attribution(name: str, benchmark: Any) -> None:
+    torch.set_num_threads(1)
+    case = models.cases()[name]()
+    chosen = sites(case.model)
+
+    def attribution() -> None:
+        with undisturbed(case.model):
+            scores = _batch_scores(case.model, case.task, case.batch, GradientActivation(), chosen)
+            assert len(scores) == len(chosen)
+
+    functions = {"bare": lambda: bare(case), "attribution": attribution, "taylor": lambda: taylor(case)}
+    benchmark.group = "attribution"
+    benchmark.extra_info.update(compare(functions), model=name, threads=torch.get_num_threads(), batch=[32, 64])
+    benchmark.pedantic(attribution, rounds=5, warmup_rounds=1)

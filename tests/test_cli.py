@@ -1,0 +1,218 @@
+"""The command line on the built-in model: every verb, its files, its JSON, and one line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import secateur
+from secateur import builtin
+from secateur.cli import main
+
+Run = Callable[..., "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, stdout, and the lines of stderr."""
+
+    code: int
+    out: str
+    errors: list[str]
+
+    @property
+    def document(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads(self.out)
+        return document
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command in an empty folder that holds train.jsonl and test.jsonl of a built-in task."""
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("movie", "train.jsonl"), ("movie.test", "test.jsonl")):
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in builtin.examples(name)[:48]))
+
+    def command(line: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["secateur", *line.split()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err.strip().splitlines())
+
+    return command
+
+
+def test_each_step_alone(run: Run) -> None:
+    assert run("attribute builtin --data train.jsonl --out s.safetensors").code == 0
+    assert run("plan s.safetensors --keep 0.5 --align 16 --out p.json").code == 0
+    pruned = run("prune builtin --data train.jsonl --plan p.json --out d --batch-sizes 2 --lengths 8 --json")
+    assert pruned.code == 0
+    assert pruned.document["verification"]["holds"] is True
+    evaluated = run("evaluate d --data test.jsonl --json").document
+    assert evaluated["metric"] == "accuracy"
+    assert evaluated["examples"] == 48
+    benched = run("bench builtin d --batch-sizes 2,4 --lengths 8 --pairs 3 --out b --json").document
+    assert len(benched["timings"]) == 2
+    assert benched["pruned_parameters"] < benched["dense_parameters"]
+    assert Path("b/benchmark.png").read_bytes().startswith(b"\x89PNG")
+    # The labels were 48 rows' two; the folder remembers them, so one row alone can be evaluated too.
+    assert json.loads(Path("d/secateur.json").read_text())["labels"] == ["bad", "good"]
+
+
+def test_prune_is_the_library_step_by_step(run: Run) -> None:
+    result = run("prune builtin --data train.jsonl --eval test.jsonl --keep 0.6 --out d --batch-sizes 1 --lengths 8 --json")
+    assert result.code == 0
+    model, tokenizer = builtin.load()
+    task = secateur.TextToText(tokenizer, labels=["bad", "good"])
+    plan = secateur.plan(secateur.attribute(model, task, "train.jsonl"), keep=0.6)
+    assert {k: v.tolist() for k, v in secateur.Plan.load("d/plan.json").items()} == {k: v.tolist() for k, v in plan.items()}
+    evaluation = secateur.evaluate(secateur.prune(model, plan), task, "test.jsonl")
+    assert result.document["evaluation"]["pruned"] == evaluation.to_json()
+    assert json.loads(Path("d/report.json").read_text()) == result.document
+
+
+@pytest.mark.parametrize(
+    "options", ["--unit channel", "--unit channel --per-head", "--sites encoder.ffn", "--sites decoder.cross"]
+)
+def test_prune_units_and_sites(run: Run, options: str) -> None:
+    line = f"prune builtin --data train.jsonl --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8 --json {options}"
+    result = run(line)
+    assert result.code == 0
+    assert result.document["verification"]["holds"] is True
+    dense, pruned = result.document["parameters"].values()
+    assert pruned < dense
+
+
+def test_stored_dtype_is_kept(run: Run) -> None:
+    run("prune builtin --data train.jsonl --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8")
+    # In the file, that is: transformers widens some of T5's float16 weights when it loads them.
+    with safe_open("d/model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+
+
+def test_sweep(run: Run) -> None:
+    line = "sweep builtin --data train.jsonl --eval test.jsonl --keeps 0.8,0.4 --out w --batch-size 2 --length 8 --json"
+    result = run(line)
+    assert result.code == 0
+    assert [point["keep"] for point in result.document["points"]] == [1.0, 0.8, 0.4]
+    assert Path("w/sweep.csv").read_text().count("\n") == 4
+    assert sorted(path.name for path in Path("w").iterdir()) == ["scores.safetensors", "sweep.csv", "sweep.json", "sweep.png"]
+
+
+def test_open_targets(run: Run) -> None:
+    result = run("evaluate builtin --data builtin:question --examples 8 --json")
+    assert result.document["metric"] == "exact match"
+
+
+def test_sites(run: Run) -> None:
+    names = [site["name"] for site in run("sites builtin --sites decoder.cross,encoder.ffn.0-1 --json").document["sites"]]
+    assert names == [
+        "encoder.0.ffn",
+        "encoder.1.ffn",
+        "decoder.0.cross_attention",
+        "decoder.1.cross_attention",
+        "decoder.2.cross_attention",
+    ]
+
+
+@pytest.mark.slow
+def test_demo(run: Run) -> None:
+    result = run("demo --out demo --json")
+    assert result.code == 0
+    assert [point["keep"] for point in result.document["sweep"]][0] == 1.0
+    assert result.document["pruned"]["verification"]["holds"] is True
+    assert Path("demo/sweep.png").exists()
+    assert sum(p.numel() for p in secateur.load("demo/model").parameters()) == result.document["pruned"]["parameters"]["pruned"]
+
+
+BAD = {
+    "unknown verb": ("frob", "No such command 'frob'"),
+    "missing option": ("evaluate builtin", "Missing option '--data'"),
+    "no such folder": ("evaluate ./nothing --data test.jsonl", "model: no such model folder: './nothing'"),
+    "no such file": ("evaluate builtin --data nope.jsonl", "data: no such file: 'nope.jsonl'"),
+    "a folder as data": ("evaluate builtin --data .", "data: expected a file, got the folder '.'"),
+    "no such built-in task": ("evaluate builtin --data builtin:frob", "data: expected builtin:TASK"),
+    "empty file": ("evaluate builtin --data empty.jsonl", "expected at least one example, got none"),
+    "missing column": ("evaluate builtin --data column.jsonl", "row 1: expected the column 'target', got 'input'"),
+    "null": ("attribute builtin --data null.jsonl --out s", "row 2: expected a value in column 'input', got null"),
+    "not text": ("attribute builtin --data number.jsonl --out s", "row 2: expected text in column 'input', got int 7"),
+    "not JSON": ("evaluate builtin --data broken.jsonl", "line 2 is not JSON"),
+    "one label": ("prune builtin --data one.jsonl --keep 0.5 --out d", "expected at least two different targets, got 'good'"),
+    "target outside": (
+        "evaluate builtin --data test.jsonl --labels fine,dull",
+        "expected a target among the labels 'fine', 'dull'",
+    ),
+    "keep": ("prune builtin --data train.jsonl --keep 1.5 --out d", "keep: expected a number in (0, 1], got 1.5"),
+    "no budget": ("prune builtin --data train.jsonl --out d", "budget: expected exactly one of keep, flops, params, got none"),
+    "budget out of reach": ("prune builtin --data train.jsonl --flops 0.001 --out d", "flops: expected at least"),
+    "output exists": ("prune builtin --data train.jsonl --keep 0.5 --out full", "'full', which exists"),
+    "no parent": ("prune builtin --data train.jsonl --keep 0.5 --out no/d", "expected an existing parent folder"),
+    "criterion": (
+        "prune builtin --data train.jsonl --keep 0.5 --out d --criterion frob",
+        "criterion: expected one of gradient",
+    ),
+    "target": ("attribute builtin --data train.jsonl --out s --target frob", "target: expected one of probability"),
+    "unit": ("prune builtin --data train.jsonl --keep 0.5 --out d --unit frob", "unit: expected head or channel, got 'frob'"),
+    "sites": ("prune builtin --data train.jsonl --keep 0.5 --out d --sites frob", "sites: expected words of encoder"),
+    "no site": ("sites builtin --sites encoder.cross", "selects none of the model's"),
+    "device": ("evaluate builtin --data test.jsonl --device frob", "device: 'frob' cannot be used"),
+    "dtype": ("evaluate builtin --data test.jsonl --dtype int8", "dtype: expected auto, float32, float16 or bfloat16"),
+    "not scores": ("plan train.jsonl --keep 0.5 --out p", "scores: 'train.jsonl' is not a scores file"),
+    "not a plan": ("prune builtin --data train.jsonl --plan train.jsonl --out d", "plan: 'train.jsonl' is not a plan file"),
+    "plan and budget": (
+        "prune builtin --data train.jsonl --plan p --keep 0.5 --out d",
+        "expected --plan or a budget, got both",
+    ),
+    "sizes": ("bench builtin builtin --batch-sizes 0", "batch-sizes: expected positive numbers, got '0'"),
+    "align": ("prune builtin --data train.jsonl --keep 0.5 --align x --out d", "align: expected 'auto' or a positive number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run: Run, name: str) -> None:
+    line, message = BAD[name]
+    good = {"input": "movie review: fine", "target": "good"}
+    files = {
+        "empty": [],
+        "column": [{"input": "x"}],
+        "null": [good, {"input": None, "target": "bad"}],
+        "number": [good, {"input": 7, "target": "bad"}],
+        "one": [good, good, good],
+    }
+    for file, rows in files.items():
+        Path(f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("broken.jsonl").write_text(json.dumps(good) + "\n{\n")
+    Path("full").mkdir()
+    before = sorted(str(path) for path in Path().rglob("*"))
+    result = run(line)
+    assert result.code == 2
+    assert message in result.errors[-1]
+    assert result.errors[-1].startswith("secateur: ")
+    assert not any("Traceback" in error for error in result.errors)
+    assert sorted(str(path) for path in Path().rglob("*")) == before, "something was left behind"
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """A real limit on the size of files stands for the disk: writing the weights fails in the middle."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+        "sys.argv = 'secateur prune builtin --data builtin:movie --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8'.split();"
+        "from secateur.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
