@@ -53,7 +53,7 @@ def bench_attribution(name: str, benchmark: Any) -> None:
             scores = _batch_scores(case.model, case.task, case.batch, GradientActivation(), chosen)
             assert len(scores) == len(chosen)
 
-    functions = {"bare": lambda: bare(case), "attribution": attribution, "taylor": lambda: taylor(case)}
+    functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
     benchmark.group = "attribution"
     benchmark.extra_info.update(compare(functions), model=name, threads=torch.get_num_threads(), batch=[32, 64])
     benchmark.pedantic(attribution, rounds=5, warmup_rounds=1)

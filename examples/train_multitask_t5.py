@@ -127,7 +127,7 @@ def accuracy(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
 
 
 class Auxiliary(nn.Module):
-    """The heads that only training has: a map to the teacher's states, and one classifier over the labels of all closed tasks."""
+    """The heads that only training has: a map to the teacher's states, and a classifier over the labels of all closed tasks."""
 
     def __init__(self, width: int, teacher_width: int, labels: int) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def test_sites(run: Run) -> None:
 def test_demo(run: Run) -> None:
     result = run("demo --out demo --json")
     assert result.code == 0
-    assert [point["keep"] for point in result.document["sweep"]][0] == 1.0
+    assert result.document["sweep"][0]["keep"] == 1.0
     assert result.document["pruned"]["verification"]["holds"] is True
     assert Path("demo/sweep.png").exists()
     assert sum(p.numel() for p in secateur.load("demo/model").parameters()) == result.document["pruned"]["parameters"]["pruned"]
@@ -206,10 +206,11 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Run, name: str) -> None:
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     """A real limit on the size of files stands for the disk: writing the weights fails in the middle."""
+    line = "secateur prune builtin --data builtin:movie --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8"
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
-        "sys.argv = 'secateur prune builtin --data builtin:movie --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8'.split();"
+        f"sys.argv = {line.split()!r};"
         "from secateur.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -15,6 +15,7 @@ from secateur.gates import Observer, undisturbed, watched
 from secateur.scores import Scores
 from secateur.site import AttentionUnit, Port, Site, branch_of, fingerprint, sites
 from secateur.tasks import Batch, Item, Task
+from secateur.tasks.base import model_device
 
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
@@ -45,7 +46,7 @@ def attribute(
     items = task.items(model, rows, all_labels=criterion.labels == "all")
     totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
     kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
-    batches: Iterable[Batch] = task.batches(items, _device(model), max_tokens=max_tokens)
+    batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     with undisturbed(model), torch.enable_grad():
         for batch in progress(batches, len(items)) if progress else batches:
             for site, scores in _batch_scores(model, task, batch, criterion, chosen).items():
@@ -125,7 +126,3 @@ def _mean_tokens(chosen: list[Site], items: list[Item]) -> dict[str, float]:
     targets = sum(len(item.target) for item in items) / len(items)
     has_encoder = any(site.stack == "encoder" or site.kind == "cross_attention" for site in chosen)
     return {"encoder": inputs, "decoder": targets if has_encoder else inputs}
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -16,7 +16,5 @@ def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: in
     max_tokens: padded input tokens in a batch. Examples as in `attribute`. Raises InputError for unusable ones.
     """
     rows = read_examples(examples, task.columns)
-    device = next(model.parameters()).device
     with undisturbed(model), torch.inference_mode():
-        items = task.items(model, rows)
-        return task.evaluate(model, rows, task.batches(items, device, max_tokens=max_tokens))
+        return task.evaluate(model, rows, max_tokens)

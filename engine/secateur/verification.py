@@ -17,6 +17,10 @@ from secateur.tasks import Batch, Task
 _SLACK = 4.0
 
 
+class VerificationError(RuntimeError):
+    """A pruned model that does not equal the masked one. Nothing that a user does should cause it."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """Largest logit errors against the masked model in a wider dtype (float64, or float32 for half precision).
@@ -33,8 +37,10 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """The pruned model is as near to the exact masked model as the masked model in its own dtype, up to a factor 4."""
-        return self.error <= _SLACK * self.rounding + 1e-12 * self.largest
+        """The pruned model is as near to the exact masked model as the masked model in its own dtype: up to a factor 4, and
+        the spacing of the dtype's numbers at the largest logit (in float64, where nothing wider is at hand, 1e-12 of it)."""
+        spacing = max(torch.finfo(getattr(torch, self.dtype)).eps, 1e-12)
+        return self.error <= _SLACK * self.rounding + spacing * self.largest
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "holds": self.holds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -16,17 +17,20 @@ def main() -> None:
 
     from secateur.cli.verbs import app
     from secateur.errors import InputError
+    from secateur.verification import VerificationError
 
     # Typer carries its own copy of click or uses the installed one, by version: its public class leads to the right one.
-    usage_error = typer.BadParameter.__base__ or typer.BadParameter
+    usage_error: Any = typer.BadParameter.__base__
     try:
         code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error), 2)
     except usage_error as error:
-        _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+        _fail(error.format_message(), 2)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except VerificationError as error:
+        _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
     sys.exit(code or 0)

@@ -75,6 +75,23 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
     return Loaded(model.to(place).eval(), tokenizer, stored, kind, remembered.get("labels"))
 
 
+def prepare(
+    model: str,
+    data: str,
+    *,
+    task: str | None,
+    labels: str,
+    examples: int | None,
+    max_length: int | None,
+    device: str,
+    dtype: str,
+) -> tuple[Loaded, tasks.Task, list[Example]]:
+    """What every verb that sees examples needs: the model, its task and the first `examples` rows."""
+    loaded = load_model(model, task=task, device=device, dtype=dtype)
+    rows = read(data, loaded.task, examples)
+    return loaded, make_task(loaded, labels, rows, max_length), rows
+
+
 def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: int | None) -> tasks.Task:
     """The task of a loaded model. labels: "auto", "open", or names between commas."""
     cls = TASKS[loaded.task]

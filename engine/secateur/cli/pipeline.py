@@ -19,6 +19,8 @@ from secateur.data import Example
 from secateur.planning import Plan
 from secateur.plots import benchmark_plot
 from secateur.tasks import Batch, Task
+from secateur.tasks.base import model_device
+from secateur.verification import VerificationError
 
 _VERIFIED_BATCHES = 4
 _VERIFIED_TOKENS = 512
@@ -40,6 +42,8 @@ def prune_folder(
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
     verification = secateur.verify(model, pruned, plan, task, _some_batches(model, task, rows))
+    if not verification.holds:
+        raise VerificationError(f"nothing was written: {verification}")
     metrics = {}
     if held_out is not None:
         output.say(f"evaluating on {len(held_out)} examples")
@@ -84,5 +88,4 @@ def write_folder(
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
     """A few small batches of real examples."""
     items = task.items(model, list(rows)[:64])
-    device = next(model.parameters()).device
-    return list(itertools.islice(task.batches(items, device, max_tokens=_VERIFIED_TOKENS), _VERIFIED_BATCHES))
+    return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -88,8 +88,8 @@ class Task(ABC):
         """[B, T, classes], aligned with `batch.labels`, by an ordinary forward pass."""
 
     @abstractmethod
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
-        """The task's metric. `batches` holds the examples, each once, in any order."""
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
+        """The task's metric of a model in eval mode; max_tokens as in `batches`."""
 
     def target(self, model: nn.Module, batch: Batch, kind: Target) -> Tensor:
         """F [B]: for each example the sum over its target positions of P(y_j | x, y_<j), of its logarithm, or of the
@@ -105,7 +105,7 @@ class Task(ABC):
             value = value.exp() if kind == "probability" else value
         return (value * (labels != IGNORED)).sum(1)
 
-    def batches(self, items: Sequence[Item], device: torch.device, *, max_tokens: int) -> Iterator[Batch]:
+    def batches(self, items: Sequence[Item], device: torch.device, max_tokens: int) -> Iterator[Batch]:
         """Batches of like length, longest first; a batch's padded input holds at most max_tokens tokens (one item at least)."""
         for bucket in buckets(items, max_tokens):
             yield self.collate(bucket, device)
@@ -128,6 +128,11 @@ class Task(ABC):
         if self.labels is not None and value not in self.labels:
             expected = ", ".join(map(repr, self.labels[:12])) + (" ..." if len(self.labels) > 12 else "")
             raise InputError(f"examples, row {number}: expected a target among the labels {expected}, got {value!r}")
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device that a model's inputs belong on."""
+    return next(model.parameters()).device
 
 
 def texts(examples: Sequence[Example], column: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +20,7 @@ from secateur.tasks.base import (
     Task,
     attention_mask,
     bootstrap,
+    model_device,
     pad,
     proportion,
     texts,
@@ -77,13 +78,13 @@ class CausalLM(Task):
         logits: Tensor = output.logits
         return logits
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         if self.labels is not None:
-            answers = self._rank(model, examples)
+            answers = self._rank(model, examples, max_tokens)
             right = sum(answer == example["target"] for answer, example in zip(answers, examples, strict=True))
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
-        for batch in batches:
+        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
             value: Target = "log_probability"
             counts = (batch.labels != IGNORED).sum(1)
             for row, score, count in zip(batch.rows, self.target(model, batch, value), counts, strict=True):
@@ -92,13 +93,12 @@ class CausalLM(Task):
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
 
-    def _rank(self, model: nn.Module, examples: Sequence[Example], max_tokens: int = 8192) -> list[str]:
-        device = next(model.parameters()).device
+    def _rank(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[str]:
         labels: list[str] = self.labels or []
         # items() orders by example, then label: number them so, to put the scores back.
         items = [Item(k, i.input_ids, i.target) for k, i in enumerate(self.items(model, examples, all_labels=True))]
         scores = torch.empty(len(items))
-        for batch in self.batches(items, device, max_tokens=max_tokens):
+        for batch in self.batches(items, model_device(model), max_tokens):
             scores[batch.rows] = self.target(model, batch, "log_probability").float().cpu()
         return [labels[int(best)] for best in scores.view(len(examples), len(labels)).argmax(1)]
 

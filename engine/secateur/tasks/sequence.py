@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import Batch, Evaluation, Item, Task, attention_mask, pad, proportion, texts
+from secateur.tasks.base import Batch, Evaluation, Item, Task, attention_mask, model_device, pad, proportion, texts
 
 
 class SequenceClassification(Task):
@@ -40,9 +40,9 @@ class SequenceClassification(Task):
         logits: Tensor = output.logits
         return logits.unsqueeze(1)
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         right = 0
-        for batch in batches:
+        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
             right += int((self.logits(model, batch).argmax(-1) == batch.labels).sum())
         return proportion("accuracy", right, len(examples))
 

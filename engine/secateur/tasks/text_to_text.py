@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, pad, proportion, texts
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, model_device, pad, proportion, texts
 
 
 class TextToText(Task):
@@ -46,14 +46,14 @@ class TextToText(Task):
         logits: Tensor = output.logits
         return logits
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         right = 0
         wanted = [example["target"] for example in examples]
         if self.labels is None:
             encoded = self._tokenize_targets(wanted)
             wanted = self.tokenizer.batch_decode(encoded, skip_special_tokens=True)
             longest = max(map(len, encoded))
-        for batch in batches:
+        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
             if self.labels is None:
                 ids = model.generate(**batch.inputs, max_new_tokens=longest + 1, num_beams=1, do_sample=False)  # type: ignore[operator]
                 answers = self.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, bootstrap, pad, proportion
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, bootstrap, model_device, pad, proportion
 from secateur.tasks.sequence import class_names, class_number
 
 
@@ -57,11 +57,11 @@ class TokenClassification(Task):
         logits: Tensor = output.logits
         return logits
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], batches: Iterable[Batch]) -> Evaluation:
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         names = class_names(model, self.labels)
         truth: dict[int, list[str]] = {}
         guess: dict[int, list[str]] = {}
-        for batch in batches:
+        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
             best = self.logits(model, batch).argmax(-1)
             for row, labels, predicted in zip(batch.rows, batch.labels, best, strict=True):
                 tagged = labels != IGNORED

@@ -1,0 +1,136 @@
+"""Fills README.md's tables from bench/results/*.json, and its file tree from the files' first lines."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+
+def main() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name, make in {"demo": demo, "quality": quality, "speed": speed, "tree": tree}.items():
+        before, _, rest = text.partition(f"<!-- begin:{name} -->")
+        _, _, after = rest.partition(f"<!-- end:{name} -->")
+        text = f"{before}<!-- begin:{name} -->\n{make()}\n<!-- end:{name} -->{after}"
+    (ROOT / "README.md").write_text(text)
+
+
+def demo() -> str:
+    """The sweep of `make demo`."""
+    found = result("demo")
+    points, about = found["sweep"], found["pruned"]["benchmark"]["environment"]
+    rows = [
+        (
+            f"{p['keep']:.1f}" if p["keep"] < 1 else "dense", f"{p['value']:.3f}", f"{p['low']:.3f} to {p['high']:.3f}",
+            f"{p['parameters'] / 1e6:.2f} M", f"{p['flops'] / 1e9:.2f} G", f"{p['latency_ms']:.0f} ms", f"{p['speedup']:.2f}x",
+            f"{p['examples_per_second']:.0f}",
+        )
+        for p in points
+    ]  # fmt: skip
+    head = ("units kept", points[0]["metric"], "95% interval", "parameters", "FLOPs", "latency", "speed-up", "examples/s")
+    batch, proof = found["batch"], found["pruned"]["verification"]
+    return (
+        f"`make demo`: the built-in T5, scored on 1,000 examples of the task *{found['task']}* and pruned at several rates; "
+        f"accuracy on {points[0]['examples'] if 'examples' in points[0] else '1,000'} test examples; FLOPs, latency and "
+        f"throughput of a batch of {batch['size']} x {batch['tokens']} tokens on {about['device']}, {about['threads']} threads, "
+        f"torch {about['torch']}.\n\n{markdown(head, rows)}\n\n"
+        f"The rebuilt model against the masked one: largest logit error {proof['error']:.1e}, where float32 rounding alone is "
+        f"{proof['rounding']:.1e}."
+    )
+
+
+def quality() -> str:
+    """Mean accuracy over the closed tasks for each setting, and each task at the default."""
+    found = result("quality")
+    closed = [row for row in found["rows"] if row["metric"] == "accuracy"]
+    keeps = [str(keep) for keep in found["keeps"]]
+    tasks = list(dict.fromkeys(row["task"] for row in closed))
+    rows = []
+    for setting in dict.fromkeys(row["setting"] for row in closed):
+        cells = [setting]
+        for units in dict.fromkeys(row["units"] for row in closed):
+            same = [row["accuracy"] for row in closed if row["setting"] == setting and row["units"] == units]
+            cells += [f"{sum(a[keep] for a in same) / len(same):.3f}" for keep in keeps]
+        rows.append(cells)
+    units = list(dict.fromkeys(row["units"] for row in closed))
+    head = ["gradient x activation"] + [f"{unit}, {keep}" for unit in units for keep in keeps]
+    dense = {row["task"]: (row["dense"], row["majority"]) for row in found["rows"]}
+    by_task = [
+        (name, f"{dense[name][1]:.2f}", f"{dense[name][0]:.3f}", *(f"{row['accuracy'][keep]:.3f}" for keep in keeps))
+        for name in dense
+        for row in found["rows"]
+        if row["task"] == name and row["units"] == units[0] and row["setting"] == "log-probability, absolute"
+    ]
+    mean = sum(dense[name][0] for name in tasks) / len(tasks)
+    return (
+        f"Mean accuracy of the {len(tasks)} closed tasks ({', '.join(tasks)}; dense {mean:.3f}) with the share of units kept; "
+        f"{found['examples']} examples to score on, {found['tested']} to test on. The default is log-probability, absolute.\n\n"
+        f"{markdown(head, rows)}\n\nEach task at the default, heads and neurons pruned (open tasks: exact match):\n\n"
+        f"{markdown(('task', 'majority', 'dense', *(f'keep {keep}' for keep in keeps)), by_task)}"
+    )
+
+
+def speed() -> str:
+    """Attribution against bare passes and Taylor passes; pruned models against their FLOPs."""
+    found = result("speed")
+    rows = []
+    for row in found["rows"]:
+        if row["group"] != "attribution":
+            continue
+        (other,) = [r for r in found["rows"] if r["group"] == "pruned" and r["model"] == row["model"]]
+        (timing,) = other["timings"]
+        rows.append(
+            (
+                row["model"], f"{row['attribution_over_bare']['median']:.2f}x", f"{row['taylor_over_attribution']['median']:.2f}x",
+                f"{timing['speedup']:.2f}x", f"{timing['flops_speedup']:.2f}x", f"{other['of_flops_allowed']:.0%}",
+            )
+        )  # fmt: skip
+    head = (
+        "model", "attribution / bare pass", "Taylor pass / attribution", "pruned at keep 0.5", "FLOPs allow", "of that"
+    )  # fmt: skip
+    machine = found["machine"]
+    return (
+        f"Batch 32 x 64 tokens, one thread of {machine['brand_raw']}, medians of interleaved ratios. A bare pass is forward and "
+        "backward to the embeddings with frozen parameters; a Taylor pass computes weight gradients and |w dw|, as weight-based "
+        f"importance does.\n\n{markdown(head, rows)}"
+    )
+
+
+def tree() -> str:
+    """Files with the first sentence of their docstring or leading comment."""
+    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = []
+    for name in sorted(listed.stdout.splitlines(), key=lambda n: ("/" not in n, n)):
+        line = first_line(ROOT / name)
+        if line:
+            rows.append((f"`{name}`", line))
+    return markdown(("file", "what lives there"), rows)
+
+
+def first_line(path: Path) -> str | None:
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    if path.name == "Makefile":
+        return path.read_text().split("\n")[0].lstrip("# ")
+    return None
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
