@@ -11,10 +11,10 @@ from interleaved import compare
 from models import Case
 from torch import Tensor, nn
 
-from secateur.attribution import _batch_scores
+from secateur.attribution import batch_scores
 from secateur.criteria import GradientActivation
+from secateur.discovery import sites
 from secateur.gates import undisturbed
-from secateur.site import sites
 
 
 def bare(case: Case) -> None:
@@ -50,7 +50,7 @@ def bench_attribution(name: str, benchmark: Any) -> None:
 
     def attribution() -> None:
         with undisturbed(case.model):
-            scores = _batch_scores(case.model, case.task, case.batch, GradientActivation(), chosen)
+            scores = batch_scores(case.model, case.task, case.batch, GradientActivation(), chosen)
             assert len(scores) == len(chosen)
 
     functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}

@@ -10,8 +10,8 @@ import torch
 
 import secateur
 from secateur.benchmarking import synthetic_batches
+from secateur.discovery import fingerprint, sites
 from secateur.planning import Plan
-from secateur.site import fingerprint, sites
 
 
 @pytest.mark.parametrize("name", models.cases())

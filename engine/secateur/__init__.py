@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from secateur.attribution import attribute
     from secateur.benchmarking import benchmark
     from secateur.criteria import Criterion, GradientActivation
+    from secateur.discovery import sites
     from secateur.errors import InputError
     from secateur.evaluation import evaluate
     from secateur.export import load, save
     from secateur.planning import Plan, plan
     from secateur.scores import Scores
-    from secateur.site import Site, sites
+    from secateur.site import Site
     from secateur.surgery import prune, prune_
     from secateur.tasks import CausalLM, SequenceClassification, Task, TextToText, TokenClassification
     from secateur.verification import verify
@@ -48,7 +49,7 @@ _HOMES = {
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",
     "save": "secateur.export",
-    "sites": "secateur.site",
+    "sites": "secateur.discovery",
     "verify": "secateur.verification",
 }
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from secateur.criteria import Criterion, GradientActivation
 from secateur.data import Example, Examples, read_examples
+from secateur.discovery import branch_of, fingerprint, sites
 from secateur.errors import InputError
 from secateur.gates import Observer, undisturbed, watched
 from secateur.scores import Scores
-from secateur.site import AttentionUnit, Port, Site, branch_of, fingerprint, sites
+from secateur.site import AttentionUnit, Port, Site
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import model_device
 
@@ -49,7 +50,7 @@ def attribute(
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     with undisturbed(model), torch.enable_grad():
         for batch in progress(batches, len(items)) if progress else batches:
-            for site, scores in _batch_scores(model, task, batch, criterion, chosen).items():
+            for site, scores in batch_scores(model, task, batch, criterion, chosen).items():
                 if not torch.isfinite(scores).all():
                     raise InputError(_blame(model, task, batch, chosen))
                 terms = criterion.over(scores.double().cpu())
@@ -68,7 +69,7 @@ def attribute(
     )
 
 
-def _batch_scores(model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]) -> dict[str, Tensor]:
+def batch_scores(model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]) -> dict[str, Tensor]:
     """Each example's score of each unit, [B, units] by site name."""
     scores: dict[str, Tensor] = {}
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.site import Port, Site, branch_of
+from secateur.discovery import branch_of
+from secateur.site import Port, Site
 
 Observer = Callable[[Tensor, Tensor], None]
 

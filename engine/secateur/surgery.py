@@ -4,65 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.discovery import branch_of, fingerprint
 from secateur.errors import InputError
 from secateur.families import Family, branches, family_of
 from secateur.modeling import rebuild_
 from secateur.planning import Plan
-from secateur.site import Attention, Site, branch_of, channels, fingerprint
-
-
-@dataclass
-class Rebuild:
-    """A recipe for `modeling.rebuild_` and the tensors that the rebuilt modules then hold."""
-
-    recipe: dict[str, Any] = field(default_factory=lambda: {"modules": {}, "attributes": {}, "own_position_bias": []})
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def linear(
-        self,
-        model: nn.Module,
-        path: str,
-        *,
-        rows: Tensor | None = None,
-        columns: Tensor | None = None,
-        scatter: Tensor | None = None,
-        gather: Tensor | None = None,
-    ) -> None:
-        """A linear layer that keeps some rows (outputs) or columns (inputs), scattered or gathered if slots are given."""
-        module = model.get_submodule(path)
-        weight, bias = module.get_parameter("weight").detach(), getattr(module, "bias", None)
-        if rows is not None:
-            rows = rows.to(weight.device)
-            weight, bias = weight[rows], None if bias is None else bias[rows]
-        if columns is not None:
-            weight = weight[:, columns.to(weight.device)]
-        spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None}
-        self.tensors[f"{path}.weight"] = weight.contiguous()
-        if bias is not None:
-            self.tensors[f"{path}.bias"] = bias.detach().clone()
-        if scatter is not None:
-            spec["scatter"] = len(scatter)
-        if gather is not None:
-            spec["gather"] = True
-        slots = scatter if scatter is not None else gather
-        if slots is not None:
-            self.tensors[f"{path}.slots"] = slots.to(weight.device)
-        self.recipe["modules"][path] = spec
-
-    def embedding(self, path: str, table: Tensor) -> None:
-        """An embedding table with these values."""
-        self.recipe["modules"][path] = {"embedding": list(table.shape)}
-        self.tensors[f"{path}.weight"] = table.detach().clone()
-
-    def attributes(self, path: str, values: dict[str, Any]) -> None:
-        """Attributes to set on a module."""
-        self.recipe["attributes"].setdefault(path, {}).update(values)
+from secateur.rebuild import Rebuild
+from secateur.site import Attention, Site
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -106,7 +59,7 @@ def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
             by_channel.setdefault(branch.name, {})[site.unit] = site
             continue
         for port in branch.cut(site.unit):
-            index = channels(port, plan[site.name], site.units)
+            index = port.channels(plan[site.name], site.units)
             rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": index})
         if isinstance(branch, Attention):
             heads[branch.name] = plan[site.name]
@@ -130,7 +83,7 @@ def _cut_channels(model: nn.Module, family: Family, name: str, kept: Mapping[str
     qk, vo = full, full
     if "qk_channel" in kept:
         port = branch.cut("qk_channel")[1]
-        qk = _mask(channels(port, kept["qk_channel"], full.numel() // (2 if branch.rotary else 1)), full)
+        qk = _mask(port.channels(kept["qk_channel"], full.numel() // (2 if branch.rotary else 1)), full)
     if "vo_channel" in kept:
         vo = _mask(kept["vo_channel"], full)
     width = branch.head_dim if branch.rotary else int(max(qk.sum(1).max(), vo.sum(1).max()))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.modeling import ScatterLinear
+from secateur.rebuild import Rebuild
 from secateur.site import Branch
 
 
@@ -19,7 +20,7 @@ class Family:
     model_types: the values of config.model_type. branches: yields the prunable branches in forward order.
     attention_attributes: (heads, groups, head_dim) to the attributes of an attention module that say its shape.
     ffn_field: the config field of the FFN's width; attention_fields: (heads, groups, head_dim) to config fields.
-    cut_position_bias: called with the model, the kept heads by branch name and the `surgery.Rebuild` under way, where an
+    cut_position_bias: called with the model, the kept heads by branch name and the `Rebuild` under way, where an
     attention's position bias has an entry for each head.
     """
 
@@ -28,7 +29,7 @@ class Family:
     attention_attributes: Callable[[int, int, int], dict[str, Any]]
     ffn_field: str
     attention_fields: Callable[[int, int, int], dict[str, Any]]
-    cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Any], None] | None = None
+    cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Rebuild], None] | None = None
 
 
 def linear_width(model: nn.Module, path: str) -> int:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.families.base import Family, layer_lists, linear_width, number
+from secateur.rebuild import Rebuild
 from secateur.site import Attention, Branch, FeedForward, Stack
-
-if TYPE_CHECKING:
-    from secateur.surgery import Rebuild
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:

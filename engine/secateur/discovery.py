@@ -1,0 +1,100 @@
+"""What of a model can be pruned: its sites, found through its family, and the fingerprint that ties plans to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+from torch import nn
+
+from secateur.errors import InputError
+from secateur.families import branches
+from secateur.modeling import GatherLinear, ScatterLinear
+from secateur.site import Attention, AttentionUnit, Branch, Kind, Site, Unit
+
+
+def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
+    """The prunable sites of a model, in the order of its forward pass.
+
+    unit: what is removed from attention: "head" (a key-value group with its query heads under GQA) or "channel" (Q and K
+    together, V and O together). select: alternatives between commas, each a conjunction of words between points, as
+    in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
+    attention, self, cross, qk, vo, a layer, a range of layers.
+    Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty, a model whose
+    attention has lost channels already.
+    """
+    if unit not in ("head", "channel"):
+        raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
+    for path, module in model.named_modules():
+        if isinstance(module, (ScatterLinear, GatherLinear)):
+            raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
+    found = [
+        _site(model, branch, name, kind, count)
+        for branch in branches(model).values()
+        for name, (kind, count) in branch.units(unit).items()
+    ]
+    if select is None:
+        return found
+    alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
+    chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
+    if not chosen:
+        raise InputError(f"sites: {select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}")
+    return chosen
+
+
+def branch_of(model: nn.Module, site: Site) -> Branch:
+    """The branch that a site belongs to."""
+    name = site.name.removesuffix(".qk").removesuffix(".vo")
+    return branches(model)[name]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the architecture and the shapes of all parameters: scores and plans belong to models that share it."""
+    config = getattr(model, "config", None)
+    shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
+    text = json.dumps([getattr(config, "model_type", type(model).__name__), shapes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -> Site:
+    parameters = flops = source_flops = core_flops = 0.0
+    of_source: tuple[str, ...] = ()
+    if isinstance(branch, Attention):
+        of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
+        core_flops = 4.0 * branch.head_dim * branch.heads / branch.groups if unit == "head" else 0.0
+    for port in branch.cut(unit):
+        module = model.get_submodule(port.path)
+        weight = module.get_parameter("weight")
+        per_unit = math.prod(port.map.shape) / count
+        other = weight.shape[1] if port.side == "output" else weight.shape[0]
+        has_bias = port.side == "output" and getattr(module, "bias", None) is not None
+        parameters += per_unit * (other + has_bias)
+        if port.path in of_source:
+            source_flops += 2 * per_unit * other
+        else:
+            flops += 2 * per_unit * other
+    kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
+    groups = branch.groups if isinstance(branch, Attention) else 1
+    return Site(name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops)
+
+
+def _matches(site: Site, word: str) -> bool:
+    first, dash, last = word.partition("-")
+    if first.isdigit() and (not dash or last.isdigit()):
+        return int(first) <= site.layer <= int(last if dash else first)
+    traits: dict[str, bool] = {
+        "encoder": site.stack == "encoder",
+        "decoder": site.stack == "decoder",
+        "ffn": site.kind == "ffn",
+        "attention": site.kind != "ffn",
+        "self": site.kind == "self_attention",
+        "cross": site.kind == "cross_attention",
+        "self_attention": site.kind == "self_attention",
+        "cross_attention": site.kind == "cross_attention",
+        "qk": site.unit == "qk_channel",
+        "vo": site.unit == "vo_channel",
+    }
+    if word not in traits:
+        raise InputError(f"sites: expected words of {', '.join(traits)}, a layer or a range as 0-3, got {word!r}")
+    return traits[word]
