@@ -1,11 +1,14 @@
 """Train secateur's built-in multi-task T5: a small text-to-text model, helped by a pretrained BERT teacher.
 
-    python examples/train_multitask_t5.py --data DIR --teacher DIR --out DIR
+    T="python examples/train_multitask_t5.py --data DIR --teacher DIR"
+    $T --out FIRST --steps 13000
+    $T --init FIRST --out SECOND --steps 4000 --learning-rate 8e-4 --repeat-open 5
 
-DIR/{task}.{train,calibration,test}.jsonl(.gz) hold the tasks. The teacher is a BERT folder (all-MiniLM-L6-v2). From it come
-the word pieces that the tasks use, the first value of the embeddings (principal components of the teacher's), and two
-auxiliary losses: the encoder's states, mapped linearly, should be the teacher's, and a linear head for each closed task
-reads the mean state. The heads and the map are thrown away at the end.
+The built-in model is the result of these two runs: the second one shows the tasks with open targets, which are learned last,
+more often. DIR/{task}.{train,calibration,test}.jsonl(.gz) hold the tasks. The teacher is a BERT folder (all-MiniLM-L6-v2). From
+it come the word pieces that the tasks use, the first value of the embeddings (principal components of the teacher's), and two
+auxiliary losses: the encoder's states, mapped linearly, should be the teacher's, and a linear head for each closed task reads
+the mean state. The heads and the map are thrown away at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,10 +52,13 @@ def read_rows(folder: Path, task: str, split: str) -> list[Row]:
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def build_tokenizer(teacher: Path, rows: list[Row], size: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The teacher's word pieces that the rows use most, as a T5-style tokenizer (text, then [SEP] as end of sequence),
-    and the teacher's id of each piece."""
+def build_tokenizer(teacher: Path, rows: list[Row], size: int, init: Path | None) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """The teacher's word pieces that the rows use most, as a T5-style tokenizer (text, then [SEP] as end of sequence), or
+    the tokenizer made so before, in the folder `init`; and the teacher's id of each piece."""
     original = AutoTokenizer.from_pretrained(teacher)
+    if init is not None:
+        made = AutoTokenizer.from_pretrained(init)
+        return made, original.convert_tokens_to_ids(made.convert_ids_to_tokens(list(range(len(made)))))
     counts: Counter[int] = Counter()
     for row in rows:
         for text in (row["input"], row["target"]):
@@ -147,50 +155,62 @@ class Auxiliary(nn.Module):
         return 2.0 * distance
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tasks", default="sentiment,domain,language,qtype,movie,negation,question")
-    parser.add_argument("--minutes", type=float, default=80.0, help="training time after the teacher's pass")
-    parser.add_argument("--steps", type=int, default=20000, help="steps of the learning-rate schedule; training stops there")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--pieces", type=int, default=8000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=None, help="rows a task, for a trial run")
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Corpus:
+    """All training rows, tokenised. classes: each row's label among those of all closed tasks, -100 for open ones; owner: the
+    task of each label."""
 
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    generator = random.Random(args.seed)
-    tasks: list[str] = args.tasks.split(",")
-    train = {task: read_rows(args.data, task, "train")[: args.limit] for task in tasks}
-    held_out = {task: read_rows(args.data, task, "calibration")[:200] for task in tasks}
+    tasks: list[str]
+    sizes: list[int]
+    task_of: list[int]
+    encoded: list[list[int]]
+    targets: list[list[int]]
+    classes: list[int]
+    owner: Tensor
 
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.encoded]
+
+
+def build_corpus(tokenizer: PreTrainedTokenizerFast, train: dict[str, list[Row]]) -> Corpus:
+    """Tokenises the rows; a task with at most 32 different targets is closed."""
+    tasks = list(train)
     rows = [row for task in tasks for row in train[task]]
     task_of = [k for k, task in enumerate(tasks) for _ in train[task]]
-    tokenizer, mapping = build_tokenizer(args.teacher, rows, args.pieces)
-    encoded = [tokenizer(r["input"])["input_ids"][-96:] for r in rows]
-    targets = [tokenizer(r["target"])["input_ids"] for r in rows]
-    lengths = [len(e) for e in encoded]
-
     labels: dict[tuple[int, str], int] = {}
     for k, task in enumerate(tasks):
         distinct = sorted({r["target"] for r in train[task]})
         if len(distinct) <= 32:
             labels.update({(k, label): len(labels) + i for i, label in enumerate(distinct)})
-    owner = torch.tensor([k for k, _ in labels])
-    classes = [labels.get((task_of[i], rows[i]["target"]), -100) for i in range(len(rows))]
+    return Corpus(
+        tasks,
+        [len(train[task]) for task in tasks],
+        task_of,
+        [tokenizer(r["input"])["input_ids"][-96:] for r in rows],
+        [tokenizer(r["target"])["input_ids"] for r in rows],
+        [labels.get((task_of[i], rows[i]["target"]), -100) for i in range(len(rows))],
+        torch.tensor([k for k, _ in labels]),
+    )
 
-    teacher = BertModel.from_pretrained(args.teacher).eval()
-    teacher_ids = torch.tensor(mapping)
-    started = time.time()
-    states = teacher_states(teacher, bucketed(list(range(len(rows))), lengths, 64, generator), encoded, teacher_ids)
-    print(f"{len(rows)} rows, {len(tokenizer)} pieces, teacher's pass {time.time() - started:.0f} s", flush=True)
 
+def draw(corpus: Corpus, generator: random.Random, repeat_open: int) -> list[int]:
+    """One round's rows: tasks by the square root of their size, so that small ones are seen more often; open ones repeated."""
+    order: list[int] = []
+    offset = 0
+    for size in corpus.sizes:
+        share = int(8000 * (size / 10000) ** 0.5)
+        times = repeat_open if corpus.classes[offset] < 0 else 1
+        order += [offset + i for i in generator.sample(range(size), min(size, share))] * times
+        offset += size
+    generator.shuffle(order)
+    return order
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast, table: Tensor, init: Path | None) -> T5ForConditionalGeneration:
+    """The model to train; its embeddings begin as the principal components of the teacher's `table`."""
+    if init is not None:
+        return T5ForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=192,
@@ -209,63 +229,102 @@ def main() -> None:
     )
     model = T5ForConditionalGeneration(config)
     with torch.no_grad():
-        table = teacher.embeddings.word_embeddings.weight[teacher_ids].float()
         model.shared.weight.copy_(principal_components(table, config.d_model))
-    auxiliary = Auxiliary(config.d_model, teacher.config.hidden_size, len(labels))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+    return model
 
-    optimizer = torch.optim.AdamW(
-        [*model.parameters(), *auxiliary.parameters()], lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98)
-    )
+
+def loss_of(
+    model: T5ForConditionalGeneration, auxiliary: Auxiliary, corpus: Corpus, states: list[Tensor], batch: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The text-to-text loss and the auxiliary loss of one batch of rows."""
+    ids, mask = pad([corpus.encoded[i] for i in batch], model.config.pad_token_id)
+    target, _ = pad([corpus.targets[i] for i in batch], -100)
+    wanted = torch.zeros(*ids.shape, states[0].shape[-1])
+    for row, i in enumerate(batch):
+        wanted[row, : len(corpus.encoded[i])] = states[i].float()
+    output = model(input_ids=ids, attention_mask=mask, labels=target)
+    owners = torch.tensor([corpus.task_of[i] for i in batch])
+    classes = torch.tensor([corpus.classes[i] for i in batch])
+    extra = auxiliary(output.encoder_last_hidden_state, mask, wanted, classes, owners[:, None] == corpus.owner[None])
+    return output.loss, extra
+
+
+def train_model(
+    args: argparse.Namespace,
+    model: T5ForConditionalGeneration,
+    auxiliary: Auxiliary,
+    corpus: Corpus,
+    states: list[Tensor],
+    generator: random.Random,
+    report: Callable[[int], None],
+) -> None:
+    """AdamW, warm-up, linear decay, clipping at 1; the auxiliary loss fades out. `report` is called every 2,000 steps."""
+    parameters = [*model.parameters(), *auxiliary.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_linear_schedule_with_warmup(optimizer, 400, args.steps)
-    # Tasks are drawn by the square root of their size: the small ones are seen more often, the large ones lead.
-    start = time.time()
-    step, seen = 0, 0.0
+    start, step, seen = time.time(), 0, 0.0
     model.train()
     while step < args.steps:
-        order: list[int] = []
-        offset = 0
-        for task in tasks:
-            size = len(train[task])
-            share = int(8000 * (size / 10000) ** 0.5)
-            order += [offset + i for i in generator.sample(range(size), min(size, share))]
-            offset += size
-        generator.shuffle(order)
-        for batch in bucketed(order, lengths, args.batch_size, generator):
-            ids, mask = pad([encoded[i] for i in batch], config.pad_token_id)
-            target, _ = pad([targets[i] for i in batch], -100)
-            wanted = torch.zeros(*ids.shape, teacher.config.hidden_size)
-            for row, i in enumerate(batch):
-                wanted[row, : lengths[i]] = states[i].float()
-            output = model(input_ids=ids, attention_mask=mask, labels=target)
-            owners = torch.tensor([task_of[i] for i in batch])
-            extra = auxiliary(
-                output.encoder_last_hidden_state,
-                mask,
-                wanted,
-                torch.tensor([classes[i] for i in batch]),
-                owners[:, None] == owner[None],
-            )
-            remaining = 1 - step / args.steps
-            (output.loss + 0.7 * remaining * extra).backward()
-            nn.utils.clip_grad_norm_([*model.parameters(), *auxiliary.parameters()], 1.0)
+        order = draw(corpus, generator, args.repeat_open)
+        for batch in bucketed(order, corpus.lengths, args.batch_size, generator)[: args.steps - step]:
+            loss, extra = loss_of(model, auxiliary, corpus, states, batch)
+            (loss + 0.7 * (1 - step / args.steps) * extra).backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            seen = 0.98 * seen + 0.02 * float(output.loss.detach())
+            seen = 0.98 * seen + 0.02 * float(loss.detach())
             if step % 100 == 0:
                 print(f"step {step} loss {seen:.3f} extra {float(extra.detach()):.3f} {time.time() - start:.0f} s", flush=True)
-            if step % 2000 == 0 or step == args.steps:
-                report = {task: round(accuracy(model, tokenizer, held_out[task]), 3) for task in tasks}
-                print(f"step {step} held out {json.dumps(report)}", flush=True)
-                save(model, tokenizer, args.out)
-            if step >= args.steps or time.time() - start > args.minutes * 60:
-                step = args.steps
-                break
-    report = {task: round(accuracy(model, tokenizer, read_rows(args.data, task, "test")), 4) for task in tasks}
-    print(f"test {json.dumps(report)}", flush=True)
+            if step % 2000 == 0:
+                report(step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="go on from this folder's weights and tokenizer")
+    parser.add_argument("--tasks", default="sentiment,domain,language,qtype,movie,negation,question")
+    parser.add_argument("--repeat-open", type=int, default=1, help="how often a row of a task with open targets is drawn")
+    parser.add_argument("--steps", type=int, default=13000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--pieces", type=int, default=8000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--limit", type=int, default=None, help="rows a task, for a trial run")
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    generator = random.Random(args.seed)
+    train = {task: read_rows(args.data, task, "train")[: args.limit] for task in args.tasks.split(",")}
+    rows = [row for task in train for row in train[task]]
+    tokenizer, mapping = build_tokenizer(args.teacher, rows, args.pieces, args.init)
+    corpus = build_corpus(tokenizer, train)
+
+    teacher = BertModel.from_pretrained(args.teacher).eval()
+    teacher_ids = torch.tensor(mapping)
+    batches = bucketed(list(range(len(rows))), corpus.lengths, 64, generator)
+    states = teacher_states(teacher, batches, corpus.encoded, teacher_ids)
+    table = teacher.embeddings.word_embeddings.weight.detach()[teacher_ids].float()
+    model = build_model(tokenizer, table, args.init)
+    auxiliary = Auxiliary(model.config.d_model, teacher.config.hidden_size, len(corpus.owner))
+    print(f"{len(rows)} rows, {len(tokenizer)} pieces, {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
+
+    def report(step: int) -> None:
+        held_out = {task: read_rows(args.data, task, "calibration")[:200] for task in corpus.tasks}
+        found = {task: round(accuracy(model, tokenizer, held_out[task]), 3) for task in corpus.tasks}
+        print(f"step {step} held out {json.dumps(found)}", flush=True)
+        save(model, tokenizer, args.out)
+
+    train_model(args, model, auxiliary, corpus, states, generator, report)
     save(model, tokenizer, args.out)
+    test = {task: round(accuracy(model, tokenizer, read_rows(args.data, task, "test")), 4) for task in corpus.tasks}
+    print(f"test {json.dumps(test)}", flush=True)
 
 
 def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
