@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.attribution import batch_scores
 from secateur.criteria import GradientActivation
-from secateur.discovery import sites
+from secateur.discovery import scored_ports, sites
 from secateur.gates import undisturbed
 
 
@@ -46,12 +46,12 @@ def taylor(case: Case) -> dict[str, Tensor]:
 def bench_attribution(name: str, benchmark: Any) -> None:
     torch.set_num_threads(1)
     case = models.cases()[name]()
-    chosen = sites(case.model)
+    ports = scored_ports(case.model, sites(case.model))
 
     def attribution() -> None:
         with undisturbed(case.model):
-            scores = batch_scores(case.model, case.task, case.batch, GradientActivation(), chosen)
-            assert len(scores) == len(chosen)
+            scores = batch_scores(case.model, case.task, case.batch, GradientActivation(), ports)
+            assert len(scores) == len(ports)
 
     functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
     benchmark.group = "attribution"

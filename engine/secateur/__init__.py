@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.errors import InputError
     from secateur.evaluation import evaluate
     from secateur.export import load, save
+    from secateur.gates import masked
     from secateur.planning import Plan, plan
     from secateur.scores import Scores
     from secateur.site import Site
@@ -45,6 +46,7 @@ _HOMES = {
     "benchmark": "secateur.benchmarking",
     "evaluate": "secateur.evaluation",
     "load": "secateur.export",
+    "masked": "secateur.gates",
     "plan": "secateur.planning",
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",
@@ -70,6 +72,7 @@ __all__ = [
     "cost",
     "evaluate",
     "load",
+    "masked",
     "plan",
     "prune",
     "prune_",

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from secateur.criteria import Criterion, GradientActivation
 from secateur.data import Example, Examples, read_examples
-from secateur.discovery import branch_of, fingerprint, sites
+from secateur.discovery import branches_of, fingerprint, scored_ports, sites
 from secateur.errors import InputError
-from secateur.gates import Observer, undisturbed, watched
+from secateur.gates import undisturbed, watched
 from secateur.scores import Scores
 from secateur.site import AttentionUnit, Port, Site
 from secateur.tasks import Batch, Item, Task
@@ -48,15 +48,16 @@ def attribute(
     totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
     kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
+    ports = scored_ports(model, chosen)
     with undisturbed(model), torch.enable_grad():
         for batch in progress(batches, len(items)) if progress else batches:
-            for site, scores in batch_scores(model, task, batch, criterion, chosen).items():
+            for site, scores in batch_scores(model, task, batch, criterion, ports).items():
                 if not torch.isfinite(scores).all():
                     raise InputError(_blame(model, task, batch, chosen))
                 terms = criterion.over(scores.double().cpu())
-                totals[site] += terms.sum(0)
+                totals[site.name] += terms.sum(0)
                 if kept is not None:
-                    kept[site].index_add_(0, torch.tensor(batch.rows), terms.float())
+                    kept[site.name].index_add_(0, torch.tensor(batch.rows), terms.float())
     return Scores(
         units=totals,
         sites=tuple(chosen),
@@ -69,22 +70,21 @@ def attribute(
     )
 
 
-def batch_scores(model: nn.Module, task: Task, batch: Batch, criterion: Criterion, chosen: list[Site]) -> dict[str, Tensor]:
-    """Each example's score of each unit, [B, units] by site name."""
-    scores: dict[str, Tensor] = {}
+def batch_scores(
+    model: nn.Module, task: Task, batch: Batch, criterion: Criterion, ports: Mapping[Site, tuple[Port, ...]]
+) -> dict[Site, Tensor]:
+    """Each example's score of each unit, [B, units] by site. The model's parameters must be frozen (`gates.undisturbed`)."""
+    scores: dict[Site, Tensor] = {}
 
     def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
         folded = port.map.fold(criterion.token_sum(activation, gradient))
-        scores[site.name] = scores[site.name] + folded if site.name in scores else folded
+        scores[site] = scores[site] + folded if site in scores else folded
 
-    ports: Mapping[Port, Observer] = {
-        port: partial(observe, site, port) for site in chosen for port in branch_of(model, site).scored(site.unit)
-    }
-    with watched(model, ports):
+    observers = {port: partial(observe, site, port) for site, each in ports.items() for port in each}
+    with watched(model, observers):
         value = task.target(model, batch, criterion.target).sum()
     value.backward()  # type: ignore[no-untyped-call]
-    unreached = torch.zeros(len(batch.rows), 1)
-    return {site.name: scores.get(site.name, unreached.expand(-1, site.units)) for site in chosen}
+    return scores
 
 
 def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> str:
@@ -95,9 +95,8 @@ def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> st
         seen.setdefault(name, bool(torch.isfinite(arguments[0]).all()))
 
     handles = []
-    for site in chosen:
-        output = branch_of(model, site).output
-        handles.append(model.get_submodule(output).register_forward_pre_hook(partial(look, site.name)))
+    for site, branch in branches_of(model, chosen).items():
+        handles.append(model.get_submodule(branch.output).register_forward_pre_hook(partial(look, site.name)))
     try:
         with torch.no_grad():
             task.target(model, batch, "log_probability")

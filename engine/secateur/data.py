@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"data: cannot read {str(path)!r} as UTF-8 text: {error}") from error
     if suffix in (".csv", ".tsv"):
         return csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",", restval=None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 
 from torch import nn
 
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.modeling import GatherLinear, ScatterLinear
-from secateur.site import Attention, AttentionUnit, Branch, Kind, Site, Unit
+from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit
 
 
 def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
@@ -43,10 +44,15 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     return chosen
 
 
-def branch_of(model: nn.Module, site: Site) -> Branch:
-    """The branch that a site belongs to."""
-    name = site.name.removesuffix(".qk").removesuffix(".vo")
-    return branches(model)[name]
+def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
+    """The branch that each site belongs to."""
+    found = branches(model)
+    return {site: found[site.name.removesuffix(".qk").removesuffix(".vo")] for site in chosen}
+
+
+def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[Port, ...]]:
+    """Where each site's activations are seen."""
+    return {site: branch.scored(site.unit) for site, branch in branches_of(model, chosen).items()}
 
 
 def fingerprint(model: nn.Module) -> str:

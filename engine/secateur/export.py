@@ -57,11 +57,14 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         name = config["architectures"][0]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
-    stock = getattr(transformers, name.removeprefix("Pruned"), None)
-    if stock is None:
-        raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
+    stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
+    if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
+        raise InputError(f"model: expected a model class of transformers in {str(path)!r}, got {name!r}")
     cls: Any = pruned_class(stock) if "secateur" in config else stock
     model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
+    for parameter in model.parameters():
+        # Weights lie in the file, and so in memory, at any address; how a product rounds depends on their alignment.
+        parameter.data = parameter.data.clone()
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.discovery import branch_of
-from secateur.site import Port, Site
+from secateur.discovery import scored_ports
+from secateur.planning import Plan
+from secateur.site import Port
 
 Observer = Callable[[Tensor, Tensor], None]
 
@@ -57,7 +58,7 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer]) -> Iterator[None]:
 
 
 @contextmanager
-def masked(model: nn.Module, plan: Mapping[str, Tensor], sites: Sequence[Site]) -> Iterator[None]:
+def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The masked model: inside, the units that the plan removes have activation zero. The pruned model's specification."""
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
@@ -68,8 +69,8 @@ def masked(model: nn.Module, plan: Mapping[str, Tensor], sites: Sequence[Site]) 
 
     transforms = {
         port: transform(port, plan[site.name], site.units)
-        for site in sites
-        for port in branch_of(model, site).scored(site.unit)
+        for site, ports in scored_ports(model, plan.sites).items()
+        for port in ports
         if len(plan[site.name]) < site.units
     }
     with _intercepted(model, transforms):

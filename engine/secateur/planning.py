@@ -95,15 +95,9 @@ def plan(
     number for each, so that heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be
     met; the message says what can.
     """
-    budgets = {"keep": keep, "flops": flops, "params": params}
-    given = {name: value for name, value in budgets.items() if value is not None}
-    if len(given) != 1:
-        raise InputError(f"budget: expected exactly one of keep, flops, params, got {', '.join(given) or 'none'}")
+    name, value = the_budget(keep=keep, flops=flops, params=params)
     if align < 1:
         raise InputError(f"align: expected a positive number, got {align}")
-    ((name, value),) = given.items()
-    if not 0 < value <= 1:
-        raise InputError(f"{name}: expected a number in (0, 1], got {value}")
     if name == "keep":
         counts = {site.name: _aligned(site, value * site.units, align, per_head) for site in scores.sites}
     else:
@@ -111,6 +105,17 @@ def plan(
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {k: cost.remaining(scores.layers, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
     return Plan(kept, scores.sites, scores.fingerprint, {name: value, "align": align, "remaining": remaining})
+
+
+def the_budget(**budgets: float | None) -> tuple[str, float]:
+    """Name and value of the one budget that is given. Raises InputError: none or several, or one out of (0, 1]."""
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        raise InputError(f"budget: expected exactly one of {', '.join(budgets)}, got {', '.join(given) or 'none'}")
+    ((name, value),) = given.items()
+    if not 0 < value <= 1:
+        raise InputError(f"{name}: expected a number in (0, 1], got {value}")
+    return name, value
 
 
 def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:

@@ -36,7 +36,7 @@ class Rebuild:
         spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None}
         self.tensors[f"{path}.weight"] = weight.contiguous()
         if bias is not None:
-            self.tensors[f"{path}.bias"] = bias.detach().clone()
+            self.tensors[f"{path}.bias"] = bias.detach()
         if scatter is not None:
             spec["scatter"] = len(scatter)
         if gather is not None:
@@ -49,7 +49,7 @@ class Rebuild:
     def embedding(self, path: str, table: Tensor) -> None:
         """An embedding table with these values."""
         self.recipe["modules"][path] = {"embedding": list(table.shape)}
-        self.tensors[f"{path}.weight"] = table.detach().clone()
+        self.tensors[f"{path}.weight"] = table.detach()
 
     def attributes(self, path: str, values: dict[str, Any]) -> None:
         """Attributes to set on a module."""

@@ -71,11 +71,21 @@ class Scores(Mapping[str, Tensor]):
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("secateur", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise InputError(f"scores: {str(path)!r} is not a scores file: {error}") from error
-        if about.get("format") != FORMAT:
-            raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about.get('format')!r}")
+            if about["format"] != FORMAT:
+                raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
+            return cls._from(about, tensors)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"scores: {str(path)!r} is not a scores file ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _from(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Scores:
         sites = tuple(Site(**site) for site in about["sites"])
+        for site in sites:
+            found = tensors[site.name]
+            if found.shape != (site.units,) or found.dtype != torch.float64:
+                raise ValueError(f"{site.name}: expected float64 [{site.units}], got {found.dtype} {list(found.shape)}")
         examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
         return cls(
             units={site.name: tensors[site.name] for site in sites},

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.discovery import branch_of, fingerprint
+from secateur.discovery import branches_of, fingerprint
 from secateur.errors import InputError
 from secateur.families import Family, branches, family_of
 from secateur.modeling import rebuild_
@@ -26,8 +26,7 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
     """
     rebuild = _rebuild(model, plan)
     # Weights about to be replaced need no copy: the copy may hold the originals until then.
-    memo = {id(p): p for path in rebuild.recipe["modules"] for p in _parameters(model, path)}
-    pruned = copy.deepcopy(model, memo)
+    pruned = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
     _carry_out_(pruned, rebuild)
     return pruned
 
@@ -38,11 +37,11 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
-def _parameters(model: nn.Module, path: str) -> list[nn.Parameter]:
-    try:
-        return list(model.get_submodule(path).parameters())
-    except AttributeError:  # A module that the recipe adds.
-        return []
+def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
+    """The parameters, by name, of the modules that the recipe replaces (not of those that it adds)."""
+    modules = dict(model.named_modules())
+    paths = [path for path in rebuild.recipe["modules"] if path in modules]
+    return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
@@ -53,8 +52,7 @@ def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
     cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
     heads: dict[str, Tensor] = {}
     by_channel: dict[str, dict[str, Site]] = {}
-    for site in cut:
-        branch = branch_of(model, site)
+    for site, branch in branches_of(model, cut).items():
         if site.unit in ("qk_channel", "vo_channel"):
             by_channel.setdefault(branch.name, {})[site.unit] = site
             continue
@@ -122,19 +120,12 @@ def _slots(mask: Tensor, width: int, in_place: bool) -> Tensor | None:
 
 
 def _carry_out_(model: nn.Module, rebuild: Rebuild) -> None:
-    flags = {f"{path}.{n}": p.requires_grad for path in rebuild.recipe["modules"] for n, p in _named(model, path)}
+    flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
     rebuild_(model, rebuild.recipe, device="meta")
     model.load_state_dict(rebuild.tensors, strict=False, assign=True)
     for name, flag in flags.items():
         model.get_parameter(name).requires_grad_(flag)
     _describe_(model, rebuild.recipe)
-
-
-def _named(model: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
-    try:
-        return list(model.get_submodule(path).named_parameters())
-    except AttributeError:  # A module that the recipe adds.
-        return []
 
 
 def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:

@@ -73,5 +73,5 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
 
 
 def _masked_logits(model: nn.Module, plan: Plan, task: Task, batch: Batch) -> Tensor:
-    with masked(model, plan, plan.sites):
+    with masked(model, plan):
         return task.logits(model, batch)

@@ -55,7 +55,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # Loading takes less than reading of it; our own bars show what takes time.
-    place = _device(device)
+    place = device_named(device)
     path = _folder(name)
     try:
         config = AutoConfig.from_pretrained(path)
@@ -172,7 +172,8 @@ def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """A device by name; "auto" is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -17,7 +17,7 @@ from secateur.cli.pipeline import prune_folder
 from secateur.criteria import Criterion, criterion_named
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
-from secateur.planning import Plan
+from secateur.planning import Plan, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
 from secateur.scores import Scores
 from secateur.sweep import sweep, to_csv
@@ -135,7 +135,12 @@ def plan(
     """Choose which units stay, under a budget: writes a plan (JSON)."""
     _require_new_file(out)
     made = secateur.plan(
-        Scores.load(scores), keep=keep, flops=flops, params=params, align=_align(align, "cpu"), per_head=per_head
+        Scores.load(scores),
+        keep=keep,
+        flops=flops,
+        params=params,
+        align=_align(align, inputs.device_named("auto").type),
+        per_head=per_head,
     )
     made.save(out)
     document = {"out": str(out), "budget": made.budget, "stay": {name: len(made[name]) for name in made}}
@@ -182,6 +187,8 @@ def prune(
     budget = {"keep": keep, "flops": flops, "params": params}
     if plan_file is not None and any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
+    if plan_file is None:
+        the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
     given = Plan.load(plan_file) if plan_file is not None else None
     shapes = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(

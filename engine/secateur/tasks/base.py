@@ -124,10 +124,14 @@ class Task(ABC):
             logger.warning("%d of %d inputs are longer than max_length=%d and were cut", too_long, len(encoded), limit)
         return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
 
-    def _check_label(self, value: str, number: int) -> None:
-        if self.labels is not None and value not in self.labels:
-            expected = ", ".join(map(repr, self.labels[:12])) + (" ..." if len(self.labels) > 12 else "")
-            raise InputError(f"examples, row {number}: expected a target among the labels {expected}, got {value!r}")
+    def _targets(self, examples: Sequence[Example]) -> list[str]:
+        """The targets, which must be text, and among the labels of a closed task."""
+        targets = texts(examples, "target")
+        for number, target in enumerate(targets, start=1):
+            if self.labels is not None and target not in self.labels:
+                expected = ", ".join(map(repr, self.labels[:12])) + (" ..." if len(self.labels) > 12 else "")
+                raise InputError(f"examples, row {number}: expected a target among the labels {expected}, got {target!r}")
+        return targets
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -40,10 +40,7 @@ class CausalLM(Task):
         inputs = self._tokenize(texts(examples, "input"))
         if all_labels:
             return [self._item(row, ids, t) for row, ids in enumerate(inputs) for t in self._label_ids()]
-        targets = texts(examples, "target")
-        for number, target in enumerate(targets, start=1):
-            self._check_label(target, number)
-        encoded = self._tokenize(targets, add_special_tokens=False)
+        encoded = self._tokenize(self._targets(examples), add_special_tokens=False)
         return [self._item(row, *pair) for row, pair in enumerate(zip(inputs, encoded, strict=True))]
 
     def _item(self, row: int, prompt: list[int], target: list[int]) -> Item:
@@ -80,8 +77,8 @@ class CausalLM(Task):
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         if self.labels is not None:
-            answers = self._rank(model, examples, max_tokens)
-            right = sum(answer == example["target"] for answer, example in zip(answers, examples, strict=True))
+            targets = self._targets(examples)
+            right = sum(a == b for a, b in zip(self._rank(model, examples, max_tokens), targets, strict=True))
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
         for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):

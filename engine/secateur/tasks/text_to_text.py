@@ -27,10 +27,7 @@ class TextToText(Task):
         if all_labels:
             candidates = self._label_ids()
             return [Item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
-        targets = texts(examples, "target")
-        for number, target in enumerate(targets, start=1):
-            self._check_label(target, number)
-        encoded = self._tokenize_targets(targets)
+        encoded = self._tokenize_targets(self._targets(examples))
         return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:

@@ -1,0 +1,30 @@
+"""What every test starts from: one thread, a fixed seed, small fixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from models import CASES, Case
+from torch import nn
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """A test's random numbers don't depend on which tests ran before, and it hands the default dtype back."""
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.fixture
+def t5_case() -> Case:
+    return CASES["t5-gated"]
+
+
+@pytest.fixture
+def t5(t5_case: Case) -> nn.Module:
+    return t5_case.model()

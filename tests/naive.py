@@ -1,0 +1,141 @@
+"""The formulas as slow loops that share nothing with the engine: gates at hand-written paths, one example at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from models import Case
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Gated:
+    """One linear layer's input or output, and the unit that each of its channels belongs to."""
+
+    path: str
+    side: Literal["input", "output"]
+    unit_of_channel: Tensor
+
+
+def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
+    """Site name to the places that its units' gates multiply.
+
+    Where algebra allows it the place is another one than the engine's: a gate on a head's output is one on its values, and a
+    gate on a value channel is one on the out-projection's input.
+    """
+    c = model.config
+    found: dict[str, list[Gated]] = {}
+    if case.kind == "t5":
+        for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
+            for i in range(layers):
+                block = f"{stack}.block.{i}.layer"
+                kinds = {"self_attention": f"{block}.0.SelfAttention"}
+                if stack == "decoder":
+                    kinds["cross_attention"] = f"{block}.1.EncDecAttention"
+                for kind, path in kinds.items():
+                    names = [f"{path}.{p}" for p in "qkvo"]
+                    found |= _attention(f"{stack}.{i}.{kind}", names, c.num_heads, c.num_heads, c.d_kv, unit)
+                last = 2 if stack == "decoder" else 1
+                wo = f"{block}.{last}.DenseReluDense.wo"
+                found[f"{stack}.{i}.ffn"] = [Gated(wo, "input", torch.arange(c.d_ff))]
+    for i in range(0 if case.kind == "t5" else c.num_hidden_layers):
+        if case.kind == "bert":
+            stack, layer = "encoder", f"bert.encoder.layer.{i}"
+            names = [f"{layer}.attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense")]
+            heads, groups, width, down = c.num_attention_heads, c.num_attention_heads, 6, f"{layer}.output.dense"
+        else:
+            stack, layer = "decoder", f"model.layers.{i}"
+            names = [f"{layer}.self_attn.{p}_proj" for p in "qkvo"]
+            heads, groups, width, down = c.num_attention_heads, c.num_key_value_heads, c.head_dim, f"{layer}.mlp.down_proj"
+        site = f"{stack}.{i}.self_attention"
+        found |= _attention(site, names, heads, groups, width, unit, rotary=case.kind == "decoder", qk=case.qk_channels)
+        found[f"{stack}.{i}.ffn"] = [Gated(down, "input", torch.arange(c.intermediate_size))]
+    return found
+
+
+def _attention(
+    site: str, names: list[str], heads: int, groups: int, width: int, unit: str, rotary: bool = False, qk: bool = True
+) -> dict[str, list[Gated]]:
+    q, k, v, o = names
+    repeat = heads // groups
+    group_of, channel_of = torch.arange(heads * width) // width // repeat, torch.arange(heads * width) % width
+    if unit == "head":
+        return {site: [Gated(v, "output", torch.arange(groups * width) // width)]}
+    found = {f"{site}.vo": [Gated(o, "input", group_of * width + channel_of)]}
+    if qk:
+        # Rotary positions turn channels c and c + width/2 into each other: one unit.
+        pairs = width // 2 if rotary else width
+        of_query = group_of * pairs + channel_of % pairs
+        of_key = torch.arange(groups * width) // width * pairs + torch.arange(groups * width) % width % pairs
+        found[f"{site}.qk"] = [Gated(q, "output", of_query), Gated(k, "output", of_key)]
+    return found
+
+
+@contextmanager
+def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Multiplies each site's channels by its units' gate values inside."""
+    with ExitStack() as stack:
+        for site, of_site in places.items():
+            for place in of_site:
+                factor, module = values[site][place.unit_of_channel], model.get_submodule(place.path)
+                if place.side == "input":
+                    handle = module.register_forward_pre_hook(lambda m, a, f=factor: (a[0] * f.to(a[0].dtype),))
+                else:
+                    handle = module.register_forward_hook(lambda m, a, out, f=factor: out * f.to(out.dtype))
+                stack.callback(handle.remove)
+        yield
+
+
+def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None) -> tuple[Tensor, list[int]]:
+    """One example without batch or padding: logits [target positions, classes] and the wanted class at each."""
+    tokenizer: Any = case.task.tokenizer
+    if case.name == "bert-token":
+        encoded = tokenizer(example["tokens"], is_split_into_words=True)
+        logits, words = model(torch.tensor([encoded["input_ids"]])).logits[0], encoded.word_ids()
+        first = [words.index(word) for word in range(len(example["tokens"]))]
+        names = list(model.config.id2label.values())
+        return logits[first], [names.index(tag) for tag in example["tags"]]
+    ids = tokenizer(example["input"])["input_ids"]
+    target = example["target"] if target is None else target
+    if case.name == "bert-sequence":
+        names = list(model.config.id2label.values())
+        return model(torch.tensor([ids])).logits, [names.index(target)]
+    if case.kind == "t5":
+        gold = tokenizer(target)["input_ids"]
+        decoder_input = torch.tensor([[model.config.decoder_start_token_id, *gold[:-1]]])
+        return model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder_input).logits[0], gold
+    gold = tokenizer(target, add_special_tokens=False)["input_ids"]
+    logits = model(torch.tensor([ids + gold])).logits[0]
+    return logits[len(ids) - 1 : -1], gold
+
+
+def value(logits: Tensor, gold: Sequence[int], kind: str) -> Tensor:
+    """F: the sum over the target's positions, one at a time."""
+    total = logits.new_zeros(())
+    for row, wanted in zip(logits, gold, strict=True):
+        others = torch.cat([row[:wanted], row[wanted + 1 :]])
+        probability = row[wanted].exp() / row.exp().sum()
+        terms = {"probability": probability, "log_probability": probability.log(), "margin": row[wanted] - others.max()}
+        total = total + terms[kind]
+    return total
+
+
+def scores(case: Case, model: nn.Module, unit: str, kind: str, targets: Sequence[Any] | None = None) -> dict[str, Tensor]:
+    """dF/dc of every unit for every example, [examples, units] by site; `targets` replaces the examples' own."""
+    places = gates(case, model, unit)
+    rows: dict[str, list[Tensor]] = {site: [] for site in places}
+    for number, example in enumerate(case.examples):
+        ones = {
+            site: torch.ones(int(of_site[0].unit_of_channel.max()) + 1, dtype=torch.float64, requires_grad=True)
+            for site, of_site in places.items()
+        }
+        with gated(model, places, ones):
+            target = value(*alone(case, model, example, None if targets is None else targets[number]), kind)
+        gradients = torch.autograd.grad(target, list(ones.values()), allow_unused=True)
+        for site, gradient in zip(ones, gradients, strict=True):
+            rows[site].append(torch.zeros_like(ones[site]) if gradient is None else gradient)
+    return {site: torch.stack(of_site) for site, of_site in rows.items()}

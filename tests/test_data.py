@@ -1,0 +1,103 @@
+"""Examples from files: every format gives the same rows."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import secateur
+from secateur.data import read_examples
+
+# A comma, a quote, a line break, characters beyond ASCII, an empty text; a column that nobody asked for.
+ROWS = [
+    {"input": "the cat, sat", "target": "yes", "id": "1"},
+    {"input": 'a "big"\ntree', "target": "no way", "id": "2"},
+    {"input": "größer 東京 🌳", "target": "yes", "id": "3"},
+    {"input": "", "target": "maybe so then", "id": "4"},
+]
+EXPECTED = [{"input": row["input"], "target": row["target"]} for row in ROWS]
+FORMATS = ["jsonl", "json", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz"]
+
+
+def write(path: Path) -> Path:
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+        return path
+    opener: Any = gzip.open if path.name.endswith(".gz") else open
+    with opener(path, "wt", encoding="utf-8", newline="") as file:
+        if kind == "jsonl":
+            file.write("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n")
+        elif kind == "json":
+            json.dump(ROWS, file)
+        else:
+            writer = csv.DictWriter(file, list(ROWS[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_rows(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / f"rows.{name}")
+    assert read_examples(path, ("input", "target")) == EXPECTED
+    assert read_examples(str(path), ("input", "target")) == EXPECTED
+
+
+def test_a_dataset_is_an_iterable_of_rows() -> None:
+    import datasets
+
+    assert read_examples(datasets.Dataset.from_list(ROWS), ("input", "target")) == EXPECTED
+
+
+def test_a_limit_reads_no_further() -> None:
+    def rows() -> Any:
+        yield from ROWS[:2]
+        raise AssertionError("read too far")
+
+    # The row at which reading stops may be looked at, no more.
+    assert read_examples(ROWS, ("input",), limit=2) == [{"input": row["input"]} for row in ROWS[:2]]
+    assert read_examples(rows(), ("input",), limit=1) == [{"input": ROWS[0]["input"]}]
+
+
+def test_the_callers_rows_are_copied() -> None:
+    given = [dict(row) for row in ROWS]
+    read_examples(given, ("input", "target"))[0]["input"] = "changed"
+    assert given == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"input": "a", "target": "b"}\n{oops', r"a\.jsonl', line 2 is not JSON"),
+        ("a.json", b'[{"input": "a"', r"a\.json' is not JSON"),
+        ("a.jsonl", b'{"input": "a", "target": "b"}\n[1]\n', r"row 2: expected an object with 'input', 'target', got list"),
+        ("a.jsonl", b'{"input": "a", "target": "b"}\n{"input": "a"}', r"row 2: expected the column 'target', got 'input'"),
+        ("a.jsonl", b'{"input": null, "target": "b"}', r"row 1: expected a value in column 'input', got null"),
+        ("a.jsonl", b"\xff\xfe\x00", r"cannot read .* as UTF-8 text"),
+        ("a.csv", b"input,label\nx,y\n", r"row 1: expected the column 'target', got 'input', 'label'"),
+        ("a.csv", b"input,target\nx,y\nz\n", r"row 2: expected a value in column 'target', got null"),
+        ("a.csv", b"input,target\n", r"expected at least one example, got none"),
+        ("a.jsonl", b"", r"expected at least one example, got none"),
+        ("a.parquet", b"PAR1 no", r"is not a readable Parquet file"),
+        ("a.jsonl.gz", b"plain text", r"cannot read"),
+        ("a.jsonl.gz", gzip.compress(b'{"input": "a"}')[:-9], r"cannot read"),
+        ("a.txt", b"x", r"expected a file ending in \.jsonl"),
+        ("a.json", b"[", r"is not JSON"),
+    ],
+    ids=[
+        *["line-not-json", "json-cut", "row-not-an-object", "column-missing", "null", "not-utf8", "csv-column-missing"],
+        *["csv-row-short", "csv-header-only", "empty", "parquet-damaged", "not-gzip", "gzip-cut", "unknown-ending", "bracket"],
+    ],
+)
+def test_unusable_files(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(secateur.InputError, match=message):
+        read_examples(tmp_path / name, ("input", "target"))

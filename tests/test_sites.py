@@ -1,0 +1,104 @@
+"""What can be pruned: names, selection, and the cost of a unit against the model's own parameters and FLOPs."""
+
+from __future__ import annotations
+
+import math
+
+import naive
+import pytest
+import torch
+from models import ALL, CASES, Case
+from torch import nn
+
+import secateur
+from secateur import cost
+
+
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_sites_are_those_of_the_hand_written_table(case: Case, unit: str) -> None:
+    model = case.model()
+    expected = {name: int(places[0].unit_of_channel.max()) + 1 for name, places in naive.gates(case, model, unit).items()}
+    assert {site.name: site.units for site in secateur.sites(model, unit=unit)} == expected  # type: ignore[arg-type]
+
+
+def test_sites_come_in_forward_order(t5: nn.Module) -> None:
+    encoder = [f"encoder.{i}.{kind}" for i in range(3) for kind in ("self_attention", "ffn")]
+    decoder = [f"decoder.{i}.{kind}" for i in range(2) for kind in ("self_attention", "cross_attention", "ffn")]
+    assert [site.name for site in secateur.sites(t5)] == encoder + decoder
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("ffn", ["encoder.0.ffn", "encoder.1.ffn", "encoder.2.ffn", "decoder.0.ffn", "decoder.1.ffn"]),
+        ("encoder.attention.1-2", ["encoder.1.self_attention", "encoder.2.self_attention"]),
+        ("decoder.cross,encoder.ffn.0", ["encoder.0.ffn", "decoder.0.cross_attention", "decoder.1.cross_attention"]),
+        ("encoder.2.self_attention", ["encoder.2.self_attention"]),
+        ("decoder.self.1, encoder.ffn.2", ["encoder.2.ffn", "decoder.1.self_attention"]),
+    ],
+)
+def test_selection(t5: nn.Module, select: str, expected: list[str]) -> None:
+    assert [site.name for site in secateur.sites(t5, select=select)] == expected
+
+
+def test_selection_of_channels(t5: nn.Module) -> None:
+    found = secateur.sites(t5, unit="channel", select="encoder.0.qk")
+    assert [site.name for site in found] == ["encoder.0.self_attention.qk"]
+
+
+@pytest.mark.parametrize("select", ["mlp", "ffn.x-3", "", "ffn..1", "layer9", "ffn.7"])
+def test_bad_selection(t5: nn.Module, select: str) -> None:
+    with pytest.raises(secateur.InputError, match=r"^sites: .*(expected words of|selects none)"):
+        secateur.sites(t5, select=select)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
+    """Everything in the projections belongs to a unit, save the out-projections' biases."""
+    model = case.model()
+    marks = ("SelfAttention", "EncDecAttention", "DenseReluDense", "self_attn.", "mlp.", "encoder.layer.")
+    aside = ("norm", "Norm", "relative_attention_bias", "output.dense.bias")
+    expected = sum(
+        p.numel() for name, p in model.named_parameters() if any(m in name for m in marks) and not any(a in name for a in aside)
+    )
+    assert sum(site.parameters * site.units for site in secateur.sites(model)) == expected
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_unit_flops_are_what_torch_counts(case: Case) -> None:
+    """Removing one unit anywhere saves exactly the FLOPs that its site tells, attention's core included."""
+    model = case.model()
+    model.set_attn_implementation("eager")  # Its matrix products are counted one by one on every device.
+    source, target = 7, 5
+    ids = torch.arange(4, 4 + source).unsqueeze(0)
+    inputs = {"input_ids": ids}
+    tokens = {"encoder": float(source), "decoder": float(source)}
+    if case.kind == "t5":
+        inputs["decoder_input_ids"], tokens["decoder"] = ids[:, :target], float(target)
+    dense = cost.flops(model, inputs)
+    sites = tuple(secateur.sites(model))
+    for site in sites:
+        kept = {other.name: torch.arange(other.units) for other in sites}
+        kept[site.name] = kept[site.name][:-1]
+        pruned = secateur.prune(model, secateur.Plan(kept, sites, _fingerprint(model), {}))
+        pruned.set_attn_implementation("eager")
+        assert dense - cost.flops(pruned, inputs) == cost.unit_cost(site, "flops", tokens), site.name
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_parameters_counts_tied_ones_once(case: Case) -> None:
+    model = case.model()
+    distinct = {p.data_ptr(): math.prod(p.shape) for p in model.parameters()}
+    assert cost.parameters(model) == sum(distinct.values())
+
+
+def test_units_map_to_whole_groups_under_gqa() -> None:
+    model = CASES["llama"].model()
+    assert {site.units for site in secateur.sites(model, select="attention")} == {3}
+
+
+def _fingerprint(model: nn.Module) -> str:
+    from secateur.discovery import fingerprint
+
+    return fingerprint(model)
