@@ -59,7 +59,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
-        raise InputError(f"model: expected a model class of transformers in {str(path)!r}, got {name!r}")
+        raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
     cls: Any = pruned_class(stock) if "secateur" in config else stock
     model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
     for parameter in model.parameters():

@@ -36,7 +36,7 @@ class Rebuild:
         spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None}
         self.tensors[f"{path}.weight"] = weight.contiguous()
         if bias is not None:
-            self.tensors[f"{path}.bias"] = bias.detach()
+            self.tensors[f"{path}.bias"] = bias.detach().clone()
         if scatter is not None:
             spec["scatter"] = len(scatter)
         if gather is not None:
