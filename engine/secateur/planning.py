@@ -91,7 +91,8 @@ def plan(
     Exactly one budget. keep: the share of units that stays at every site (one at least; a fraction of a unit counts as
     one). flops, params: the share of the multiply-adds, or weights, of the model's layers that may remain (FLOPs at the mean
     length of the scored examples), spent at one rate for all sites and met to within one unit. align: FFN widths are multiples
-    of it, rounded up, under a keep budget, and down otherwise. per_head: channels are ranked within each head, the same
+    of it, and with per_head the channels of a head of it or of 8, if that is less; rounded up under a keep budget, and down
+    otherwise. per_head: channels are ranked within each head, the same
     number for each, so that heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be
     met; the message says what can.
     """
@@ -129,7 +130,7 @@ def _step(site: Site, align: int, per_head: bool) -> int:
     """Units that come or go together."""
     if site.unit == "neuron":
         return align
-    return site.groups if per_head and site.unit.endswith("channel") else 1
+    return site.groups * min(align, 8) if per_head and site.unit.endswith("channel") else 1
 
 
 def _aligned(site: Site, wanted: float, align: int, per_head: bool) -> int:

@@ -47,6 +47,7 @@ def sweep(
     batch: Mapping[str, Tensor],
     *,
     align: int = 1,
+    per_head: bool = False,
     progress: Callable[[Iterable[float], int], Iterable[float]] | None = None,
     visit: Callable[[float, Plan, nn.Module], None] | None = None,
 ) -> list[Point]:
@@ -58,7 +59,7 @@ def sweep(
     dense = evaluate(model, task, rows)
     points: list[Point] = []
     for keep in progress(keeps, len(keeps)) if progress else keeps:
-        chosen = plan(scores, keep=keep, align=align)
+        chosen = plan(scores, keep=keep, align=align, per_head=per_head)
         pruned = prune(model, chosen)
         result = evaluate(pruned, task, rows)
         report = benchmark(model, pruned, [batch])

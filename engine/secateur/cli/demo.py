@@ -16,13 +16,14 @@ from secateur.cli.pipeline import prune_folder
 from secateur.errors import InputError
 from secateur.files import new_folder
 from secateur.plots import sweep_plot
+from secateur.site import AttentionUnit
 from secateur.sweep import sweep, to_csv
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 BATCH_SIZE, LENGTH = 32, 64
 
 
-def run(out: Path, name: str, keep: float) -> tuple[dict[str, Any], list[Table | str]]:
+def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[str, Any], list[Table | str]]:
     """Scores the built-in model on one task's calibration examples, prunes it at several rates, compares them on the task's
     test examples, and writes the model pruned at `keep` with the sweep's table and plot."""
     if name not in builtin.tasks():
@@ -32,15 +33,16 @@ def run(out: Path, name: str, keep: float) -> tuple[dict[str, Any], list[Table |
         rows = inputs.read(f"builtin:{name}", loaded.task, None)
         held_out = inputs.read(f"builtin:{name}.test", loaded.task, None)
         task = inputs.make_task(loaded, "auto", rows, None)
-        scores = secateur.attribute(loaded.model, task, rows, progress=output.batch_progress)
+        scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])
-        points = sweep(loaded.model, task, scores, held_out, KEEPS, batch, progress=output.step_progress)
-        plan = secateur.plan(scores, keep=keep)
+        points = sweep(loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress)
+        plan = secateur.plan(scores, keep=keep, per_head=True)
         report, shown = prune_folder(
             loaded, task, plan, folder / "model", rows=rows, held_out=held_out, shapes=([1, 8, BATCH_SIZE], [LENGTH])
         )
         document = {
             "task": name,
+            "unit": unit,
             "batch": {"size": BATCH_SIZE, "tokens": LENGTH},
             "sweep": [point.to_json() for point in points],
             "pruned": {**report, "out": str(out / "model")},

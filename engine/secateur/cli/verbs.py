@@ -64,6 +64,7 @@ Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; must not exist yet.")] = Path("demo-out"),
     task: Annotated[str, typer.Option(help="Which of the built-in tasks.")] = "language",
+    unit: UnitOption = "channel",
     keep: Annotated[float, typer.Option(help="The rate at which the pruned model is written.")] = 0.5,
     threads: Threads = None,
     as_json: Json = False,
@@ -72,7 +73,7 @@ def demo(
     from secateur.cli.demo import run
 
     _threads(threads)
-    document, shown = run(out, task, keep)
+    document, shown = run(out, task, keep, _unit(unit))
     output.emit(document, as_json, *shown)
 
 
@@ -277,6 +278,7 @@ def sweep_(
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
     align: Align = "1",
+    per_head: PerHead = False,
     batch_size: Annotated[int, typer.Option(help="Of the timed batch.", min=1)] = 32,
     length: Annotated[int, typer.Option(help="Tokens of the timed batch.", min=1)] = 64,
     device: Device = "auto",
@@ -299,7 +301,7 @@ def sweep_(
     )  # fmt: skip
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     points = sweep(
-        loaded.model, job, scores, held_out, rates, batch, align=_align(align, loaded.device),
+        loaded.model, job, scores, held_out, rates, batch, align=_align(align, loaded.device), per_head=per_head,
         progress=output.step_progress,
     )  # fmt: skip
     document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}
