@@ -71,8 +71,8 @@ class Scores(Mapping[str, Tensor]):
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("secateur", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about["format"] != FORMAT:
-                raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
+            if about.get("format") != FORMAT:
+                raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about.get('format')!r}")
             return cls._from(about, tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
