@@ -28,3 +28,11 @@ def t5_case() -> Case:
 @pytest.fixture
 def t5(t5_case: Case) -> nn.Module:
     return t5_case.model()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, visibly, where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

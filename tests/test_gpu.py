@@ -1,0 +1,29 @@
+"""The flow on a CUDA device: the same scores, plans and equality as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models import CASES, Case
+
+import secateur
+from secateur.site import AttentionUnit
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("unit", ["head", "channel"])
+def test_the_flow_on_cuda_equals_the_flow_on_the_cpu(case: Case, unit: AttentionUnit) -> None:
+    model = case.model()
+    expected = secateur.attribute(model, case.task, case.examples, unit=unit)
+    model.to("cuda")
+    scores = secateur.attribute(model, case.task, case.examples, unit=unit)
+    for name in expected:
+        torch.testing.assert_close(scores[name], expected[name], rtol=1e-3, atol=1e-6)
+    plan = secateur.plan(scores, keep=0.5)
+    pruned = secateur.prune(model, plan)
+    items = case.task.items(model, case.examples)
+    batches = list(case.task.batches(items, torch.device("cuda"), 60))
+    assert secateur.verify(model, pruned, plan, case.task, batches).holds
+    secateur.evaluate(pruned, case.task, case.examples)
