@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import platform
 import statistics
@@ -91,7 +92,8 @@ def synthetic_batches(
     model: nn.Module, batch_sizes: Sequence[int], lengths: Sequence[int], *, target_length: int = 8
 ) -> list[dict[str, Tensor]]:
     """Unpadded batches of seeded random ids for each batch size and length; targets of `target_length` for a decoder that
-    has an encoder."""
+    has an encoder. A decoder alone gives the last position's logits only, as in scoring and in the first step of
+    generating."""
     config: Any = model.config
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -102,6 +104,8 @@ def synthetic_batches(
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
             if config.is_encoder_decoder:
                 batch["decoder_input_ids"] = ids[:, :1].expand(-1, target_length).contiguous()
+            elif "logits_to_keep" in inspect.signature(model.forward).parameters:
+                batch["logits_to_keep"] = torch.tensor([-1], device=device)
             found.append(batch)
     return found
 
@@ -188,6 +192,9 @@ def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -
             reasons.append(f"the batch is too small: the dense model runs at {share:.0%} of its FLOP/s at the best shape")
         if odd:
             reasons.append(f"{len(odd)} of {len(widths)} FFN widths are no multiples of {align} (plan with align={align})")
+        if timing.speedup_high >= 0.85 * timing.flops_speedup:
+            low, high = timing.speedup_low, timing.speedup_high
+            reasons.append(f"the runs scatter (quartiles {low:.2f} to {high:.2f}): was the machine busy?")
         if not reasons:
             reasons.append("element-wise work and memory traffic, which pruning does not shrink as much")
         shape = f"batch {timing.batch_size} x {timing.length}"
