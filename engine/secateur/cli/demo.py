@@ -53,7 +53,8 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         (folder / "sweep.png").write_bytes(sweep_plot(points, f"built-in T5 pruned for {name!r}, no retraining"))
     kind = f"labels {', '.join(task.labels)}" if task.labels else "open targets"
     head = (
-        f"Task {name!r} ({kind}): {len(rows)} examples to score on, {len(held_out)} to test on; batch {BATCH_SIZE} x {LENGTH}"
+        f"Task {name!r} ({kind}): {len(rows)} examples to score on, {len(held_out)} to test on. Neurons and attention {unit}s "
+        f"are pruned at every layer; batch {BATCH_SIZE} x {LENGTH}"
     )
     return document, [
         head,
