@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from secateur.scores import Scores
     from secateur.site import Site
     from secateur.surgery import prune, prune_
+    from secateur.sweeping import sweep
     from secateur.tasks import CausalLM, SequenceClassification, Task, TextToText, TokenClassification
     from secateur.verification import verify
 
@@ -52,6 +53,7 @@ _HOMES = {
     "prune_": "secateur.surgery",
     "save": "secateur.export",
     "sites": "secateur.discovery",
+    "sweep": "secateur.sweeping",
     "verify": "secateur.verification",
 }
 
@@ -78,6 +80,7 @@ __all__ = [
     "prune_",
     "save",
     "sites",
+    "sweep",
     "verify",
 ]
 

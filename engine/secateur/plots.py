@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.benchmarking import Report
-from secateur.sweep import Point
+from secateur.sweeping import Point
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
 

@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.files import new_folder
 from secateur.plots import sweep_plot
 from secateur.site import AttentionUnit
-from secateur.sweep import sweep, to_csv
+from secateur.sweeping import sweep, to_csv
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 BATCH_SIZE, LENGTH = 32, 64

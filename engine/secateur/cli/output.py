@@ -16,7 +16,7 @@ from secateur.cost import parameters
 from secateur.planning import Plan
 from secateur.scores import Scores
 from secateur.site import Site
-from secateur.sweep import Point
+from secateur.sweeping import Point
 from secateur.tasks import Batch
 
 T = TypeVar("T")

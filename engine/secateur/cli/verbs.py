@@ -20,7 +20,7 @@ from secateur.files import new_folder, require_absent
 from secateur.planning import Plan, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
 from secateur.scores import Scores
-from secateur.sweep import sweep, to_csv
+from secateur.sweeping import sweep, to_csv
 
 app = typer.Typer(
     help="Cut a multi-task language model down to the one task that you run.",
