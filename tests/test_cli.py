@@ -111,6 +111,11 @@ def test_sweep(run: Run) -> None:
     assert sorted(path.name for path in Path("w").iterdir()) == ["scores.safetensors", "sweep.csv", "sweep.json", "sweep.png"]
 
 
+def test_version(run: Run) -> None:
+    result = run("--version")
+    assert (result.code, result.out.strip()) == (0, secateur.__version__)
+
+
 def test_open_targets(run: Run) -> None:
     result = run("evaluate builtin --data builtin:question --examples 8 --json")
     assert result.document["metric"] == "exact match"

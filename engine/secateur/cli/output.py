@@ -134,4 +134,4 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True)
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)

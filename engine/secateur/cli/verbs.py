@@ -29,6 +29,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(secateur.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
 Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV or Parquet file, Hub name, or builtin:TASK.")]
 Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
