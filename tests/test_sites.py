@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import ALL, CASES, Case
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 from secateur import cost
@@ -102,3 +103,18 @@ def _fingerprint(model: nn.Module) -> str:
     from secateur.discovery import fingerprint
 
     return fingerprint(model)
+
+
+def test_models_of_equal_shapes_and_other_heads_do_not_share_a_fingerprint() -> None:
+    """Four heads of six channels and six of four have the same weights' shapes, and not the same units."""
+
+    def bert(heads: int) -> nn.Module:
+        config = BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=heads, intermediate_size=37)
+        return BertForSequenceClassification(config)
+
+    four, six = bert(4), bert(6)
+    sites = tuple(secateur.sites(four))
+    plan = secateur.Plan({site.name: torch.arange(2) for site in sites}, sites, _fingerprint(four), {})
+    with pytest.raises(secateur.InputError, match="expected a plan of this model"):
+        secateur.prune(six, plan)
+    secateur.prune(bert(4), plan)

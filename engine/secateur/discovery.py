@@ -56,10 +56,10 @@ def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[P
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the architecture and the shapes of all parameters: scores and plans belong to models that share it."""
-    config = getattr(model, "config", None)
+    """A hash of the architecture, its branches (heads and widths) and the shapes of all parameters, not of their values:
+    scores and plans belong to models that share it, such as fine-tuned copies of one checkpoint."""
     shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
-    text = json.dumps([getattr(config, "model_type", type(model).__name__), shapes])
+    text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
