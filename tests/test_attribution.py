@@ -218,3 +218,12 @@ def test_progress_sees_every_batch(t5_case: Case) -> None:
     assert len(seen) > 1
     assert sum(rows for rows, _ in seen) == len(t5_case.examples)
     assert {items for _, items in seen} == {len(t5_case.examples)}
+
+
+def test_lengths_of_the_stacks_do_not_depend_on_which_sites_are_scored(t5_case: Case) -> None:
+    """They weigh the FLOPs of all layers: a selection within the decoder once took the inputs' length for the targets'."""
+    model = t5_case.model()
+    whole = secateur.attribute(model, t5_case.task, t5_case.examples)
+    part = secateur.attribute(model, t5_case.task, t5_case.examples, select="decoder.ffn")
+    assert part.tokens == whole.tokens
+    assert part.tokens["decoder"] < part.tokens["encoder"]

@@ -48,7 +48,7 @@ def attribute(
     totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
     kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
-    ports = scored_ports(model, chosen)
+    ports, layers = scored_ports(model, chosen), sites(model)
     with undisturbed(model), torch.enable_grad():
         for batch in progress(batches, len(items)) if progress else batches:
             for site, scores in batch_scores(model, task, batch, criterion, ports).items():
@@ -61,11 +61,11 @@ def attribute(
     return Scores(
         units=totals,
         sites=tuple(chosen),
-        layers=tuple(sites(model)),
+        layers=tuple(layers),
         fingerprint=fingerprint(model),
         criterion=criterion.to_json(),
         examples=len(rows),
-        tokens=_mean_tokens(chosen, items),
+        tokens=_mean_tokens(layers, items),
         per_example=kept,
     )
 
@@ -121,8 +121,9 @@ def _require_variety(task: Task, criterion: Criterion, rows: list[Example]) -> N
         raise InputError(f"examples: expected at least two different targets, got {targets.pop()!r} in all {len(rows)} rows")
 
 
-def _mean_tokens(chosen: list[Site], items: list[Item]) -> dict[str, float]:
+def _mean_tokens(layers: list[Site], items: list[Item]) -> dict[str, float]:
+    """Tokens an example in each stack: a decoder that has an encoder runs over the target, one alone over the input."""
     inputs = sum(len(item.input_ids) for item in items) / len(items)
     targets = sum(len(item.target) for item in items) / len(items)
-    has_encoder = any(site.stack == "encoder" or site.kind == "cross_attention" for site in chosen)
+    has_encoder = any(site.stack == "encoder" for site in layers)
     return {"encoder": inputs, "decoder": targets if has_encoder else inputs}

@@ -127,7 +127,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: int, seconds: float) -> Timing:
-    options = {} if "decoder_input_ids" not in batch and not _caches(dense) else {"use_cache": False}
+    options = {"use_cache": False} if _caches(dense) else {}
     start = time.perf_counter()
     for _ in range(3):
         _seconds(dense, batch, options)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import InputError
+from secateur.errors import InputError, first_line
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
@@ -81,7 +81,7 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
         try:
             table = pyarrow.parquet.read_table(path)
         except (OSError, ValueError) as error:
-            raise InputError(f"data: {str(path)!r} is not a readable Parquet file: {_first_line(error)}") from error
+            raise InputError(f"data: {str(path)!r} is not a readable Parquet file: {first_line(error)}") from error
         return iter(table.to_pylist())
     try:
         raw = path.read_bytes()
@@ -117,11 +117,7 @@ def _hub_rows(name: str) -> Iterator[Any]:
     try:
         return iter(datasets.load_dataset(repository, split=split or "train"))
     except Exception as error:  # The Hub client raises many kinds; each means that this name gives no data.
-        raise InputError(f"data: no such file or Hub data set: {name!r} ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 
 
 def _names(columns: Iterable[str]) -> str:

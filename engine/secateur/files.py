@@ -45,10 +45,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
-def require_absent(path: str | Path) -> None:
-    """Raises InputError if the output exists or its parent does not."""
+def require_absent(path: str | Path, kind: str = "folder") -> None:
+    """Raises InputError if the output, a file or a folder, exists or its parent does not."""
     if Path(path).exists():
-        raise InputError(f"out: expected a folder that does not exist yet, got {str(path)!r}, which exists")
+        raise InputError(f"out: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
     _require_parent(Path(path))
 
 

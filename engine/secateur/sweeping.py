@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.benchmarking import Timing, benchmark
+from secateur.benchmarking import benchmark
 from secateur.data import Examples, read_examples
 from secateur.evaluation import evaluate
-from secateur.planning import Plan, plan
+from secateur.planning import plan
 from secateur.scores import Scores
 from secateur.surgery import prune
 from secateur.tasks import Evaluation, Task
@@ -49,33 +49,30 @@ def sweep(
     align: int = 1,
     per_head: bool = False,
     progress: Callable[[Iterable[float], int], Iterable[float]] | None = None,
-    visit: Callable[[float, Plan, nn.Module], None] | None = None,
 ) -> list[Point]:
     """Prunes at each rate, evaluates on the examples and times one batch, interleaved with the dense model.
 
-    The first point is the dense model. visit: called with each rate, plan and pruned model before it is dropped.
+    The first point is the dense model.
     """
     rows = read_examples(examples, task.columns)
     dense = evaluate(model, task, rows)
     points: list[Point] = []
     for keep in progress(keeps, len(keeps)) if progress else keeps:
-        chosen = plan(scores, keep=keep, align=align, per_head=per_head)
-        pruned = prune(model, chosen)
+        pruned = prune(model, plan(scores, keep=keep, align=align, per_head=per_head))
         result = evaluate(pruned, task, rows)
         report = benchmark(model, pruned, [batch])
         (timing,) = report.timings
+        rates = timing.examples_per_second
         if not points:
-            points.append(_point(1.0, dense, report.dense_parameters, timing.dense_flops, timing.dense_ms, timing))
-        points.append(_point(keep, result, report.pruned_parameters, timing.pruned_flops, timing.pruned_ms, timing))
-        if visit is not None:
-            visit(keep, chosen, pruned)
+            point = _point(1.0, dense, report.dense_parameters, timing.dense_flops, timing.dense_ms, 1.0, rates[0])
+            points.append(point)
+        point = _point(keep, result, report.pruned_parameters, timing.pruned_flops, timing.pruned_ms, timing.speedup, rates[1])
+        points.append(point)
     return points
 
 
-def _point(keep: float, result: Evaluation, parameters: int, flops: int, milliseconds: float, timing: Timing) -> Point:
-    speedup = 1.0 if keep == 1.0 else timing.speedup
-    rate = 1e3 * timing.batch_size / milliseconds
-    return Point(keep, result.metric, result.value, result.low, result.high, parameters, flops, milliseconds, speedup, rate)
+def _point(keep: float, result: Evaluation, *measured: Any) -> Point:
+    return Point(keep, result.metric, result.value, result.low, result.high, *measured)
 
 
 def to_csv(points: Sequence[Point]) -> str:

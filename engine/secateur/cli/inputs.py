@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur import export, tasks
 from secateur.data import Example, read_examples
-from secateur.errors import InputError
+from secateur.errors import InputError, first_line
 
 TASK_FILE = "secateur.json"
 TASKS: dict[str, type[tasks.Task]] = {
@@ -60,7 +60,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"model: no such model folder or Hub model: {name!r} ({_first_line(error)})") from error
+        raise InputError(f"model: no such model folder or Hub model: {name!r} ({first_line(error)})") from error
     remembered = _remembered(Path(path))
     kind = task or remembered.get("task") or _task_of(config)
     if kind not in TASKS:
@@ -71,7 +71,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
         model = _load(path, config, TASKS[kind].auto_class, options)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {_first_line(error)}") from error
+        raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
     return Loaded(model.to(place).eval(), tokenizer, stored, kind, remembered.get("labels"))
 
 
@@ -180,8 +180,4 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: {name!r} cannot be used: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"device: {name!r} cannot be used: {first_line(error)}") from error

@@ -124,7 +124,7 @@ def attribute(
 ) -> None:
     """Score each unit by what it does for a task: writes scores (safetensors)."""
     _threads(threads)
-    _require_new_file(out)
+    require_absent(out, "file")
     chosen = _criterion(criterion, target, over_examples)
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
@@ -150,7 +150,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose which units stay, under a budget: writes a plan (JSON)."""
-    _require_new_file(out)
+    require_absent(out, "file")
     made = secateur.plan(
         Scores.load(scores),
         keep=keep,
@@ -202,11 +202,11 @@ def prune(
     require_absent(out)
     chosen = _criterion(criterion, target, over_examples)
     budget = {"keep": keep, "flops": flops, "params": params}
-    if plan_file is not None and any(value is not None for value in budget.values()):
-        raise InputError("plan: expected --plan or a budget, got both")
     if plan_file is None:
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
-    given = Plan.load(plan_file) if plan_file is not None else None
+    elif any(value is not None for value in budget.values()):
+        raise InputError("plan: expected --plan or a budget, got both")
+    given = None if plan_file is None else Plan.load(plan_file)
     shapes = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
@@ -366,10 +366,3 @@ def _numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
 def _threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _require_new_file(out: Path) -> None:
-    if out.exists():
-        raise InputError(f"out: expected a file that does not exist yet, got {str(out)!r}, which exists")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"out: expected an existing parent folder, got {str(out)!r}")

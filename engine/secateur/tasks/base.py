@@ -110,6 +110,18 @@ class Task(ABC):
         for bucket in buckets(items, max_tokens):
             yield self.collate(bucket, device)
 
+    def _inputs(self, items: Sequence[Item], device: torch.device) -> dict[str, Tensor]:
+        """The items' padded input ids and their mask. Without a padding piece the end mark pads: the mask hides it."""
+        padding = self.tokenizer.pad_token_id
+        sequences = [item.input_ids for item in items]
+        ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device)
+        return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device)}
+
+    def _closed_labels(self) -> list[str]:
+        if self.labels is None:
+            raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
+        return self.labels
+
     def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(texts, truncation=False, **options)["input_ids"]
         return encoded
@@ -160,11 +172,6 @@ def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) ->
     longest = max(1, max(map(len, sequences)))
     rows = [[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences]
     return torch.tensor(rows, dtype=torch.int64, device=device)
-
-
-def attention_mask(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """1 where a right-padded batch has a token, 0 where it is padded."""
-    return (pad([[1] * len(sequence) for sequence in sequences], 0, device) == 1).long()
 
 
 def proportion(metric: str, right: int, total: int) -> Evaluation:

@@ -18,10 +18,8 @@ from secateur.tasks.base import (
     Item,
     Target,
     Task,
-    attention_mask,
     bootstrap,
     model_device,
-    pad,
     proportion,
     texts,
 )
@@ -39,7 +37,8 @@ class CausalLM(Task):
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         inputs = self._tokenize(texts(examples, "input"))
         if all_labels:
-            return [self._item(row, ids, t) for row, ids in enumerate(inputs) for t in self._label_ids()]
+            candidates = self._label_ids()
+            return [self._item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
         encoded = self._tokenize(self._targets(examples), add_special_tokens=False)
         return [self._item(row, *pair) for row, pair in enumerate(zip(inputs, encoded, strict=True))]
 
@@ -58,8 +57,6 @@ class CausalLM(Task):
         return Item(row, [*prompt, *target], target)
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        inputs = [item.input_ids for item in items]
-        given = {"input_ids": pad(inputs, self._padding(), device), "attention_mask": attention_mask(inputs, device)}
         # Logits are wanted at these positions alone: the vocabulary is the widest matrix of a small decoder.
         wanted = [range(len(i.input_ids) - len(i.target) - 1, len(i.input_ids) - 1) for i in items]
         positions = sorted({position for span in wanted for position in span})
@@ -68,7 +65,9 @@ class CausalLM(Task):
         for row, (span, item) in enumerate(zip(wanted, items, strict=True)):
             labels[row, [column[position] for position in span]] = torch.tensor(item.target)
         rows = [item.row for item in items]
-        return Batch(given, labels.to(device), rows, {"positions": torch.tensor(positions, device=device)})
+        return Batch(
+            self._inputs(items, device), labels.to(device), rows, {"positions": torch.tensor(positions, device=device)}
+        )
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=batch.extra["positions"])
@@ -91,7 +90,7 @@ class CausalLM(Task):
         )
 
     def _rank(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[str]:
-        labels: list[str] = self.labels or []
+        labels = self._closed_labels()
         # items() orders by example, then label: number them so, to put the scores back.
         items = [Item(k, i.input_ids, i.target) for k, i in enumerate(self.items(model, examples, all_labels=True))]
         scores = torch.empty(len(items))
@@ -100,14 +99,8 @@ class CausalLM(Task):
         return [labels[int(best)] for best in scores.view(len(examples), len(labels)).argmax(1)]
 
     def _label_ids(self) -> list[list[int]]:
-        if self.labels is None:
-            raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
-        return self._tokenize(self.labels, add_special_tokens=False)
+        return self._tokenize(self._closed_labels(), add_special_tokens=False)
 
     def _start(self) -> int:
         start = self.tokenizer.bos_token_id
         return int(start if start is not None else self.tokenizer.eos_token_id)
-
-    def _padding(self) -> int:
-        padding = self.tokenizer.pad_token_id
-        return int(padding if padding is not None else self.tokenizer.eos_token_id)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import Batch, Evaluation, Item, Task, attention_mask, model_device, pad, proportion, texts
+from secateur.tasks.base import Batch, Evaluation, Item, Task, model_device, proportion, texts
 
 
 class SequenceClassification(Task):
@@ -30,10 +30,11 @@ class SequenceClassification(Task):
         return [Item(row, ids, [target]) for row, (ids, target) in enumerate(zip(inputs, targets, strict=True))]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        inputs = [item.input_ids for item in items]
-        padding = self.tokenizer.pad_token_id
-        given = {"input_ids": pad(inputs, padding, device), "attention_mask": attention_mask(inputs, device)}
-        return Batch(given, torch.tensor([item.target for item in items], device=device), [item.row for item in items])
+        return Batch(
+            self._inputs(items, device),
+            torch.tensor([item.target for item in items], device=device),
+            [item.row for item in items],
+        )
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         output: Any = model(**batch.inputs)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data import Example
-from secateur.errors import InputError
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, model_device, pad, proportion, texts
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, model_device, pad, proportion, texts
 
 
 class TextToText(Task):
@@ -31,11 +30,8 @@ class TextToText(Task):
         return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        padding = self.tokenizer.pad_token_id
-        inputs = [item.input_ids for item in items]
         labels = pad([item.target for item in items], IGNORED, device)
-        given = {"input_ids": pad(inputs, padding, device), "attention_mask": attention_mask(inputs, device)}
-        return Batch(given, labels, [item.row for item in items])
+        return Batch(self._inputs(items, device), labels, [item.row for item in items])
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # type: ignore[operator]
@@ -75,9 +71,7 @@ class TextToText(Task):
         return self.target(model, expanded, "log_probability").view(rows, count)
 
     def _label_ids(self) -> list[list[int]]:
-        if self.labels is None:
-            raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
-        return self._tokenize_targets(self.labels)
+        return self._tokenize_targets(self._closed_labels())
 
     def _tokenize_targets(self, targets: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(text_target=targets)["input_ids"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, attention_mask, bootstrap, model_device, pad, proportion
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, bootstrap, model_device, pad, proportion
 from secateur.tasks.sequence import class_names, class_number
 
 
@@ -47,10 +47,9 @@ class TokenClassification(Task):
         return Item(row, encoded["input_ids"], target)
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        inputs = [item.input_ids for item in items]
-        padding = self.tokenizer.pad_token_id
-        given = {"input_ids": pad(inputs, padding, device), "attention_mask": attention_mask(inputs, device)}
-        return Batch(given, pad([item.target for item in items], IGNORED, device), [item.row for item in items])
+        return Batch(
+            self._inputs(items, device), pad([item.target for item in items], IGNORED, device), [item.row for item in items]
+        )
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         output: Any = model(**batch.inputs)
