@@ -11,9 +11,8 @@ from interleaved import compare
 from models import Case
 from torch import Tensor, nn
 
-from secateur.attribution import batch_scores
 from secateur.criteria import GradientActivation
-from secateur.discovery import scored_ports, sites
+from secateur.discovery import sites
 from secateur.gates import undisturbed
 
 
@@ -46,12 +45,12 @@ def taylor(case: Case) -> dict[str, Tensor]:
 def bench_attribution(name: str, benchmark: Any) -> None:
     torch.set_num_threads(1)
     case = models.cases()[name]()
-    ports = scored_ports(case.model, sites(case.model))
+    chosen = sites(case.model)
+    scorer = GradientActivation().scorer(case.model, case.task, chosen, max_tokens=4096)
 
     def attribution() -> None:
         with undisturbed(case.model):
-            scores = batch_scores(case.model, case.task, case.batch, GradientActivation(), ports)
-            assert len(scores) == len(ports)
+            assert len(scorer.scores(case.batch)) == len(chosen)
 
     functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
     benchmark.group = "attribution"

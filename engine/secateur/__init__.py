@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from secateur import cost
     from secateur.attribution import attribute
     from secateur.benchmarking import benchmark
-    from secateur.criteria import Criterion, GradientActivation
+    from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
     from secateur.discovery import sites
     from secateur.errors import InputError
     from secateur.evaluation import evaluate
@@ -36,6 +36,7 @@ _HOMES = {
     "Criterion": "secateur.criteria",
     "GradientActivation": "secateur.criteria",
     "InputError": "secateur.errors",
+    "IntegratedGradients": "secateur.criteria",
     "Plan": "secateur.planning",
     "Scores": "secateur.scores",
     "SequenceClassification": "secateur.tasks",
@@ -62,6 +63,7 @@ __all__ = [
     "Criterion",
     "GradientActivation",
     "InputError",
+    "IntegratedGradients",
     "Plan",
     "Scores",
     "SequenceClassification",

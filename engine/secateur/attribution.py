@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from secateur.criteria import Criterion, GradientActivation
 from secateur.data import Example, Examples, read_examples
-from secateur.discovery import branches_of, fingerprint, scored_ports, sites
+from secateur.discovery import branches_of, fingerprint, sites
 from secateur.errors import InputError
-from secateur.gates import undisturbed, watched
+from secateur.gates import undisturbed
 from secateur.scores import Scores
-from secateur.site import AttentionUnit, Port, Site
+from secateur.site import AttentionUnit, Site
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import model_device
 
+_SAMPLE = 8
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
@@ -45,19 +46,24 @@ def attribute(
     rows = read_examples(examples, _columns(task, criterion))
     _require_variety(task, criterion, rows)
     items = task.items(model, rows, all_labels=criterion.labels == "all")
+    device = model_device(model)
     totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
     kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
-    batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
-    ports, layers = scored_ports(model, chosen), sites(model)
+    batches: Iterable[Batch] = task.batches(items, device, max_tokens)
+    layers = sites(model)
+    scorer = criterion.scorer(model, task, chosen, max_tokens)
     with undisturbed(model), torch.enable_grad():
+        pilot, sample = (task.collate(some, device) for some in _samples(items, max_tokens))
+        scorer.prepare(pilot)
         for batch in progress(batches, len(items)) if progress else batches:
-            for site, scores in batch_scores(model, task, batch, criterion, ports).items():
+            for site, scores in scorer.scores(batch).items():
                 if not torch.isfinite(scores).all():
                     raise InputError(_blame(model, task, batch, chosen))
                 terms = criterion.over(scores.double().cpu())
                 totals[site.name] += terms.sum(0)
                 if kept is not None:
                     kept[site.name].index_add_(0, torch.tensor(batch.rows), terms.float())
+        convergence = scorer.convergence(len(rows), sample)
     return Scores(
         units=totals,
         sites=tuple(chosen),
@@ -67,24 +73,8 @@ def attribute(
         examples=len(rows),
         tokens=_mean_tokens(layers, items),
         per_example=kept,
+        convergence=convergence,
     )
-
-
-def batch_scores(
-    model: nn.Module, task: Task, batch: Batch, criterion: Criterion, ports: Mapping[Site, tuple[Port, ...]]
-) -> dict[Site, Tensor]:
-    """Each example's score of each unit, [B, units] by site. The model's parameters must be frozen (`gates.undisturbed`)."""
-    scores: dict[Site, Tensor] = {}
-
-    def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
-        folded = port.map.fold(criterion.token_sum(activation, gradient))
-        scores[site] = scores[site] + folded if site in scores else folded
-
-    observers = {port: partial(observe, site, port) for site, each in ports.items() for port in each}
-    with watched(model, observers):
-        value = task.target(model, batch, criterion.target).sum()
-    value.backward()  # type: ignore[no-untyped-call]
-    return scores
 
 
 def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> str:
@@ -107,6 +97,14 @@ def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> st
         if not finite:
             return f"model: activations of site {name!r} are not finite (NaN or inf); is the dtype too narrow?"
     return "model: the target or its gradient is not finite (NaN or inf), though all sites' activations are"
+
+
+def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]]:
+    """Twice up to eight items within max_tokens, evenly spaced and without a common one where there are enough."""
+    by_length = sorted(items, key=lambda item: item.length)
+    count = max(1, min(_SAMPLE, len(items) // 2, max_tokens // by_length[-1].length))
+    picked = [by_length[k * len(items) // (2 * count)] for k in range(2 * count)]
+    return picked[::2], picked[1::2]
 
 
 def _columns(task: Task, criterion: Criterion) -> tuple[str, ...]:

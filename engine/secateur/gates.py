@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.discovery import scored_ports
 from secateur.planning import Plan
-from secateur.site import Port
+from secateur.site import Port, Site
+from secateur_kernels import product_sum
 
 Observer = Callable[[Tensor, Tensor], None]
 
@@ -34,10 +36,32 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def gate_gradients(
+    model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], target: Callable[[], Tensor], gate: Tensor | None = None
+) -> tuple[Tensor, dict[Site, Tensor]]:
+    """F [B], and dF/dc of each unit of each site [B, units], by one forward and one backward pass.
+
+    target: runs the model and returns F. gate: as in `watched`, the value of all gates. The model's parameters must be
+    frozen (`undisturbed`).
+    """
+    scores: dict[Site, Tensor] = {}
+
+    def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
+        folded = port.map.fold(product_sum(activation, gradient))
+        scores[site] = scores[site] + folded if site in scores else folded
+
+    observers = {port: partial(observe, site, port) for site, each in ports.items() for port in each}
+    with watched(model, observers, gate):
+        value = target()
+    value.sum().backward()  # type: ignore[no-untyped-call]
+    return value.detach(), {site: scores[site] for site in ports}
+
+
 @contextmanager
-def watched(model: nn.Module, ports: Mapping[Port, Observer]) -> Iterator[None]:
+def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | None = None) -> Iterator[None]:
     """Calls each port's observer with (activation, gradient), both [B, T, channels], during the backward pass.
 
+    gate [B]: multiplies the activations of each example; the observers see the activation before and the gradient after.
     Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
     """
 
@@ -45,9 +69,13 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer]) -> Iterator[None]:
         observe = ports[port]
 
         def watch(activation: Tensor) -> Tensor:
+            held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
+            if gate is not None:
+                activation = activation * gate.to(activation).view(-1, 1, 1)
+            if not torch.is_grad_enabled():
+                return activation
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_(True)
-            held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
             activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
             return activation
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from secateur.convergence import Convergence
 from secateur.errors import InputError
 from secateur.files import write_atomically
 from secateur.site import Site
@@ -27,6 +28,7 @@ class Scores(Mapping[str, Tensor]):
     sites: what the scores are of. layers: every site of the model's layers with attention by heads, which budgets refer to.
     tokens: mean length of the examples in each stack, which weighs FLOPs.
     per_example: site name to float32 [examples, units], in the order of the examples, if it was asked for.
+    convergence: how exact the scores are, where they are integrals.
     """
 
     units: dict[str, Tensor]
@@ -37,6 +39,7 @@ class Scores(Mapping[str, Tensor]):
     examples: int
     tokens: dict[str, float]
     per_example: dict[str, Tensor] | None = field(default=None, repr=False)
+    convergence: Convergence | None = field(default=None, repr=False)
 
     def __getitem__(self, site: str) -> Tensor:
         return self.units[site]
@@ -57,9 +60,11 @@ class Scores(Mapping[str, Tensor]):
             "criterion": self.criterion,
             "examples": self.examples,
             "tokens": self.tokens,
+            "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
         tensors = dict(self.units)
         tensors.update({f"per_example/{name}": value for name, value in (self.per_example or {}).items()})
+        tensors.update({} if self.convergence is None else self.convergence.tensors())
         write_atomically(path, save(tensors, {"secateur": json.dumps(about)}))
 
     @classmethod
@@ -87,6 +92,7 @@ class Scores(Mapping[str, Tensor]):
             if found.shape != (site.units,) or found.dtype != torch.float64:
                 raise ValueError(f"{site.name}: expected float64 [{site.units}], got {found.dtype} {list(found.shape)}")
         examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
+        convergence = about["convergence"]
         return cls(
             units={site.name: tensors[site.name] for site in sites},
             sites=sites,
@@ -96,6 +102,7 @@ class Scores(Mapping[str, Tensor]):
             examples=about["examples"],
             tokens=about["tokens"],
             per_example=examples or None,
+            convergence=None if convergence is None else Convergence.read(convergence, tensors),
         )
 
     def equal(self, other: Scores) -> bool:

@@ -91,6 +91,11 @@ class FeedForward:
     output: str
     width: int
 
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The paths of its linear layers, in forward order."""
+        return (*self.inputs, self.output)
+
     def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
         """Site names of this branch, with unit kind and count."""
         return {self.name: ("neuron", self.width)}
@@ -128,6 +133,11 @@ class Attention:
     head_dim: int
     rotary: bool = False
     channels_refused: str | None = None
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """The paths of its linear layers, in forward order."""
+        return (self.query, self.key, self.value, self.output)
 
     def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
         """Site names of this branch, with unit kind and count."""

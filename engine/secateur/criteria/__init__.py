@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from secateur.criteria.base import Criterion
+from secateur.criteria.base import Criterion, Scorer
 from secateur.criteria.gradient_activation import GradientActivation
+from secateur.criteria.integrated_gradients import IntegratedGradients
 from secateur.errors import InputError
 
 PRESETS: dict[str, Criterion] = {
     "gradient": GradientActivation(),
     "ap": GradientActivation.paper(),
     "ap-unsupervised": GradientActivation.paper_unsupervised(),
+    "ig": IntegratedGradients(),
+    "ig-joint": IntegratedGradients(path="joint"),
 }
 
-__all__ = ["PRESETS", "Criterion", "GradientActivation", "criterion_named"]
+__all__ = ["PRESETS", "Criterion", "GradientActivation", "IntegratedGradients", "Scorer", "criterion_named"]
 
 
 def criterion_named(name: str) -> Criterion:

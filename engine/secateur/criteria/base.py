@@ -1,18 +1,36 @@
-"""The interface of a criterion: one method to override."""
+"""The interface of a criterion: what it is called, and the object that scores batches by it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur.convergence import Convergence
 from secateur.errors import InputError
-from secateur.tasks.base import Target
+from secateur.site import Site
+from secateur.tasks import Batch, Target, Task
 
 OverExamples = Literal["signed", "absolute", "squared"]
 Labels = Literal["given", "all"]
+
+
+class Scorer(ABC):
+    """Scores batches of one task on one model, which is in `gates.undisturbed` all the while."""
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> dict[Site, Tensor]:
+        """Each example's score of each unit, [B, units] by site."""
+
+    def prepare(self, pilot: Batch) -> None:
+        """Called first, with a few of the examples."""
+
+    def convergence(self, examples: int, sample: Batch) -> Convergence | None:
+        """Called last, with a few other examples: how exact the scores of all batches are, where they are approximations."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,8 @@ class Criterion(ABC):
                 raise InputError(f"{field}: expected one of {', '.join(get_args(kind))}, got {getattr(self, field)!r}")
 
     @abstractmethod
-    def token_sum(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        """[B, T, channels] twice to each example's score of each channel [B, channels]: a sum over its tokens."""
+    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
+        """The object that scores batches; max_tokens: padded input tokens of one pass."""
 
     def over(self, scores: Tensor) -> Tensor:
         """[B, units] of single examples to the terms of the sum over examples."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.criteria.base import Criterion
-from secateur_kernels import product_sum
+from secateur.criteria.base import Criterion, Scorer
+from secateur.discovery import scored_ports
+from secateur.gates import gate_gradients
+from secateur.site import Site
+from secateur.tasks import Batch, Target, Task
 
 
 @dataclass(frozen=True)
@@ -24,5 +28,14 @@ class GradientActivation(Criterion):
         """The paper's setting without labels: the absolute values for all candidate labels, summed (Eq. 10)."""
         return cls(target="probability", over_examples="absolute", labels="all")
 
-    def token_sum(self, activation: Tensor, gradient: Tensor) -> Tensor:
-        return product_sum(activation, gradient)
+    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
+        return _OnePass(model, task, sites, self.target)
+
+
+class _OnePass(Scorer):
+    def __init__(self, model: nn.Module, task: Task, sites: Sequence[Site], target: Target) -> None:
+        self._model, self._task, self._target = model, task, target
+        self._ports = scored_ports(model, sites)
+
+    def scores(self, batch: Batch) -> dict[Site, Tensor]:
+        return gate_gradients(self._model, self._ports, lambda: self._task.target(self._model, batch, self._target))[1]

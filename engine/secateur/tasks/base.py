@@ -42,6 +42,11 @@ class Batch:
     rows: list[int]
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def take(self, rows: Tensor) -> Batch:
+        """The batch of the given rows (int64 [n]), which may repeat."""
+        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels[rows], [self.rows[row] for row in rows.tolist()], self.extra)
+
 
 @dataclass(frozen=True)
 class Evaluation:

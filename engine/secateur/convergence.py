@@ -1,0 +1,77 @@
+"""How exact integrated gradients are: completeness for each example, and a doubled rule on a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """By path: a site's name, or "joint" for all sites at once.
+
+    residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples]. It bounds the relative error
+    sum_i |IG_i - exact_i| / sum_i |IG_i| from below only: errors of units cancel in it.
+    errors: the estimate of that relative error, float32 [examples]: the residual times the ratio of the two in a pilot
+    sample, whose errors are known from rules of more nodes.
+    nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples]. Where an example is scored for several labels, all
+    three are the largest among them.
+    doubled: the relative error on a second sample, against a rule of twice as many nodes.
+    tolerance: what the errors should stay below; None where the number of nodes was given.
+    """
+
+    residuals: Mapping[str, Tensor]
+    errors: Mapping[str, Tensor]
+    nodes: Mapping[str, Tensor]
+    doubled: Mapping[str, float]
+    tolerance: float | None
+
+    def missed(self) -> dict[str, list[int]]:
+        """By path, the examples whose estimated error exceeds the tolerance although the most nodes were taken."""
+        if self.tolerance is None:
+            return {path: [] for path in self.errors}
+        return {path: (errors > self.tolerance).nonzero().flatten().tolist() for path, errors in self.errors.items()}
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """By path: mean nodes, mean residual, mean estimated error, examples that missed the tolerance, error on the sample."""
+        missed = self.missed()
+        return {
+            path: {
+                "nodes": float(self.nodes[path].double().mean()),
+                "residual": float(self.residuals[path].double().mean()),
+                "error": float(self.errors[path].double().mean()),
+                "missed": len(missed[path]),
+                "doubled": self.doubled[path],
+            }
+            for path in self.residuals
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved as tensors."""
+        kinds = {"residuals": self.residuals, "errors": self.errors, "nodes": self.nodes}
+        return {f"{kind}/{path}": value for kind, of in kinds.items() for path, value in of.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The rest."""
+        return {"doubled": dict(self.doubled), "tolerance": self.tolerance}
+
+    @classmethod
+    def read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convergence:
+        """From what `tensors` and `to_json` gave."""
+        parts: list[dict[str, Tensor]] = [
+            {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
+            for kind in ("residuals", "errors", "nodes")
+        ]
+        return cls(*parts, doubled=about["doubled"], tolerance=about["tolerance"])
+
+
+def gather(rows: list[Tensor], values: list[Tensor], examples: int) -> Tensor:
+    """The values of batches [B] put at their rows [examples], the largest where a row has several."""
+    where, found = torch.cat(rows), torch.cat(values)
+    return torch.zeros(examples, dtype=found.dtype).scatter_reduce_(0, where, found, "amax")
