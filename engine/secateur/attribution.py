@@ -18,7 +18,6 @@ from secateur.site import AttentionUnit, Site
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import model_device
 
-_SAMPLE = 8
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
@@ -53,8 +52,8 @@ def attribute(
     layers = sites(model)
     scorer = criterion.scorer(model, task, chosen, max_tokens)
     with undisturbed(model), torch.enable_grad():
-        pilot, sample = (task.collate(some, device) for some in _samples(items, max_tokens))
-        scorer.prepare(pilot)
+        pilot, checked = _samples(items, max_tokens)
+        scorer.prepare(task.collate(pilot, device), frozenset(item.row for item in checked))
         for batch in progress(batches, len(items)) if progress else batches:
             for site, scores in scorer.scores(batch).items():
                 if not torch.isfinite(scores).all():
@@ -63,7 +62,7 @@ def attribute(
                 totals[site.name] += terms.sum(0)
                 if kept is not None:
                     kept[site.name].index_add_(0, torch.tensor(batch.rows), terms.float())
-        convergence = scorer.convergence(len(rows), sample)
+        convergence = scorer.convergence(len(rows))
     return Scores(
         units=totals,
         sites=tuple(chosen),
@@ -100,9 +99,9 @@ def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> st
 
 
 def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]]:
-    """Twice up to eight items within max_tokens, evenly spaced and without a common one where there are enough."""
+    """Two samples of a thirty-second of the items each, two to eight of them within max_tokens, from all lengths."""
     by_length = sorted(items, key=lambda item: item.length)
-    count = max(1, min(_SAMPLE, len(items) // 2, max_tokens // by_length[-1].length))
+    count = max(1, min(max(2, len(items) // 32), 8, len(items) // 2, max_tokens // by_length[-1].length))
     picked = [by_length[k * len(items) // (2 * count)] for k in range(2 * count)]
     return picked[::2], picked[1::2]
 

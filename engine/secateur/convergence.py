@@ -19,10 +19,11 @@ class Convergence:
     residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples]. It bounds the relative error
     sum_i |IG_i - exact_i| / sum_i |IG_i| from below only: errors of units cancel in it.
     errors: the estimate of that relative error, float32 [examples]: the residual times the ratio of the two in a pilot
-    sample, whose errors are known from rules of more nodes.
-    nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples]. Where an example is scored for several labels, all
-    three are the largest among them.
-    doubled: the relative error on a second sample, against a rule of twice as many nodes.
+    sample, whose errors are known from rules of more nodes; relative to the pilot's mean of sum_i |IG_i| where the example's
+    own is smaller, since it then adds as little to the scores.
+    nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples].
+    Where an example is scored for several labels, all three are the largest among them.
+    doubled: the relative error summed over a second sample, against rules of twice as many nodes.
     tolerance: what the errors should stay below; None where the number of nodes was given.
     """
 
@@ -64,11 +65,11 @@ class Convergence:
     @classmethod
     def read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convergence:
         """From what `tensors` and `to_json` gave."""
-        parts: list[dict[str, Tensor]] = [
-            {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
-            for kind in ("residuals", "errors", "nodes")
-        ]
-        return cls(*parts, doubled=about["doubled"], tolerance=about["tolerance"])
+
+        def part(kind: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
+
+        return cls(part("residuals"), part("errors"), part("nodes"), about["doubled"], about["tolerance"])
 
 
 def gather(rows: list[Tensor], values: list[Tensor], examples: int) -> Tensor:

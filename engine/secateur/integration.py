@@ -12,7 +12,9 @@ from torch import Tensor
 from secateur.paths import Path
 from secateur.quadrature import PANEL, Floats, Profile, gauss, radau
 
-FIRST = (2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
+FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
+
+_TINY = float(torch.finfo(torch.float32).tiny)
 PLACED = 4 * PANEL  # From here on rules are composite, with nodes where F moves.
 
 
@@ -21,13 +23,15 @@ class Policy:
     """How a path is integrated.
 
     first: nodes to begin with. last: the most. tolerance: of the estimated relative error; None: no second try.
-    inflation: by number of nodes, the relative error over the completeness residual, as a pilot sample showed it (at least 1).
+    usual: sum_i |IG_i| of a usual example. An example's error is relative to this where its own sum is smaller.
+    inflation: by number of nodes, the error over the completeness residual, as a pilot sample showed it (at least 1).
     placed: False takes plain Gauss-Legendre nodes whatever their number.
     """
 
     first: int
     last: int
     tolerance: float | None
+    usual: float = 0.0
     inflation: Mapping[int, float] = field(default_factory=dict)
     placed: bool = True
 
@@ -35,17 +39,21 @@ class Policy:
         """The next number of nodes to try where the error is `excess` times the tolerance; None where that was the last."""
         if nodes >= self.last:
             return None
-        return min(self.last, max(PLACED, nodes * (2 if excess < 4 else 4) // PANEL * PANEL))
+        twice = 2 * nodes
+        if excess < 8 and twice in FIRST:
+            return twice
+        return min(self.last, max(PLACED, (twice if excess < 4 else 2 * twice) // PANEL * PANEL))
 
-    def error(self, nodes: int, residuals: Tensor) -> Tensor:
-        """Estimated relative errors from completeness residuals."""
-        return residuals * self.inflation.get(nodes, max(self.inflation.values(), default=1.0))
+    def errors(self, nodes: int, residuals: Tensor, sizes: Tensor) -> Tensor:
+        """Estimated relative errors from completeness residuals and sum_i |IG_i|."""
+        inflation = self.inflation.get(nodes, max(self.inflation.values(), default=1.0))
+        return inflation * residuals / sizes.clamp(min=max(self.usual, _TINY))
 
 
 @dataclass(frozen=True)
 class Integral:
-    """Integrated gradients [R, units] of rows; their completeness residuals, estimated errors, nodes of the rule that was taken,
-    and nodes of all rules that were tried [R]."""
+    """Integrated gradients [R, units] of rows, and of each row [R] the completeness residual, the estimated error, the nodes of
+    the rule that was taken, and those of all rules that were tried."""
 
     scores: Tensor
     residuals: Tensor
@@ -65,7 +73,7 @@ class Integrator:
         self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
 
     def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-        """Integrated gradients [n, units] of the rows at the positions `which` [n] by one rule, and their residuals [n]."""
+        """Integrated gradients [n, units] of the rows at the positions `which` [n] by one rule, and |their sum - F(1) + F(0)|."""
         at, weights, end = zip(*(self._place(k, nodes) for k in which.tolist()), strict=True)
         places = np.stack(at)
         values, scores = self.path.weighted(
@@ -73,9 +81,7 @@ class Integrator:
         )
         for k, of_row, found in zip(which.tolist(), places, values.double().cpu().numpy(), strict=True):
             self._profiles[k].add(of_row, found)
-        total = scores.double().abs().sum(1)
-        residual = (scores.double().sum(1) - self._change[which]).abs()
-        return scores, torch.where(residual == 0, 0.0, residual / total.clamp(min=torch.finfo(torch.float32).tiny))
+        return scores, (scores.double().sum(1) - self._change[which]).abs()
 
     def run(self, policy: Policy) -> Integral:
         """Each row by the first rule whose estimated error is within the tolerance, or the last one."""
@@ -90,10 +96,10 @@ class Integrator:
             found, residual = self.rule(which, level)
             scores = scores if len(scores) else found.new_zeros(count, found.shape[1])
             scores[which] = found
-            here = which.cpu()
-            residuals[here], rule[here] = residual.cpu(), level
+            here, residual, sizes = which.cpu(), residual.cpu(), found.double().abs().sum(1).cpu()
+            residuals[here], rule[here] = residual / sizes.clamp(min=_TINY), level
+            errors[here] = policy.errors(level, residual, sizes)
             nodes[here] += level
-            errors[here] = policy.error(level, residual.cpu())
             if policy.tolerance is None:
                 continue
             for k in here[errors[here] > policy.tolerance].tolist():
@@ -102,16 +108,16 @@ class Integrator:
                     queue[following] = torch.cat([queue.get(following, which[:0]), torch.tensor([k], device=device)])
         return Integral(scores, residuals, errors, rule, nodes)
 
-    def doubled(self, integral: Integral) -> float:
-        """The relative error of an integral against rules of twice as many nodes, placed anew, summed over its rows."""
+    def doubled(self, integral: Integral, which: list[int]) -> tuple[float, float]:
+        """Against rules of twice as many nodes, placed anew: sum |difference| and sum |scores| over the rows at `which`."""
         difference = size = 0.0
-        for level in integral.rule.unique().tolist():
-            which = (integral.rule == level).nonzero().flatten().to(self.rows.device)
+        for k in which:
+            level = int(integral.rule[k])
             twice = 2 * level if not self._placed or 2 * level in FIRST else max(PLACED, 2 * level)
-            better, _ = self.rule(which, twice)
-            difference += float((better - integral.scores[which]).abs().sum())
+            better, _ = self.rule(torch.tensor([k], device=self.rows.device), twice)
+            difference += float((better - integral.scores[k]).abs().sum())
             size += float(better.abs().sum())
-        return difference / size if size else 0.0
+        return difference, size
 
     def _place(self, row: int, nodes: int) -> tuple[Floats, Floats, float]:
         if not self._placed:
@@ -136,19 +142,24 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
         before = levels[max(levels)][0] if levels else None
         levels[nodes] = integrator.rule(everyone, nodes)
         now = levels[nodes][0]
-        if before is not None and nodes > FIRST[0] and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum()):
+        if (
+            before is not None
+            and nodes > FIRST[0]
+            and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum())
+        ):
             break
     exact = levels.pop(max(levels))[0].double()
-    size = exact.abs().sum(1)
+    sizes = exact.abs().sum(1)
+    usual = float(sizes.mean())
     inflation: dict[int, float] = {}
-    half = None
+    first = FIRST[-1]
     for nodes, (scores, residual) in levels.items():
         error = (scores.double() - exact).abs().sum(1)
-        missing = float((residual * scores.double().abs().sum(1)).sum())
+        missing = float(residual.sum())
         inflation[nodes] = max(1.0, float(error.sum()) / missing) if missing > 0 else 1.0
-        if half is None and bool(((error <= tolerance * size).double().mean() >= 0.5)):
-            half = nodes
-    return Policy(min(half or FIRST[-1], FIRST[-1]), last, tolerance, inflation)
+        if float((error <= tolerance * sizes.clamp(min=usual)).double().mean()) >= 0.5:
+            first = min(first, nodes)
+    return Policy(first, last, tolerance, usual, inflation)
 
 
 def fixed(nodes: int) -> Policy:

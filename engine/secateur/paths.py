@@ -52,7 +52,7 @@ class LayerPath(Path):
         self.replay, self.sites, self.end, self.limit = replay, (site,), replay.value, limit
 
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        return torch.cat([self.replay.run(*self.sites, r, g)[0] for r, g in _split(rows, gate, self.limit)])
+        return torch.cat([self.replay.run(self.sites[0], some, gates)[0] for some, gates in _split(rows, gate, self.limit)])
 
     def weighted(self, rows: Tensor, nodes: Tensor, weights: Tensor, at_end: Tensor) -> tuple[Tensor, Tensor]:
         (site,) = self.sites
@@ -71,7 +71,9 @@ class LayerPath(Path):
 class JointPath(Path):
     """The gates of all sites at once: each pass is an ordinary gradient x activation pass with every branch scaled."""
 
-    def __init__(self, model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], target: TargetOf, batch: Batch, limit: int) -> None:
+    def __init__(
+        self, model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], target: TargetOf, batch: Batch, limit: int
+    ) -> None:
         self.model, self.ports, self.target, self.batch = model, ports, target, batch
         self.sites, self.limit = tuple(ports), limit
         size = len(batch.labels)
@@ -103,7 +105,7 @@ def _unseen(activation: Tensor, gradient: Tensor) -> None:
 
 
 def _split(rows: Tensor, gate: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(rows.split(limit), gate.split(limit), strict=True)
+    return zip(torch.split(rows, limit), torch.split(gate, limit), strict=True)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -145,7 +145,7 @@ class Replay:
         with ExitStack() as stack:
             for path in {port.path for each in ports.values() for port in each}:
                 stack.callback(self.model.get_submodule(path).register_forward_hook(partial(leaf, path)).remove)
-            for path in {prefix for branch in self._all for path in branch.linears for prefix in _prefixes(path)}:
+            for path in {prefix for each in self._all for linear in each.linears for prefix in _prefixes(linear)}:
                 stack.callback(self.model.get_submodule(path).register_forward_hook(partial(work, path)).remove)
             value = self.target(self.batch)
         value.sum().backward()  # type: ignore[no-untyped-call]
@@ -156,9 +156,7 @@ class Replay:
         for path in {path for frozen in self._frozen.values() for path in frozen}:
             self._returned[path] = _map(Tensor.detach, returned[path])
 
-    def _leaf(
-        self, port: Port, returned: dict[str, Any], inputs: dict[str, Tensor], gradients: dict[str, Tensor]
-    ) -> Leaf:
+    def _leaf(self, port: Port, returned: dict[str, Any], inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> Leaf:
         output: Tensor = returned[port.path]
         carrier = next(path for path in _prefixes(port.path) if _holds(returned.get(path), output))
         marked = _map(lambda value: _LEAF if value is output else value.detach(), returned[carrier])
@@ -186,7 +184,7 @@ class Replay:
                     done |= {each.key, each.value}
         every = [path for each in self._all for path in each.linears]
         found: dict[str, bool] = {}
-        for path in sorted({prefix for path in done for prefix in _prefixes(path)} & set(returned), key=len):
+        for path in sorted({prefix for linear in done for prefix in _prefixes(linear)} & set(returned), key=len):
             below = {each for each in every if _under(each, path)}
             if below <= done and not any(_under(path, other) for other in {*found, *carriers}):
                 found[path] = not below <= unread
@@ -194,7 +192,7 @@ class Replay:
 
 
 def _prefixes(path: str) -> list[str]:
-    """"a.b.c" to ["a", "a.b", "a.b.c"]."""
+    """ "a.b.c" to ["a", "a.b", "a.b.c"]."""
     parts = path.split(".")
     return [".".join(parts[: k + 1]) for k in range(len(parts))]
 

@@ -25,11 +25,12 @@ class Scorer(ABC):
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         """Each example's score of each unit, [B, units] by site."""
 
-    def prepare(self, pilot: Batch) -> None:
-        """Called first, with a few of the examples."""
+    def prepare(self, pilot: Batch, checked: frozenset[int]) -> None:
+        """Called first, with a few of the examples, and the row numbers of a few others whose scores may be checked."""
+        return None
 
-    def convergence(self, examples: int, sample: Batch) -> Convergence | None:
-        """Called last, with a few other examples: how exact the scores of all batches are, where they are approximations."""
+    def convergence(self, examples: int) -> Convergence | None:
+        """Called last: how exact the scores of all batches are, where they are approximations."""
         return None
 
 

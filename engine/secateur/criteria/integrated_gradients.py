@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,8 +33,8 @@ class IntegratedGradients(Criterion):
 
     path: Literal["layer", "joint"] = "layer"
     nodes: int | Literal["auto"] = "auto"
-    tolerance: float = 0.01
-    max_nodes: int = 96
+    tolerance: float = 0.1
+    max_nodes: int = 48
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,14 +52,19 @@ class IntegratedGradients(Criterion):
 
 
 class _Integration(Scorer):
-    def __init__(self, criterion: IntegratedGradients, model: nn.Module, task: Task, sites: Sequence[Site], tokens: int) -> None:
+    def __init__(
+        self, criterion: IntegratedGradients, model: nn.Module, task: Task, sites: Sequence[Site], tokens: int
+    ) -> None:
         self._criterion, self._model, self._task = criterion, model, task
         self._sites, self._tokens = sites, tokens
         self._policies: dict[str, Policy] = {}
         self._rows: list[Tensor] = []
         self._integrals: dict[str, list[Integral]] = {name: [] for name in self._names()}
+        self._checked: frozenset[int] = frozenset()
+        self._doubled: dict[str, list[tuple[float, float]]] = {name: [] for name in self._names()}
 
-    def prepare(self, pilot_batch: Batch) -> None:
+    def prepare(self, pilot_batch: Batch, checked: frozenset[int]) -> None:
+        self._checked = checked
         if self._criterion.nodes != "auto":
             self._policies = {name: fixed(self._criterion.nodes) for name in self._names()}
             return
@@ -69,23 +74,22 @@ class _Integration(Scorer):
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         found: dict[Site, Tensor] = {}
         self._rows.append(torch.tensor(batch.rows))
+        checked = [k for k, row in enumerate(batch.rows) if row in self._checked]
         for name, path in self._paths(batch):
-            integral = self._integrator(path, batch).run(self._policies[name])
-            self._integrals[name].append(integral)
-            found |= zip(path.sites, integral.scores.split([site.units for site in path.sites], 1), strict=True)
+            integrator = Integrator(path, _everyone(batch), placed=self._criterion.nodes == "auto")
+            integral = integrator.run(self._policies[name])
+            self._integrals[name].append(replace(integral, scores=integral.scores[:0]))
+            self._doubled[name].append(integrator.doubled(integral, checked))
+            found |= zip(path.sites, torch.split(integral.scores, [site.units for site in path.sites], 1), strict=True)
         return found
 
-    def convergence(self, examples: int, sample: Batch) -> Convergence:
-        doubled = {}
-        for name, path in self._paths(sample):
-            integrator = self._integrator(path, sample)
-            doubled[name] = integrator.doubled(integrator.run(self._policies[name]))
+    def convergence(self, examples: int) -> Convergence:
         every = self._integrals.items()
         return Convergence(
             residuals={name: gather(self._rows, [i.residuals.float() for i in each], examples) for name, each in every},
             errors={name: gather(self._rows, [i.errors.float() for i in each], examples) for name, each in every},
             nodes={name: gather(self._rows, [i.nodes for i in each], examples) for name, each in every},
-            doubled=doubled,
+            doubled={name: _ratio(each) for name, each in self._doubled.items()},
             tolerance=self._criterion.tolerance if self._criterion.nodes == "auto" else None,
         )
 
@@ -103,8 +107,10 @@ class _Integration(Scorer):
         replay = Replay(self._model, self._sites, target, batch)
         return [(site.name, LayerPath(replay, site, limit)) for site in self._sites]
 
-    def _integrator(self, path: Path, batch: Batch) -> Integrator:
-        return Integrator(path, _everyone(batch), placed=self._criterion.nodes == "auto")
+
+def _ratio(parts: list[tuple[float, float]]) -> float:
+    whole = sum(size for _, size in parts)
+    return sum(part for part, _ in parts) / whole if whole else 0.0
 
 
 def _everyone(batch: Batch) -> Tensor:

@@ -1,0 +1,61 @@
+"""What integrated gradients are worth: accuracy after pruning, against gradient x activation, on every built-in task."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import secateur
+from secateur import builtin
+from secateur.benchmarking import environment
+from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
+
+CRITERIA: dict[str, Criterion] = {
+    "gradient x activation": GradientActivation(),
+    "IG, path by site": IntegratedGradients(),
+    "IG, joint path": IntegratedGradients(path="joint"),
+}
+STACKS = ("encoder", "decoder", "both")
+KEEPS = (0.8, 0.6, 0.4, 0.2)
+DRAWS = 3
+
+
+def compare_worth(tasks: Sequence[str] | None = None, examples: int = 48, tested: int = 200) -> dict[str, Any]:
+    """Accuracy by task, draw of the calibration examples, criterion, stack that is pruned, and rate."""
+    torch.set_num_threads(1)
+    model, tokenizer = builtin.load()
+    rows = []
+    for name in tasks or builtin.tasks():
+        pool, test = builtin.examples(name), builtin.examples(f"{name}.test")[:tested]
+        targets = sorted({row["target"] for row in pool})
+        task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
+        dense = secateur.evaluate(model, task, test)
+        for draw in range(DRAWS):
+            calibration = random.Random(draw).sample(pool, examples)
+            for label, criterion in CRITERIA.items():
+                start = time.perf_counter()
+                scores = secateur.attribute(model, task, calibration, criterion=criterion)
+                seconds = time.perf_counter() - start
+                row = {"task": name, "metric": dense.metric, "dense": dense.value, "draw": draw, "criterion": label}
+                for stack in STACKS:
+                    values = [_accuracy(model, task, test, _within(scores, stack), keep) for keep in KEEPS]
+                    accuracy = dict(zip(map(str, KEEPS), values, strict=True))
+                    rows.append({**row, "stack": stack, "seconds": round(seconds, 1), "accuracy": accuracy})
+                    print(name, draw, label, stack, [round(value, 3) for value in values], flush=True)
+    about = {"examples": examples, "tested": tested, "keeps": KEEPS, "draws": DRAWS}
+    return {"environment": environment(model), **about, "rows": rows}
+
+
+def _accuracy(model: Any, task: secateur.Task, test: Any, scores: secateur.Scores, keep: float) -> float:
+    return secateur.evaluate(secateur.prune(model, secateur.plan(scores, keep=keep)), task, test).value
+
+
+def _within(scores: secateur.Scores, stack: str) -> secateur.Scores:
+    """The scores of one stack's sites: a plan from them leaves the other stack whole."""
+    kept = tuple(site for site in scores.sites if stack in (site.stack, "both"))
+    return replace(scores, sites=kept, units={site.name: scores[site.name] for site in kept})
