@@ -1,6 +1,6 @@
-"""Runs the timings (pytest-benchmark) and the comparison of criteria, and writes bench/results/*.json.
+"""Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality]
+python bench/run.py [speed] [quality] [integrated] [worth]
 """
 
 from __future__ import annotations
@@ -34,17 +34,31 @@ def speed() -> dict[str, Any]:
     return {"machine": machine, "rows": rows}
 
 
-def main() -> None:
-    wanted = sys.argv[1:] or ["speed", "quality"]
-    RESULTS.mkdir(exist_ok=True)
-    for name in wanted:
-        if name == "speed":
-            result = speed()
-        else:
-            from quality import compare_criteria
+def quality() -> dict[str, Any]:
+    from quality import compare_criteria
 
-            result = compare_criteria()
-        text = json.dumps({"commit": commit(), **result}, indent=1) + "\n"
+    return compare_criteria()
+
+
+def integrated_gradients() -> dict[str, Any]:
+    from integrated import integrated
+
+    return integrated()
+
+
+def worth() -> dict[str, Any]:
+    from worth import compare_worth
+
+    return compare_worth()
+
+
+RUNS = {"speed": speed, "quality": quality, "integrated": integrated_gradients, "worth": worth}
+
+
+def main() -> None:
+    RESULTS.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or RUNS:
+        text = json.dumps({"commit": commit(), **RUNS[name]()}, indent=1) + "\n"
         (RESULTS / f"{name}.json").write_text(text)
         print(f"written: {RESULTS / f'{name}.json'}")
 

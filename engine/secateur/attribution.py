@@ -1,4 +1,4 @@
-"""attribute: one forward and one backward pass a batch give the scores of every unit of every site."""
+"""attribute: the scores of every unit of every site, from a task's examples."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def attribute(
 ) -> Scores:
     """Scores each unit of the model by what it does for the task on the examples.
 
-    criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch; it
-    bounds memory and changes scores by rounding only. per_example: keep each example's scores too. progress: wraps the
-    iteration over batches (given the number of items). The model runs in eval mode with frozen parameters and is left as it
-    was. Sums over examples are float64. Raises InputError: unusable examples; activations that are not finite.
+    criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch, or in
+    one pass of integrated gradients; it bounds memory and changes scores by rounding only. per_example: keep each example's
+    scores too. progress: wraps the iteration over batches (given the number of items). The model runs in eval mode with
+    frozen parameters and is left as it was. Sums over examples are float64. Raises InputError: unusable examples; activations that are not finite.
     """
     criterion = criterion or GradientActivation()
     chosen = sites(model, unit=unit, select=select)

@@ -71,7 +71,7 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
         def watch(activation: Tensor) -> Tensor:
             held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
             if gate is not None:
-                activation = activation * gate.to(activation).view(-1, 1, 1)
+                activation = (activation * gate.view(-1, 1, 1)).to(activation.dtype)
             if not torch.is_grad_enabled():
                 return activation
             if not activation.requires_grad:

@@ -73,7 +73,7 @@ class Integrator:
         self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
 
     def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-        """Integrated gradients [n, units] of the rows at the positions `which` [n] by one rule, and |their sum - F(1) + F(0)|."""
+        """By one rule, for the rows at `which` [n]: integrated gradients [n, units] and |their sum - (F(1) - F(0))| [n]."""
         at, weights, end = zip(*(self._place(k, nodes) for k in which.tolist()), strict=True)
         places = np.stack(at)
         values, scores = self.path.weighted(
@@ -111,11 +111,11 @@ class Integrator:
     def doubled(self, integral: Integral, which: list[int]) -> tuple[float, float]:
         """Against rules of twice as many nodes, placed anew: sum |difference| and sum |scores| over the rows at `which`."""
         difference = size = 0.0
-        for k in which:
-            level = int(integral.rule[k])
+        for level in sorted({int(integral.rule[k]) for k in which}):
+            alike = torch.tensor([k for k in which if int(integral.rule[k]) == level], device=self.rows.device)
             twice = 2 * level if not self._placed or 2 * level in FIRST else max(PLACED, 2 * level)
-            better, _ = self.rule(torch.tensor([k], device=self.rows.device), twice)
-            difference += float((better - integral.scores[k]).abs().sum())
+            better, _ = self.rule(alike, twice)
+            difference += float((better - integral.scores[alike]).abs().sum())
             size += float(better.abs().sum())
         return difference, size
 

@@ -42,8 +42,9 @@ class Leaf:
 
     def at(self, rows: Tensor, gate: Tensor) -> Tensor:
         """The leaf of the given rows [n] of the batch, each with its gate value [n]."""
-        scaled = self.direction[rows] * gate.to(self.direction).view(-1, 1, 1)
-        return scaled if self.base is None else scaled + self.base
+        # In the gate's dtype: a node rounded to 8 or 11 bits would be another node.
+        scaled = self.direction[rows] * gate.view(-1, 1, 1)
+        return (scaled if self.base is None else scaled + self.base).to(self.direction.dtype)
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""
@@ -98,11 +99,9 @@ class Replay:
         """F [n] and its gradients at the site's leaves, for rows [n] of the batch with gate values [n]."""
         leaves = self.leaves[site]
         tensors = [leaf.at(rows, gate).requires_grad_(gradients) for leaf in leaves]
-        forwards: dict[str, Callable[..., Any]] = {}
-        for path, read in self._frozen[site].items():
-            forwards[path] = partial(self._recall, self._returned[path], rows, read)
+        forwards = {path: self._recall(self._returned[path], rows, read) for path, read in self._frozen[site].items()}
         for leaf, tensor in zip(leaves, tensors, strict=True):
-            forwards[leaf.carrier] = partial(self._recall, leaf.returned, rows, True, tensor)
+            forwards[leaf.carrier] = self._recall(leaf.returned, rows, True, tensor)
         with replaced(self.model, forwards), torch.set_grad_enabled(gradients):
             value = self.target(self.batch.take(rows))
         if not gradients:
@@ -110,9 +109,8 @@ class Replay:
         found = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
         return value.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
 
-    def _recall(
-        self, returned: Any, rows: Tensor, read: bool, leaf: Tensor | None = None, *arguments: Any, **keywords: Any
-    ) -> Any:
+    def _recall(self, returned: Any, rows: Tensor, read: bool, leaf: Tensor | None = None) -> Callable[..., Any]:
+        """A forward that returns what was returned, for the given rows; where it is not read, only of the right shape."""
         size = len(self.batch.labels)
 
         def recall(value: Any) -> Any:
@@ -122,7 +120,7 @@ class Replay:
                 return value
             return value[rows] if read else value[:1].expand(len(rows), *value.shape[1:])
 
-        return _map(recall, returned)
+        return lambda *arguments, **keywords: _map(recall, returned)
 
     def _capture(self) -> None:
         inputs: dict[str, Tensor] = {}

@@ -116,6 +116,24 @@ def scores_table(scores: Scores) -> Table:
     return table(("site", "unit", "units", "lowest", "median", "highest"), rows)
 
 
+def convergence(scores: Scores) -> list[Table | str]:
+    """How exact integrated gradients are, by path, with a line where examples missed the tolerance; nothing for others."""
+    found = scores.convergence
+    if found is None:
+        return []
+    rows = (
+        (path, f"{s['nodes']:.1f}", f"{s['residual']:.2%}", f"{s['error']:.2%}", f"{s['doubled']:.2%}", f"{s['missed']:.0f}")
+        for path, s in found.summary().items()
+    )
+    shown: list[Table | str] = [table(("path", "nodes", "residual", "estimated error", "twice the nodes", "missed"), rows)]
+    every = {row for of_path in found.missed().values() for row in of_path}
+    if every:
+        shown.append(
+            f"{len(every)} examples missed the tolerance of {found.tolerance:.2g} at some site: max_nodes allows no more"
+        )
+    return shown
+
+
 def sizes(dense: Any, pruned: Any) -> tuple[str, str, str]:
     """The row of a comparison that counts parameters."""
     before, after = parameters(dense), parameters(pruned)

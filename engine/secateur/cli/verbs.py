@@ -56,7 +56,13 @@ UnitOption = Annotated[str, typer.Option("--unit", help="What is removed from at
 Select = Annotated[
     str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")
 ]
-CriterionName = Annotated[str, typer.Option("--criterion", help="gradient, ap (the paper's), ap-unsupervised.")]
+CriterionName = Annotated[
+    str,
+    typer.Option(
+        "--criterion",
+        help="gradient, ap (the paper's), ap-unsupervised, ig, ig-joint (integrated gradients); settings: ig:tolerance=0.01.",
+    ),
+]
 TargetName = Annotated[str | None, typer.Option("--target", help="probability, log_probability or margin.")]
 Over = Annotated[str | None, typer.Option("--over-examples", help="signed, absolute or squared.")]
 Limit = Annotated[int | None, typer.Option("--examples", help="Use the first that many examples to score.", min=1)]
@@ -135,7 +141,10 @@ def attribute(
     )  # fmt: skip
     scores.save(out)
     document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}
-    output.emit(document, as_json, output.scores_table(scores), f"{scores.examples} examples; scores written to {out}")
+    if scores.convergence is not None:
+        document["convergence"] = scores.convergence.summary()
+    line = f"{scores.examples} examples; scores written to {out}"
+    output.emit(document, as_json, output.scores_table(scores), *output.convergence(scores), line)
 
 
 @app.command()

@@ -42,7 +42,7 @@ class IntegratedGradients(Criterion):
             raise InputError(f"path: expected 'layer' or 'joint', got {self.path!r}")
         if self.nodes != "auto" and (isinstance(self.nodes, bool) or not isinstance(self.nodes, int) or self.nodes < 1):
             raise InputError(f"nodes: expected 'auto' or a positive number, got {self.nodes!r}")
-        if not 0 < self.tolerance < 1:
+        if not isinstance(self.tolerance, float) or not 0 < self.tolerance < 1:
             raise InputError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance!r}")
         if isinstance(self.max_nodes, bool) or not isinstance(self.max_nodes, int) or self.max_nodes < PLACED:
             raise InputError(f"max_nodes: expected a number of at least {PLACED}, got {self.max_nodes!r}")
