@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ RESULTS = ROOT / "bench" / "results"
 
 def main() -> None:
     text = (ROOT / "README.md").read_text()
-    for name, make in {"demo": demo, "quality": quality, "speed": speed, "tree": tree}.items():
+    integrated_plot()
+    makers = (demo, quality, worth, integrated_speed, integrated_nodes, speed, tree)
+    for name, make in {make.__name__: make for make in makers}.items():
         before, _, rest = text.partition(f"<!-- begin:{name} -->")
         _, _, after = rest.partition(f"<!-- end:{name} -->")
         text = f"{before}<!-- begin:{name} -->\n{make()}\n<!-- end:{name} -->{after}"
@@ -77,6 +80,149 @@ def quality() -> str:
     )
 
 
+def worth() -> str:
+    """Accuracy with each criterion: mean over the calibration draws, and over tasks with the spread over draws."""
+    found = result("worth")
+    keeps = [str(keep) for keep in found["keeps"]]
+    tasks = list(dict.fromkeys(row["task"] for row in found["rows"]))
+    criteria = list(dict.fromkeys(row["criterion"] for row in found["rows"]))
+    stacks = list(dict.fromkeys(row["stack"] for row in found["rows"]))
+
+    def mean(task: str | None, criterion: str, stack: str, keep: str) -> tuple[float, float]:
+        """The mean over tasks (or of one) and draws, and the standard deviation over draws of the mean over tasks."""
+        draws = [
+            statistics.mean(
+                row["accuracy"][keep]
+                for row in found["rows"]
+                if row["draw"] == draw
+                and row["criterion"] == criterion
+                and row["stack"] == stack
+                and task in (None, row["task"])
+            )
+            for draw in range(found["draws"])
+        ]
+        return statistics.mean(draws), statistics.stdev(draws)
+
+    rows = [
+        (stack, criterion, *(_spread(mean(None, criterion, stack, keep)) for keep in keeps))
+        for stack in stacks
+        for criterion in criteria
+    ]
+    by_task = [
+        (task, stack, *(" / ".join(f"{mean(task, criterion, stack, keep)[0]:.3f}" for criterion in criteria) for keep in keeps))
+        for task in tasks
+        for stack in stacks
+    ]
+    dense = statistics.mean({row["task"]: row["dense"] for row in found["rows"]}.values())
+    seconds = {c: statistics.mean(row["seconds"] for row in found["rows"] if row["criterion"] == c) for c in criteria}
+    return (
+        f"Mean over the {len(tasks)} built-in tasks (dense {dense:.3f}) of accuracy, or exact match for open targets, with the "
+        f"share of heads and neurons kept; {found['examples']} examples to score on, {found['tested']} to test on; mean and "
+        f"standard deviation over {found['draws']} draws of the examples.\n\n"
+        f"{markdown(('pruned', 'criterion', *(f'keep {keep}' for keep in keeps)), rows)}\n\n"
+        f"Each task, means of the draws ({' / '.join(criteria)}):\n\n"
+        f"{markdown(('task', 'pruned', *(f'keep {keep}' for keep in keeps)), by_task)}\n\n"
+        f"Scoring took {' / '.join(f'{seconds[c]:.1f}' for c in criteria)} s a draw on one thread, beside another such run."
+    )
+
+
+def integrated_speed() -> str:
+    """Time at a given error against Captum and a loop of full passes."""
+    found = result("integrated")
+    bert, t5 = found["bert"], found["t5"]
+    ours = bert["rows"][0]["seconds"]
+    rows = [
+        (
+            row["method"],
+            f"{row['error']:.2%}",
+            f"{row['worst']:.2%}",
+            f"{row['seconds']:.1f} s",
+            f"{row['seconds'] / ours:.1f}x",
+        )
+        for row in bert["rows"]
+    ]
+    other = []
+    for goal, of_goal in t5["goals"].items():
+        first = of_goal["methods"]["secateur"]["seconds"]
+        other += [
+            (
+                f"{float(goal):.0%}, {len(of_goal['sites'])} sites", method, f"{m['nodes']:.1f}", f"{m['error']:.2%}",
+                f"{m['seconds']:.1f} s", f"{m['seconds'] / first:.1f}x",
+            )
+            for method, m in of_goal["methods"].items()
+        ]  # fmt: skip
+    placed = [
+        (site, str(row["nodes"]), f"{row['plain']:.1%}", f"{row['placed']:.1%}")
+        for site, of_site in found["rough"]["sites"].items()
+        for row in of_site
+    ]
+    passes = " and ".join(f"{found['passes'][name]['ratio']:.2f} ({label})" for name, label in (("bert", "BERT"), ("t5", "T5")))
+    about = found["environment"]
+    return (
+        f"All {bert['sites']} sites of a 6-layer BERT classifier (all-MiniLM-L6-v2 with a head trained on *domain*), "
+        f"{bert['examples']} examples, one thread, {about['device']}, torch {about['torch']}; error: mean over sites (and the "
+        "worst site) of sum |IG - exact| / sum |exact| over examples and units, exact being 64 Gauss-Legendre nodes.\n\n"
+        f"{markdown(('method', 'error', 'worst site', 'time', 'ratio'), rows)}\n\n"
+        f"The built-in T5, {t5['examples']} examples of four tasks, each method with its fewest steps (or loosest tolerance) "
+        "whose error against 256 nodes is below the goal, over the sites for which 256 nodes are exact enough to say so:\n\n"
+        f"{markdown(('error below', 'method', 'passes', 'error', 'time', 'ratio'), other)}\n\n"
+        f"At the other sites F moves so much that no method gets there; errors against 1,024 nodes "
+        f"({found['rough']['examples']} examples) with nodes spread evenly and with nodes where F moves:\n\n"
+        f"{markdown(('site', 'nodes', 'Gauss-Legendre', 'where F moves'), placed)}\n\n"
+        f"FLOPs of a replayed pass against those of the layers above its site: {passes}."
+    )
+
+
+def integrated_nodes() -> str:
+    """Error, rank correlation, kept units and time against nodes and tolerances."""
+    found = result("integrated")["nodes"]
+    tables = []
+    for name, label in (("t5", "The built-in T5"), ("bert", "The BERT classifier")):
+        of_model = found[name]
+        rows = [
+            (
+                row["setting"], f"{row['nodes']:.1f}" if "nodes" in row else "", f"{row['error']:.2%}",
+                f"{row['spearman']:.3f}", f"{row['kept 0.5']:.1%}", f"{row['kept 0.2']:.1%}", f"{row['time']:.0f}x",
+            )
+            for row in of_model["rows"]
+        ]  # fmt: skip
+        half = of_model["other half"]
+        rows.append(
+            ("one half of the examples, exactly", "", "", f"{half['spearman']:.3f}", f"{half['kept 0.5']:.1%}",
+             f"{half['kept 0.2']:.1%}", "")
+        )  # fmt: skip
+        head = ("setting", "passes", "error", "Spearman", "kept 0.5 alike", "kept 0.2 alike", "time")
+        tables.append(
+            f"{label}, {of_model['examples']} examples, log-probability, against {of_model['reference']} nodes; the last row "
+            "compares the scores of one half of the examples with the other half's; time in gradient x activation "
+            f"runs.\n\n{markdown(head, rows)}"
+        )
+    return "\n\n".join(tables)
+
+
+def integrated_plot() -> None:
+    """docs/integrated.png: error against time, and kept units against error, for the two models."""
+    from matplotlib.figure import Figure
+
+    found = result("integrated")["nodes"]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, color in (("t5", "#1f5fa8"), ("bert", "#d9772b")):
+        for word, line, marker in (("nodes", "--", "o"), ("tolerance", "-", "s")):
+            rows = [row for row in found[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
+            label = f"{name}, {'given nodes' if word == 'nodes' else 'given tolerance'}"
+            left.plot(
+                [r["time"] for r in rows], [r["error"] for r in rows], line, marker=marker, color=color, ms=3, label=label
+            )
+            kept = [r["kept 0.5"] for r in rows]
+            right.plot([r["error"] for r in rows], kept, line, marker=marker, color=color, ms=3, label=label)
+        right.axhline(found[name]["other half"]["kept 0.5"], color=color, linestyle=":", linewidth=1)
+    left.set(xscale="log", yscale="log", xlabel="time, in gradient x activation runs", ylabel="error")
+    right.set(xscale="log", xlabel="error", ylabel="kept units alike, keep 0.5")
+    left.legend(fontsize=7)
+    figure.savefig(ROOT / "docs" / "integrated.png", dpi=130, metadata={"Software": None})
+
+
 def speed() -> str:
     """Attribution against bare passes and Taylor passes; pruned models against their FLOPs."""
     found = result("speed")
@@ -101,6 +247,10 @@ def speed() -> str:
         "forward and backward to the embeddings with frozen parameters; a Taylor pass computes weight gradients and |w dw|, as "
         f"weight-based importance does.\n\n{markdown(head, rows)}"
     )
+
+
+def _spread(pair: tuple[float, float]) -> str:
+    return f"{pair[0]:.3f} ± {pair[1]:.3f}"
 
 
 def tree() -> str:

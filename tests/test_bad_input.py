@@ -17,7 +17,7 @@ from models import CASES, LABELS, Case, piece_tokenizer, scores_of, uniform_plan
 from torch import nn
 
 import secateur
-from secateur.criteria import GradientActivation, criterion_named
+from secateur.criteria import Criterion, GradientActivation, IntegratedGradients, criterion_named
 
 T5 = CASES["t5-gated"]
 BERT = CASES["bert-sequence"]
@@ -49,11 +49,11 @@ def save_over_file(folder: Path) -> None:
     secateur.save(T5.model(), folder / "out")
 
 
-def nan_model(folder: Path) -> None:
+def nan_model(folder: Path, criterion: Criterion | None = None) -> None:
     model = T5.model()
     with torch.no_grad():
         model.get_parameter("encoder.block.0.layer.0.SelfAttention.v.weight")[0, 0] = float("nan")
-    secateur.attribute(model, T5.task, T5.examples)
+    secateur.attribute(model, T5.task, T5.examples, criterion=criterion)
 
 
 def unknown_family(folder: Path) -> None:
@@ -147,6 +147,22 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
         lambda folder: GradientActivation(over_examples="mean"),  # type: ignore[arg-type]
         ["over_examples: expected one of signed, absolute, squared, got 'mean'"],
     ),
+    "ig-path": (lambda folder: IntegratedGradients(path="x"), ["path: expected 'layer' or 'joint', got 'x'"]),  # type: ignore[arg-type]
+    "ig-nodes-0": (lambda folder: IntegratedGradients(nodes=0), ["nodes: expected 'auto' or a positive number, got 0"]),
+    "ig-nodes-negative": (lambda folder: IntegratedGradients(nodes=-3), ["nodes: expected 'auto'", "got -3"]),
+    "ig-nodes-a-word": (lambda folder: IntegratedGradients(nodes="many"), ["nodes: expected 'auto'", "got 'many'"]),  # type: ignore[arg-type]
+    "ig-nodes-a-bool": (lambda folder: IntegratedGradients(nodes=True), ["nodes: expected 'auto'", "got True"]),
+    "ig-nodes-a-fraction": (lambda folder: IntegratedGradients(nodes=2.5), ["nodes: expected 'auto'", "got 2.5"]),  # type: ignore[arg-type]
+    "ig-tolerance-0": (lambda folder: IntegratedGradients(tolerance=0), ["tolerance: expected", "between 0 and 1, got 0"]),
+    "ig-tolerance-2": (lambda folder: IntegratedGradients(tolerance=2), ["tolerance: expected", "between 0 and 1, got 2"]),
+    "ig-tolerance-nan": (lambda folder: IntegratedGradients(tolerance=float("nan")), ["tolerance: expected", "got nan"]),
+    "ig-max-nodes-3": (lambda folder: IntegratedGradients(max_nodes=3), ["max_nodes: expected", "at least 12, got 3"]),
+    "ig-max-nodes-a-bool": (lambda folder: IntegratedGradients(max_nodes=True), ["max_nodes: expected", "got True"]),
+    "ig-of-a-model-that-is-not-finite": (
+        lambda folder: nan_model(folder, IntegratedGradients()),
+        ["model: activations of site 'encoder.0.self_attention' are not finite"],
+    ),
+    "ig-target": (lambda folder: IntegratedGradients(target="loss"), ["target: expected one of probability", "'loss'"]),  # type: ignore[arg-type]
     "keep-0": (plan(keep=0), ["keep: expected a number in (0, 1], got 0"]),
     "keep-negative": (plan(keep=-1), ["keep: expected a number in (0, 1], got -1"]),
     "keep-too-high": (plan(keep=1.5), ["keep: expected a number in (0, 1], got 1.5"]),

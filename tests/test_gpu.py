@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from models import CASES, Case
@@ -27,3 +29,17 @@ def test_the_flow_on_cuda_equals_the_flow_on_the_cpu(case: Case, unit: Attention
     batches = list(case.task.batches(items, torch.device("cuda"), 60))
     assert secateur.verify(model, pruned, plan, case.task, batches).holds
     secateur.evaluate(pruned, case.task, case.examples)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("path", ["layer", "joint"])
+def test_integrated_gradients_on_cuda_equal_those_on_the_cpu(case: Case, path: Literal["layer", "joint"]) -> None:
+    model, criterion = case.model(), secateur.IntegratedGradients(path=path, nodes=4)
+    expected = secateur.attribute(model, case.task, case.examples, criterion=criterion, unit="channel")
+    model.to("cuda")
+    scores = secateur.attribute(model, case.task, case.examples, criterion=criterion, unit="channel")
+    for name in expected:
+        torch.testing.assert_close(scores[name], expected[name], rtol=1e-3, atol=1e-6)
+    auto = secateur.attribute(model, case.task, case.examples, criterion=secateur.IntegratedGradients(path=path))
+    assert auto.convergence is not None
+    assert not any(residuals.is_cuda for residuals in auto.convergence.residuals.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,12 @@ from models import ALL, CASES, Case, uniform_plan
 from torch import Tensor, nn
 
 import secateur
+from secateur import IntegratedGradients
+from secateur.criteria import Criterion
 from secateur.gates import masked
 
+LAYER = IntegratedGradients(nodes=2)
+JOINT = IntegratedGradients(path="joint", nodes=2)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -36,6 +41,7 @@ def state(model: Any) -> dict[str, Any]:
     return {
         "hooks": {(n, kind): dict(getattr(m, kind)) for n, m in model.named_modules() for kind in HOOKS},
         "attributes": {n: sorted(vars(m)) for n, m in model.named_modules()},
+        "forwards": {n: vars(m).get("forward") for n, m in model.named_modules()},
         "modules": {n: (type(m), id(m)) for n, m in model.named_modules()},
         "training": {n: m.training for n, m in model.named_modules()},
         "flags": {n: p.requires_grad for n, p in model.named_parameters()},
@@ -73,6 +79,8 @@ def calls(case: Case, model: nn.Module) -> dict[str, Callable[[], Any]]:
 
     return {
         "attribute": lambda: secateur.attribute(model, case.task, case.examples, unit="channel"),
+        "attribute-layer": lambda: secateur.attribute(model, case.task, case.examples[:2], criterion=LAYER, unit="channel"),
+        "attribute-joint": lambda: secateur.attribute(model, case.task, case.examples[:2], criterion=JOINT, unit="channel"),
         "evaluate": lambda: secateur.evaluate(model, case.task, case.examples),
         "verify": run_verify,
         "masked": run_masked,
@@ -81,7 +89,7 @@ def calls(case: Case, model: nn.Module) -> dict[str, Callable[[], Any]]:
     }
 
 
-VERBS = ["attribute", "evaluate", "verify", "masked", "prune", "sites"]
+VERBS = ["attribute", "attribute-layer", "attribute-joint", "evaluate", "verify", "masked", "prune", "sites"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -98,7 +106,7 @@ def test_verify_leaves_the_pruned_model_undisturbed(case: Case) -> None:
     assert_undisturbed(pruned, lambda: secateur.verify(model, pruned, plan, case.task, case.batches(model)))
 
 
-@pytest.mark.parametrize("verb", ["attribute", "evaluate", "verify", "masked"])
+@pytest.mark.parametrize("verb", ["attribute", "attribute-layer", "attribute-joint", "evaluate", "verify", "masked"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
     model = lived_in(case)
@@ -120,22 +128,81 @@ def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
     assert raised > 0
 
 
-def test_undisturbed_when_the_backward_raises(t5_case: Case) -> None:
-    model = lived_in(t5_case)
+@pytest.mark.parametrize("criterion", [LAYER, JOINT], ids=["layer", "joint"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_undisturbed_when_a_target_along_the_path_raises(
+    case: Case, criterion: Criterion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the pieces of a pass, where the path of one layer has replaced what modules do."""
+    model, target, called = lived_in(case), case.task.target, 0
+
+    def fail(*arguments: Any) -> Tensor:
+        nonlocal called
+        called += 1
+        if called == 5:
+            raise RuntimeError("the task went away")
+        return target(*arguments)
+
+    monkeypatch.setattr(case.task, "target", fail)
+
+    def call() -> None:
+        with pytest.raises(RuntimeError, match="the task went away"):
+            secateur.attribute(model, case.task, case.examples, criterion=criterion, max_tokens=30)
+
+    assert_undisturbed(model, call)
+    assert called == 5
+
+
+@pytest.mark.parametrize(
+    ("criterion", "passes"), [(None, 1), (LAYER, 2), (JOINT, 2)], ids=["gradient", "layer", "joint"]
+)
+def test_undisturbed_when_the_backward_raises(t5_case: Case, criterion: Criterion | None, passes: int) -> None:
+    """Of the given pass, among those that have one."""
+    model, seen = lived_in(t5_case), 0
 
     def fail(gradient: Tensor) -> None:
-        raise RuntimeError("out of memory in the backward pass")
+        nonlocal seen
+        seen += 1
+        if seen == passes:
+            raise RuntimeError("out of memory in the backward pass")
 
-    model.register_forward_hook(lambda module, arguments, output: output.logits.register_hook(fail) and None)
+    def watch(module: nn.Module, arguments: Any, output: Any) -> None:
+        if output.logits.requires_grad:
+            output.logits.register_hook(fail)
+
+    model.register_forward_hook(watch)
 
     def call() -> None:
         with pytest.raises(RuntimeError, match="out of memory in the backward pass"):
-            secateur.attribute(model, t5_case.task, t5_case.examples)
+            secateur.attribute(model, t5_case.task, t5_case.examples, criterion=criterion)
+
+    assert_undisturbed(model, call)
+    assert seen == passes
+
+
+@pytest.mark.parametrize(
+    ("name", "paths"),
+    [
+        ("t5-gated", ["encoder", "decoder.block.0.layer.1.EncDecAttention.k", "decoder.block.1.layer.2"]),
+        ("bert-sequence", ["bert.embeddings", "bert.encoder.layer.0", "bert.encoder.layer.1.output.dense"]),
+    ],
+)
+@pytest.mark.parametrize("criterion", [LAYER, JOINT], ids=["layer", "joint"])
+def test_a_forward_that_another_library_has_wrapped_stays(name: str, paths: list[str], criterion: Criterion) -> None:
+    case = CASES[name]
+    model = lived_in(case)
+    expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
+    for path in paths:
+        module = model.get_submodule(path)
+        module.forward = functools.partial(module.forward)  # type: ignore[method-assign]
+
+    def call() -> None:
+        assert secateur.attribute(model, case.task, case.examples, criterion=criterion).equal(expected)
 
     assert_undisturbed(model, call)
 
 
-@pytest.mark.parametrize("verb", ["attribute", "evaluate"])
+@pytest.mark.parametrize("verb", ["attribute", "attribute-layer", "attribute-joint", "evaluate"])
 def test_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) -> None:
     model = lived_in(t5_case)
 
@@ -164,9 +231,10 @@ def test_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) ->
         ("bert-sequence", "classifier.weight", "all sites' activations are"),
     ],
 )
+@pytest.mark.parametrize("criterion", [None, LAYER, JOINT], ids=["gradient", "layer", "joint"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")], ids=["nan", "inf"])
 def test_undisturbed_after_a_value_that_is_not_finite_and_the_site_is_named(
-    name: str, path: str, site: str, broken: float
+    name: str, path: str, site: str, broken: float, criterion: Criterion | None
 ) -> None:
     case = CASES[name]
     model = lived_in(case)
@@ -175,7 +243,7 @@ def test_undisturbed_after_a_value_that_is_not_finite_and_the_site_is_named(
 
     def call() -> None:
         with pytest.raises(secateur.InputError, match=rf"^model: .*{site}"):
-            secateur.attribute(model, case.task, case.examples)
+            secateur.attribute(model, case.task, case.examples, criterion=criterion)
 
     assert_undisturbed(model, call)
 

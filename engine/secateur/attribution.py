@@ -37,8 +37,9 @@ def attribute(
 
     criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch, or in
     one pass of integrated gradients; it bounds memory and changes scores by rounding only. per_example: keep each example's
-    scores too. progress: wraps the iteration over batches (given the number of items). The model runs in eval mode with
-    frozen parameters and is left as it was. Sums over examples are float64. Raises InputError: unusable examples; activations that are not finite.
+    scores too. progress: wraps the iteration over batches (given the number of items).
+    The model runs in eval mode with frozen parameters and is left as it was. Sums over examples are float64.
+    Raises InputError: unusable examples; activations that are not finite.
     """
     criterion = criterion or GradientActivation()
     chosen = sites(model, unit=unit, select=select)

@@ -37,12 +37,16 @@ class Path(ABC):
         """For rows [R], nodes [R, K] in 0 ... 1 and their weights [R, K]: F [R, K] at the nodes, and the weighted sum of dF/dc
         [R, units] over the nodes and, with the weight at_end [R], over a = 1."""
 
-    def _chunks(self, rows: Tensor, nodes: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the flattened nodes with the place in `rows` that each belongs to, few enough for one pass."""
-        owner = torch.arange(len(rows), device=rows.device).repeat_interleave(nodes.shape[1])
+    def _chunks(self, nodes: Tensor, weights: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of the flattened nodes, few enough for one pass; the row [n] of `nodes` that each belongs to; and the matrix
+        [R, n] that sums them with their weights: a product, because adding up by index is not deterministic on CUDA."""
+        owners = torch.arange(len(nodes), device=nodes.device).repeat_interleave(nodes.shape[1])
         for start in range(0, nodes.numel(), self.limit):
             chunk = slice(start, start + self.limit)
-            yield chunk, owner[chunk]
+            owner = owners[chunk]
+            mixing = weights.new_zeros(len(nodes), len(owner))
+            mixing[owner, torch.arange(len(owner), device=nodes.device)] = weights.flatten()[chunk]
+            yield chunk, owner, mixing
 
 
 class LayerPath(Path):
@@ -59,11 +63,11 @@ class LayerPath(Path):
         leaves, values = self.replay.leaves[site], torch.empty_like(nodes, dtype=self.end.dtype)
         # The gradients are averaged before the product with the weight, which is one for all nodes.
         means = [leaf.gradient[rows].to(_wide(leaf.gradient)) * _column(at_end, leaf.gradient) for leaf in leaves]
-        for chunk, owner in self._chunks(rows, nodes):
+        for chunk, owner, mixing in self._chunks(nodes, weights):
             value, gradients = self.replay.run(site, rows[owner], nodes.flatten()[chunk], gradients=True)
             values.flatten()[chunk] = value
             for mean, gradient in zip(means, gradients, strict=True):
-                mean.index_add_(0, owner, gradient.to(mean) * _column(weights.flatten()[chunk], mean))
+                mean += (mixing.to(mean) @ gradient.to(mean).flatten(1)).view_as(mean)
         scores = torch.stack([leaf.scores(rows, mean) for leaf, mean in zip(leaves, means, strict=True)])
         return values, scores.sum(0)
 
@@ -90,9 +94,9 @@ class JointPath(Path):
     def weighted(self, rows: Tensor, nodes: Tensor, weights: Tensor, at_end: Tensor) -> tuple[Tensor, Tensor]:
         values = torch.empty_like(nodes, dtype=self.end.dtype)
         total = self._end_scores[rows] * _column(at_end, self._end_scores)
-        for chunk, owner in self._chunks(rows, nodes):
+        for chunk, owner, mixing in self._chunks(nodes, weights):
             values.flatten()[chunk], scores = self._pass(rows[owner], nodes.flatten()[chunk])
-            total.index_add_(0, owner, scores * _column(weights.flatten()[chunk], scores))
+            total += mixing.to(total) @ scores.to(total)
         return values, total
 
     def _pass(self, rows: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,251 @@
+"""Integration along a path where the integrals are known: the rules, where their nodes lie, and how many are taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from secateur.integration import FIRST, PLACED, Integrator, Policy, fixed, pilot
+from secateur.paths import Path
+from secateur.quadrature import PANEL, Floats, Profile, gauss, radau
+
+LAST = 96
+
+
+def integral_of_power(nodes: Floats, weights: Floats, end: float, degree: int) -> float:
+    """By the rule, of (degree + 1) * a ** degree: 1 if it is exact."""
+    return float((degree + 1) * (np.sum(weights * nodes**degree) + end))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 6])
+def test_gauss_is_exact_for_its_degree_and_no_other(nodes: int) -> None:
+    at, weights = gauss(nodes)
+    assert len(at) == nodes
+    assert all(weights > 0)
+    assert all((at > 0) & (at < 1))
+    for degree in range(2 * nodes):
+        assert integral_of_power(at, weights, 0.0, degree) == pytest.approx(1, abs=1e-12)
+    assert abs(integral_of_power(at, weights, 0.0, 2 * nodes) - 1) > 1e-9
+
+
+@pytest.mark.parametrize("nodes", FIRST)
+def test_radau_is_exact_for_its_degree_and_no_other(nodes: int) -> None:
+    at, weights, end = radau(nodes)
+    assert len(at) == nodes
+    assert min(*weights, end) > 0
+    assert all((at > 0) & (at < 1))
+    assert list(at) == sorted(at)
+    for degree in range(2 * nodes + 1):
+        assert integral_of_power(at, weights, end, degree) == pytest.approx(1, abs=1e-11)
+    assert abs(integral_of_power(at, weights, end, 2 * nodes + 1) - 1) > 1e-9
+
+
+def jump(at: float, places: int = 13) -> Profile:
+    """A function that stands still but for one jump of height 5, seen at evenly spaced places in random order."""
+    seen = np.random.default_rng(0).permutation(np.linspace(0, 1, places))
+    profile = Profile([0.0, 1.0], [2.0, 7.0])
+    profile.add(seen[(seen > 0) & (seen < 1)], np.where(seen[(seen > 0) & (seen < 1)] < at, 2.0, 7.0))
+    return profile
+
+
+@pytest.mark.parametrize("nodes", [12, 13, 24, 96])
+@pytest.mark.parametrize("profile", [Profile([0.0, 1.0], [3.0, 3.0]), jump(0.4), jump(0.99)], ids=["flat", "jump", "late"])
+def test_composite_rule(profile: Profile, nodes: int) -> None:
+    at, weights = profile.composite(nodes)
+    assert len(at) == nodes // PANEL * PANEL
+    assert all(weights > 0)
+    assert all((at > 0) & (at < 1))
+    assert all(np.diff(at) > 0)
+    for degree in range(2 * PANEL):
+        assert integral_of_power(at, weights, 0.0, degree) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("at", [0.2, 0.4, 0.7])
+def test_nodes_lie_where_the_function_moves(at: float) -> None:
+    """The jump is known to lie in one of twelve stretches; it gets a share of the nodes that a flat function gives to six."""
+    nodes, _ = jump(at).composite(48)
+    start = np.floor(at * 12) / 12
+    near = (nodes > start - 0.01) & (nodes < start + 1 / 12 + 0.01)
+    assert near.mean() >= 0.5
+    even, _ = Profile([0.0, 1.0], [0.0, 0.0]).composite(48)
+    assert ((even > start - 0.01) & (even < start + 1 / 12 + 0.01)).mean() < 0.2
+
+
+class Steps(Path):
+    """Row r: F(a) = sum_i sign_i * sigmoid((a - place_ri) / width_ri), of which unit i is the term i."""
+
+    sites = ()
+    limit = 1 << 30
+
+    def __init__(self, places: list[list[float]], widths: list[list[float]], signs: list[float] | None = None) -> None:
+        self.places = torch.tensor(places, dtype=torch.float64)
+        self.widths = torch.tensor(widths, dtype=torch.float64)
+        self.signs = torch.ones(self.places.shape[1]) if signs is None else torch.tensor(signs)
+        self.end = self._terms(torch.arange(len(places)), torch.ones(len(places), 1)).sum((1, 2))
+        self.passes = 0
+
+    def values(self, rows: Tensor, gate: Tensor) -> Tensor:
+        return self._terms(rows, gate[:, None]).sum((1, 2))
+
+    def weighted(self, rows: Tensor, nodes: Tensor, weights: Tensor, at_end: Tensor) -> tuple[Tensor, Tensor]:
+        self.passes += nodes.numel()
+        slopes = self._slopes(rows, torch.cat([nodes, torch.ones(len(rows), 1)], 1))
+        scores = slopes * torch.cat([weights, at_end[:, None]], 1)[:, :, None]
+        return self._terms(rows, nodes).sum(2), scores.sum(1)
+
+    def exact(self) -> Tensor:
+        everyone = torch.arange(len(self.places))
+        ends = self._terms(everyone, torch.tensor([[0.0, 1.0]]).expand(len(everyone), 2))
+        return ends[:, 1] - ends[:, 0]
+
+    def error(self, scores: Tensor) -> Tensor:
+        """Relative, of each row."""
+        return (scores - self.exact()).abs().sum(1) / self.exact().abs().sum(1)
+
+    def _terms(self, rows: Tensor, gates: Tensor) -> Tensor:
+        return self.signs * torch.sigmoid((gates[:, :, None] - self.places[rows, None]) / self.widths[rows, None])
+
+    def _slopes(self, rows: Tensor, gates: Tensor) -> Tensor:
+        terms = torch.sigmoid((gates[:, :, None] - self.places[rows, None]) / self.widths[rows, None])
+        return self.signs * terms * (1 - terms) / self.widths[rows, None]
+
+
+SMOOTH = ([[0.3, 0.5, 0.6]] * 4, [[0.8, 1.0, 1.5]] * 4)
+STEEP = ([[0.30, 0.31, 0.32], [0.60, 0.61, 0.62], [0.41, 0.40, 0.42], [0.15, 0.16, 0.14]], [[0.01, 0.02, 0.015]] * 4)
+
+
+def everyone(path: Path) -> Tensor:
+    return torch.arange(len(path.end))
+
+
+def automatic(path: Steps, tolerance: float) -> tuple[Tensor, Tensor, Policy]:
+    """The errors of the rows, the nodes they took, and the policy that a pilot of two of them found."""
+    policy = pilot(path, everyone(path)[:2], tolerance, LAST)
+    integral = Integrator(path, everyone(path)).run(policy)
+    return path.error(integral.scores), integral.nodes, policy
+
+
+def plain(path: Steps, nodes: int) -> Tensor:
+    return path.error(Integrator(path, everyone(path), placed=False).run(fixed(nodes)).scores)
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.01, 0.001])
+def test_a_smooth_path_takes_few_nodes(tolerance: float) -> None:
+    errors, nodes, policy = automatic(Steps(*SMOOTH), tolerance)
+    assert errors.max() <= tolerance
+    assert nodes.max() <= 4
+    assert policy.first <= 4
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.01])
+def test_a_steep_path_takes_fewer_nodes_than_plain_gauss(tolerance: float) -> None:
+    """Rules that were tried and given up included."""
+    path = Steps(*STEEP)
+    errors, nodes, policy = automatic(path, tolerance)
+    assert errors.mean() <= tolerance
+    assert errors.max() <= 2 * tolerance
+    needed = next(count for count in range(1, 400) if plain(path, count).mean() <= tolerance)
+    assert float(nodes.double().mean()) < needed
+    assert policy.first > 4
+
+
+def test_each_row_takes_what_it_needs() -> None:
+    smooth_and_steep = [[places[0], other[0]] for places, other in zip(SMOOTH, STEEP, strict=True)]
+    path = Steps(*smooth_and_steep)
+    policy = Policy(first=FIRST[0], last=LAST, tolerance=0.01)
+    integral = Integrator(path, everyone(path)).run(policy)
+    assert path.error(integral.scores).max() <= 0.01
+    assert int(integral.nodes[0]) <= 4
+    assert int(integral.nodes[1]) >= PLACED
+
+
+def test_rows_unlike_the_pilots_take_more_nodes() -> None:
+    """Their residual tells them, although the pilot's rows needed few nodes."""
+    path = Steps([*SMOOTH[0][:2], *STEEP[0]], [*SMOOTH[1][:2], *STEEP[1]])
+    errors, nodes, policy = automatic(path, 0.01)
+    assert policy.first <= 4
+    assert errors.max() <= 0.02
+    assert nodes[:2].max() <= 4
+    assert nodes[2:].min() >= PLACED
+
+
+def test_a_jump_between_the_nodes_is_found() -> None:
+    """The first rules see a function that stands still everywhere: the completeness residual alone tells of the jump."""
+    path = Steps([[0.77, 0.771]] * 3, [[1e-4, 1e-4]] * 3)
+    errors, nodes, _ = automatic(path, 0.02)
+    assert errors.max() <= 0.04
+    assert nodes.max() <= 2 * LAST
+
+
+def test_nodes_are_those_of_all_tries() -> None:
+    path = Steps(*STEEP)
+    integral = Integrator(path, everyone(path)).run(Policy(first=FIRST[0], last=LAST, tolerance=0.01))
+    assert int(integral.nodes.sum()) == path.passes
+    assert bool((integral.rule < integral.nodes).all())
+
+
+def test_errors_are_residuals_times_the_inflation() -> None:
+    path = Steps(*STEEP)
+    policy = Policy(first=6, last=6, tolerance=0.5, usual=0.0, inflation={6: 7.0})
+    integral = Integrator(path, everyone(path)).run(policy)
+    scores = Integrator(path, everyone(path)).rule(everyone(path), 6)[0]
+    missing = (scores.sum(1) - path.exact().sum(1)).abs() / scores.abs().sum(1)
+    torch.testing.assert_close(integral.residuals, missing)
+    torch.testing.assert_close(integral.errors, 7 * missing)
+
+
+def test_errors_of_small_rows_are_relative_to_a_usual_row() -> None:
+    policy = Policy(first=2, last=LAST, tolerance=0.01, usual=10.0)
+    residuals, sizes = torch.tensor([1.0, 1.0]), torch.tensor([20.0, 0.1])
+    assert policy.errors(2, residuals, sizes).tolist() == pytest.approx([0.05, 0.1])
+
+
+def test_the_pilot_measures_how_far_units_errors_cancel() -> None:
+    """Two units whose errors are the same but for the sign leave no residual to speak of: the inflation has to tell."""
+    path = Steps([[0.5, 0.502]] * 4, [[0.05, 0.05]] * 4, [1.0, -0.9])
+    policy = pilot(path, everyone(path)[:2], 0.01, LAST)
+    assert max(policy.inflation.values()) > 5
+    assert automatic(path, 0.01)[0].max() <= 0.01
+
+
+@pytest.mark.parametrize("paths", [SMOOTH, STEEP], ids=["smooth", "steep"])
+def test_pilot(paths: tuple[list[list[float]], list[list[float]]]) -> None:
+    path = Steps(*paths)
+    policy = pilot(path, everyone(path)[:2], 0.01, 50)
+    assert policy.inflation
+    assert all(factor >= 1 for factor in policy.inflation.values())
+    assert policy.first in (*FIRST, *policy.inflation)
+    assert policy.last == 48
+    assert policy.usual == pytest.approx(float(path.exact()[:2].abs().sum(1).mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("excess", [1.01, 3.0, 5.0, 1e6])
+@pytest.mark.parametrize("last", [PLACED, 48, LAST])
+def test_rules_grow_and_end(excess: float, last: int) -> None:
+    policy, levels = Policy(first=FIRST[0], last=last, tolerance=0.01), [FIRST[0]]
+    while (following := policy.after(levels[-1], excess)) is not None:
+        assert following > levels[-1]
+        assert following in FIRST or following % PANEL == 0
+        levels.append(following)
+    assert levels[-1] == last
+    assert len(levels) <= 8
+    if excess > 10:
+        assert levels[1] >= PLACED
+
+
+def test_an_impossible_tolerance_ends_at_the_last_rule() -> None:
+    path = Steps(*STEEP)
+    integral = Integrator(path, everyone(path)).run(Policy(first=FIRST[0], last=PLACED, tolerance=1e-9))
+    assert integral.rule.tolist() == [PLACED] * 4
+    assert bool((integral.errors > 1e-9).all())
+
+
+def test_doubled_is_the_difference_to_twice_the_nodes() -> None:
+    path = Steps(*STEEP)
+    integrator = Integrator(path, everyone(path), placed=False)
+    difference, size = integrator.doubled(integrator.run(fixed(5)), [1, 3])
+    five, ten = (Integrator(path, everyone(path), placed=False).run(fixed(count)).scores[[1, 3]] for count in (5, 10))
+    assert difference == pytest.approx(float((ten - five).abs().sum()))
+    assert size == pytest.approx(float(ten.abs().sum()))
