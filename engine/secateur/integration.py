@@ -13,9 +13,8 @@ from secateur.paths import Path
 from secateur.quadrature import PANEL, Floats, Profile, gauss, radau
 
 FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
-
-_TINY = float(torch.finfo(torch.float32).tiny)
 PLACED = 4 * PANEL  # From here on rules are composite, with nodes where F moves.
+_TINY = float(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,6 @@ class Policy:
     first: nodes to begin with. last: the most. tolerance: of the estimated relative error; None: no second try.
     usual: sum_i |IG_i| of a usual example. An example's error is relative to this where its own sum is smaller.
     inflation: by number of nodes, the error over the completeness residual, as a pilot sample showed it (at least 1).
-    placed: False takes plain Gauss-Legendre nodes whatever their number.
     """
 
     first: int
@@ -33,7 +31,6 @@ class Policy:
     tolerance: float | None
     usual: float = 0.0
     inflation: Mapping[int, float] = field(default_factory=dict)
-    placed: bool = True
 
     def after(self, nodes: int, excess: float) -> int | None:
         """The next number of nodes to try where the error is `excess` times the tolerance; None where that was the last."""
@@ -46,7 +43,8 @@ class Policy:
 
     def errors(self, nodes: int, residuals: Tensor, sizes: Tensor) -> Tensor:
         """Estimated relative errors from completeness residuals and sum_i |IG_i|."""
-        inflation = self.inflation.get(nodes, max(self.inflation.values(), default=1.0))
+        known = max((level for level in self.inflation if level <= nodes), default=None)
+        inflation = 1.0 if known is None else self.inflation[known]
         return inflation * residuals / sizes.clamp(min=max(self.usual, _TINY))
 
 
@@ -85,14 +83,13 @@ class Integrator:
 
     def run(self, policy: Policy) -> Integral:
         """Each row by the first rule whose estimated error is within the tolerance, or the last one."""
-        count, device = len(self.rows), self.rows.device
-        scores = torch.zeros(0)
+        count, scores = len(self.rows), torch.zeros(0)
         residuals, errors = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         rule, nodes = torch.zeros(2, count, dtype=torch.int64)
-        queue = {policy.first: torch.arange(count, device=device)}
+        queue = {policy.first: list(range(count))}
         while queue:
             level = min(queue)
-            which = queue.pop(level)
+            which = torch.tensor(queue.pop(level), device=self.rows.device)
             found, residual = self.rule(which, level)
             scores = scores if len(scores) else found.new_zeros(count, found.shape[1])
             scores[which] = found
@@ -105,7 +102,7 @@ class Integrator:
             for k in here[errors[here] > policy.tolerance].tolist():
                 following = policy.after(level, float(errors[k]) / policy.tolerance)
                 if following is not None:
-                    queue[following] = torch.cat([queue.get(following, which[:0]), torch.tensor([k], device=device)])
+                    queue.setdefault(following, []).append(k)
         return Integral(scores, residuals, errors, rule, nodes)
 
     def doubled(self, integral: Integral, which: list[int]) -> tuple[float, float]:
@@ -140,13 +137,8 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
     levels: dict[int, tuple[Tensor, Tensor]] = {}
     for nodes in (*FIRST, *_doubling(PLACED, last)):
         before = levels[max(levels)][0] if levels else None
-        levels[nodes] = integrator.rule(everyone, nodes)
-        now = levels[nodes][0]
-        if (
-            before is not None
-            and nodes > FIRST[0]
-            and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum())
-        ):
+        now, _ = levels[nodes] = integrator.rule(everyone, nodes)
+        if before is not None and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum()):
             break
     exact = levels.pop(max(levels))[0].double()
     sizes = exact.abs().sum(1)
@@ -164,7 +156,7 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
 
 def fixed(nodes: int) -> Policy:
     """A given number of Gauss-Legendre nodes for each row."""
-    return Policy(nodes, nodes, None, placed=False)
+    return Policy(nodes, nodes, None)
 
 
 def _doubling(start: int, last: int) -> list[int]:

@@ -92,7 +92,7 @@ class Scores(Mapping[str, Tensor]):
             if found.shape != (site.units,) or found.dtype != torch.float64:
                 raise ValueError(f"{site.name}: expected float64 [{site.units}], got {found.dtype} {list(found.shape)}")
         examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
-        convergence = about["convergence"]
+        convergence = about.get("convergence")
         return cls(
             units={site.name: tensors[site.name] for site in sites},
             sites=sites,
