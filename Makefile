@@ -29,7 +29,8 @@ lint: $(READY)  ## ruff, and mypy --strict on both packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## Timings on this machine; writes bench/results/
+bench: $(READY)  ## Timings and comparisons on this machine, hours of them; writes bench/results/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python bench/run.py
 
 readme: $(READY)  ## README.md's tables and plot from bench/results/

@@ -64,11 +64,11 @@ def t5(examples: int) -> Case:
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "bert": lambda: against_peers(bert(32)),
+    "bert": lambda: against_peers(bert(24)),
     "t5": lambda: at_equal_error(t5(16)),
     "rough": lambda: rough(t5(4)),
     "passes": lambda: {"bert": passes(bert(16)), "t5": passes(t5(16))},
-    "nodes": lambda: {"bert": by_nodes(bert(16), 64), "t5": by_nodes(t5(16), 256)},
+    "nodes": lambda: {"bert": by_nodes(bert(8), 64), "t5": by_nodes(t5(12), 256)},
 }
 
 
@@ -79,21 +79,22 @@ def integrated(parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
 
 
 def against_peers(case: Case, rounds: int = 3) -> dict[str, Any]:
-    """(i) All sites of the BERT classifier: one tolerance against 20 Riemann steps and Captum's 50, errors against 64 nodes."""
+    """(i) All sites of the BERT classifier: the loosest tolerance whose error against 64 nodes is below 1% (mean over sites),
+    against 20 Riemann steps and Captum's 50, whatever their errors are."""
     exact, _ = case.score(_ig(nodes=64))
-    ours = [case.score(_ig(tolerance=0.1)) for _ in range(rounds)]
-    scores = ours[0][0]
-    rows = [_row("secateur, tolerance 0.1", scores.per_example, exact, statistics.median(t for _, t in ours))]
-    rows[0]["nodes"] = {path: summary["nodes"] for path, summary in _summary(scores).items()}
+    found = _fewest(case, exact, exact.sites, 0.01, TOLERANCES, lambda t: _ig(tolerance=t))
+    ours = [case.score(_ig(tolerance=found["setting"])) for _ in range(rounds)]
+    seconds = statistics.median(seconds for _, seconds in ours)
+    rows = [{**_row(f"secateur, tolerance {found['setting']}", ours[0][0], exact, seconds), "nodes": found["nodes"]}]
     fixed, seconds = case.score(_ig(nodes=3))
-    rows.append(_row("secateur, 3 nodes", fixed.per_example, exact, seconds))
+    rows.append({**_row("secateur, 3 nodes", fixed, exact, seconds), "nodes": 3})
     batch = case.batch()
-    for name, run in {
-        "20 Riemann steps": lambda site: peers.riemann(case.model, case.task, batch, site, 20, "probability"),
-        "Captum, 50 steps": lambda site: peers.captum(case.model, case.task, batch, site, 50, "probability", TOKENS),
-    }.items():
-        found, seconds = _by_site(case, batch, run)
-        rows.append(_row(name, found, exact, seconds))
+    for name, steps, run in (
+        ("Riemann steps", 20, lambda site: peers.riemann(case.model, case.task, batch, site, 20, "probability")),
+        ("Captum's steps", 50, lambda site: peers.captum(case.model, case.task, batch, site, 50, "probability", TOKENS)),
+    ):
+        scores, seconds = _by_site(case, batch, run)
+        rows.append({**_row(f"{steps} {name}", scores, exact, seconds), "nodes": steps})
     return {"examples": len(case.rows), "sites": len(exact), "rows": rows}
 
 

@@ -134,6 +134,7 @@ def integrated_speed() -> str:
     rows = [
         (
             row["method"],
+            f"{row['nodes']:.1f}",
             f"{row['error']:.2%}",
             f"{row['worst']:.2%}",
             f"{row['seconds']:.1f} s",
@@ -162,7 +163,7 @@ def integrated_speed() -> str:
         f"All {bert['sites']} sites of a 6-layer BERT classifier (all-MiniLM-L6-v2 with a head trained on *domain*), "
         f"{bert['examples']} examples, one thread, {about['device']}, torch {about['torch']}; error: mean over sites (and the "
         "worst site) of sum |IG - exact| / sum |exact| over examples and units, exact being 64 Gauss-Legendre nodes.\n\n"
-        f"{markdown(('method', 'error', 'worst site', 'time', 'ratio'), rows)}\n\n"
+        f"{markdown(('method', 'passes', 'error', 'worst site', 'time', 'ratio'), rows)}\n\n"
         f"The built-in T5, {t5['examples']} examples of four tasks, each method with its fewest steps (or loosest tolerance) "
         "whose error against 256 nodes is below the goal, over the sites for which 256 nodes are exact enough to say so:\n\n"
         f"{markdown(('error below', 'method', 'passes', 'error', 'time', 'ratio'), other)}\n\n"

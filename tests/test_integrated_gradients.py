@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 import naive
 import pytest
 import torch
-from models import ALL, CASES, CLASSES, LABELS, Case, Unit, piece_tokenizer, unit_argument
+from models import ALL, CASES, CLASSES, LABELS, Case, piece_tokenizer, unit_argument
 from test_attribution import COMBINE, REDUCED, error, reduce
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 from secateur import GradientActivation, IntegratedGradients
+from secateur.convergence import gather
 from secateur.criteria import Criterion
 
 PATHS = ("layer", "joint")
@@ -120,7 +121,9 @@ def test_targets_equal_naive(case: Case, target: Any, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("case", "labels"), list(zip(THREE, [LABELS, CLASSES, LABELS], strict=True)), ids=["t5", "bert", "llama"])
+@pytest.mark.parametrize(
+    ("case", "labels"), list(zip(THREE, [LABELS, CLASSES, LABELS], strict=True)), ids=["t5", "bert", "llama"]
+)
 def test_all_labels_equals_naive(case: Case, labels: list[str], path: str) -> None:
     """An integral for each example and label; targets are not read."""
     case = replace(case, examples=[{"input": example["input"]} for example in few(case).examples])
@@ -132,6 +135,11 @@ def test_all_labels_equals_naive(case: Case, labels: list[str], path: str) -> No
     convergence = found.convergence
     assert convergence is not None
     assert all(len(residuals) == count for residuals in convergence.residuals.values())
+
+
+def test_an_example_of_several_labels_has_the_largest_of_their_errors() -> None:
+    rows, values = [torch.tensor([2, 0]), torch.tensor([2, 1])], [torch.tensor([1.0, 5.0]), torch.tensor([3.0, 0.5])]
+    assert gather(rows, values, 4).tolist() == [5.0, 0.5, 3.0, 0.0]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -303,7 +311,7 @@ def test_a_users_hook_acts_once(name: str, module: str, path: str) -> None:
 @functools.cache
 def reference(name: str, path: str) -> dict[str, Tensor]:
     case = CASES[name]
-    return by_path(each(attribute(case, case.model(), integrated(path, nodes=200), select=SELECT)), path)
+    return by_path(each(attribute(case, case.model(), integrated(path, nodes=200), select=SELECT, max_tokens=1000)), path)
 
 
 @functools.cache

@@ -152,8 +152,7 @@ def test_a_steep_path_takes_fewer_nodes_than_plain_gauss(tolerance: float) -> No
 
 
 def test_each_row_takes_what_it_needs() -> None:
-    smooth_and_steep = [[places[0], other[0]] for places, other in zip(SMOOTH, STEEP, strict=True)]
-    path = Steps(*smooth_and_steep)
+    path = Steps([SMOOTH[0][0], STEEP[0][0]], [SMOOTH[1][0], STEEP[1][0]])
     policy = Policy(first=FIRST[0], last=LAST, tolerance=0.01)
     integral = Integrator(path, everyone(path)).run(policy)
     assert path.error(integral.scores).max() <= 0.01

@@ -153,9 +153,7 @@ def test_undisturbed_when_a_target_along_the_path_raises(
     assert called == 5
 
 
-@pytest.mark.parametrize(
-    ("criterion", "passes"), [(None, 1), (LAYER, 2), (JOINT, 2)], ids=["gradient", "layer", "joint"]
-)
+@pytest.mark.parametrize(("criterion", "passes"), [(None, 1), (LAYER, 2), (JOINT, 2)], ids=["gradient", "layer", "joint"])
 def test_undisturbed_when_the_backward_raises(t5_case: Case, criterion: Criterion | None, passes: int) -> None:
     """Of the given pass, among those that have one."""
     model, seen = lived_in(t5_case), 0
