@@ -65,7 +65,7 @@ def t5(examples: int) -> Case:
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "bert": lambda: against_peers(bert(24)),
-    "t5": lambda: at_equal_error(t5(16)),
+    "t5": lambda: at_equal_error(t5(12), t5(64)),
     "rough": lambda: rough(t5(4)),
     "passes": lambda: {"bert": passes(bert(16)), "t5": passes(t5(16))},
     "nodes": lambda: {"bert": by_nodes(bert(8), 64), "t5": by_nodes(t5(12), 256)},
@@ -98,20 +98,29 @@ def against_peers(case: Case, rounds: int = 3) -> dict[str, Any]:
     return {"examples": len(case.rows), "sites": len(exact), "rows": rows}
 
 
-def at_equal_error(case: Case) -> dict[str, Any]:
-    """(ii) The built-in T5: each method with the fewest steps, or the loosest tolerance, whose error against 256 nodes is below
-    5% and 1% (mean over the sites whose reference is that good itself: 128 nodes differ from it by less than half of that)."""
+def at_equal_error(case: Case, many: Case) -> dict[str, Any]:
+    """(ii) The built-in T5: each method with the fewest steps, or the loosest tolerance, whose error is below 5% and 1%.
+
+    Seconds are for the examples of `case`. Secateur's are taken on `many` examples and scaled down, because its pilot and its
+    check are of a thirty-second of the examples each, but of two at least; the others treat each example alike.
+    The error is the mean over sites against 256 nodes, or 1,024 where 128 nodes differ from 256 by more than 1%. The goal
+    of 5% is over all sites, that of 1% over those for which 256 nodes are exact enough: nothing here reaches it elsewhere.
+    """
     exact, _ = case.score(_ig(nodes=256))
     half, _ = case.score(_ig(nodes=128))
     batch, own = case.batch(), {site.name: _error(half, exact, site) for site in exact.sites}
-    result: dict[str, Any] = {"examples": len(case.rows), "reference": own, "goals": {}}
+    moving = [site for site in exact.sites if own[site.name] > 0.01]
+    finer, _ = case.score(_ig(nodes=1024), select=_select(moving))
+    _each(exact).update(_each(finer))
+    result: dict[str, Any] = {"examples": len(case.rows), "128 against 256": own, "goals": {}}
     for goal in (0.05, 0.01):
-        chosen = [site for site in exact.sites if own[site.name] <= goal / 2]
+        chosen = [site for site in exact.sites if goal == 0.05 or site not in moving]
         plain = _fewest(case, exact, chosen, goal, GAUSS, lambda n: _ig(nodes=n))
-        methods = {
-            "secateur": _fewest(case, exact, chosen, goal, TOLERANCES, lambda t: _ig(tolerance=t, max_nodes=192)),
-            "secateur, Gauss-Legendre": plain,
-        }
+        auto = _fewest(case, exact, chosen, goal, TOLERANCES, lambda t: _ig(tolerance=t, max_nodes=192))
+        scores, seconds = many.score(_ig(tolerance=auto["setting"], max_nodes=192), select=_select(chosen))
+        auto["seconds"] = seconds * len(case.rows) / len(many.rows)
+        auto["nodes"] = statistics.mean(s["nodes"] for s in _summary(scores).values())
+        methods = {"secateur": auto, "secateur, Gauss-Legendre": plain}
         run = partial(peers.captum, case.model, case.task, batch)
         seconds = sum(_timed(partial(run, site, plain["setting"], "probability", TOKENS))[1] for site in chosen)
         methods["Captum"] = {**plain, "seconds": seconds}
@@ -197,10 +206,10 @@ def _error(scores: Any, exact: secateur.Scores, site: Site) -> float:
 
 
 def _each(scores: Any) -> dict[str, Tensor]:
-    each = scores.per_example if isinstance(scores, secateur.Scores) else scores
+    each: dict[str, Tensor] | None = scores.per_example if isinstance(scores, secateur.Scores) else scores
     if each is None:
         raise ValueError("scores: expected those of each example")
-    return dict(each)
+    return each
 
 
 def _row(name: str, each: Any, exact: secateur.Scores, seconds: float) -> dict[str, Any]:
@@ -226,15 +235,24 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 def _fewest(
     case: Case, exact: secateur.Scores, chosen: Sequence[Site], goal: float, settings: Sequence[Any], make: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """The first setting whose mean error over the chosen sites is below the goal, with its time."""
-    select = ",".join(f"{site.stack}.{site.kind}.{site.layer}" for site in chosen)
-    for setting in settings:
-        scores, seconds = case.score(make(setting), select=select)
+    """The first of the settings, which go from coarse to fine, whose mean error over the chosen sites is below the goal."""
+    tried: dict[int, dict[str, Any]] = {}
+    low, high = 0, len(settings) - 1
+    while low not in tried:
+        middle = (low + high) // 2
+        scores, seconds = case.score(make(settings[middle]), select=_select(chosen))
         error = statistics.mean(_error(scores, exact, site) for site in chosen)
+        nodes = statistics.mean(s["nodes"] for s in _summary(scores).values())
+        tried[middle] = {"setting": settings[middle], "nodes": nodes, "error": error, "seconds": seconds}
         if error <= goal:
-            break
-    nodes = statistics.mean(s["nodes"] for s in _summary(scores).values())
-    return {"setting": setting, "nodes": nodes, "error": error, "seconds": seconds}
+            high = middle
+        else:
+            low = min(middle + 1, high)
+    return tried[low]
+
+
+def _select(chosen: Sequence[Site]) -> str:
+    return ",".join(f"{site.stack}.{site.kind}.{site.layer}" for site in chosen)
 
 
 def _riemann_steps(case: Case, batch: Batch, chosen: Sequence[Site], exact: secateur.Scores, goal: float) -> tuple[int, float]:

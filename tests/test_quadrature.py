@@ -195,6 +195,12 @@ def test_errors_are_residuals_times_the_inflation() -> None:
     torch.testing.assert_close(integral.errors, 7 * missing)
 
 
+@pytest.mark.parametrize(("nodes", "factor"), [(1, 1.0), (2, 3.0), (3, 3.0), (6, 2.0), (12, 2.0), (48, 2.0)])
+def test_a_rule_that_the_pilot_did_not_try_has_the_inflation_of_the_next_coarser(nodes: int, factor: float) -> None:
+    policy = Policy(first=1, last=LAST, tolerance=0.01, inflation={2: 3.0, 6: 2.0})
+    assert policy.errors(nodes, torch.tensor([0.5]), torch.tensor([1.0])).tolist() == [0.5 * factor]
+
+
 def test_errors_of_small_rows_are_relative_to_a_usual_row() -> None:
     policy = Policy(first=2, last=LAST, tolerance=0.01, usual=10.0)
     residuals, sizes = torch.tensor([1.0, 1.0]), torch.tensor([20.0, 0.1])

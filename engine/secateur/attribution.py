@@ -100,9 +100,9 @@ def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> st
 
 
 def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]]:
-    """Two samples of a thirty-second of the items each, two to eight of them within max_tokens, from all lengths."""
+    """Two samples of a thirty-second of the items each, four to eight of them within max_tokens, from all lengths."""
     by_length = sorted(items, key=lambda item: item.length)
-    count = max(1, min(max(2, len(items) // 32), 8, len(items) // 2, max_tokens // by_length[-1].length))
+    count = max(1, min(max(4, len(items) // 32), 8, len(items) // 2, max_tokens // by_length[-1].length))
     picked = [by_length[k * len(items) // (2 * count)] for k in range(2 * count)]
     return picked[::2], picked[1::2]
 

@@ -129,7 +129,7 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
     """Finds how a path should be integrated, from a few rows: rules of more and more nodes, until the next changes little.
 
     Measured against the last of them, each rule has an error and a residual, whose ratio is its inflation. The first rule
-    is the smallest that at least half of the rows need no better one than.
+    is the smallest that three in four of the rows need no better one than.
     """
     integrator = Integrator(path, rows)
     everyone = torch.arange(len(rows), device=rows.device)
@@ -149,7 +149,7 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
         error = (scores.double() - exact).abs().sum(1)
         missing = float(residual.sum())
         inflation[nodes] = max(1.0, float(error.sum()) / missing) if missing > 0 else 1.0
-        if float((error <= tolerance * sizes.clamp(min=usual)).double().mean()) >= 0.5:
+        if float((error <= tolerance * sizes.clamp(min=usual)).double().mean()) >= 0.75:
             first = min(first, nodes)
     return Policy(first, last, tolerance, usual, inflation)
 
