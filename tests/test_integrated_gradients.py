@@ -27,7 +27,7 @@ PATHS = ("layer", "joint")
 THREE = [CASES["t5-gated"], CASES["bert-sequence"], CASES["llama"]]
 NODES = 3
 SELECT = "encoder.1,decoder.0"  # Every kind of site, where all of them would take long.
-CHECKED = 2  # Of seven examples, the ones whose scores are checked against rules of twice as many nodes.
+CHECKED = 3  # Of seven examples, the ones whose scores are checked against rules of twice as many nodes.
 
 
 def integrated(path: Any, **options: Any) -> IntegratedGradients:

@@ -141,10 +141,13 @@ class Replay:
             returned[path] = output
 
         with ExitStack() as stack:
-            for path in {port.path for each in ports.values() for port in each}:
-                stack.callback(self.model.get_submodule(path).register_forward_hook(partial(leaf, path)).remove)
+            # Before hooks that are on the model already, which see what a replay returns too; the leaf's first of all.
             for path in {prefix for each in self._all for linear in each.linears for prefix in _prefixes(linear)}:
-                stack.callback(self.model.get_submodule(path).register_forward_hook(partial(work, path)).remove)
+                module = self.model.get_submodule(path)
+                stack.callback(module.register_forward_hook(partial(work, path), prepend=True).remove)
+            for path in {port.path for each in ports.values() for port in each}:
+                module = self.model.get_submodule(path)
+                stack.callback(module.register_forward_hook(partial(leaf, path), prepend=True).remove)
             value = self.target(self.batch)
         value.sum().backward()  # type: ignore[no-untyped-call]
         self.value = value.detach()
