@@ -16,8 +16,7 @@ RESULTS = ROOT / "bench" / "results"
 
 def main() -> None:
     text = (ROOT / "README.md").read_text()
-    integrated_plot()
-    makers = (demo, quality, worth, integrated_speed, integrated_nodes, speed, tree)
+    makers = (demo, quality, worth, speed, tree)
     for name, make in {make.__name__: make for make in makers}.items():
         before, _, rest = text.partition(f"<!-- begin:{name} -->")
         _, _, after = rest.partition(f"<!-- end:{name} -->")
@@ -124,104 +123,6 @@ def worth() -> str:
         f"{markdown(('task', 'pruned', *(f'keep {keep}' for keep in keeps)), by_task)}\n\n"
         f"Scoring took {' / '.join(f'{seconds[c]:.1f}' for c in criteria)} s a draw on one thread, beside another such run."
     )
-
-
-def integrated_speed() -> str:
-    """Time at a given error against Captum and a loop of full passes."""
-    found = result("integrated")
-    bert, t5 = found["bert"], found["t5"]
-    ours = bert["rows"][0]["seconds"]
-    rows = [
-        (
-            row["method"],
-            f"{row['nodes']:.1f}",
-            f"{row['error']:.2%}",
-            f"{row['worst']:.2%}",
-            f"{row['seconds']:.1f} s",
-            f"{row['seconds'] / ours:.1f}x",
-        )
-        for row in bert["rows"]
-    ]
-    other = []
-    for goal, of_goal in t5["goals"].items():
-        first = of_goal["methods"]["secateur"]["seconds"]
-        other += [
-            (
-                f"{float(goal):.0%}, {len(of_goal['sites'])} sites", method, f"{m['nodes']:.1f}", f"{m['error']:.2%}",
-                f"{m['seconds']:.1f} s", f"{m['seconds'] / first:.1f}x",
-            )
-            for method, m in of_goal["methods"].items()
-        ]  # fmt: skip
-    placed = [
-        (site, str(row["nodes"]), f"{row['plain']:.1%}", f"{row['placed']:.1%}")
-        for site, of_site in found["rough"]["sites"].items()
-        for row in of_site
-    ]
-    passes = " and ".join(f"{found['passes'][name]['ratio']:.2f} ({label})" for name, label in (("bert", "BERT"), ("t5", "T5")))
-    about = found["environment"]
-    return (
-        f"All {bert['sites']} sites of a 6-layer BERT classifier (all-MiniLM-L6-v2 with a head trained on *domain*), "
-        f"{bert['examples']} examples, one thread, {about['device']}, torch {about['torch']}; error: mean over sites (and the "
-        "worst site) of sum |IG - exact| / sum |exact| over examples and units, exact being 64 Gauss-Legendre nodes.\n\n"
-        f"{markdown(('method', 'passes', 'error', 'worst site', 'time', 'ratio'), rows)}\n\n"
-        f"The built-in T5, {t5['examples']} examples of four tasks, each method with its fewest steps (or loosest tolerance) "
-        "whose error against 256 nodes is below the goal, over the sites for which 256 nodes are exact enough to say so:\n\n"
-        f"{markdown(('error below', 'method', 'passes', 'error', 'time', 'ratio'), other)}\n\n"
-        f"At the other sites F moves so much that no method gets there; errors against 1,024 nodes "
-        f"({found['rough']['examples']} examples) with nodes spread evenly and with nodes where F moves:\n\n"
-        f"{markdown(('site', 'nodes', 'Gauss-Legendre', 'where F moves'), placed)}\n\n"
-        f"FLOPs of a replayed pass against those of the layers above its site: {passes}."
-    )
-
-
-def integrated_nodes() -> str:
-    """Error, rank correlation, kept units and time against nodes and tolerances."""
-    found = result("integrated")["nodes"]
-    tables = []
-    for name, label in (("t5", "The built-in T5"), ("bert", "The BERT classifier")):
-        of_model = found[name]
-        rows = [
-            (
-                row["setting"], f"{row['nodes']:.1f}" if "nodes" in row else "", f"{row['error']:.2%}",
-                f"{row['spearman']:.3f}", f"{row['kept 0.5']:.1%}", f"{row['kept 0.2']:.1%}", f"{row['time']:.0f}x",
-            )
-            for row in of_model["rows"]
-        ]  # fmt: skip
-        half = of_model["other half"]
-        rows.append(
-            ("one half of the examples, exactly", "", "", f"{half['spearman']:.3f}", f"{half['kept 0.5']:.1%}",
-             f"{half['kept 0.2']:.1%}", "")
-        )  # fmt: skip
-        head = ("setting", "passes", "error", "Spearman", "kept 0.5 alike", "kept 0.2 alike", "time")
-        tables.append(
-            f"{label}, {of_model['examples']} examples, log-probability, against {of_model['reference']} nodes; the last row "
-            "compares the scores of one half of the examples with the other half's; time in gradient x activation "
-            f"runs.\n\n{markdown(head, rows)}"
-        )
-    return "\n\n".join(tables)
-
-
-def integrated_plot() -> None:
-    """docs/integrated.png: error against time, and kept units against error, for the two models."""
-    from matplotlib.figure import Figure
-
-    found = result("integrated")["nodes"]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, color in (("t5", "#1f5fa8"), ("bert", "#d9772b")):
-        for word, line, marker in (("nodes", "--", "o"), ("tolerance", "-", "s")):
-            rows = [row for row in found[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
-            label = f"{name}, {'given nodes' if word == 'nodes' else 'given tolerance'}"
-            left.plot(
-                [r["time"] for r in rows], [r["error"] for r in rows], line, marker=marker, color=color, ms=3, label=label
-            )
-            kept = [r["kept 0.5"] for r in rows]
-            right.plot([r["error"] for r in rows], kept, line, marker=marker, color=color, ms=3, label=label)
-        right.axhline(found[name]["other half"]["kept 0.5"], color=color, linestyle=":", linewidth=1)
-    left.set(xscale="log", yscale="log", xlabel="time, in gradient x activation runs", ylabel="error")
-    right.set(xscale="log", xlabel="error", ylabel="kept units alike, keep 0.5")
-    left.legend(fontsize=7)
-    figure.savefig(ROOT / "docs" / "integrated.png", dpi=130, metadata={"Software": None})
 
 
 def speed() -> str:
