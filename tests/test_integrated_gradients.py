@@ -40,7 +40,7 @@ def attribute(case: Case, model: nn.Module, criterion: Criterion, unit: str = "h
 
 
 def few(case: Case) -> Case:
-    return replace(case, examples=case.examples[:4])
+    return replace(case, examples=case.examples[:3])
 
 
 def each(scores: secateur.Scores) -> dict[str, Tensor]:

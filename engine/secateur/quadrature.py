@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.polynomial import Legendre
@@ -14,12 +15,14 @@ Floats = NDArray[np.float64]
 PANEL = 3  # Nodes of a panel of the composite rule.
 
 
+@cache
 def gauss(nodes: int) -> tuple[Floats, Floats]:
     """Gauss-Legendre nodes and weights on 0 ... 1: exact for polynomials of degree 2 * nodes - 1."""
     at, weights = leggauss(nodes)
-    return (at + 1) / 2, weights / 2
+    return _constant((at + 1) / 2), _constant(weights / 2)
 
 
+@cache
 def radau(nodes: int) -> tuple[Floats, Floats, float]:
     """Gauss-Radau: inner nodes, their weights, and the weight of the end point 1: exact for degree 2 * nodes.
 
@@ -30,7 +33,14 @@ def radau(nodes: int) -> tuple[Floats, Floats, float]:
     last = Legendre.basis(count - 1)
     roots = np.sort((last + Legendre.basis(count)).roots().real)[1:]
     weights = (1 - roots) / (count * last(roots)) ** 2
-    return ((1 - roots) / 2)[::-1].copy(), (weights / 2)[::-1].copy(), 1.0 / count**2
+    return _constant(((1 - roots) / 2)[::-1]), _constant((weights / 2)[::-1]), 1.0 / count**2
+
+
+def _constant(values: Floats) -> Floats:
+    """A copy that cannot be written to, since callers share it."""
+    values = values.copy()
+    values.flags.writeable = False
+    return values
 
 
 @dataclass
