@@ -102,7 +102,7 @@ def at_equal_error(case: Case, many: Case) -> dict[str, Any]:
     """(ii) The built-in T5: each method with the fewest steps, or the loosest tolerance, whose error is below 5% and 1%.
 
     Seconds are for the examples of `case`. Secateur's are taken on `many` examples and scaled down, because its pilot and its
-    check are of a thirty-second of the examples each, but of two at least; the others treat each example alike.
+    check are of a thirty-second of the examples each, but of four at least; the others treat each example alike.
     The error is the mean over sites against 256 nodes, or 1,024 where 128 nodes differ from 256 by more than 1%. The goal
     of 5% is over all sites, that of 1% over those for which 256 nodes are exact enough: nothing here reaches it elsewhere.
     """

@@ -19,8 +19,8 @@ TargetOf = Callable[[Batch], Tensor]
 class Path(ABC):
     """F(a) of a batch's rows, and dF/dc of the path's units, where the gates c of these units have the common value a.
 
-    sites: whose units these are, in the order of the scores. end: F at a = 1, [B], and `end_scores` dF/dc there [B, units];
-    both are left over from the pass that captured the batch, so they cost nothing.
+    sites: whose units these are, in the order of the scores. end: F at a = 1, [B]; like dF/dc there it is left over from the
+    pass that captured the batch, so it costs nothing.
     limit: rows of one pass. More are run in turn, so memory does not grow with the number of nodes.
     """
 

@@ -89,6 +89,10 @@ class Replay:
     def __init__(self, model: nn.Module, sites: Iterable[Site], target: Callable[[Batch], Tensor], batch: Batch) -> None:
         self.model, self.batch, self.target = model, batch, target
         self._all = list(branches(model).values())
+        self._below: dict[str, set[str]] = {}  # Each module that holds linear layers of branches, with those.
+        for linear in (linear for branch in self._all for linear in branch.linears):
+            for path in _prefixes(linear):
+                self._below.setdefault(path, set()).add(linear)
         self._branches = branches_of(model, sites)
         self._returned: dict[str, Any] = {}
         self.leaves: dict[Site, list[Leaf]] = {}
@@ -142,7 +146,7 @@ class Replay:
 
         with ExitStack() as stack:
             # Before hooks that are on the model already, which see what a replay returns too; the leaf's first of all.
-            for path in {prefix for each in self._all for linear in each.linears for prefix in _prefixes(linear)}:
+            for path in self._below:
                 module = self.model.get_submodule(path)
                 stack.callback(module.register_forward_hook(partial(work, path), prepend=True).remove)
             for path in {port.path for each in ports.values() for port in each}:
@@ -183,10 +187,9 @@ class Replay:
             for each in self._all:
                 if isinstance(each, Attention) and each.kind == "cross_attention":
                     done |= {each.key, each.value}
-        every = [path for each in self._all for path in each.linears]
         found: dict[str, bool] = {}
-        for path in sorted({prefix for linear in done for prefix in _prefixes(linear)} & set(returned), key=len):
-            below = {each for each in every if _under(each, path)}
+        for path in sorted(returned, key=len):
+            below = self._below[path]
             if below <= done and not any(_under(path, other) for other in {*found, *carriers}):
                 found[path] = not below <= unread
         return found
