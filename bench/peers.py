@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.discovery import branches_of
-from secateur.replay import leaf_ports
+from secateur.integrated.replay import leaf_ports
 from secateur.site import Port, Site
 from secateur.tasks import Batch, Task
 
@@ -28,8 +28,8 @@ def riemann(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, 
             return seen["scaled"]
 
         with _input_of(model, port, scale):
-            task.target(model, batch, target).sum().backward()  # type: ignore[no-untyped-call]
-        total = total + seen["activation"] * seen["scaled"].grad / steps
+            (gradient,) = torch.autograd.grad(task.target(model, batch, target).sum(), seen["scaled"])
+        total = total + seen["activation"] * gradient / steps
     return port.map.fold(total.sum(1))
 
 

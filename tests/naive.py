@@ -7,9 +7,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from models import Case
-from numpy.polynomial.legendre import leggauss
+from numpy.polynomial import Legendre
 from torch import Tensor, nn
 
 
@@ -137,35 +138,57 @@ def scores(case: Case, model: nn.Module, unit: str, kind: str, targets: Sequence
 
 def integrated(
     case: Case, model: nn.Module, unit: str, kind: str, nodes: int, joint: bool, targets: Sequence[Any] | None = None
-) -> dict[str, Tensor]:
-    """Integrated gradients of every unit for every example, [examples, units] by site, by Gauss-Legendre nodes: the gates of
-    all sites go from 0 to 1 together (joint), or those of one site while the others stay at 1."""
-    found: dict[str, Tensor] = {}
-    at, weights = leggauss(nodes)
-    for places in paths(case, model, unit, joint).values():
-        rows: dict[str, list[Tensor]] = {site: [] for site in places}
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Integrated gradients of every unit for every example, [examples, units] by site: the gates of all sites go from 0 to 1
+    together (joint), or those of one site while the others stay at 1. By a Gauss-Radau rule and the control variate.
+    And by path what the rule lacked before that, [examples]."""
+    scores: dict[str, Tensor] = {}
+    lacked: dict[str, Tensor] = {}
+    at, weights = radau(nodes)
+    changes = change(case, model, unit, kind, joint, targets)
+    for name, places in paths(case, model, unit, joint).items():
+        rows, of_rows = [], []
         for number in range(len(case.examples)):
-            total = {site: torch.zeros(count, dtype=torch.float64) for site, count in counts(places).items()}
-            for node, weight in zip(at, weights, strict=True):
-                for site, slope in slopes(case, model, places, (float(node) + 1) / 2, kind, number, targets).items():
-                    total[site] += slope * float(weight) / 2
-            for site, of_site in total.items():
-                rows[site].append(of_site)
-        found |= {site: torch.stack(of_site) for site, of_site in rows.items()}
-    return found
+            found = [slopes(case, model, places, node, kind, number, targets) for node in at]
+            table = torch.stack([torch.cat([of_node[site] for site in places]) for of_node in found])  # [nodes + 1, units]
+            plain = sum(weight * row for weight, row in zip(weights, table, strict=True))
+            lacking = changes[name][number] - plain.sum()
+            mean = sum(weight * row.sum() for weight, row in zip(weights, table, strict=True))
+            spread = [row.sum() - mean for row in table]
+            variance = sum(weight * of_node**2 for weight, of_node in zip(weights, spread, strict=True))
+            strength = lacking / max(variance + (0.1 * plain.abs().sum()) ** 2, lacking.abs() * max(abs(s) for s in spread))
+            new = [weight * (1 + strength * of_node) for weight, of_node in zip(weights, spread, strict=True)]
+            rows.append(sum(weight * row for weight, row in zip(new, table, strict=True)))
+            of_rows.append(lacking)
+        of_path = torch.split(torch.stack(rows), list(counts(places).values()), 1)
+        scores |= zip(places, of_path, strict=True)
+        lacked[name] = torch.stack(of_rows)
+    return scores, lacked
 
 
-def change(case: Case, model: nn.Module, unit: str, kind: str, joint: bool) -> dict[str, Tensor]:
+def radau(nodes: int) -> tuple[list[float], list[float]]:
+    """Nodes on 0 ... 1 with 1 as the last, and weights that are exact for as many powers as there are nodes."""
+    polynomial = Legendre.basis(nodes) - Legendre.basis(nodes + 1)
+    at = (np.sort(polynomial.roots().real) + 1) / 2
+    powers = np.vander(at, increasing=True).T
+    weights = np.linalg.solve(powers, 1 / np.arange(1, nodes + 2))
+    return at.tolist(), weights.tolist()
+
+
+def change(
+    case: Case, model: nn.Module, unit: str, kind: str, joint: bool, targets: Sequence[Any] | None = None
+) -> dict[str, Tensor]:
     """F(1) - F(0) of every example, [examples] by path: a site, or "joint"."""
     found: dict[str, Tensor] = {}
     for name, places in paths(case, model, unit, joint).items():
         closed = {site: torch.zeros(count, dtype=torch.float64) for site, count in counts(places).items()}
         values = []
-        for example in case.examples:
+        for number, example in enumerate(case.examples):
+            target = None if targets is None else targets[number]
             with torch.no_grad():
-                whole = value(*alone(case, model, example), kind)
+                whole = value(*alone(case, model, example, target), kind)
                 with gated(model, places, closed):
-                    values.append(whole - value(*alone(case, model, example), kind))
+                    values.append(whole - value(*alone(case, model, example, target), kind))
         found[name] = torch.stack(values)
     return found
 

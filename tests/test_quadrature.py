@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.integration import FIRST, PLACED, Integrator, Policy, fixed, pilot
-from secateur.paths import Path
-from secateur.quadrature import PANEL, Floats, Profile, gauss, radau
+from secateur.integrated.adaptive import FIRST, PLACED, Integrator, Policy, corrected, fixed, pilot
+from secateur.integrated.paths import Pass, Path, Sums
+from secateur.integrated.quadrature import PANEL, Floats, Profile, gauss, radau
 
 LAST = 96
 
 
-def integral_of_power(nodes: Floats, weights: Floats, end: float, degree: int) -> float:
-    """By the rule, of (degree + 1) * a ** degree: 1 if it is exact."""
-    return float((degree + 1) * (np.sum(weights * nodes**degree) + end))
+def integral_of_power(nodes: Floats, weights: Floats, degree: int) -> float:
+    """By the rule, of (degree + 1) * a ** degree: 1 if it is exact. A weight more than nodes is that of a = 1."""
+    nodes = np.append(nodes, np.ones(len(weights) - len(nodes)))
+    return float((degree + 1) * np.sum(weights * nodes**degree))
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 6])
@@ -26,20 +27,20 @@ def test_gauss_is_exact_for_its_degree_and_no_other(nodes: int) -> None:
     assert all(weights > 0)
     assert all((at > 0) & (at < 1))
     for degree in range(2 * nodes):
-        assert integral_of_power(at, weights, 0.0, degree) == pytest.approx(1, abs=1e-12)
-    assert abs(integral_of_power(at, weights, 0.0, 2 * nodes) - 1) > 1e-9
+        assert integral_of_power(at, weights, degree) == pytest.approx(1, abs=1e-12)
+    assert abs(integral_of_power(at, weights, 2 * nodes) - 1) > 1e-9
 
 
 @pytest.mark.parametrize("nodes", FIRST)
 def test_radau_is_exact_for_its_degree_and_no_other(nodes: int) -> None:
-    at, weights, end = radau(nodes)
-    assert len(at) == nodes
-    assert min(*weights, end) > 0
+    at, weights = radau(nodes)
+    assert len(at) == len(weights) - 1 == nodes
+    assert all(weights > 0)
     assert all((at > 0) & (at < 1))
     assert list(at) == sorted(at)
     for degree in range(2 * nodes + 1):
-        assert integral_of_power(at, weights, end, degree) == pytest.approx(1, abs=1e-11)
-    assert abs(integral_of_power(at, weights, end, 2 * nodes + 1) - 1) > 1e-9
+        assert integral_of_power(at, weights, degree) == pytest.approx(1, abs=1e-11)
+    assert abs(integral_of_power(at, weights, 2 * nodes + 1) - 1) > 1e-9
 
 
 def jump(at: float, places: int = 13) -> Profile:
@@ -59,7 +60,7 @@ def test_composite_rule(profile: Profile, nodes: int) -> None:
     assert all((at > 0) & (at < 1))
     assert all(np.diff(at) > 0)
     for degree in range(2 * PANEL):
-        assert integral_of_power(at, weights, 0.0, degree) == pytest.approx(1, abs=1e-12)
+        assert integral_of_power(at, weights, degree) == pytest.approx(1, abs=1e-12)
 
 
 @pytest.mark.parametrize("at", [0.2, 0.4, 0.7])
@@ -89,11 +90,19 @@ class Steps(Path):
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
         return self._terms(rows, gate[:, None]).sum((1, 2))
 
-    def weighted(self, rows: Tensor, nodes: Tensor, weights: Tensor, at_end: Tensor) -> tuple[Tensor, Tensor]:
-        self.passes += nodes.numel()
-        slopes = self._slopes(rows, torch.cat([nodes, torch.ones(len(rows), 1)], 1))
-        scores = slopes * torch.cat([weights, at_end[:, None]], 1)[:, :, None]
-        return self._terms(rows, nodes).sum(2), scores.sum(1)
+    def _run(self, rows: Tensor, gate: Tensor) -> Pass:
+        self.passes += len(rows)
+        return self._at(rows, gate)
+
+    def _end(self, rows: Tensor) -> Pass:
+        return self._at(rows, torch.ones(len(rows)))
+
+    def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
+        return tensors[0]
+
+    def _at(self, rows: Tensor, gate: Tensor) -> Pass:
+        slopes = self._slopes(rows, gate[:, None])[:, 0]
+        return Pass(self.values(rows, gate), slopes.sum(1), [slopes])
 
     def exact(self) -> Tensor:
         everyone = torch.arange(len(self.places))
@@ -127,8 +136,48 @@ def automatic(path: Steps, tolerance: float) -> tuple[Tensor, Tensor, Policy]:
     return path.error(integral.scores), integral.nodes, policy
 
 
-def plain(path: Steps, nodes: int) -> Tensor:
+def even(path: Steps, nodes: int) -> Tensor:
     return path.error(Integrator(path, everyone(path), placed=False).run(fixed(nodes)).scores)
+
+
+def sums(gradients: list[list[float]], weights: Tensor, change: float) -> Sums:
+    """Of one row: dF/dc [K + 1, units] at the nodes and at a = 1, whose integral over all units is `change`."""
+    table = torch.tensor(gradients, dtype=torch.float64)
+    slopes = table.sum(1) - change
+    plain, tilted = ((weights[0] * by)[:, None].mul(table).sum(0)[None] for by in (torch.ones_like(slopes), slopes))
+    return Sums(torch.zeros(1, len(table) - 1), slopes[None], plain, tilted)
+
+
+WEIGHTS = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64)
+
+
+def test_units_that_vary_with_the_slope_are_made_exact() -> None:
+    """Each unit is a constant plus a share of the slope, whose integral is known: but for the damping, nothing else matters."""
+    slope, change = torch.tensor([1.0, 9.0, 4.0], dtype=torch.float64), 5.2
+    constants, shares = torch.tensor([[0.3, -0.2, -0.1]]), torch.tensor([[0.5, 0.7, -0.2]])
+    of_row = sums((constants + shares * slope[:, None]).tolist(), WEIGHTS, change)
+    wanted = constants + shares * change
+    variance = float((WEIGHTS[0] * (slope - WEIGHTS[0] @ slope) ** 2).sum())
+    damping = (0.1 * float(of_row.plain.abs().sum())) ** 2
+    assert damping < 0.1 * variance
+    left = damping / (variance + damping) * (of_row.plain - wanted)
+    torch.testing.assert_close(corrected(of_row, WEIGHTS) - wanted, left, rtol=1e-5, atol=1e-6)
+
+
+def test_no_weight_becomes_negative() -> None:
+    """However much the rule misses: a unit seen at one node alone keeps its sign, and the sum comes no further from F's."""
+    for change in (-40.0, -1.0, 1.5, 40.0):
+        of_row = sums([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.2]], WEIGHTS, change)
+        found = corrected(of_row, WEIGHTS)
+        assert bool((found >= 0).all())
+        assert abs(float(found.sum()) - change) < abs(float(of_row.plain.sum()) - change)
+
+
+def test_a_slope_that_stands_still_changes_nothing() -> None:
+    """It says nothing of units whose derivatives vary and cancel."""
+    noise = 1e-9
+    of_row = sums([[5.0, -4.0 + noise], [-2.0, 3.0], [1.0, -noise]], WEIGHTS, 1.0 + 1e-6)
+    assert torch.allclose(corrected(of_row, WEIGHTS), of_row.plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("tolerance", [0.05, 0.01, 0.001])
@@ -140,13 +189,13 @@ def test_a_smooth_path_takes_few_nodes(tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("tolerance", [0.05, 0.01])
-def test_a_steep_path_takes_fewer_nodes_than_plain_gauss(tolerance: float) -> None:
+def test_a_steep_path_takes_fewer_nodes_than_an_even_rule(tolerance: float) -> None:
     """Rules that were tried and given up included."""
     path = Steps(*STEEP)
     errors, nodes, policy = automatic(path, tolerance)
     assert errors.mean() <= tolerance
     assert errors.max() <= 2 * tolerance
-    needed = next(count for count in range(1, 400) if plain(path, count).mean() <= tolerance)
+    needed = next(count for count in range(1, 400) if even(path, count).mean() <= tolerance)
     assert float(nodes.double().mean()) < needed
     assert policy.first > 4
 
@@ -189,8 +238,9 @@ def test_errors_are_residuals_times_the_inflation() -> None:
     path = Steps(*STEEP)
     policy = Policy(first=6, last=6, tolerance=0.5, usual=0.0, inflation={6: 7.0})
     integral = Integrator(path, everyone(path)).run(policy)
-    scores = Integrator(path, everyone(path)).rule(everyone(path), 6)[0]
-    missing = (scores.sum(1) - path.exact().sum(1)).abs() / scores.abs().sum(1)
+    at, weights = (torch.from_numpy(each.copy()).expand(4, -1) for each in radau(6))
+    plain = path.sums(everyone(path), at, weights, torch.zeros(4)).plain
+    missing = (plain.sum(1) - path.exact().sum(1)).abs() / integral.scores.abs().sum(1)
     torch.testing.assert_close(integral.residuals, missing)
     torch.testing.assert_close(integral.errors, 7 * missing)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -71,9 +71,7 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
         def watch(activation: Tensor) -> Tensor:
             held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
             if gate is not None:
-                activation = (activation * gate.view(-1, 1, 1)).to(activation.dtype)
-            if not torch.is_grad_enabled():
-                return activation
+                activation = _times(activation, gate)
             if not activation.requires_grad:
                 activation = activation.detach().requires_grad_(True)
             activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
@@ -82,6 +80,13 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
         return watch
 
     with _intercepted(model, {port: transform(port) for port in ports}):
+        yield
+
+
+@contextmanager
+def scaled(model: nn.Module, ports: Iterable[Port], gate: Tensor) -> Iterator[None]:
+    """Inside, the activations at the ports are multiplied by each example's gate [B]."""
+    with _intercepted(model, {port: lambda activation: _times(activation, gate) for port in ports}):
         yield
 
 
@@ -116,6 +121,11 @@ def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _times(activation: Tensor, gate: Tensor) -> Tensor:
+    # In the gate's dtype first: a gate rounded to 8 or 11 bits would be another gate.
+    return (activation * gate.view(-1, 1, 1)).to(activation.dtype)
 
 
 def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) -> RemovableHandle:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from secateur.convergence import Convergence
 from secateur.errors import InputError
 from secateur.files import write_atomically
+from secateur.integrated.convergence import Convergence
 from secateur.site import Site
 
 FORMAT = "secateur-scores/1"

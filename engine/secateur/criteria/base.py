@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from secateur.convergence import Convergence
 from secateur.errors import InputError
+from secateur.integrated.convergence import Convergence
 from secateur.site import Site
 from secateur.tasks import Batch, Target, Task
 

@@ -9,13 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.convergence import JOINT, Convergence, gather
 from secateur.criteria.base import Criterion, Scorer
 from secateur.discovery import scored_ports
 from secateur.errors import InputError
-from secateur.integration import PLACED, Integral, Integrator, Policy, fixed, pilot
-from secateur.paths import JointPath, LayerPath, Path
-from secateur.replay import Replay
+from secateur.integrated.adaptive import PLACED, Integral, Integrator, Policy, fixed, pilot
+from secateur.integrated.convergence import JOINT, Convergence, gather
+from secateur.integrated.paths import JointPath, LayerPath, Path
+from secateur.integrated.replay import Replay
 from secateur.site import Site
 from secateur.tasks import Batch, Task
 
@@ -26,9 +26,9 @@ class IntegratedGradients(Criterion):
     Eq. 1, with the gates as inputs and closed gates as baseline). Their sum over S is F(1) - F(c_S = 0).
 
     path: "layer", S = the units of one site at a time, of which only what lies above it runs again; "joint", S = those of
-    all sites. nodes: "auto", as many for each site and example as the tolerance asks for, at most max_nodes, or a number of
-    Gauss-Legendre nodes. tolerance: of the relative error sum_i |IG_i - exact_i| / sum_i |IG_i| of an example, as estimated
-    from completeness; see `Scores.convergence`.
+    all sites. nodes: "auto", as many for each site and example as the tolerance asks for, at most max_nodes, or how many
+    nodes a Gauss-Radau rule has besides a = 1. tolerance: of the relative error sum_i |IG_i - exact_i| / sum_i |IG_i| of an
+    example, as estimated from completeness; see `Scores.convergence`.
     """
 
     path: Literal["layer", "joint"] = "layer"

@@ -16,11 +16,11 @@ JOINT = "joint"
 class Convergence:
     """By path: a site's name, or "joint" for all sites at once.
 
-    residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples]. It bounds the relative error
-    sum_i |IG_i - exact_i| / sum_i |IG_i| from below only: errors of units cancel in it.
-    errors: the estimate of that relative error, float32 [examples]: the residual times the ratio of the two in a pilot
-    sample, whose errors are known from rules of more nodes; relative to the pilot's mean of sum_i |IG_i| where the example's
-    own is smaller, since it then adds as little to the scores.
+    residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples], where the first sum is the
+    quadrature rule's before completeness corrects it (`adaptive.corrected`); that of the scores themselves is no larger.
+    errors: estimates of the relative errors sum_i |IG_i - exact_i| / sum_i |IG_i|, float32 [examples]: the residual, in which
+    errors of units cancel, times the ratio of the two in a pilot sample, whose errors are known from rules of more nodes;
+    relative to the pilot's mean of sum_i |IG_i| where the example's own is smaller, since it then adds as little to the scores.
     nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples].
     Where an example is scored for several labels, all three are the largest among them.
     doubled: the relative error summed over a second sample, against rules of twice as many nodes.

@@ -23,8 +23,8 @@ def gauss(nodes: int) -> tuple[Floats, Floats]:
 
 
 @cache
-def radau(nodes: int) -> tuple[Floats, Floats, float]:
-    """Gauss-Radau: inner nodes, their weights, and the weight of the end point 1: exact for degree 2 * nodes.
+def radau(nodes: int) -> tuple[Floats, Floats]:
+    """Gauss-Radau: inner nodes, and the weights [nodes + 1] of these and of the end point 1: exact for degree 2 * nodes.
 
     On -1 ... 1 the rule with the end point -1 has as nodes the roots of P_n + P_(n+1) (Abramowitz and Stegun 1964, 25.4.31);
     this is its mirror image.
@@ -33,7 +33,7 @@ def radau(nodes: int) -> tuple[Floats, Floats, float]:
     last = Legendre.basis(count - 1)
     roots = np.sort((last + Legendre.basis(count)).roots().real)[1:]
     weights = (1 - roots) / (count * last(roots)) ** 2
-    return _constant(((1 - roots) / 2)[::-1]), _constant((weights / 2)[::-1]), 1.0 / count**2
+    return _constant(((1 - roots) / 2)[::-1]), _constant(np.append((weights / 2)[::-1], 1.0 / count**2))
 
 
 def _constant(values: Floats) -> Floats:

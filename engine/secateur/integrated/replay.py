@@ -46,6 +46,11 @@ class Leaf:
         scaled = self.direction[rows] * gate.view(-1, 1, 1)
         return (scaled if self.base is None else scaled + self.base).to(self.direction.dtype)
 
+    def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """The sum of the units' scores [n], from the gradient at the leaf, in at least float32."""
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        return (gradient.to(wide) * self.direction[rows].to(wide)).sum((1, 2))
+
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""
         if self.weight is not None:

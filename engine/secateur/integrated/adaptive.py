@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.paths import Path
-from secateur.quadrature import PANEL, Floats, Profile, gauss, radau
+from secateur.integrated.paths import Path, Sums
+from secateur.integrated.quadrature import PANEL, Floats, Profile, radau
 
 FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
 PLACED = 4 * PANEL  # From here on rules are composite, with nodes where F moves.
+_HARDLY = 0.1
 _TINY = float(torch.finfo(torch.float32).tiny)
 
 
@@ -61,7 +62,10 @@ class Integral:
 
 
 class Integrator:
-    """Integrates rows of one path, remembering where F was seen."""
+    """Integrates rows of one path, remembering where F was seen.
+
+    placed: rules of more nodes than a few have them where F moves; otherwise all are Gauss-Radau rules.
+    """
 
     def __init__(self, path: Path, rows: Tensor, *, placed: bool = True) -> None:
         self.path, self.rows, self._placed = path, rows, placed
@@ -71,15 +75,15 @@ class Integrator:
         self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
 
     def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-        """By one rule, for the rows at `which` [n]: integrated gradients [n, units] and |their sum - (F(1) - F(0))| [n]."""
-        at, weights, end = zip(*(self._place(k, nodes) for k in which.tolist()), strict=True)
-        places = np.stack(at)
-        values, scores = self.path.weighted(
-            self.rows[which], self._tensor(places), self._tensor(np.stack(weights)), self._tensor(np.array(end))
-        )
-        for k, of_row, found in zip(which.tolist(), places, values.double().cpu().numpy(), strict=True):
+        """By one rule, for the rows at `which` [n]: integrated gradients [n, units] and what the rule alone, not corrected,
+        misses of F(1) - F(0), its absolute value [n]."""
+        at, weights = (np.stack(each) for each in zip(*(self._place(k, nodes) for k in which.tolist()), strict=True))
+        change = self._change[which]
+        sums = self.path.sums(self.rows[which], self._tensor(at), self._tensor(weights), change.to(self.path.end.dtype))
+        for k, of_row, found in zip(which.tolist(), at, sums.values.double().cpu().numpy(), strict=True):
             self._profiles[k].add(of_row, found)
-        return scores, (scores.double().sum(1) - self._change[which]).abs()
+        missing = change - sums.plain.double().sum(1)
+        return corrected(sums, self._tensor(weights)), missing.abs()
 
     def run(self, policy: Policy) -> Integral:
         """Each row by the first rule whose estimated error is within the tolerance, or the last one."""
@@ -116,13 +120,32 @@ class Integrator:
             size += float(better.abs().sum())
         return difference, size
 
-    def _place(self, row: int, nodes: int) -> tuple[Floats, Floats, float]:
-        if not self._placed:
-            return *gauss(nodes), 0.0
-        return radau(nodes) if nodes in FIRST else (*self._profiles[row].composite(nodes), 0.0)
+    def _place(self, row: int, nodes: int) -> tuple[Floats, Floats]:
+        """Nodes [nodes], and the weights [nodes + 1] of these and of a = 1."""
+        if nodes in FIRST or not self._placed:
+            return radau(nodes)
+        at, weights = self._profiles[row].composite(nodes)
+        return at, np.append(weights, 0.0)
 
     def _tensor(self, values: Floats) -> Tensor:
         return torch.from_numpy(values).to(self.rows.device, self.path.end.dtype)
+
+
+def corrected(sums: Sums, weights: Tensor) -> Tensor:
+    """Scores [R, units] of rules whose sums and weights [R, K + 1] are given, with completeness as a control variate.
+
+    The rule's sum of F' should be F(1) - F(0), and is d less. So the weights become w_k (1 + l (F'_k - mean F')), whose sum
+    stays 1, and with l = d / var F' the new rule has the right sum: as far as dF/dc_i varies along the path in proportion to
+    F', its error is gone. l is smaller where that would make a weight negative, and where F' hardly varies beside
+    sum_i |IG_i|, since then d says little of the units.
+    """
+    missing = -(weights * sums.slopes).sum(1, keepdim=True)  # Slopes are less F(1) - F(0), and weights add up to 1.
+    spread = sums.slopes + missing
+    variance = (weights * spread.square()).sum(1, keepdim=True)
+    size = sums.plain.abs().sum(1, keepdim=True)
+    furthest = torch.where(weights > 0, spread, 0).abs().amax(1, keepdim=True)
+    least = torch.maximum(variance + (_HARDLY * size).square(), missing.abs() * furthest)
+    return sums.plain + missing / least.clamp(min=_TINY) * (sums.tilted + missing * sums.plain)
 
 
 def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
@@ -155,7 +178,7 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
 
 
 def fixed(nodes: int) -> Policy:
-    """A given number of Gauss-Legendre nodes for each row."""
+    """A given number of nodes for each row."""
     return Policy(nodes, nodes, None)
 
 
