@@ -28,7 +28,7 @@ from secateur.site import Site
 from secateur.tasks import Batch, Task
 
 TOKENS = 4096
-NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 RIEMANN = (10, 20, 50, 100, 200)
 TOLERANCES = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005)
 
@@ -277,10 +277,10 @@ def _plain(
         replay = Replay(case.model, chosen, lambda b: case.task.target(case.model, b, "probability"), batch)
         for count in counts:
             at, weights = (torch.tensor(each, dtype=torch.float32).expand(len(everyone), -1) for each in rule(count))
-            weights, errors = torch.cat([weights, torch.zeros(len(everyone), 1)], 1), []
+            twice, errors = torch.cat([weights, torch.zeros(len(everyone), 1)], 1).expand(2, -1, -1), []
             for site in chosen:
                 path = LayerPath(replay, site, TOKENS // batch.inputs["input_ids"].shape[1])
-                scores = path.sums(everyone, at, weights, torch.zeros(len(everyone))).plain
+                scores = path.sums(everyone, at, twice, torch.zeros(len(everyone))).plain
                 placed = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.rows), scores)
                 errors.append(_error({site.name: placed}, exact, site))
             if statistics.mean(errors) <= goal:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.integrated.adaptive import FIRST, PLACED, Integrator, Policy, corrected, fixed, pilot
+from secateur.integrated.adaptive import FIRST, PLACED, Estimates, Integrator, Policy, corrected, fixed, pilot
 from secateur.integrated.paths import Pass, Path, Sums
-from secateur.integrated.quadrature import PANEL, Floats, Profile, gauss, radau
+from secateur.integrated.quadrature import PANEL, Floats, Profile, gauss, nearest, radau
 
 LAST = 96
 
@@ -61,6 +61,16 @@ def test_composite_rule(profile: Profile, nodes: int) -> None:
     assert all(np.diff(at) > 0)
     for degree in range(2 * PANEL):
         assert integral_of_power(at, weights, degree) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [1, 3, 12])
+def test_the_coarse_rule_is_exact_for_constants_alone(nodes: int) -> None:
+    for at, weights in (radau(nodes), (gauss(nodes)[0], np.append(gauss(nodes)[1], 0.0))):
+        coarse = nearest(at, weights)
+        assert coarse.shape == weights.shape
+        assert coarse.sum() == pytest.approx(1)
+        assert all((coarse > 0) == (weights > 0))
+        assert abs(integral_of_power(at, coarse, 2) - 1) > 1e-4
 
 
 @pytest.mark.parametrize("at", [0.2, 0.4, 0.7])
@@ -145,7 +155,7 @@ def sums(gradients: list[list[float]], weights: Tensor, change: float) -> Sums:
     table = torch.tensor(gradients, dtype=torch.float64)
     slopes = table.sum(1) - change
     plain, tilted = ((weights[0] * by)[:, None].mul(table).sum(0)[None] for by in (torch.ones_like(slopes), slopes))
-    return Sums(torch.zeros(1, len(table) - 1), slopes[None], plain, tilted)
+    return Sums(torch.zeros(1, len(table) - 1), slopes[None], plain, plain, tilted)
 
 
 WEIGHTS = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64)
@@ -234,34 +244,42 @@ def test_nodes_are_those_of_all_tries() -> None:
     assert bool((integral.rule < integral.nodes).all())
 
 
-def test_errors_are_residuals_times_the_inflation() -> None:
+def test_errors_are_residuals_times_their_ratio() -> None:
     path = Steps(*STEEP)
-    policy = Policy(first=6, last=6, tolerance=0.5, usual=0.0, inflation={6: 7.0})
+    policy = Policy(first=6, last=6, tolerance=0.5, usual=0.0, ratios={6: (7.0, 0.0)})
     integral = Integrator(path, everyone(path)).run(policy)
     at, weights = (torch.from_numpy(each.copy()).expand(4, -1) for each in radau(6))
-    plain = path.sums(everyone(path), at, weights, torch.zeros(4)).plain
+    plain = path.sums(everyone(path), at, weights.expand(2, -1, -1), torch.zeros(4)).plain
     missing = (plain.sum(1) - path.exact().sum(1)).abs() / integral.scores.abs().sum(1)
     torch.testing.assert_close(integral.residuals, missing)
     torch.testing.assert_close(integral.errors, 7 * missing)
 
 
 @pytest.mark.parametrize(("nodes", "factor"), [(1, 1.0), (2, 3.0), (3, 3.0), (6, 2.0), (12, 2.0), (48, 2.0)])
-def test_a_rule_that_the_pilot_did_not_try_has_the_inflation_of_the_next_coarser(nodes: int, factor: float) -> None:
-    policy = Policy(first=1, last=LAST, tolerance=0.01, inflation={2: 3.0, 6: 2.0})
-    assert policy.errors(nodes, torch.tensor([0.5]), torch.tensor([1.0])).tolist() == [0.5 * factor]
+def test_a_rule_that_the_pilot_did_not_try_has_the_ratios_of_the_next_coarser(nodes: int, factor: float) -> None:
+    policy = Policy(first=1, last=LAST, tolerance=0.01, ratios={2: (3.0, 0.0), 6: (2.0, 0.0)})
+    assert policy.errors(nodes, Estimates(torch.tensor([0.5]), torch.tensor([9.0]), torch.tensor([1.0]))).tolist() == [
+        0.5 * factor
+    ]
+
+
+def test_the_larger_estimate_counts() -> None:
+    policy = Policy(first=1, last=LAST, tolerance=0.01, ratios={1: (2.0, 0.5)})
+    found = Estimates(torch.tensor([0.1, 0.1]), torch.tensor([0.2, 4.0]), torch.tensor([1.0, 10.0]))
+    assert policy.errors(1, found).tolist() == pytest.approx([0.2, 0.2])
 
 
 def test_errors_of_small_rows_are_relative_to_a_usual_row() -> None:
     policy = Policy(first=2, last=LAST, tolerance=0.01, usual=10.0)
-    residuals, sizes = torch.tensor([1.0, 1.0]), torch.tensor([20.0, 0.1])
-    assert policy.errors(2, residuals, sizes).tolist() == pytest.approx([0.05, 0.1])
+    found = Estimates(torch.tensor([1.0, 1.0]), torch.zeros(2), torch.tensor([20.0, 0.1]))
+    assert policy.errors(2, found).tolist() == pytest.approx([0.05, 0.1])
 
 
 def test_the_pilot_measures_how_far_units_errors_cancel() -> None:
     """Two units whose errors are the same but for the sign leave no residual to speak of: the inflation has to tell."""
     path = Steps([[0.5, 0.502]] * 4, [[0.05, 0.05]] * 4, [1.0, -0.9])
     policy = pilot(path, everyone(path)[:2], 0.01, LAST)
-    assert max(policy.inflation.values()) > 5
+    assert max(residual for residual, _ in policy.ratios.values()) > 5
     assert automatic(path, 0.01)[0].max() <= 0.01
 
 
@@ -269,9 +287,9 @@ def test_the_pilot_measures_how_far_units_errors_cancel() -> None:
 def test_pilot(paths: tuple[list[list[float]], list[list[float]]]) -> None:
     path = Steps(*paths)
     policy = pilot(path, everyone(path)[:2], 0.01, 50)
-    assert policy.inflation
-    assert all(factor >= 1 for factor in policy.inflation.values())
-    assert policy.first in (*FIRST, *policy.inflation)
+    assert policy.ratios
+    assert all(residual >= 1 and difference > 0 for residual, difference in policy.ratios.values())
+    assert policy.first in (*FIRST, *policy.ratios)
     assert policy.last == 48
     assert policy.usual == pytest.approx(float(path.exact()[:2].abs().sum(1).mean()), rel=0.02)
 

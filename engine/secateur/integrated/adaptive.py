@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.integrated.paths import Path, Sums
-from secateur.integrated.quadrature import PANEL, Floats, Profile, radau
+from secateur.integrated.quadrature import PANEL, Floats, Profile, nearest, radau
 
 FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
 PLACED = 4 * PANEL  # From here on rules are composite, with nodes where F moves.
@@ -24,14 +24,15 @@ class Policy:
 
     first: nodes to begin with. last: the most. tolerance: of the estimated relative error; None: no second try.
     usual: sum_i |IG_i| of a usual example. An example's error is relative to this where its own sum is smaller.
-    inflation: by number of nodes, the error over the completeness residual, as a pilot sample showed it (at least 1).
+    ratios: by number of nodes, the error over the completeness residual (at least 1) and over the difference to a coarse rule
+    on the same nodes, as a pilot sample showed them.
     """
 
     first: int
     last: int
     tolerance: float | None
     usual: float = 0.0
-    inflation: Mapping[int, float] = field(default_factory=dict)
+    ratios: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def after(self, nodes: int, excess: float) -> int | None:
         """The next number of nodes to try where the error is `excess` times the tolerance; None where that was the last."""
@@ -42,11 +43,23 @@ class Policy:
             return twice
         return min(self.last, max(PLACED, (twice if excess < 4 else 2 * twice) // PANEL * PANEL))
 
-    def errors(self, nodes: int, residuals: Tensor, sizes: Tensor) -> Tensor:
-        """Estimated relative errors from completeness residuals and sum_i |IG_i|."""
-        known = max((level for level in self.inflation if level <= nodes), default=None)
-        inflation = 1.0 if known is None else self.inflation[known]
-        return inflation * residuals / sizes.clamp(min=max(self.usual, _TINY))
+    def errors(self, nodes: int, found: Estimates) -> Tensor:
+        """Estimated relative errors [n], the larger of two: a residual can be small by luck, and a change can be unseen by
+        the nodes."""
+        known = max((level for level in self.ratios if level <= nodes), default=None)
+        residual, difference = (1.0, 0.0) if known is None else self.ratios[known]
+        error = torch.maximum(residual * found.residuals, difference * found.differences)
+        return error / found.sizes.clamp(min=max(self.usual, _TINY))
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Of rules for n rows, each float64 [n] on the CPU: what the rule alone, not corrected, misses of F(1) - F(0); the sum over
+    the units of its difference to a coarse rule on the same nodes; and sum_i |IG_i|."""
+
+    residuals: Tensor
+    differences: Tensor
+    sizes: Tensor
 
 
 @dataclass(frozen=True)
@@ -74,16 +87,20 @@ class Integrator:
         end = path.end[rows].cpu().tolist()
         self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
 
-    def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-        """By one rule, for the rows at `which` [n]: integrated gradients [n, units] and what the rule alone, not corrected,
-        misses of F(1) - F(0), its absolute value [n]."""
-        at, weights = (np.stack(each) for each in zip(*(self._place(k, nodes) for k in which.tolist()), strict=True))
+    def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Estimates]:
+        """By one rule, for the rows at `which` [n]: integrated gradients [n, units], and what tells how good they are."""
+        places = [self._place(k, nodes) for k in which.tolist()]
+        at, weights = np.stack([place for place, _ in places]), np.stack([weight for _, weight in places])
+        coarse = np.stack([nearest(*place) for place in places])
         change = self._change[which]
-        sums = self.path.sums(self.rows[which], self._tensor(at), self._tensor(weights), change.to(self.path.end.dtype))
+        both = self._tensor(np.stack([weights, coarse]))
+        sums = self.path.sums(self.rows[which], self._tensor(at), both, change.to(self.path.end.dtype))
         for k, of_row, found in zip(which.tolist(), at, sums.values.double().cpu().numpy(), strict=True):
             self._profiles[k].add(of_row, found)
-        missing = change - sums.plain.double().sum(1)
-        return corrected(sums, self._tensor(weights)), missing.abs()
+        scores = corrected(sums, both[0])
+        missing = (change - sums.plain.double().sum(1)).abs()
+        difference, size = (sums.plain - sums.coarse).double().abs().sum(1), scores.double().abs().sum(1)
+        return scores, Estimates(missing.cpu(), difference.cpu(), size.cpu())
 
     def run(self, policy: Policy) -> Integral:
         """Each row by the first rule whose estimated error is within the tolerance, or the last one."""
@@ -94,12 +111,11 @@ class Integrator:
         while queue:
             level = min(queue)
             which = torch.tensor(queue.pop(level), device=self.rows.device)
-            found, residual = self.rule(which, level)
+            found, estimates = self.rule(which, level)
             scores = scores if len(scores) else found.new_zeros(count, found.shape[1])
-            scores[which] = found
-            here, residual, sizes = which.cpu(), residual.cpu(), found.double().abs().sum(1).cpu()
-            residuals[here], rule[here] = residual / sizes.clamp(min=_TINY), level
-            errors[here] = policy.errors(level, residual, sizes)
+            scores[which], here = found, which.cpu()
+            residuals[here], rule[here] = estimates.residuals / estimates.sizes.clamp(min=_TINY), level
+            errors[here] = policy.errors(level, estimates)
             nodes[here] += level
             if policy.tolerance is None:
                 continue
@@ -151,30 +167,32 @@ def corrected(sums: Sums, weights: Tensor) -> Tensor:
 def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
     """Finds how a path should be integrated, from a few rows: rules of more and more nodes, until the next changes little.
 
-    Measured against the last of them, each rule has an error and a residual, whose ratio is its inflation. The first rule
-    is the smallest that three in four of the rows need no better one than.
+    Measured against the last of them, each rule has an error, and its ratios to what can be known of it without the last. The
+    first rule is the smallest that three in four of the rows need no better one than.
     """
     integrator = Integrator(path, rows)
     everyone = torch.arange(len(rows), device=rows.device)
     last = last // PANEL * PANEL
-    levels: dict[int, tuple[Tensor, Tensor]] = {}
+    levels: dict[int, tuple[Tensor, Estimates]] = {}
     for nodes in (*FIRST, *_doubling(PLACED, last)):
         before = levels[max(levels)][0] if levels else None
         now, _ = levels[nodes] = integrator.rule(everyone, nodes)
         if before is not None and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum()):
             break
-    exact = levels.pop(max(levels))[0].double()
-    sizes = exact.abs().sum(1)
-    usual = float(sizes.mean())
-    inflation: dict[int, float] = {}
+    exact, estimates = levels.pop(max(levels))
+    usual = float(estimates.sizes.mean())
+    ratios: dict[int, tuple[float, float]] = {}
     first = FIRST[-1]
-    for nodes, (scores, residual) in levels.items():
-        error = (scores.double() - exact).abs().sum(1)
-        missing = float(residual.sum())
-        inflation[nodes] = max(1.0, float(error.sum()) / missing) if missing > 0 else 1.0
-        if float((error <= tolerance * sizes.clamp(min=usual)).double().mean()) >= 0.75:
+    for nodes, (scores, found) in levels.items():
+        error = (scores - exact).double().abs().sum(1).cpu()
+        ratios[nodes] = max(1.0, _ratio(error, found.residuals)), _ratio(error, found.differences)
+        if float((error <= tolerance * estimates.sizes.clamp(min=usual)).double().mean()) >= 0.75:
             first = min(first, nodes)
-    return Policy(first, last, tolerance, usual, inflation)
+    return Policy(first, last, tolerance, usual, ratios)
+
+
+def _ratio(error: Tensor, known: Tensor) -> float:
+    return float(error.sum()) / max(float(known.sum()), _TINY)
 
 
 def fixed(nodes: int) -> Policy:

@@ -29,11 +29,12 @@ class Pass:
 @dataclass(frozen=True)
 class Sums:
     """values [R, K]: F at the nodes. slopes [R, K + 1]: F' there and at a = 1, less a constant of each row.
-    plain, tilted [R, units]: sum_k w_k dF/dc, and sum_k w_k slope_k dF/dc."""
+    plain, coarse, tilted [R, units]: sum_k w_k dF/dc, the same by a coarser rule, and sum_k w_k slope_k dF/dc."""
 
     values: Tensor
     slopes: Tensor
     plain: Tensor
+    coarse: Tensor
     tilted: Tensor
 
 
@@ -54,12 +55,13 @@ class Path(ABC):
         """F [n] of the rows [n] of the batch at the gate values [n], without a backward pass."""
 
     def sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, less: Tensor) -> Sums:
-        """For rows [R]: nodes [R, K] in 0 ... 1, the weights [R, K + 1] of these and of a = 1, what is taken from F' [R]."""
+        """For rows [R]: nodes [R, K] in 0 ... 1, the weights [2, R, K + 1] of these and of a = 1 by a rule and a coarser one,
+        and what is taken from F' [R]."""
         own = torch.arange(len(rows), device=rows.device)
-        owners, gates, inner = own.repeat_interleave(nodes.shape[1]), nodes.flatten(), weights[:, :-1].flatten()
+        owners, gates, inner = own.repeat_interleave(nodes.shape[1]), nodes.flatten(), weights[..., :-1].flatten(1)
         end = self._end(rows)
         ends = end.slopes - less
-        totals = [_mixed(own, weights[:, -1], ends, tensor, len(rows)) for tensor in end.tensors]
+        totals = [_mixed(own, weights[..., -1], ends, tensor, len(rows)) for tensor in end.tensors]
         values, slopes = [], []
         for start in range(0, len(owners), self.limit):
             chunk = slice(start, start + self.limit)
@@ -69,10 +71,9 @@ class Path(ABC):
             slopes.append(found.slopes - less[owner])
             # The tensors are summed over the nodes before the product with a weight, which is one for all nodes.
             for total, tensor in zip(totals, found.tensors, strict=True):
-                total += _mixed(owner, inner[chunk], slopes[-1], tensor, len(rows))
-        plain, tilted = (self._scores(rows, [total[k] for total in totals]) for k in (0, 1))
+                total += _mixed(owner, inner[:, chunk], slopes[-1], tensor, len(rows))
         every = torch.cat([torch.cat(slopes).view_as(nodes), ends[:, None]], 1)
-        return Sums(torch.cat(values).view_as(nodes), every, plain, tilted)
+        return Sums(torch.cat(values).view_as(nodes), every, *(self._scores(rows, [t[k] for t in totals]) for k in range(3)))
 
     @abstractmethod
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
@@ -143,11 +144,12 @@ class JointPath(Path):
 
 
 def _mixed(owner: Tensor, weights: Tensor, slopes: Tensor, tensor: Tensor, count: int) -> Tensor:
-    """[2, count, ...]: the rows of `tensor` [n, ...] times their weights [n], and times their slopes [n] too, summed for each
-    owner [n]. By a product, because adding up by index is not deterministic on CUDA."""
-    mixing = slopes.new_zeros(2, count, len(owner))
-    mixing[:, owner, torch.arange(len(owner), device=owner.device)] = torch.stack([weights, weights * slopes]).to(mixing)
-    return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(2, count, *tensor.shape[1:])
+    """[3, count, ...]: the rows of `tensor` [n, ...] times the weights [2, n] of two rules, and times the first's and the
+    slopes [n], summed for each owner [n]. By a product, because adding up by index is not deterministic on CUDA."""
+    mixing = slopes.new_zeros(3, count, len(owner))
+    each = torch.cat([weights, weights[:1] * slopes])
+    mixing[:, owner, torch.arange(len(owner), device=owner.device)] = each.to(mixing)
+    return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(3, count, *tensor.shape[1:])
 
 
 def _split(rows: Tensor, gate: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

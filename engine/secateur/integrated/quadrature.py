@@ -36,6 +36,15 @@ def radau(nodes: int) -> tuple[Floats, Floats]:
     return _constant(((1 - roots) / 2)[::-1]), _constant(np.append((weights / 2)[::-1], 1.0 / count**2))
 
 
+def nearest(nodes: Floats, weights: Floats) -> Floats:
+    """A coarse rule on the same nodes (with weights [nodes + 1], the last of a = 1): each stands for what it is nearest to."""
+    used = weights > 0
+    places = np.append(nodes, 1.0)[used]
+    coarse = np.zeros_like(weights)
+    coarse[used] = np.diff(np.concatenate([[0.0], (places[1:] + places[:-1]) / 2, [1.0]]))
+    return coarse
+
+
 def _constant(values: Floats) -> Floats:
     """A copy that cannot be written to, since callers share it."""
     values = values.copy()
