@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ast
-import json
 import statistics
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
+from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
+from tables import ROOT, markdown, result
 
 
 def main() -> None:
     text = (ROOT / "README.md").read_text()
-    makers = (demo, quality, worth, speed, tree)
+    integrated_plot()
+    makers = (demo, quality, integrated_speed, integrated_nodes, worth, speed, tree)
     for name, make in {make.__name__: make for make in makers}.items():
         before, _, rest = text.partition(f"<!-- begin:{name} -->")
         _, _, after = rest.partition(f"<!-- end:{name} -->")
@@ -172,16 +170,6 @@ def first_line(path: Path) -> str | None:
     if path.name == "Makefile":
         return path.read_text().split("\n")[0].lstrip("# ")
     return None
-
-
-def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
-    return found
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
