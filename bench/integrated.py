@@ -283,7 +283,7 @@ def _plain(
 
 
 def _first_below(goal: float, settings: Sequence[Any], attempt: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """What is found with the first of the settings, which go from coarse to fine, whose error is below the goal; or the last."""
+    """What the first of the settings, which go from coarse to fine, gives with an error below the goal; or the last."""
     tried: dict[int, dict[str, Any]] = {}
     low, high = 0, len(settings) - 1
     while low not in tried:
