@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 Backend = Literal["auto", "reference", "triton"]
+Activation = Literal["relu", "gelu", "gelu_new", "silu"]
+Reduction = Literal["sum", "abs_sum", "square_sum"]
 
 # Read once: a traced function must not depend on what a look-up finds later. Triton is looked for and not imported.
 FOUND = importlib.util.find_spec("triton") is not None
@@ -28,8 +30,7 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
         return False
     if backend == "auto":
         return FOUND and tensor.is_cuda and tensor.dtype in DTYPES
-    if backend != "triton":
-        raise ValueError(f"backend: expected 'auto', 'reference' or 'triton', got {backend!r}")
+    check_one_of("backend", backend, Backend)
     if not FOUND:
         raise ValueError("backend: expected the package triton to be installed for 'triton', found none")
     if tensor.dtype not in DTYPES:
@@ -42,6 +43,17 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
 def accumulator(tensor: Tensor) -> torch.dtype:
     """The dtype that sums are kept in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def check_one_of(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
+
+
+def check_dimensions(name: str, tensor: Tensor, dimensions: str) -> None:
+    """dimensions: their names, as in "B, T, D"."""
+    if tensor.dim() != dimensions.count(",") + 1:
+        raise ValueError(f"{name}: expected [{dimensions}], got shape {tuple(tensor.shape)}")
 
 
 def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: how they are tuned, and views of their arguments. Imported with a kernel, never before."""
+"""What the Triton kernels share: tuning, a tile of a gradient, sums over each example. Imported with a kernel, never before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from secateur_kernels.backend import INTERPRETED
@@ -25,14 +27,128 @@ def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
     """
     configs = []
     for candidate in candidates[:1] if FIXED else candidates:
-        options = {key: value for key, value in candidate.items() if key.isupper()}
-        limits = {name: candidate.get(name) for name in ("num_warps", "num_stages")}
-        configs.append(triton.Config(options, **limits))
+        constants = {name: value for name, value in candidate.items() if name.isupper()}
+        limits = {name: candidate.get(name) for name in ("num_warps", "num_stages", "maxnreg")}
+        configs.append(triton.Config(constants, **limits))
     decorator: Callable[[Any], Any] = triton.autotune(configs, key=key, cache_results=True)
     return decorator
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """[..., C] as [N, C] with stride 1 along C: a view where the strides allow one, else a copy."""
-    flat = tensor.reshape(-1, tensor.shape[-1])
-    return flat if flat.stride(-1) == 1 or flat.shape[-1] == 1 else flat.contiguous()
+    """[B, T, C] as [B * T, C] with stride 1 along C: a view where the strides allow one, else a copy."""
+    flat = tensor.flatten(0, 1)
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+# Of a tile of [neurons, tokens] = weight.T @ g.T, and of its loop over the model's width. Tokens lie along the second axis,
+# which the accumulators of tensor cores keep within a thread and three of its neighbours: their sums cost next to nothing.
+HALF = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 64, "num_warps": 8, **OPTIONS}
+SINGLE = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 32, "num_warps": 4, **OPTIONS}
+# Programs that run together share columns of the weight: GROUP tiles of tokens for each tile of neurons. With 128 registers two
+# programs fit on a multiprocessor, and one loads while the other multiplies.
+TILES = (
+    {"GROUP": 8, "num_stages": 3},
+    {"GROUP": 8, "num_stages": 3, "maxnreg": 128},
+    {"GROUP": 16, "num_stages": 3, "maxnreg": 128},
+    {"GROUP": 8, "num_stages": 4},
+)
+
+
+def tile_options(dtype: torch.dtype, allow_tf32: bool) -> dict[str, Any]:
+    options = SINGLE if dtype == torch.float32 and not allow_tf32 else HALF
+    # Triton's interpreter multiplies the bits of bfloat16 operands as if they were integers (seen in 3.6 to 3.9).
+    widen = INTERPRETED and dtype == torch.bfloat16
+    return {**options, "PRECISION": "tf32" if allow_tf32 else "ieee", "WIDEN": widen}
+
+
+def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:
+    return (triton.cdiv(tokens, options["TOKENS"]) * triton.cdiv(neurons, options["NEURONS"]),)
+
+
+def partial_sums(g: Tensor, neurons: int, options: dict[str, Any]) -> Tensor:
+    """Zeros [B, tiles, F]: a place for what each tile of tokens adds to each example that it meets."""
+    batch, tokens, _ = g.shape
+    tiles = min((tokens - 1) // options["TOKENS"] + 2, triton.cdiv(batch * tokens, options["TOKENS"]))
+    return torch.zeros(batch, tiles, neurons, dtype=torch.float32, device=g.device)
+
+
+@triton.jit
+def tile_of(program, rows, neurons, NEURONS: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr):
+    """A program's tile of tokens and tile of neurons, as int64."""
+    program = program.to(tl.int64)
+    token_tiles = tl.cdiv(rows, TOKENS)
+    neuron_tiles = tl.cdiv(neurons, NEURONS)
+    group = program // (GROUP * neuron_tiles)
+    first = group * GROUP
+    size = tl.minimum(GROUP, token_tiles - first)
+    within = program % (GROUP * neuron_tiles)
+    return first + within % size, within // size
+
+
+@triton.jit
+def gradient_tile(
+    g,
+    weight,
+    row,
+    neuron,
+    rows,
+    width,
+    neurons,
+    g_row,
+    weight_width,
+    weight_neuron,
+    NEURONS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """(g @ weight).T for the given rows of g and columns of weight: [NEURONS, TOKENS] in float32."""
+    depth = tl.arange(0, DEPTH)
+    weight_at = weight + neuron[:, None] * weight_neuron + depth[None, :] * weight_width
+    g_at = g + depth[:, None] + row[None, :] * g_row
+    total = tl.zeros([NEURONS, TOKENS], tl.float32)
+    for start in range(0, width, DEPTH):
+        inside = depth < width - start
+        weight_tile = tl.load(weight_at, mask=(neuron < neurons)[:, None] & inside[None, :], other=0.0)
+        g_tile = tl.load(g_at, mask=inside[:, None] & (row < rows)[None, :], other=0.0)
+        if WIDEN:
+            weight_tile, g_tile = weight_tile.to(tl.float32), g_tile.to(tl.float32)
+        total = tl.dot(weight_tile, g_tile, total, input_precision=PRECISION)
+        weight_at += DEPTH * weight_width
+        g_at += DEPTH
+    return total
+
+
+@triton.jit
+def store_sums(
+    scores,
+    mask,
+    out,
+    tile,
+    neuron,
+    rows,
+    tokens,
+    neurons,
+    tiles,
+    TOKENS: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):
+    """out[b, tile, f] = the sum of scores [NEURONS, TOKENS] over the tile's tokens of b, for each example b in the tile."""
+    if REDUCTION == "abs_sum":
+        scores = tl.abs(scores)
+    elif REDUCTION == "square_sum":
+        scores *= scores
+    local = tl.arange(0, TOKENS)
+    start = tile * TOKENS
+    if mask is not None:
+        weight = tl.load(mask + start + local, mask=local < rows - start, other=0).to(tl.float32)
+        scores *= weight[None, :]
+    first = start // tokens
+    last = (tl.minimum(start + TOKENS, rows) - 1) // tokens
+    for b in tl.range(first, last + 1):
+        begin = tl.maximum(b * tokens - start, 0).to(tl.int32)
+        end = tl.minimum((b + 1) * tokens - start, TOKENS).to(tl.int32)
+        sums = tl.sum(tl.where(((local >= begin) & (local < end))[None, :], scores, 0.0), 1)
+        place = tile - b * tokens // TOKENS
+        tl.store(out + (b * tiles + place) * neurons + neuron, sums, mask=neuron < neurons)

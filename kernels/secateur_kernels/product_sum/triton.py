@@ -13,9 +13,8 @@ CHUNK = 128  # Tokens that one program sums: enough programs for few examples; p
 
 
 @tuned(
-    {"CHANNELS": 1024, "num_warps": 4},
-    {"CHANNELS": 512, "num_warps": 2},
-    {"CHANNELS": 256, "num_warps": 1},
+    {"CHANNELS": 512, "num_warps": 4},
+    {"CHANNELS": 256, "num_warps": 2},
     {"CHANNELS": 256, "num_warps": 4},
     key=["channels"],
 )
@@ -46,19 +45,21 @@ def product_sum_kernel(
     chunk = program // blocks % chunks
     b = program // blocks // chunks
     first = chunk * CHUNK
-    x_at = x + b * x_batch + first * x_token + channel * x_channel
-    dx_at = dx + b * dx_batch + first * dx_token + channel * dx_channel
+    x_row = x + b * x_batch + first * x_token
+    dx_row = dx + b * dx_batch + first * dx_token
     mask_at = mask if mask is None else mask + b * mask_batch + first * mask_token
     inside = channel < channels
     total = tl.zeros([CHANNELS], tl.float32)
     for _ in tl.range(0, tl.minimum(CHUNK, tokens - first).to(tl.int32), loop_unroll_factor=8):
-        product = tl.load(x_at, mask=inside, other=0.0).to(tl.float32) * tl.load(dx_at, mask=inside, other=0.0).to(tl.float32)
+        each_x = tl.load(x_row + channel * x_channel, mask=inside, other=0.0).to(tl.float32)
+        each_dx = tl.load(dx_row + channel * dx_channel, mask=inside, other=0.0).to(tl.float32)
+        product = each_x * each_dx
         if mask is not None:
             product *= tl.load(mask_at).to(tl.float32)
             mask_at += mask_token
         total += product
-        x_at += x_token
-        dx_at += dx_token
+        x_row += x_token
+        dx_row += dx_token
     tl.store(out + (b * chunks + chunk) * channels + channel, total, mask=inside)
 
 
