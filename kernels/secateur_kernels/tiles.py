@@ -28,7 +28,7 @@ def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
     configs = []
     for candidate in candidates[:1] if FIXED else candidates:
         constants = {name: value for name, value in candidate.items() if name.isupper()}
-        limits = {name: candidate.get(name) for name in ("num_warps", "num_stages", "maxnreg")}
+        limits = {name: candidate.get(name) for name in ("num_warps", "num_stages")}
         configs.append(triton.Config(constants, **limits))
     decorator: Callable[[Any], Any] = triton.autotune(configs, key=key, cache_results=True)
     return decorator
@@ -42,23 +42,25 @@ def rows(tensor: Tensor) -> Tensor:
 
 # Of a tile of [neurons, tokens] = weight.T @ g.T, and of its loop over the model's width. Tokens lie along the second axis,
 # which the accumulators of tensor cores keep within a thread and three of its neighbours: their sums cost next to nothing.
-HALF = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 64, "num_warps": 8, **OPTIONS}
-SINGLE = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 32, "num_warps": 4, **OPTIONS}
-# Programs that run together share columns of the weight: GROUP tiles of tokens for each tile of neurons. With 128 registers two
-# programs fit on a multiprocessor, and one loads while the other multiplies.
-TILES = (
-    {"GROUP": 8, "num_stages": 3},
-    {"GROUP": 8, "num_stages": 3, "maxnreg": 128},
-    {"GROUP": 16, "num_stages": 3, "maxnreg": 128},
-    {"GROUP": 8, "num_stages": 4},
-)
+# With few steps of the loop two programs share a multiprocessor, and one loads while the other multiplies; with many, the
+# large tile reads less.
+HALF = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
+WIDE = {"NEURONS": 256, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
+TF32 = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 32, "num_warps": 8}
+SINGLE = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 32, "num_warps": 4}
+# Programs that run together share columns of the weight: GROUP tiles of tokens for each tile of neurons.
+TILES = ({"GROUP": 8, "num_stages": 3}, {"GROUP": 8, "num_stages": 4}, {"GROUP": 16, "num_stages": 3})
 
 
-def tile_options(dtype: torch.dtype, allow_tf32: bool) -> dict[str, Any]:
-    options = SINGLE if dtype == torch.float32 and not allow_tf32 else HALF
-    # Triton's interpreter multiplies the bits of bfloat16 operands as if they were integers (seen in 3.6 to 3.9).
-    widen = INTERPRETED and dtype == torch.bfloat16
-    return {**options, "PRECISION": "tf32" if allow_tf32 else "ieee", "WIDEN": widen}
+def tile_options(weight: Tensor, allow_tf32: bool) -> dict[str, Any]:
+    width, neurons = weight.shape
+    if weight.dtype == torch.float32:
+        options = TF32 if allow_tf32 else SINGLE
+    else:
+        options = WIDE if width >= 1024 and width % 16 == 0 and neurons % 16 == 0 else HALF
+    # Triton's interpreter multiplies the bits of bfloat16 operands as if they were integers (seen in 3.6 and 3.9).
+    widen = INTERPRETED and weight.dtype == torch.bfloat16
+    return {**options, **OPTIONS, "PRECISION": "tf32" if allow_tf32 else "ieee", "WIDEN": widen}
 
 
 def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:
@@ -121,8 +123,25 @@ def gradient_tile(
 
 
 @triton.jit
+def quarters(tile):
+    """[M, N] as four tensors [M, N // 4], in order: what follows a product needs registers for a quarter of it at a time."""
+    first, second = _halves(tile)
+    a, b = _halves(first)
+    c, d = _halves(second)
+    return a, b, c, d
+
+
+@triton.jit
+def _halves(tile):
+    M: tl.constexpr = tile.shape[0]
+    N: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
+
+
+@triton.jit
 def store_sums(
     scores,
+    carry,
     mask,
     out,
     tile,
@@ -131,24 +150,33 @@ def store_sums(
     tokens,
     neurons,
     tiles,
+    PART: tl.constexpr,
     TOKENS: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    """out[b, tile, f] = the sum of scores [NEURONS, TOKENS] over the tile's tokens of b, for each example b in the tile."""
+    """out[b, tile, f] = sum over the tile's tokens of b of mask * r(score), for each example b that ends in this part of it.
+
+    scores: [NEURONS, TOKENS // 4], the part's. carry: the sum so far for the example that the part before ended in.
+    mask: [rows], or None. Returns the next carry.
+    """
+    QUARTER: tl.constexpr = TOKENS // 4
+    start = tile * TOKENS + PART * QUARTER
+    end = tl.minimum(start + QUARTER, rows)
+    stop = start + QUARTER
+    if PART == 3:
+        stop = rows.to(tl.int64)
+    position = tl.arange(0, QUARTER)
     if REDUCTION == "abs_sum":
         scores = tl.abs(scores)
     elif REDUCTION == "square_sum":
         scores *= scores
-    local = tl.arange(0, TOKENS)
-    start = tile * TOKENS
     if mask is not None:
-        weight = tl.load(mask + start + local, mask=local < rows - start, other=0).to(tl.float32)
-        scores *= weight[None, :]
-    first = start // tokens
-    last = (tl.minimum(start + TOKENS, rows) - 1) // tokens
-    for b in tl.range(first, last + 1):
-        begin = tl.maximum(b * tokens - start, 0).to(tl.int32)
-        end = tl.minimum((b + 1) * tokens - start, TOKENS).to(tl.int32)
-        sums = tl.sum(tl.where(((local >= begin) & (local < end))[None, :], scores, 0.0), 1)
+        scores *= tl.load(mask + start + position, mask=position < end - start, other=0).to(tl.float32)[None, :]
+    for b in tl.range(start // tokens, (end - 1) // tokens + 1):
+        here = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
+        carry += tl.sum(tl.where(here[None, :], scores, 0.0), 1)
+        ends = (b + 1) * tokens <= stop
         place = tile - b * tokens // TOKENS
-        tl.store(out + (b * tiles + place) * neurons + neuron, sums, mask=neuron < neurons)
+        tl.store(out + (b * tiles + place) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
+        carry = tl.where(ends, 0.0, carry)
+    return carry

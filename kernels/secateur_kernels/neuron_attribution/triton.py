@@ -11,6 +11,7 @@ from secateur_kernels.tiles import (
     TILES,
     gradient_tile,
     partial_sums,
+    quarters,
     rows,
     store_sums,
     tile_grid,
@@ -53,17 +54,22 @@ def neuron_attribution_kernel(
         *(g, weight, row, neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
         *(NEURONS, TOKENS, DEPTH, PRECISION, WIDEN),
     )
-    inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
-    scores = dh * tl.load(h + neuron[:, None] + row[None, :] * h_row, mask=inside, other=0.0).to(tl.float32)
-    store_sums(
-        *(scores, mask, out, tile, neuron, rows, tokens, neurons, tiles),
-        *(TOKENS, REDUCTION),
-    )
+    parts = quarters(dh)
+    carry = tl.zeros([NEURONS], tl.float32)
+    for part in tl.static_range(4):
+        row = tile * TOKENS + part * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
+        inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
+        at = h + neuron[:, None] + row[None, :] * h_row
+        scores = parts[part] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        carry = store_sums(
+            *(scores, carry, mask, out, tile, neuron, rows, tokens, neurons, tiles),
+            *(part, TOKENS, REDUCTION),
+        )
 
 
 def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
     tokens, width, neurons = g.shape[1], *weight.shape
-    options = tile_options(h.dtype, allow_tf32)
+    options = tile_options(weight, allow_tf32)
     if not h.numel():
         return h.new_zeros(h.shape[0], neurons, dtype=torch.float32)
     partial = partial_sums(g, neurons, options)

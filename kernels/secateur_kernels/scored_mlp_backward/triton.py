@@ -11,6 +11,7 @@ from secateur_kernels.tiles import (
     TILES,
     gradient_tile,
     partial_sums,
+    quarters,
     rows,
     store_sums,
     tile_grid,
@@ -76,22 +77,26 @@ def scored_mlp_backward_kernel(
         *(g, weight, row, neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
         *(NEURONS, TOKENS, DEPTH, PRECISION, WIDEN),
     )
-    inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
-    at = neuron[:, None] + row[None, :] * neurons
-    x = tl.load(pre + neuron[:, None] + row[None, :] * pre_row, mask=inside, other=0.0).to(tl.float32)
-    value, slope = value_and_slope(x, ACTIVATION)
-    scores = dh * value
-    if up is None:
-        tl.store(dpre + at, dh * slope, mask=inside)
-    else:
-        tl.store(dup + at, scores, mask=inside)
-        gate = tl.load(up + neuron[:, None] + row[None, :] * up_row, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dpre + at, dh * gate * slope, mask=inside)
-        scores *= gate
-    store_sums(
-        *(scores, mask, out, tile, neuron, rows, tokens, neurons, tiles),
-        *(TOKENS, REDUCTION),
-    )
+    parts = quarters(dh)
+    carry = tl.zeros([NEURONS], tl.float32)
+    for part in tl.static_range(4):
+        row = tile * TOKENS + part * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
+        inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
+        at = neuron[:, None] + row[None, :] * neurons
+        x = tl.load(pre + neuron[:, None] + row[None, :] * pre_row, mask=inside, other=0.0).to(tl.float32)
+        value, slope = value_and_slope(x, ACTIVATION)
+        scores = parts[part] * value
+        if up is None:
+            tl.store(dpre + at, parts[part] * slope, mask=inside)
+        else:
+            tl.store(dup + at, scores, mask=inside)
+            gate = tl.load(up + neuron[:, None] + row[None, :] * up_row, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dpre + at, parts[part] * gate * slope, mask=inside)
+            scores *= gate
+        carry = store_sums(
+            *(scores, carry, mask, out, tile, neuron, rows, tokens, neurons, tiles),
+            *(part, TOKENS, REDUCTION),
+        )
 
 
 def launch(
@@ -105,7 +110,7 @@ def launch(
     allow_tf32: bool,
 ) -> list[Tensor]:
     tokens, width, neurons = g.shape[1], *weight.shape
-    options = tile_options(g.dtype, allow_tf32)
+    options = tile_options(weight, allow_tf32)
     gradients = [torch.empty(pre.shape, dtype=pre.dtype, device=pre.device) for _ in range(1 if up is None else 2)]
     if not pre.numel():
         return [*gradients, pre.new_zeros(pre.shape[0], neurons, dtype=torch.float32)]
