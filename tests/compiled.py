@@ -63,6 +63,9 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
 
 def candidates(launch: Launch) -> Iterator[Launch]:
     """The launch with each of the options that tuning chooses from."""
+    if not hasattr(launch.kernel, "configs"):
+        yield launch
+        return
     for config in launch.kernel.configs:
         options = config.all_kwargs()
         arguments = launch.arguments | {k: v for k, v in options.items() if k in launch.kernel.arg_names}
@@ -75,7 +78,7 @@ def usage(launch: Launch, capability: int) -> Usage:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel = launch.kernel.fn
+    kernel = launch.kernel.fn if hasattr(launch.kernel, "configs") else launch.kernel
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned = {}
@@ -86,8 +89,8 @@ def usage(launch: Launch, capability: int) -> Usage:
         elif name.isupper() or value is None or value == 1:
             signature[name], constants[name] = "constexpr", value
         else:
-            signature[name] = "i32" if abs(value) < 2**31 else "i64"
-        if signature[name] != "constexpr" and (isinstance(value, Tensor) or value % 16 == 0):
+            signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+        if signature[name] not in ("constexpr", "fp32") and (isinstance(value, Tensor) or value % 16 == 0):
             aligned[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 Backend = Literal["auto", "reference", "triton"]
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]
+Norm = Literal["rms_norm", "layer_norm"]
 Reduction = Literal["sum", "abs_sum", "square_sum"]
 
 # Read once: a traced function must not depend on what a look-up finds later. Triton is looked for and not imported.

@@ -164,7 +164,7 @@ def store_sums(
     end = tl.minimum(start + QUARTER, rows)
     stop = start + QUARTER
     if PART == 3:
-        stop = rows.to(tl.int64)
+        stop = tl.maximum(start, rows)
     position = tl.arange(0, QUARTER)
     if REDUCTION == "abs_sum":
         scores = tl.abs(scores)
