@@ -174,7 +174,7 @@ def launch_backward(
     needs_dr: bool,
     needs_du: bool,
 ) -> list[Tensor]:
-    dr, du = (torch.zeros(r.shape, dtype=r.dtype, device=r.device) if needed else None for needed in (needs_dr, needs_du))
+    dr, du = (torch.empty(r.shape, dtype=r.dtype, device=r.device) if needed else None for needed in (needs_dr, needs_du))
     if r.numel() and (needs_dr or needs_du):
         interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
             *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
