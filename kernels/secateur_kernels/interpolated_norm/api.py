@@ -113,11 +113,12 @@ def _interpolated_norm_backward(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    unrounded: bool,
 ) -> list[Tensor]:
-    """The gradients at r and u, those of them that are needed."""
+    """The gradients at r and u, those of them that are needed; unrounded: that at r in float32."""
     from secateur_kernels.interpolated_norm.triton import launch_backward
 
-    return launch_backward(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, kind, needs_dr, needs_du)
+    return launch_backward(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, kind, needs_dr, needs_du, unrounded)
 
 
 @_interpolated_norm_backward.register_fake
@@ -133,8 +134,10 @@ def _(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    unrounded: bool,
 ) -> list[Tensor]:
-    return [r.new_empty(r.shape) for needed in (needs_dr, needs_du) if needed]
+    dtypes = [torch.float32 if unrounded else r.dtype] if needs_dr else []
+    return [r.new_empty(r.shape, dtype=dtype) for dtype in [*dtypes, *([r.dtype] if needs_du else [])]]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -147,15 +150,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, dresiduals: Tensor | None, dnormed: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     r, u, bias, nodes, norm_weight, statistics = ctx.saved_tensors
     needs_dr, needs_du, needs_dbias = ctx.needs_input_grad[:3]
-    found = iter(
-        _interpolated_norm_backward(
-            *(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, ctx.kind, needs_dr or needs_dbias, needs_du)
-        )
+    found = _interpolated_norm_backward(
+        *(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics),
+        *(ctx.kind, needs_dr or needs_dbias, needs_du, needs_dbias),
     )
-    dr = next(found) if needs_dr or needs_dbias else None
-    du = next(found) if needs_du else None
-    dbias = dr.sum((0, 1), dtype=torch.float32).to(bias.dtype) if needs_dbias and dr is not None else None
-    return dr if needs_dr else None, du, dbias, None, None, None, None, None
+    dr = found[0].to(r.dtype) if needs_dr else None
+    du = found[-1] if needs_du else None
+    dbias = found[0].sum((0, 1)).to(bias.dtype) if needs_dbias else None
+    return dr, du, dbias, None, None, None, None, None
 
 
 _interpolated_norm.register_autograd(_backward, setup_context=_setup_context)

@@ -173,8 +173,10 @@ def launch_backward(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    unrounded: bool,
 ) -> list[Tensor]:
-    dr, du = (torch.empty(r.shape, dtype=r.dtype, device=r.device) if needed else None for needed in (needs_dr, needs_du))
+    dr = torch.empty(r.shape, dtype=torch.float32 if unrounded else r.dtype, device=r.device) if needs_dr else None
+    du = torch.empty(r.shape, dtype=r.dtype, device=r.device) if needs_du else None
     if r.numel() and (needs_dr or needs_du):
         interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
             *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
