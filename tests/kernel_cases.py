@@ -1,4 +1,4 @@
-"""What the tests of the kernels share: where each implementation runs, shapes, poisoned memory, and how large an error may be."""
+"""What the kernels' tests share: where each implementation runs, shapes, poisoned memory, and how large an error may be."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from secateur_kernels.backend import FOUND, INTERPRETED
 if not FOUND or INTERPRETED:
     pytest.skip("needs triton, and not its interpreter", allow_module_level=True)
 
-from compiled import SHARED, Launch, candidates, launches, usage  # noqa: E402
+from compiled import SHARED, Launch, candidates, launches, usage
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -79,8 +79,9 @@ def test_odd_widths(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_large_widths(operation: str) -> None:
+    """The gated MLP's large tile has registers to the brim: what it spills is used once, after the product."""
     for launch in calls(operation, torch.bfloat16, 4096, 14336):
-        check(next(candidates(launch)), 90, spilled=16)
+        check(next(candidates(launch)), 90, spilled=32 if operation == "scored_mlp_backward" else 0)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
@@ -90,12 +91,12 @@ def test_activations(activation: str) -> None:
 
 
 def test_sizes_of_one() -> None:
-    """Triton makes constants of arguments that are 1."""
-    for operation in ("product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward"):
+    """Triton makes constants of arguments that are 1: they have no methods. No size for speed."""
+    for operation in OPERATIONS:
         for launch in calls(operation, torch.float32, 1, 1):
             ones = dict.fromkeys(("rows", "tokens", "count"), 1)
             arguments = {name: ones.get(name, value) for name, value in launch.arguments.items()}
-            check(next(candidates(Launch(launch.kernel, arguments, launch.options))), 90)
+            check(next(candidates(Launch(launch.kernel, arguments, launch.options))), 90, spilled=32)
 
 
 def test_programs_that_share_a_multiprocessor() -> None:

@@ -1,4 +1,4 @@
-"""The tests of the kernels under Triton's interpreter, in a process of its own: it must be asked for before Triton is imported."""
+"""The kernels' tests under Triton's interpreter, in a process of its own: it must be asked for before Triton is imported."""
 
 from __future__ import annotations
 

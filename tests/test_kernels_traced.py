@@ -10,8 +10,8 @@ import torch
 from kernel_cases import BACKENDS, device
 from torch import Tensor, nn
 
-from secateur_kernels import interpolated_norm, neuron_attribution, product_sum, scored_mlp_backward
 from secateur_kernels import backend as choice
+from secateur_kernels import interpolated_norm, neuron_attribution, product_sum, scored_mlp_backward
 from secateur_kernels.backend import Backend, uses_triton
 
 
@@ -101,7 +101,7 @@ def test_auto_is_the_reference_on_the_cpu_and_for_float64() -> None:
     [
         (False, True, torch.float32, "expected the package triton to be installed for 'triton', found none"),
         (True, True, torch.float64, "expected tensors of float32, float16 or bfloat16 for 'triton', got torch.float64"),
-        (True, False, torch.float32, "expected tensors on a CUDA device, or TRITON_INTERPRET=1, for 'triton', got cpu"),
+        (True, False, torch.float32, "expected CUDA tensors .or TRITON_INTERPRET=1. for 'triton', got cpu"),
     ],
     ids=["not-installed", "float64", "cpu"],
 )

@@ -37,7 +37,7 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
     if tensor.dtype not in DTYPES:
         raise ValueError(f"backend: expected tensors of float32, float16 or bfloat16 for 'triton', got {tensor.dtype}")
     if not tensor.is_cuda and not INTERPRETED:
-        raise ValueError(f"backend: expected tensors on a CUDA device, or TRITON_INTERPRET=1, for 'triton', got {tensor.device}")
+        raise ValueError(f"backend: expected CUDA tensors (or TRITON_INTERPRET=1) for 'triton', got {tensor.device}")
     return True
 
 

@@ -63,7 +63,7 @@ def interpolated_norm(
         return interpolated_norm_reference(r, u, bias, nodes, norm_weight, norm_bias, eps, kind)
     for name, tensor in (("nodes", nodes), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name}: expected requires_grad=False with Triton (backend='reference' has its gradient), got True")
+            raise ValueError(f"{name}: expected requires_grad=False with Triton (use backend='reference'), got True")
     residuals, normed, _ = _interpolated_norm(r, u, bias, nodes, norm_weight, norm_bias, eps, kind)
     return residuals, normed
 

@@ -90,8 +90,9 @@ def interpolated_norm_backward_kernel(
     CENTRED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """dr = sum over k of G[k], du = sum over k of nodes[k] * G[k]; G[k]: the gradient at residuals[k]. None: not needed, or zeros.
+    """dr = sum over k of G[k], du = sum over k of nodes[k] * G[k]; G[k]: the gradient at residuals[k].
 
+    An output that is None is not needed, a gradient that is None is zero.
     With x the residual, y = (x - mean) * inverse and d = dnormed * norm_weight,
     G = dresiduals + inverse * (d - y * mean(d * y)), less inverse * mean(d) for LayerNorm.
     """
@@ -153,11 +154,12 @@ def launch(
     # Zeros: what RMSNorm subtracts.
     statistics = torch.zeros(2, len(nodes), *r.shape[:2], dtype=torch.float32, device=r.device)
     if residuals.numel():
-        interpolated_norm_kernel[(r.shape[0] * r.shape[1],)](
-            *(rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight), _packed(norm_bias)),
-            *(residuals, normed, *statistics, eps, *_sizes(r, u, nodes)),
-            **_options(r, kind),
-        )
+        with torch.cuda.device_of(r):
+            interpolated_norm_kernel[(r.shape[0] * r.shape[1],)](
+                *(rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight), _packed(norm_bias)),
+                *(residuals, normed, *statistics, eps, *_sizes(r, u, nodes)),
+                **_options(r, kind),
+            )
     return residuals, normed, statistics
 
 
@@ -178,11 +180,12 @@ def launch_backward(
     dr = torch.empty(r.shape, dtype=torch.float32 if unrounded else r.dtype, device=r.device) if needs_dr else None
     du = torch.empty(r.shape, dtype=r.dtype, device=r.device) if needs_du else None
     if r.numel() and (needs_dr or needs_du):
-        interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
-            *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
-            *(*statistics, dr, du, *_sizes(r, u, nodes)),
-            **_options(r, kind),
-        )
+        with torch.cuda.device_of(r):
+            interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
+                *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
+                *(*statistics, dr, du, *_sizes(r, u, nodes)),
+                **_options(r, kind),
+            )
     return [gradient for gradient in (dr, du) if gradient is not None]
 
 

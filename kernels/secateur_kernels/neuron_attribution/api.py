@@ -49,14 +49,13 @@ def neuron_attribution(
     check_device(h=h, mask=mask)
     check_one_of("reduction", reduction, Reduction)
     if uses_triton(backend, h):
-        return _neuron_attribution(h, g, weight, mask, reduction, allow_tf32)
+        out: Tensor = _neuron_attribution(h, g, weight, mask, reduction, allow_tf32)
+        return out
     return neuron_attribution_reference(h, g, weight, mask, reduction)
 
 
 @torch.library.custom_op("secateur::neuron_attribution", mutates_args=())
-def _neuron_attribution(
-    h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool
-) -> Tensor:
+def _neuron_attribution(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
     from secateur_kernels.neuron_attribution.triton import launch
 
     return launch(h, g, weight, mask, reduction, allow_tf32)

@@ -75,10 +75,11 @@ def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction:
     partial = partial_sums(g, neurons, options)
     h, g = rows(h), rows(g)
     mask = mask if mask is None else mask.reshape(-1)
-    neuron_attribution_kernel[tile_grid(len(h), neurons, options)](
-        *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1]),
-        *(h.stride(0), g.stride(0), *weight.stride()),
-        REDUCTION=reduction,
-        **options,
-    )
+    with torch.cuda.device_of(h):
+        neuron_attribution_kernel[tile_grid(len(h), neurons, options)](
+            *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1]),
+            *(h.stride(0), g.stride(0), *weight.stride()),
+            REDUCTION=reduction,
+            **options,
+        )
     return partial.sum(1)

@@ -23,7 +23,8 @@ def product_sum(x: Tensor, dx: Tensor, mask: Tensor | None = None, *, backend: B
     check_shape("mask", mask, *x.shape[:2])
     check_device(x=x, mask=mask)
     if uses_triton(backend, x):
-        return _product_sum(x, dx, mask)
+        out: Tensor = _product_sum(x, dx, mask)
+        return out
     return product_sum_reference(x, dx, mask)
 
 

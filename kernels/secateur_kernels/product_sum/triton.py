@@ -69,7 +69,8 @@ def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
     partial = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)
     if partial.numel():
         strides = *x.stride(), *dx.stride(), *((0, 0) if mask is None else mask.stride())
-        product_sum_kernel[lambda meta: (batch * chunks * triton.cdiv(channels, meta["CHANNELS"]),)](
-            *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, **OPTIONS
-        )
+        with torch.cuda.device_of(x):
+            product_sum_kernel[lambda meta: (batch * chunks * triton.cdiv(channels, meta["CHANNELS"]),)](
+                *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, **OPTIONS
+            )
     return partial[:, 0] if chunks == 1 else partial.sum(1)

@@ -118,12 +118,13 @@ def launch(
     g, pre = rows(g), rows(pre)
     up = up if up is None else rows(up)
     mask = mask if mask is None else mask.reshape(-1)
-    scored_mlp_backward_kernel[tile_grid(len(g), neurons, options)](
-        *(g, weight, pre, up, mask, gradients[0], gradients[-1], partial),
-        *(len(g), tokens, width, neurons, partial.shape[1]),
-        *(g.stride(0), *weight.stride(), pre.stride(0), 0 if up is None else up.stride(0)),
-        ACTIVATION=activation,
-        REDUCTION=reduction,
-        **options,
-    )
+    with torch.cuda.device_of(g):
+        scored_mlp_backward_kernel[tile_grid(len(g), neurons, options)](
+            *(g, weight, pre, up, mask, gradients[0], gradients[-1], partial),
+            *(len(g), tokens, width, neurons, partial.shape[1]),
+            *(g.stride(0), *weight.stride(), pre.stride(0), 0 if up is None else up.stride(0)),
+            ACTIVATION=activation,
+            REDUCTION=reduction,
+            **options,
+        )
     return [*gradients, partial.sum(1)]
