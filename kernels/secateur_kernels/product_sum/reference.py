@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from secateur_kernels.backend import accumulator
 
 
 def product_sum_reference(x: Tensor, dx: Tensor, mask: Tensor | None = None) -> Tensor:
     """See `secateur_kernels.product_sum`."""
-    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
-    product = x.to(accumulate) * dx.to(accumulate)
+    product = x.to(accumulator(x)) * dx.to(accumulator(x))
     if mask is not None:
-        product = product * mask.unsqueeze(-1)
+        product = product * mask.unsqueeze(-1).to(product)
     return product.sum(1)

@@ -1,0 +1,206 @@
+"""interpolated_norm in Triton: a program has a token's r and u in registers and goes through the nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from secateur_kernels.tiles import OPTIONS, rows, tuned
+
+
+@triton.jit
+def interpolated_norm_kernel(
+    r,
+    u,
+    bias,
+    nodes,
+    norm_weight,
+    norm_bias,
+    residuals,
+    normed,
+    means,
+    inverses,
+    eps,
+    count,
+    rows,
+    tokens,
+    width,
+    r_row,
+    u_row,
+    nodes_node,
+    nodes_batch,
+    WIDTH: tl.constexpr,
+    CENTRED: tl.constexpr,
+):
+    """residuals, normed: [K, rows, D]. means, inverses: [K, rows], what is subtracted, what multiplies."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    start = tl.load(r + row * r_row + column, mask=inside, other=0.0).to(tl.float32)
+    step = tl.load(u + row * u_row + column, mask=inside, other=0.0).to(tl.float32)
+    start = _plus(start, bias, column, inside)
+    scale = tl.full([WIDTH], 1.0, tl.float32)
+    if norm_weight is not None:
+        scale = tl.load(norm_weight + column, mask=inside, other=0.0).to(tl.float32)
+    node_at = nodes + row // tokens * nodes_batch
+    place = row
+    for _ in range(count):
+        node = tl.load(node_at).to(tl.float32)
+        x = start + node * step
+        at = place * width + column
+        tl.store(residuals + at, x, mask=inside)
+        if CENTRED:
+            mean = tl.sum(x, 0) / width
+            x = tl.where(inside, x - mean, 0.0)
+            tl.store(means + place, mean)
+        inverse = 1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / width + eps)
+        tl.store(inverses + place, inverse)
+        tl.store(normed + at, _plus(x * inverse * scale, norm_bias, column, inside), mask=inside)
+        place += rows
+        node_at += nodes_node
+
+
+@tuned({"STAGES": 2}, {"STAGES": 1}, {"STAGES": 3}, key=["width"])
+@triton.jit
+def interpolated_norm_backward_kernel(
+    dresiduals,
+    dnormed,
+    r,
+    u,
+    bias,
+    nodes,
+    norm_weight,
+    means,
+    inverses,
+    dr,
+    du,
+    count,
+    rows,
+    tokens,
+    width,
+    r_row,
+    u_row,
+    nodes_node,
+    nodes_batch,
+    WIDTH: tl.constexpr,
+    CENTRED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dr = sum over k of G[k], du = sum over k of nodes[k] * G[k]; G[k]: the gradient at residuals[k].
+
+    An output that is None is not needed, a gradient that is None is zero.
+    With x the residual, y = (x - mean) * inverse and d = dnormed * norm_weight,
+    G = dresiduals + inverse * (d - y * mean(d * y)), less inverse * mean(d) for LayerNorm.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    start = tl.load(r + row * r_row + column, mask=inside, other=0.0).to(tl.float32)
+    step = tl.load(u + row * u_row + column, mask=inside, other=0.0).to(tl.float32)
+    start = _plus(start, bias, column, inside)
+    scale = tl.full([WIDTH], 1.0, tl.float32)
+    if norm_weight is not None:
+        scale = tl.load(norm_weight + column, mask=inside, other=0.0).to(tl.float32)
+    node_at = nodes + row // tokens * nodes_batch
+    total = tl.zeros([WIDTH], tl.float32)
+    weighted = tl.zeros([WIDTH], tl.float32)
+    place = row
+    for _ in tl.range(0, count, num_stages=STAGES):
+        d = tl.zeros([WIDTH], tl.float32)
+        if dnormed is not None:
+            d = tl.load(dnormed + place * width + column, mask=inside, other=0.0).to(tl.float32) * scale
+        node = tl.load(node_at).to(tl.float32)
+        inverse = tl.load(inverses + place)
+        x = start + node * step
+        if CENTRED:
+            x = tl.where(inside, x - tl.load(means + place), 0.0)
+            d -= tl.where(inside, tl.sum(d, 0) / width, 0.0)
+        y = x * inverse
+        gradient = inverse * (d - y * (tl.sum(d * y, 0) / width))
+        if dresiduals is not None:
+            gradient += tl.load(dresiduals + place * width + column, mask=inside, other=0.0).to(tl.float32)
+        total += gradient
+        weighted += node * gradient
+        place += rows
+        node_at += nodes_node
+    if dr is not None:
+        tl.store(dr + row * width + column, total, mask=inside)
+    if du is not None:
+        tl.store(du + row * width + column, weighted, mask=inside)
+
+
+@triton.jit
+def _plus(x, vector, column, inside):
+    if vector is not None:
+        x += tl.load(vector + column, mask=inside, other=0.0).to(tl.float32)
+    return x
+
+
+def launch(
+    r: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    nodes: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    kind: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    residuals, normed = (torch.empty(len(nodes), *r.shape, dtype=r.dtype, device=r.device) for _ in range(2))
+    # Zeros: what RMSNorm subtracts.
+    statistics = torch.zeros(2, len(nodes), *r.shape[:2], dtype=torch.float32, device=r.device)
+    if residuals.numel():
+        with torch.cuda.device_of(r):
+            interpolated_norm_kernel[(r.shape[0] * r.shape[1],)](
+                *(rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight), _packed(norm_bias)),
+                *(residuals, normed, *statistics, eps, *_sizes(r, u, nodes)),
+                **_options(r, kind),
+            )
+    return residuals, normed, statistics
+
+
+def launch_backward(
+    dresiduals: Tensor | None,
+    dnormed: Tensor | None,
+    r: Tensor,
+    u: Tensor,
+    bias: Tensor | None,
+    nodes: Tensor,
+    norm_weight: Tensor | None,
+    statistics: Tensor,
+    kind: str,
+    needs_dr: bool,
+    needs_du: bool,
+    unrounded: bool,
+) -> list[Tensor]:
+    dr = torch.empty(r.shape, dtype=torch.float32 if unrounded else r.dtype, device=r.device) if needs_dr else None
+    du = torch.empty(r.shape, dtype=r.dtype, device=r.device) if needs_du else None
+    if r.numel() and (needs_dr or needs_du):
+        with torch.cuda.device_of(r):
+            interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
+                *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
+                *(*statistics, dr, du, *_sizes(r, u, nodes)),
+                **_options(r, kind),
+            )
+    return [gradient for gradient in (dr, du) if gradient is not None]
+
+
+def _packed(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None else tensor.contiguous()
+
+
+def _sizes(r: Tensor, u: Tensor, nodes: Tensor) -> tuple[int, ...]:
+    batch, tokens, width = r.shape
+    stride = nodes.stride(1) if nodes.dim() == 2 else 0
+    return len(nodes), batch * tokens, tokens, width, rows(r).stride(0), rows(u).stride(0), nodes.stride(0), stride
+
+
+def _options(r: Tensor, kind: str) -> dict[str, Any]:
+    """Blocks and warps, which set the order of a row's sums: 8 elements of r for a thread, 16 bytes of half precision."""
+    width = max(triton.next_power_of_2(r.shape[2]), 16)
+    warps = min(max(width // 256, 1), 16)
+    return {"WIDTH": width, "CENTRED": kind == "layer_norm", "num_warps": warps, **OPTIONS}

@@ -1,0 +1,162 @@
+"""interpolated_norm and its gradients against loops and autograd in float64: both norms, nodes, shapes, dtypes, bad input."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from kernel_cases import BACKENDS, DTYPES, assert_exact, device, poisoned
+from torch import Tensor
+
+from secateur_kernels import interpolated_norm
+from secateur_kernels.backend import Backend, Norm
+
+EPS = 1e-5
+SHAPES = [(1, 1, 1, 1), (3, 2, 9, 60), (2, 3, 5, 123), (4, 1, 2, 1030), (2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4)]
+
+
+def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, full: bool, where: str) -> list[Any]:
+    """r, u, bias, nodes, norm_weight, norm_bias; full: with all of the vectors, and nodes of each example's own."""
+    count, batch, tokens, width = shape
+    r, u = (torch.randn(batch, tokens, width).to(where, dtype).requires_grad_() for _ in range(2))
+    vectors = [torch.randn(width).to(where) if full else None for _ in range(3)]
+    if full:
+        vectors[0] = vectors[0].requires_grad_()
+    nodes = torch.rand((count, batch) if full else (count,)).to(where)
+    return [r, u, vectors[0], nodes, *vectors[1:]]
+
+
+def loop(values: list[Any], kind: Norm) -> tuple[Tensor, Tensor]:
+    """Token by token, by the formula; differentiable."""
+    r, u, bias, nodes, norm_weight, norm_bias = values
+    residuals, normed = [], []
+    for k in range(nodes.shape[0]):
+        for b in range(r.shape[0]):
+            for t in range(r.shape[1]):
+                x = r[b, t] + (nodes[k, b] if nodes.dim() == 2 else nodes[k]) * u[b, t]
+                x = x if bias is None else x + bias
+                residuals.append(x)
+                x = x - x.mean() if kind == "layer_norm" else x
+                x = x / torch.sqrt((x * x).mean() + EPS)
+                x = x if norm_weight is None else x * norm_weight
+                normed.append(x if norm_bias is None else x + norm_bias)
+    shape = (nodes.shape[0], *r.shape)
+    return (torch.stack(residuals).view(shape), torch.stack(normed).view(shape)) if residuals else (r.new_zeros(shape),) * 2
+
+
+def wide(values: list[Any], dtype: torch.dtype) -> list[Any]:
+    return [None if x is None else x.detach().cpu().to(dtype).requires_grad_(x.requires_grad) for x in values]
+
+
+def gradients(outputs: tuple[Tensor, Tensor], values: list[Any], cotangents: list[Tensor]) -> list[Tensor]:
+    leaves = [x for x in values if x is not None and x.requires_grad]
+    return list(torch.autograd.grad(outputs, leaves, [c.to(outputs[0]) for c in cotangents]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", get_args(Norm))
+@pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_equals_loop(shape: tuple[int, int, int, int], dtype: torch.dtype, full: bool, kind: Norm, backend: Backend) -> None:
+    values = inputs(shape, dtype, full, device(backend))
+    cotangents = [torch.randn(shape).to(device(backend), dtype) for _ in range(2)]
+    with poisoned():
+        found = interpolated_norm(*values, EPS, kind, backend=backend)
+        grads = gradients(found, values, cotangents) if 0 not in shape else []
+    right, eager = wide(values, torch.float64), wide(values, torch.float32)
+    exact, rough = loop(right, kind), loop(eager, kind)
+    assert all(x.dtype == dtype for x in found)
+    largest = 1 + exact[0].detach().abs().amax(-1, keepdim=True) if 0 not in shape else torch.zeros(shape)
+    for each, one, other in zip(found, exact, rough, strict=True):
+        # A LayerNorm divides by a deviation that may be far below its input's size.
+        assert_exact(each.detach(), one.detach(), other.detach(), 2 * largest + one.detach().abs())
+    if not grads:
+        return
+    cotangents = [c.cpu() for c in cotangents]
+    for each, one, other in zip(grads, gradients(exact, right, cotangents), gradients(rough, eager, cotangents), strict=True):
+        steps = shape[0] if each.dim() == 3 else shape[0] * shape[1] * shape[2]
+        assert_exact(each, one, other, (3 * steps + 3 * one.abs().max()).expand(one.shape))
+
+
+@pytest.mark.parametrize("kind", get_args(Norm))
+def test_gradcheck_of_the_reference(kind: Norm) -> None:
+    values = [x.detach().requires_grad_() for x in wide(inputs((2, 2, 3, 5), torch.float64, True, "cpu"), torch.float64)]
+    assert torch.autograd.gradcheck(lambda *x: interpolated_norm(*x, EPS, kind), values)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("used", [0, 1], ids=["residuals", "normed"])
+def test_one_output_and_one_input(used: int, backend: Backend) -> None:
+    values = inputs((3, 2, 4, 10), torch.float32, True, device(backend))
+    values[1] = values[1].detach()
+    values[2] = values[2].detach()
+    right = wide(values, torch.float64)
+    cotangent = torch.randn(3, 2, 4, 10)
+    found = interpolated_norm(*values, EPS, "layer_norm", backend=backend)[used]
+    exact = loop(right, "layer_norm")[used]
+    (one,) = torch.autograd.grad(found, values[0], cotangent.to(found))
+    (other,) = torch.autograd.grad(exact, right[0], cotangent.double())
+    torch.testing.assert_close(one.cpu().double(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
+    where = device(backend)
+    r = torch.randn(9, 3, 10, device=where).transpose(0, 1)
+    u = torch.randn(3, 9, 20, device=where)[..., ::2]
+    values = [r, u, torch.randn(20, device=where)[::2], torch.rand(3, 4, device=where).T, None, None]
+    copies = [None if x is None else x.clone() for x in values]
+    found = interpolated_norm(*values, EPS, "rms_norm", backend=backend)
+    for each, right in zip(found, loop(wide(values, torch.float64), "rms_norm"), strict=True):
+        torch.testing.assert_close(each.cpu().double(), right, rtol=1e-4, atol=1e-5)
+    again = interpolated_norm(*values, EPS, "rms_norm", backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(x is None or torch.equal(x, before) for x, before in zip(values, copies, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_mean(backend: Backend) -> None:
+    """The variance is that of the centred residual, not a difference of large numbers."""
+    values = inputs((2, 2, 3, 64), torch.float32, False, device(backend))
+    values[0] = values[0].detach() + 1000
+    found = interpolated_norm(*values, EPS, "layer_norm", backend=backend)[1].detach()
+    exact = loop(wide(values, torch.float64), "layer_norm")[1].detach()
+    torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-3, atol=1e-3)
+
+
+X, V, N = torch.ones(2, 3, 4), torch.ones(4), torch.ones(5)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.ones(3, 4), r"^r: expected \[B, T, D\], got shape \(3, 4\)"),
+        (1, torch.ones(2, 3, 5), r"^u: expected shape \(2, 3, 4\), got \(2, 3, 5\)"),
+        (1, X.half(), r"^r, u: expected one floating dtype"),
+        (2, torch.ones(5), r"^bias: expected shape \(4,\), got \(5,\)"),
+        (3, torch.ones(5, 3), r"^nodes: expected shape \[K\] or \[K, 2\], got \(5, 3\)"),
+        (3, torch.ones(5).long(), r"^nodes: expected one floating dtype, got torch.int64"),
+        (4, torch.ones(4, 1), r"^norm_weight: expected shape \(4,\), got \(4, 1\)"),
+        (5, torch.ones(4, device="meta"), r"^r, nodes, bias, norm_weight, norm_bias: expected one device"),
+        (7, "group_norm", r"^kind: expected one of 'rms_norm', 'layer_norm', got 'group_norm'"),
+    ],
+    ids=["r", "u", "u-dtype", "bias", "nodes", "nodes-dtype", "norm_weight", "device", "kind"],
+)
+def test_arguments_that_do_not_fit(position: int, value: Any, message: str) -> None:
+    arguments: list[Any] = [X, X, V, N, V, V, EPS, "rms_norm"]
+    arguments[position] = value
+    with pytest.raises(ValueError, match=message):
+        interpolated_norm(*arguments)
+
+
+@pytest.mark.skipif("triton" not in BACKENDS, reason="runs under Triton's interpreter")
+@pytest.mark.parametrize(("position", "name"), [(3, "nodes"), (4, "norm_weight"), (5, "norm_bias")])
+def test_gradients_that_the_kernel_lacks(position: int, name: str) -> None:
+    arguments: list[Any] = [X, X, V, N, V, V, EPS, "rms_norm"]
+    arguments[position] = arguments[position].clone().requires_grad_()
+    with pytest.raises(ValueError, match=rf"^{name}: expected requires_grad=False with Triton"):
+        interpolated_norm(*arguments, backend="triton")
+    with torch.no_grad():
+        interpolated_norm(*arguments, backend="triton")

@@ -1,0 +1,135 @@
+"""scored_mlp_backward against a loop in float64: activations, gated and plain, shapes, masks, dtypes, and bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from kernel_cases import BACKENDS, DTYPES, MASKS, TOKENS, assert_exact, device, poisoned, random_mask
+from torch import Tensor
+
+from secateur_kernels import scored_mlp_backward
+from secateur_kernels.backend import Activation, Backend, Reduction
+
+# Written out, and not PyTorch's: these are what the kernels are held to.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": lambda x: x * (x > 0),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu_new": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+}
+WIDTHS = [(1, 1), (60, 123), (20, 131), (0, 3), (4, 0)]
+
+
+def exact(
+    g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None, mask: Tensor | None, activation: str, reduction: Reduction
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """By autograd through the MLP itself, and a gate on each neuron of each token."""
+    g, weight, pre = (tensor.cpu().double() for tensor in (g, weight, pre))
+    ones = torch.ones_like(pre).requires_grad_()
+    leaves = [pre.requires_grad_(), ones]
+    h = FUNCTIONS[activation](pre)
+    if up is not None:
+        leaves.append(up.cpu().double().requires_grad_())
+        h = h * leaves[2]
+    dpre, scores, *rest = torch.autograd.grad((((h * ones) @ weight.T) * g).sum(), leaves)
+    scores = {"sum": scores, "abs_sum": scores.abs(), "square_sum": scores.square()}[reduction]
+    return dpre, (rest[0] if rest else None), (scores * (1 if mask is None else mask.cpu().unsqueeze(-1))).sum(1)
+
+
+def check(
+    tokens: tuple[int, int],
+    widths: tuple[int, int],
+    dtype: torch.dtype,
+    activation: Activation,
+    gated: bool,
+    backend: Backend,
+    masked: torch.dtype | None = torch.bool,
+    reduction: Reduction = "sum",
+) -> None:
+    where, (width, neurons) = device(backend), widths
+    g, weight = torch.randn(*tokens, width).to(where, dtype), torch.randn(width, neurons).to(where, dtype)
+    pre = (2 * torch.randn(*tokens, neurons)).to(where, dtype)
+    up = torch.randn(*tokens, neurons).to(where, dtype) if gated else None
+    mask = random_mask(tokens, masked, where)
+    options: Any = {"activation": activation, "reduction": reduction}
+    with poisoned():
+        found = scored_mlp_backward(g, weight, pre, up, mask, **options, backend=backend)
+    wide = [None if x is None else x.cpu().float() for x in (g, weight, pre, up)]
+    eager = scored_mlp_backward(*wide, None if mask is None else mask.cpu(), **options, backend="reference")
+    # All that is multiplied is at most this large; both activations and slopes are at most 1.2 times their input, or 1.2.
+    dh = 1.2 * (wide[0].double().abs() @ wide[1].double().abs())
+    gate = 1 if wide[3] is None else wide[3].double().abs()
+    value = wide[2].double().abs()
+    terms = dh * value * gate
+    sizes = (dh * gate * (1 + value), dh * value, (2 * terms.square() if reduction == "square_sum" else terms).sum(1))
+    for each, right, rough, size in zip(found, exact(g, weight, pre, up, mask, **options), eager, sizes, strict=True):
+        if right is None:
+            assert each is None
+            continue
+        assert_exact(each, right, rough, size)
+    assert found[0].dtype == dtype
+    assert found[2].dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_activations(activation: Activation, dtype: torch.dtype, gated: bool, backend: Backend) -> None:
+    check((3, 43), (60, 33), dtype, activation, gated, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+@pytest.mark.parametrize("tokens", TOKENS, ids=str)
+def test_shapes(tokens: tuple[int, int], widths: tuple[int, int], gated: bool, backend: Backend) -> None:
+    check(tokens, widths, torch.float32, "silu", gated, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked", MASKS, ids=str)
+@pytest.mark.parametrize("reduction", get_args(Reduction))
+def test_reductions_and_masks(reduction: Reduction, masked: torch.dtype | None, backend: Backend) -> None:
+    check((7, 20), (6, 9), torch.float32, "relu", True, backend, masked, reduction)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
+    where = device(backend)
+    both = torch.randn(3, 9, 20, device=where)  # As a fused projection returns them.
+    tensors = [torch.randn(9, 3, 12, device=where).transpose(0, 1), torch.randn(10, 12, device=where).T, *both.chunk(2, -1)]
+    copies = [tensor.clone() for tensor in tensors]
+    first = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
+    for found, right in zip(first, exact(*tensors, None, "gelu", "sum"), strict=True):
+        torch.testing.assert_close(found.cpu().double(), right, rtol=1e-4, atol=1e-5)
+    again = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(now, before) for now, before in zip(tensors, copies, strict=True))
+
+
+GOOD: dict[str, Any] = {"g": torch.ones(2, 3, 5), "weight": torch.ones(5, 4), "pre": torch.ones(2, 3, 4), "activation": "relu"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"g": torch.ones(2, 5)}, r"^g: expected \[B, T, D\], got shape \(2, 5\)"),
+        ({"pre": torch.ones(3, 4)}, r"^pre: expected \[B, T, F\], got shape \(3, 4\)"),
+        ({"g": torch.ones(2, 4, 5)}, r"^g: expected shape \(2, 3, 5\), got \(2, 4, 5\)"),
+        ({"weight": torch.ones(4, 5)}, r"^weight: expected shape \(5, 4\), got \(4, 5\)"),
+        ({"up": torch.ones(2, 3, 5)}, r"^up: expected shape \(2, 3, 4\), got \(2, 3, 5\)"),
+        ({"mask": torch.ones(2, 4)}, r"^mask: expected shape \(2, 3\), got \(2, 4\)"),
+        ({"up": torch.ones(2, 3, 4).half()}, r"^g, weight, pre, up: expected one floating dtype"),
+        ({"activation": "tanh"}, r"^activation: expected one of 'relu', 'gelu', 'gelu_new', 'silu', got 'tanh'"),
+        ({"reduction": "mean"}, r"^reduction: expected one of 'sum', 'abs_sum', 'square_sum', got 'mean'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_that_do_not_fit(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scored_mlp_backward(**{**GOOD, **changed})
