@@ -12,7 +12,7 @@ import pytest
 from secateur_kernels.backend import FOUND, INTERPRETED
 
 HERE = Path(__file__).parent
-NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced"]
+NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced", "fused"]
 
 
 @pytest.mark.skipif(not FOUND, reason="triton is not installed")

@@ -17,6 +17,7 @@ from secateur.scores import Scores
 from secateur.site import AttentionUnit, Site
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import model_device
+from secateur_kernels.backend import Backend, uses_triton, using
 
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
@@ -31,17 +32,20 @@ def attribute(
     select: str | None = None,
     max_tokens: int = 4096,
     per_example: bool = False,
+    backend: Backend = "auto",
     progress: Progress | None = None,
 ) -> Scores:
     """Scores each unit of the model by what it does for the task on the examples.
 
     criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch, or in
     one pass of integrated gradients; it bounds memory and changes scores by rounding only. per_example: keep each example's
-    scores too. progress: wraps the iteration over batches (given the number of items).
+    scores too. backend: of the kernels, "auto" (Triton on CUDA), "reference" or "triton". progress: wraps the iteration over
+    batches (given the number of items).
     The model runs in eval mode with frozen parameters and is left as it was. Sums over examples are float64.
-    Raises InputError: unusable examples; activations that are not finite.
+    Raises InputError: unusable examples; a backend that cannot run; activations that are not finite.
     """
     criterion = criterion or GradientActivation()
+    _require_backend(backend, model)
     chosen = sites(model, unit=unit, select=select)
     rows = read_examples(examples, _columns(task, criterion))
     _require_variety(task, criterion, rows)
@@ -52,7 +56,7 @@ def attribute(
     batches: Iterable[Batch] = task.batches(items, device, max_tokens)
     layers = sites(model)
     scorer = criterion.scorer(model, task, chosen, max_tokens)
-    with undisturbed(model), torch.enable_grad():
+    with undisturbed(model), torch.enable_grad(), using(backend):
         pilot, checked = _samples(items, max_tokens)
         scorer.prepare(task.collate(pilot, device), frozenset(item.row for item in checked))
         for batch in progress(batches, len(items)) if progress else batches:
@@ -75,6 +79,13 @@ def attribute(
         per_example=kept,
         convergence=convergence,
     )
+
+
+def _require_backend(backend: Backend, model: nn.Module) -> None:
+    try:
+        uses_triton(backend, next(model.parameters()))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _blame(model: nn.Module, task: Task, batch: Batch, chosen: list[Site]) -> str:

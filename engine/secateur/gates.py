@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.discovery import scored_ports
+from secateur.fused import FusedFeedForward
 from secateur.planning import Plan
 from secateur.site import Port, Site
 from secateur_kernels import product_sum
@@ -37,12 +39,16 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def gate_gradients(
-    model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], target: Callable[[], Tensor], gate: Tensor | None = None
+    model: nn.Module,
+    ports: Mapping[Site, tuple[Port, ...]],
+    target: Callable[[], Tensor],
+    gate: Tensor | None = None,
+    fused: Mapping[Site, FusedFeedForward] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[Site, Tensor]]:
     """F [B], and dF/dc of each unit of each site [B, units], by one forward and one backward pass.
 
-    target: runs the model and returns F. gate: as in `watched`, the value of all gates. The model's parameters must be
-    frozen (`undisturbed`).
+    target: runs the model and returns F. gate: as in `watched`, the value of all gates. fused: branches that may score their
+    own units (all gates 1). The model's parameters must be frozen (`undisturbed`).
     """
     scores: dict[Site, Tensor] = {}
 
@@ -50,8 +56,12 @@ def gate_gradients(
         folded = port.map.fold(product_sum(activation, gradient))
         scores[site] = scores[site] + folded if site in scores else folded
 
-    observers = {port: partial(observe, site, port) for site, each in ports.items() for port in each}
-    with watched(model, observers, gate):
+    observers = {port: partial(observe, site, port) for site, each in ports.items() if site not in fused for port in each}
+    with ExitStack() as stack:
+        for site, branch in fused.items():
+            (port,) = ports[site]
+            stack.enter_context(branch.scored(_watch(partial(observe, site, port), None), partial(scores.__setitem__, site)))
+        stack.enter_context(watched(model, observers, gate))
         value = target()
     value.sum().backward()  # type: ignore[no-untyped-call]
     return value.detach(), {site: scores[site] for site in ports}
@@ -65,22 +75,21 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
     Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
     """
 
-    def transform(port: Port) -> Callable[[Tensor], Tensor]:
-        observe = ports[port]
-
-        def watch(activation: Tensor) -> Tensor:
-            held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
-            if gate is not None:
-                activation = _times(activation, gate)
-            if not activation.requires_grad:
-                activation = activation.detach().requires_grad_(True)
-            activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
-            return activation
-
-        return watch
-
-    with _intercepted(model, {port: transform(port) for port in ports}):
+    with _intercepted(model, {port: _watch(observe, gate) for port, observe in ports.items()}):
         yield
+
+
+def _watch(observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def watch(activation: Tensor) -> Tensor:
+        held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
+        if gate is not None:
+            activation = _times(activation, gate)
+        if not activation.requires_grad:
+            activation = activation.detach().requires_grad_(True)
+        activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
+        return activation
+
+    return watch
 
 
 @contextmanager

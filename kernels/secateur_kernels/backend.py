@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,13 +22,29 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+_default: Backend = "auto"
+
+
+@contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Inside, operations that are asked for "auto" use this backend, in all threads: backward passes have their own."""
+    global _default
+    check_one_of("backend", backend, Backend)
+    before, _default = _default, backend
+    try:
+        yield
+    finally:
+        _default = before
+
+
 def uses_triton(backend: Backend, tensor: Tensor) -> bool:
     """Whether the Triton kernel runs on tensors like this one.
 
-    auto: where Triton is installed, for float32, float16 and bfloat16 tensors on a CUDA device. triton: always, on a CUDA
-    device or under Triton's interpreter (TRITON_INTERPRET=1, set before this package is imported). Raises ValueError: a
-    backend of another name, or Triton asked for where it cannot run.
+    auto: what `using` says; without it, Triton where it is installed, for float32, float16 and bfloat16 tensors on a CUDA
+    device. triton: always, on a CUDA device or under Triton's interpreter (TRITON_INTERPRET=1, set before this package is
+    imported). Raises ValueError: a backend of another name, or Triton asked for where it cannot run.
     """
+    backend = _default if backend == "auto" else backend
     if backend == "reference":
         return False
     if backend == "auto":

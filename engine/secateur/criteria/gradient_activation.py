@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Criterion, Scorer
 from secateur.discovery import scored_ports
+from secateur.fused import fused_feed_forwards
 from secateur.gates import gate_gradients
 from secateur.site import Site
 from secateur.tasks import Batch, Target, Task
@@ -35,7 +36,10 @@ class GradientActivation(Criterion):
 class _OnePass(Scorer):
     def __init__(self, model: nn.Module, task: Task, sites: Sequence[Site], target: Target) -> None:
         self._model, self._task, self._target = model, task, target
-        self._ports = scored_ports(model, sites)
+        self._ports, self._fused = scored_ports(model, sites), fused_feed_forwards(model, sites)
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        return gate_gradients(self._model, self._ports, lambda: self._task.target(self._model, batch, self._target))[1]
+        def target() -> Tensor:
+            return self._task.target(self._model, batch, self._target)
+
+        return gate_gradients(self._model, self._ports, target, fused=self._fused)[1]

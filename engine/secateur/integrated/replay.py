@@ -16,7 +16,7 @@ from secateur.errors import InputError
 from secateur.families import branches
 from secateur.site import Attention, Branch, Port, Site, UnitMap
 from secateur.tasks import Batch
-from secateur_kernels import product_sum
+from secateur_kernels import neuron_attribution, product_sum
 
 _LEAF = object()
 
@@ -53,9 +53,10 @@ class Leaf:
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""
-        if self.weight is not None:
-            gradient = gradient.to(self.weight) @ self.weight
-        return self.units.fold(product_sum(self.activation[rows], gradient.to(self.activation)))
+        activation, gradient = self.activation[rows], gradient.to(self.activation)
+        if self.weight is None:
+            return self.units.fold(product_sum(activation, gradient))
+        return self.units.fold(neuron_attribution(activation, gradient, self.weight.to(activation)))
 
 
 def leaf_ports(branch: Branch, site: Site) -> tuple[Port, ...]:
