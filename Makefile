@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench readme clean
+.PHONY: help demo test test-slow test-gpu lint bench bench-gpu readme clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,13 @@ test: $(READY)  ## The test suite, as CI runs it
 
 test-slow: $(READY)  ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+# On a GPU host these two take the Python that is there, with its torch and Triton, and install nothing.
+test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages
+	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu
+
+bench-gpu:  ## The kernels against the GPU's ceilings, 8 minutes; needs torch and triton alone; writes bench/results/
+	$(PYTHON) bench/gpu.py
 
 lint: $(READY)  ## ruff, and mypy --strict on both packages
 	$(BIN)/ruff check .

@@ -6,7 +6,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,11 +30,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a binary uses: registers of a thread, bytes of local memory (spills among them), bytes of shared memory."""
+    """What a binary uses: registers of a thread, bytes of local memory (spills among them), bytes of shared memory. Its PTX."""
 
     registers: int
     local: int
     shared: int
+    ptx: str = field(repr=False)
 
 
 def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
@@ -107,4 +108,4 @@ def _usage(compiled: Any) -> Usage:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # Spilled registers lie on the stack.
     found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared)
+    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])

@@ -99,6 +99,24 @@ def test_sizes_of_one() -> None:
             check(next(candidates(Launch(launch.kernel, arguments, launch.options))), 90, spilled=32)
 
 
+@pytest.mark.parametrize(("capability", "instruction"), [(80, "mma.sync"), (90, "wgmma.mma_async"), (100, "tcgen05.mma")])
+@pytest.mark.parametrize("operation", ["neuron_attribution", "scored_mlp_backward"])
+def test_half_precision_runs_on_the_matrix_units(operation: str, capability: int, instruction: str) -> None:
+    (launch,) = calls(operation, torch.bfloat16, 768, 3072)
+    ptx = usage(next(candidates(launch)), capability).ptx
+    assert instruction in ptx
+    # Tiles come by 16 bytes at a time, past the registers.
+    assert "cp.async.cg.shared.global" in ptx
+
+
+@pytest.mark.parametrize("operation", ["neuron_attribution", "scored_mlp_backward"])
+def test_float32_is_not_rounded_to_tf32(operation: str) -> None:
+    (launch,) = calls(operation, torch.float32, 768, 3072)
+    ptx = usage(next(candidates(launch)), 90).ptx
+    assert "tf32" not in ptx
+    assert "fma.rn.f32" in ptx
+
+
 def test_programs_that_share_a_multiprocessor() -> None:
     """neuron_attribution at T5's width counts on two programs: 65,536 registers, 227 KiB, 256 threads each."""
     (launch,) = calls("neuron_attribution", torch.bfloat16, 768, 3072)

@@ -10,6 +10,7 @@ from torch import Tensor
 from secateur_kernels.tiles import OPTIONS, tuned
 
 CHUNK = 128  # Tokens that one program sums: enough programs for few examples; partial sums are under 2% of the bytes read.
+GROUP = 8  # Of these, those that are summed before the sum is added: many loads at once, and less rounding than one by one.
 
 
 @tuned(
@@ -35,9 +36,10 @@ def product_sum_kernel(
     mask_batch,
     mask_token,
     CHUNK: tl.constexpr,
+    GROUP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """out[b, chunk, c] = sum over the chunk's tokens, one after the other, of mask[b, t] * x[b, t, c] * dx[b, t, c]."""
+    """out[b, chunk, c] = sum over the chunk's tokens, by groups, of mask[b, t] * x[b, t, c] * dx[b, t, c]."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
     chunks = tl.cdiv(tokens, CHUNK)
@@ -48,19 +50,22 @@ def product_sum_kernel(
     x_row = x + b * x_batch + first * x_token
     dx_row = dx + b * dx_batch + first * dx_token
     mask_at = mask if mask is None else mask + b * mask_batch + first * mask_token
-    inside = channel < channels
     total = tl.zeros([CHANNELS], tl.float32)
-    for _ in tl.range(0, tl.minimum(CHUNK, tokens - first).to(tl.int32), loop_unroll_factor=8):
-        each_x = tl.load(x_row + channel * x_channel, mask=inside, other=0.0).to(tl.float32)
-        each_dx = tl.load(dx_row + channel * dx_channel, mask=inside, other=0.0).to(tl.float32)
-        product = each_x * each_dx
-        if mask is not None:
-            product *= tl.load(mask_at).to(tl.float32)
-            mask_at += mask_token
-        total += product
-        x_row += x_token
-        dx_row += dx_token
-    tl.store(out + (b * chunks + chunk) * channels + channel, total, mask=inside)
+    count = tl.minimum(CHUNK, tokens - first).to(tl.int32)
+    for start in tl.range(0, count, GROUP):
+        group = tl.zeros([CHANNELS], tl.float32)
+        for k in tl.static_range(GROUP):
+            here = channel < tl.where(start + k < count, channels, 0)
+            each_x = tl.load(x_row + k * x_token + channel * x_channel, mask=here, other=0.0).to(tl.float32)
+            each_dx = tl.load(dx_row + k * dx_token + channel * dx_channel, mask=here, other=0.0).to(tl.float32)
+            product = each_x * each_dx
+            if mask is not None:
+                product *= tl.load(mask_at + tl.minimum(start + k, count - 1) * mask_token).to(tl.float32)
+            group += product
+        total += group
+        x_row += GROUP * x_token
+        dx_row += GROUP * dx_token
+    tl.store(out + (b * chunks + chunk) * channels + channel, total, mask=channel < channels)
 
 
 def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,6 +76,6 @@ def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
         strides = *x.stride(), *dx.stride(), *((0, 0) if mask is None else mask.stride())
         with torch.cuda.device_of(x):
             product_sum_kernel[lambda meta: (batch * chunks * triton.cdiv(channels, meta["CHANNELS"]),)](
-                *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, **OPTIONS
+                *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, GROUP=GROUP, **OPTIONS
             )
     return partial[:, 0] if chunks == 1 else partial.sum(1)
