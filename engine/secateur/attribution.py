@@ -53,7 +53,7 @@ def attribute(
     device = model_device(model)
     totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in chosen}
     kept = {site.name: torch.zeros(len(rows), site.units) for site in chosen} if per_example else None
-    batches: Iterable[Batch] = task.batches(items, device, max_tokens)
+    batches: Iterable[Batch] = task.batches(items, device, criterion.batch_tokens(max_tokens))
     layers = sites(model)
     scorer = criterion.scorer(model, task, chosen, max_tokens)
     with undisturbed(model), torch.enable_grad(), using(backend):

@@ -56,6 +56,10 @@ class Criterion(ABC):
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
         """The object that scores batches; max_tokens: padded input tokens of one pass."""
 
+    def batch_tokens(self, max_tokens: int) -> int:
+        """Padded tokens of a batch that leaves passes of max_tokens."""
+        return max_tokens
+
     def over(self, scores: Tensor) -> Tensor:
         """[B, units] of single examples to the terms of the sum over examples."""
         if self.over_examples == "signed":

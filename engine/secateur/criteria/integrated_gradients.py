@@ -47,6 +47,10 @@ class IntegratedGradients(Criterion):
         if isinstance(self.max_nodes, bool) or not isinstance(self.max_nodes, int) or self.max_nodes < PLACED:
             raise InputError(f"max_nodes: expected a number of at least {PLACED}, got {self.max_nodes!r}")
 
+    def batch_tokens(self, max_tokens: int) -> int:
+        """A quarter: nodes fill the passes, and a small batch of examples of like lengths has little padding."""
+        return max(1, max_tokens // 4)
+
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
         return _Integration(self, model, task, sites, max_tokens)
 
