@@ -9,6 +9,7 @@ import torch
 from models import CASES, Case
 
 import secateur
+from secateur.criteria import Criterion
 from secateur.site import AttentionUnit
 
 pytestmark = pytest.mark.gpu
@@ -43,3 +44,16 @@ def test_integrated_gradients_on_cuda_equal_those_on_the_cpu(case: Case, path: L
     auto = secateur.attribute(model, case.task, case.examples, criterion=secateur.IntegratedGradients(path=path))
     assert auto.convergence is not None
     assert not any(residuals.is_cuda for residuals in auto.convergence.residuals.values())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("criterion", [secateur.GradientActivation(), secateur.IntegratedGradients(nodes=2)], ids=str)
+def test_triton_equals_the_reference_end_to_end(case: Case, criterion: Criterion) -> None:
+    model = case.model().to("cuda")
+    triton, again, reference = (
+        secateur.attribute(model, case.task, case.examples, criterion=criterion, unit="channel", backend=backend)
+        for backend in ("triton", "triton", "reference")
+    )
+    assert triton.equal(again)
+    for name in reference:
+        torch.testing.assert_close(triton[name], reference[name], rtol=1e-3, atol=1e-6)

@@ -19,8 +19,9 @@ class Convergence:
     residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples], where the first sum is the
     quadrature rule's before completeness corrects it (`adaptive.corrected`); that of the scores themselves is no larger.
     errors: estimates of the relative errors sum_i |IG_i - exact_i| / sum_i |IG_i|, float32 [examples]: the residual, in which
-    errors of units cancel, times the ratio of the two in a pilot sample, whose errors are known from rules of more nodes;
-    relative to the pilot's mean of sum_i |IG_i| where the example's own is smaller, since it then adds as little to the scores.
+    errors of units cancel, or the difference to a coarser rule on the same nodes, each times its ratio to the error in a pilot
+    sample, the larger; relative to the pilot's mean of sum_i |IG_i| where the example's own is smaller, since it then adds as
+    little to the scores. Where the number of nodes was given there is no pilot, and this is the residual.
     nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples].
     Where an example is scored for several labels, all three are the largest among them.
     doubled: the relative error summed over a second sample, against rules of twice as many nodes.
