@@ -140,7 +140,7 @@ def at_equal_error(case: Case, few: int) -> dict[str, Any]:
 
 
 def rough(case: Case, names: Sequence[str] = ("encoder.self.0", "encoder.ffn.0", "decoder.self.0")) -> dict[str, Any]:
-    """The sites where F moves most: errors against 1,024 nodes, plain Gauss-Legendre and with nodes where F moves."""
+    """The sites where F moves most: errors against 1,024 nodes, with nodes spread evenly and where F moves."""
     found = {}
     for words in names:
         exact, _ = case.score(_ig(nodes=1024), select=words)

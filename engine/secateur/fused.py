@@ -31,45 +31,47 @@ class FusedFeedForward:
         self._output = model.get_submodule(branch.output)
         self._plain = all(type(module) is nn.Linear for module in (*self._inputs, self._output))
         self._activation: Activation | None = None
-        self._seen: list[Tensor] = []  # What the in-projections returned in this pass.
-        self._fused = False
 
     @contextmanager
     def scored(self, watch: Watch, observe: Observer) -> Iterator[None]:
         """Inside, a backward pass calls observe with the scores [B, F]; or the out-projection reads what `watch` makes of its
         input, where the branch cannot be fused."""
 
+        seen: list[Tensor] = []  # What the in-projections returned in this pass.
+        fused = False
+
         def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            self._seen.append(output)
+            seen.append(output)
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal fused
             hidden = arguments[0]
-            self._fused = self._fusable(hidden)
-            return (hidden.detach() if self._fused else watch(hidden), *arguments[1:])
+            fused = self._fusable(hidden, seen)
+            return (hidden.detach() if fused else watch(hidden), *arguments[1:])
 
         def after(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-            (pre, *rest), self._seen = self._seen, []
-            if not self._fused:
+            pre, up = seen[0], seen[1] if len(seen) > 1 else None
+            seen.clear()
+            if not fused:
                 return output
             if not pre.requires_grad:  # Nothing below needs a gradient, so the graph starts here.
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
-            return scored(output, pre, rest[0] if rest else None, self._output.weight, self._activation, observe)
+            return scored(output, pre, up, self._output.weight, self._activation, observe)
 
         with ExitStack() as stack:
             for module in self._inputs:
                 stack.callback(module.register_forward_hook(keep).remove)
             stack.callback(self._output.register_forward_pre_hook(before).remove)
             stack.callback(self._output.register_forward_hook(after, prepend=True).remove)
-            stack.callback(self._seen.clear)
             yield
 
-    def _fusable(self, hidden: Tensor) -> bool:
-        alike = all(seen.dtype == hidden.dtype and seen.shape == hidden.shape for seen in self._seen)
+    def _fusable(self, hidden: Tensor, seen: list[Tensor]) -> bool:
+        alike = all(each.dtype == hidden.dtype and each.shape == hidden.shape for each in seen)
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled() or not uses_triton("auto", hidden):
             return False
         if self._activation is None:
-            self._activation = recognised(hidden[:1].detach(), *(seen[:1].detach() for seen in self._seen))
+            self._activation = recognised(hidden[:1].detach(), *(each[:1].detach() for each in seen))
         return self._activation is not None
 
 

@@ -74,7 +74,6 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
     gate [B]: multiplies the activations of each example; the observers see the activation before and the gradient after.
     Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
     """
-
     with _intercepted(model, {port: _watch(observe, gate) for port, observe in ports.items()}):
         yield
 

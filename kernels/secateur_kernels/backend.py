@@ -21,8 +21,7 @@ FOUND = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-
-_default: Backend = "auto"
+_default: Backend = "auto"  # What "auto" means: see `using`.
 
 
 @contextmanager

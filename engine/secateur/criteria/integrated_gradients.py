@@ -28,7 +28,7 @@ class IntegratedGradients(Criterion):
     path: "layer", S = the units of one site at a time, of which only what lies above it runs again; "joint", S = those of
     all sites. nodes: "auto", as many for each site and example as the tolerance asks for, at most max_nodes, or how many
     nodes a Gauss-Radau rule has besides a = 1. tolerance: of the relative error sum_i |IG_i - exact_i| / sum_i |IG_i| of an
-    example, as estimated from completeness; see `Scores.convergence`.
+    example, as estimated; see `Scores.convergence`.
     """
 
     path: Literal["layer", "joint"] = "layer"

@@ -48,8 +48,7 @@ class Leaf:
 
     def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The sum of the units' scores [n], from the gradient at the leaf, in at least float32."""
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        return (gradient.to(wide) * self.direction[rows].to(wide)).sum((1, 2))
+        return product_sum(self.direction[rows], gradient).sum(1)
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""

@@ -86,16 +86,7 @@ def _interpolated_norm(
 
 
 @_interpolated_norm.register_fake
-def _(
-    r: Tensor,
-    u: Tensor,
-    bias: Tensor | None,
-    nodes: Tensor,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    eps: float,
-    kind: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(r: Tensor, u: Tensor, bias: Tensor | None, nodes: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     shape = (nodes.shape[0], *r.shape)
     return r.new_empty(shape), r.new_empty(shape), r.new_empty(2, *shape[:3], dtype=torch.float32)
 

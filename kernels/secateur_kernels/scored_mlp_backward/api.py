@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -80,15 +82,6 @@ def _scored_mlp_backward(
 
 
 @_scored_mlp_backward.register_fake
-def _(
-    g: Tensor,
-    weight: Tensor,
-    pre: Tensor,
-    up: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    reduction: str,
-    allow_tf32: bool,
-) -> list[Tensor]:
+def _(g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None, *rest: Any) -> list[Tensor]:
     gradients = [pre.new_empty(pre.shape) for _ in range(1 if up is None else 2)]
     return [*gradients, pre.new_empty(pre.shape[0], pre.shape[2], dtype=torch.float32)]
