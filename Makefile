@@ -28,8 +28,9 @@ test-slow: $(READY)  ## The tests that take minutes
 test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages
 	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu
 
-bench-gpu:  ## The kernels against the GPU's ceilings, 8 minutes; needs torch and triton alone; writes bench/results/
-	$(PYTHON) bench/gpu.py
+bench-gpu:  ## The kernels against the GPU's ceilings, whole models against bare passes, 8 minutes; writes bench/results/
+	PYTHONPATH=engine:kernels $(PYTHON) bench/gpu_models.py
+	PYTHONPATH=engine:kernels $(PYTHON) bench/gpu.py --seconds 330
 
 lint: $(READY)  ## ruff, and mypy --strict on both packages
 	$(BIN)/ruff check .

@@ -8,26 +8,12 @@ import models
 import pytest
 import torch
 from interleaved import compare
-from models import Case
-from torch import Tensor, nn
+from models import Case, bare
+from torch import Tensor
 
 from secateur.criteria import GradientActivation
 from secateur.discovery import sites
 from secateur.gates import undisturbed
-
-
-def bare(case: Case) -> None:
-    """Forward, and backward to the embeddings, with frozen parameters."""
-    vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
-    # Not get_input_embeddings: the stacks of an encoder-decoder have modules of their own, tied by weight.
-    tables = [m for m in case.model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
-    handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
-    try:
-        with undisturbed(case.model):
-            case.task.target(case.model, case.batch, "log_probability").sum().backward()
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def taylor(case: Case) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Times the Triton kernels on this GPU against eager PyTorch, torch.compile, and what the GPU can do at all.
 
-python bench/gpu.py [--seconds 450] [--out FILE]     measures; writes bench/results/gpu-<device>.json; last line: the same JSON
+python bench/gpu.py [--seconds 450] [--out FILE]     measures; last line: JSON; also in bench/results/<device>-<commit>.json
 python bench/gpu.py --predict                        the table of predictions in bench/README.md; needs no GPU
 Needs torch and triton alone. A row is timed only after its result was found right in the same run.
 """
@@ -313,6 +313,34 @@ def environment() -> dict[str, Any]:
     }
 
 
+def result_path(about: dict[str, Any], suffix: str = "") -> Path:
+    """Where the results of this device and commit are kept."""
+    (HERE / "results").mkdir(exist_ok=True)
+    return HERE / "results" / f"{about['device'].replace(' ', '-')}-{about['commit'] or 'uncommitted'}{suffix}.json"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """How near each version of a row comes to the floor of its time, as a plot."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        print(f"not drawn: {path} (matplotlib is not installed)")
+        return
+    rows = [row for row in result["rows"] if "triton_ms" in row]
+    figure = Figure(figsize=(9, 1 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for k, name in enumerate(("triton", "compiled", "eager")):
+        shares = [row["floor_ms"] / row[f"{name}_ms"] if f"{name}_ms" in row else 0.0 for row in rows]
+        axes.barh([place + 0.27 * k for place in range(len(rows))], shares, height=0.25, label=name)
+    axes.set_yticks([place + 0.27 for place in range(len(rows))])
+    axes.set_yticklabels([f"{row['operation']}, {row['model']}, {row['tokens']}" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"floor of the time / time, {result['device']}")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    print(f"drawn: {path}")
+
+
 def run(limit: float, out: Path | None) -> None:
     deadline = time.monotonic() + limit
     torch.manual_seed(0)
@@ -334,10 +362,10 @@ def run(limit: float, out: Path | None) -> None:
     shares = [row["of_floor"] for row in result["rows"] if "of_floor" in row]
     if shares:
         result["median_of_floor"] = round(statistics.median(shares), 3)
-    path = out or HERE / "results" / f"gpu-{result['device'].replace(' ', '-')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = out or result_path(result)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written: {path}")
+    draw(result, path.with_suffix(".png"))
     print(json.dumps(result))
 
 

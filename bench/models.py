@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +13,13 @@ from transformers import T5ForConditionalGeneration as T5
 
 import secateur
 from secateur import builtin
+from secateur.gates import undisturbed
 from secateur.tasks import Batch, Item, Task
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with a task and one batch of 32 x 64 tokens."""
+    """A model with a task and one batch."""
 
     model: nn.Module
     task: Task
@@ -32,39 +33,57 @@ class _NoTokenizer:
     model_max_length = 512
 
 
-def cases() -> dict[str, Any]:
-    """Name to a function that builds the case."""
-    return {"builtin-t5": _builtin, "t5-small-shape": _t5_small, "minilm-shape": _minilm, "llama-shape": _llama}
+def cases() -> dict[str, Callable[[], Case]]:
+    """Name to a function that builds the case, with a batch of 32 x 64 tokens."""
+    return {
+        "builtin-t5": _builtin,
+        "t5-small-shape": lambda: t5(512, 2048, 8, 6),
+        "minilm-shape": _minilm,
+        "llama-shape": lambda: llama(512, 1536, 8, 2, 6),
+    }
+
+
+def t5(width: int, neurons: int, heads: int, layers: int, size: tuple[int, int] = (32, 64)) -> Case:
+    shape = {"d_model": width, "d_kv": width // heads, "num_heads": heads, "d_ff": neurons, "num_layers": layers}
+    config = T5Config(vocab_size=8000, feed_forward_proj="relu", decoder_start_token_id=0, dropout_rate=0.0, **shape)
+    return _case(T5(config), secateur.TextToText(_NoTokenizer()), [5, 6, 1], size)
+
+
+def llama(width: int, neurons: int, heads: int, groups: int, layers: int, size: tuple[int, int] = (32, 64)) -> Case:
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8000, intermediate_size=neurons, **shape))
+    return _case(model, secateur.CausalLM(_NoTokenizer()), [5, 6, 1], size)
 
 
 def _builtin() -> Case:
     model, tokenizer = builtin.load()
-    return _case(model, secateur.TextToText(tokenizer), target=[5, 6, 1])
-
-
-def _t5_small() -> Case:
-    shape = {"d_model": 512, "d_kv": 64, "num_heads": 8, "d_ff": 2048, "num_layers": 6, "num_decoder_layers": 6}
-    config = T5Config(vocab_size=8000, feed_forward_proj="relu", decoder_start_token_id=0, dropout_rate=0.0, **shape)
-    return _case(T5(config), secateur.TextToText(_NoTokenizer()), target=[5, 6, 1])
+    return _case(model, secateur.TextToText(tokenizer), [5, 6, 1])
 
 
 def _minilm() -> Case:
     shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     model = BertForSequenceClassification(BertConfig(num_labels=4, **shape))
-    return _case(model, secateur.SequenceClassification(_NoTokenizer()), target=[1])
+    return _case(model, secateur.SequenceClassification(_NoTokenizer()), [1])
 
 
-def _llama() -> Case:
-    shape = {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=8000, intermediate_size=1536, **shape))
-    return _case(model, secateur.CausalLM(_NoTokenizer()), target=[5, 6, 1])
-
-
-def _case(model: nn.Module, task: Task, target: list[int]) -> Case:
-    torch.manual_seed(0)
+def _case(model: nn.Module, task: Task, target: list[int], size: tuple[int, int] = (32, 64)) -> Case:
     generator = random.Random(0)
     items = []
-    for row in range(32):
-        ids = [generator.randrange(10, 5000) for _ in range(64)]
+    for row in range(size[0]):
+        ids = [generator.randrange(10, 5000) for _ in range(size[1])]
         items.append(Item(row, ids[:-3] + target if isinstance(task, secateur.CausalLM) else ids, target))
     return Case(model.eval(), task, task.collate(items, torch.device("cpu")))
+
+
+def bare(case: Case) -> None:
+    """Forward, and backward to the embeddings, with frozen parameters."""
+    vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
+    # Not get_input_embeddings: the stacks of an encoder-decoder have modules of their own, tied by weight.
+    tables = [m for m in case.model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
+    handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
+    try:
+        with undisturbed(case.model):
+            case.task.target(case.model, case.batch, "log_probability").sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import secateur
 from secateur import GradientActivation, IntegratedGradients, fused
 from secateur.fused import recognised
+from secateur.integrated import stream
 from secateur_kernels.backend import INTERPRETED
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
 
@@ -89,10 +90,15 @@ def test_nothing_stays_behind(calls: list[str]) -> None:
 @pytest.mark.skipif(not INTERPRETED, reason="runs under Triton's interpreter")
 @pytest.mark.parametrize("criterion", [GradientActivation(), IntegratedGradients(nodes=2)], ids=["gradient", "ig"])
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
-def test_triton_equals_the_reference_end_to_end(case: Case, criterion: Any, calls: list[str]) -> None:
+def test_triton_equals_the_reference_end_to_end(
+    case: Case, criterion: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, streams = stream.interpolated_norm, []
+    monkeypatch.setattr(stream, "interpolated_norm", lambda *arguments: streams.append("") or kernel(*arguments))
     model, examples = case.model(), case.examples[:2]
     found = secateur.attribute(model, case.task, examples, criterion=criterion, backend="triton")
     assert bool(calls) == isinstance(criterion, GradientActivation)
+    assert bool(streams) == isinstance(criterion, IntegratedGradients)
     calls.clear()
     wanted = secateur.attribute(model, case.task, examples, criterion=criterion, backend="reference")
     assert calls == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.discovery import branches_of
 from secateur.errors import InputError
 from secateur.families import branches
+from secateur.integrated.stream import Join, Norm, holds, joined, norms
 from secateur.site import Attention, Branch, Port, Site, UnitMap
 from secateur.tasks import Batch
 from secateur_kernels import neuron_attribution, product_sum
@@ -26,13 +27,15 @@ class Leaf:
     """Where a site's gates, all at one value a, enter the forward pass: as the tensor base + a * direction [B, T, channels].
 
     carrier: the path of the largest module that returns this very tensor, so that the module need not run; returned: what
-    it returns, with a mark in the tensor's place.
+    it returns, with a mark in the tensor's place. join: how the tensor joins the residual stream, where the carrier returns
+    that stream, or its norm, instead.
     activation [B, T, inputs]: what the gates multiply. direction: activation @ weight.T where the leaf is the output of a
-    linear layer with this weight, or the activation itself. gradient: dF/d(leaf) at a = 1.
+    linear layer with this weight, or the activation itself. gradient: dF/d(leaf) at a = 1, which dF/d(stream) is too.
     """
 
     carrier: str
     returned: Any
+    join: Join | None
     base: Tensor | None
     direction: Tensor
     activation: Tensor
@@ -40,11 +43,16 @@ class Leaf:
     units: UnitMap
     gradient: Tensor
 
-    def at(self, rows: Tensor, gate: Tensor) -> Tensor:
-        """The leaf of the given rows [n] of the batch, each with its gate value [n]."""
+    def enter(self, rows: Tensor, gate: Tensor, gradients: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """For the given rows [n] of the batch, each with its gate value [n]: a tensor with the leaf's gradient, what takes the
+        mark's place, and what other modules return."""
+        direction = self.direction[rows]
+        if self.join is not None:
+            return self.join.enter(rows, direction, self.base, gate, gradients)
         # In the gate's dtype: a node rounded to 8 or 11 bits would be another node.
-        scaled = self.direction[rows] * gate.view(-1, 1, 1)
-        return (scaled if self.base is None else scaled + self.base).to(self.direction.dtype)
+        scaled = direction * gate.view(-1, 1, 1)
+        leaf = (scaled if self.base is None else scaled + self.base).to(direction.dtype).requires_grad_(gradients)
+        return leaf, leaf, {}
 
     def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The sum of the units' scores [n], from the gradient at the leaf, in at least float32."""
@@ -106,11 +114,13 @@ class Replay:
 
     def run(self, site: Site, rows: Tensor, gate: Tensor, *, gradients: bool = False) -> tuple[Tensor, list[Tensor]]:
         """F [n] and its gradients at the site's leaves, for rows [n] of the batch with gate values [n]."""
-        leaves = self.leaves[site]
-        tensors = [leaf.at(rows, gate).requires_grad_(gradients) for leaf in leaves]
         forwards = {path: self._recall(self._returned[path], rows, read) for path, read in self._frozen[site].items()}
-        for leaf, tensor in zip(leaves, tensors, strict=True):
-            forwards[leaf.carrier] = self._recall(leaf.returned, rows, True, tensor)
+        tensors = []
+        for leaf in self.leaves[site]:
+            tensor, marked, elsewhere = leaf.enter(rows, gate, gradients)
+            tensors.append(tensor)
+            forwards[leaf.carrier] = self._recall(leaf.returned, rows, True, marked)
+            forwards |= {path: self._recall(_LEAF, rows, True, normed) for path, normed in elsewhere.items()}
         with replaced(self.model, forwards), torch.set_grad_enabled(gradients):
             value = self.target(self.batch.take(rows))
         if not gradients:
@@ -154,6 +164,7 @@ class Replay:
             for path in self._below:
                 module = self.model.get_submodule(path)
                 stack.callback(module.register_forward_hook(partial(work, path), prepend=True).remove)
+            found = stack.enter_context(norms(self.model))
             for path in {port.path for each in ports.values() for port in each}:
                 module = self.model.get_submodule(path)
                 stack.callback(module.register_forward_hook(partial(leaf, path), prepend=True).remove)
@@ -161,24 +172,33 @@ class Replay:
         value.sum().backward()  # type: ignore[no-untyped-call]
         self.value = value.detach()
         for site in ports:
-            self.leaves[site] = [self._leaf(port, returned, inputs, gradients) for port in ports[site]]
+            self.leaves[site] = [self._leaf(port, returned, inputs, gradients, found) for port in ports[site]]
             self._frozen[site] = self._before(site, returned)
         for path in {path for frozen in self._frozen.values() for path in frozen}:
             self._returned[path] = _map(Tensor.detach, returned[path])
 
-    def _leaf(self, port: Port, returned: dict[str, Any], inputs: dict[str, Tensor], gradients: dict[str, Tensor]) -> Leaf:
+    def _leaf(
+        self,
+        port: Port,
+        returned: dict[str, Any],
+        inputs: dict[str, Tensor],
+        gradients: dict[str, Tensor],
+        found: Sequence[Norm],
+    ) -> Leaf:
         output: Tensor = returned[port.path]
-        carrier = next(path for path in _prefixes(port.path) if _holds(returned.get(path), output))
-        marked = _map(lambda value: _LEAF if value is output else value.detach(), returned[carrier])
+        above = {path: returned[path] for path in _prefixes(port.path) if path in returned}
+        join, carried = (None, output) if port.side == "output" else joined(output, above, found)
+        carrier = next(path for path, value in above.items() if holds(value, carried))
+        marked = _map(lambda value: _LEAF if value is carried else value.detach(), returned[carrier])
         gradient = gradients.get(port.path)
         gradient = torch.zeros_like(output) if gradient is None else gradient
         output = output.detach()
         if port.side == "output":
-            return Leaf(carrier, marked, None, output, output, None, port.map, gradient)
+            return Leaf(carrier, marked, None, None, output, output, None, port.map, gradient)
         module = self.model.get_submodule(port.path)
         bias = getattr(module, "bias", None)
-        direction = output if bias is None else output - bias
-        return Leaf(carrier, marked, bias, direction, inputs[port.path], module.get_parameter("weight"), port.map, gradient)
+        direction, weight = output if bias is None else output - bias, module.get_parameter("weight")
+        return Leaf(carrier, marked, join, bias, direction, inputs[port.path], weight, port.map, gradient)
 
     def _before(self, site: Site, returned: dict[str, Any]) -> dict[str, bool]:
         """The largest modules that need not run for the site, and whether what they return is read, or its shape alone."""
@@ -219,9 +239,3 @@ def _map(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_map(function, each) for each in value)
     return value
-
-
-def _holds(value: Any, tensor: Tensor) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_holds(each, tensor) for each in value)
-    return value is tensor

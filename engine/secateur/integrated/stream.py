@@ -1,0 +1,117 @@
+"""Where a branch's output joins the residual stream, and the norm that reads the stream: both are one kernel's work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from secateur_kernels import interpolated_norm
+from secateur_kernels.backend import Norm as Kind
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm as it ran in a captured pass: its path, its parameters, and what went in and came out [B, T, D]."""
+
+    path: str
+    module: nn.Module
+    stream: Tensor
+    normed: Tensor
+
+
+@dataclass(frozen=True)
+class Join:
+    """stream = residual + branch, and the norm that reads it.
+
+    norm: the norm's path, where the stream is read elsewhere too; None where the norm alone reads it (post-norm).
+    """
+
+    residual: Tensor
+    norm: str | None
+    kind: Kind
+    eps: float
+    weight: Tensor
+    bias: Tensor | None
+
+    def enter(
+        self, rows: Tensor, direction: Tensor, base: Tensor | None, gate: Tensor, gradients: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """See `Leaf.enter`; direction is that of the rows. The tensor with the gradient is the residual."""
+        residual = self.residual[rows].requires_grad_(gradients)
+        stream, normed = interpolated_norm(residual, direction, base, gate[None], self.weight, self.bias, self.eps, self.kind)
+        if self.norm is None:
+            return residual, normed[0], {}
+        return residual, stream[0], {self.norm: normed[0]}
+
+
+@contextmanager
+def norms(model: nn.Module) -> Iterator[list[Norm]]:
+    """Inside, what might be norms is written down, in the order in which it runs."""
+    found: list[Norm] = []
+
+    def keep(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if arguments and isinstance(output, Tensor) and output.dim() == 3:
+            found.append(Norm(path, module, arguments[0], output))
+
+    with ExitStack() as stack:
+        for path, module in model.named_modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() == 1:
+                stack.callback(module.register_forward_hook(partial(keep, path), prepend=True).remove)
+        yield found
+
+
+def joined(output: Tensor, above: Mapping[str, Any], found: Sequence[Norm]) -> tuple[Join | None, Tensor]:
+    """How a branch's output joins the residual stream, and the tensor that a module above it returns: the stream, its norm, or
+    the output itself where no such module is found.
+
+    above: what the modules that contain the branch's last layer returned. A stream that none of them returns, nor its norm,
+    may be read by code between modules, which nothing here can reach.
+    """
+    for k, norm in enumerate(found):
+        inside = any(holds(value, norm.stream) for value in above.values())
+        if not inside and not any(holds(value, norm.normed) for value in above.values()):
+            continue
+        earlier = [tensor for before in found[:k] for tensor in (before.stream, before.normed)]
+        residual = next((each for each in reversed(earlier) if _adds_up(each, output, norm.stream)), None)
+        once = sum(other.path == norm.path for other in found) == 1
+        spec = recognised(norm) if residual is not None and once else None
+        if residual is not None and spec is not None:
+            join = Join(residual.detach(), norm.path if inside else None, *spec)
+            return join, norm.stream if inside else norm.normed
+    return None, output
+
+
+def recognised(norm: Norm) -> tuple[Kind, float, Tensor, Tensor | None] | None:
+    """The kernel's kind, eps, weight and bias that give what the norm gave for the first example, up to rounding; or None."""
+    eps = getattr(norm.module, "variance_epsilon", getattr(norm.module, "eps", None))
+    if not isinstance(eps, float):
+        return None
+    stream, expected = norm.stream[:1].detach(), norm.normed[:1].detach()
+    own, bias = norm.module.get_parameter("weight").detach(), getattr(norm.module, "bias", None)
+    limit = 8 * torch.finfo(stream.dtype).eps * (expected.abs() + expected.abs().max())
+    # Some models keep their weights less one.
+    for kind, weight in product(get_args(Kind), (own, 1 + own)):
+        _, normed = interpolated_norm(stream, stream, None, stream.new_zeros(1), weight, bias, eps, kind)
+        if bool(((normed[0] - expected).abs() <= limit).all()):
+            return kind, eps, weight, bias
+    return None
+
+
+def holds(value: Any, tensor: Tensor) -> bool:
+    """Whether what a module returned is this very tensor, or has it among its parts."""
+    if isinstance(value, (tuple, list)):
+        return any(holds(each, tensor) for each in value)
+    return value is tensor
+
+
+def _adds_up(residual: Tensor, output: Tensor, stream: Tensor) -> bool:
+    alike = residual.shape == output.shape == stream.shape and residual.dtype == output.dtype == stream.dtype
+    return alike and torch.equal(residual + output, stream)
