@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ CRITERIA: dict[str, Criterion] = {
     "IG, path by site": IntegratedGradients(),
     "IG, joint path": IntegratedGradients(path="joint"),
 }
-STACKS = ("encoder", "decoder", "both")
+STACKS = {"encoder": "encoder", "decoder": "decoder", "both": "encoder,decoder"}
 KEEPS = (0.8, 0.6, 0.4, 0.2)
 DRAWS = 3
 
@@ -42,8 +41,8 @@ def compare_worth(tasks: Sequence[str] | None = None, examples: int = 48, tested
                 scores = secateur.attribute(model, task, calibration, criterion=criterion)
                 seconds = time.perf_counter() - start
                 row = {"task": name, "metric": dense.metric, "dense": dense.value, "draw": draw, "criterion": label}
-                for stack in STACKS:
-                    values = [_accuracy(model, task, test, _within(scores, stack), keep) for keep in KEEPS]
+                for stack, select in STACKS.items():
+                    values = [_accuracy(model, task, test, scores.of(select), keep) for keep in KEEPS]
                     accuracy = dict(zip(map(str, KEEPS), values, strict=True))
                     rows.append({**row, "stack": stack, "seconds": round(seconds, 1), "accuracy": accuracy})
                     print(name, draw, label, stack, [round(value, 3) for value in values], flush=True)
@@ -53,9 +52,3 @@ def compare_worth(tasks: Sequence[str] | None = None, examples: int = 48, tested
 
 def _accuracy(model: Any, task: secateur.Task, test: Any, scores: secateur.Scores, keep: float) -> float:
     return secateur.evaluate(secateur.prune(model, secateur.plan(scores, keep=keep)), task, test).value
-
-
-def _within(scores: secateur.Scores, stack: str) -> secateur.Scores:
-    """The scores of one stack's sites: a plan from them leaves the other stack whole."""
-    kept = tuple(site for site in scores.sites if stack in (site.stack, "both"))
-    return replace(scores, sites=kept, units={site.name: scores[site.name] for site in kept})
