@@ -12,7 +12,7 @@ from torch import nn
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.modeling import GatherLinear, ScatterLinear
-from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit
+from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, selected
 
 
 def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
@@ -35,13 +35,7 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
         for branch in branches(model).values()
         for name, (kind, count) in branch.units(unit).items()
     ]
-    if select is None:
-        return found
-    alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
-    chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
-    if not chosen:
-        raise InputError(f"sites: {select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}")
-    return chosen
+    return found if select is None else selected(found, select)
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
@@ -83,24 +77,3 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
     kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
     groups = branch.groups if isinstance(branch, Attention) else 1
     return Site(name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops)
-
-
-def _matches(site: Site, word: str) -> bool:
-    first, dash, last = word.partition("-")
-    if first.isdigit() and (not dash or last.isdigit()):
-        return int(first) <= site.layer <= int(last if dash else first)
-    traits: dict[str, bool] = {
-        "encoder": site.stack == "encoder",
-        "decoder": site.stack == "decoder",
-        "ffn": site.kind == "ffn",
-        "attention": site.kind != "ffn",
-        "self": site.kind == "self_attention",
-        "cross": site.kind == "cross_attention",
-        "self_attention": site.kind == "self_attention",
-        "cross_attention": site.kind == "cross_attention",
-        "qk": site.unit == "qk_channel",
-        "vo": site.unit == "vo_channel",
-    }
-    if word not in traits:
-        raise InputError(f"sites: expected words of {', '.join(traits)}, a layer or a range as 0-3, got {word!r}")
-    return traits[word]

@@ -14,7 +14,7 @@ _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
 
 def sweep_plot(points: Sequence[Point], title: str) -> bytes:
     """Accuracy against the share of units kept (with its interval), and against the measured speed-up."""
-    figure, (left, right) = _figure(2)
+    made, (left, right) = _plain(2)
     ordered = sorted(points, key=lambda point: point.keep)
     values = [point.value for point in ordered]
     errors = [[p.value - p.low for p in ordered], [p.high - p.value for p in ordered]]
@@ -27,13 +27,13 @@ def sweep_plot(points: Sequence[Point], title: str) -> bytes:
         axes.set_xlabel(label)
         axes.set_ylabel(ordered[0].metric)
     left.invert_xaxis()
-    figure.suptitle(title)
-    return _png(figure)
+    made.suptitle(title)
+    return png(made)
 
 
 def benchmark_plot(report: Report, title: str) -> bytes:
     """Measured speed-up with its quartiles for each shape, beside what the counted FLOPs allow."""
-    figure, (axes,) = _figure(1)
+    made, (axes,) = _plain(1)
     timings = report.timings
     xs = range(len(timings))
     speedups = [t.speedup for t in timings]
@@ -45,24 +45,31 @@ def benchmark_plot(report: Report, title: str) -> bytes:
     axes.set_xlabel("batch size x tokens")
     axes.set_ylabel("dense / pruned time")
     axes.legend()
-    figure.suptitle(title)
-    return _png(figure)
+    made.suptitle(title)
+    return png(made)
 
 
-def _figure(count: int) -> tuple[Any, Any]:
+def figure(rows: int, columns: int, size: tuple[float, float] = (4.6, 3.6)) -> tuple[Any, Any]:
+    """A figure that needs no display, and its axes [rows, columns]; size: inches of one of them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * count, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for each in axes:
-        each.grid(alpha=0.3)
-        each.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    made = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    FigureCanvasAgg(made)
+    return made, made.subplots(rows, columns, squeeze=False)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
+
+
+def _plain(count: int) -> tuple[Any, Any]:
+    """A row of axes with a grid, without a frame."""
+    made, grid = figure(1, count)
+    for axes in grid[0]:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return made, grid[0]

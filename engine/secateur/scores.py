@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur.errors import InputError
 from secateur.files import write_atomically
 from secateur.integrated.convergence import Convergence
-from secateur.site import Site
+from secateur.site import Site, selected
 
 FORMAT = "secateur-scores/1"
 
@@ -104,6 +104,11 @@ class Scores(Mapping[str, Tensor]):
             per_example=examples or None,
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
         )
+
+    def of(self, select: str) -> Scores:
+        """The scores of the selected sites alone: a plan from them leaves the other sites whole. `select` as in `sites`."""
+        kept = tuple(selected(self.sites, select))
+        return replace(self, sites=kept, units={site.name: self[site.name] for site in kept})
 
     def equal(self, other: Scores) -> bool:
         """Bit for bit the same scores of the same sites."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from secateur.errors import InputError
 
 Stack = Literal["encoder", "decoder"]
 Kind = Literal["ffn", "self_attention", "cross_attention"]
@@ -177,3 +180,33 @@ class Attention:
 
 
 Branch = FeedForward | Attention
+
+
+def selected(found: Sequence[Site], select: str) -> list[Site]:
+    """Those of the sites that match a selection (see `discovery.sites`). Raises InputError where it is malformed or empty."""
+    alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
+    chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
+    if not chosen:
+        raise InputError(f"sites: {select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}")
+    return chosen
+
+
+def _matches(site: Site, word: str) -> bool:
+    first, dash, last = word.partition("-")
+    if first.isdigit() and (not dash or last.isdigit()):
+        return int(first) <= site.layer <= int(last if dash else first)
+    traits: dict[str, bool] = {
+        "encoder": site.stack == "encoder",
+        "decoder": site.stack == "decoder",
+        "ffn": site.kind == "ffn",
+        "attention": site.kind != "ffn",
+        "self": site.kind == "self_attention",
+        "cross": site.kind == "cross_attention",
+        "self_attention": site.kind == "self_attention",
+        "cross_attention": site.kind == "cross_attention",
+        "qk": site.unit == "qk_channel",
+        "vo": site.unit == "vo_channel",
+    }
+    if word not in traits:
+        raise InputError(f"sites: expected words of {', '.join(traits)}, a layer or a range as 0-3, got {word!r}")
+    return traits[word]
