@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -101,6 +101,26 @@ def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: 
 def read(data: str, task: str, limit: int | None) -> list[Example]:
     """Examples with the columns of a task; "builtin:..." as in `read_examples`."""
     return read_examples(data, TASKS[task].columns, limit=limit)
+
+
+def unit(name: str) -> Literal["head", "channel"]:
+    """The unit of attention that is pruned."""
+    if name == "head":
+        return "head"
+    if name == "channel":
+        return "channel"
+    raise InputError(f"unit: expected head or channel, got {name!r}")
+
+
+def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
+    """Positive numbers between commas."""
+    try:
+        found = [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"{name}: expected numbers between commas, got {text!r}") from error
+    if not all(number > 0 for number in found):
+        raise InputError(f"{name}: expected positive numbers, got {text!r}")
+    return found
 
 
 def remember(loaded: Loaded, task: tasks.Task) -> str:

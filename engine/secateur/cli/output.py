@@ -14,6 +14,7 @@ from rich.table import Table
 from secateur.benchmarking import Report
 from secateur.cost import parameters
 from secateur.planning import Plan
+from secateur.reproduction.claims import Claim
 from secateur.scores import Scores
 from secateur.site import Site
 from secateur.sweeping import Point
@@ -48,10 +49,10 @@ def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:
             bar.advance(step, len(batch.rows))
 
 
-def step_progress(steps: Iterable[T], total: int) -> Iterator[T]:
+def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterator[T]:
     """Steps with a bar."""
     with _bar() as bar:
-        task = bar.add_task("rates", total=total)
+        task = bar.add_task(what, total=total)
         for step in steps:
             yield step
             bar.advance(task)
@@ -132,6 +133,14 @@ def convergence(scores: Scores) -> list[Table | str]:
             f"{len(every)} examples missed the tolerance of {found.tolerance:.2g} at some site: max_nodes allows no more"
         )
     return shown
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """A paper's claims beside what a run found."""
+    made = table(("claim", "the paper", "this run", "held"), [])
+    for claim in claims:
+        made.add_row(claim.claim, claim.paper, claim.ours, "yes" if claim.held else "no")
+    return made
 
 
 def sizes(dense: Any, pruned: Any) -> tuple[str, str, str]:

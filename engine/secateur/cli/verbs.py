@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
 
 import secateur
 from secateur.benchmarking import benchmark, synthetic_batches
-from secateur.cli import inputs, output
+from secateur.cli import inputs, output, reproduce
 from secateur.cli.pipeline import prune_folder
 from secateur.criteria import Criterion, criterion_named
 from secateur.errors import InputError
@@ -28,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(reproduce.app, name="reproduce")
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,7 +95,7 @@ def demo(
     from secateur.cli.demo import run
 
     _threads(threads)
-    document, shown = run(out, task, keep, _unit(unit))
+    document, shown = run(out, task, keep, inputs.unit(unit))
     output.emit(document, as_json, *shown)
 
 
@@ -103,7 +103,7 @@ def demo(
 def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
     """What could be pruned: name, units, and what one unit costs."""
     loaded = inputs.load_model(model, task=None, device="cpu", dtype="auto")
-    found = secateur.sites(loaded.model, unit=_unit(unit), select=select)
+    found = secateur.sites(loaded.model, unit=inputs.unit(unit), select=select)
     output.emit({"sites": [site.to_json() for site in found]}, as_json, output.sites_table(found))
 
 
@@ -136,7 +136,7 @@ def attribute(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
     scores = secateur.attribute(
-        loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+        loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         per_example=per_example, progress=output.batch_progress,
     )  # fmt: skip
     scores.save(out)
@@ -216,14 +216,14 @@ def prune(
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
     given = None if plan_file is None else Plan.load(plan_file)
-    shapes = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
+    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
     held_out = None if evaluation is None else inputs.read(evaluation, loaded.task, None)
     if given is None:
         scores = secateur.attribute(
-            loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+            loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             progress=output.batch_progress,
         )  # fmt: skip
         given = secateur.plan(scores, **budget, align=_align(align, loaded.device), per_head=per_head)
@@ -273,7 +273,7 @@ def bench(
     _threads(threads)
     if out is not None:
         require_absent(out)
-    sizes, tokens = _numbers(batch_sizes, "batch-sizes"), _numbers(lengths, "lengths")
+    sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     first = inputs.load_model(dense, task=task, device=device, dtype=dtype)
     second = inputs.load_model(pruned, task=task or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
@@ -314,14 +314,14 @@ def sweep_(
     """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
     _threads(threads)
     require_absent(out)
-    rates = _numbers(keeps, "keeps", float)
+    rates = inputs.numbers(keeps, "keeps", float)
     chosen = _criterion(criterion, target, over_examples)
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
     held_out = inputs.read(evaluation, loaded.task, None)
     scores = secateur.attribute(
-        loaded.model, job, rows, criterion=chosen, unit=_unit(unit), select=select, max_tokens=max_tokens,
+        loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,
     )  # fmt: skip
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
@@ -345,14 +345,6 @@ def _criterion(name: str, target: str | None, over_examples: str | None) -> Crit
     return replace(criterion_named(name), **{key: value for key, value in changes.items() if value is not None})
 
 
-def _unit(name: str) -> Literal["head", "channel"]:
-    if name == "head":
-        return "head"
-    if name == "channel":
-        return "channel"
-    raise InputError(f"unit: expected head or channel, got {name!r}")
-
-
 def _align(value: str, device: str) -> int:
     """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
     if value == "auto":
@@ -360,16 +352,6 @@ def _align(value: str, device: str) -> int:
     if not value.isdigit() or int(value) < 1:
         raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
     return int(value)
-
-
-def _numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
-    try:
-        found = [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InputError(f"{name}: expected numbers between commas, got {text!r}") from error
-    if not all(number > 0 for number in found):
-        raise InputError(f"{name}: expected positive numbers, got {text!r}")
-    return found
 
 
 def _threads(threads: int | None) -> None:

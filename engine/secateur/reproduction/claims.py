@@ -1,0 +1,146 @@
+"""What the paper on attribution-based pruning found, and whether it held in a run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from secateur.reproduction.ap import STACKS, Settings
+from secateur.reproduction.results import Results
+
+# The rates at which the paper compares the criteria.
+RATE = {"encoder": 0.3, "decoder": 0.4}
+NAMES = {"fpp": "mean activation (FPP)", "random": "random units", "svd": "SVD"}
+PAPER = {
+    ("encoder", "fpp"): "SST-2 .908 against .784, QNLI .870 against .488, MRPC .808 against .435",
+    ("encoder", "random"): "SST-2 .908 against .667, QNLI .870 against .495, MRPC .808 against .470",
+    ("encoder", "svd"): "SST-2 .908 against .750, QNLI .870 against .580, MRPC .808 against .474",
+    ("decoder", "fpp"): "SST-2 .938 against .938, QNLI .924 against .789, MRPC .838 against .665",
+    ("decoder", "random"): "SST-2 .938 against .869, QNLI .924 against .500, MRPC .838 against .665",
+    ("decoder", "svd"): "SST-2 .938 against .925, QNLI .924 against .721, MRPC .838 against .665",
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """claim: in a sentence, with what counts as held. paper, ours: its figures and the run's."""
+
+    claim: str
+    paper: str
+    ours: str
+    held: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def claims(results: Results, settings: Settings) -> list[Claim]:
+    """Those whose cells the run has."""
+    made: list[Callable[[Results, Settings], Iterator[Claim]]] = []
+    if "accuracy" in settings.experiments:
+        made += [_beats, _random_targets, _decoder, _falls_off]
+    if "low-resource" in settings.experiments:
+        made.append(_few_examples)
+    if "unsupervised" in settings.experiments:
+        made.append(_unsupervised)
+    if "unseen" in settings.experiments:
+        made.append(_related)
+    return [claim for each in made for claim in each(results, settings)]
+
+
+def _beats(results: Results, settings: Settings) -> Iterator[Claim]:
+    for stack in STACKS:
+        for other, name in NAMES.items():
+            if {"ap", other} <= set(settings.criteria):
+                ours, theirs = (_mean(results, settings.tasks, stack, RATE[stack], c) for c in ("ap", other))
+                text = (
+                    f"{stack} at p = {RATE[stack]}: attribution (AP) keeps more accuracy than {name}, as a mean over the tasks"
+                )
+                yield Claim(text, PAPER[stack, other], f"{ours:.3f} against {theirs:.3f}", ours > theirs)
+
+
+def _random_targets(results: Results, settings: Settings) -> Iterator[Claim]:
+    if {"ap", "rap"} <= set(settings.criteria):
+        ours, theirs = (_mean(results, settings.tasks, "encoder", 0.3, criterion) for criterion in ("ap", "rap"))
+        yield Claim(
+            "encoder at p = 0.3: attribution towards random word-pieces (RAP) comes close to AP, within .051 (its worst task)",
+            "SST-2 .908 and .872, QNLI .870 and .819, MRPC .808 and .801",
+            f"{ours:.3f} and {theirs:.3f}",
+            abs(ours - theirs) <= 0.051,
+        )
+
+
+def _decoder(results: Results, settings: Settings) -> Iterator[Claim]:
+    encoder, decoder = (_mean(results, settings.tasks, stack, 0.4, "ap") for stack in STACKS)
+    yield Claim(
+        "at p = 0.4 a pruned decoder keeps more accuracy than a pruned encoder, as a mean over the tasks",
+        "six tasks: .816 and .701",
+        f"{decoder:.3f} and {encoder:.3f}",
+        decoder > encoder,
+    )
+    lost = {task: results.dense(task) - _mean(results, [task], "decoder", 0.4, "ap") for task in settings.tasks}
+    worst = max(lost, key=lambda task: lost[task])
+    yield Claim(
+        "a decoder loses little up to p = 0.4: at most .03 on each task",
+        "at most .026 (MRPC)",
+        f"at most {lost[worst]:.3f} ({worst})",
+        lost[worst] <= 0.03,
+    )
+
+
+def _falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
+    dense = statistics.mean(results.dense(task) for task in settings.tasks)
+    early, late = (dense - _mean(results, settings.tasks, "encoder", rate, "ap") for rate in (0.3, 0.5))
+    yield Claim(
+        "the encoder falls off beyond p = 0.3: at 0.5 it has lost more than twice as much",
+        "six tasks: .816 less .065 and less .218",
+        f"{dense:.3f} less {early:.3f} and less {late:.3f}",
+        late > 2 * early,
+    )
+
+
+def _few_examples(results: Results, settings: Settings) -> Iterator[Claim]:
+    few, found = min(settings.sizes), {}
+    for examples in (0, few):
+        cells = [(task, stack) for task in settings.detailed for stack in STACKS]
+        found[examples] = statistics.mean(_mean(results, [t], s, 0.5, "ap", examples=examples) for t, s in cells)
+    yield Claim(
+        f"{few} examples are nearly as good as all for the scores: within .05 at p = 0.5, as a mean over tasks and stacks",
+        "10 against all: SST-2 encoder .807 and .841, QNLI decoder .741 and .777",
+        f"{found[few]:.3f} and {found[0]:.3f}",
+        found[few] >= found[0] - 0.05,
+    )
+
+
+def _unsupervised(results: Results, settings: Settings) -> Iterator[Claim]:
+    with_labels, without = (
+        statistics.mean(_mean(results, settings.tasks, stack, rate, criterion) for stack in STACKS for rate in settings.rates)
+        for criterion in ("ap", "ap-unsupervised")
+    )
+    yield Claim(
+        "scores need no labels: without them the accuracy is no lower, as a mean over tasks, stacks and rates",
+        "mixed: QNLI decoder at 0.5 .926 without and .777 with, SST-2 decoder at 0.9 .806 and .924",
+        f"{without:.3f} without, {with_labels:.3f} with",
+        without >= with_labels,
+    )
+
+
+def _related(results: Results, settings: Settings) -> Iterator[Claim]:
+    tested, related, unrelated = settings.unseen
+    paper = {"encoder": "QNLI with scores of RTE .770, of SST-2 .680", "decoder": "QNLI with scores of RTE .920, of SST-2 .505"}
+    for stack, rate in (("encoder", 0.3), ("decoder", 0.5)):
+        near, far = (_mean(results, [tested], stack, rate, "ap", scored=scored) for scored in (related, unrelated))
+        yield Claim(
+            f"{stack} at p = {rate}: on a task without examples, a related task's scores are better than an unrelated one's",
+            paper[stack],
+            f"{tested} with scores of {related} {near:.3f}, of {unrelated} {far:.3f}",
+            near > far,
+        )
+
+
+def _mean(results: Results, tasks: Sequence[str], stack: str, rate: float, criterion: str, **cell: Any) -> float:
+    """Mean accuracy over the tasks with one stack pruned."""
+    found = [results.at(**{"scored": task, "tested": task, "criterion": criterion, stack: rate, **cell}) for task in tasks]
+    return statistics.mean(mean.value for mean in found if mean is not None)

@@ -1,0 +1,76 @@
+"""The paper's six data sets from the Hub (GLUE and SuperGLUE) as text-to-text examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.data import Example
+from secateur.errors import InputError, first_line
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """repository, subset: on the Hub. fields: column to the word before it. labels: by class number."""
+
+    repository: str
+    subset: str
+    fields: Mapping[str, str]
+    labels: tuple[str, ...]
+
+
+# As in the T5 paper (Raffel et al. 2020, arXiv 1910.10683, appendix D): the set's name first, and words as labels.
+SETS = {
+    "sst2": DataSet("nyu-mll/glue", "sst2", {"sentence": "sentence"}, ("negative", "positive")),
+    "mrpc": DataSet(
+        "nyu-mll/glue", "mrpc", {"sentence1": "sentence1", "sentence2": "sentence2"}, ("not_equivalent", "equivalent")
+    ),
+    "boolq": DataSet("aps/super_glue", "boolq", {"question": "question", "passage": "passage"}, ("False", "True")),
+    "qnli": DataSet("nyu-mll/glue", "qnli", {"question": "question", "sentence": "sentence"}, ("entailment", "not_entailment")),
+    "cb": DataSet(
+        "aps/super_glue", "cb", {"hypothesis": "hypothesis", "premise": "premise"}, ("entailment", "contradiction", "neutral")
+    ),
+    "rte": DataSet(
+        "nyu-mll/glue", "rte", {"sentence1": "sentence1", "sentence2": "sentence2"}, ("entailment", "not_entailment")
+    ),
+}
+
+
+def examples(name: str, split: str, root: Path | None = None) -> list[Example]:
+    """The examples of a split ("train" or "validation") of a data set.
+
+    root: a folder with ROOT/NAME/SPLIT.parquet (or .jsonl) in the Hub's columns, instead of the Hub.
+    Raises InputError: an unknown set; one that cannot be had; columns or labels that are not the set's.
+    """
+    if name not in SETS:
+        raise InputError(f"tasks: expected some of {', '.join(SETS)}, got {name!r}")
+    known = SETS[name]
+    found = []
+    for number, row in enumerate(_rows(known, name, split, root), start=1):
+        try:
+            words = " ".join(f"{word}: {str(row[column]).strip()}" for column, word in known.fields.items())
+            target = known.labels[row["label"]] if row["label"] >= 0 else None
+        except (KeyError, IndexError, TypeError) as error:
+            wanted = f"{', '.join(known.fields)} and a label below {len(known.labels)}"
+            raise InputError(f"{name}, {split}, row {number}: expected {wanted}, got {dict(row)}") from error
+        if target is not None:  # The Hub's test splits have no labels.
+            found.append({"input": f"{name} {words}", "target": target})
+    return found
+
+
+def _rows(known: DataSet, name: str, split: str, root: Path | None) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    if root is None:
+        try:
+            return load_dataset(known.repository, known.subset, split=split)
+        except (OSError, ValueError, DatasetNotFoundError) as error:
+            raise InputError(f"tasks: {known.repository} ({known.subset}) cannot be had: {first_line(error)}") from error
+    for suffix, kind in ((".parquet", "parquet"), (".jsonl", "json")):
+        path = root / name / f"{split}{suffix}"
+        if path.exists():
+            return load_dataset(kind, data_files=str(path), split="train")
+    raise InputError(f"data-root: no such file: {str(root / name / split)!r} with .parquet or .jsonl")
