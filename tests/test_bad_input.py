@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from models import CASES, LABELS, Case, piece_tokenizer, scores_of, uniform_plan
 from torch import nn
 
 import secateur
-from secateur.criteria import Criterion, GradientActivation, IntegratedGradients, criterion_named
+from secateur.criteria import Criterion, GradientActivation, IntegratedGradients, RandomScores, RandomTargets, criterion_named
 
 T5 = CASES["t5-gated"]
 BERT = CASES["bert-sequence"]
@@ -142,6 +143,25 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "unknown-site": (attribute(T5, T5.examples, select="mlp"), ["sites: expected words of", "'mlp'"]),
     "empty-selection": (attribute(BERT, BERT.examples, select="decoder"), ["sites: 'decoder' selects none", "encoder.0"]),
     "unknown-criterion": (lambda folder: criterion_named("magic"), ["criterion: expected one of gradient", "'magic'"]),
+    "settings-of-a-criterion-without": (
+        lambda folder: criterion_named("wanda:seed=1"),
+        ["criterion: expected no settings after 'wanda', got 'seed=1'"],
+    ),
+    "unknown-setting": (
+        lambda folder: criterion_named("rap:seeds=1"),
+        ["criterion: expected NAME=VALUE with a name of target, over_examples, labels, seed after 'rap', got 'seeds=1'"],
+    ),
+    "seed-negative": (lambda folder: RandomTargets(seed=-1), ["seed: expected a number of at least 0, got -1"]),
+    "seed-a-word": (lambda folder: criterion_named("random:seed=x"), ["seed: expected a number of at least 0, got 'x'"]),
+    "seed-a-bool": (lambda folder: RandomScores(seed=True), ["seed: expected a number of at least 0, got True"]),
+    "rap-target": (lambda folder: criterion_named("rap:target=loss"), ["target: expected one of probability", "'loss'"]),
+    **{
+        f"{name}-of-a-model-that-is-not-finite": (
+            partial(nan_model, criterion=criterion_named(name)),
+            ["model: activations of site 'encoder.0.self_attention' are not finite"],
+        )
+        for name in ("fpp", "rap", "wanda", "flap")
+    },
     "unknown-target": (lambda folder: GradientActivation(target="loss"), ["target: expected one of probability", "'loss'"]),  # type: ignore[arg-type]
     "unknown-sum": (
         lambda folder: GradientActivation(over_examples="mean"),  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from safetensors import safe_open
 import secateur
 from secateur import builtin
 from secateur.cli import main
+from secateur.criteria import PRESETS, criterion_named
 
 Run = Callable[..., "Result"]
 
@@ -142,7 +143,74 @@ def test_demo(run: Run) -> None:
     assert sum(p.numel() for p in secateur.load("demo/model").parameters()) == result.document["pruned"]["parameters"]["pruned"]
 
 
+def test_criteria(run: Run) -> None:
+    found = {each["name"]: each for each in run("criteria --json").document["criteria"]}
+    assert list(found) == list(PRESETS)
+    assert found["rap"]["settings"] == {"target": "probability", "over_examples": "signed", "labels": "given", "seed": 0}
+    assert found["wanda"]["settings"] == {}
+    assert all(name in run("criteria").out for name in PRESETS)
+
+
+@pytest.mark.parametrize("criterion", ["fpp", "rap:seed=3", "random:seed=3", "magnitude", "wanda", "flap", "fisher"])
+def test_attribute_by_each_criterion(run: Run, criterion: str) -> None:
+    result = run(f"attribute builtin --data train.jsonl --examples 8 --unit channel --criterion {criterion} --out s --json")
+    assert result.code == 0
+    assert result.document["criterion"] == criterion_named(criterion).to_json()
+    assert result.document["examples"] == secateur.Scores.load("s").examples == 8
+
+
+def test_unlabeled(run: Run) -> None:
+    """Inputs alone: scores are those of every label, and the pruned folder is verified on them too."""
+    rows = [{"input": row["input"]} for row in builtin.examples("movie")[:10]]
+    Path("inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = "--data inputs.jsonl --unlabeled --labels good,bad"
+    scored = run(f"attribute builtin {options} --criterion ap --out s --json")
+    assert scored.document["criterion"] == criterion_named("ap-unsupervised").to_json()
+    model, tokenizer = builtin.load()
+    task = secateur.TextToText(tokenizer, labels=["good", "bad"])
+    expected = secateur.attribute(model, task, rows, criterion=criterion_named("ap-unsupervised"))
+    assert secateur.Scores.load("s").equal(expected)
+    pruned = run(f"prune builtin {options} --eval test.jsonl --keep 0.6 --out d --batch-sizes 1 --lengths 8 --json").document
+    assert pruned["verification"]["holds"] is True
+    assert pruned["evaluation"]["pruned"]["examples"] == 48
+    swept = run(f"sweep builtin {options} --eval test.jsonl --keeps 0.6 --out w --batch-size 1 --length 8 --json").document
+    assert swept["criterion"] == {**scored.document["criterion"], "target": "log_probability"}
+
+
+def test_ten_examples_know_all_labels_of_the_data(run: Run) -> None:
+    """The first ten have seven of the eight languages, too many for closed targets by themselves."""
+    options = "--data builtin:language --examples 10 --eval test.jsonl --keep 0.8 --out d --batch-sizes 1 --lengths 8 --json"
+    held_out = builtin.examples("language.test")[:48]
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    evaluated = run(f"prune builtin {options}").document["evaluation"]["pruned"]
+    assert (evaluated["metric"], evaluated["examples"]) == ("accuracy", 48)
+
+
 BAD = {
+    "target of a criterion without": (
+        "attribute builtin --data train.jsonl --out s --criterion magnitude --target margin",
+        "target: expected a criterion with the setting 'target', such as gradient, got 'magnitude'",
+    ),
+    "sum of a criterion without": (
+        "sweep builtin --data train.jsonl --eval test.jsonl --out w --criterion wanda --over-examples signed",
+        "over-examples: expected a criterion with the setting 'over_examples', such as gradient, got 'wanda'",
+    ),
+    "unlabeled with a criterion without": (
+        "prune builtin --data train.jsonl --keep 0.5 --out d --criterion fpp --unlabeled --labels good,bad",
+        "unlabeled: expected a criterion with the setting 'labels', such as gradient, got 'fpp'",
+    ),
+    "unlabeled without labels": (
+        "attribute builtin --data train.jsonl --out s --unlabeled",
+        "labels: expected the candidate labels between commas where examples have no targets, got 'auto'",
+    ),
+    "unlabeled with open targets": (
+        "attribute builtin --data train.jsonl --out s --unlabeled --labels open",
+        "labels: expected the candidate labels of a closed task, got None",
+    ),
+    "criterion's setting": (
+        "attribute builtin --data train.jsonl --out s --criterion random:seed=-1",
+        "seed: expected a number of at least 0, got -1",
+    ),
     "unknown verb": ("frob", "No such command 'frob'"),
     "missing option": ("evaluate builtin", "Missing option '--data'"),
     "no such folder": ("evaluate ./nothing --data test.jsonl", "model: no such model folder: './nothing'"),

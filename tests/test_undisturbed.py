@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import IntegratedGradients
-from secateur.criteria import Criterion
+from secateur.criteria import Criterion, criterion_named
 from secateur.gates import masked
 
 LAYER = IntegratedGradients(nodes=2)
 JOINT = IntegratedGradients(path="joint", nodes=2)
+OTHERS = {name: criterion_named(name) for name in ("fpp", "rap", "wanda", "flap")}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -78,6 +80,12 @@ def calls(case: Case, model: nn.Module) -> dict[str, Callable[[], Any]]:
         secateur.verify(model, secateur.prune(case.model(), plan), plan, case.task, case.batches(model))
 
     return {
+        **{
+            f"attribute-{name}": partial(
+                secateur.attribute, model, case.task, case.examples, criterion=criterion, unit="channel"
+            )
+            for name, criterion in OTHERS.items()
+        },
         "attribute": lambda: secateur.attribute(model, case.task, case.examples, unit="channel"),
         "attribute-layer": lambda: secateur.attribute(model, case.task, case.examples[:2], criterion=LAYER, unit="channel"),
         "attribute-joint": lambda: secateur.attribute(model, case.task, case.examples[:2], criterion=JOINT, unit="channel"),
@@ -85,11 +93,13 @@ def calls(case: Case, model: nn.Module) -> dict[str, Callable[[], Any]]:
         "verify": run_verify,
         "masked": run_masked,
         "prune": lambda: secateur.prune(model, plan),
+        "factorise": lambda: secateur.factorise(model, 0.5),
         "sites": lambda: secateur.sites(model),
     }
 
 
-VERBS = ["attribute", "attribute-layer", "attribute-joint", "evaluate", "verify", "masked", "prune", "sites"]
+ATTRIBUTE = ["attribute", "attribute-layer", "attribute-joint", *(f"attribute-{name}" for name in OTHERS)]
+VERBS = [*ATTRIBUTE, "evaluate", "verify", "masked", "prune", "factorise", "sites"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -106,7 +116,7 @@ def test_verify_leaves_the_pruned_model_undisturbed(case: Case) -> None:
     assert_undisturbed(pruned, lambda: secateur.verify(model, pruned, plan, case.task, case.batches(model)))
 
 
-@pytest.mark.parametrize("verb", ["attribute", "attribute-layer", "attribute-joint", "evaluate", "verify", "masked"])
+@pytest.mark.parametrize("verb", [*ATTRIBUTE, "evaluate", "verify", "masked"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
     model = lived_in(case)

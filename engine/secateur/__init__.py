@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.errors import InputError
     from secateur.evaluation import evaluate
     from secateur.export import load, save
+    from secateur.factorisation import factorise
     from secateur.gates import masked
     from secateur.planning import Plan, plan
     from secateur.scores import Scores
@@ -47,6 +48,7 @@ _HOMES = {
     "attribute": "secateur.attribution",
     "benchmark": "secateur.benchmarking",
     "evaluate": "secateur.evaluation",
+    "factorise": "secateur.factorisation",
     "load": "secateur.export",
     "masked": "secateur.gates",
     "plan": "secateur.planning",
@@ -75,6 +77,7 @@ __all__ = [
     "benchmark",
     "cost",
     "evaluate",
+    "factorise",
     "load",
     "masked",
     "plan",

@@ -39,8 +39,8 @@ def attribute(
 
     criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch, or in
     one pass of integrated gradients; it bounds memory and changes scores by rounding only. per_example: keep each example's
-    scores too. backend: of the kernels, "auto" (Triton on CUDA), "reference" or "triton". progress: wraps the iteration over
-    batches (given the number of items).
+    scores too, those that it would have alone. backend: of the kernels, "auto" (Triton on CUDA), "reference" or "triton".
+    progress: wraps the iteration over batches (given the number of items).
     The model runs in eval mode with frozen parameters and is left as it was. Sums over examples are float64.
     Raises InputError: unusable examples; a backend that cannot run; activations that are not finite.
     """
@@ -67,6 +67,7 @@ def attribute(
                 totals[site.name] += terms.sum(0)
                 if kept is not None:
                     kept[site.name].index_add_(0, torch.tensor(batch.rows), terms.float())
+        totals = scorer.finish(totals)
         convergence = scorer.convergence(len(rows))
     return Scores(
         units=totals,

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import InputError
 from secateur.families import branches
-from secateur.modeling import GatherLinear, ScatterLinear
+from secateur.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, selected
 
 
@@ -28,6 +28,8 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
     for path, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            raise InputError(f"model: {path} has been factorised; prune the dense model instead")
         if isinstance(module, (ScatterLinear, GatherLinear)):
             raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
     found = [

@@ -99,6 +99,18 @@ def scaled(model: nn.Module, ports: Iterable[Port], gate: Tensor) -> Iterator[No
 
 
 @contextmanager
+def observed(model: nn.Module, ports: Mapping[Port, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Calls each port's observer with the activation [B, T, channels] during the forward pass."""
+
+    def look(observe: Callable[[Tensor], None], activation: Tensor) -> Tensor:
+        observe(activation)
+        return activation
+
+    with _intercepted(model, {port: partial(look, observe) for port, observe in ports.items()}):
+        yield
+
+
+@contextmanager
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     """The masked model: inside, the units that the plan removes have activation zero. The pruned model's specification."""
 

@@ -46,6 +46,19 @@ class GatherLinear(nn.Linear):
         return super().forward(input.index_select(-1, self.slots))
 
 
+class LowRankLinear(nn.Linear):
+    """A linear layer of low rank: `weight` [out_features, rank] reads what `basis` [rank, in_features] makes of the input."""
+
+    def __init__(self, in_features: int, out_features: int, *, rank: int, **options: Any) -> None:
+        super().__init__(rank, out_features, **options)
+        self.in_features = in_features
+        place = {name: value for name, value in options.items() if name != "bias"}
+        self.basis = nn.Parameter(torch.empty(rank, in_features, **place))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(functional.linear(input, self.basis))
+
+
 def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
     """The attention class, computing its position bias itself instead of taking the one that the stack's first layer
     made: that one has the first layer's heads."""
@@ -63,8 +76,8 @@ def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
 def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> None:
     """Gives the modules named in the recipe their sizes, in place; what they hold is then undefined.
 
-    recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true} or
-    {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path]}.
+    recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true,
+    "rank": rank} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path]}.
     A path may begin with the base model's prefix where the model is the base model itself.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
@@ -95,6 +108,8 @@ def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     options = {**options, "bias": spec["bias"]}
     if "scatter" in spec:
         return ScatterLinear(*spec["linear"], width=spec["scatter"], **options)
+    if "rank" in spec:
+        return LowRankLinear(*spec["linear"], rank=spec["rank"], **options)
     return GatherLinear(*spec["linear"], **options) if "gather" in spec else nn.Linear(*spec["linear"], **options)
 
 

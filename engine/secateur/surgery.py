@@ -24,17 +24,21 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises InputError: a plan of another model; a model whose attention has lost channels already.
     """
-    rebuild = _rebuild(model, plan)
-    # Weights about to be replaced need no copy: the copy may hold the originals until then.
-    pruned = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
-    _carry_out_(pruned, rebuild)
-    return pruned
+    return rebuilt(model, _rebuild(model, plan))
 
 
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     """`prune` in place; returns the model."""
     _carry_out_(model, _rebuild(model, plan))
     return model
+
+
+def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
+    """A new model with what was rebuilt; the given one is untouched."""
+    # Weights about to be replaced need no copy: the copy may hold the originals until then.
+    made = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
+    _carry_out_(made, rebuild)
+    return made
 
 
 def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
@@ -150,7 +154,7 @@ def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
 
 def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Config fields with which the stock class builds exactly this model, or None if none do."""
-    if recipe["own_position_bias"] or any("scatter" in s or "gather" in s for s in recipe["modules"].values()):
+    if recipe["own_position_bias"] or any(s.keys() & {"scatter", "gather", "rank"} for s in recipe["modules"].values()):
         return None
     family = family_of(model)
     widths, shapes = set(), set()

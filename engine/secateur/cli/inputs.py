@@ -1,10 +1,10 @@
-"""From a command's arguments to a model, a task and examples."""
+"""From a command's arguments to a model, a task, examples and a criterion."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur import export, tasks
+from secateur.criteria import Criterion, criterion_named
 from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
 
@@ -85,11 +86,13 @@ def prepare(
     max_length: int | None,
     device: str,
     dtype: str,
+    unlabeled: bool = False,
 ) -> tuple[Loaded, tasks.Task, list[Example]]:
-    """What every verb that sees examples needs: the model, its task and the first `examples` rows."""
+    """What every verb that sees examples needs: the model, its task (of all rows, whose targets may tell the labels) and the
+    first `examples` rows. unlabeled: targets are not read."""
     loaded = load_model(model, task=task, device=device, dtype=dtype)
-    rows = read(data, loaded.task, examples)
-    return loaded, make_task(loaded, labels, rows, max_length), rows
+    rows = read(data, loaded.task, unlabeled=unlabeled)
+    return loaded, make_task(loaded, labels, rows, max_length), rows[:examples]
 
 
 def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: int | None) -> tasks.Task:
@@ -98,9 +101,28 @@ def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: 
     return cls(loaded.tokenizer, labels=_labels(loaded, labels, rows), max_length=max_length)
 
 
-def read(data: str, task: str, limit: int | None) -> list[Example]:
-    """Examples with the columns of a task; "builtin:..." as in `read_examples`."""
-    return read_examples(data, TASKS[task].columns, limit=limit)
+def read(data: str, task: str, *, unlabeled: bool = False) -> list[Example]:
+    """Examples with the columns of a task, or the first of them alone; "builtin:..." as in `read_examples`."""
+    columns = TASKS[task].columns
+    return read_examples(data, columns[:1] if unlabeled else columns)
+
+
+def make_criterion(name: str, target: str | None, over_examples: str | None, unlabeled: bool) -> Criterion:
+    """A criterion with the fields that options change. unlabeled: for all candidate labels, whose signed scores would cancel:
+    they become absolute unless told otherwise."""
+    criterion = criterion_named(name)
+    if unlabeled and getattr(criterion, "over_examples", None) == "signed":
+        over_examples = over_examples or "absolute"
+    options = {
+        "unlabeled": ("labels", "all" if unlabeled else None),
+        "target": ("target", target),
+        "over-examples": ("over_examples", over_examples),
+    }
+    known = {field.name for field in fields(criterion)}
+    for option, (field, value) in options.items():
+        if value is not None and field not in known:
+            raise InputError(f"{option}: expected a criterion with the setting {field!r}, such as gradient, got {name!r}")
+    return replace(criterion, **{field: value for field, value in options.values() if value is not None})
 
 
 def unit(name: str) -> Literal["head", "channel"]:
@@ -135,6 +157,8 @@ def _labels(loaded: Loaded, labels: str, rows: Sequence[Example]) -> list[str] |
         return [label.strip() for label in labels.split(",")]
     if loaded.labels is not None or loaded.task not in ("text-to-text", "causal-lm"):
         return loaded.labels
+    if not all("target" in row for row in rows):
+        raise InputError("labels: expected the candidate labels between commas where examples have no targets, got 'auto'")
     distinct = list(dict.fromkeys(row["target"] for row in rows if isinstance(row["target"], str)))
     closed = 2 <= len(distinct) <= _MOST_LABELS and len(distinct) * 2 <= len(rows)
     if not closed and len(distinct) == 1 and len(rows) > 1:

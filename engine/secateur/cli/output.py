@@ -117,6 +117,15 @@ def scores_table(scores: Scores) -> Table:
     return table(("site", "unit", "units", "lowest", "median", "highest"), rows)
 
 
+def criteria_table(criteria: Sequence[dict[str, Any]]) -> Table:
+    """Criteria and their settings."""
+    rows = (
+        (each["name"], each["summary"], ", ".join(f"{name}={value}" for name, value in each["settings"].items()))
+        for each in criteria
+    )
+    return table(("name", "scores", "settings"), rows, left=3)
+
+
 def convergence(scores: Scores) -> list[Table | str]:
     """How exact integrated gradients are, by path, with a line where examples missed the tolerance; nothing for others."""
     found = scores.convergence
@@ -149,11 +158,11 @@ def sizes(dense: Any, pruned: Any) -> tuple[str, str, str]:
     return "parameters", f"{before:,}", f"{after:,} ({after / before:.0%})"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A plain table, its first column to the left."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+    """A plain table, its first columns to the left."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for k, column in enumerate(columns):
-        made.add_column(column, justify="left" if k == 0 else "right")
+        made.add_column(column, justify="left" if k < left else "right")
     for row in rows:
         made.add_row(*row)
     return made

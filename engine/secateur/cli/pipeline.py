@@ -86,6 +86,6 @@ def write_folder(
 
 
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
-    """A few small batches of real examples."""
-    items = task.items(model, list(rows)[:64])
+    """A few small batches of real examples, with all candidate labels where they have no targets."""
+    items = task.items(model, list(rows)[:64], all_labels=task.columns[-1] not in rows[0])
     return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

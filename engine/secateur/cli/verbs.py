@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import secateur
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.cli import inputs, output, reproduce
 from secateur.cli.pipeline import prune_folder
-from secateur.criteria import Criterion, criterion_named
+from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
 from secateur.planning import Plan, the_budget
@@ -60,11 +61,14 @@ CriterionName = Annotated[
     str,
     typer.Option(
         "--criterion",
-        help="gradient, ap (the paper's), ap-unsupervised, ig, ig-joint (integrated gradients); settings: ig:tolerance=0.01.",
+        help="How units are scored: a name that `secateur criteria` lists; settings after a colon: ig:tolerance=0.01.",
     ),
 ]
 TargetName = Annotated[str | None, typer.Option("--target", help="probability, log_probability or margin.")]
 Over = Annotated[str | None, typer.Option("--over-examples", help="signed, absolute or squared.")]
+Unlabeled = Annotated[
+    bool, typer.Option("--unlabeled", help="Score for all candidate labels: examples need no targets, but --labels.")
+]
 Limit = Annotated[int | None, typer.Option("--examples", help="Use the first that many examples to score.", min=1)]
 MaxTokens = Annotated[int, typer.Option(help="Padded input tokens in a batch.", min=1)]
 MaxLength = Annotated[int | None, typer.Option(help="Cut inputs after that many tokens.", min=2)]
@@ -108,6 +112,13 @@ def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_jso
 
 
 @app.command()
+def criteria(as_json: Json = False) -> None:
+    """How units can be scored: what --criterion takes, with its settings and their defaults."""
+    found = [{"name": name, "summary": summary(name), "settings": asdict(make())} for name, make in PRESETS.items()]
+    output.emit({"criteria": found}, as_json, output.criteria_table(found))
+
+
+@app.command()
 def attribute(
     model: Model,
     data: Data,
@@ -119,6 +130,7 @@ def attribute(
     criterion: CriterionName = "gradient",
     target: TargetName = None,
     over_examples: Over = None,
+    unlabeled: Unlabeled = False,
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
@@ -131,10 +143,11 @@ def attribute(
     """Score each unit by what it does for a task: writes scores (safetensors)."""
     _threads(threads)
     require_absent(out, "file")
-    chosen = _criterion(criterion, target, over_examples)
+    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
-    )
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        unlabeled=unlabeled,
+    )  # fmt: skip
     scores = secateur.attribute(
         loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         per_example=per_example, progress=output.batch_progress,
@@ -194,6 +207,7 @@ def prune(
     criterion: CriterionName = "gradient",
     target: TargetName = None,
     over_examples: Over = None,
+    unlabeled: Unlabeled = False,
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
@@ -209,7 +223,7 @@ def prune(
     """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
     _threads(threads)
     require_absent(out)
-    chosen = _criterion(criterion, target, over_examples)
+    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     budget = {"keep": keep, "flops": flops, "params": params}
     if plan_file is None:
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
@@ -218,9 +232,10 @@ def prune(
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
-    )
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded.task, None)
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        unlabeled=unlabeled,
+    )  # fmt: skip
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
     if given is None:
         scores = secateur.attribute(
             loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
@@ -299,6 +314,7 @@ def sweep_(
     criterion: CriterionName = "gradient",
     target: TargetName = None,
     over_examples: Over = None,
+    unlabeled: Unlabeled = False,
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
@@ -315,11 +331,12 @@ def sweep_(
     _threads(threads)
     require_absent(out)
     rates = inputs.numbers(keeps, "keeps", float)
-    chosen = _criterion(criterion, target, over_examples)
+    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
-    )
-    held_out = inputs.read(evaluation, loaded.task, None)
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        unlabeled=unlabeled,
+    )  # fmt: skip
+    held_out = inputs.read(evaluation, loaded.task)
     scores = secateur.attribute(
         loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,
@@ -336,13 +353,6 @@ def sweep_(
         (folder / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.png").write_bytes(sweep_plot(points, f"{model}: {scores.criterion['criterion']}"))
     output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")
-
-
-def _criterion(name: str, target: str | None, over_examples: str | None) -> Criterion:
-    from dataclasses import replace
-
-    changes: dict[str, Any] = {"target": target, "over_examples": over_examples}
-    return replace(criterion_named(name), **{key: value for key, value in changes.items() if value is not None})
 
 
 def _align(value: str, device: str) -> int:

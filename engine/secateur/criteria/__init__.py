@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from secateur.criteria.base import Criterion, Scorer
+from secateur.criteria.base import Criterion, Scorer, TargetCriterion
+from secateur.criteria.fluctuation import Fluctuation
 from secateur.criteria.gradient_activation import GradientActivation
 from secateur.criteria.integrated_gradients import IntegratedGradients
+from secateur.criteria.mean_activation import MeanActivation
+from secateur.criteria.random_scores import RandomScores
+from secateur.criteria.random_targets import RandomTargets
+from secateur.criteria.wanda import Wanda
+from secateur.criteria.weight_magnitude import WeightMagnitude
 from secateur.errors import InputError
 
-PRESETS: dict[str, Criterion] = {
-    "gradient": GradientActivation(),
-    "ap": GradientActivation.paper(),
-    "ap-unsupervised": GradientActivation.paper_unsupervised(),
-    "ig": IntegratedGradients(),
-    "ig-joint": IntegratedGradients(path="joint"),
+PRESETS: dict[str, Callable[[], Criterion]] = {
+    "gradient": GradientActivation,
+    "ap": GradientActivation.paper,
+    "ap-unsupervised": GradientActivation.paper_unsupervised,
+    "fisher": GradientActivation.fisher,
+    "ig": IntegratedGradients,
+    "ig-joint": IntegratedGradients.joint,
+    "fpp": MeanActivation,
+    "rap": RandomTargets,
+    "random": RandomScores,
+    "magnitude": WeightMagnitude,
+    "wanda": Wanda,
+    "flap": Fluctuation,
 }
 
-__all__ = ["PRESETS", "Criterion", "GradientActivation", "IntegratedGradients", "Scorer", "criterion_named"]
+__all__ = [
+    "PRESETS",
+    "Criterion",
+    "Fluctuation",
+    "GradientActivation",
+    "IntegratedGradients",
+    "MeanActivation",
+    "RandomScores",
+    "RandomTargets",
+    "Scorer",
+    "TargetCriterion",
+    "Wanda",
+    "WeightMagnitude",
+    "criterion_named",
+    "summary",
+]
 
 
 def criterion_named(text: str) -> Criterion:
@@ -26,16 +56,24 @@ def criterion_named(text: str) -> Criterion:
     name, _, settings = text.partition(":")
     if name not in PRESETS:
         raise InputError(f"criterion: expected one of {', '.join(PRESETS)}, got {name!r}")
-    known = [field.name for field in fields(PRESETS[name])]
+    criterion = PRESETS[name]()
+    known = [field.name for field in fields(criterion)]
     changes: dict[str, Any] = {}
     for setting in settings.split(",") if settings else []:
         key, equals, value = setting.partition("=")
+        if not known:
+            raise InputError(f"criterion: expected no settings after {name!r}, got {setting!r}")
         if key not in known or not equals:
             raise InputError(
                 f"criterion: expected NAME=VALUE with a name of {', '.join(known)} after {name!r}, got {setting!r}"
             )
         changes[key] = _number(value)
-    return replace(PRESETS[name], **changes)
+    return replace(criterion, **changes)
+
+
+def summary(name: str) -> str:
+    """One line about a criterion that the command line has a name for."""
+    return (inspect.getdoc(PRESETS[name]) or "").partition("\n")[0]
 
 
 def _number(text: str) -> int | float | str:

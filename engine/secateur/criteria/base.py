@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -29,14 +29,53 @@ class Scorer(ABC):
         """Called first, with a few of the examples, and the row numbers of a few others whose scores may be checked."""
         return None
 
+    def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Called after the last batch: the scores, where they are not the totals over the examples (float64 by site name)."""
+        return totals
+
     def convergence(self, examples: int) -> Convergence | None:
         """Called last: how exact the scores of all batches are, where they are approximations."""
         return None
 
 
+class FixedScores(Scorer):
+    """Scores that no example changes, float64 [units] by site."""
+
+    def __init__(self, found: Mapping[Site, Tensor]) -> None:
+        self._found = found
+
+    def scores(self, batch: Batch) -> dict[Site, Tensor]:
+        return {site: scores.expand(len(batch.rows), -1) for site, scores in self._found.items()}
+
+    def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {site.name: scores.cpu() for site, scores in self._found.items()}
+
+
 @dataclass(frozen=True)
 class Criterion(ABC):
-    """How activations and gradients become scores.
+    """How units are scored; its fields are its settings."""
+
+    labels = "given"  # Not a field: most criteria take the examples as they are.
+
+    @abstractmethod
+    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
+        """The object that scores batches; max_tokens: padded input tokens of one pass."""
+
+    def batch_tokens(self, max_tokens: int) -> int:
+        """Padded tokens of a batch that leaves passes of max_tokens."""
+        return max_tokens
+
+    def over(self, scores: Tensor) -> Tensor:
+        """[B, units] of single examples to the terms of the sum over examples."""
+        return scores
+
+    def to_json(self) -> dict[str, Any]:
+        return {"criterion": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class TargetCriterion(Criterion):
+    """How derivatives of a target become scores.
 
     target: F, summed over an example's target pieces. over_examples: how examples' token sums add up: as they are, as
     absolute values, or squared (the empirical Fisher information of the unit's gate).
@@ -52,19 +91,13 @@ class Criterion(ABC):
             if getattr(self, field) not in get_args(kind):
                 raise InputError(f"{field}: expected one of {', '.join(get_args(kind))}, got {getattr(self, field)!r}")
 
-    @abstractmethod
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        """The object that scores batches; max_tokens: padded input tokens of one pass."""
-
-    def batch_tokens(self, max_tokens: int) -> int:
-        """Padded tokens of a batch that leaves passes of max_tokens."""
-        return max_tokens
-
     def over(self, scores: Tensor) -> Tensor:
-        """[B, units] of single examples to the terms of the sum over examples."""
         if self.over_examples == "signed":
             return scores
         return scores.abs() if self.over_examples == "absolute" else scores.square()
 
-    def to_json(self) -> dict[str, Any]:
-        return {"criterion": type(self).__name__, **asdict(self)}
+
+def require_seed(seed: int) -> None:
+    """Raises InputError for what cannot seed a generator."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: expected a number of at least 0, got {seed!r}")

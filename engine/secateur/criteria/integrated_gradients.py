@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.criteria.base import Criterion, Scorer
+from secateur.criteria.base import Scorer, TargetCriterion
 from secateur.discovery import scored_ports
 from secateur.errors import InputError
 from secateur.integrated.adaptive import PLACED, Integral, Integrator, Policy, fixed, pilot
@@ -21,8 +21,10 @@ from secateur.tasks import Batch, Task
 
 
 @dataclass(frozen=True)
-class IntegratedGradients(Criterion):
-    """IG_i = integral from 0 to 1 of dF/dc_i, with c = a on S and 1 elsewhere, da (Sundararajan et al. 2017, arXiv 1703.01365,
+class IntegratedGradients(TargetCriterion):
+    """Integrated gradients of the gates, site by site.
+
+    IG_i = integral from 0 to 1 of dF/dc_i, with c = a on S and 1 elsewhere, da (Sundararajan et al. 2017, arXiv 1703.01365,
     Eq. 1, with the gates as inputs and closed gates as baseline). Their sum over S is F(1) - F(c_S = 0).
 
     path: "layer", S = the units of one site at a time, of which only what lies above it runs again; "joint", S = those of
@@ -35,6 +37,11 @@ class IntegratedGradients(Criterion):
     nodes: int | Literal["auto"] = "auto"
     tolerance: float = 0.1
     max_nodes: int = 48
+
+    @classmethod
+    def joint(cls) -> IntegratedGradients:
+        """Integrated gradients of the gates of all sites at once."""
+        return cls(path="joint")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -97,18 +97,8 @@ class Task(ABC):
         """The task's metric of a model in eval mode; max_tokens as in `batches`."""
 
     def target(self, model: nn.Module, batch: Batch, kind: Target) -> Tensor:
-        """F [B]: for each example the sum over its target positions of P(y_j | x, y_<j), of its logarithm, or of the
-        distance of y_j's logit to the next best."""
-        logits, labels = self.logits(model, batch), batch.labels
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        index = labels.clamp(min=0).unsqueeze(-1)
-        gold = logits.gather(-1, index).squeeze(-1)
-        if kind == "margin":
-            value = gold - logits.scatter(-1, index, -math.inf).amax(-1)
-        else:
-            value = gold - logits.logsumexp(-1)
-            value = value.exp() if kind == "probability" else value
-        return (value * (labels != IGNORED)).sum(1)
+        """F [B] of the batch's own labels, as in `target_of`."""
+        return target_of(self.logits(model, batch), batch.labels, kind)
 
     def batches(self, items: Sequence[Item], device: torch.device, max_tokens: int) -> Iterator[Batch]:
         """Batches of like length, longest first; a batch's padded input holds at most max_tokens tokens (one item at least)."""
@@ -149,6 +139,20 @@ class Task(ABC):
                 expected = ", ".join(map(repr, self.labels[:12])) + (" ..." if len(self.labels) > 12 else "")
                 raise InputError(f"examples, row {number}: expected a target among the labels {expected}, got {target!r}")
         return targets
+
+
+def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
+    """F [B]: for each example the sum over its target positions of P(y_j | x, y_<j), of its logarithm, or of the distance of
+    y_j's logit to the next best. logits [B, T, classes]; labels [B, T], the y_j, -100 where none."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    index = labels.clamp(min=0).unsqueeze(-1)
+    gold = logits.gather(-1, index).squeeze(-1)
+    if kind == "margin":
+        value = gold - logits.scatter(-1, index, -math.inf).amax(-1)
+    else:
+        value = gold - logits.logsumexp(-1)
+        value = value.exp() if kind == "probability" else value
+    return (value * (labels != IGNORED)).sum(1)
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -1,0 +1,104 @@
+"""Sums of activations over real tokens: what criteria without gradients are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.criteria.base import Scorer
+from secateur.discovery import branches_of
+from secateur.families import branches
+from secateur.gates import observed
+from secateur.site import Attention, Branch, Port, Site
+from secateur.tasks import Batch, Task
+from secateur.tasks.base import IGNORED
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Over real tokens, float64: their count [B, 1], and the sums of |x|, x and x^2 of a port's channels [B, channels]."""
+
+    count: Tensor
+    absolute: Tensor
+    plain: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, real: Tensor) -> Sums:
+        """x [B, T, channels]; real [B, T]: which tokens count."""
+        x = x.double().masked_fill(~real.unsqueeze(-1), 0)
+        return cls(real.sum(1, keepdim=True).double(), x.abs().sum(1), x.sum(1), x.square().sum(1))
+
+    def total(self, earlier: Sums | None = None) -> Sums:
+        """All examples as one, B = 1, with those of earlier batches."""
+        sums = [each.sum(0, keepdim=True) for each in vars(self).values()]
+        return Sums(*sums) if earlier is None else Sums(*map(torch.add, sums, vars(earlier).values()))
+
+    def variance(self) -> Tensor:
+        """The sample variance of each channel; 0 where there is one token."""
+        return (self.square - self.plain.square() / self.count).clamp(min=0) / (self.count - 1).clamp(min=1)
+
+
+UnitScores = Callable[[Site, Sequence[tuple[Port, Sums]]], Tensor]
+
+
+class TokenSums(Scorer):
+    """Scores [B, units] that a function makes of the sums at each site's ports, by forward passes alone.
+
+    The scores are those of the sums over all examples, which may not be the sum of the examples' own scores: an example's are
+    those that it would have alone.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, ports: Mapping[Site, tuple[Port, ...]], unit_scores: UnitScores) -> None:
+        self._model, self._task, self._ports, self._unit_scores = model, task, ports, unit_scores
+        self._has_encoder = any(branch.stack == "encoder" for branch in branches(model).values())
+        self._branches = branches_of(model, ports)
+        self._totals: dict[Port, Sums] = {}
+
+    def scores(self, batch: Batch) -> dict[Site, Tensor]:
+        seen: dict[Port, Sums] = {}
+
+        def observe(port: Port, real: Tensor, activation: Tensor) -> None:
+            seen[port] = Sums.of(activation, real)
+
+        observers = {
+            port: partial(observe, port, self._real(self._branches[site], port, batch))
+            for site, ports in self._ports.items()
+            for port in ports
+        }
+        with torch.no_grad(), observed(self._model, observers):
+            self._task.logits(self._model, batch)
+        self._totals = {port: sums.total(self._totals.get(port)) for port, sums in seen.items()}
+        return self._scores(seen)
+
+    def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()}
+
+    def _scores(self, sums: Mapping[Port, Sums]) -> dict[Site, Tensor]:
+        return {site: self._unit_scores(site, [(port, sums[port]) for port in ports]) for site, ports in self._ports.items()}
+
+    def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
+        """Which of the tokens that a port sees are real [B, T]: a decoder that has an encoder runs over the target, but for
+        the keys and values of cross-attention; everything else runs over the input."""
+        of_source = (
+            isinstance(branch, Attention) and branch.kind == "cross_attention" and port.path in (branch.key, branch.value)
+        )
+        if branch.stack == "decoder" and self._has_encoder and not of_source:
+            return batch.labels != IGNORED
+        return batch.inputs["attention_mask"].bool()
+
+
+def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:
+    """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
+    cut = {site: branch.cut(site.unit) for site, branch in branches_of(model, sites).items()}
+    return {site: ports if site.unit == "qk_channel" else ports[-1:] for site, ports in cut.items()}
+
+
+def read_weights(model: nn.Module, ports: Mapping[Site, tuple[Port, ...]]) -> dict[Site, Tensor]:
+    """The out-projections [out, channels] of the sites that `read_ports` found."""
+    found = {site: model.get_submodule(each[-1].path) for site, each in ports.items() if each[-1].side == "input"}
+    return {site: module.get_parameter("weight").detach() for site, module in found.items()}

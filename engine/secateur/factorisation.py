@@ -1,0 +1,62 @@
+"""factorise: linear layers of low rank by their singular values, what pruning of units is compared with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from secateur.discovery import branches_of, sites
+from secateur.errors import InputError
+from secateur.planning import the_budget
+from secateur.rebuild import Rebuild
+from secateur.surgery import rebuilt
+from secateur_kernels.backend import accumulator
+
+
+def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Module:
+    """A new model whose linear layers [d, k] have the rank floor(d * k * keep / (d + k + 1)); the given one is untouched.
+
+    The SVD baseline of Yang et al. 2023 (arXiv 2205.04157), with keep as the share of the weights that stays: a layer holds
+    rank * (d + k) of them, the singular values within, and its bias. select: as in `sites`; layers are those of the branches
+    that it chooses. The model is saved and loaded like a pruned one.
+    Raises InputError: keep out of (0, 1], or too little for one singular value of a layer; a selection as in `sites`; a
+    model whose attention has lost channels, or that is factorised already.
+    """
+    the_budget(keep=keep)
+    rebuild, flags = Rebuild(), {}
+    chosen = {branch.name: branch for branch in branches_of(model, sites(model, select=select)).values()}
+    for path in (path for branch in chosen.values() for path in branch.linears):
+        layer = model.get_submodule(path)
+        weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
+        rank = _rank(path, weight, keep)
+        left, basis = factors(weight.detach(), rank)
+        rebuild.tensors |= {f"{path}.weight": left, f"{path}.basis": basis}
+        if bias is not None:
+            rebuild.tensors[f"{path}.bias"] = bias.detach().clone()
+        spec = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None, "rank": rank}
+        rebuild.recipe["modules"][path] = spec
+        flags[f"{path}.basis"] = weight.requires_grad
+    made = rebuilt(model, rebuild)
+    for name, flag in flags.items():
+        made.get_parameter(name).requires_grad_(flag)
+    return made
+
+
+def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """[d, rank] and [rank, k], whose product is nearest to the weight [d, k] (Eckart and Young 1936). Each has the roots of the
+    singular values, so that half precision holds both alike."""
+    left, values, right = torch.linalg.svd(weight.to(accumulator(weight)), full_matrices=False)
+    roots = values[:rank].sqrt()
+    found = left[:, :rank] * roots, roots.unsqueeze(1) * right[:rank]
+    return found[0].to(weight.dtype).contiguous(), found[1].to(weight.dtype).contiguous()
+
+
+def _rank(path: str, weight: Tensor, keep: float) -> int:
+    rows, columns = weight.shape
+    rank = math.floor(rows * columns * keep / (rows + columns + 1))
+    if rank < 1:
+        least = (rows + columns + 1) / (rows * columns)
+        raise InputError(f"keep: expected at least {least:.4f}, with which {path} keeps one singular value, got {keep}")
+    return rank
