@@ -1,25 +1,33 @@
-"""Fills README.md's tables from bench/results/*.json, and its file tree from the files' first lines."""
+"""Fills the tables of README.md and docs/reproduction.md from bench/results/, and the file tree from the files' first lines."""
 
 from __future__ import annotations
 
 import ast
 import statistics
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
+from readme_reproduction import PAGE, reproduction
 from tables import ROOT, markdown, result
 
 
 def main() -> None:
-    text = (ROOT / "README.md").read_text()
     integrated_plot()
-    makers = (demo, quality, integrated_speed, integrated_nodes, worth, speed, tree)
-    for name, make in {make.__name__: make for make in makers}.items():
+    fill(ROOT / "README.md", demo, quality, integrated_speed, integrated_nodes, worth, speed, tree)
+    fill(PAGE, reproduction)
+
+
+def fill(path: Path, *makers: Callable[[], str]) -> None:
+    """Puts what each function returns between the marks with its name."""
+    text = path.read_text()
+    for make in makers:
+        name = make.__name__
         before, _, rest = text.partition(f"<!-- begin:{name} -->")
         _, _, after = rest.partition(f"<!-- end:{name} -->")
         text = f"{before}<!-- begin:{name} -->\n{make()}\n<!-- end:{name} -->{after}"
-    (ROOT / "README.md").write_text(text)
+    path.write_text(text)
 
 
 def demo() -> str:

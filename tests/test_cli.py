@@ -72,6 +72,14 @@ def test_each_step_alone(run: Run) -> None:
     assert json.loads(Path("d/secateur.json").read_text())["labels"] == ["bad", "good"]
 
 
+def test_a_backend_is_named(run: Run) -> None:
+    assert run("attribute builtin --data train.jsonl --out s.safetensors --backend reference").code == 0
+    result = run("attribute builtin --data train.jsonl --out t.safetensors --backend cuda")
+    assert result.code == 2
+    assert result.errors[-1] == "secateur: backend: expected one of 'auto', 'reference', 'triton', got 'cuda'"
+    assert not Path("t.safetensors").exists()
+
+
 def test_prune_is_the_library_step_by_step(run: Run) -> None:
     result = run("prune builtin --data train.jsonl --eval test.jsonl --keep 0.6 --out d --batch-sizes 1 --lengths 8 --json")
     assert result.code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 import typer
@@ -21,6 +21,7 @@ from secateur.planning import Plan, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
 from secateur.scores import Scores
 from secateur.sweeping import sweep, to_csv
+from secateur_kernels.backend import Backend
 
 app = typer.Typer(
     help="Cut a multi-task language model down to the one task that you run.",
@@ -135,6 +136,7 @@ def attribute(
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
     per_example: Annotated[bool, typer.Option(help="Keep each example's scores too.")] = False,
+    backend: Annotated[str, typer.Option(help="Of the kernels: auto (Triton on a CUDA device), reference or triton.")] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
@@ -150,7 +152,7 @@ def attribute(
     )  # fmt: skip
     scores = secateur.attribute(
         loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
-        per_example=per_example, progress=output.batch_progress,
+        per_example=per_example, backend=cast(Backend, backend), progress=output.batch_progress,
     )  # fmt: skip
     scores.save(out)
     document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}

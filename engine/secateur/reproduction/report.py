@@ -27,7 +27,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, a
     write_atomically(folder / "cells.csv", _csv(rows))
     for name, png in draw(results, settings).items():
         write_atomically(folder / name, png)
-    write_atomically(folder / "report.md", "\n".join(_report(results, settings, found)) + "\n")
+    title = "# Attribution-based pruning (arXiv 2205.04157), reproduced\n\n"
+    write_atomically(folder / "report.md", title + "\n".join(lines(results, settings, found)) + "\n")
     return found
 
 
@@ -39,9 +40,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return out.getvalue()
 
 
-def _report(results: Results, settings: Settings, found: Sequence[Claim]) -> Iterator[str]:
-    yield "# Attribution-based pruning (arXiv 2205.04157), reproduced"
-    yield ""
+def lines(results: Results, settings: Settings, found: Sequence[Claim], images: str = "") -> Iterator[str]:
+    """The report in Markdown, without its title. images: what the names of the figures' files begin with."""
     scored, tested = settings.examples or "all", settings.tested or "all"
     yield (
         f"Model {settings.model}; tasks {', '.join(settings.tasks)}; {scored} examples of each to score on, {tested} to test "
@@ -60,7 +60,7 @@ def _report(results: Results, settings: Settings, found: Sequence[Claim]) -> Ite
             yield from _table(results, settings, stack)
     for name in settings.experiments:
         yield ""
-        yield f"![{name}]({name}.png)"
+        yield f"![{name}]({images}{name}.png)"
 
 
 def _table(results: Results, settings: Settings, stack: str) -> Iterator[str]:
