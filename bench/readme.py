@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
+from readme_routing import routing
 from tables import ROOT, markdown, result
 
 
 def main() -> None:
     text = (ROOT / "README.md").read_text()
     integrated_plot()
-    makers = (demo, quality, integrated_speed, integrated_nodes, worth, speed, tree)
+    makers = (demo, quality, integrated_speed, integrated_nodes, worth, speed, routing, tree)
     for name, make in {make.__name__: make for make in makers}.items():
         before, _, rest = text.partition(f"<!-- begin:{name} -->")
         _, _, after = rest.partition(f"<!-- end:{name} -->")
