@@ -20,22 +20,24 @@ def routing() -> str:
         for row in found["gathering"]
     ]  # fmt: skip
     head = ("model", "modules", "gathered", "first request", "copy", "gathering alone", "request after eviction")
-    held = memory["dense"] + memory["gathered"]
+    one = memory["dense"] + found["gathering"][0]["gathered_bytes"]
     sizes = [
-        ("in memory", _megabytes(held + memory["modules"]), _megabytes(memory["separate"])),
+        ("in memory, all cached", _megabytes(memory["dense"] + memory["gathered"]), _megabytes(memory["separate"])),
+        ("in memory, one task cached", _megabytes(one), _megabytes(memory["separate"])),
         ("on disk", _megabytes(memory["dense"] + memory["plan_files"]), _megabytes(memory["saved_folders"])),
     ]
+    labels = {"dense": "dense", "cached": "router, all cached", "one at a time": "router, one task cached"}
     served = [
-        (label, f"{speed:.0f}", _ratio(stream["over_dense"].get(label)), f"{stream['accuracy'][label]:.3f}")
-        for label, speed in stream["examples_per_second"].items()
+        (labels[name], f"{speed:.0f}", _ratio(stream["over_dense"].get(name)), f"{stream['accuracy'][name]:.3f}")
+        for name, speed in stream["examples_per_second"].items()
     ]
     return (
         f"The {count} closed tasks of the built-in T5 (other shapes: random plans), {found['keep']:.0%} of heads and neurons "
         f"kept; one thread, {about['device']}, {about['dtype']}, torch {about['torch']}. Copy: a clone of the same weights, in "
         f"turn with the others; medians, and medians of the ratios to it.\n\n{markdown(head, rows)}\n\n"
-        f"All {count} tasks through the router (dense model, gathered weights {_megabytes(memory['gathered'])}, module objects "
-        f"{_megabytes(memory['modules'])}; on disk the dense model and {memory['plan_files'] / 1e3:.0f} kB of plans) and as "
-        f"{count} pruned models:\n\n{markdown(('', 'router', 'separate models'), sizes)}\n\n"
+        f"Weights of all {count} tasks through the router (the dense model and the gathered ones; on disk the dense model and "
+        f"{memory['plan_files'] / 1e3:.0f} kB of plans) and of {count} pruned models. The router's Python objects take "
+        f"{_megabytes(memory['modules'])} beside.\n\n{markdown(('', 'router', 'separate models'), sizes)}\n\n"
         f"Scoring {stream['examples']} test examples of all tasks in random order, batches of {stream['batch']} (a batch's "
         "examples of one task run together, with the dense model too):\n\n"
         f"{markdown(('models', 'examples/s', 'against dense', 'accuracy'), served)}"

@@ -51,7 +51,6 @@ class TextToText(Task):
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
 
     def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
-        self._closed_labels()
         batches = self._input_batches(model, examples, max_tokens)
         scores = [self.label_scores(model, batch) for batch in batches]
         return in_order(scores, [row for batch in batches for row in batch.rows])
