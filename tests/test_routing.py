@@ -254,7 +254,7 @@ def test_scores_are_the_separately_pruned_models(case: Case) -> None:
             assert router.score(name, texts, max_tokens=40) == case.task.probabilities(model, rows, 40)
     found = router.score("uneven", texts)
     names = LABELS if case.kind != "bert" else list(BERT.model().config.id2label.values())  # type: ignore[union-attr, operator]
-    assert all(list(of_text) == names and sum(of_text.values()) == pytest.approx(1, abs=1e-5) for of_text in found)
+    assert all(list(of_text) == names and sum(of_text.values()) == pytest.approx(1) for of_text in found)
 
 
 @pytest.mark.parametrize("case", [T5, BERT, LLAMA], ids=str)

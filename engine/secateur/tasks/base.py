@@ -103,7 +103,7 @@ class Task(ABC):
 
     def probabilities(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[dict[str, float]]:
         """For each example's input the candidate labels, with how likely each is among them. Raises InputError as `ranked`."""
-        scores = self.ranked(model, examples, max_tokens).softmax(1).tolist()
+        scores = self.ranked(model, examples, max_tokens).double().softmax(1).tolist()
         names = self._label_names(model)
         return [dict(zip(names, of_example, strict=True)) for of_example in scores]
 
