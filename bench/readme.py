@@ -10,12 +10,13 @@ from pathlib import Path
 
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_reproduction import PAGE, reproduction
+from readme_routing import routing
 from tables import ROOT, markdown, result
 
 
 def main() -> None:
     integrated_plot()
-    fill(ROOT / "README.md", demo, quality, integrated_speed, integrated_nodes, worth, speed, tree)
+    fill(ROOT / "README.md", demo, quality, integrated_speed, integrated_nodes, worth, speed, routing, tree)
     fill(PAGE, reproduction)
 
 

@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing]
 """
 
 from __future__ import annotations
@@ -52,7 +52,19 @@ def worth() -> dict[str, Any]:
     return compare_worth()
 
 
-RUNS = {"speed": speed, "quality": quality, "integrated": integrated_gradients, "worth": worth}
+def task_plans() -> dict[str, Any]:
+    from routing import routing
+
+    return routing()
+
+
+RUNS = {
+    "speed": speed,
+    "quality": quality,
+    "integrated": integrated_gradients,
+    "worth": worth,
+    "routing": task_plans,
+}
 
 
 def main() -> None:

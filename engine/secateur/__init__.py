@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.factorisation import factorise
     from secateur.gates import masked
     from secateur.planning import Plan, plan
+    from secateur.routing import TaskPlans
     from secateur.scores import Scores
     from secateur.site import Site
     from secateur.surgery import prune, prune_
@@ -43,6 +44,7 @@ _HOMES = {
     "SequenceClassification": "secateur.tasks",
     "Site": "secateur.site",
     "Task": "secateur.tasks",
+    "TaskPlans": "secateur.routing",
     "TextToText": "secateur.tasks",
     "TokenClassification": "secateur.tasks",
     "attribute": "secateur.attribution",
@@ -71,6 +73,7 @@ __all__ = [
     "SequenceClassification",
     "Site",
     "Task",
+    "TaskPlans",
     "TextToText",
     "TokenClassification",
     "attribute",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.discovery import branches_of, sites
 from secateur.errors import InputError
 from secateur.planning import the_budget
-from secateur.rebuild import Rebuild
+from secateur.rebuild import Cut, Rebuild
 from secateur.surgery import rebuilt
 from secateur_kernels.backend import accumulator
 
@@ -32,9 +32,9 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
         weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
         rank = _rank(path, weight, keep)
         left, basis = factors(weight.detach(), rank)
-        rebuild.tensors |= {f"{path}.weight": left, f"{path}.basis": basis}
+        rebuild.made |= {f"{path}.weight": left, f"{path}.basis": basis}
         if bias is not None:
-            rebuild.tensors[f"{path}.bias"] = bias.detach().clone()
+            rebuild.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
         spec = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None, "rank": rank}
         rebuild.recipe["modules"][path] = spec
         flags[f"{path}.basis"] = weight.requires_grad

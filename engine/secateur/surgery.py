@@ -1,4 +1,4 @@
-"""prune: rebuilds a model physically smaller. The recipe of what was rebuilt is data; `modeling.rebuild_` carries it out."""
+"""prune: rebuilds a model physically smaller. What is rebuilt and gathered is data; `modeling.rebuild_` carries it out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
     Raises InputError: a plan of another model; a model whose attention has lost channels already.
     """
-    return rebuilt(model, _rebuild(model, plan))
+    return rebuilt(model, rebuild_of(model, plan))
 
 
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     """`prune` in place; returns the model."""
-    _carry_out_(model, _rebuild(model, plan))
+    rebuild = rebuild_of(model, plan)
+    _carry_out_(model, rebuild, rebuild.tensors(model))
     return model
 
 
@@ -37,18 +38,23 @@ def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """A new model with what was rebuilt; the given one is untouched."""
     # Weights about to be replaced need no copy: the copy may hold the originals until then.
     made = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
-    _carry_out_(made, rebuild)
+    _carry_out_(made, rebuild, rebuild.tensors(model))
     return made
 
 
-def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
-    """The parameters, by name, of the modules that the recipe replaces (not of those that it adds)."""
-    modules = dict(model.named_modules())
-    paths = [path for path in rebuild.recipe["modules"] if path in modules]
-    return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
+def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
+    """The pruned model before its weights are gathered: what is cut is on the meta device, all else shares the model's memory.
+    Frozen, in eval mode."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer for buffer in model.buffers()}
+    copied = copy.deepcopy(model, shared)
+    whole = {n: model.get_parameter(cut.source).detach() for n, cut in rebuild.cuts.items() if cut.blocks is None}
+    _carry_out_(copied, rebuild, whole | rebuild.made)
+    return copied.requires_grad_(False).eval()
 
 
-def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
+def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
+    """What of the model a plan rebuilds, and out of which weights. Raises InputError as `prune` does."""
     found = fingerprint(model)
     if plan.fingerprint != found:
         raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
@@ -73,6 +79,13 @@ def _rebuild(model: nn.Module, plan: Plan) -> Rebuild:
     if heads and family.cut_position_bias is not None:
         family.cut_position_bias(model, heads, rebuild)
     return rebuild
+
+
+def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
+    """The parameters, by name, of the modules that the recipe replaces (not of those that it adds)."""
+    modules = dict(model.named_modules())
+    paths = [path for path in rebuild.recipe["modules"] if path in modules]
+    return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
 
 
 def _cut_channels(model: nn.Module, family: Family, name: str, kept: Mapping[str, Tensor], rebuild: Rebuild) -> None:
@@ -123,10 +136,11 @@ def _slots(mask: Tensor, width: int, in_place: bool) -> Tensor | None:
     return None if torch.equal(slots, torch.arange(total)) else slots
 
 
-def _carry_out_(model: nn.Module, rebuild: Rebuild) -> None:
+def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
+    """Rebuilds the model in place; the rebuilt modules get the given tensors, and stay on the meta device without one."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
     rebuild_(model, rebuild.recipe, device="meta")
-    model.load_state_dict(rebuild.tensors, strict=False, assign=True)
+    model.load_state_dict(tensors, strict=False, assign=True)
     for name, flag in flags.items():
         model.get_parameter(name).requires_grad_(flag)
     _describe_(model, rebuild.recipe)

@@ -53,7 +53,7 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
             own = "relative_attention_bias" in model.get_submodule(layer.path)._modules
             source = path if own else f"{layers[0].path}.relative_attention_bias"
             if own or not alike:
-                rebuild.embedding(path, model.get_submodule(source).get_parameter("weight")[:, stay.tolist()])
+                rebuild.embedding(model, path, source, stay)
             if not alike:
                 rebuild.attributes(layer.path, {"has_relative_attention_bias": True})
                 rebuild.recipe["own_position_bias"].append(layer.path)

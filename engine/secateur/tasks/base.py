@@ -96,6 +96,21 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         """The task's metric of a model in eval mode; max_tokens as in `batches`."""
 
+    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
+        """How likely each candidate label is for each example's input [examples, labels]: logarithms, each example's up to a
+        constant. Raises InputError where inputs have no one label, or the task has no labels."""
+        raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
+
+    def probabilities(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[dict[str, float]]:
+        """For each example's input the candidate labels, with how likely each is among them. Raises InputError as `ranked`."""
+        scores = self.ranked(model, examples, max_tokens).double().softmax(1).tolist()
+        names = self._label_names(model)
+        return [dict(zip(names, of_example, strict=True)) for of_example in scores]
+
+    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        """The greedy output for each example's input, of at most `longest` pieces. Raises InputError where there is none."""
+        raise InputError(f"task: expected one that generates text, got {type(self).__name__}")
+
     def target(self, model: nn.Module, batch: Batch, kind: Target) -> Tensor:
         """F [B] of the batch's own labels, as in `target_of`."""
         return target_of(self.logits(model, batch), batch.labels, kind)
@@ -111,6 +126,9 @@ class Task(ABC):
         sequences = [item.input_ids for item in items]
         ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device)
         return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device)}
+
+    def _label_names(self, model: nn.Module) -> list[str]:
+        return self._closed_labels()
 
     def _closed_labels(self) -> list[str]:
         if self.labels is None:
@@ -174,6 +192,11 @@ def buckets(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
         else:
             found.append([item])
     return found
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """What batches gave, at their rows' places: [examples, ...], on the CPU."""
+    return torch.cat(list(parts)).cpu()[torch.tensor(rows).argsort()]
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from secateur.tasks.base import (
     Target,
     Task,
     bootstrap,
+    buckets,
     model_device,
     proportion,
     texts,
@@ -77,7 +79,8 @@ class CausalLM(Task):
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         if self.labels is not None:
             targets = self._targets(examples)
-            right = sum(a == b for a, b in zip(self._rank(model, examples, max_tokens), targets, strict=True))
+            best = self.ranked(model, examples, max_tokens).argmax(1).tolist()
+            right = sum(self.labels[label] == target for label, target in zip(best, targets, strict=True))
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
         for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
@@ -89,14 +92,27 @@ class CausalLM(Task):
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
 
-    def _rank(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[str]:
-        labels = self._closed_labels()
+    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
         # items() orders by example, then label: number them so, to put the scores back.
         items = [Item(k, i.input_ids, i.target) for k, i in enumerate(self.items(model, examples, all_labels=True))]
         scores = torch.empty(len(items))
         for batch in self.batches(items, model_device(model), max_tokens):
             scores[batch.rows] = self.target(model, batch, "log_probability").float().cpu()
-        return [labels[int(best)] for best in scores.view(len(examples), len(labels)).argmax(1)]
+        return scores.view(len(examples), -1)
+
+    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        prompts = [ids or [self._start()] for ids in self._tokenize(texts(examples, "input"))]
+        items = [Item(row, ids if self.max_length is None else ids[-self.max_length :], []) for row, ids in enumerate(prompts)]
+        answers = [""] * len(items)
+        for bucket in buckets(items, max_tokens):
+            # Padded on the left: what is generated follows the prompt's last piece.
+            turned = [replace(item, input_ids=item.input_ids[::-1]) for item in bucket]
+            inputs = {name: ids.flip(1) for name, ids in self._inputs(turned, model_device(model)).items()}
+            ids = model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+            outputs = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for item, answer in zip(bucket, outputs, strict=True):
+                answers[item.row] = answer
+        return answers
 
     def _label_ids(self) -> list[list[int]]:
         return self._tokenize(self._closed_labels(), add_special_tokens=False)

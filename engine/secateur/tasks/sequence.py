@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import Batch, Evaluation, Item, Task, model_device, proportion, texts
+from secateur.tasks.base import Batch, Evaluation, Item, Task, in_order, model_device, proportion, texts
 
 
 class SequenceClassification(Task):
@@ -46,6 +46,16 @@ class SequenceClassification(Task):
         for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
             right += int((self.logits(model, batch).argmax(-1) == batch.labels).sum())
         return proportion("accuracy", right, len(examples))
+
+    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
+        inputs = self._truncate(self._tokenize(texts(examples, "input")))
+        items = [Item(row, ids, []) for row, ids in enumerate(inputs)]
+        batches = list(self.batches(items, model_device(model), max_tokens))
+        scores = [self.logits(model, batch).squeeze(1) for batch in batches]
+        return in_order(scores, [row for batch in batches for row in batch.rows])
+
+    def _label_names(self, model: nn.Module) -> list[str]:
+        return class_names(model, self.labels)
 
 
 def class_names(model: nn.Module, labels: Sequence[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data import Example
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, model_device, pad, proportion, texts
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, in_order, model_device, pad, proportion, texts
 
 
 class TextToText(Task):
@@ -40,20 +40,34 @@ class TextToText(Task):
         return logits
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
-        right = 0
-        wanted = [example["target"] for example in examples]
+        wanted = self._targets(examples)
         if self.labels is None:
             encoded = self._tokenize_targets(wanted)
             wanted = self.tokenizer.batch_decode(encoded, skip_special_tokens=True)
-            longest = max(map(len, encoded))
-        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            if self.labels is None:
-                ids = model.generate(**batch.inputs, max_new_tokens=longest + 1, num_beams=1, do_sample=False)  # type: ignore[operator]
-                answers = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-            else:
-                answers = [self.labels[int(best)] for best in self.label_scores(model, batch).argmax(1)]
-            right += sum(answer == wanted[row] for answer, row in zip(answers, batch.rows, strict=True))
+            answers = self.generate(model, examples, max_tokens, max(map(len, encoded)) + 1)
+        else:
+            answers = [self.labels[best] for best in self.ranked(model, examples, max_tokens).argmax(1).tolist()]
+        right = sum(answer == target for answer, target in zip(answers, wanted, strict=True))
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
+
+    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
+        batches = self._input_batches(model, examples, max_tokens)
+        scores = [self.label_scores(model, batch) for batch in batches]
+        return in_order(scores, [row for batch in batches for row in batch.rows])
+
+    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        answers = [""] * len(examples)
+        for batch in self._input_batches(model, examples, max_tokens):
+            ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+            for row, answer in zip(batch.rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                answers[row] = answer
+        return answers
+
+    def _input_batches(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[Batch]:
+        """Batches of inputs alone."""
+        inputs = self._truncate(self._tokenize(texts(examples, "input")))
+        items = [Item(row, ids, []) for row, ids in enumerate(inputs)]
+        return list(self.batches(items, model_device(model), max_tokens))
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """log P(label | input) [B, labels]: the encoder runs once, the decoder once for each label."""
