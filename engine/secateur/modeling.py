@@ -104,13 +104,20 @@ def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> No
 
 def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     if "embedding" in spec:
-        return nn.Embedding(*spec["embedding"], **options)
+        return _undrawn(nn.Embedding, *spec["embedding"], **options)
     options = {**options, "bias": spec["bias"]}
     if "scatter" in spec:
-        return ScatterLinear(*spec["linear"], width=spec["scatter"], **options)
+        return _undrawn(ScatterLinear, *spec["linear"], width=spec["scatter"], **options)
     if "rank" in spec:
-        return LowRankLinear(*spec["linear"], rank=spec["rank"], **options)
-    return GatherLinear(*spec["linear"], **options) if "gather" in spec else nn.Linear(*spec["linear"], **options)
+        return _undrawn(LowRankLinear, *spec["linear"], rank=spec["rank"], **options)
+    return _undrawn(GatherLinear if "gather" in spec else nn.Linear, *spec["linear"], **options)
+
+
+def _undrawn(kind: type[nn.Module], *sizes: int, **options: Any) -> nn.Module:
+    """A module without the random weights that it would begin with: to draw them takes longer than all the rest."""
+    module: nn.Module = type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})(*sizes, **options)
+    module.__class__ = kind
+    return module
 
 
 def pruned_class(stock: type[nn.Module]) -> type[nn.Module]:

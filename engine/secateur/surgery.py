@@ -45,12 +45,36 @@ def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
 def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """The pruned model before its weights are gathered: what is cut is on the meta device, all else shares the model's memory.
     Frozen, in eval mode."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    shared |= {id(buffer): buffer for buffer in model.buffers()}
-    copied = copy.deepcopy(model, shared)
+    copied: nn.Module = replica(model, {})
+    configs: dict[int, Any] = {}
+    for module in copied.modules():
+        for name in {"config", "generation_config"} & vars(module).keys():
+            config = vars(module)[name]
+            setattr(module, name, configs.setdefault(id(config), copy.deepcopy(config)))
     whole = {n: model.get_parameter(cut.source).detach() for n, cut in rebuild.cuts.items() if cut.blocks is None}
     _carry_out_(copied, rebuild, whole | rebuild.made)
-    return copied.requires_grad_(False).eval()
+    return copied.eval().requires_grad_(False)
+
+
+def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], made: dict[nn.Module | Tensor, Any] | None = None) -> Any:
+    """The module with modules and frozen parameters of its own, which hold the given tensors, or share the memory of the
+    module's. `copy.deepcopy` does the same, twenty times slower. made: what of it is there already."""
+    made = {} if made is None else made
+    if module in made:
+        return made[module]
+    copied = made[module] = module.__new__(type(module))
+    vars(copied).update(
+        {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
+    )
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            if parameter not in made:
+                made[parameter] = nn.Parameter(tensors.get(parameter, parameter).detach(), requires_grad=False)
+            copied._parameters[name] = made[parameter]
+    for name, child in module._modules.items():
+        if child is not None:
+            copied._modules[name] = replica(child, tensors, made)
+    return copied
 
 
 def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
