@@ -67,7 +67,7 @@ def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
 
 
 def eager(model: nn.Module) -> None:
-    """Attention by matrix products, which are counted one by one on every device; each stack of a T5 has a config of its own."""
+    """Attention by matrix products, which are counted one by one on every device. Each stack of a T5 has its own config."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.set_attn_implementation("eager")
