@@ -13,7 +13,7 @@ import secateur
 DOCUMENTED = [
     *["TextToText", "SequenceClassification", "TokenClassification", "CausalLM", "GradientActivation"],
     *["attribute", "plan", "prune", "prune_", "save", "load", "benchmark", "sites", "evaluate"],
-    *["Scores", "Plan", "TaskPlans", "Site", "InputError", "verify", "factorise", "cost"],
+    *["Scores", "Plan", "TaskPlans", "Site", "InputError", "verify", "factorise", "recover_", "cost"],
 ]
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.factorisation import factorise
     from secateur.gates import masked
     from secateur.planning import Plan, plan
+    from secateur.recovery import recover_
     from secateur.routing import TaskPlans
     from secateur.scores import Scores
     from secateur.site import Site
@@ -56,6 +57,7 @@ _HOMES = {
     "plan": "secateur.planning",
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",
+    "recover_": "secateur.recovery",
     "save": "secateur.export",
     "sites": "secateur.discovery",
     "sweep": "secateur.sweeping",
@@ -86,6 +88,7 @@ __all__ = [
     "plan",
     "prune",
     "prune_",
+    "recover_",
     "save",
     "sites",
     "sweep",

@@ -15,7 +15,6 @@ from secateur.families import branches
 from secateur.gates import observed
 from secateur.site import Attention, Branch, Port, Site
 from secateur.tasks import Batch, Task
-from secateur.tasks.base import IGNORED
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,7 @@ class TokenSums(Scorer):
         of_source = (
             isinstance(branch, Attention) and branch.kind == "cross_attention" and port.path in (branch.key, branch.value)
         )
-        if branch.stack == "decoder" and self._has_encoder and not of_source:
-            return batch.labels != IGNORED
-        return batch.inputs["attention_mask"].bool()
+        return batch.real(target=branch.stack == "decoder" and self._has_encoder and not of_source)
 
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:

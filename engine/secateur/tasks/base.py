@@ -42,6 +42,10 @@ class Batch:
     rows: list[int]
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def real(self, *, target: bool) -> Tensor:
+        """Which tokens [B, T] are no padding: of the target, over which a decoder runs that has an encoder, or of the input."""
+        return self.labels != IGNORED if target else self.inputs["attention_mask"].bool()
+
     def take(self, rows: Tensor) -> Batch:
         """The batch of the given rows (int64 [n]), which may repeat."""
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}

@@ -1,0 +1,159 @@
+"""Recovery: exact where it can be, never worse on the examples, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from models import ALL, CASES, Case
+from torch import Tensor, nn
+
+import secateur
+from secateur import InputError
+from secateur.discovery import branches_of
+from secateur.planning import Plan
+from secateur.site import FeedForward
+
+ONE_EACH = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
+
+
+def halves(model: nn.Module) -> Plan:
+    """Of every FFN, all but the last half of the neurons."""
+    sites = tuple(secateur.sites(model, select="ffn"))
+    kept = {site.name: torch.arange(site.units - site.units // 2) for site in sites}
+    return Plan(kept, sites, secateur.discovery.fingerprint(model), {})
+
+
+def feed_forwards(model: nn.Module) -> list[FeedForward]:
+    found = branches_of(model, secateur.sites(model, select="ffn")).values()
+    return [branch for branch in found if isinstance(branch, FeedForward)]
+
+
+def logits(case: Case, model: nn.Module) -> Tensor:
+    (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
+    with torch.no_grad():
+        found = case.task.logits(model.eval(), batch)
+    return found[batch.labels != -100]
+
+
+def random_plan(model: nn.Module, case: Case, unit: str) -> Plan:
+    scores = secateur.attribute(model, case.task, case.examples, unit=unit)  # type: ignore[arg-type]
+    return secateur.plan(scores, keep=0.5)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
+    """The last half of each FFN's neurons computes what the first half does: the fit finds the sums of their weights."""
+    model = case.model(torch.float64)
+    with torch.no_grad():
+        for branch in feed_forwards(model):
+            for path in branch.inputs:
+                for parameter in model.get_submodule(path).parameters():
+                    parameter[-(branch.width // 2) :] = parameter[: branch.width // 2]
+    pruned = secateur.prune(model, halves(model))
+    wanted, before = logits(case, model), logits(case, pruned)
+    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    after = logits(case, pruned)
+    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
+    assert float((after - wanted).norm() / wanted.norm()) < 1e-4
+    assert all(refit.after <= 1e-8 for refit in refits if "ffn" in refit.branch)
+
+
+@pytest.mark.parametrize("method", ["bias", "least_squares"])
+def test_exact_where_removed_neurons_are_constant(method: str) -> None:
+    case = CASES["bert-sequence"]
+    model = case.model(torch.float64)
+    with torch.no_grad():
+        for branch in feed_forwards(model):
+            layer = model.get_submodule(branch.inputs[0])
+            layer.get_parameter("weight")[-(branch.width // 2) :] = 0
+            layer.get_parameter("bias")[-(branch.width // 2) :] = 1
+    pruned = secateur.prune(model, halves(model))
+    wanted, before = logits(case, model), logits(case, pruned)
+    secateur.recover_(pruned, model, case.task, case.examples, method=method)  # type: ignore[arg-type]
+    limit = 1e-10 if method == "bias" else 1e-4
+    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
+    assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < limit
+
+
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_no_branch_gets_worse(case: Case, unit: str) -> None:
+    model = case.model()
+    plan = random_plan(model, case, unit)
+    pruned = secateur.prune(model, plan)
+    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    assert [refit.branch for refit in refits] == [
+        b.name for b in dict.fromkeys(branches_of(model, secateur.sites(model)).values())
+    ]
+    assert all(refit.after <= refit.before for refit in refits)
+    assert sum(refit.after for refit in refits) < 0.9 * sum(refit.before for refit in refits)
+    again = secateur.prune(model, plan)
+    assert secateur.recover_(again, model, case.task, case.examples) == refits
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, pruned.get_parameter(name))
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_half_precision_one_example_and_repeated_ones(case: Case) -> None:
+    """Fewer tokens than channels: the second moments are singular."""
+    model = case.model(torch.bfloat16)
+    plan = random_plan(model, case, "head")
+    for examples in (case.examples[:1], [case.examples[0]] * 6):
+        pruned = secateur.prune(model, plan)
+        refits = secateur.recover_(pruned, model, case.task, examples)
+        assert all(0 <= refit.after <= refit.before for refit in refits)
+        assert all(bool(parameter.isfinite().all()) for parameter in pruned.parameters())
+        assert all(parameter.dtype == torch.bfloat16 for parameter in pruned.parameters())
+
+
+def test_a_whole_model_stays_as_it_is() -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    same = copy.deepcopy(model)
+    refits = secateur.recover_(same, model, case.task, case.examples)
+    assert all(refit.before < 1e-10 for refit in refits)
+    torch.testing.assert_close(logits(case, same), logits(case, model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_nothing_else_changes(case: Case) -> None:
+    model = case.model().train()
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    pruned = secateur.prune(model, random_plan(model, case, "head"))
+    outputs = {f"{branch.output}" for branch in branches_of(model, secateur.sites(model)).values()}
+    others = {n: p.clone() for n, p in pruned.named_parameters() if n.rpartition(".")[0] not in outputs}
+    secateur.recover_(pruned, model, case.task, case.examples)
+    for name, weight in weights.items():
+        assert torch.equal(model.get_parameter(name), weight)
+    for name, weight in others.items():
+        assert torch.equal(pruned.get_parameter(name), weight)
+    for each in (model, pruned):
+        assert all(module.training for module in each.modules())
+        assert all(parameter.requires_grad for parameter in each.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in each.modules())
+        assert not any("forward" in vars(module) for module in each.modules())
+
+
+def test_a_recovered_model_is_saved_and_loaded(tmp_path: Path) -> None:
+    case = CASES["llama"]
+    model = case.model()
+    pruned = secateur.prune(model, random_plan(model, case, "channel"))
+    secateur.recover_(pruned, model, case.task, case.examples)
+    secateur.save(pruned, tmp_path / "out")
+    assert torch.equal(logits(case, secateur.load(tmp_path / "out")), logits(case, pruned))
+
+
+def test_bad_input() -> None:
+    case, other = CASES["t5-gated"], CASES["llama"]
+    model = case.model()
+    with pytest.raises(InputError, match=r"^method: expected one of bias, least_squares, got 'lasso'"):
+        secateur.recover_(model, model, case.task, case.examples, method="lasso")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^method: expected least_squares for T5ForConditional.*, which has no biases"):
+        secateur.recover_(model, model, case.task, case.examples, method="bias")
+    with pytest.raises(InputError, match=r"^pruned: expected a model pruned from the dense one, got one with other branches"):
+        secateur.recover_(other.model(), model, case.task, case.examples)
+    with pytest.raises(InputError, match=r"^pruned: expected a plain linear layer at .*, got LowRankLinear"):
+        secateur.recover_(secateur.factorise(model, 0.9), model, case.task, case.examples)
