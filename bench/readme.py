@@ -16,7 +16,7 @@ from tables import ROOT, markdown, result
 
 def main() -> None:
     integrated_plot()
-    fill(ROOT / "README.md", demo, quality, integrated_speed, integrated_nodes, worth, speed, routing, tree)
+    fill(ROOT / "README.md", demo, quality, integrated_speed, integrated_nodes, worth, recovery, speed, routing, tree)
     fill(PAGE, reproduction)
 
 
@@ -129,6 +129,36 @@ def worth() -> str:
         f"Each task, means of the draws ({' / '.join(criteria)}):\n\n"
         f"{markdown(('task', 'pruned', *(f'keep {keep}' for keep in keeps)), by_task)}\n\n"
         f"Scoring took {' / '.join(f'{seconds[c]:.1f}' for c in criteria)} s a draw on one thread, beside another such run."
+    )
+
+
+def recovery() -> str:
+    """Mean over all tasks with and without recovery, and each task at half of the units."""
+    found = result("recovery")
+    keeps, tasks = found["keeps"], list(dict.fromkeys(row["task"] for row in found["rows"]))
+    units = {"head": "neurons and heads", "channel": "neurons and channels (as many in each head)"}
+
+    def mean(unit: str, keep: float, name: str) -> float:
+        return statistics.mean(row[name] for row in found["rows"] if row["unit"] == unit and row["keep"] == keep)
+
+    rows = [
+        (units[unit], how, *(f"{mean(unit, keep, how):.3f}" for keep in keeps))
+        for unit in units
+        for how in ("plain", "recovered")
+    ]
+    by_task = []
+    for task in tasks:
+        of_task = {(row["unit"], row["keep"]): row for row in found["rows"] if row["task"] == task}
+        cells = [f"{row['plain']:.3f} / {row['recovered']:.3f}" for (_, keep), row in of_task.items() if keep != max(keeps)]
+        by_task.append((task, f"{of_task['head', max(keeps)]['dense']:.3f}", *cells))
+    dense = statistics.mean({row["task"]: row["dense"] for row in found["rows"]}.values())
+    seconds = statistics.mean(row["seconds"] for row in found["rows"])
+    low = [f"{unit}s, keep {keep}" for unit in units for keep in keeps if keep != max(keeps)]
+    return (
+        f"Mean over the {len(tasks)} built-in tasks (dense {dense:.3f}) with the share of units kept; {found['examples']} "
+        f"examples to score and to refit on, {found['tested']} to test on; a recovery took {seconds:.1f} s on one thread, beside "
+        f"another run.\n\n{markdown(('removed from', 'out-projections', *(f'keep {keep}' for keep in keeps)), rows)}\n\n"
+        f"Each task, plain / recovered:\n\n{markdown(('task', 'dense', *low), by_task)}"
     )
 
 

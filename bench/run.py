@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery]
 """
 
 from __future__ import annotations
@@ -58,12 +58,19 @@ def task_plans() -> dict[str, Any]:
     return routing()
 
 
+def recovery() -> dict[str, Any]:
+    from recovery import compare_recovery
+
+    return compare_recovery()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
     "integrated": integrated_gradients,
     "worth": worth,
     "routing": task_plans,
+    "recovery": recovery,
 }
 
 

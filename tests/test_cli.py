@@ -72,6 +72,27 @@ def test_each_step_alone(run: Run) -> None:
     assert json.loads(Path("d/secateur.json").read_text())["labels"] == ["bad", "good"]
 
 
+def test_prune_recovers(run: Run) -> None:
+    common = "prune builtin --data train.jsonl --eval test.jsonl --keep 0.4 --batch-sizes 1 --lengths 8"
+    result = run(f"{common} --recover least-squares --out d --json")
+    assert result.code == 0
+    refits = result.document["recovery"]
+    assert isinstance(refits, list)
+    assert len(refits) == 17
+    assert sum(refit["after"] for refit in refits) < 0.5 * sum(refit["before"] for refit in refits)
+    # What is evaluated is what is written, in the dtype that it is stored in.
+    evaluated = run("evaluate d --data test.jsonl --json").document
+    assert evaluated["value"] == result.document["evaluation"]["pruned"]["value"]  # type: ignore[index]
+    unlabeled = run(f"{common} --recover least-squares --unlabeled --labels bad,good --out u")
+    assert unlabeled.code == 0
+    assert "recovery: the branches' outputs were " in unlabeled.out
+    for method, message in (("bias", "method: expected least_squares for T5For"), ("best", "recover: expected none, ")):
+        refused = run(f"{common} --recover {method} --out n")
+        assert refused.code == 2
+        assert refused.errors[-1].startswith(f"secateur: {message}")
+        assert not Path("n").exists()
+
+
 def test_a_backend_is_named(run: Run) -> None:
     assert run("attribute builtin --data train.jsonl --out s.safetensors --backend reference").code == 0
     result = run("attribute builtin --data train.jsonl --out t.safetensors --backend cuda")

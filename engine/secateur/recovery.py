@@ -47,6 +47,7 @@ def recover_(
     examples: Examples,
     *,
     method: Method = "least_squares",
+    unlabeled: bool = False,
     max_tokens: int = 4096,
 ) -> list[Refit]:
     """Refits the out-projections of a pruned model in place, so that each branch gives what it gives in the dense model.
@@ -58,7 +59,8 @@ def recover_(
     convolutions). "bias": the mean of y - W_kept h is added to the bias. Biases are fitted where there are some; an
     architecture without (T5, Llama) gets none, and "bias" raises InputError there.
     No branch gets worse on the examples: where the fit would be, it is left as it is. Sums are float64.
-    model: the dense one, untouched. examples, max_tokens: as in `attribute`; examples without targets are run with all labels.
+    model: the dense one, untouched; its branches' outputs for all examples are held in memory. examples, max_tokens: as in
+    `attribute`. unlabeled: examples need no targets and are run with all candidate labels.
     Raises InputError: unusable examples, a pruned model of another architecture, out-projections of other classes.
     """
     if method not in get_args(Method):
@@ -69,8 +71,9 @@ def recover_(
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
     if method == "bias" and not any(layer.bias is not None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
-    rows = read_examples(examples, task.columns)
-    batches = list(task.batches(task.items(model, rows), model_device(model), max_tokens))
+    rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)
+    items = task.items(model, rows, all_labels=unlabeled)
+    batches = list(task.batches(items, model_device(model), max_tokens))
     has_encoder = any(branch.stack == "encoder" for branch in found)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
@@ -199,7 +202,7 @@ class _Moments:
         found = (weight @ inputs * weight).sum() - 2 * (weight * crossed).sum() + size
         if bias is not None:
             found += self.tokens * bias.square().sum() + 2 * (bias * (weight @ h - y)).sum()
-        return float(found)
+        return max(0.0, float(found))  # Rounding can leave less than nothing.
 
     def bias(self, weight: Tensor) -> Tensor:
         """The best bias for a weight: the mean of y - W h."""
@@ -229,7 +232,7 @@ def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, me
     if method == "least_squares":
         tried = fitted.fits(weight, RIDGES, bias is not None)
         errors = [held_out.error(each, None if bias is None else fitted.bias(each)) for each in tried]
-        ridge = RIDGES[min(range(len(errors)), key=lambda k: errors[k])]
+        _, ridge = min(zip(errors, RIDGES, strict=True), key=lambda pair: (pair[0], -pair[1]))
         (found,) = whole.fits(weight, [ridge], bias is not None)
     found = found.to(layer.weight.dtype)
     moved = None if bias is None else whole.bias(found.double()).to(layer.weight.dtype)

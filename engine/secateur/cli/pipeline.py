@@ -18,6 +18,7 @@ from secateur.cost import parameters
 from secateur.data import Example
 from secateur.planning import Plan
 from secateur.plots import benchmark_plot
+from secateur.recovery import Method, Refit
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import model_device
 from secateur.verification import VerificationError
@@ -35,15 +36,17 @@ def prune_folder(
     rows: Sequence[Example],
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
+    recover: Method | None = None,
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """Carries a plan out, checks it, and writes the folder: the model in the dtype that it was stored in, its tokenizer,
-    plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
+    """Carries a plan out, checks it, recovers what it took if asked to, and writes the folder: the model in the dtype that it was
+    stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
     model = loaded.model
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
     verification = secateur.verify(model, pruned, plan, task, _some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
+    refits = [] if recover is None else _recovered(loaded, task, pruned, rows, recover)
     metrics = {}
     if held_out is not None:
         output.say(f"evaluating on {len(held_out)} examples")
@@ -53,6 +56,7 @@ def prune_folder(
     document = {
         "plan": plan.budget,
         "verification": verification.to_json(),
+        "recovery": [refit.to_json() for refit in refits],
         "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
         "parameters": {"dense": parameters(model), "pruned": parameters(pruned)},
         "benchmark": report.to_json(),
@@ -66,6 +70,7 @@ def prune_folder(
         output.comparison(compared),
         output.timings_table(report),
         *report.notes,
+        *_improvement(refits),
         str(verification),
         f"written to {out}",
     ]
@@ -75,7 +80,7 @@ def prune_folder(
 def write_folder(
     loaded: inputs.Loaded, task: Task, plan: Plan, pruned: nn.Module, out: Path, document: dict[str, Any], report: Report
 ) -> None:
-    """The model folder with its plan, report and plot. The weights are those of the dense model, so its dtype loses nothing."""
+    """The model folder with its plan, report and plot."""
     extra: dict[str, str | bytes] = {
         inputs.TASK_FILE: inputs.remember(loaded, task),
         "plan.json": plan.dumps(),
@@ -83,6 +88,21 @@ def write_folder(
         "benchmark.png": benchmark_plot(report, "dense against pruned"),
     }
     secateur.save(pruned.to(loaded.stored), out, tokenizer=loaded.tokenizer, extra=extra)
+
+
+def _recovered(loaded: inputs.Loaded, task: Task, pruned: nn.Module, rows: Sequence[Example], method: Method) -> list[Refit]:
+    output.say(f"recovering on {len(rows)} examples")
+    computed = next(pruned.parameters()).dtype
+    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=task.columns[-1] not in rows[0])
+    pruned.to(loaded.stored).to(computed)  # What is evaluated is what is written. Other weights lose nothing by it.
+    return refits
+
+
+def _improvement(refits: Sequence[Refit]) -> list[str]:
+    if not refits:
+        return []
+    before, after = (sum(getattr(refit, name) for refit in refits) / len(refits) for name in ("before", "after"))
+    return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]
 
 
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:

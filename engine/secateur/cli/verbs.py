@@ -19,6 +19,7 @@ from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
 from secateur.planning import Plan, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
+from secateur.recovery import Method
 from secateur.scores import Scores
 from secateur.sweeping import sweep, to_csv
 from secateur_kernels.backend import Backend
@@ -215,6 +216,7 @@ def prune(
     max_length: MaxLength = None,
     align: Align = "1",
     per_head: PerHead = False,
+    recover: Annotated[str, typer.Option(help="Refit the out-projections: none, least-squares or bias.")] = "none",
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
     device: Device = "auto",
@@ -231,6 +233,9 @@ def prune(
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
+    if recover not in ("none", "bias", "least-squares"):
+        raise InputError(f"recover: expected none, least-squares or bias, got {recover!r}")
+    refit = None if recover == "none" else cast(Method, recover.replace("-", "_"))
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
@@ -244,7 +249,7 @@ def prune(
             progress=output.batch_progress,
         )  # fmt: skip
         given = secateur.plan(scores, **budget, align=_align(align, loaded.device), per_head=per_head)
-    document, shown = prune_folder(loaded, job, given, out, rows=rows, held_out=held_out, shapes=shapes)
+    document, shown = prune_folder(loaded, job, given, out, rows=rows, held_out=held_out, shapes=shapes, recover=refit)
     output.emit(document, as_json, *shown)
 
 

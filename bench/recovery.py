@@ -1,0 +1,45 @@
+"""Accuracy after pruning the built-in model, with and without the recovery of what was lost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, get_args
+
+import torch
+
+import secateur
+from secateur import builtin
+from secateur.benchmarking import environment
+from secateur.site import AttentionUnit
+
+KEEPS = (0.7, 0.5, 0.3)
+
+
+def compare_recovery(examples: int = 300, tested: int = 500) -> dict[str, Any]:
+    """By task, unit of attention (channels: as many in each head) and rate; the same examples to score on and to refit on."""
+    torch.set_num_threads(1)
+    model, tokenizer = builtin.load()
+    rows = []
+    for name in builtin.tasks():
+        calibration, test = builtin.examples(name)[:examples], builtin.examples(f"{name}.test")[:tested]
+        targets = sorted({row["target"] for row in calibration})
+        task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
+        dense = secateur.evaluate(model, task, test)
+        for unit in get_args(AttentionUnit):
+            scores = secateur.attribute(model, task, calibration, unit=unit)
+            for keep in KEEPS:
+                plan = secateur.plan(scores, keep=keep, per_head=unit == "channel")
+                pruned = secateur.prune(model, plan)
+                plain = secateur.evaluate(pruned, task, test).value
+                start = time.perf_counter()
+                refits = secateur.recover_(pruned, model, task, calibration)
+                row = {
+                    "task": name, "metric": dense.metric, "dense": dense.value, "unit": unit, "keep": keep,
+                    "flops": plan.budget["remaining"]["flops"], "seconds": round(time.perf_counter() - start, 2),
+                    "plain": plain, "recovered": secateur.evaluate(pruned, task, test).value,
+                    "before": sum(refit.before for refit in refits) / len(refits),
+                    "after": sum(refit.after for refit in refits) / len(refits),
+                }  # fmt: skip
+                rows.append(row)
+                print(row, flush=True)
+    return {"environment": environment(model), "examples": examples, "tested": tested, "keeps": KEEPS, "rows": rows}
