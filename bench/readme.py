@@ -153,11 +153,12 @@ def recovery() -> str:
         by_task.append((task, f"{of_task['head', max(keeps)]['dense']:.3f}", *cells))
     dense = statistics.mean({row["task"]: row["dense"] for row in found["rows"]}.values())
     seconds = statistics.mean(row["seconds"] for row in found["rows"])
+    head = ("removed from", "out-projections", *(f"keep {keep}" for keep in keeps))
     low = [f"{unit}s, keep {keep}" for unit in units for keep in keeps if keep != max(keeps)]
     return (
         f"Mean over the {len(tasks)} built-in tasks (dense {dense:.3f}) with the share of units kept; {found['examples']} "
-        f"examples to score and to refit on, {found['tested']} to test on; a recovery took {seconds:.1f} s on one thread, beside "
-        f"another run.\n\n{markdown(('removed from', 'out-projections', *(f'keep {keep}' for keep in keeps)), rows)}\n\n"
+        f"examples to score and to refit on, {found['tested']} to test on; a recovery took {seconds:.1f} s on one thread, "
+        f"beside another process.\n\n{markdown(head, rows)}\n\n"
         f"Each task, plain / recovered:\n\n{markdown(('task', 'dense', *low), by_task)}"
     )
 

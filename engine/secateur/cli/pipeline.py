@@ -38,8 +38,8 @@ def prune_folder(
     shapes: tuple[Sequence[int], Sequence[int]],
     recover: Method | None = None,
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """Carries a plan out, checks it, recovers what it took if asked to, and writes the folder: the model in the dtype that it was
-    stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
+    """Carries a plan out, checks it, recovers what it took if asked to, and writes the folder: the model in the dtype that it
+    was stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
     model = loaded.model
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
