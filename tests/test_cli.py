@@ -74,7 +74,7 @@ def test_each_step_alone(run: Run) -> None:
 
 def test_prune_recovers(run: Run) -> None:
     common = "prune builtin --data train.jsonl --eval test.jsonl --keep 0.4 --batch-sizes 1 --lengths 8"
-    result = run(f"{common} --recover least-squares --out d --json")
+    result = run(f"{common} --out d --json")
     assert result.code == 0
     refits = result.document["recovery"]
     assert isinstance(refits, list)
@@ -83,10 +83,13 @@ def test_prune_recovers(run: Run) -> None:
     # What is evaluated is what is written, in the dtype that it is stored in.
     evaluated = run("evaluate d --data test.jsonl --json").document
     assert evaluated["value"] == result.document["evaluation"]["pruned"]["value"]  # type: ignore[index]
-    unlabeled = run(f"{common} --recover least-squares --unlabeled --labels bad,good --out u")
+    unlabeled = run(f"{common} --unlabeled --labels bad,good --out u")
     assert unlabeled.code == 0
     assert "recovery: the branches' outputs were " in unlabeled.out
-    for method, message in (("bias", "method: expected least_squares for T5For"), ("best", "recover: expected none, ")):
+    for method, message in (
+        ("bias", "method: expected least_squares for T5For"),
+        ("best", "recover: expected least-squares, bias or none, "),
+    ):
         refused = run(f"{common} --recover {method} --out n")
         assert refused.code == 2
         assert refused.errors[-1].startswith(f"secateur: {message}")
@@ -108,7 +111,9 @@ def test_prune_is_the_library_step_by_step(run: Run) -> None:
     task = secateur.TextToText(tokenizer, labels=["bad", "good"])
     plan = secateur.plan(secateur.attribute(model, task, "train.jsonl"), keep=0.6)
     assert {k: v.tolist() for k, v in secateur.Plan.load("d/plan.json").items()} == {k: v.tolist() for k, v in plan.items()}
-    evaluation = secateur.evaluate(secateur.prune(model, plan), task, "test.jsonl")
+    pruned = secateur.prune(model, plan)
+    secateur.recover_(pruned, model, task, "train.jsonl")
+    evaluation = secateur.evaluate(pruned.half().float(), task, "test.jsonl")  # As it is stored.
     assert result.document["evaluation"]["pruned"] == evaluation.to_json()
     assert json.loads(Path("d/report.json").read_text()) == result.document
 

@@ -18,6 +18,8 @@ from secateur.scores import Scores
 from secateur.surgery import prune
 from secateur.tasks import Evaluation, Task
 
+Recovery = Callable[[nn.Module], object]
+
 
 @dataclass(frozen=True)
 class Point:
@@ -48,17 +50,20 @@ def sweep(
     *,
     align: int = 1,
     per_head: bool = False,
+    recovery: Recovery | None = None,
     progress: Callable[[Iterable[float], int], Iterable[float]] | None = None,
 ) -> list[Point]:
     """Prunes at each rate, evaluates on the examples and times one batch, interleaved with the dense model.
 
-    The first point is the dense model.
+    recovery: refits each pruned model. The first point is the dense model.
     """
     rows = read_examples(examples, task.columns)
     dense = evaluate(model, task, rows)
     points: list[Point] = []
     for keep in progress(keeps, len(keeps)) if progress else keeps:
         pruned = prune(model, plan(scores, keep=keep, align=align, per_head=per_head))
+        if recovery is not None:
+            recovery(pruned)
         result = evaluate(pruned, task, rows)
         report = benchmark(model, pruned, [batch])
         (timing,) = report.timings

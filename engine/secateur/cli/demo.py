@@ -21,6 +21,7 @@ from secateur.sweeping import sweep, to_csv
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 BATCH_SIZE, LENGTH = 32, 64
+REFITTED = 300  # Examples that the out-projections are refitted on.
 
 
 def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[str, Any], list[Table | str]]:
@@ -35,11 +36,15 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         task = inputs.make_task(loaded, "auto", rows, None)
         scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])
-        points = sweep(loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress)
+        points = sweep(
+            loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress,
+            recovery=lambda pruned: secateur.recover_(pruned, loaded.model, task, rows[:REFITTED]),
+        )  # fmt: skip
         plan = secateur.plan(scores, keep=keep, per_head=True)
         report, shown = prune_folder(
-            loaded, task, plan, folder / "model", rows=rows, held_out=held_out, shapes=([1, 8, BATCH_SIZE], [LENGTH])
-        )
+            loaded, task, plan, folder / "model", rows=rows[:REFITTED], held_out=held_out,
+            shapes=([1, 8, BATCH_SIZE], [LENGTH]), recover="least_squares",
+        )  # fmt: skip
         document = {
             "task": name,
             "unit": unit,
@@ -50,11 +55,11 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         scores.save(folder / "scores.safetensors")
         (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.csv").write_text(to_csv(points))
-        (folder / "sweep.png").write_bytes(sweep_plot(points, f"built-in T5 pruned for {name!r}, no retraining"))
+        (folder / "sweep.png").write_bytes(sweep_plot(points, f"built-in T5 pruned for {name!r}, out-projections refitted"))
     kind = f"labels {', '.join(task.labels)}" if task.labels else "open targets"
     head = (
-        f"Task {name!r} ({kind}): {len(rows)} examples to score on, {len(held_out)} to test on. Neurons and attention {unit}s "
-        f"are pruned at every layer; batch {BATCH_SIZE} x {LENGTH}"
+        f"Task {name!r} ({kind}): {len(rows)} examples to score on, {REFITTED} of them to refit on, {len(held_out)} to test "
+        f"on. Neurons and attention {unit}s are pruned at every layer; batch {BATCH_SIZE} x {LENGTH}"
     )
     return document, [
         head,

@@ -83,6 +83,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
+Recover = Annotated[str, typer.Option(help="Refit the out-projections after pruning: least-squares, bias (alone) or none.")]
 Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
 Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
 Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
@@ -216,7 +217,7 @@ def prune(
     max_length: MaxLength = None,
     align: Align = "1",
     per_head: PerHead = False,
-    recover: Annotated[str, typer.Option(help="Refit the out-projections: none, least-squares or bias.")] = "none",
+    recover: Recover = "least-squares",
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
     device: Device = "auto",
@@ -233,9 +234,7 @@ def prune(
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
-    if recover not in ("none", "bias", "least-squares"):
-        raise InputError(f"recover: expected none, least-squares or bias, got {recover!r}")
-    refit = None if recover == "none" else cast(Method, recover.replace("-", "_"))
+    refit = _method(recover)
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
@@ -327,6 +326,7 @@ def sweep_(
     max_length: MaxLength = None,
     align: Align = "1",
     per_head: PerHead = False,
+    recover: Recover = "least-squares",
     batch_size: Annotated[int, typer.Option(help="Of the timed batch.", min=1)] = 32,
     length: Annotated[int, typer.Option(help="Tokens of the timed batch.", min=1)] = 64,
     device: Device = "auto",
@@ -337,6 +337,7 @@ def sweep_(
     """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
     _threads(threads)
     require_absent(out)
+    refit = _method(recover)
     rates = inputs.numbers(keeps, "keeps", float)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
@@ -352,6 +353,9 @@ def sweep_(
     points = sweep(
         loaded.model, job, scores, held_out, rates, batch, align=_align(align, loaded.device), per_head=per_head,
         progress=output.step_progress,
+        recovery=None if refit is None else lambda pruned: secateur.recover_(
+            pruned, loaded.model, job, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
+        ),
     )  # fmt: skip
     document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}
     with new_folder(out) as folder:
@@ -360,6 +364,12 @@ def sweep_(
         (folder / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.png").write_bytes(sweep_plot(points, f"{model}: {scores.criterion['criterion']}"))
     output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")
+
+
+def _method(name: str) -> Method | None:
+    if name not in ("least-squares", "bias", "none"):
+        raise InputError(f"recover: expected least-squares, bias or none, got {name!r}")
+    return None if name == "none" else cast(Method, name.replace("-", "_"))
 
 
 def _align(value: str, device: str) -> int:
