@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
+from jobs import jobs
 
 import secateur
 from secateur import builtin
@@ -28,11 +30,9 @@ def compare_criteria(examples: int = 300, tested: int = 500) -> dict[str, Any]:
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     rows = []
-    for name in builtin.tasks():
-        calibration, test = builtin.examples(name)[:examples], builtin.examples(f"{name}.test")[:tested]
-        targets = sorted({row["target"] for row in calibration})
-        task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
-        majority = max(sum(row["target"] == target for row in test) for target in targets) / len(test)
+    for job in jobs(tokenizer, examples, tested):
+        name, task, calibration, test = job.name, job.task, job.calibration, job.test
+        majority = max(Counter(row["target"] for row in test).values()) / len(test)
         dense = secateur.evaluate(model, task, test)
         for units, (unit, select) in UNITS.items():
             for setting, criterion in SETTINGS.items():

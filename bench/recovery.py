@@ -6,6 +6,7 @@ import time
 from typing import Any, get_args
 
 import torch
+from jobs import jobs
 
 import secateur
 from secateur import builtin
@@ -20,10 +21,8 @@ def compare_recovery(examples: int = 300, tested: int = 500) -> dict[str, Any]:
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     rows = []
-    for name in builtin.tasks():
-        calibration, test = builtin.examples(name)[:examples], builtin.examples(f"{name}.test")[:tested]
-        targets = sorted({row["target"] for row in calibration})
-        task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
+    for job in jobs(tokenizer, examples, tested):
+        name, task, calibration, test = job.name, job.task, job.calibration, job.test
         dense = secateur.evaluate(model, task, test)
         for unit in get_args(AttentionUnit):
             scores = secateur.attribute(model, task, calibration, unit=unit)
