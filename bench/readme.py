@@ -47,7 +47,8 @@ def demo() -> str:
     batch, proof = found["batch"], found["pruned"]["verification"]
     return (
         f"`make demo`: the built-in T5, scored on 1,000 examples of the task *{found['task']}*; neurons and attention channels "
-        "(the same number in each head) pruned at every layer, at several rates; "
+        "(the same number in each head) pruned at every layer, at several rates, and the out-projections refitted on "
+        f"{found['refitted']} of the examples; "
         f"accuracy on 1,000 test examples; FLOPs, latency and throughput of a batch of {batch['size']} x {batch['tokens']} "
         f"tokens on {about['device']}, {about['threads']} threads, torch {about['torch']}.\n\n{markdown(head, rows)}\n\n"
         f"The rebuilt model against the masked one: largest logit error {proof['error']:.1e}, where float32 rounding alone is "

@@ -48,6 +48,7 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         document = {
             "task": name,
             "unit": unit,
+            "refitted": REFITTED,
             "batch": {"size": BATCH_SIZE, "tokens": LENGTH},
             "sweep": [point.to_json() for point in points],
             "pruned": {**report, "out": str(out / "model")},
