@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,19 +58,32 @@ def lines(results: Results, settings: Settings, found: Sequence[Claim], images: 
             yield ""
             yield f"Accuracy with {RATE[stack]:.0%} of the {stack}'s units removed:"
             yield ""
-            yield from _table(results, settings, stack)
+            yield from _by_task(results, settings, stack)
+            yield ""
+            yield f"Mean accuracy over the tasks, against the share of the {stack}'s units removed:"
+            yield ""
+            yield from _by_rate(results, settings, stack)
     for name in settings.experiments:
         yield ""
         yield f"![{name}]({images}{name}.png)"
 
 
-def _table(results: Results, settings: Settings, stack: str) -> Iterator[str]:
+def _by_task(results: Results, settings: Settings, stack: str) -> Iterator[str]:
     yield f"| criterion | {' | '.join(settings.tasks)} | mean |"
     yield "|---|" + "--:|" * (len(settings.tasks) + 1)
     yield _line("dense", [results.dense(task) for task in settings.tasks])
     for criterion in settings.criteria:
         cells = [results.at(scored=t, tested=t, criterion=criterion, **{stack: RATE[stack]}) for t in settings.tasks]
         yield _line(criterion, [float("nan") if cell is None else cell.value for cell in cells])
+
+
+def _by_rate(results: Results, settings: Settings, stack: str) -> Iterator[str]:
+    yield f"| criterion | {' | '.join(map(str, settings.rates))} |"
+    yield "|---|" + "--:|" * len(settings.rates)
+    for criterion in settings.criteria:
+        curves = [dict(results.curve(stack, settings.rates, scored=t, tested=t, criterion=criterion)) for t in settings.tasks]
+        means = [statistics.mean(curve[rate].value for curve in curves) for rate in settings.rates]
+        yield f"| {criterion} | {' | '.join(f'{mean:.3f}' for mean in means)} |"
 
 
 def _line(name: str, values: Sequence[float]) -> str:
