@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import naive
@@ -288,6 +289,19 @@ def test_prune_in_place_is_prune(case: Case, unit: str, kind: str) -> None:
     ours, theirs = model.state_dict(), pruned.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_plan_that_names_a_site_of_another_model() -> None:
+    """As one edited by hand may."""
+    case = CASES["t5-gated"]
+    plan = uniform_plan(case, "head")
+    (first, *others) = plan.sites
+    stranger = replace(first, name="encoder.99.ffn")
+    kept = {stranger.name: plan[first.name], **{site.name: plan[site.name] for site in others}}
+    with pytest.raises(
+        secateur.InputError, match=r"^sites: expected sites of this model, such as 'encoder.0.*, got 'encoder.99.ffn'"
+    ):
+        secateur.prune(case.model(), Plan(kept, (stranger, *others), plan.fingerprint, plan.budget))
 
 
 @every_case

@@ -41,9 +41,14 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
-    """The branch that each site belongs to."""
-    found = branches(model)
-    return {site: found[site.name.removesuffix(".qk").removesuffix(".vo")] for site in chosen}
+    """The branch that each site belongs to. Raises InputError for a site that the model lacks."""
+    found, owners = branches(model), {}
+    for site in chosen:
+        name = site.name.removesuffix(".qk").removesuffix(".vo")
+        if name not in found:
+            raise InputError(f"sites: expected sites of this model, such as {next(iter(found))!r}, got {site.name!r}")
+        owners[site] = found[name]
+    return owners
 
 
 def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[Port, ...]]:
