@@ -118,7 +118,8 @@ def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_jso
 def criteria(as_json: Json = False) -> None:
     """How units can be scored: what --criterion takes, with its settings and their defaults."""
     found = [{"name": name, "summary": summary(name), "settings": asdict(make())} for name, make in PRESETS.items()]
-    output.emit({"criteria": found}, as_json, output.criteria_table(found))
+    low_rank = "svd scores no units: secateur.factorise gives layers of low rank, which `secateur reproduce ap` compares with"
+    output.emit({"criteria": found}, as_json, output.criteria_table(found), low_rank)
 
 
 @app.command()
