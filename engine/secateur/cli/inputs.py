@@ -145,6 +145,12 @@ def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
     return found
 
 
+def use_threads(threads: int | None) -> None:
+    """CPU threads from here on, if they were given."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def remember(loaded: Loaded, task: tasks.Task) -> str:
     """What a pruned folder keeps so that later commands need not be told the task again."""
     return json.dumps({"task": loaded.task, "labels": task.labels}, indent=1) + "\n"

@@ -93,7 +93,7 @@ def write_folder(
 def _recovered(loaded: inputs.Loaded, task: Task, pruned: nn.Module, rows: Sequence[Example], method: Method) -> list[Refit]:
     output.say(f"recovering on {len(rows)} examples")
     computed = next(pruned.parameters()).dtype
-    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=task.columns[-1] not in rows[0])
+    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=_unlabeled(task, rows))
     pruned.to(loaded.stored).to(computed)  # What is evaluated is what is written. Other weights lose nothing by it.
     return refits
 
@@ -105,7 +105,11 @@ def _improvement(refits: Sequence[Refit]) -> list[str]:
     return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]
 
 
+def _unlabeled(task: Task, rows: Sequence[Example]) -> bool:
+    return task.columns[-1] not in rows[0]
+
+
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
     """A few small batches of real examples, with all candidate labels where they have no targets."""
-    items = task.items(model, list(rows)[:64], all_labels=task.columns[-1] not in rows[0])
+    items = task.items(model, list(rows)[:64], all_labels=_unlabeled(task, rows))
     return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

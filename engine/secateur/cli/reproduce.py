@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from torch import nn
 
@@ -15,6 +14,7 @@ import secateur
 from secateur import builtin
 from secateur.benchmarking import environment
 from secateur.cli import inputs, output
+from secateur.cli.options import Device, Json, Threads, UnitOption
 from secateur.criteria import criterion_named
 from secateur.errors import InputError
 from secateur.reproduction import ap, glue, report
@@ -45,24 +45,24 @@ def ap_(
     tasks: Tasks = None,
     experiments: Experiments = None,
     criteria: Criteria = None,
-    unit: Annotated[str, typer.Option(help="What is removed from attention: head or channel.")] = "channel",
+    unit: UnitOption = "channel",
     examples: Annotated[int | None, typer.Option(help="Examples of a task to score on; paper: all.", min=2)] = None,
     tested: Annotated[int | None, typer.Option(help="Examples of a task to test on; paper: all.", min=2)] = None,
     sizes: Sizes = "10,100,1000",
     draws: Annotated[int, typer.Option(help="Draws of what is random.", min=1)] = 5,
     data_root: Root = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", min=1)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> None:
     """Attribution-based pruning (Yang et al. 2023): its six experiments, with its baselines and today's strong criteria."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    inputs.use_threads(threads)
     if preset not in ("builtin", "paper"):
         raise InputError(f"preset: expected builtin or paper, got {preset!r}")
     known, detailed, unseen = BUILTIN if preset == "builtin" else PAPER
     chosen = _among("tasks", tasks, known)
     found = _among("experiments", experiments, ap.EXPERIMENTS)
+    complete = set(unseen) <= set(chosen)
     loaded = inputs.load_model(model, task="text-to-text", device=device, dtype="auto")
     small = preset == "builtin"
     settings = ap.Settings(
@@ -70,8 +70,8 @@ def ap_(
         layers=_layers(loaded.model),
         tasks=chosen,
         detailed=tuple(task for task in detailed if task in chosen) or chosen[:1],
-        unseen=unseen if set(unseen) <= set(chosen) else (),
-        experiments=tuple(name for name in found if name != "unseen" or set(unseen) <= set(chosen)),
+        unseen=unseen if complete else (),
+        experiments=tuple(name for name in found if name != "unseen" or complete),
         criteria=ap.CRITERIA if criteria is None else _criteria(criteria),
         sizes=tuple(inputs.numbers(sizes, "sizes")),
         draws=draws,

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast
 
-import torch
 import typer
 
 import secateur
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.cli import inputs, output, reproduce
+from secateur.cli.options import Device, Json, Threads, UnitOption
 from secateur.cli.pipeline import prune_folder
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
@@ -55,7 +55,6 @@ Kind = Annotated[
     str | None, typer.Option("--task", help="text-to-text, sequence-classification, token-classification or causal-lm.")
 ]
 Labels = Annotated[str, typer.Option(help="Candidate labels between commas; 'open' for open targets; 'auto' from the data.")]
-UnitOption = Annotated[str, typer.Option("--unit", help="What is removed from attention: head or channel.")]
 Select = Annotated[
     str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")
 ]
@@ -79,10 +78,7 @@ Keep = Annotated[float | None, typer.Option(help="Share of units that stays at e
 Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
 Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
 PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
 Recover = Annotated[str, typer.Option(help="Refit the out-projections after pruning: least-squares, bias (alone) or none.")]
 Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
 Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
@@ -101,7 +97,7 @@ def demo(
     """The whole flow on the built-in model and data."""
     from secateur.cli.demo import run
 
-    _threads(threads)
+    inputs.use_threads(threads)
     document, shown = run(out, task, keep, inputs.unit(unit))
     output.emit(document, as_json, *shown)
 
@@ -146,7 +142,7 @@ def attribute(
     as_json: Json = False,
 ) -> None:
     """Score each unit by what it does for a task: writes scores (safetensors)."""
-    _threads(threads)
+    inputs.use_threads(threads)
     require_absent(out, "file")
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
@@ -227,7 +223,7 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
-    _threads(threads)
+    inputs.use_threads(threads)
     require_absent(out)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     budget = {"keep": keep, "flops": flops, "params": params}
@@ -268,7 +264,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """A model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
-    _threads(threads)
+    inputs.use_threads(threads)
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
@@ -292,7 +288,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Dense against pruned: latency and throughput over batch sizes and lengths, as ratios with their spread."""
-    _threads(threads)
+    inputs.use_threads(threads)
     if out is not None:
         require_absent(out)
     sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
@@ -336,7 +332,7 @@ def sweep_(
     as_json: Json = False,
 ) -> None:
     """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
-    _threads(threads)
+    inputs.use_threads(threads)
     require_absent(out)
     refit = _method(recover)
     rates = inputs.numbers(keeps, "keeps", float)
@@ -380,8 +376,3 @@ def _align(value: str, device: str) -> int:
     if not value.isdigit() or int(value) < 1:
         raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
     return int(value)
-
-
-def _threads(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)

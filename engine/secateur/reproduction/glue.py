@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,22 @@ from secateur.errors import InputError, first_line
 
 @dataclass(frozen=True)
 class DataSet:
-    """repository, subset: on the Hub. fields: column to the word before it. labels: by class number."""
+    """repository, subset: on the Hub. fields: its columns of text, each with its name before it. labels: by class number."""
 
     repository: str
     subset: str
-    fields: Mapping[str, str]
+    fields: tuple[str, ...]
     labels: tuple[str, ...]
 
 
 # As in the T5 paper (Raffel et al. 2020, arXiv 1910.10683, appendix D): the set's name first, and words as labels.
 SETS = {
-    "sst2": DataSet("nyu-mll/glue", "sst2", {"sentence": "sentence"}, ("negative", "positive")),
-    "mrpc": DataSet(
-        "nyu-mll/glue", "mrpc", {"sentence1": "sentence1", "sentence2": "sentence2"}, ("not_equivalent", "equivalent")
-    ),
-    "boolq": DataSet("aps/super_glue", "boolq", {"question": "question", "passage": "passage"}, ("False", "True")),
-    "qnli": DataSet("nyu-mll/glue", "qnli", {"question": "question", "sentence": "sentence"}, ("entailment", "not_entailment")),
-    "cb": DataSet(
-        "aps/super_glue", "cb", {"hypothesis": "hypothesis", "premise": "premise"}, ("entailment", "contradiction", "neutral")
-    ),
-    "rte": DataSet(
-        "nyu-mll/glue", "rte", {"sentence1": "sentence1", "sentence2": "sentence2"}, ("entailment", "not_entailment")
-    ),
+    "sst2": DataSet("nyu-mll/glue", "sst2", ("sentence",), ("negative", "positive")),
+    "mrpc": DataSet("nyu-mll/glue", "mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+    "boolq": DataSet("aps/super_glue", "boolq", ("question", "passage"), ("False", "True")),
+    "qnli": DataSet("nyu-mll/glue", "qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+    "cb": DataSet("aps/super_glue", "cb", ("hypothesis", "premise"), ("entailment", "contradiction", "neutral")),
+    "rte": DataSet("nyu-mll/glue", "rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
 }
 
 
@@ -50,7 +43,7 @@ def examples(name: str, split: str, root: Path | None = None) -> list[Example]:
     found = []
     for number, row in enumerate(_rows(known, name, split, root), start=1):
         try:
-            words = " ".join(f"{word}: {str(row[column]).strip()}" for column, word in known.fields.items())
+            words = " ".join(f"{column}: {str(row[column]).strip()}" for column in known.fields)
             target = known.labels[row["label"]] if row["label"] >= 0 else None
         except (KeyError, IndexError, TypeError) as error:
             wanted = f"{', '.join(known.fields)} and a label below {len(known.labels)}"
