@@ -19,7 +19,7 @@ from test_cli import Run, run  # noqa: F401
 from secateur import InputError
 from secateur.reproduction import claims as claims_of_paper
 from secateur.reproduction import glue
-from secateur.reproduction.ap import EXPERIMENTS, Cell, Settings, balanced, grid
+from secateur.reproduction.ap import EXPERIMENTS, Settings, balanced, grid
 from secateur.reproduction.figures import draw
 from secateur.reproduction.ledger import CELLS, Ledger
 from secateur.reproduction.results import Results
@@ -136,6 +136,7 @@ BAD = [
     ("--criteria ap,best", "criterion: expected one of "),
     ("--preset original", "preset: expected builtin or paper, got 'original'"),
     ("--preset paper --data-root nowhere", "data-root: no such file: 'nowhere/sst2/train'"),
+    ("--tasks movie --experiments unseen", "tasks: the experiment on unseen domains needs the tasks sentiment, movie, language"),
     ("--sizes 10,x", "sizes: expected numbers between commas, got '10,x'"),
     ("--tasks movie --sizes 5000 --experiments low-resource", "sizes: expected at most 1000, the examples of movie, got 5000"),
 ]
@@ -236,7 +237,3 @@ def test_draws_are_averaged_and_figures_are_drawn() -> None:
     drawn = draw(results, SETTINGS)
     assert set(drawn) == {f"{name}.png" for name in EXPERIMENTS}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
-
-
-def test_cells_are_their_own_keys() -> None:
-    assert Cell("a", "a", "ap", 0.1, 0.0) == Cell("a", "a", "ap", 0.1, 0.0, draw=0)

@@ -63,6 +63,11 @@ def ap_(
     chosen = _among("tasks", tasks, known)
     found = _among("experiments", experiments, ap.EXPERIMENTS)
     complete = set(unseen) <= set(chosen)
+    if not complete and "unseen" in found:
+        needed = f"the experiment on unseen domains needs the tasks {', '.join(unseen)}"
+        if experiments is not None:
+            raise InputError(f"tasks: {needed}, got {', '.join(chosen)}")
+        output.say(f"{needed}: left out")
     loaded = inputs.load_model(model, task="text-to-text", device=device, dtype="auto")
     small = preset == "builtin"
     settings = ap.Settings(
