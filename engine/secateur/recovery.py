@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from os.path import commonpath
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -15,11 +13,11 @@ from secateur.data import Examples, read_examples
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
-from secateur.integrated.replay import replaced
 from secateur.modeling import GatherLinear
-from secateur.site import Branch, Stack
+from secateur.site import Branch
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import model_device
+from secateur.walk import Walk
 
 Method = Literal["bias", "least_squares"]
 RIDGES = tuple(10.0**power for power in range(-9, 3))  # Of the mean eigenvalue of the inputs' second moments.
@@ -77,14 +75,13 @@ def recover_(
     has_encoder = any(branch.stack == "encoder" for branch in found)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
-        wanted = _outputs(model, task, batches, [branch.output for branch in found])
-        prefix = _Prefix(pruned, task, batches, found)
+        dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
         for branch, layer in layers.items():
             fitted, held_out = _Moments(), _Moments()
             for k, batch in enumerate(batches):
                 real = batch.real(target=branch.stack == "decoder" and has_encoder)
                 held = _held_out(batch, real, len(rows))
-                inputs, outputs = prefix.inputs(k, branch), wanted[branch.output][k]
+                inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, branch)[1]
                 for moments, which in ((fitted, real & ~held), (held_out, real & held)):
                     moments.add(inputs[which], outputs[which])
             refits.append(_refit(branch.name, layer, fitted, held_out, method))
@@ -98,78 +95,16 @@ def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
     return cast(nn.Linear, layer)
 
 
+def _read(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """What the layer's weight is multiplied with."""
+    return inputs.index_select(-1, layer.slots) if isinstance(layer, GatherLinear) else inputs
+
+
 def _held_out(batch: Batch, real: Tensor, examples: int) -> Tensor:
     """Every fifth example, or every fifth token where there are fewer examples: [B, T] or what expands to it."""
     if examples < _HELD_OUT:
         return torch.arange(real.shape[1], device=real.device).unsqueeze(0) % _HELD_OUT == _HELD_OUT - 1
     return torch.tensor(batch.rows, device=real.device).unsqueeze(1) % _HELD_OUT == _HELD_OUT - 1
-
-
-def _outputs(model: nn.Module, task: Task, batches: Sequence[Batch], paths: Sequence[str]) -> dict[str, list[Tensor]]:
-    """What the modules return for each batch."""
-    found: dict[str, list[Tensor]] = {path: [] for path in paths}
-    with ExitStack() as stack:
-        for path, kept in found.items():
-            handle = model.get_submodule(path).register_forward_hook(lambda m, a, output, kept=kept: kept.append(output))
-            stack.callback(handle.remove)
-        for batch in batches:
-            task.logits(model, batch)
-    return found
-
-
-class _Reached(Exception):
-    """The forward pass has come to where it is needed."""
-
-
-class _Prefix:
-    """Forward passes of batches up to a branch's out-projection. An encoder runs no more once its branches are done."""
-
-    def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch], found: Sequence[Branch]) -> None:
-        self._model, self._task, self._batches = model, task, batches
-        self._encoder = _stack(found)
-        self._states: dict[int, Any] = {}
-
-    def inputs(self, k: int, branch: Branch) -> Tensor:
-        """What the branch's out-projection reads in batch k: [B, T, channels]."""
-        seen: list[Tensor] = []
-
-        def reached(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            slots = module.slots if isinstance(module, GatherLinear) else None
-            seen.append(arguments[0] if slots is None else arguments[0].index_select(-1, slots))
-            raise _Reached
-
-        handle = self._model.get_submodule(branch.output).register_forward_pre_hook(reached)
-        try:
-            with self._remembering(k, branch), suppress(_Reached):
-                self._task.logits(self._model, self._batches[k])
-        finally:
-            handle.remove()
-        return seen[0]
-
-    @contextmanager
-    def _remembering(self, k: int, branch: Branch) -> Iterator[None]:
-        if self._encoder is None or branch.stack == "encoder":
-            yield
-        elif k in self._states:
-            with replaced(self._model, {self._encoder: lambda *arguments, **options: self._states[k]}):
-                yield
-        else:
-            encoder = self._model.get_submodule(self._encoder)
-            handle = encoder.register_forward_hook(lambda module, arguments, output: self._states.__setitem__(k, output))
-            try:
-                yield
-            finally:
-                handle.remove()
-
-
-def _stack(found: Sequence[Branch]) -> str | None:
-    """The path of the encoder, where there is a decoder too: what all its linear layers have in common."""
-    paths = {stack: [path for branch in found if branch.stack == stack for path in branch.linears] for stack in get_args(Stack)}
-    if not paths["encoder"] or not paths["decoder"]:
-        return None
-    common = commonpath([path.replace(".", "/") for path in paths["encoder"]]).split("/")
-    above = [".".join(common[:length]) for length in range(1, len(common) + 1)]
-    return next(path for path in above if not any(other.startswith(f"{path}.") for other in paths["decoder"]))
 
 
 class _Moments:

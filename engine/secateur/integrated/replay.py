@@ -104,7 +104,7 @@ class Replay:
         self._all = list(branches(model).values())
         self._below: dict[str, set[str]] = {}  # Each module that holds linear layers of branches, with those.
         for linear in (linear for branch in self._all for linear in branch.linears):
-            for path in _prefixes(linear):
+            for path in prefixes(linear):
                 self._below.setdefault(path, set()).add(linear)
         self._branches = branches_of(model, sites)
         self._returned: dict[str, Any] = {}
@@ -186,7 +186,7 @@ class Replay:
         found: Sequence[Norm],
     ) -> Leaf:
         output: Tensor = returned[port.path]
-        above = {path: returned[path] for path in _prefixes(port.path) if path in returned}
+        above = {path: returned[path] for path in prefixes(port.path) if path in returned}
         join, carried = (None, output) if port.side == "output" else joined(output, above, found)
         carrier = next(path for path, value in above.items() if holds(value, carried))
         marked = _map(lambda value: _LEAF if value is carried else value.detach(), returned[carrier])
@@ -220,7 +220,7 @@ class Replay:
         return found
 
 
-def _prefixes(path: str) -> list[str]:
+def prefixes(path: str) -> list[str]:
     """ "a.b.c" to ["a", "a.b", "a.b.c"]."""
     parts = path.split(".")
     return [".".join(parts[: k + 1]) for k in range(len(parts))]
