@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from secateur import cost
+from secateur.allocation import Allocation, Ladder, greedy, ladders, ranks, uniform
 from secateur.errors import InputError
 from secateur.files import write_atomically
 from secateur.scores import Scores
 from secateur.site import Site
 
 FORMAT = "secateur-plan/1"
+_ROUNDING = 1e-12  # Of sums of shares.
 
 
 @dataclass(frozen=True)
@@ -83,29 +84,43 @@ def plan(
     keep: float | None = None,
     flops: float | None = None,
     params: float | None = None,
+    allocation: Allocation = "uniform",
+    floor: float = 0.0,
     align: int = 1,
     per_head: bool = False,
 ) -> Plan:
     """The units with the highest scores of each site, as many as the budget allows; ties go to the lower index.
 
-    Exactly one budget. keep: the share of units that stays at every site (one at least; a fraction of a unit counts as
-    one). flops, params: the share of the multiply-adds, or weights, of the model's layers that may remain (FLOPs at the mean
-    length of the scored examples), spent at one rate for all sites and met to within one unit. align: FFN widths are multiples
-    of it, and with per_head the channels of a head of it or of 8, if that is less; rounded up under a keep budget, and down
-    otherwise. per_head: channels are ranked within each head, the same
-    number for each, so that heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be
-    met; the message says what can.
+    Exactly one budget. keep: the share of units that stays at every site (a fraction of a unit counts as one). flops, params:
+    the share of the multiply-adds, or weights, of the model's layers that may remain (FLOPs at the mean length of the scored
+    examples), met to within one unit.
+    allocation: how flops and params are spread over the sites. "uniform": one share for all, as Yang et al. 2023 have it;
+    "global": the units with the highest scores of all sites; "knapsack": those that keep the most attribution for what they
+    cost, with `budget["gap"]` saying how far the attribution may be from the optimum, as a share of it. floor: the share of
+    its units that every site keeps at least, one at least.
+    align: FFN widths are multiples of it, and with per_head the channels of a head of it or of 8, if that is less; rounded up
+    under a keep budget, and down otherwise. per_head: channels are ranked within each head, the same number for each, so that
+    heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be met; the message says what
+    can.
     """
     name, value = the_budget(keep=keep, flops=flops, params=params)
-    if align < 1:
-        raise InputError(f"align: expected a positive number, got {align}")
+    _check(name, allocation, floor, align)
+    kind = "flops" if name == "keep" else name
+    total = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.layers)
+
+    def price(site: Site, count: int) -> float:
+        return cost.unit_cost(site, kind, scores.tokens) * count / total
+
+    found = ladders(scores, price, align, per_head, floor)
     if name == "keep":
-        counts = {site.name: _aligned(site, value * site.units, align, per_head) for site in scores.sites}
+        rungs, gap = [ladder.at(value) for ladder in found], 0.0
     else:
-        counts = _within(scores, name, value, align, per_head)
+        rungs, gap = _within(found, name, value, 1 - sum(ladder.prices[-1] for ladder in found), allocation)
+    counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {k: cost.remaining(scores.layers, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
-    return Plan(kept, scores.sites, scores.fingerprint, {name: value, "align": align, "remaining": remaining})
+    how = {"allocation": allocation, "floor": floor, "gap": gap, "align": align}
+    return Plan(kept, scores.sites, scores.fingerprint, {name: value, **how, "remaining": remaining})
 
 
 def the_budget(**budgets: float | None) -> tuple[str, float]:
@@ -119,52 +134,32 @@ def the_budget(**budgets: float | None) -> tuple[str, float]:
     return name, value
 
 
-def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:
-    heads = site.groups if per_head and site.unit.endswith("channel") else 1
-    order = scores.view(heads, -1).argsort(dim=1, descending=True, stable=True)[:, : count // heads]
-    first = torch.arange(heads).unsqueeze(1) * (site.units // heads)
-    return (order + first).flatten().sort().values
+def _check(budget: str, allocation: str, floor: float, align: int) -> None:
+    if align < 1:
+        raise InputError(f"align: expected a positive number, got {align}")
+    if not 0 <= floor <= 1:
+        raise InputError(f"floor: expected a number in [0, 1], got {floor}")
+    if allocation not in get_args(Allocation):
+        raise InputError(f"allocation: expected one of {', '.join(get_args(Allocation))}, got {allocation!r}")
+    if budget == "keep" and allocation != "uniform":
+        raise InputError(f"allocation: expected uniform with keep, which is one share for all sites, got {allocation!r}")
 
 
-def _step(site: Site, align: int, per_head: bool) -> int:
-    """Units that come or go together."""
-    if site.unit == "neuron":
-        return align
-    return site.groups * min(align, 8) if per_head and site.unit.endswith("channel") else 1
-
-
-def _aligned(site: Site, wanted: float, align: int, per_head: bool) -> int:
-    step = _step(site, align, per_head)
-    return min(site.units, step * max(1, math.ceil(wanted / step - 1e-9)))
-
-
-def _within(scores: Scores, name: str, value: float, align: int, per_head: bool) -> dict[str, int]:
-    """The largest common rate within the budget, then single steps, site after site, while one fits."""
-
-    def remaining(counts: dict[str, int]) -> float:
-        return cost.remaining(scores.layers, scores.sites, counts, name, scores.tokens)
-
-    def at(rate: float) -> dict[str, int]:
-        return {site.name: _aligned(site, rate * site.units, align, per_head) for site in scores.sites}
-
-    smallest = remaining(at(0.0))
-    if smallest > value:
+def _within(found: Sequence[Ladder], name: str, value: float, rest: float, allocation: Allocation) -> tuple[list[int], float]:
+    """Rungs whose cost, with the rest of the layers, is at most `value`; and the gap to the best, where it is known."""
+    smallest = rest + sum(ladder.prices[0] for ladder in found)
+    if smallest > value + _ROUNDING:
         raise InputError(
-            f"{name}: expected at least {smallest:.4f}, what is left with one unit at each chosen site, got {value}"
+            f"{name}: expected at least {smallest:.4f}, what is left with the least at each chosen site, got {value}"
         )
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if remaining(at(middle)) <= value else (low, middle)
-    counts = at(1.0) if remaining(at(1.0)) <= value else at(low)
-    grown = True
-    while grown:
-        grown = False
-        for site in sorted(scores.sites, key=lambda site: counts[site.name] / site.units):
-            more = {**counts, site.name: min(site.units, counts[site.name] + _step(site, align, per_head))}
-            if more != counts and remaining(more) <= value:
-                counts, grown = more, True
-    return counts
+    limit = value - rest + _ROUNDING
+    return (uniform(found, limit), 0.0) if allocation == "uniform" else greedy(found, limit, by_price=allocation == "knapsack")
+
+
+def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:
+    order = ranks(scores, site, per_head)
+    first = torch.arange(len(order)).unsqueeze(1) * (site.units // len(order))
+    return (order[:, : count // len(order)] + first).flatten().sort().values
 
 
 def _mask(kept: Tensor, units: int) -> str:

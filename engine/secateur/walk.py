@@ -36,7 +36,7 @@ class Walk:
         for k, branch in enumerate(found):
             for linear in branch.linears:
                 own = k if linear == branch.output else k - 0.5  # The in-projections stay as they are.
-                self._last |= {path: own for path in prefixes(linear)}
+                self._last |= dict.fromkeys(prefixes(linear), own)
         self._number = {branch.name: number[branch.output] for branch in found}
         self._returned: list[dict[str, Any]] = [{} for _ in batches]
 
