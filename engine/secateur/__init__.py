@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from secateur import cost
     from secateur.attribution import attribute
     from secateur.benchmarking import benchmark
+    from secateur.choosing import choose
     from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
     from secateur.discovery import sites
     from secateur.errors import InputError
@@ -50,6 +51,7 @@ _HOMES = {
     "TokenClassification": "secateur.tasks",
     "attribute": "secateur.attribution",
     "benchmark": "secateur.benchmarking",
+    "choose": "secateur.choosing",
     "evaluate": "secateur.evaluation",
     "factorise": "secateur.factorisation",
     "load": "secateur.export",
@@ -80,6 +82,7 @@ __all__ = [
     "TokenClassification",
     "attribute",
     "benchmark",
+    "choose",
     "cost",
     "evaluate",
     "factorise",

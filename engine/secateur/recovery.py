@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -131,6 +130,22 @@ class _Moments:
         """sum |y|^2."""
         return float(self._sums[4])
 
+    @property
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Of h and of y."""
+        return self._sums[2] / self.tokens, self._sums[3] / self.tokens
+
+    def about(self, means: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """sum h h^T [k, k] and sum y h^T [d, k], of what h and y differ from the means by, if means are given."""
+        inputs, crossed, h, y, _ = self._sums
+        if means is None:
+            return inputs, crossed
+        of_h, of_y = means
+        outer = torch.outer(of_h, h)
+        inputs = inputs - outer - outer.T + self.tokens * torch.outer(of_h, of_h)
+        crossed = crossed - torch.outer(of_y, h) - torch.outer(y, of_h) + self.tokens * torch.outer(of_y, of_h)
+        return inputs, crossed
+
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
         """sum |y - W h - b|^2."""
         inputs, crossed, h, y, size = self._sums
@@ -138,24 +153,6 @@ class _Moments:
         if bias is not None:
             found += self.tokens * bias.square().sum() + 2 * (bias * (weight @ h - y)).sum()
         return max(0.0, float(found))  # Rounding can leave less than nothing.
-
-    def bias(self, weight: Tensor) -> Tensor:
-        """The best bias for a weight: the mean of y - W h."""
-        _, _, h, y, _ = self._sums
-        return (y - weight @ h) / self.tokens
-
-    def fits(self, weight: Tensor, ridges: Iterable[float], has_bias: bool) -> Iterator[Tensor]:
-        """For each ridge the W that minimises sum |y - W h - b|^2 + ridge * |W - weight|^2, with the best b if there is one.
-
-        By the eigenvalues of h's second moments, once for all ridges; directions without input stay as they are."""
-        inputs, crossed, h, y, _ = self._sums
-        if has_bias:
-            inputs, crossed = inputs - torch.outer(h, h) / self.tokens, crossed - torch.outer(y, h) / self.tokens
-        values, vectors = torch.linalg.eigh(inputs)
-        values, missing = values.clamp(min=0), (crossed - weight @ inputs) @ vectors
-        for ridge in ridges:
-            held = ridge * max(float(values.mean()), torch.finfo(values.dtype).tiny)
-            yield weight + (missing / (values + held)) @ vectors.T
 
 
 def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, method: Method) -> Refit:
@@ -165,12 +162,15 @@ def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, me
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, found = None, weight
     if method == "least_squares":
-        tried = fitted.fits(weight, RIDGES, bias is not None)
-        errors = [held_out.error(each, None if bias is None else fitted.bias(each)) for each in tried]
-        _, ridge = min(zip(errors, RIDGES, strict=True), key=lambda pair: (pair[0], -pair[1]))
-        (found,) = whole.fits(weight, [ridge], bias is not None)
-    found = found.to(layer.weight.dtype)
-    moved = None if bias is None else whole.bias(found.double()).to(layer.weight.dtype)
+        # The best bias for a weight is what the means leave, so with a bias the weight is fitted to what differs from them.
+        means = None if bias is None else fitted.means
+        ridge = _ridge(weight, fitted.about(means), held_out.about(means))
+    if ridge is not None:
+        found = _fit(weight, *whole.about(None if bias is None else whole.means), ridge)
+    found, moved = found.to(layer.weight.dtype), None
+    if bias is not None:
+        of_h, of_y = whole.means
+        moved = (of_y - found.double() @ of_h).to(layer.weight.dtype)
     after = whole.error(found.double(), None if moved is None else moved.double())
     if not after < before:
         return Refit(name, None, before / size, before / size)
@@ -178,3 +178,35 @@ def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, me
     if moved is not None:
         layer.bias.copy_(moved)
     return Refit(name, ridge, before / size, after / size)
+
+
+def _ridge(weight: Tensor, fitted: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor]) -> float | None:
+    """The ridge with which the fit to some tokens has the least error on others; None where none is better than the weight.
+
+    In the basis of the inputs' second moments a ridge r turns what is missing, M, into the step M / (values + r), so all
+    ridges' errors on the other tokens follow from one quadratic form in 1 / (values + r).
+    """
+    inputs, crossed = fitted
+    values, vectors = torch.linalg.eigh(inputs)
+    missing, wanted = (crossed - weight @ inputs) @ vectors, (held_out[1] - weight @ held_out[0]) @ vectors
+    curvature = (missing.T @ missing) * (vectors.T @ held_out[0] @ vectors)
+    slope = (missing * wanted).sum(0)
+    best, least = None, 0.0
+    for ridge in RIDGES:
+        steps = 1 / (values.clamp(min=0) + ridge * _scale(inputs))
+        error = float(steps @ curvature @ steps - 2 * (slope @ steps))
+        if error < 0 and error <= least:
+            best, least = ridge, error
+    return best
+
+
+def _fit(weight: Tensor, inputs: Tensor, crossed: Tensor, ridge: float) -> Tensor:
+    """The W that minimises sum |y - W h|^2 + ridge * |W - weight|^2; directions without input stay as they are."""
+    held = inputs + ridge * _scale(inputs) * torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
+    step: Tensor = torch.linalg.solve(held, crossed - weight @ inputs, left=False)
+    return weight + step
+
+
+def _scale(inputs: Tensor) -> float:
+    """The mean eigenvalue, which ridges are shares of."""
+    return max(float(inputs.diagonal().mean()), torch.finfo(inputs.dtype).tiny)

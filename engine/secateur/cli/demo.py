@@ -11,6 +11,7 @@ from rich.table import Table
 import secateur
 from secateur import builtin
 from secateur.benchmarking import synthetic_batches
+from secateur.choosing import Candidate
 from secateur.cli import inputs, output
 from secateur.cli.pipeline import prune_folder
 from secateur.errors import InputError
@@ -42,8 +43,8 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         )  # fmt: skip
         plan = secateur.plan(scores, keep=keep, per_head=True)
         report, shown = prune_folder(
-            loaded, task, plan, folder / "model", rows=rows[:REFITTED], held_out=held_out,
-            shapes=([1, 8, BATCH_SIZE], [LENGTH]), recover="least_squares",
+            loaded, task, [Candidate(plan, "least_squares", None)], folder / "model", rows=rows[:REFITTED], held_out=held_out,
+            shapes=([1, 8, BATCH_SIZE], [LENGTH]),
         )  # fmt: skip
         document = {
             "task": name,

@@ -13,6 +13,7 @@ from torch import nn
 
 import secateur
 from secateur.benchmarking import Report, benchmark, synthetic_batches
+from secateur.choosing import Candidate
 from secateur.cli import inputs, output
 from secateur.cost import parameters
 from secateur.data import Example
@@ -30,17 +31,17 @@ _VERIFIED_TOKENS = 512
 def prune_folder(
     loaded: inputs.Loaded,
     task: Task,
-    plan: Plan,
+    candidates: Sequence[Candidate],
     out: Path,
     *,
     rows: Sequence[Example],
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
-    recover: Method | None = None,
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """Carries a plan out, checks it, recovers what it took if asked to, and writes the folder: the model in the dtype that it
-    was stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and what to show of it."""
-    model = loaded.model
+    """Carries the first candidate's plan out, checks it, recovers what it took if the candidate says so, and writes the folder:
+    the model in the dtype that it was stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and
+    what to show of it."""
+    model, plan, recover = loaded.model, candidates[0].plan, candidates[0].recovery
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
     verification = secateur.verify(model, pruned, plan, task, _some_batches(model, task, rows))
@@ -55,6 +56,7 @@ def prune_folder(
     report = benchmark(model, pruned, synthetic_batches(model, *shapes))
     document = {
         "plan": plan.budget,
+        "candidates": [candidate.to_json() for candidate in candidates],
         "verification": verification.to_json(),
         "recovery": [refit.to_json() for refit in refits],
         "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
@@ -70,6 +72,7 @@ def prune_folder(
         output.comparison(compared),
         output.timings_table(report),
         *report.notes,
+        *_choice(candidates),
         *_improvement(refits),
         str(verification),
         f"written to {out}",
@@ -93,9 +96,16 @@ def write_folder(
 def _recovered(loaded: inputs.Loaded, task: Task, pruned: nn.Module, rows: Sequence[Example], method: Method) -> list[Refit]:
     output.say(f"recovering on {len(rows)} examples")
     computed = next(pruned.parameters()).dtype
-    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=_unlabeled(task, rows))
+    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=without_targets(task, rows))
     pruned.to(loaded.stored).to(computed)  # What is evaluated is what is written. Other weights lose nothing by it.
     return refits
+
+
+def _choice(candidates: Sequence[Candidate]) -> list[str]:
+    if len(candidates) == 1:
+        return []
+    others = [f"  not: {candidate}" for candidate in candidates[1:]]
+    return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
 
 
 def _improvement(refits: Sequence[Refit]) -> list[str]:
@@ -105,11 +115,12 @@ def _improvement(refits: Sequence[Refit]) -> list[str]:
     return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]
 
 
-def _unlabeled(task: Task, rows: Sequence[Example]) -> bool:
+def without_targets(task: Task, rows: Sequence[Example]) -> bool:
+    """Whether examples are inputs alone."""
     return task.columns[-1] not in rows[0]
 
 
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
     """A few small batches of real examples, with all candidate labels where they have no targets."""
-    items = task.items(model, list(rows)[:64], all_labels=_unlabeled(task, rows))
+    items = task.items(model, list(rows)[:64], all_labels=without_targets(task, rows))
     return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

@@ -10,10 +10,12 @@ from typing import Annotated, cast
 import typer
 
 import secateur
+from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
+from secateur.choosing import alternatives
 from secateur.cli import inputs, output, reproduce
 from secateur.cli.options import Device, Json, Threads, UnitOption
-from secateur.cli.pipeline import prune_folder
+from secateur.cli.pipeline import prune_folder, without_targets
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
@@ -77,9 +79,15 @@ Align = Annotated[str, typer.Option(help="FFN widths are multiples of it: a numb
 Keep = Annotated[float | None, typer.Option(help="Share of units that stays at every site.")]
 Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
 Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
+AllocationName = Annotated[
+    str, typer.Option("--allocation", help="How --flops or --params is spread: uniform, global, knapsack; prune tries: auto.")
+]
+Floor = Annotated[float | None, typer.Option(help="Share of its units that every site keeps at least.")]
 PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-Recover = Annotated[str, typer.Option(help="Refit the out-projections after pruning: least-squares, bias (alone) or none.")]
+Recover = Annotated[
+    str, typer.Option(help="Refit the out-projections: least-squares, bias (alone) or none; auto: prune tries: auto.")
+]
 Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
 Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
 Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
@@ -168,6 +176,8 @@ def plan(
     keep: Keep = None,
     flops: Flops = None,
     params: Params = None,
+    allocation: AllocationName = "uniform",
+    floor: Floor = None,
     align: Align = "1",
     per_head: PerHead = False,
     as_json: Json = False,
@@ -179,6 +189,8 @@ def plan(
         keep=keep,
         flops=flops,
         params=params,
+        allocation=cast(Allocation, allocation),
+        floor=floor or 0.0,
         align=_align(align, inputs.device_named("auto").type),
         per_head=per_head,
     )
@@ -201,6 +213,8 @@ def prune(
     keep: Keep = None,
     flops: Flops = None,
     params: Params = None,
+    allocation: AllocationName = "auto",
+    floor: Floor = None,
     task: Kind = None,
     labels: Labels = "auto",
     unit: UnitOption = "head",
@@ -214,7 +228,7 @@ def prune(
     max_length: MaxLength = None,
     align: Align = "1",
     per_head: PerHead = False,
-    recover: Recover = "least-squares",
+    recover: Recover = "auto",
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
     device: Device = "auto",
@@ -231,21 +245,28 @@ def prune(
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
-    refit = _method(recover)
-    given = None if plan_file is None else Plan.load(plan_file)
+    recoveries = _methods(recover, tries=True)
+    plans = [] if plan_file is None else [Plan.load(plan_file)]
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled,
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
-    if given is None:
+    if not plans:
         scores = secateur.attribute(
             loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             progress=output.batch_progress,
         )  # fmt: skip
-        given = secateur.plan(scores, **budget, align=_align(align, loaded.device), per_head=per_head)
-    document, shown = prune_folder(loaded, job, given, out, rows=rows, held_out=held_out, shapes=shapes, recover=refit)
+        plans = alternatives(
+            scores, **budget, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
+            align=_align(align, loaded.device), per_head=per_head,
+        )  # fmt: skip
+    candidates = secateur.choose(
+        loaded.model, job, plans, rows, recoveries=recoveries, unlabeled=without_targets(job, rows), max_tokens=max_tokens,
+        progress=lambda pairs, total: output.step_progress(pairs, total, "trying"),
+    )  # fmt: skip
+    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes)
     output.emit(document, as_json, *shown)
 
 
@@ -334,7 +355,7 @@ def sweep_(
     """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
     inputs.use_threads(threads)
     require_absent(out)
-    refit = _method(recover)
+    (refit,) = _methods(recover, tries=False)
     rates = inputs.numbers(keeps, "keeps", float)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
@@ -363,10 +384,14 @@ def sweep_(
     output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")
 
 
-def _method(name: str) -> Method | None:
-    if name not in ("least-squares", "bias", "none"):
-        raise InputError(f"recover: expected least-squares, bias or none, got {name!r}")
-    return None if name == "none" else cast(Method, name.replace("-", "_"))
+def _methods(name: str, tries: bool) -> tuple[Method | None, ...]:
+    """The recoveries that a name stands for."""
+    found: dict[str, tuple[Method | None, ...]] = {"least-squares": ("least_squares",), "bias": ("bias",), "none": (None,)}
+    if tries:
+        found["auto"] = ("least_squares", None)
+    if name not in found:
+        raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
+    return found[name]
 
 
 def _align(value: str, device: str) -> int:
