@@ -229,7 +229,7 @@ def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, me
     weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, found = None, weight
-    if method == "least_squares":
+    if method == "least_squares" and weight.numel():
         tried = fitted.fits(weight, RIDGES, bias is not None)
         errors = [held_out.error(each, None if bias is None else fitted.bias(each)) for each in tried]
         _, ridge = min(zip(errors, RIDGES, strict=True), key=lambda pair: (pair[0], -pair[1]))
