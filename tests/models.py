@@ -241,5 +241,26 @@ def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
     return secateur.Plan(kept, scores.sites, scores.fingerprint, {})
 
 
+def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
+    """The uneven plan without any unit at some of its sites: at random ones, and at each stack's first self-attention, where T5
+    has its position bias and a cache its length. The default seed leaves each family something to prune in a second go."""
+    plan, generator = uneven_plan(case, unit, seed), torch.Generator().manual_seed(seed)
+    kept = {
+        site.name: plan[site.name][:0] if drawn < 0.5 or _first(site) else plan[site.name]
+        for site, drawn in zip(plan.sites, torch.rand(len(plan), generator=generator).tolist(), strict=True)
+    }
+    return secateur.Plan(kept, plan.sites, plan.fingerprint, {})
+
+
+def empty_plan(case: Case, unit: str) -> secateur.Plan:
+    """No unit stays at any site."""
+    plan = uneven_plan(case, unit)
+    return secateur.Plan({name: kept[:0] for name, kept in plan.items()}, plan.sites, plan.fingerprint, {})
+
+
+def _first(site: secateur.Site) -> bool:
+    return site.layer == 0 and site.kind == "self_attention" and site.unit != "qk_channel"
+
+
 def unit_argument(unit: str) -> Unit:
     return "head" if unit == "head" else "channel"

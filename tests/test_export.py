@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import CASES, DTYPES, uneven_plan, uniform_plan
+from models import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,6 +75,13 @@ KINDS: dict[str, Kind] = {
     "llama-heads": Kind("llama", by_plan("llama", "head", uneven_plan), stock=False),
     "llama-channels": Kind("llama", by_plan("llama", "channel", uneven_plan), stock=False),
     "qwen3-channels": Kind("qwen3", by_plan("qwen3", "channel", uneven_plan), stock=False),
+    "t5-emptied": Kind("t5-gated", by_plan("t5-gated", "head", emptied_plan), stock=False),
+    "t5-emptied-channels": Kind("t5-relu", by_plan("t5-relu", "channel", emptied_plan), stock=False, dtype="bfloat16"),
+    "t5-empty": Kind("t5-relu", by_plan("t5-relu", "head", empty_plan), stock=False),
+    "bert-emptied": Kind("bert-sequence", by_plan("bert-sequence", "channel", emptied_plan), stock=False),
+    "llama-emptied": Kind("llama", by_plan("llama", "channel", emptied_plan), stock=False),
+    "qwen3-empty": Kind("qwen3", by_plan("qwen3", "head", empty_plan), stock=False),
+    "gemma3-emptied": Kind("gemma3", by_plan("gemma3", "head", emptied_plan), stock=False, dtype="bfloat16"),
     "gemma3-heads": Kind("gemma3", by_plan("gemma3", "head", uneven_plan), stock=False),
 }
 
@@ -281,7 +288,7 @@ def test_load_passes_its_options_on(world: World) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
-@pytest.mark.parametrize("name", ["t5-relu-heads", "llama-channels", "t5-twice"])
+@pytest.mark.parametrize("name", ["t5-relu-heads", "llama-channels", "t5-twice", "t5-emptied", "llama-emptied"])
 def test_a_loaded_model_works_on(world: World, name: str) -> None:
     """It can be evaluated, and generates as the saved one did."""
     case, model = CASES[KINDS[name].case], secateur.load(world.root / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL, CASES, Case, scores_of, uniform_plan
+from models import ALL, CASES, Case, emptied_plan, empty_plan, scores_of, uniform_plan
 from safetensors.torch import save_file
 
 import secateur
@@ -230,6 +230,17 @@ def test_the_file_format_is_the_documented_one(tmp_path: Path) -> None:
     assert all(torch.equal(kept, expected[name]) for name, kept in Plan.load(tmp_path / "plan.json").items())
 
 
+@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+def test_a_plan_may_keep_nothing_of_a_site(unit: str, make: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make(CASES["t5-gated"], unit)
+    plan.save(tmp_path / "plan.json")
+    found = Plan.load(tmp_path / "plan.json")
+    assert found.dumps() == plan.dumps()
+    assert all(torch.equal(found[name], kept) and found[name].dtype == torch.int64 for name, kept in plan.items())
+    assert not all(len(kept) for kept in found.values())
+
+
 PLAN_DAMAGE: dict[str, Any] = {
     "another-format": lambda about: about.update(format="secateur-plan/99"),
     "no-format": lambda about: about.pop("format"),
@@ -239,7 +250,7 @@ PLAN_DAMAGE: dict[str, Any] = {
     "mask-not-base64": lambda about: about["sites"][0].update(mask="?!"),
     "mask-too-short": lambda about: about["sites"][1].update(mask="AQ==", stay=1),
     "mask-beyond-the-units": lambda about: about["sites"][0].update(mask="8A==", stay=4),
-    "mask-empty": lambda about: about["sites"][0].update(mask="AA==", stay=0),
+    "mask-empty": lambda about: about["sites"][0].update(mask="", stay=0),
     "mask-a-number": lambda about: about["sites"][0].update(mask=3),
     "mask-missing": lambda about: about["sites"][0].pop("mask"),
     "unknown-field": lambda about: about["sites"][0].update(colour="red"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from models import ALL, CASES, Case
+from models import ALL, CASES, Case, emptied_plan, empty_plan
 from torch import Tensor, nn
 
 import secateur
 from secateur import InputError
 from secateur.discovery import branches_of
+from secateur.families import branches
 from secateur.planning import Plan
 from secateur.site import FeedForward
 
@@ -95,6 +97,19 @@ def test_no_branch_gets_worse(case: Case, unit: str) -> None:
     assert secateur.recover_(again, model, case.task, case.examples) == refits
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, pruned.get_parameter(name))
+
+
+@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_of_an_empty_branch_only_the_bias_is_fitted(case: Case, make: Callable[..., Plan]) -> None:
+    model = case.model()
+    pruned = secateur.prune(model, make(case, "channel"))
+    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    left = {b.name: pruned.get_submodule(b.output).get_parameter("weight").numel() for b in branches(pruned).values()}
+    assert all(refit.after <= refit.before for refit in refits)
+    empty = [refit for refit in refits if not left[refit.branch]]
+    assert all(refit.ridge is None and (refit.after < refit.before) == (case.kind == "bert") for refit in empty)
+    assert empty
 
 
 @pytest.mark.parametrize("case", ONE_EACH, ids=str)

@@ -14,7 +14,20 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL, CASES, DTYPES, GENERATING, LABELS, UNITS, Case, sentences, uneven_plan, uniform_plan, word_tokenizer
+from models import (
+    ALL,
+    CASES,
+    DTYPES,
+    GENERATING,
+    LABELS,
+    UNITS,
+    Case,
+    emptied_plan,
+    sentences,
+    uneven_plan,
+    uniform_plan,
+    word_tokenizer,
+)
 from test_undisturbed import assert_undisturbed, lived_in
 from torch import nn
 
@@ -55,7 +68,7 @@ def own(model: nn.Module, dense: nn.Module) -> list[nn.Parameter]:
 @every_unit
 @every_case
 def test_models_are_the_separately_pruned_ones(case: Case, unit: str, dtype: str, tmp_path: Path) -> None:
-    dense, plans = case.model(DTYPES[dtype]), plans_of(case, unit)
+    dense, plans = case.model(DTYPES[dtype]), {**plans_of(case, unit), "emptied": emptied_plan(case, unit)}
     router = TaskPlans(dense, saved(plans, tmp_path))
     for name, plan in plans.items():
         expected: Any = secateur.prune(dense, plan)

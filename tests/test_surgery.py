@@ -11,15 +11,29 @@ from typing import Any, cast
 import naive
 import pytest
 import torch
-from models import ALL, CASES, DTYPES, GENERATING, UNITS, Case, uneven_plan, uniform_plan, unit_argument
+from models import (
+    ALL,
+    CASES,
+    DTYPES,
+    GENERATING,
+    UNITS,
+    Case,
+    emptied_plan,
+    empty_plan,
+    uneven_plan,
+    uniform_plan,
+    unit_argument,
+)
 from torch import Tensor, nn
 
 import secateur
 from secateur import Plan
+from secateur.benchmarking import synthetic_batches
 from secateur.discovery import branches_of, fingerprint
 from secateur.gates import masked
+from secateur.site import Attention, Branch
 
-PLANS = {"uniform": uniform_plan, "uneven": uneven_plan}
+PLANS = {"uniform": uniform_plan, "uneven": uneven_plan, "emptied": emptied_plan, "empty": empty_plan}
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 every_unit = pytest.mark.parametrize("unit", UNITS)
 every_plan = pytest.mark.parametrize("kind", PLANS)
@@ -32,6 +46,12 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def masked_logits(case: Case, model: nn.Module, plan: Plan) -> Tensor:
     with masked(model, plan):
         return case.logits(model)
+
+
+def gone(model: nn.Module, plan: Plan) -> set[Branch]:
+    """The attentions of which nothing is left: with the last head, or V channel, the Q and K channels go too."""
+    found = branches_of(model, plan.sites).items()
+    return {b for site, b in found if isinstance(b, Attention) and site.unit != "qk_channel" and not len(plan[site.name])}
 
 
 @contextmanager
@@ -85,6 +105,45 @@ def test_verify_holds(case: Case, unit: str, kind: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@every_case
+def test_verify_holds_whichever_sites_are_empty(case: Case, unit: str, dtype: str) -> None:
+    model = case.model(DTYPES[dtype])
+    for seed in (1, 4, 8):
+        plan = emptied_plan(case, unit, seed)
+        result = secateur.verify(model, secateur.prune(model, plan), plan, case.task, case.batches(model))
+        assert result.holds, str(result)
+
+
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@every_case
+def test_verify_holds_where_a_single_site_is_empty(case: Case, unit: str) -> None:
+    """All else is whole, so that what lies above must get all that it got."""
+    model, whole = case.model(), uniform_plan(case, unit, keep=1.0)
+    for name in whole:
+        plan = replace(whole, kept={**whole.kept, name: whole[name][:0]})
+        result = secateur.verify(model, secateur.prune(model, plan), plan, case.task, case.batches(model))
+        assert result.holds, f"{name}: {result}"
+
+
+@every_unit
+@every_case
+def test_of_empty_sites_no_product_is_left(case: Case, unit: str) -> None:
+    """FLOPs are those of the layers beside the branches, such as the output head: no projection's, no attention's."""
+    model = case.model()
+    pruned = secateur.prune(model, empty_plan(case, unit))
+    found: list[int] = []
+    for module in pruned.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda m, _, output: found.append(2 * output.numel() * m.weight.shape[1]))
+    (batch,) = synthetic_batches(model, [2], [6])
+    flops = secateur.cost.flops(pruned, batch)
+    assert flops == sum(found) > 0
+    report = secateur.benchmark(model, pruned, [batch], pairs=3)
+    assert report.timings[0].pruned_flops == flops < report.timings[0].dense_flops / 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_case
 def test_rounding_is_bounded_by_the_masked_models_own(case: Case, dtype: str) -> None:
     """What verify says, once more without it: error of the pruned model at most four times the masked model's own."""
@@ -126,7 +185,12 @@ def test_parameters_are_those_of_the_kept_units(case: Case, unit: str, kind: str
         # T5's position bias follows the heads, and may have to be there once a layer; no unit counts it.
         return sum(p.numel() for n, p in m.named_parameters() if "relative_attention_bias" not in n)
 
-    removed = sum(site.parameters * (site.units - len(plan[site.name])) for site in plan.sites)
+    empty, found = gone(model, plan), branches_of(model, plan.sites)
+    removed = sum(s.parameters * (s.units - len(plan[s.name])) for s, branch in found.items() if branch not in empty)
+    for branch in empty:
+        weights = [p for path in branch.linears for p in model.get_submodule(path).parameters()]
+        bias = getattr(model.get_submodule(branch.output), "bias", None)
+        removed += sum(p.numel() for p in weights) - (0 if bias is None else len(bias))
     assert counted(model) - counted(pruned) == removed > 0
 
 
@@ -138,7 +202,7 @@ def test_every_cut_layer_is_really_smaller(case: Case, unit: str, kind: str) -> 
     pruned = secateur.prune(model, plan)
     checked = 0
     for site, branch in branches_of(model, plan.sites).items():
-        share = len(plan[site.name]) / site.units
+        share = 0 if branch in gone(model, plan) else len(plan[site.name]) / site.units
         for port in branch.cut(site.unit):
             dense, ours = (m.get_submodule(port.path).get_parameter("weight").shape for m in (model, pruned))
             side = 0 if port.side == "output" else 1
@@ -204,6 +268,21 @@ def test_generation_with_and_without_cache(case: Case, unit: str, kind: str) -> 
 
 
 @every_plan
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", GENERATING, ids=str)
+def test_a_text_continued_from_the_cache(case: Case, unit: str, kind: str) -> None:
+    """Several tokens at once and no positions given: how long the text is already, the model knows from the cache alone."""
+    pruned: Any = secateur.prune(case.model(torch.float64), PLANS[kind](case, unit))
+    ids = torch.tensor([[2, 7, 9, 12, 5, 8], [2, 11, 4, 8, 30, 9]])
+    name, given = ("decoder_input_ids", {"input_ids": ids}) if case.kind == "t5" else ("input_ids", {})
+    with torch.inference_mode():
+        expected = pruned(**given, **{name: ids}).logits
+        start = pruned(**given, **{name: ids[:, :4]}, use_cache=True)
+        end = pruned(**given, **{name: ids[:, 4:]}, past_key_values=start.past_key_values)
+    assert relative(torch.cat([start.logits, end.logits], 1), expected) < 1e-6  # Decoders' rotary positions are float32.
+
+
+@every_plan
 @every_unit
 @pytest.mark.parametrize("case", GENERATING, ids=str)
 def test_beam_search_equals_the_masked_models(case: Case, unit: str, kind: str) -> None:
@@ -215,7 +294,7 @@ def test_beam_search_equals_the_masked_models(case: Case, unit: str, kind: str) 
     assert torch.equal(pruned.generate(**options), expected)
 
 
-@pytest.mark.parametrize("first", PLANS)
+@pytest.mark.parametrize("first", ["uniform", "uneven", "emptied"])
 @pytest.mark.parametrize("second", ["attention", "ffn"])
 @every_case
 def test_a_pruned_model_can_be_pruned_again(case: Case, first: str, second: str) -> None:
@@ -356,7 +435,7 @@ def test_the_pruned_model_can_be_trained_and_copied(case: Case, unit: str, kind:
     assert torch.equal(case.logits(copied), case.logits(pruned))
     value = case.task.target(pruned.train(), case.batches(pruned)[0], "log_probability").sum()
     value.backward()  # type: ignore[no-untyped-call]
-    missing = [n for n, p in pruned.named_parameters() if p.grad is None and "lm_head" not in n]
+    missing = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
     # A unit may be all that a site has left; but no rebuilt layer is cut off from the output.
     found = branches_of(case.model(), PLANS[kind](case, unit).sites)
     rebuilt = {port.path for site, branch in found.items() for port in branch.cut(site.unit)}
@@ -385,7 +464,7 @@ def test_a_stock_shape_has_a_stock_config(case: Case) -> None:
 @every_case
 def test_an_uneven_shape_has_its_recipe_in_the_config(case: Case, unit: str) -> None:
     pruned: Any = secateur.prune(case.model(), uneven_plan(case, unit))
-    assert set(pruned.config.secateur) == {"modules", "attributes", "own_position_bias"}
+    assert set(pruned.config.secateur) == {"modules", "attributes", "own_position_bias", "no_attention"}
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])

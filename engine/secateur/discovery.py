@@ -23,7 +23,7 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
     attention, self, cross, qk, vo, a layer, a range of layers.
     Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty, a model whose
-    attention has lost channels already.
+    attention has lost channels already, or that has no units left.
     """
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
@@ -36,7 +36,10 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
         _site(model, branch, name, kind, count)
         for branch in branches(model).values()
         for name, (kind, count) in branch.units(unit).items()
+        if count
     ]
+    if not found:
+        raise InputError("model: expected one with units left to remove, got one whose branches are all empty")
     return found if select is None else selected(found, select)
 
 

@@ -7,6 +7,7 @@ model's config (`config.secateur`): for each module that is not as the stock arc
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -73,11 +74,39 @@ def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
     return OwnPositionBias
 
 
+def without_attention(attention: type[nn.Module], output: str | None) -> type[nn.Module]:
+    """The attention class once all its heads are gone: nothing is attended to, and the out-projection, its child `output` or
+    one outside, gives its bias alone. A position bias is handed on as it came."""
+    hands_on = "position_bias" in inspect.signature(attention.forward).parameters
+
+    class WithoutAttention(attention):  # type: ignore[misc, valid-type]
+        def forward(
+            self,
+            hidden_states: Tensor,
+            *args: Any,
+            position_bias: Any = None,
+            past_key_values: Any = None,
+            key_value_states: Any = None,
+            **kwargs: Any,
+        ) -> Any:
+            if past_key_values is not None and key_value_states is None:
+                # How long the texts are, a cache reads from the keys of its first layer: here, a channel of zeros.
+                keys = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+                getattr(past_key_values, "self_attention_cache", past_key_values).update(keys, keys, self.layer_idx)
+            nothing = hidden_states[..., :0]
+            given = nothing if output is None else self.get_submodule(output)(nothing)
+            return (given, position_bias, None) if hands_on else (given, None)
+
+    WithoutAttention.__name__ = f"{attention.__name__}WithoutAttention"
+    return WithoutAttention
+
+
 def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> None:
     """Gives the modules named in the recipe their sizes, in place; what they hold is then undefined.
 
     recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true,
-    "rank": rank} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path]}.
+    "rank": rank} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path],
+    "no_attention": {path: name of the out-projection, or null where another module holds it}}.
     A path may begin with the base model's prefix where the model is the base model itself.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
@@ -100,6 +129,9 @@ def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> No
         module = model.get_submodule(find(path))
         if not getattr(module, "has_own_position_bias", False):
             module.__class__ = with_own_position_bias(type(module))
+    for path, output in recipe.get("no_attention", {}).items():
+        module = model.get_submodule(find(path))
+        module.__class__ = without_attention(type(module), output)
 
 
 def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:

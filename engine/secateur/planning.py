@@ -25,7 +25,7 @@ _ROUNDING = 1e-12  # Of sums of shares.
 
 @dataclass(frozen=True)
 class Plan(Mapping[str, Tensor]):
-    """plan[site name]: the units that stay, sorted int64. budget: what was asked for, and what the plan comes to."""
+    """plan[site name]: the units that stay, sorted int64, or none. budget: what was asked for, and what the plan comes to."""
 
     kept: dict[str, Tensor]
     sites: tuple[Site, ...]
@@ -173,6 +173,7 @@ def _unmask(text: str, units: int) -> Tensor:
     packed = torch.tensor(list(base64.b64decode(text, validate=True)), dtype=torch.int64)
     bits = (packed.unsqueeze(1) >> torch.arange(8)) & 1
     kept = bits.flatten().nonzero().flatten()
-    if len(packed) != -(-units // 8) or (len(kept) and int(kept[-1]) >= units) or not len(kept):
-        raise InputError(f"plan: expected a mask of {units} units that marks at least one, got {len(packed)} bytes")
+    last = int(kept[-1]) if len(kept) else -1
+    if len(packed) != -(-units // 8) or last >= units:
+        raise InputError(f"plan: expected a mask of {units} units, got {len(packed)} bytes whose last mark is {last}")
     return kept

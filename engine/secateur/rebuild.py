@@ -56,7 +56,9 @@ class Rebuild:
     """A recipe for `modeling.rebuild_`, and by name the tensors that the rebuilt modules then hold: cuts, and what is made
     instead, such as `slots` and factors."""
 
-    recipe: dict[str, Any] = field(default_factory=lambda: {"modules": {}, "attributes": {}, "own_position_bias": []})
+    recipe: dict[str, Any] = field(
+        default_factory=lambda: {"modules": {}, "attributes": {}, "own_position_bias": [], "no_attention": {}}
+    )
     cuts: dict[str, Cut] = field(default_factory=dict)
     made: dict[str, Tensor] = field(default_factory=dict)
 

@@ -161,7 +161,7 @@ def _refit(name: str, layer: nn.Linear, fitted: _Moments, held_out: _Moments, me
     weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, found = None, weight
-    if method == "least_squares":
+    if method == "least_squares" and weight.numel():
         # The best bias for a weight is what the means leave, so with a bias the weight is fitted to what differs from them.
         means = None if bias is None else fitted.means
         ridge = _ridge(weight, fitted.about(means), held_out.about(means))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from secateur.families import Family, branches, family_of
 from secateur.modeling import rebuild_
 from secateur.planning import Plan
 from secateur.rebuild import Rebuild
-from secateur.site import Attention, Site
+from secateur.site import Attention, Port, Unit
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -84,24 +84,23 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
         raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
     family, rebuild = family_of(model), Rebuild()
     cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
-    heads: dict[str, Tensor] = {}
-    by_channel: dict[str, dict[str, Site]] = {}
+    heads: dict[Attention, Tensor] = {}
+    channels: dict[Attention, dict[Unit, Tensor]] = {}
     for site, branch in branches_of(model, cut).items():
-        if site.unit in ("qk_channel", "vo_channel"):
-            by_channel.setdefault(branch.name, {})[site.unit] = site
-            continue
-        for port in branch.cut(site.unit):
-            index = port.channels(plan[site.name], site.units)
-            rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": index})
-        if isinstance(branch, Attention):
-            heads[branch.name] = plan[site.name]
-            groups = len(plan[site.name])
-            attributes = family.attention_attributes(branch.heads // branch.groups * groups, groups, branch.head_dim)
-            rebuild.attributes(branch.path, attributes)
-    for name, units in by_channel.items():
-        _cut_channels(model, family, name, {unit: plan[site.name] for unit, site in units.items()}, rebuild)
+        kept = plan[site.name]
+        if not isinstance(branch, Attention):
+            _cut_units(model, branch.cut(site.unit), kept, site.units, rebuild)
+        elif site.unit == "head" or (site.unit == "vo_channel" and not len(kept)):
+            heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
+        else:
+            channels.setdefault(branch, {})[site.unit] = kept
+    for attention, kept in heads.items():
+        _cut_heads(model, family, attention, kept, rebuild)
+    for attention, by_unit in channels.items():
+        if attention not in heads:
+            _cut_channels(model, family, attention, by_unit, rebuild)
     if heads and family.cut_position_bias is not None:
-        family.cut_position_bias(model, heads, rebuild)
+        family.cut_position_bias(model, {attention.name: kept for attention, kept in heads.items()}, rebuild)
     return rebuild
 
 
@@ -112,12 +111,25 @@ def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
     return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
 
 
-def _cut_channels(model: nn.Module, family: Family, name: str, kept: Mapping[str, Tensor], rebuild: Rebuild) -> None:
+def _cut_units(model: nn.Module, ports: Iterable[Port], kept: Tensor, units: int, rebuild: Rebuild) -> None:
+    for port in ports:
+        rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": port.channels(kept, units)})
+
+
+def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor, rebuild: Rebuild) -> None:
+    _cut_units(model, branch.cut("head"), kept, branch.groups, rebuild)
+    groups = len(kept)
+    if groups:
+        attributes = family.attention_attributes(branch.heads // branch.groups * groups, groups, branch.head_dim)
+        rebuild.attributes(branch.path, attributes)
+    else:
+        own = branch.output.startswith(f"{branch.path}.")
+        rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
+
+
+def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Mapping[Unit, Tensor], rebuild: Rebuild) -> None:
     """Q and K, or V and O, lose channels. The attention itself stays the stock one at one width for all heads: the widest
     head's, or the dense one under rotary positions, whose channels must stay where they are."""
-    branch = branches(model)[name]
-    if not isinstance(branch, Attention):
-        raise TypeError(f"{name} is no attention")
     full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)
     qk, vo = full, full
     if "qk_channel" in kept:
@@ -173,8 +185,9 @@ def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) 
 def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
     """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it."""
     config: Any = model.config
-    merged = copy.deepcopy(getattr(config, "secateur", None)) or {"modules": {}, "attributes": {}, "own_position_bias": []}
+    merged = Rebuild().recipe | copy.deepcopy(getattr(config, "secateur", {}))
     merged["modules"].update(recipe["modules"])
+    merged["no_attention"].update(recipe["no_attention"])
     for path, values in recipe["attributes"].items():
         merged["attributes"].setdefault(path, {}).update(values)
     merged["own_position_bias"] = sorted({*merged["own_position_bias"], *recipe["own_position_bias"]})
@@ -192,7 +205,8 @@ def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
 
 def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Config fields with which the stock class builds exactly this model, or None if none do."""
-    if recipe["own_position_bias"] or any(s.keys() & {"scatter", "gather", "rank"} for s in recipe["modules"].values()):
+    special = any(spec.keys() & {"scatter", "gather", "rank"} for spec in recipe["modules"].values())
+    if special or recipe["own_position_bias"] or recipe["no_attention"]:
         return None
     family = family_of(model)
     widths, shapes = set(), set()
@@ -201,7 +215,7 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
             shapes.add((branch.heads, branch.groups, branch.head_dim))
         else:
             widths.add(branch.width)
-    if len(widths) > 1 or len(shapes) > 1:
+    if len(widths) > 1 or len(shapes) > 1 or 0 in widths:
         return None
     fields = {family.ffn_field: widths.pop(), **family.attention_fields(*shapes.pop())}
     candidate: Any = copy.deepcopy(model.config)

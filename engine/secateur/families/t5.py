@@ -39,26 +39,28 @@ def _attention(
 
 
 def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebuild) -> None:
-    """A stack's first block makes the bias of its own heads and hands it on. Where layers keep other heads than the first,
-    each gets the table of its own heads and makes its bias itself."""
-    attentions = [branch for branch in _branches(model) if isinstance(branch, Attention)]
+    """A stack's first attention makes the bias of its own heads and hands it on. Once it has none, the next one does. Where
+    layers keep other heads than the first, each gets the table of its own heads and makes its bias itself."""
+    attentions = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.heads]
+    heads = {a: kept.get(a.name, torch.arange(a.heads)) for a in attentions}
     for stack in ("encoder", "decoder"):
         layers = [a for a in attentions if a.stack == stack and a.kind == "self_attention"]
-        heads = [kept.get(a.name, torch.arange(a.heads)) for a in layers]
-        alike = all(torch.equal(heads[0], other) for other in heads)
         if not any(a.name in kept for a in layers):
             continue
-        for layer, stay in zip(layers, heads, strict=True):
+        left = [a for a in layers if len(heads[a])]
+        alike = all(torch.equal(heads[left[0]], heads[a]) for a in left)
+        for layer in layers:
             path = f"{layer.path}.relative_attention_bias"
             own = "relative_attention_bias" in model.get_submodule(layer.path)._modules
-            source = path if own else f"{layers[0].path}.relative_attention_bias"
-            if own or not alike:
-                rebuild.embedding(model, path, source, stay)
-            if not alike:
+            makes = layer in (left[:1] if alike else left)
+            if own or makes:
+                rebuild.embedding(model, path, path if own else f"{layers[0].path}.relative_attention_bias", heads[layer])
+            if makes and not (own and alike):
                 rebuild.attributes(layer.path, {"has_relative_attention_bias": True})
+            if makes and not alike:
                 rebuild.recipe["own_position_bias"].append(layer.path)
-    cross = [a for a in attentions if a.kind == "cross_attention"]
-    if len({len(kept.get(a.name, range(a.heads))) for a in cross}) > 1:  # Their bias is zero, but has a place for each head.
+    cross = [a for a in attentions if a.kind == "cross_attention" and len(heads[a])]
+    if len({len(heads[a]) for a in cross}) > 1:  # Their bias is zero, but has a place for each head.
         rebuild.recipe["own_position_bias"] += [a.path for a in cross]
 
 
