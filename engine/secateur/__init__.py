@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from secateur.export import load, save
     from secateur.factorisation import factorise
     from secateur.gates import masked
+    from secateur.latency import LatencyTable, latency_table
+    from secateur.meeting import MetLatency, meet_latency
     from secateur.planning import Plan, plan
     from secateur.recovery import recover_
     from secateur.routing import TaskPlans
@@ -40,6 +42,8 @@ _HOMES = {
     "GradientActivation": "secateur.criteria",
     "InputError": "secateur.errors",
     "IntegratedGradients": "secateur.criteria",
+    "LatencyTable": "secateur.latency",
+    "MetLatency": "secateur.meeting",
     "Plan": "secateur.planning",
     "Scores": "secateur.scores",
     "SequenceClassification": "secateur.tasks",
@@ -52,8 +56,10 @@ _HOMES = {
     "benchmark": "secateur.benchmarking",
     "evaluate": "secateur.evaluation",
     "factorise": "secateur.factorisation",
+    "latency_table": "secateur.latency",
     "load": "secateur.export",
     "masked": "secateur.gates",
+    "meet_latency": "secateur.meeting",
     "plan": "secateur.planning",
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",
@@ -70,6 +76,8 @@ __all__ = [
     "GradientActivation",
     "InputError",
     "IntegratedGradients",
+    "LatencyTable",
+    "MetLatency",
     "Plan",
     "Scores",
     "SequenceClassification",
@@ -83,8 +91,10 @@ __all__ = [
     "cost",
     "evaluate",
     "factorise",
+    "latency_table",
     "load",
     "masked",
+    "meet_latency",
     "plan",
     "prune",
     "prune_",
