@@ -73,14 +73,17 @@ def counts_of(plan: Plan) -> dict[str, int]:
 
 
 def uniform(scores: secateur.Scores, table: LatencyTable) -> Callable[[float], Plan]:
-    """The highest rate for all sites whose predicted latency is at most what is asked for."""
+    """The highest rate for all sites whose predicted latency is at most what is asked for, by bisection."""
 
     def make(milliseconds: float) -> Plan:
-        plans = [secateur.plan(scores, keep=share / 64) for share in range(1, 65)]
-        fitting = [plan for plan in plans if table.milliseconds(counts_of(plan)) <= milliseconds]
-        if not fitting:
+        low, high = 0, 256
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = table.milliseconds(counts_of(secateur.plan(scores, keep=middle / 256))) <= milliseconds
+            low, high = (middle, high) if fits else (low, middle - 1)
+        if not low:
             raise secateur.InputError(f"latency: no plan of {milliseconds} ms")
-        return fitting[-1]
+        return secateur.plan(scores, keep=low / 256)
 
     return make
 
@@ -342,10 +345,11 @@ class Machine:
 def setting(counted: list[nn.Module]) -> tuple[nn.Module, LatencyTable, Callable[[float], Plan]]:
     model = CASES["bert-sequence"].model()
     table = secateur.latency_table(model, **SMALL)
-    return model, table, uniform(scores_of("bert-sequence"), table)
+    # Neurons alone: there are enough of them for fine steps.
+    return model, table, uniform(scores_of("bert-sequence").of("ffn"), table)
 
 
-@pytest.mark.parametrize("asked", [1.15, 1.3, 1.5])
+@pytest.mark.parametrize("asked", [1.05, 1.15, 1.2])
 @pytest.mark.parametrize(
     "delivered", [lambda x: x, lambda x: 1 + 0.7 * (x - 1), lambda x: x**1.3], ids=["as-predicted", "slower", "faster"]
 )
@@ -354,11 +358,11 @@ def test_the_asked_speed_up_is_delivered(
 ) -> None:
     model, table, make = setting
     machine = Machine(monkeypatch, delivered)
-    met = secateur.meet_latency(model, make, table, speedup=asked, tolerance=0.04, rounds=8)
+    met = secateur.meet_latency(model, make, table, speedup=asked, tolerance=0.04, rounds=5)
     assert asked / 1.04 <= met.timing.speedup <= asked * 1.04
     assert met.history[-1].timing == met.timing
     assert met.history[-1].predicted == table.milliseconds(counts_of(met.plan))
-    assert machine.measured == len(met.history) <= 8
+    assert machine.measured == len(met.history) <= 5
     json.dumps(met.to_json())
 
 
@@ -366,14 +370,14 @@ def test_milliseconds_are_met(setting: Any, monkeypatch: pytest.MonkeyPatch) -> 
     model, table, make = setting
     Machine(monkeypatch, lambda x: x)
     dense = 20 + sum(branch_ms(model).values())
-    met = secateur.meet_latency(model, make, table, target_ms=dense / 1.3, tolerance=0.04, rounds=8)
-    assert dense / 1.3 / 1.04 <= met.timing.pruned_ms <= dense / 1.3 * 1.04
+    met = secateur.meet_latency(model, make, table, target_ms=dense / 1.15, tolerance=0.04, rounds=5)
+    assert dense / 1.15 / 1.04 <= met.timing.pruned_ms <= dense / 1.15 * 1.04
 
 
 def test_an_unreachable_target_says_what_is_reachable(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, table, make = setting
     Machine(monkeypatch, lambda x: x)
-    smallest = secateur.prune(model, secateur.plan(scores_of("bert-sequence"), keep=1 / 64))
+    smallest = secateur.prune(model, secateur.plan(scores_of("bert-sequence").of("ffn"), keep=8 / 37))
     best = (20 + sum(branch_ms(model).values())) / (20 + sum(branch_ms(smallest).values()))
     with pytest.raises(secateur.InputError) as caught:
         secateur.meet_latency(model, make, table, speedup=50)
@@ -387,7 +391,7 @@ def test_an_unreachable_target_says_what_is_reachable(setting: Any, monkeypatch:
 def test_a_target_between_two_plans_names_them(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where units are coarse, no plan may be close enough."""
     model, table, make = setting
-    Machine(monkeypatch, lambda x: 1.0 if x < 1.3 else 2.0)
+    Machine(monkeypatch, lambda x: 1.0 if x < 1.15 else 2.0)
     with pytest.raises(secateur.InputError, match=r"to within 3%, got 1.5; measured were 1.00, 2.00$"):
         secateur.meet_latency(model, make, table, speedup=1.5)
 

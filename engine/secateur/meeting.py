@@ -22,12 +22,18 @@ Make = Callable[[float], Plan]
 
 @dataclass(frozen=True)
 class Attempt:
-    """One plan that was measured: the milliseconds that it was asked to have, those that the table predicts for it, and the
-    whole model's timing against the dense one."""
+    """One plan that was measured: the milliseconds that it was asked to have, those that the table predicts for it, the whole
+    model's timing against the dense one, and by what factor that is slower than what is wanted."""
 
+    plan: Plan
     asked: float
     predicted: float
     timing: Timing
+    excess: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the plan."""
+        return {"asked": self.asked, "predicted": self.predicted, "timing": asdict(self.timing), "excess": self.excess}
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class MetLatency:
     history: list[Attempt]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the plan."""
-        return {"timing": asdict(self.timing), "history": [asdict(attempt) for attempt in self.history]}
+        """All but the plans."""
+        return {"timing": asdict(self.timing), "history": [attempt.to_json() for attempt in self.history]}
 
 
 def meet_latency(
@@ -74,18 +80,19 @@ def meet_latency(
     given = batch
     if given is None:
         (given,) = synthetic_batches(model, [table.batch_size], [table.length], target_length=table.target_length)
-    ask, plans, history = table.total / wanted if name == "speedup" else wanted, list[Plan](), list[Attempt]()
+    ask, history = table.total / wanted if name == "speedup" else wanted, list[Attempt]()
     for _ in range(rounds):
-        plan = _nearest(make, ask, table.total)
-        if any(_same(plan, other) for other in plans):
+        plan = _untried(make, ask, table.total, history)
+        if plan is None:
             break
+        predicted = table.milliseconds({site: len(kept) for site, kept in plan.items()})
         timing = benchmark(model, prune(model, plan), [given], pairs=pairs, seconds=seconds).timings[0]
-        plans.append(plan)
-        history.append(Attempt(ask, table.milliseconds({site: len(kept) for site, kept in plan.items()}), timing))
-        if abs(math.log(_excess(timing, name, wanted))) <= math.log1p(tolerance):
+        excess = wanted / timing.speedup if name == "speedup" else timing.pruned_ms / wanted
+        history.append(Attempt(plan, ask, predicted, timing, excess))
+        if abs(math.log(excess)) <= math.log1p(tolerance):
             return MetLatency(plan, timing, history)
-        ask = corrected([(attempt.predicted, _excess(attempt.timing, name, wanted)) for attempt in history])
-    raise InputError(_refusal([attempt.timing for attempt in history], name, wanted, tolerance))
+        ask = corrected([(attempt.predicted, attempt.excess) for attempt in history])
+    raise InputError(_refusal(history, name, wanted, tolerance))
 
 
 def corrected(measured: Sequence[tuple[float, float]]) -> float:
@@ -111,36 +118,58 @@ def _target(speedup: float | None, target_ms: float | None) -> tuple[str, float]
     return name, value
 
 
+def _untried(make: Make, ask: float, total: float, history: Sequence[Attempt]) -> Plan | None:
+    """The plan for what is asked; where that has been measured, the next one towards the target, if there is one."""
+    plan = _nearest(make, ask, total)
+    known = _known(plan, history)
+    if known is None:
+        return plan
+    if known.excess > 1:
+        low = high = known.predicted * (1 - 1e-6)
+    else:
+        low = max(ask, known.predicted)
+        high = min((other.predicted for other in history if other.predicted > low), default=total * (1 + 1e-9))
+    following = _lowest(make, low, high, lambda found: _known(found, [known]) is None)
+    return following if following is not None and _known(following, history) is None else None
+
+
 def _nearest(make: Make, ask: float, total: float) -> Plan:
     """The plan for what is asked, or the fastest that there is: predictions err, so it may deliver all the same."""
     try:
         return make(ask)
     except InputError:
-        plan = make(total * (1 + 1e-9))
-    low, high = min(ask, total), total
-    for _ in range(12):
-        middle = (low + high) / 2
+        largest = make(total * (1 + 1e-9))  # Says why where there is no plan at all.
+        return _lowest(make, ask, total * (1 + 1e-9), lambda found: True) or largest
+
+
+def _lowest(make: Make, low: float, high: float, good: Callable[[Plan], bool]) -> Plan | None:
+    """The good plan for the fewest milliseconds from low to high, to a thousandth of the distance; all above are good."""
+
+    def at(milliseconds: float) -> Plan | None:
         try:
-            plan, high = make(middle), middle
+            plan = make(milliseconds)
         except InputError:
-            low = middle
-    return plan
+            return None
+        return plan if good(plan) else None
+
+    found = at(high)
+    for _ in range(10 if found is not None and low < high else 0):
+        middle = (low + high) / 2
+        plan = at(middle)
+        low, high, found = (middle, high, found) if plan is None else (low, middle, plan)
+    return found
 
 
-def _same(plan: Plan, other: Plan) -> bool:
-    return all(torch.equal(kept, other[site]) for site, kept in plan.items())
+def _known(plan: Plan, history: Sequence[Attempt]) -> Attempt | None:
+    same = (a for a in history if all(torch.equal(kept, a.plan[site]) for site, kept in plan.items()))
+    return next(same, None)
 
 
-def _excess(timing: Timing, name: str, wanted: float) -> float:
-    """By what factor the model is too slow."""
-    return wanted / timing.speedup if name == "speedup" else timing.pruned_ms / wanted
-
-
-def _refusal(timings: Sequence[Timing], name: str, wanted: float, tolerance: float) -> str:
-    delivered = {t.speedup if name == "speedup" else t.pruned_ms: _excess(t, name, wanted) for t in timings}
-    closest = min(delivered, key=lambda value: abs(math.log(delivered[value])))
-    if min(delivered.values()) > 1:
+def _refusal(history: Sequence[Attempt], name: str, wanted: float, tolerance: float) -> str:
+    delivered = {a.excess: a.timing.speedup if name == "speedup" else a.timing.pruned_ms for a in history}
+    if min(delivered) > 1:
+        closest = delivered[min(delivered)]
         limit = f"at most {closest:.2f}, the highest" if name == "speedup" else f"at least {closest:.2f}, the lowest"
         return f"{name}: expected {limit} that was measured, got {wanted:g}"
-    found = ", ".join(f"{value:.2f}" for value in sorted(delivered))
+    found = ", ".join(f"{value:.2f}" for value in sorted(delivered.values()))
     return f"{name}: expected one that a plan delivers to within {tolerance:.0%}, got {wanted:g}; measured were {found}"
