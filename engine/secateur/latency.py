@@ -31,6 +31,8 @@ from secateur.surgery import prune
 FORMAT = "secateur-latency/1"
 WIDTHS = tuple(eighths / 8 for eighths in range(8, 0, -1))
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+Step = tuple[list[Site], dict[str, int]]
+Pair = tuple[Times, Times]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class LatencyTable:
     environment: device, threads and versions of the measurement; fingerprint, unit: of the model, and of its attention's sites.
     total: milliseconds of a whole dense pass. sites[site name]: number of units to milliseconds of the branch that keeps that
     many, ascending; the last is the whole one. both[attention name]: the same for V and O channels, where Q and K keep the
-    same share: the core narrows with the wider of the two, so that the savings don't add up.
+    same share: the core narrows with the wider of the two, so that the savings don't add up. rest: milliseconds of all between
+    the branches, by the share of the branches' time that remains: it shrinks a little with them, as they hand back less memory
+    and leave more room in caches.
     """
 
     environment: dict[str, Any]
@@ -52,6 +56,7 @@ class LatencyTable:
     total: float
     sites: dict[str, dict[int, float]]
     both: dict[str, dict[int, float]]
+    rest: dict[float, float]
 
     def of(self, site: str, count: int) -> float:
         """Milliseconds of the site's branch when the site keeps `count` units and all else is whole, linear between measured
@@ -71,7 +76,9 @@ class LatencyTable:
         for site, count in counts.items():
             self.of(site, count)
             named.setdefault(_branch_name(site), {})[site] = count
-        return self.total - sum(self._saved(branch, of_branch) for branch, of_branch in named.items())
+        saved = sum(self._saved(branch, of_branch) for branch, of_branch in named.items())
+        whole = sum({_branch_name(site): max(row.items())[1] for site, row in self.sites.items()}.values())
+        return self.total - saved - (self.rest[1.0] - _between(self.rest, 1 - saved / whole))
 
     def _saved(self, branch: str, counts: Mapping[str, int]) -> float:
         whole = self.sites[next(iter(counts))]
@@ -103,8 +110,11 @@ class LatencyTable:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             if about.pop("format") != FORMAT:
                 raise ValueError(f"expected the format {FORMAT!r}")
-            measured = {name: {site: _read(row) for site, row in about.pop(name).items()} for name in ("sites", "both")}
-            return cls(**{**about, **measured, "total": float(about["total"])})
+            measured = {name: {site: _read(row, int) for site, row in about.pop(name).items()} for name in ("sites", "both")}
+            rest = _read(about.pop("rest"), float)
+            if 1.0 not in rest:
+                raise ValueError("expected the rest of the whole model")
+            return cls(**{**about, **measured, "total": float(about["total"]), "rest": rest})
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise InputError(f"latency: {str(path)!r} is no latency table ({type(error).__name__}: {error})") from error
 
@@ -148,10 +158,13 @@ def latency_table(
         except InputError as error:
             raise InputError(f"{error}; delete it, and it will be measured anew") from error
     (batch,) = synthetic_batches(model, [batch_size], [length], target_length=target_length)
-    total, measured = _measure(model, batch, _sweeps(chosen), sorted({*widths, 0.0}), pairs, seconds, progress)
-    alone = {site.name: measured["apart", site.name] for site in chosen}
-    both = {name: row for (sweep, name), row in measured.items() if sweep == "both"}
-    table = LatencyTable(**about, total=total, sites=alone, both=both)
+    steps = [(cut, counts) for cut in _sweeps(chosen) for counts in _grid(cut, sorted({*widths, 0.0}))]
+    samples = []
+    for cut, counts in progress(steps, len(steps)) if progress else steps:
+        pruned = prune(model, _plan(model, cut, counts))
+        with undisturbed(model), undisturbed(pruned), torch.inference_mode():
+            samples.append(_in_turn(model, pruned, batch, pairs, seconds))
+    table = LatencyTable(**about, **_rows(chosen, _alike(model), steps, samples))
     if cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         table.save(path)
@@ -189,46 +202,45 @@ def _environment(model: nn.Module) -> dict[str, Any]:
     return {**environment(model), "processor": processor}
 
 
-def _sweeps(chosen: Sequence[Site]) -> dict[str, list[list[Site]]]:
-    """The sites that are cut at the same time: those of the two channel kinds apart, then both."""
-    by_unit = {unit: [s for s in chosen if s.unit == unit] for unit in ("neuron", "head", "qk_channel", "vo_channel")}
-    narrowed, values = by_unit["qk_channel"], by_unit["vo_channel"]
-    apart = [[*by_unit["neuron"], *by_unit["head"], *narrowed], values]
-    return {"apart": [some for some in apart if some], "both": [[*narrowed, *values]] if narrowed and values else []}
+def _sweeps(chosen: Sequence[Site]) -> list[list[Site]]:
+    """The sites that are cut at the same time: channels of the two kinds apart, then all."""
+    kinds = [[site for site in chosen if site.unit == unit] for unit in ("qk_channel", "vo_channel")]
+    return [*(kinds if all(kinds) else []), list(chosen)]
 
 
-def _measure(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    sweeps: Mapping[str, list[list[Site]]],
-    shares: Sequence[float],
-    pairs: int,
-    seconds: float,
-    progress: Progress | None,
-) -> tuple[float, dict[tuple[str, str], dict[int, float]]]:
-    """Milliseconds of the dense pass; for each sweep and site, or attention where both of its sites are cut, those of the
-    branch by number of units, of V and O channels where both are."""
-    steps = [(name, some, counts) for name, all_of in sweeps.items() for some in all_of for counts in _grid(some, shares)]
-    samples: list[list[tuple[Times, Times]]] = []
-    for _, some, counts in progress(steps, len(steps)) if progress else steps:
-        pruned = prune(model, _plan(model, some, counts))
-        with undisturbed(model), undisturbed(pruned), torch.inference_mode():
-            samples.append(_in_turn(model, pruned, batch, pairs, seconds))
-    groups = _alike(model)
-    whole = [first for sample in samples for first, _ in sample]
+def _rows(
+    chosen: Sequence[Site], groups: Mapping[str, list[str]], steps: Sequence[Step], samples: Sequence[list[Pair]]
+) -> dict[str, Any]:
+    """`total`, `sites`, `both` and `rest` of a table, from the pairs of passes at each step. groups: branches of one shape."""
+    whole = [dense for sample in samples for dense, _ in sample]
     total = statistics.median(times.total for times in whole)
-    shares_of = {name: statistics.median(_sum(t, g) / t.total for t in whole) for name, g in groups.items()}
-    found: dict[tuple[str, str], dict[int, float]] = {}
-    for (sweep, some, counts), sample in zip(steps, samples, strict=True):
-        for site in some:
-            name = _branch_name(site.name)
-            group = groups[name]
-            full = total * shares_of[name] / len(group)
-            ratio = statistics.median(_sum(narrow, group) / _sum(first, group) for first, narrow in sample)
-            row = found.setdefault((sweep, site.name if sweep == "apart" else name), {})
-            if sweep == "apart" or site.unit == "vo_channel":
-                row.update({counts[site.name]: full * ratio, site.units: full})
-    return total, {key: dict(sorted(row.items())) for key, row in found.items()}
+    full = {
+        name: total * statistics.median(_sum(times, group) / times.total for times in whole) / len(group)
+        for name, group in groups.items()
+    }
+    rest_of_whole = max(0.0, total - sum(full.values()))
+    alone: dict[str, dict[int, float]] = {site.name: {} for site in chosen}
+    both: dict[str, dict[int, float]] = {}
+    rest = {}
+    for (cut, counts), sample in zip(steps, samples, strict=True):
+        ratios = {name: statistics.median(_sum(b, group) / _sum(a, group) for a, b in sample) for name, group in groups.items()}
+        names = [_branch_name(site.name) for site in cut]
+        for site, name in zip(cut, names, strict=True):
+            if names.count(name) == 1:
+                row = alone[site.name]
+            elif site.unit == "vo_channel":
+                row = both.setdefault(name, {})
+            else:
+                continue
+            row.update({counts[site.name]: full[name] * ratios[name], site.units: full[name]})
+        if len(cut) == len(chosen):
+            left = sum(full[name] * ratios[name] for name in full) / sum(full.values())
+            between = statistics.median(_rest(b) / _rest(a) for a, b in sample)
+            rest[min(left, 1.0)] = rest_of_whole * between
+    rest[1.0] = rest_of_whole
+    rows = {"sites": alone, "both": both}
+    ascending = {key: {name: dict(sorted(row.items())) for name, row in found.items()} for key, found in rows.items()}
+    return {"total": total, **ascending, "rest": dict(sorted(rest.items()))}
 
 
 def _grid(some: Sequence[Site], shares: Sequence[float]) -> list[dict[str, int]]:
@@ -258,9 +270,7 @@ def _plan(model: nn.Module, some: Sequence[Site], counts: Mapping[str, int]) -> 
     return Plan(kept, tuple(some), fingerprint(model), {})
 
 
-def _in_turn(
-    model: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], pairs: int, seconds: float
-) -> list[tuple[Times, Times]]:
+def _in_turn(model: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], pairs: int, seconds: float) -> list[Pair]:
     """Pairs of passes, dense and pruned, the order swapped each time, after two to warm up."""
     found = []
     with stopwatch(model, batch) as dense, stopwatch(pruned, batch) as narrow:
@@ -295,12 +305,18 @@ def _sum(times: Times, group: Sequence[str]) -> float:
     return sum(times.branches[name] for name in group)
 
 
+def _rest(times: Times) -> float:
+    return times.total - sum(times.branches.values())
+
+
 def _branch_name(site: str) -> str:
     return site.removesuffix(".qk").removesuffix(".vo")
 
 
-def _between(row: Mapping[int, float], count: float) -> float:
+def _between(row: Mapping[Any, float], count: float) -> float:
     """Linear between the row's counts, which ascend; constant below the first."""
+    if count in row:
+        return row[count]
     known = list(row)
     place = bisect.bisect_left(known, count)
     if place == 0:
@@ -309,8 +325,8 @@ def _between(row: Mapping[int, float], count: float) -> float:
     return row[low] if low == high else row[low] + (row[high] - row[low]) * (count - low) / (high - low)
 
 
-def _read(row: Mapping[str, Any]) -> dict[int, float]:
-    found = {int(count): float(value) for count, value in sorted(row.items(), key=lambda item: int(item[0]))}
-    if not found or min(found) < 1 or not all(math.isfinite(value) and value >= 0 for value in found.values()):
-        raise ValueError("expected milliseconds by numbers of units")
+def _read(row: Mapping[str, Any], key: type[Any]) -> dict[Any, float]:
+    found = dict(sorted((key(name), float(value)) for name, value in row.items()))
+    if not found or min(found) <= 0 or not all(math.isfinite(value) and value >= 0 for value in found.values()):
+        raise ValueError("expected milliseconds by what remains")
     return found
