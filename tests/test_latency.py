@@ -192,6 +192,19 @@ def some_plan(model: nn.Module, sites: Any, counts: Mapping[str, int]) -> Plan:
     return Plan(kept, tuple(sites), fingerprint(model), {})
 
 
+def test_progress_is_told_each_width(counted: list[nn.Module]) -> None:
+    told: list[Any] = []
+
+    def progress(steps: Any, count: int) -> Iterator[Any]:
+        told.append(count)
+        for step in steps:
+            told.append(step)
+            yield step
+
+    secateur.latency_table(CASES["llama"].model(), widths=[1, 0.5], progress=progress, **SMALL)
+    assert told[0] == len(told) - 1 == 2  # The half, and the fewest units that can stay.
+
+
 @pytest.mark.parametrize("case", [CASES["t5-gated"], CASES["bert-token"], CASES["llama"]], ids=str)
 def test_branches_times_lie_apart_within_the_pass(case: Case) -> None:
     """With the real clock: each branch has its own stretch of the pass, also in a model whose attention makes its own bias."""
