@@ -20,7 +20,7 @@ MODELS = ("builtin-t5", "minilm-shape", "llama-shape")
 SPEEDUPS = (1.5, 2.0, 100.0)
 
 
-def latency(models: tuple[str, ...] = MODELS, pairs: int = 15, seconds: float = 8.0) -> dict[str, Any]:
+def latency(models: tuple[str, ...] = MODELS, pairs: int = 15, seconds: float = 10.0) -> dict[str, Any]:
     """Uniform plans of random units, batches of 32 x 64 tokens, one thread. The last speed-up is one that no plan reaches."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

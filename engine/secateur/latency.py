@@ -128,7 +128,7 @@ def latency_table(
     target_length: int = 8,
     widths: Sequence[float] = WIDTHS,
     pairs: int = 15,
-    seconds: float = 5.0,
+    seconds: float = 10.0,
     cache: bool = True,
     progress: Progress | None = None,
 ) -> LatencyTable:
@@ -141,7 +141,7 @@ def latency_table(
 
     unit: as in `sites`. widths: shares of a site's units, rounded up, FFN widths to multiples of 8; the smallest that a plan
     can leave is measured besides. pairs, seconds: at most that many pairs of passes for each width, and about that long, but
-    three. cache: a table of the same model, shapes, device, threads and versions is read from $XDG_CACHE_HOME/secateur/latency
+    five. cache: a table of the same model, shapes, device, threads and versions is read from $XDG_CACHE_HOME/secateur/latency
     (~/.cache without it), or written there; otherwise nothing is read or written. progress: wraps the iteration over widths
     (given their number).
     Raises InputError: a share outside (0, 1], a size below 1, a length beyond the model's positions, a cached file that is
@@ -275,7 +275,7 @@ def _in_turn(model: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], p
     found = []
     with stopwatch(model, batch) as dense, stopwatch(pruned, batch) as narrow:
         both = sum(each().total for each in (dense, narrow, dense, narrow)) / 2e3
-        for turn in range(max(3, min(pairs, math.ceil(seconds / max(both, 1e-6))))):
+        for turn in range(min(pairs, max(5, math.ceil(seconds / max(both, 1e-6))))):
             if turn % 2:
                 second = narrow()
                 found.append((dense(), second))
