@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency]
 """
 
 from __future__ import annotations
@@ -64,6 +64,12 @@ def recovery() -> dict[str, Any]:
     return compare_recovery()
 
 
+def latency_budgets() -> dict[str, Any]:
+    from latency import latency
+
+    return latency()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -71,6 +77,7 @@ RUNS = {
     "worth": worth,
     "routing": task_plans,
     "recovery": recovery,
+    "latency": latency_budgets,
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import naive
 import pytest
 import torch
-from models import ALL, CASES, Case
+from models import ALL, CASES, UNITS, Case, scores_of, uneven_plan, uniform_plan
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
@@ -66,32 +67,80 @@ def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
     assert sum(site.parameters * site.units for site in secateur.sites(model)) == expected
 
 
-def eager(model: nn.Module) -> None:
-    """Attention by matrix products, which are counted one by one on every device. Each stack of a T5 has its own config."""
+def attend_by(implementation: str, model: nn.Module) -> None:
+    """Each stack of a T5 has its own config."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.set_attn_implementation("eager")
+            module.set_attn_implementation(implementation)
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
-def test_unit_flops_are_what_torch_counts(case: Case) -> None:
-    """Removing one unit anywhere saves exactly the FLOPs that its site tells, attention's core included."""
-    model = case.model()
-    eager(model)
+def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Inputs without padding, and their length in each stack."""
     source, target = 7, 5
-    ids = torch.arange(4, 4 + source).unsqueeze(0)
-    inputs = {"input_ids": ids}
-    tokens = {"encoder": float(source), "decoder": float(source)}
+    ids = torch.arange(4, 4 + source).repeat(batch, 1)
+    inputs, tokens = {"input_ids": ids}, {"encoder": float(source), "decoder": float(source)}
     if case.kind == "t5":
         inputs["decoder_input_ids"], tokens["decoder"] = ids[:, :target], float(target)
+    return inputs, tokens
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> None:
+    """Removing one unit anywhere saves exactly the FLOPs that its site tells, attention's core included."""
+    model = case.model()
+    attend_by(implementation, model)
+    inputs, tokens = unpadded(case)
     dense = cost.flops(model, inputs)
     sites = tuple(secateur.sites(model))
     for site in sites:
         kept = {other.name: torch.arange(other.units) for other in sites}
         kept[site.name] = kept[site.name][:-1]
         pruned = secateur.prune(model, secateur.Plan(kept, sites, _fingerprint(model), {}))
-        eager(pruned)
+        attend_by(implementation, pruned)
         assert dense - cost.flops(pruned, inputs) == cost.unit_cost(site, "flops", tokens), site.name
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_every_implementation_of_attention_counts_alike(case: Case, unit: str) -> None:
+    """Also of models whose heads have lost channels, and in either grad mode."""
+    inputs, _ = unpadded(case, batch=2)
+    found = {}
+    for implementation in ("eager", "sdpa"):
+        model = case.model()
+        attend_by(implementation, model)
+        pruned = [secateur.prune(model, plan) for plan in (uniform_plan(case, unit), uneven_plan(case, unit))]
+        for each in pruned:
+            attend_by(implementation, each)
+        found[implementation] = [cost.flops(each, inputs) for each in (model, *pruned)]
+    assert found["eager"] == found["sdpa"]
+    assert found["sdpa"][0] > max(found["sdpa"][1:])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("groups", "channels"), [(6, 8), (2, 8), (2, 5)], ids=["plain", "grouped", "other-value-width"])
+def test_attentions_core_counts_for_each_query_head(groups: int, channels: int, inference: bool) -> None:
+    class Core(nn.Module):
+        def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            return nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+
+    sides = {"query": torch.rand(2, 6, 4, 8), "key": torch.rand(2, groups, 3, 8), "value": torch.rand(2, groups, 3, channels)}
+    with torch.inference_mode(inference):
+        assert cost.flops(Core(), sides) == 2 * 2 * 6 * (4 * 3 * 8 + 4 * 3 * channels)
+
+
+@pytest.mark.parametrize("make", [uniform_plan, uneven_plan], ids=["uniform", "uneven"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_the_planners_flops_are_what_torch_counts(case: Case, make: Callable[[Case, str], secateur.Plan]) -> None:
+    """A whole plan by heads, on a batch of the lengths that the scores tell, as the decoder of a T5 runs over its targets."""
+    inputs, tokens = unpadded(case, batch=3)
+    scores, plan = scores_of(case.name), make(case, "head")
+    counts = {name: len(kept) for name, kept in plan.items()}
+    removed = cost.flops(case.model(), inputs) - cost.flops(secateur.prune(case.model(), plan), inputs)
+    layers = 3 * sum(cost.unit_cost(site, "flops", tokens) * site.units for site in scores.layers)
+    remaining = cost.remaining(scores.layers, scores.sites, counts, "flops", tokens)
+    assert removed == pytest.approx(layers * (1 - remaining), rel=1e-12)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from secateur.export import load, save
     from secateur.factorisation import factorise
     from secateur.gates import masked
+    from secateur.latency import LatencyTable, latency_table
+    from secateur.meeting import MetLatency, meet_latency
     from secateur.planning import Plan, plan
     from secateur.recovery import recover_
     from secateur.routing import TaskPlans
@@ -41,6 +43,8 @@ _HOMES = {
     "GradientActivation": "secateur.criteria",
     "InputError": "secateur.errors",
     "IntegratedGradients": "secateur.criteria",
+    "LatencyTable": "secateur.latency",
+    "MetLatency": "secateur.meeting",
     "Plan": "secateur.planning",
     "Scores": "secateur.scores",
     "SequenceClassification": "secateur.tasks",
@@ -54,8 +58,10 @@ _HOMES = {
     "choose": "secateur.choosing",
     "evaluate": "secateur.evaluation",
     "factorise": "secateur.factorisation",
+    "latency_table": "secateur.latency",
     "load": "secateur.export",
     "masked": "secateur.gates",
+    "meet_latency": "secateur.meeting",
     "plan": "secateur.planning",
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",
@@ -72,6 +78,8 @@ __all__ = [
     "GradientActivation",
     "InputError",
     "IntegratedGradients",
+    "LatencyTable",
+    "MetLatency",
     "Plan",
     "Scores",
     "SequenceClassification",
@@ -86,8 +94,10 @@ __all__ = [
     "cost",
     "evaluate",
     "factorise",
+    "latency_table",
     "load",
     "masked",
+    "meet_latency",
     "plan",
     "prune",
     "prune_",

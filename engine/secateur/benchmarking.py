@@ -110,6 +110,12 @@ def synthetic_batches(
     return found
 
 
+def forward_options(model: nn.Module) -> dict[str, Any]:
+    """Keyword arguments of a timed forward pass: without a cache of keys and values, where the model would fill one."""
+    caches = bool(getattr(model.config, "use_cache", False)) and hasattr(model, "generate")
+    return {"use_cache": False} if caches else {}
+
+
 def environment(model: nn.Module) -> dict[str, Any]:
     """Device, dtype, threads and versions of a measurement."""
     import transformers
@@ -127,7 +133,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: int, seconds: float) -> Timing:
-    options = {"use_cache": False} if _caches(dense) else {}
+    options = forward_options(dense)
     start = time.perf_counter()
     for _ in range(3):
         _seconds(dense, batch, options)
@@ -157,10 +163,6 @@ def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: 
         pruned_flops=cost.flops(pruned, {**batch, **options}),
         pairs=count,
     )
-
-
-def _caches(model: nn.Module) -> bool:
-    return bool(getattr(model.config, "use_cache", False)) and hasattr(model, "generate")
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> float:
