@@ -105,7 +105,8 @@ def test_a_backend_is_named(run: Run) -> None:
 
 
 def test_prune_is_the_library_step_by_step(run: Run) -> None:
-    result = run("prune builtin --data train.jsonl --eval test.jsonl --keep 0.6 --out d --batch-sizes 1 --lengths 8 --json")
+    common = "--keep 0.6 --recover least-squares --batch-sizes 1 --lengths 8 --json"
+    result = run(f"prune builtin --data train.jsonl --eval test.jsonl --out d {common}")
     assert result.code == 0
     model, tokenizer = builtin.load()
     task = secateur.TextToText(tokenizer, labels=["bad", "good"])
@@ -262,7 +263,10 @@ BAD = {
         "expected a target among the labels 'fine', 'dull'",
     ),
     "keep": ("prune builtin --data train.jsonl --keep 1.5 --out d", "keep: expected a number in (0, 1], got 1.5"),
-    "no budget": ("prune builtin --data train.jsonl --out d", "budget: expected exactly one of keep, flops, params, got none"),
+    "no budget": (
+        "prune builtin --data train.jsonl --out d",
+        "budget: expected exactly one of keep, flops, params, memory, speedup, latency, got none",
+    ),
     "budget out of reach": ("prune builtin --data train.jsonl --flops 0.001 --out d", "flops: expected at least"),
     "output exists": ("prune builtin --data train.jsonl --keep 0.5 --out full", "'full', which exists"),
     "no parent": ("prune builtin --data train.jsonl --keep 0.5 --out no/d", "expected an existing parent folder"),

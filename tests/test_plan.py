@@ -32,7 +32,7 @@ def random_scores(name: str, unit: Any = "head", select: str | None = None, seed
 def one_site(values: list[float]) -> Scores:
     site = Site("encoder.0.ffn", "ffn", "encoder", 0, "neuron", len(values), 1, 10.0, 20.0, 0.0, 0.0)
     units = {site.name: torch.tensor(values, dtype=torch.float64)}
-    return Scores(units, (site,), (site,), "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0})
+    return Scores(units, (site,), (site,), "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0}, 100)
 
 
 def share(scores: Scores, counts: Mapping[str, int], kind: str) -> float:
@@ -197,7 +197,7 @@ def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path:
     for name, rows in (scores.per_example or {}).items():
         assert loaded.per_example is not None
         assert torch.equal(loaded.per_example[name], rows)
-    for field in ("sites", "layers", "fingerprint", "criterion", "examples", "tokens"):
+    for field in ("sites", "layers", "fingerprint", "criterion", "examples", "tokens", "weights"):
         assert getattr(loaded, field) == getattr(scores, field), field
     again = secateur.plan(loaded, flops=0.6)
     assert all(torch.equal(again[name], kept) for name, kept in secateur.plan(scores, flops=0.6).items())

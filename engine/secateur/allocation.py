@@ -46,16 +46,17 @@ class Ladder:
         return (self.kept[upper] - self.kept[lower]) / (self.prices[upper] - self.prices[lower])
 
 
-def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: float) -> list[Ladder]:
-    """The rungs of every site, from the first that holds the share `floor` of its units, one step at least."""
+def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: float, *, may_empty: bool = False) -> list[Ladder]:
+    """The rungs of every site, from the first that holds the share `floor` of its units, one step at least or, if the site may
+    be emptied, none."""
     found = []
     for site in scores.sites:
         step = _step(site, align, per_head)
         counts = [*range(step, site.units, step), site.units]
-        counts = [count for count in counts if count >= min(floor * site.units, counts[-1])]
+        counts = [0] * may_empty + [count for count in counts if count >= min(floor * site.units, counts[-1])]
         order = ranks(scores[site.name], site, per_head)
         best = scores[site.name].view(order.shape).gather(1, order).sum(0).cumsum(0)
-        kept = best[[count // len(order) - 1 for count in counts]].tolist()
+        kept = [float(best[count // len(order) - 1]) if count else 0.0 for count in counts]
         found.append(Ladder(site, counts, [price(site, count) for count in counts], kept))
     return found
 
@@ -72,6 +73,14 @@ def _step(site: Site, align: int, per_head: bool) -> int:
     if site.unit == "neuron":
         return align
     return site.groups * min(align, 8) if per_head and site.unit.endswith("channel") else 1
+
+
+def spread(found: Sequence[Ladder], limit: float, allocation: Allocation) -> tuple[list[int], float]:
+    """The rung of each ladder, together within the limit, and how far the attribution may be from the best that is possible, as
+    a share of it (0 where that is not known)."""
+    if allocation == "uniform":
+        return uniform(found, limit), 0.0
+    return greedy(found, limit, by_price=allocation == "knapsack")
 
 
 def uniform(found: Sequence[Ladder], limit: float) -> list[int]:

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secateur.cost import parameters
 from secateur.criteria import Criterion, GradientActivation
 from secateur.data import Example, Examples, read_examples
 from secateur.discovery import branches_of, fingerprint, sites
@@ -77,6 +78,7 @@ def attribute(
         criterion=criterion.to_json(),
         examples=len(rows),
         tokens=_mean_tokens(layers, items),
+        weights=parameters(model),
         per_example=kept,
         convergence=convergence,
     )

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from secateur import cost
-from secateur.allocation import Allocation, Ladder, greedy, ladders, ranks, uniform
+from secateur.allocation import Allocation, Ladder, Price, ladders, ranks, spread
 from secateur.errors import InputError
 from secateur.files import write_atomically
 from secateur.scores import Scores
 from secateur.site import Site
 
+if TYPE_CHECKING:
+    from secateur.latency import LatencyTable
+
 FORMAT = "secateur-plan/1"
 _ROUNDING = 1e-12  # Of sums of shares.
+# Budgets that a latency table stands for: from, to, and in words.
+_MEASURED = {
+    "speedup": (1.0, math.inf, "a number of at least 1"),
+    "latency": (math.ulp(0.0), math.inf, "a positive number of milliseconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,10 @@ def plan(
     keep: float | None = None,
     flops: float | None = None,
     params: float | None = None,
+    memory: float | None = None,
+    speedup: float | None = None,
+    latency: float | None = None,
+    table: LatencyTable | None = None,
     allocation: Allocation = "uniform",
     floor: float = 0.0,
     align: int = 1,
@@ -93,29 +106,29 @@ def plan(
 
     Exactly one budget. keep: the share of units that stays at every site (a fraction of a unit counts as one). flops, params:
     the share of the multiply-adds, or weights, of the model's layers that may remain (FLOPs at the mean length of the scored
-    examples), met to within one unit.
-    allocation: how flops and params are spread over the sites. "uniform": one share for all, as Yang et al. 2023 have it;
-    "global": the units with the highest scores of all sites; "knapsack": those that keep the most attribution for what they
-    cost, with `budget["gap"]` saying how far the attribution may be from the optimum, as a share of it. floor: the share of
-    its units that every site keeps at least, one at least.
+    examples). memory: the share of all the model's weights, embeddings included. speedup, latency: how much faster than the
+    dense model, or how many milliseconds a pass, as `table` predicts (`meet_latency` measures, and corrects). All but keep
+    are met to within one step of one site.
+    allocation: how a budget other than keep is spread over the sites. "uniform": one share for all, as Yang et al. 2023 have
+    it; "global": the units with the highest scores of all sites; "knapsack": those that keep the most attribution for what
+    they cost, with `budget["gap"]` saying how far the attribution may be from the optimum, as a share of it. floor: the share
+    of its units that every site keeps at least; without one, global and knapsack may empty a site, and uniform leaves one.
     align: FFN widths are multiples of it, and with per_head the channels of a head of it or of 8, if that is less; rounded up
     under a keep budget, and down otherwise. per_head: channels are ranked within each head, the same number for each, so that
     heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be met; the message says what
-    can.
+    can; a table of another model or other units.
     """
-    name, value = the_budget(keep=keep, flops=flops, params=params)
+    budgets = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
+    name, value = the_budget(**budgets)
     _check(name, allocation, floor, align)
-    kind = "flops" if name == "keep" else name
-    total = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.layers)
-
-    def price(site: Site, count: int) -> float:
-        return cost.unit_cost(site, kind, scores.tokens) * count / total
-
-    found = ladders(scores, price, align, per_head, floor)
+    price = _price(scores, name, table)
+    found = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
     if name == "keep":
         rungs, gap = [ladder.at(value) for ladder in found], 0.0
+    elif name in _MEASURED and table is not None:
+        rungs, gap = _measured(found, name, value, allocation, table)
     else:
-        rungs, gap = _within(found, name, value, 1 - sum(ladder.prices[-1] for ladder in found), allocation)
+        rungs, gap = _within(found, name, value, allocation)
     counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {k: cost.remaining(scores.layers, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
@@ -124,13 +137,14 @@ def plan(
 
 
 def the_budget(**budgets: float | None) -> tuple[str, float]:
-    """Name and value of the one budget that is given. Raises InputError: none or several, or one out of (0, 1]."""
+    """Name and value of the one budget that is given. Raises InputError: none or several, or one out of its range."""
     given = {name: value for name, value in budgets.items() if value is not None}
     if len(given) != 1:
         raise InputError(f"budget: expected exactly one of {', '.join(budgets)}, got {', '.join(given) or 'none'}")
     ((name, value),) = given.items()
-    if not 0 < value <= 1:
-        raise InputError(f"{name}: expected a number in (0, 1], got {value}")
+    low, high, expected = _MEASURED.get(name, (math.ulp(0.0), 1.0, "a number in (0, 1]"))
+    if not low <= value <= high:
+        raise InputError(f"{name}: expected {expected}, got {value}")
     return name, value
 
 
@@ -145,15 +159,56 @@ def _check(budget: str, allocation: str, floor: float, align: int) -> None:
         raise InputError(f"allocation: expected uniform with keep, which is one share for all sites, got {allocation!r}")
 
 
-def _within(found: Sequence[Ladder], name: str, value: float, rest: float, allocation: Allocation) -> tuple[list[int], float]:
-    """Rungs whose cost, with the rest of the layers, is at most `value`; and the gap to the best, where it is known."""
+def _price(scores: Scores, budget: str, table: LatencyTable | None) -> Price:
+    """What a site costs that keeps so many units, as a share of the whole that the budget is a share of."""
+    if budget in _MEASURED:
+        if table is None:
+            raise InputError(f"table: expected a LatencyTable with the budget {budget}, got none")
+        if table.fingerprint != scores.fingerprint or not {site.name for site in scores.sites} <= table.sites.keys():
+            raise InputError(f"table: expected one of the scored model and sites ({scores.fingerprint}), got another")
+        measured, total = table, table.total
+        return lambda site, count: measured.of(site.name, count) / total
+    kind = "flops" if budget in ("keep", "flops") else "params"
+    whole = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.layers)
+    whole = scores.weights if budget == "memory" else whole
+    return lambda site, count: cost.unit_cost(site, kind, scores.tokens) * count / whole
+
+
+def _within(found: Sequence[Ladder], name: str, value: float, allocation: Allocation) -> tuple[list[int], float]:
+    """Rungs whose cost, with all that is not on the ladders, is at most `value`; and the gap to the best, where it is known."""
+    rest = 1 - sum(ladder.prices[-1] for ladder in found)
     smallest = rest + sum(ladder.prices[0] for ladder in found)
     if smallest > value + _ROUNDING:
         raise InputError(
             f"{name}: expected at least {smallest:.4f}, what is left with the least at each chosen site, got {value}"
         )
-    limit = value - rest + _ROUNDING
-    return (uniform(found, limit), 0.0) if allocation == "uniform" else greedy(found, limit, by_price=allocation == "knapsack")
+    return spread(found, value - rest + _ROUNDING, allocation)
+
+
+def _measured(
+    found: Sequence[Ladder], name: str, value: float, allocation: Allocation, table: LatencyTable
+) -> tuple[list[int], float]:
+    """The same in predicted milliseconds, which are not quite the sum of the sites': by bisection over that sum."""
+    wanted = table.total / value if name == "speedup" else value
+
+    def at(limit: float) -> tuple[list[int], float, float]:
+        rungs, gap = spread(found, limit, allocation)
+        counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
+        return rungs, gap, table.milliseconds(counts)
+
+    low, high = (sum(pick(ladder.prices) for ladder in found) + _ROUNDING for pick in (min, max))
+    rungs, gap, smallest = at(low)
+    if smallest > wanted * (1 + _ROUNDING):
+        reachable = f"at most {table.total / smallest:.2f}" if name == "speedup" else f"at least {smallest:.2f}"
+        raise InputError(f"{name}: expected {reachable}, predicted of the least at each chosen site, got {value}")
+    for _ in range(30):
+        middle = (low + high) / 2
+        tried, tried_gap, predicted = at(middle)
+        if predicted <= wanted * (1 + _ROUNDING):
+            low, rungs, gap = middle, tried, tried_gap
+        else:
+            high = middle
+    return rungs, gap
 
 
 def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:

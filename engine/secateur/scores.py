@@ -26,7 +26,7 @@ class Scores(Mapping[str, Tensor]):
     """scores[site name]: float64 [units]; higher means more needed.
 
     sites: what the scores are of. layers: every site of the model's layers with attention by heads, which budgets refer to.
-    tokens: mean length of the examples in each stack, which weighs FLOPs.
+    tokens: mean length of the examples in each stack, which weighs FLOPs. weights: how many the whole model has.
     per_example: site name to float32 [examples, units], in the order of the examples, if it was asked for.
     convergence: how exact the scores are, where they are integrals.
     """
@@ -38,6 +38,7 @@ class Scores(Mapping[str, Tensor]):
     criterion: dict[str, Any]
     examples: int
     tokens: dict[str, float]
+    weights: int
     per_example: dict[str, Tensor] | None = field(default=None, repr=False)
     convergence: Convergence | None = field(default=None, repr=False)
 
@@ -60,6 +61,7 @@ class Scores(Mapping[str, Tensor]):
             "criterion": self.criterion,
             "examples": self.examples,
             "tokens": self.tokens,
+            "weights": self.weights,
             "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
         tensors = dict(self.units)
@@ -101,6 +103,7 @@ class Scores(Mapping[str, Tensor]):
             criterion=about["criterion"],
             examples=about["examples"],
             tokens=about["tokens"],
+            weights=about["weights"],
             per_example=examples or None,
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
         )

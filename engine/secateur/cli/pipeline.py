@@ -15,8 +15,10 @@ import secateur
 from secateur.benchmarking import Report, benchmark, synthetic_batches
 from secateur.choosing import Candidate
 from secateur.cli import inputs, output
+from secateur.cli.picking import without_targets
 from secateur.cost import parameters
 from secateur.data import Example
+from secateur.meeting import MetLatency
 from secateur.planning import Plan
 from secateur.plots import benchmark_plot
 from secateur.recovery import Method, Refit
@@ -37,10 +39,11 @@ def prune_folder(
     rows: Sequence[Example],
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
+    met: MetLatency | None = None,
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Carries the first candidate's plan out, checks it, recovers what it took if the candidate says so, and writes the folder:
     the model in the dtype that it was stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and
-    what to show of it."""
+    what to show of it. met: how a latency was met, if one was asked for."""
     model, plan, recover = loaded.model, candidates[0].plan, candidates[0].recovery
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
@@ -57,6 +60,7 @@ def prune_folder(
     document = {
         "plan": plan.budget,
         "candidates": [candidate.to_json() for candidate in candidates],
+        "met": None if met is None else met.to_json(),
         "verification": verification.to_json(),
         "recovery": [refit.to_json() for refit in refits],
         "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
@@ -73,6 +77,7 @@ def prune_folder(
         output.timings_table(report),
         *report.notes,
         *_choice(candidates),
+        *_delivered(met),
         *_improvement(refits),
         str(verification),
         f"written to {out}",
@@ -108,16 +113,21 @@ def _choice(candidates: Sequence[Candidate]) -> list[str]:
     return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
 
 
+def _delivered(met: MetLatency | None) -> list[str]:
+    if met is None:
+        return []
+    timing, times = met.timing, len(met.history)
+    return [
+        f"delivered: {timing.speedup:.2f}x (quartiles {timing.speedup_low:.2f} to {timing.speedup_high:.2f}), "
+        f"{timing.pruned_ms:.1f} ms at {timing.batch_size} x {timing.length}, after measuring {times} plan{'s' * (times > 1)}"
+    ]
+
+
 def _improvement(refits: Sequence[Refit]) -> list[str]:
     if not refits:
         return []
     before, after = (sum(getattr(refit, name) for refit in refits) / len(refits) for name in ("before", "after"))
     return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]
-
-
-def without_targets(task: Task, rows: Sequence[Example]) -> bool:
-    """Whether examples are inputs alone."""
-    return task.columns[-1] not in rows[0]
 
 
 def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:

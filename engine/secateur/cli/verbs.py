@@ -12,10 +12,10 @@ import typer
 import secateur
 from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
-from secateur.choosing import alternatives
 from secateur.cli import inputs, output, reproduce
 from secateur.cli.options import Device, Json, Threads, UnitOption
-from secateur.cli.pipeline import prune_folder, without_targets
+from secateur.cli.picking import tried, within_budget
+from secateur.cli.pipeline import prune_folder
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
@@ -79,6 +79,9 @@ Align = Annotated[str, typer.Option(help="FFN widths are multiples of it: a numb
 Keep = Annotated[float | None, typer.Option(help="Share of units that stays at every site.")]
 Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
 Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
+Memory = Annotated[float | None, typer.Option(help="Share of all the model's weights, embeddings included, that may remain.")]
+Speedup = Annotated[float | None, typer.Option(help="How much faster than the dense model, measured at the largest shape.")]
+Latency = Annotated[float | None, typer.Option(help="Milliseconds of a forward pass, measured at the largest shape.")]
 AllocationName = Annotated[
     str, typer.Option("--allocation", help="How --flops or --params is spread: uniform, global, knapsack; prune tries: auto.")
 ]
@@ -176,6 +179,7 @@ def plan(
     keep: Keep = None,
     flops: Flops = None,
     params: Params = None,
+    memory: Memory = None,
     allocation: AllocationName = "uniform",
     floor: Floor = None,
     align: Align = "1",
@@ -189,6 +193,7 @@ def plan(
         keep=keep,
         flops=flops,
         params=params,
+        memory=memory,
         allocation=cast(Allocation, allocation),
         floor=floor or 0.0,
         align=_align(align, inputs.device_named("auto").type),
@@ -213,6 +218,9 @@ def prune(
     keep: Keep = None,
     flops: Flops = None,
     params: Params = None,
+    memory: Memory = None,
+    speedup: Speedup = None,
+    latency: Latency = None,
     allocation: AllocationName = "auto",
     floor: Floor = None,
     task: Kind = None,
@@ -240,33 +248,31 @@ def prune(
     inputs.use_threads(threads)
     require_absent(out)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    budget = {"keep": keep, "flops": flops, "params": params}
+    budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is None:
         the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
     recoveries = _methods(recover, tries=True)
-    plans = [] if plan_file is None else [Plan.load(plan_file)]
+    given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled,
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
-    if not plans:
+    if given is None:
         scores = secateur.attribute(
             loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             progress=output.batch_progress,
         )  # fmt: skip
-        plans = alternatives(
-            scores, **budget, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
-            align=_align(align, loaded.device), per_head=per_head,
+        candidates, met = within_budget(
+            loaded, job, rows, scores, budget, shapes, recoveries, max_tokens, floor=floor, per_head=per_head,
+            allocation=None if allocation == "auto" else allocation, align=_align(align, loaded.device),
         )  # fmt: skip
-    candidates = secateur.choose(
-        loaded.model, job, plans, rows, recoveries=recoveries, unlabeled=without_targets(job, rows), max_tokens=max_tokens,
-        progress=lambda pairs, total: output.step_progress(pairs, total, "trying"),
-    )  # fmt: skip
-    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes)
+    else:
+        candidates, met = tried(loaded, job, rows, [given], recoveries, max_tokens), None
+    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
     output.emit(document, as_json, *shown)
 
 
