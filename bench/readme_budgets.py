@@ -15,7 +15,7 @@ MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "B
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each model, method and share: the mean over tasks of accuracy / dense, each task's own being the mean of its draws;
-    the standard deviation over draws of that mean; the worst task; seconds; tasks for which there is a result."""
+    the standard deviation over draws of that mean; the worst task; CPU seconds; tasks for which there is a result."""
     found = []
     for model, method, share in dict.fromkeys((row["model"], row["method"], row["share"]) for row in rows):
         same = [row for row in rows if (row["model"], row["method"], row["share"]) == (model, method, share)]
@@ -33,7 +33,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "model": model, "method": method, "share": share, "mean": _mean(of_task.values()),
                 "deviation": statistics.stdev(of_draw) if len(of_draw) > 1 else 0.0,
-                "worst": worst, "worst_value": of_task[worst], "seconds": _mean(row["seconds"] for row in done),
+                "worst": worst, "worst_value": of_task[worst], "seconds": _mean(row["cpu_seconds"] for row in done),
                 "flops": _mean(row["flops"] for row in done), "tasks": len(tasks), "failed": len(same) - len(done),
             }
         )  # fmt: skip
@@ -60,11 +60,11 @@ def budgets() -> str:
         tasks = list(dict.fromkeys(row["task"] for row in of_model))
         dense = _mean({row["task"]: row["dense"] for row in of_model}.values())
         draws = len({row["draw"] for row in of_model})
-        head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "seconds")
+        head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "CPU seconds")
         tables.append(
             f"{MODELS[model]}, {len(tasks)} tasks (mean of the dense models {dense:.3f}): accuracy over the dense model's, "
-            f"mean over tasks of {draws} draw{'s' * (draws > 1)} of {found['examples']} examples, with the standard deviation over "
-            f"draws of that mean, and the worst task; {found['tested']} examples to test on.\n\n{markdown(head, lines)}"
+            f"mean over tasks of {draws} draw{'s' * (draws > 1)} of {found['examples']} examples, with the standard deviation "
+            f"over draws of that mean, and the worst task; {found['tested']} examples to test on.\n\n{markdown(head, lines)}"
         )
     reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(found["left_out"])}
     tables += [f"{method} has no row for {MODELS[model]}: {why}." for (model, why), method in reasons.items()]
