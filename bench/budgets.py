@@ -237,11 +237,8 @@ def run_job(ledger: Ledger, model: str, job: Job, methods: Sequence[str], draws:
                     continue
                 found = {"metric": dense.metric, "dense": dense.value, "commit": at, **run_cell(draw, name, share, job.test)}
                 ledger.add(cell, found)
-                print(
-                    *cell.values(),
-                    {k: found[k] for k in ("flops", "cpu_seconds", "accuracy", "error") if k in found},
-                    flush=True,
-                )
+                shown = {key: found[key] for key in ("flops", "cpu_seconds", "accuracy", "error") if key in found}
+                print(*cell.values(), shown, flush=True)
 
 
 def run_cell(draw: Draw, name: str, share: float, test: list[dict[str, Any]]) -> dict[str, Any]:
