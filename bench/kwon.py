@@ -133,20 +133,22 @@ def rearranged(gradients: Tensor, kept: Tensor, rounds: int = 10) -> Tensor:
 def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], max_tokens: int = 4096) -> int:
     """The mask tuning: layer after layer the kept units' masks m that minimise |x + layer(x; m) - x' - layer(x'; 1)|^2, x and
     x' being what the pruned and the dense layer read (Sec. 4.3), put into the columns of the out-projection. Returns how many
-    layers were tuned: one whose masks leave [-10, 10] keeps its own.
+    layers were tuned: at the first one whose masks leave [-10, 10] the tuning stops, as in the paper.
 
-    The paper stops at the first such layer. None was seen in BERT; in T5 it is the decoder's first FFN, whose few positions are
-    too much alike to tell hundreds of filters apart, and as the layers above gain from tuning all the same, it goes on.
+    That was never seen in BERT. In T5 it is the decoder's first FFN, whose few positions are too much alike to tell hundreds of
+    filters apart; to pass over that layer and tune those above it was no better in seven comparisons (mean accuracy .691
+    against .707: the tasks domain, movie and negation).
+
     The least squares are in m - 1, damped as LSMR damps, but solved by their normal equations. A classifier reads the last
     layer at its first token alone, so its last filters are fitted there.
     """
     batches = list(task.batches(task.items(model, list(rows)), model_device(model), max_tokens))
     found = branches_of(pruned, sites(pruned))
     last = list(found.values())[-1]
-    tuned, has_encoder_below = 0, {branch.stack for branch in found.values()} == {"encoder", "decoder"}
+    has_encoder_below = {branch.stack for branch in found.values()} == {"encoder", "decoder"}
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         wanted, prefix = _streams(model, task, batches), _Prefix(pruned, task, batches)
-        for site, branch in found.items():
+        for tuned, (site, branch) in enumerate(found.items()):
             layer, port = pruned.get_submodule(branch.output), branch.cut(site.unit)[-1]
             parameter = layer.get_parameter("weight")
             weight, moments, crossed = parameter.double(), [], []
@@ -162,10 +164,10 @@ def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mappin
             normal = port.map.fold(port.map.fold(weight.T @ weight * torch.stack(moments).sum(0)).T)
             right = port.map.fold((weight * torch.stack(crossed).sum(0)).sum(0))
             masks = 1 + torch.linalg.solve(normal + DAMP**2 * torch.eye(len(normal), dtype=torch.float64), right)
-            if bool((masks.abs() <= RANGE).all()):
-                parameter.mul_(port.map.expand(masks).to(parameter.dtype))
-                tuned += 1
-    return tuned
+            if not bool((masks.abs() <= RANGE).all()):
+                return tuned
+            parameter.mul_(port.map.expand(masks).to(parameter.dtype))
+    return len(found)
 
 
 class _Reached(Exception):
