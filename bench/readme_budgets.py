@@ -49,12 +49,7 @@ def budgets() -> str:
         lines = []
         for method in dict.fromkeys(row["method"] for row in rows if row["model"] == model):
             at = {row["share"]: row for row in rows if row["model"] == model and row["method"] == method}
-            cells = [
-                f"{at[share]['mean']:.3f} ± {at[share]['deviation']:.3f} ({at[share]['worst']} {at[share]['worst_value']:.2f})"
-                if share in at
-                else "-"
-                for share in shares
-            ]
+            cells = [_cell(at[share]) if share in at else "-" for share in shares]
             lines.append((method, *cells, f"{_mean(row['seconds'] for row in at.values()):.1f}"))
         of_model = [row for row in found["rows"] if row["model"] == model]
         tasks = list(dict.fromkeys(row["task"] for row in of_model))
@@ -62,12 +57,12 @@ def budgets() -> str:
         draws = len({row["draw"] for row in of_model})
         head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "CPU seconds")
         tables.append(
-            f"{MODELS[model]}, {len(tasks)} tasks (mean of the dense models {dense:.3f}): accuracy over the dense model's, "
-            f"mean over tasks of {draws} draw{'s' * (draws > 1)} of {found['examples']} examples, with the standard deviation "
+            f"{MODELS[model]}, {_counted(len(tasks), 'task')} (mean of the dense models {dense:.3f}): accuracy over the dense model's, "
+            f"mean over tasks of {_counted(draws, 'draw')} of {found['examples']} examples, with the standard deviation "
             f"over draws of that mean, and the worst task; {found['tested']} examples to test on.\n\n{markdown(head, lines)}"
         )
     reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(found["left_out"])}
-    tables += [f"{method} has no row for {MODELS[model]}: {why}." for (model, why), method in reasons.items()]
+    tables += [f"{method} is left out for "{MODELS[model]}": {why}." for (model, why), method in reasons.items()]
     return "\n\n".join(tables)
 
 
@@ -91,7 +86,7 @@ def budgets_plot() -> None:
             width = 2.2 if method == "secateur" else 1.2
             axes.errorbar(
                 [*shares, 1.0], [*values, 1.0], yerr=[*bars, 0.0], linestyle=style, linewidth=width, marker="o", markersize=3,
-                capsize=2, label=method, color=f"C{number % 10}",
+                capsize=2, label=method, color=f"C{number % 10}", alpha=0.9 if number < 10 else 0.5,
             )  # fmt: skip
         axes.invert_xaxis()
         axes.set_title(MODELS[model], fontsize=9)
@@ -100,6 +95,17 @@ def budgets_plot() -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
     (ROOT / "docs" / "budgets.png").write_bytes(png(made))
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """The mean, its deviation where there is one, and the worst task; how many runs a method refused."""
+    spread = f" ± {row['deviation']:.3f}" if row["deviation"] else ""
+    failed = f", {row['failed']} refused" if row["failed"] else ""
+    return f"{row['mean']:.3f}{spread} ({row['worst']} {row['worst_value']:.2f}{failed})"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _mean(values: Any) -> float:
