@@ -57,12 +57,13 @@ def budgets() -> str:
         draws = len({row["draw"] for row in of_model})
         head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "CPU seconds")
         tables.append(
-            f"{MODELS[model]}, {_counted(len(tasks), 'task')} (mean of the dense models {dense:.3f}): accuracy over the dense model's, "
-            f"mean over tasks of {_counted(draws, 'draw')} of {found['examples']} examples, with the standard deviation "
-            f"over draws of that mean, and the worst task; {found['tested']} examples to test on.\n\n{markdown(head, lines)}"
+            f"{MODELS[model]}, {_counted(len(tasks), 'task')} (mean of the dense models {dense:.3f}): accuracy "
+            f"over the dense model's, mean over tasks of {_counted(draws, 'draw')} of {found['examples']} examples, "
+            f"with the standard deviation over draws of that mean, and the worst task; {found['tested']} examples to test on."
+            f"\n\n{markdown(head, lines)}"
         )
     reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(found["left_out"])}
-    tables += [f"{method} is left out for "{MODELS[model]}": {why}." for (model, why), method in reasons.items()]
+    tables += [f"{method} was left out for {model}: {why}." for (model, why), method in reasons.items()]
     return "\n\n".join(tables)
 
 

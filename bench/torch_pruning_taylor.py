@@ -35,7 +35,7 @@ def torch_pruning(
     hidden: bool = False,
     max_tokens: int = 4096,
 ) -> nn.Module:
-    """The model pruned by torch_pruning.BasePruner with GroupTaylorImportance as it comes, at the smallest ratio that leaves no
+    """The model pruned by torch_pruning.BasePruner with GroupTaylorImportance as it comes, at the smallest ratios that leave no
     more than this share of the layers' FLOPs; heads go whole (num_heads, prune_num_heads), set up as the package's own example
     for BERT is.
 
@@ -47,22 +47,27 @@ def torch_pruning(
     for batch in task.batches(task.items(model, list(rows)), model_device(model), max_tokens):
         (-task.target(model, batch, "log_probability").sum() / len(rows)).backward()
     example = dict(batch.inputs)
-    budget, low, high, best = flops * layer_flops(model, tokens), 0.0, 1.0, None
-    for _ in range(PROBES):
-        ratio = (low + high) / 2
-        found = _pruned(model, example, ratio, ranking, hidden)
-        if found is not None and layer_flops(found, tokens) <= budget:
-            high, best = ratio, found
-        elif found is None:
-            high = ratio
-        else:
-            low = ratio
+    budget, best, head_ratio, high = flops * layer_flops(model, tokens), None, None, 1.0
+    # One ratio for all first. Heads are few, so that leaves room: the other ratio alone then fills it.
+    for _ in range(2):
+        low = 0.0
+        for _ in range(PROBES):
+            ratio = (low + high) / 2
+            found = _pruned(model, example, ratio, ratio if head_ratio is None else head_ratio, ranking, hidden)
+            if found is not None and layer_flops(found, tokens) > budget:
+                low = ratio
+            else:
+                high = ratio
+                best = best if found is None else found
+        head_ratio = high
     if best is None:
         raise secateur.InputError(f"flops: torch-pruning finds no {ranking} ratio that leaves {flops} and every layer")
     return best.requires_grad_(False)
 
 
-def _pruned(model: nn.Module, example: dict[str, Any], ratio: float, ranking: str, hidden: bool) -> nn.Module | None:
+def _pruned(
+    model: nn.Module, example: dict[str, Any], ratio: float, head_ratio: float, ranking: str, hidden: bool
+) -> nn.Module | None:
     """None where a layer would go whole, which leaves a model that doesn't run."""
     import torch_pruning as tp  # type: ignore[import-not-found]
     from transformers.models.bert.modeling_bert import BertSelfAttention
@@ -86,7 +91,7 @@ def _pruned(model: nn.Module, example: dict[str, Any], ratio: float, ranking: st
             num_heads={layer: each.num_attention_heads for each in attentions for layer in (each.query, each.key, each.value)},
             prune_num_heads=True,
             prune_head_dims=False,
-            head_pruning_ratio=ratio,
+            head_pruning_ratio=head_ratio,
             ignored_layers=ignored,
             output_transform=lambda output: output.logits.sum(),
         )
