@@ -1,0 +1,47 @@
+"""What methods of pruning under one budget share: FLOPs of a model's layers as built, and plans out of chosen units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+import secateur
+from secateur import cost
+from secateur.families import branches
+from secateur.site import Attention, Site
+
+
+def layer_flops(model: nn.Module, tokens: Mapping[str, float]) -> float:
+    """Multiply-adds x 2 of a model's layers for one example of mean length, by `cost`'s formula, counted on the weights that
+    the model has: so it holds for whatever any method has built."""
+    total = 0.0
+    for branch in branches(model).values():
+        own, source = tokens[branch.stack], tokens["encoder"]
+        crossing = isinstance(branch, Attention) and branch.kind == "cross_attention"
+        for path in branch.linears:
+            of_source = isinstance(branch, Attention) and crossing and path in (branch.key, branch.value)
+            total += 2 * model.get_submodule(path).get_parameter("weight").numel() * (source if of_source else own)
+        if isinstance(branch, Attention):
+            total += 4 * branch.heads * branch.head_dim * own * (source if crossing else own)
+    return total
+
+
+def unit_flops(site: Site, scores: secateur.Scores) -> float:
+    """FLOPs of one unit of a site for an example of mean length."""
+    return cost.unit_cost(site, "flops", scores.tokens)
+
+
+def all_flops(scores: secateur.Scores) -> float:
+    """FLOPs of the dense model's layers for an example of mean length."""
+    return sum(unit_flops(site, scores) * site.units for site in scores.layers)
+
+
+def plan_of(scores: secateur.Scores, kept: Mapping[Site, Tensor], asked: Mapping[str, Any]) -> secateur.Plan:
+    """A plan that keeps these units; the scores tell the model, its layers and the lengths."""
+    sites = tuple(kept)
+    counts = {site.name: len(units) for site, units in kept.items()}
+    left = {kind: cost.remaining(scores.layers, sites, counts, kind, scores.tokens) for kind in ("flops", "params")}
+    units = {site.name: stay.sort().values for site, stay in kept.items()}
+    return secateur.Plan(units, sites, scores.fingerprint, {**asked, "remaining": left})

@@ -1,0 +1,113 @@
+"""The tables and the plot of methods under the same budgets of FLOPs, from bench/results/budgets.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tables import ROOT, markdown, result
+
+from secateur.plots import figure, png
+
+MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "BERT classifiers, encoder as published"}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each model, method and share: the mean over tasks of accuracy / dense, each task's own being the mean of its draws;
+    the standard deviation over draws of that mean; the worst task; CPU seconds; tasks for which there is a result."""
+    found = []
+    for model, method, share in dict.fromkeys((row["model"], row["method"], row["share"]) for row in rows):
+        same = [row for row in rows if (row["model"], row["method"], row["share"]) == (model, method, share)]
+        done = [row for row in same if "error" not in row]
+        if not done:
+            continue
+        tasks = list(dict.fromkeys(row["task"] for row in done))
+        of_task = {task: _mean(row["accuracy"] / row["dense"] for row in done if row["task"] == task) for task in tasks}
+        of_draw = [
+            _mean(row["accuracy"] / row["dense"] for row in done if row["draw"] == draw)
+            for draw in dict.fromkeys(row["draw"] for row in done)
+        ]
+        worst = min(of_task, key=lambda task: of_task[task])
+        found.append(
+            {
+                "model": model, "method": method, "share": share, "mean": _mean(of_task.values()),
+                "deviation": statistics.stdev(of_draw) if len(of_draw) > 1 else 0.0,
+                "worst": worst, "worst_value": of_task[worst], "seconds": _mean(row["cpu_seconds"] for row in done),
+                "flops": _mean(row["flops"] for row in done), "tasks": len(tasks), "failed": len(same) - len(done),
+            }
+        )  # fmt: skip
+    return found
+
+
+def budgets() -> str:
+    """A table a model: mean over tasks of accuracy / dense, and the worst task, for each method and share."""
+    found = result("budgets")
+    rows, shares = summary(found["rows"]), found["shares"]
+    tables = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        lines = []
+        for method in dict.fromkeys(row["method"] for row in rows if row["model"] == model):
+            at = {row["share"]: row for row in rows if row["model"] == model and row["method"] == method}
+            cells = [_cell(at[share]) if share in at else "-" for share in shares]
+            lines.append((method, *cells, f"{_mean(row['seconds'] for row in at.values()):.1f}"))
+        of_model = [row for row in found["rows"] if row["model"] == model]
+        tasks = list(dict.fromkeys(row["task"] for row in of_model))
+        dense = _mean({row["task"]: row["dense"] for row in of_model}.values())
+        draws = len({row["draw"] for row in of_model})
+        head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "CPU seconds")
+        tables.append(
+            f"{MODELS[model]}, {_counted(len(tasks), 'task')} (mean of the dense models {dense:.3f}): accuracy "
+            f"over the dense model's, mean over tasks of {_counted(draws, 'draw')} of {found['examples']} examples, "
+            f"with the standard deviation over draws of that mean, and the worst task; {found['tested']} examples to test on."
+            f"\n\n{markdown(head, lines)}"
+        )
+    reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(found["left_out"])}
+    tables += [f"{method} was left out for {model}: {why}." for (model, why), method in reasons.items()]
+    return "\n\n".join(tables)
+
+
+def budgets_plot() -> None:
+    """docs/budgets.png: accuracy over dense against the share of FLOPs really left, a curve a method."""
+    rows = summary(result("budgets")["rows"])
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    made, grid = figure(1, len(models), (5.2, 4.2))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for model, axes in zip(models, grid[0], strict=True):
+        for number, method in enumerate(methods):
+            points = sorted(
+                (row["flops"], row["mean"], row["deviation"])
+                for row in rows
+                if row["model"] == model and row["method"] == method
+            )
+            if not points:
+                continue
+            shares, values, bars = zip(*points, strict=True)
+            style = "-" if method.startswith("secateur") else "--" if number % 2 else ":"
+            width = 2.2 if method == "secateur" else 1.2
+            axes.errorbar(
+                [*shares, 1.0], [*values, 1.0], yerr=[*bars, 0.0], linestyle=style, linewidth=width, marker="o", markersize=3,
+                capsize=2, label=method, color=f"C{number % 10}", alpha=0.9 if number < 10 else 0.5,
+            )  # fmt: skip
+        axes.invert_xaxis()
+        axes.set_title(MODELS[model], fontsize=9)
+        axes.set_xlabel("share of the layers' FLOPs left")
+        axes.set_ylabel("accuracy / dense, mean over tasks")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=6)
+    (ROOT / "docs" / "budgets.png").write_bytes(png(made))
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """The mean, its deviation where there is one, and the worst task; how many runs a method refused."""
+    spread = f" ± {row['deviation']:.3f}" if row["deviation"] else ""
+    failed = f", {row['failed']} refused" if row["failed"] else ""
+    return f"{row['mean']:.3f}{spread} ({row['worst']} {row['worst_value']:.2f}{failed})"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _mean(values: Any) -> float:
+    return statistics.mean(values)
