@@ -31,6 +31,7 @@ from torch_pruning_taylor import T5, torch_pruning
 import secateur
 from secateur import builtin
 from secateur.benchmarking import environment
+from secateur.choosing import alternatives
 from secateur.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
 from secateur.errors import InputError
 from secateur.reproduction.ledger import Ledger
@@ -98,21 +99,19 @@ class Draw:
 Method = Callable[[Draw, float], nn.Module]
 
 
-def by_secateur(draw: Draw, share: float) -> nn.Module:
-    """Secateur's defaults: channels, as many in each head, and recovery."""
-    plan = secateur.plan(draw.scores(GradientActivation(), unit="channel"), flops=share, per_head=True)
-    return _recovered(draw, plan)
+def by_secateur(unit: AttentionUnit) -> Method:
+    """As `secateur prune` does it: allocation and recovery picked by trying, then refitted on all examples."""
 
+    def method(draw: Draw, share: float) -> nn.Module:
+        scores = draw.scores(GradientActivation(), unit=unit)
+        plans = alternatives(scores, flops=share, per_head=unit == "channel")
+        best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
+        pruned = secateur.prune(draw.model, best.plan)
+        if best.recovery is not None:
+            secateur.recover_(pruned, draw.model, draw.task, draw.rows, method=best.recovery)
+        return pruned
 
-def by_secateur_heads(draw: Draw, share: float) -> nn.Module:
-    """The same with whole heads."""
-    return _recovered(draw, secateur.plan(draw.scores(GradientActivation()), flops=share))
-
-
-def _recovered(draw: Draw, plan: secateur.Plan) -> nn.Module:
-    pruned = secateur.prune(draw.model, plan)
-    secateur.recover_(pruned, draw.model, draw.task, draw.rows)
-    return pruned
+    return method
 
 
 def by_kwon(stage: Stage) -> Method:
@@ -145,8 +144,8 @@ def by_torch_pruning(ranking: str, hidden: bool = False) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "secateur": by_secateur,
-    "secateur, heads": by_secateur_heads,
+    "secateur": by_secateur("head"),
+    "secateur, channels": by_secateur("channel"),
     "Kwon et al.": by_kwon("tuning"),
     "Kwon et al., without tuning": by_kwon("rearrangement"),
     "Kwon et al., search alone": by_kwon("search"),

@@ -21,6 +21,7 @@ from secateur.tasks import Batch, Task
 from secateur.tasks.base import IGNORED, model_device
 
 _TRIED = 5  # Every fifth example.
+_ONE_UNIT = 1e-6  # Of a site's units: rounded up.
 _AT_MOST = 200  # Examples that trying takes: to tell candidates apart needs fewer than to fit the one that is taken.
 
 
@@ -38,7 +39,7 @@ class Candidate:
 
     def __str__(self) -> str:
         allocation, floor = (self.plan.budget.get(name) for name in ("allocation", "floor"))
-        floored = f" with floor {floor:.2g}" if floor else ""
+        floored = f" with floor {floor:.1g}" if floor else ""
         far = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
         return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{far}"
 
@@ -46,7 +47,8 @@ class Candidate:
 def alternatives(
     scores: Scores, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
 ) -> list[Plan]:
-    """The plans worth trying under one budget: the uniform one, and knapsacks whose floor is 0.85 of its share, and nothing.
+    """The plans worth trying under one budget: the uniform one, and knapsacks that leave every site at least 0.85 of its share,
+    one unit, or nothing.
 
     allocation, floor: those that are given are not tried but taken. options: the budget and all else that `plan` takes.
     """
@@ -54,7 +56,7 @@ def alternatives(
         return [plan(scores, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
     uniform = plan(scores, **options)
     share = min(len(uniform[site.name]) / site.units for site in scores.sites)
-    floors = (0.85 * share, 0.0) if floor is None else (floor,)
+    floors = (0.85 * share, _ONE_UNIT, 0.0) if floor is None else (floor,)
     return [uniform, *(plan(scores, allocation="knapsack", floor=each, **options) for each in floors)]
 
 
@@ -69,18 +71,20 @@ def choose(
     max_tokens: int = 4096,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> list[Candidate]:
-    """Every plan with every recovery, the one that changes the predictions least first.
+    """Every plan with the first recovery, and the best of them with the other recoveries: the candidate that changes the
+    predictions least comes first.
 
     Models are pruned and recovered on four fifths of the examples, 200 of them at most, and their predictions for the other
     fifth compared with the dense model's; equal ones stay in the order given. Where there is one candidate alone, nothing is
-    tried. examples, unlabeled, max_tokens: as in `recover_`. The model is untouched.
+    tried. examples, unlabeled, max_tokens: as in `recover_`. progress: wraps the iteration over candidates (given their
+    number). The model is untouched.
     Raises InputError: as `prune` and `recover_` do; no plan, no recovery; fewer than two examples.
     """
-    pairs = [(each, method) for each in plans for method in recoveries]
-    if not pairs:
+    if not plans or not recoveries:
         raise InputError(f"plans: expected one at least, and one recovery, got {len(plans)} and {len(recoveries)}")
-    if len(pairs) == 1:
-        return [Candidate(*pairs[0], None)]
+    total = len(plans) + len(recoveries) - 1
+    if total == 1:
+        return [Candidate(plans[0], recoveries[0], None)]
     rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
@@ -88,13 +92,21 @@ def choose(
     fitted = [row for k, row in enumerate(rows) if k % every]
     items = task.items(model, rows[::every], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
-    found = []
-    for each, method in progress(pairs, len(pairs)) if progress else pairs:
+    found: list[Candidate] = []
+    for number in progress(range(total), total) if progress else range(total):
+        if number < len(plans):
+            each, method = plans[number], recoveries[0]
+        else:
+            each, method = min(found[: len(plans)], key=_distance).plan, recoveries[number - len(plans) + 1]
         pruned = prune(model, each)
         if method is not None:
             recover_(pruned, model, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)
         found.append(Candidate(each, method, divergence(model, pruned, task, batches)))
-    return sorted(found, key=lambda candidate: candidate.divergence or 0.0)
+    return sorted(found, key=_distance)
+
+
+def _distance(candidate: Candidate) -> float:
+    return candidate.divergence or 0.0
 
 
 def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequence[Batch]) -> float:
