@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--models", default="t5,bert", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--methods", help=f"of {'; '.join(METHODS)} (between semicolons)")
     parser.add_argument("--tasks", help="all by default")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="of the layers' FLOPs")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--examples", type=int, default=300, help="to prune with, at most 1000")
     parser.add_argument("--tested", type=int, default=500)
@@ -214,15 +215,18 @@ def main() -> None:
         if set(chosen) - set(known):
             sys.exit(f"{kind}: expected some of {'; '.join(known)}, got {'; '.join(chosen)}")
     torch.set_num_threads(1)
+    shares = [float(share) for share in given.shares.split(",")]
     tasks = given.tasks.split(",") if given.tasks else None
     given.out.mkdir(parents=True, exist_ok=True)
     for model in models:
         with Ledger(given.out / model, {"examples": given.examples, "tested": given.tested}) as ledger:
             for job in MODELS[model](tasks, given.tested):
-                run_job(ledger, model, job, methods, given.draws, given.examples)
+                run_job(ledger, model, job, methods, shares, given.draws, given.examples)
 
 
-def run_job(ledger: Ledger, model: str, job: Job, methods: Sequence[str], draws: int, examples: int) -> None:
+def run_job(
+    ledger: Ledger, model: str, job: Job, methods: Sequence[str], shares: Sequence[float], draws: int, examples: int
+) -> None:
     """The cells of one model and task that are not finished yet."""
     dense = secateur.evaluate(job.model, job.task, job.test)
     at = commit()
@@ -230,7 +234,7 @@ def run_job(ledger: Ledger, model: str, job: Job, methods: Sequence[str], draws:
         rows = random.Random(number).sample(builtin.examples(job.name), examples)
         draw = Draw(job.model, job.task, rows, number)
         for name in methods:
-            for share in SHARES:
+            for share in shares:
                 cell = {"model": model, "task": job.name, "draw": number, "method": name, "share": share}
                 if cell in ledger or (model, name) in LEFT_OUT:
                     continue

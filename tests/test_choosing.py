@@ -67,9 +67,9 @@ def test_bad_input() -> None:
     case = CASES["t5-gated"]
     model = case.model()
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
-    with pytest.raises(InputError, match=r"^plans: expected one at least, and one recovery, got 0 and 2"):
+    with pytest.raises(InputError, match=r"^plans: expected one at least, and one recovery, got 0 and 3"):
         secateur.choose(model, case.task, [], case.examples)
     with pytest.raises(InputError, match=r"^examples: expected two at least, .* got 1"):
         secateur.choose(model, case.task, [plan], case.examples[:1])
-    with pytest.raises(InputError, match=r"^method: expected one of bias, least_squares, got 'best'"):
+    with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'best'"):
         secateur.choose(model, case.task, [plan], case.examples, recoveries=["best", None])  # type: ignore[list-item]

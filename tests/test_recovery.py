@@ -165,7 +165,7 @@ def test_a_recovered_model_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_bad_input() -> None:
     case, other = CASES["t5-gated"], CASES["llama"]
     model = case.model()
-    with pytest.raises(InputError, match=r"^method: expected one of bias, least_squares, got 'lasso'"):
+    with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'lasso'"):
         secateur.recover_(model, model, case.task, case.examples, method="lasso")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^method: expected least_squares for T5ForConditional.*, which has no biases"):
         secateur.recover_(model, model, case.task, case.examples, method="bias")

@@ -12,6 +12,7 @@ import typer
 import secateur
 from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
+from secateur.choosing import RECOVERIES
 from secateur.cli import inputs, output, reproduce
 from secateur.cli.options import Device, Json, Threads, UnitOption
 from secateur.cli.picking import tried, within_budget
@@ -392,9 +393,11 @@ def sweep_(
 
 def _methods(name: str, tries: bool) -> tuple[Method | None, ...]:
     """The recoveries that a name stands for."""
-    found: dict[str, tuple[Method | None, ...]] = {"least-squares": ("least_squares",), "bias": ("bias",), "none": (None,)}
+    found: dict[str, tuple[Method | None, ...]] = {
+        "least-squares": ("least_squares",), "scale": ("scale",), "bias": ("bias",), "none": (None,)
+    }  # fmt: skip
     if tries:
-        found["auto"] = ("least_squares", None)
+        found["auto"] = RECOVERIES
     if name not in found:
         raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
     return found[name]

@@ -1,0 +1,60 @@
+"""attribute_in_rounds: prune some, score again what is left, as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.attribution import attribute
+from secateur.data import Examples
+from secateur.errors import InputError
+from secateur.gates import masked
+from secateur.planning import Plan, plan, the_budget
+from secateur.scores import Scores
+from secateur.tasks import Task
+
+
+def attribute_in_rounds(
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    rounds: int,
+    budget: Mapping[str, float],
+    *,
+    planning: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Scores:
+    """Scores of the model as the plans of earlier rounds have masked it: what a unit does once others are gone.
+
+    Each round takes the same factor of what is left, so that the last one's scores serve for the budget, such as
+    {"flops": 0.5}. planning: what else `plan` takes in the rounds between. options: what else `attribute` takes. Units that a
+    round has removed score below all others. The model is untouched.
+    Raises InputError: fewer rounds than one, and as `plan` and `attribute` do.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds: expected one at least, got {rounds}")
+    name, value = the_budget(**budget)
+    made: Plan | None = None
+    for number in range(1, rounds + 1):
+        with nullcontext() if made is None else masked(model, made):
+            scores = attribute(model, task, examples, **options)
+        if made is not None:
+            scores = _below(scores, made)
+        if number < rounds:
+            made = plan(scores, **{name: value ** (number / rounds)}, **(planning or {}))
+    return scores
+
+
+def _below(scores: Scores, made: Plan) -> Scores:
+    """Units that the plan removes, below those that it keeps."""
+    units = {}
+    for site, values in scores.items():
+        gone = torch.ones(len(values), dtype=torch.bool)
+        gone[made[site]] = False
+        units[site] = values.masked_fill(gone, min(0.0, float(values.min())) - gone.any().item())
+    return replace(scores, units=units)
