@@ -99,11 +99,14 @@ class Draw:
 Method = Callable[[Draw, float], nn.Module]
 
 
-def by_secateur(unit: AttentionUnit) -> Method:
+def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
     """As `secateur prune` does it: allocation and recovery picked by trying, then refitted on all examples."""
 
     def method(draw: Draw, share: float) -> nn.Module:
-        scores = draw.scores(GradientActivation(), unit=unit)
+        if rounds == 1:
+            scores = draw.scores(GradientActivation(), unit=unit)
+        else:
+            scores = secateur.attribute_in_rounds(draw.model, draw.task, draw.rows, rounds, {"flops": share}, unit=unit)
         plans = alternatives(scores, flops=share, per_head=unit == "channel")
         best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
         pruned = secateur.prune(draw.model, best.plan)
@@ -145,6 +148,7 @@ def by_torch_pruning(ranking: str, hidden: bool = False) -> Method:
 
 METHODS: dict[str, Method] = {
     "secateur": by_secateur("head"),
+    "secateur, 3 rounds": by_secateur("head", 3),
     "secateur, channels": by_secateur("channel"),
     "Kwon et al.": by_kwon("tuning"),
     "Kwon et al., without tuning": by_kwon("rearrangement"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secateur.meeting import MetLatency, meet_latency
     from secateur.planning import Plan, plan
     from secateur.recovery import recover_
+    from secateur.rounds import attribute_in_rounds
     from secateur.routing import TaskPlans
     from secateur.scores import Scores
     from secateur.site import Site
@@ -54,6 +55,7 @@ _HOMES = {
     "TextToText": "secateur.tasks",
     "TokenClassification": "secateur.tasks",
     "attribute": "secateur.attribution",
+    "attribute_in_rounds": "secateur.rounds",
     "benchmark": "secateur.benchmarking",
     "choose": "secateur.choosing",
     "evaluate": "secateur.evaluation",
@@ -89,6 +91,7 @@ __all__ = [
     "TextToText",
     "TokenClassification",
     "attribute",
+    "attribute_in_rounds",
     "benchmark",
     "choose",
     "cost",

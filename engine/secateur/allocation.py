@@ -14,6 +14,7 @@ from secateur.scores import Scores
 from secateur.site import Site
 
 Allocation = Literal["uniform", "global", "knapsack"]
+ONE_UNIT = 1e-6  # A floor that leaves each site one unit: shares of units are rounded up.
 Price = Callable[[Site, int], float]  # What a site costs when it keeps that many units.
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.allocation import Allocation
+from secateur.allocation import ONE_UNIT, Allocation
 from secateur.data import Examples, read_examples
 from secateur.errors import InputError
 from secateur.gates import undisturbed
@@ -22,7 +22,6 @@ from secateur.tasks.base import IGNORED, model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
 _TRIED = 5  # Every fifth example.
-_ONE_UNIT = 1e-6  # Of a site's units: rounded up.
 _AT_MOST = 150  # Examples that trying takes: to tell candidates apart needs fewer than to fit the one that is taken.
 
 
@@ -40,7 +39,7 @@ class Candidate:
 
     def __str__(self) -> str:
         allocation, floor = (self.plan.budget.get(name) for name in ("allocation", "floor"))
-        floored = f" with floor {floor:.1g}" if floor else ""
+        floored = f" with floor {floor:.2g}" if floor and floor > ONE_UNIT else " with a unit a site" if floor else ""
         far = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
         return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{far}"
 
@@ -57,7 +56,7 @@ def alternatives(
         return [plan(scores, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
     uniform = plan(scores, **options)
     share = min(len(uniform[site.name]) / site.units for site in scores.sites)
-    floors = (0.85 * share, _ONE_UNIT, 0.0) if floor is None else (floor,)
+    floors = (0.85 * share, ONE_UNIT, 0.0) if floor is None else (floor,)
     return [uniform, *(plan(scores, allocation="knapsack", floor=each, **options) for each in floors)]
 
 

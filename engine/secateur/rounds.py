@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.allocation import ONE_UNIT
 from secateur.attribution import attribute
 from secateur.data import Examples
 from secateur.errors import InputError
@@ -32,13 +33,15 @@ def attribute_in_rounds(
     """Scores of the model as the plans of earlier rounds have masked it: what a unit does once others are gone.
 
     Each round takes the same factor of what is left, so that the last one's scores serve for the budget, such as
-    {"flops": 0.5}. planning: what else `plan` takes in the rounds between. options: what else `attribute` takes. Units that a
+    {"flops": 0.5}. planning: what else `plan` takes in the rounds between, where it is a knapsack that leaves every site one
+    unit otherwise. options: what else `attribute` takes. Units that a
     round has removed score below all others. The model is untouched.
     Raises InputError: fewer rounds than one, and as `plan` and `attribute` do.
     """
     if rounds < 1:
         raise InputError(f"rounds: expected one at least, got {rounds}")
     name, value = the_budget(**budget)
+    how = {} if name == "keep" else {"allocation": "knapsack", "floor": ONE_UNIT}
     made: Plan | None = None
     for number in range(1, rounds + 1):
         with nullcontext() if made is None else masked(model, made):
@@ -46,7 +49,7 @@ def attribute_in_rounds(
         if made is not None:
             scores = _below(scores, made)
         if number < rounds:
-            made = plan(scores, **{name: value ** (number / rounds)}, **(planning or {}))
+            made = plan(scores, **{**how, **(planning or {}), name: value ** (number / rounds)})
     return scores
 
 

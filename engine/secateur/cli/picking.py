@@ -10,6 +10,7 @@ import secateur
 from secateur.choosing import Candidate, alternatives
 from secateur.cli import inputs, output
 from secateur.data import Example
+from secateur.errors import InputError
 from secateur.meeting import MetLatency
 from secateur.planning import Plan, the_budget
 from secateur.recovery import Method
@@ -65,6 +66,14 @@ def within_budget(
         **{"speedup" if name == "speedup" else "target_ms": value},  # type: ignore[arg-type]
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
+
+
+def between_rounds(budget: Mapping[str, float | None], rounds: int) -> dict[str, float]:
+    """The budget that the rounds of scoring come closer to: in FLOPs where a speed-up is asked for."""
+    name, value = the_budget(**budget)
+    if name == "latency" and rounds > 1:
+        raise InputError(f"rounds: expected 1 with a latency, whose share is not known before it is measured, got {rounds}")
+    return {"flops": 1 / value} if name == "speedup" else {"flops": 1.0} if name == "latency" else {name: value}
 
 
 def without_targets(task: Task, rows: Sequence[Example]) -> bool:

@@ -15,7 +15,7 @@ from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
 from secateur.cli import inputs, output, reproduce
 from secateur.cli.options import Device, Json, Threads, UnitOption
-from secateur.cli.picking import tried, within_budget
+from secateur.cli.picking import between_rounds, tried, within_budget
 from secateur.cli.pipeline import prune_folder
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
@@ -224,6 +224,7 @@ def prune(
     latency: Latency = None,
     allocation: AllocationName = "auto",
     floor: Floor = None,
+    rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
     task: Kind = None,
     labels: Labels = "auto",
     unit: UnitOption = "head",
@@ -263,9 +264,9 @@ def prune(
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
     if given is None:
-        scores = secateur.attribute(
-            loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
-            progress=output.batch_progress,
+        scores = secateur.attribute_in_rounds(
+            loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
+            criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
         )  # fmt: skip
         candidates, met = within_budget(
             loaded, job, rows, scores, budget, shapes, recoveries, max_tokens, floor=floor, per_head=per_head,
