@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from secateur.export import load, save
     from secateur.factorisation import factorise
     from secateur.gates import masked
-    from secateur.latency import LatencyTable, latency_table
-    from secateur.meeting import MetLatency, meet_latency
+    from secateur.latency import LatencyTable, MetLatency, latency_table, meet_latency
     from secateur.planning import Plan, plan
     from secateur.recovery import recover_
     from secateur.rounds import attribute_in_rounds
@@ -45,7 +44,7 @@ _HOMES = {
     "InputError": "secateur.errors",
     "IntegratedGradients": "secateur.criteria",
     "LatencyTable": "secateur.latency",
-    "MetLatency": "secateur.meeting",
+    "MetLatency": "secateur.latency",
     "Plan": "secateur.planning",
     "Scores": "secateur.scores",
     "SequenceClassification": "secateur.tasks",
@@ -63,7 +62,7 @@ _HOMES = {
     "latency_table": "secateur.latency",
     "load": "secateur.export",
     "masked": "secateur.gates",
-    "meet_latency": "secateur.meeting",
+    "meet_latency": "secateur.latency",
     "plan": "secateur.planning",
     "prune": "secateur.surgery",
     "prune_": "secateur.surgery",

@@ -11,7 +11,7 @@ from secateur.choosing import Candidate, alternatives
 from secateur.cli import inputs, output
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.meeting import MetLatency
+from secateur.latency.meeting import MetLatency
 from secateur.planning import Plan, the_budget
 from secateur.recovery import Method
 from secateur.scores import Scores

@@ -18,7 +18,7 @@ from secateur.cli import inputs, output
 from secateur.cli.picking import without_targets
 from secateur.cost import parameters
 from secateur.data import Example
-from secateur.meeting import MetLatency
+from secateur.latency.meeting import MetLatency
 from secateur.planning import Plan
 from secateur.plots import benchmark_plot
 from secateur.recovery import Method, Refit

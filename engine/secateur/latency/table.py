@@ -23,9 +23,9 @@ from secateur.errors import InputError
 from secateur.families import branches
 from secateur.files import write_atomically
 from secateur.gates import undisturbed
+from secateur.latency.stopwatch import Times, stopwatch
 from secateur.planning import Plan
 from secateur.site import AttentionUnit, Branch, Site
-from secateur.stopwatch import Times, stopwatch
 from secateur.surgery import prune
 
 FORMAT = "secateur-latency/1"

@@ -13,12 +13,12 @@ from secateur.data import Examples, read_examples
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
-from secateur.least_squares import Moments, best_ridge, step
 from secateur.modeling import GatherLinear
+from secateur.recovery.least_squares import Moments, best_ridge, step
+from secateur.recovery.walk import Walk
 from secateur.site import Attention, Branch
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import model_device
-from secateur.walk import Walk
 
 Method = Literal["least_squares", "scale", "bias"]
 _HELD_OUT = 5  # Every fifth example.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.benchmarking import Timing, benchmark, synthetic_batches
 from secateur.discovery import fingerprint
 from secateur.errors import InputError
-from secateur.latency import LatencyTable
+from secateur.latency.table import LatencyTable
 from secateur.planning import Plan
 from secateur.surgery import prune
 
