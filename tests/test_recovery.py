@@ -65,6 +65,16 @@ def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
     assert all(refit.after <= (1e-5 if refit.branch.startswith("decoder") else 1e-12) for refit in refits)
 
 
+def test_a_bias_may_be_added_where_there_is_none() -> None:
+    """On average, what removed neurons gave is then given back."""
+    case = CASES["t5-relu"]
+    model = case.model(torch.float64)
+    pruned = secateur.prune(model, halves(model))
+    before = sum(r.before for r in secateur.recover_(copy.deepcopy(pruned), model, case.task, case.examples, method="scale"))
+    refits = secateur.recover_(pruned, model, case.task, case.examples, method="bias", add_biases=True)
+    assert sum(refit.after for refit in refits) < before
+
+
 @pytest.mark.parametrize("method", ["bias", "least_squares"])
 def test_exact_where_removed_neurons_are_constant(method: str) -> None:
     case = CASES["bert-sequence"]
@@ -181,11 +191,16 @@ def test_nothing_else_changes(case: Case) -> None:
         assert not any("forward" in vars(module) for module in each.modules())
 
 
-def test_a_recovered_model_is_saved_and_loaded(tmp_path: Path) -> None:
-    case = CASES["llama"]
+@pytest.mark.parametrize("add_biases", [False, True])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", [CASES["llama"], CASES["t5-gated"]], ids=str)
+def test_a_recovered_model_is_saved_and_loaded(case: Case, unit: str, add_biases: bool, tmp_path: Path) -> None:
     model = case.model()
-    pruned = secateur.prune(model, random_plan(model, case, "channel"))
-    secateur.recover_(pruned, model, case.task, case.examples)
+    pruned = secateur.prune(model, random_plan(model, case, unit))
+    secateur.recover_(pruned, model, case.task, case.examples, add_biases=add_biases)
+    biases = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
+    assert all((bias is not None) == add_biases for bias in biases)
+    assert not add_biases or any(bool(bias.any()) for bias in biases)
     secateur.save(pruned, tmp_path / "out")
     assert torch.equal(logits(case, secateur.load(tmp_path / "out")), logits(case, pruned))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.benchmarking import Report
+from secateur.planning import Plan
 from secateur.sweeping import Point
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
@@ -45,6 +46,27 @@ def benchmark_plot(report: Report, title: str) -> bytes:
     axes.set_xlabel("batch size x tokens")
     axes.set_ylabel("dense / pruned time")
     axes.legend()
+    made.suptitle(title)
+    return png(made)
+
+
+def widths_plot(plan: Plan, title: str) -> bytes:
+    """The share of its units that each site keeps, by layer: a panel a stack, a line a kind of site."""
+    stacks = list(dict.fromkeys(site.stack for site in plan.sites))
+    made, grid = _plain(len(stacks))
+    for stack, axes in zip(stacks, grid, strict=True):
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for site in plan.sites:
+            if site.stack == stack:
+                kind = site.name.split(".", 2)[2].replace("_", " ")
+                lines.setdefault(kind, []).append((site.layer, len(plan[site.name]) / site.units))
+        for kind, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker="o", linewidth=1.5, label=kind)
+        axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel(f"{stack} layer")
+        axes.set_ylabel("share of units kept")
+        axes.legend(fontsize=7)
     made.suptitle(title)
     return png(made)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.discovery import branches_of, fingerprint
 from secateur.errors import InputError
 from secateur.families import Family, branches, family_of
-from secateur.modeling import rebuild_
+from secateur.modeling import GatherLinear, rebuild_
 from secateur.planning import Plan
 from secateur.rebuild import Rebuild
 from secateur.site import Attention, Port, Unit
@@ -54,6 +54,19 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     whole = {n: model.get_parameter(cut.source).detach() for n, cut in rebuild.cuts.items() if cut.blocks is None}
     _carry_out_(copied, rebuild, whole | rebuild.made)
     return copied.eval().requires_grad_(False)
+
+
+def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
+    """Gives the linear layers at these paths a bias of zeros, in place; the config tells of it."""
+    rebuild, tensors = Rebuild(), dict[str, Tensor]()
+    for path in paths:
+        layer = model.get_submodule(path)
+        weight = layer.get_parameter("weight").detach()
+        gathers = {"gather": True} if isinstance(layer, GatherLinear) else {}
+        rebuild.recipe["modules"][path] = {"linear": [weight.shape[1], weight.shape[0]], "bias": True, **gathers}
+        tensors |= {f"{path}.{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
+        tensors[f"{path}.bias"] = weight.new_zeros(len(weight))
+    _carry_out_(model, rebuild, tensors)
 
 
 def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], made: dict[nn.Module | Tensor, Any] | None = None) -> Any:

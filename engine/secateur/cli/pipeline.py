@@ -20,7 +20,7 @@ from secateur.cost import parameters
 from secateur.data import Example
 from secateur.latency.meeting import MetLatency
 from secateur.planning import Plan
-from secateur.plots import benchmark_plot
+from secateur.plots import benchmark_plot, widths_plot
 from secateur.recovery import Method, Refit
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import model_device
@@ -42,7 +42,7 @@ def prune_folder(
     met: MetLatency | None = None,
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Carries the first candidate's plan out, checks it, recovers what it took if the candidate says so, and writes the folder:
-    the model in the dtype that it was stored in, its tokenizer, plan.json, report.json, benchmark.png. Returns the report and
+    the model in the dtype that it was stored in, its tokenizer, plan.json, report.json and plots. Returns the report and
     what to show of it. met: how a latency was met, if one was asked for."""
     model, plan, recover = loaded.model, candidates[0].plan, candidates[0].recovery
     output.say("rebuilding and verifying")
@@ -88,12 +88,13 @@ def prune_folder(
 def write_folder(
     loaded: inputs.Loaded, task: Task, plan: Plan, pruned: nn.Module, out: Path, document: dict[str, Any], report: Report
 ) -> None:
-    """The model folder with its plan, report and plot."""
+    """The model folder with its plan, report and plots."""
     extra: dict[str, str | bytes] = {
         inputs.TASK_FILE: inputs.remember(loaded, task),
         "plan.json": plan.dumps(),
         "report.json": json.dumps(document, indent=1) + "\n",
         "benchmark.png": benchmark_plot(report, "dense against pruned"),
+        "widths.png": widths_plot(plan, "what each layer keeps"),
     }
     secateur.save(pruned.to(loaded.stored), out, tokenizer=loaded.tokenizer, extra=extra)
 

@@ -17,6 +17,7 @@ from secateur.modeling import GatherLinear
 from secateur.recovery.least_squares import Moments, best_ridge, step
 from secateur.recovery.walk import Walk
 from secateur.site import Attention, Branch
+from secateur.surgery import add_biases_
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import model_device
 
@@ -45,6 +46,7 @@ def recover_(
     examples: Examples,
     *,
     method: Method = "least_squares",
+    add_biases: bool = False,
     unlabeled: bool = False,
     max_tokens: int = 4096,
 ) -> list[Refit]:
@@ -57,7 +59,8 @@ def recover_(
     convolutions). "scale": the same of one number for each head, channel or neuron that multiplies W_kept's columns (the mask
     tuning of Kwon et al. 2022, arXiv 2204.09656, Section 3.3): far fewer numbers, so better where examples are few; after
     least squares it would change nothing. "bias": the mean of y - W_kept h is added to the bias. Biases are fitted with every
-    method where there are some; an architecture without (T5, Llama) gets none, and "bias" raises InputError there.
+    method where there are some. An architecture without (T5, Llama) gets them if add_biases says so; the model is then no stock
+    one. Otherwise "bias" raises InputError there.
     No branch gets worse on the examples: where the fit would be, it is left as it is. Sums are float64.
     model: the dense one, untouched. examples, max_tokens: as in `attribute`; both models' states before a branch are held in
     memory for all examples. unlabeled: examples need no targets and are run with all candidate labels.
@@ -66,9 +69,12 @@ def recover_(
     if method not in get_args(Method):
         raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
     found = list(branches(pruned).values())
-    layers = {branch: _layer(pruned, branch) for branch in found}
     if [branch.name for branch in found] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
+    layers = {branch: _layer(pruned, branch) for branch in found}
+    if add_biases:
+        add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
+        layers = {branch: _layer(pruned, branch) for branch in found}
     if method == "bias" and not any(layer.bias is not None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
     rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)
