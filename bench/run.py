@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning]
 """
 
 from __future__ import annotations
@@ -70,6 +70,12 @@ def latency_budgets() -> dict[str, Any]:
     return latency()
 
 
+def steps_of_pruning() -> dict[str, Any]:
+    from pruning import pruning
+
+    return pruning()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -78,6 +84,7 @@ RUNS = {
     "routing": task_plans,
     "recovery": recovery,
     "latency": latency_budgets,
+    "pruning": steps_of_pruning,
 }
 
 

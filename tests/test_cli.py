@@ -88,7 +88,7 @@ def test_prune_recovers(run: Run) -> None:
     assert "recovery: the branches' outputs were " in unlabeled.out
     for method, message in (
         ("bias", "method: expected least_squares for T5For"),
-        ("best", "recover: expected one of least-squares, bias, none, auto, "),
+        ("best", "recover: expected one of least-squares, scale, bias, none, auto, "),
     ):
         refused = run(f"{common.removesuffix(' --recover least-squares')} --recover {method} --out n")
         assert refused.code == 2
@@ -110,7 +110,7 @@ def test_prune_is_the_library_step_by_step(run: Run) -> None:
     assert result.code == 0
     model, tokenizer = builtin.load()
     task = secateur.TextToText(tokenizer, labels=["bad", "good"])
-    plan = secateur.plan(secateur.attribute(model, task, "train.jsonl"), keep=0.6)
+    plan = secateur.plan(secateur.attribute(model, task, "train.jsonl"), keep=0.6, align=16)
     assert {k: v.tolist() for k, v in secateur.Plan.load("d/plan.json").items()} == {k: v.tolist() for k, v in plan.items()}
     pruned = secateur.prune(model, plan)
     secateur.recover_(pruned, model, task, "train.jsonl")
@@ -328,3 +328,43 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "File too large" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_says_what_it_picked_and_why(run: Run) -> None:
+    result = run("prune builtin --data train.jsonl --flops 0.5 --rounds 2 --out d --batch-sizes 1 --lengths 8 --threads 1")
+    assert result.code == 0
+    picked = next(line for line in result.out.splitlines() if line.startswith("picked as the closest"))
+    assert "nats from the dense model" in picked
+    report = json.loads(Path("d/report.json").read_text())
+    tried = report["candidates"]
+    assert len(tried) == 6  # Four allocations, and two more recoveries of the best.
+    assert [each["divergence"] for each in tried] == sorted(each["divergence"] for each in tried)
+    assert report["plan"] == tried[0]["plan"]
+    assert report["plan"]["remaining"]["flops"] <= 0.5
+    assert Path("d/widths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_prune_by_measured_speed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    common = "prune builtin --data train.jsonl --batch-sizes 1,2 --lengths 8 --threads 1 --recover none --out d"
+    slow = run(f"{common} --speedup 500")
+    assert slow.code == 2
+    assert slow.errors[-1].startswith("secateur: speedup: expected at most ")
+    assert not Path("d").exists()
+    assert len(list(Path("cache/secateur/latency").iterdir())) == 1
+    # Whether a speed-up is delivered is up to the machine; what is told is what was measured, or why nothing was written.
+    result = run(f"{common} --speedup 1.3 --json")
+    assert result.code in (0, 2)
+    if result.code == 0:
+        met = json.loads(Path("d/report.json").read_text())["met"]
+        assert met["timing"]["batch_size"] == 2
+        assert abs(met["timing"]["speedup"] / 1.3 - 1) < 0.031
+    else:
+        assert "speedup: expected" in result.errors[-1]
+        assert not Path("d").exists()
+
+
+def test_rounds_need_a_share(run: Run) -> None:
+    result = run("prune builtin --data train.jsonl --latency 5 --rounds 2 --out d")
+    assert result.code == 2
+    assert result.errors[-1].startswith("secateur: rounds: expected 1 with a latency")

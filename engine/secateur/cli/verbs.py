@@ -236,7 +236,7 @@ def prune(
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
-    align: Align = "1",
+    align: Align = "auto",
     per_head: PerHead = False,
     recover: Recover = "auto",
     batch_sizes: Sizes = "1,32",
