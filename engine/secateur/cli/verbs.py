@@ -14,7 +14,40 @@ from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
 from secateur.cli import inputs, output, reproduce
-from secateur.cli.options import Device, Json, Threads, UnitOption
+from secateur.cli.options import (
+    Align,
+    AllocationName,
+    CriterionName,
+    Data,
+    Device,
+    Dtype,
+    Eval,
+    Floor,
+    Flops,
+    Json,
+    Keep,
+    Kind,
+    Labels,
+    Latency,
+    Lengths,
+    Limit,
+    MaxLength,
+    MaxTokens,
+    Memory,
+    Model,
+    Out,
+    Over,
+    Params,
+    PerHead,
+    Recover,
+    Select,
+    Sizes,
+    Speedup,
+    TargetName,
+    Threads,
+    UnitOption,
+    Unlabeled,
+)
 from secateur.cli.picking import between_rounds, tried, within_budget
 from secateur.cli.pipeline import prune_folder
 from secateur.criteria import PRESETS, summary
@@ -49,52 +82,6 @@ def _about(
     ] = False,
 ) -> None:
     pass
-
-
-Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
-Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV or Parquet file, Hub name, or builtin:TASK.")]
-Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
-Kind = Annotated[
-    str | None, typer.Option("--task", help="text-to-text, sequence-classification, token-classification or causal-lm.")
-]
-Labels = Annotated[str, typer.Option(help="Candidate labels between commas; 'open' for open targets; 'auto' from the data.")]
-Select = Annotated[
-    str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")
-]
-CriterionName = Annotated[
-    str,
-    typer.Option(
-        "--criterion",
-        help="How units are scored: a name that `secateur criteria` lists; settings after a colon: ig:tolerance=0.01.",
-    ),
-]
-TargetName = Annotated[str | None, typer.Option("--target", help="probability, log_probability or margin.")]
-Over = Annotated[str | None, typer.Option("--over-examples", help="signed, absolute or squared.")]
-Unlabeled = Annotated[
-    bool, typer.Option("--unlabeled", help="Score for all candidate labels: examples need no targets, but --labels.")
-]
-Limit = Annotated[int | None, typer.Option("--examples", help="Use the first that many examples to score.", min=1)]
-MaxTokens = Annotated[int, typer.Option(help="Padded input tokens in a batch.", min=1)]
-MaxLength = Annotated[int | None, typer.Option(help="Cut inputs after that many tokens.", min=2)]
-Align = Annotated[str, typer.Option(help="FFN widths are multiples of it: a number, or 'auto' by device.")]
-Keep = Annotated[float | None, typer.Option(help="Share of units that stays at every site.")]
-Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
-Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
-Memory = Annotated[float | None, typer.Option(help="Share of all the model's weights, embeddings included, that may remain.")]
-Speedup = Annotated[float | None, typer.Option(help="How much faster than the dense model, measured at the largest shape.")]
-Latency = Annotated[float | None, typer.Option(help="Milliseconds of a forward pass, measured at the largest shape.")]
-AllocationName = Annotated[
-    str, typer.Option("--allocation", help="How --flops or --params is spread: uniform, global, knapsack; prune tries: auto.")
-]
-Floor = Annotated[float | None, typer.Option(help="Share of its units that every site keeps at least.")]
-PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
-Recover = Annotated[
-    str, typer.Option(help="Refit the out-projections: least-squares, bias (alone) or none; auto: prune tries: auto.")
-]
-Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
-Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
-Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
 
 
 @app.command()
