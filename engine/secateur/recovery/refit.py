@@ -72,14 +72,14 @@ def recover_(
     if [branch.name for branch in found] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
     layers = {branch: _layer(pruned, branch) for branch in found}
-    if add_biases:
-        add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
-        layers = {branch: _layer(pruned, branch) for branch in found}
-    if method == "bias" and not any(layer.bias is not None for layer in layers.values()):
+    if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
     rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
+    if add_biases:
+        add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
+        layers = {branch: _layer(pruned, branch) for branch in found}
     has_encoder = any(branch.stack == "encoder" for branch in found)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
