@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from readme_budgets import budgets, budgets_plot
+from readme_budgets import budgets, budgets_plot, pruning
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_reproduction import PAGE, reproduction
 from readme_routing import routing
@@ -18,7 +18,20 @@ from tables import ROOT, markdown, result
 def main() -> None:
     integrated_plot()
     budgets_plot()
-    fill(ROOT / "README.md", demo, budgets, quality, integrated_speed, integrated_nodes, worth, recovery, speed, routing, tree)
+    fill(
+        ROOT / "README.md",
+        demo,
+        budgets,
+        pruning,
+        quality,
+        integrated_speed,
+        integrated_nodes,
+        worth,
+        recovery,
+        speed,
+        routing,
+        tree,
+    )
     fill(PAGE, reproduction)
 
 

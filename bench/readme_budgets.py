@@ -67,6 +67,24 @@ def budgets() -> str:
     return "\n\n".join(tables)
 
 
+def pruning() -> str:
+    """What the steps of pruning take, in forward passes, and what the counted FLOPs give in time."""
+    found = result("pruning")
+    steps = list(dict.fromkeys(step for row in found["rows"] for step in row["passes"]))
+    rows = [
+        (row["name"], *(f"{row['passes'].get(step, 0.0):.1f}" for step in steps), f"{row['total']:.1f}",
+         f"{row['speedup']:.2f}x", f"{row['flops_speedup']:.2f}x", f"{row['reached']:.0%}")
+        for row in found["rows"]
+    ]  # fmt: skip
+    size, length = found["rows"][0]["batch"]
+    return (
+        f"Pruning to {found['flops']:g} of the layers' FLOPs, widths multiples of {found['align']}: processor time of each step "
+        f"in forward passes over the {found['examples']:,} calibration examples, and the pruned model's speed-up at {size} x "
+        f"{length} tokens beside what its FLOPs allow; one thread, {found['environment']['device']}.\n\n"
+        + markdown(("model", *steps, "all", "speed-up", "FLOPs allow", "reached"), rows)
+    )
+
+
 def budgets_plot() -> None:
     """docs/budgets.png: accuracy over dense against the share of FLOPs really left, a curve a method."""
     rows = summary(result("budgets")["rows"])

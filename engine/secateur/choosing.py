@@ -22,7 +22,7 @@ from secateur.tasks.base import IGNORED, model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
 _TRIED = 5  # Every fifth example.
-_AT_MOST = 150  # Examples that trying takes: to tell candidates apart needs fewer than to fit the one that is taken.
+_AT_MOST = 120  # Examples that trying takes: to tell candidates apart needs fewer than to fit the one that is taken.
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def choose(
     """Every plan with the first recovery, and the best of them with the other recoveries: the candidate that changes the
     predictions least comes first.
 
-    Models are pruned and recovered on four fifths of the examples, 150 of them at most, and their predictions for the other
+    Models are pruned and recovered on four fifths of the examples, 120 of them at most, and their predictions for the other
     fifth compared with the dense model's; equal ones stay in the order given. Where there is one candidate alone, nothing is
     tried. examples, unlabeled, max_tokens: as in `recover_`. progress: wraps the iteration over candidates (given their
     number). The model is untouched.
