@@ -78,7 +78,7 @@ def pruning() -> str:
     ]  # fmt: skip
     size, length = found["rows"][0]["batch"]
     return (
-        f"Pruning to {found['flops']:g} of the layers' FLOPs, widths multiples of {found['align']}: processor time of each step "
+        f"Pruning to {found['flops']:g} of the layers' FLOPs, widths multiples of {found['align']}: time of each step "
         f"in forward passes over the {found['examples']:,} calibration examples, and the pruned model's speed-up at {size} x "
         f"{length} tokens beside what its FLOPs allow; one thread, {found['environment']['device']}.\n\n"
         + markdown(("model", *steps, "all", "speed-up", "FLOPs allow", "reached"), rows)

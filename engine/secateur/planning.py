@@ -120,7 +120,7 @@ def plan(
     """
     budgets = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     name, value = the_budget(**budgets)
-    _check(name, allocation, floor, align)
+    check_spread(name, allocation, floor, align)
     price = _price(scores, name, table)
     found = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
     if name == "keep":
@@ -148,7 +148,8 @@ def the_budget(**budgets: float | None) -> tuple[str, float]:
     return name, value
 
 
-def _check(budget: str, allocation: str, floor: float, align: int) -> None:
+def check_spread(budget: str, allocation: str, floor: float, align: int) -> None:
+    """Raises InputError: an unknown allocation, or one that the budget does not take; a floor or an alignment out of range."""
     if align < 1:
         raise InputError(f"align: expected a positive number, got {align}")
     if not 0 <= floor <= 1:

@@ -53,7 +53,7 @@ from secateur.cli.pipeline import prune_folder
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
-from secateur.planning import Plan, the_budget
+from secateur.planning import Plan, check_spread, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
 from secateur.recovery import Method
 from secateur.scores import Scores
@@ -239,7 +239,8 @@ def prune(
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is None:
-        the_budget(**budget)  # Before the scoring, which takes longer than to find out at its end.
+        # Before the scoring, which takes longer than to find out at its end.
+        check_spread(the_budget(**budget)[0], "uniform" if allocation == "auto" else allocation, floor or 0.0, align=1)
     elif any(value is not None for value in budget.values()):
         raise InputError("plan: expected --plan or a budget, got both")
     recoveries = _methods(recover, tries=True)
