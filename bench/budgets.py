@@ -1,6 +1,7 @@
 """Methods of pruning under the same budgets of FLOPs: accuracy by model, task, method, budget and draw of the examples.
 
 python bench/budgets.py --out DIR [--models t5,bert] [--methods NAME,...] [--tasks NAME,...] [--draws N]
+python bench/budgets.py --out DIR --timed [...]    times one task's models, on a quiet machine
 python bench/budgets.py --out DIR --collect        writes bench/results/budgets.json and docs/budgets.png
 
 A killed run goes on where it was. A model's cells are in a ledger of its own, so two models can be run at the same time.
@@ -30,7 +31,7 @@ from torch_pruning_taylor import T5, torch_pruning
 
 import secateur
 from secateur import builtin
-from secateur.benchmarking import environment
+from secateur.benchmarking import environment, synthetic_batches
 from secateur.choosing import alternatives
 from secateur.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
 from secateur.errors import InputError
@@ -39,6 +40,7 @@ from secateur.site import AttentionUnit
 from secateur.tasks import Task
 
 SHARES = (0.7, 0.5, 0.33)
+TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # What --timed times, on one thread.
 BERT_TASKS = ("domain", "qtype", "movie", "language", "sentiment")
 
 
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--examples", type=int, default=300, help="to prune with, at most 1000")
     parser.add_argument("--tested", type=int, default=500)
+    parser.add_argument("--timed", action="store_true", help="time the pruned models of one task, draw 0, instead")
     parser.add_argument("--collect", action="store_true", help="write the results of all cells, and run none")
     given = parser.parse_args()
     if given.collect:
@@ -222,6 +225,10 @@ def main() -> None:
     shares = [float(share) for share in given.shares.split(",")]
     tasks = given.tasks.split(",") if given.tasks else None
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.timed:
+        for model in models:
+            time_models(given.out, model, methods, shares, given.examples, given.tested)
+        return
     for model in models:
         with Ledger(given.out / model, {"examples": given.examples, "tested": given.tested}) as ledger:
             for job in MODELS[model](tasks, given.tested):
@@ -263,10 +270,39 @@ def run_cell(draw: Draw, name: str, share: float, test: list[dict[str, Any]]) ->
     return {"flops": round(left, 4), **seconds, "accuracy": value}
 
 
+def time_models(out: Path, model: str, methods: Sequence[str], shares: Sequence[float], examples: int, tested: int) -> None:
+    """Each method's model of one task against the dense one, in turn: accuracy and measured speed-up of a batch."""
+    (job,) = MODELS[model]([TIMED[model]], tested)
+    rows = random.Random(0).sample(builtin.examples(job.name), examples)
+    draw = Draw(job.model, job.task, rows, 0)
+    dense = secateur.evaluate(job.model, job.task, job.test).value
+    batches = synthetic_batches(job.model, [SHAPE[0]], [SHAPE[1]])
+    with Ledger(
+        out / f"timed-{model}", {"examples": examples, "tested": tested, "task": job.name, "batch": list(SHAPE)}
+    ) as ledger:
+        for name in methods:
+            for share in shares:
+                cell = {"model": model, "task": job.name, "method": name, "share": share}
+                if cell in ledger or (model, name) in LEFT_OUT:
+                    continue
+                try:
+                    pruned = METHODS[name](draw, share)
+                except InputError:
+                    continue
+                (timing,) = secateur.benchmark(job.model, pruned, batches).timings
+                value = secateur.evaluate(pruned, job.task, job.test).value
+                found = {"dense": dense, "accuracy": value, "speedup": timing.speedup, "flops_speedup": timing.flops_speedup}
+                ledger.add(cell, {**found, "quartiles": [timing.speedup_low, timing.speedup_high]})
+                print(*cell.values(), found, flush=True)
+
+
 def collect(out: Path) -> None:
     """bench/results/budgets.json of all cells, docs/budgets.png, and the summary on stdout."""
-    rows, settings = [], {}
+    rows, timed, settings = [], [], {}
     for name in MODELS:
+        if (out / f"timed-{name}").is_dir():
+            with Ledger(out / f"timed-{name}", json.loads((out / f"timed-{name}" / "settings.json").read_text())) as ledger:
+                timed += ledger.rows()
         if (out / name).is_dir():
             settings = json.loads((out / name / "settings.json").read_text())
             with Ledger(out / name, settings) as ledger:
@@ -276,7 +312,7 @@ def collect(out: Path) -> None:
     commits = sorted({row.pop("commit") for row in rows})
     left_out = [{"model": model, "method": method, "why": why} for (model, method), why in LEFT_OUT.items()]
     about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0]), **settings}
-    found = {**about, "shares": SHARES, "left_out": left_out, "rows": rows}
+    found = {**about, "shares": SHARES, "left_out": left_out, "rows": rows, "timed": timed}
     (RESULTS / "budgets.json").write_text(json.dumps(found, indent=1) + "\n")
     readme_budgets.budgets_plot()
     print(readme_budgets.budgets())

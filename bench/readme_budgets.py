@@ -86,34 +86,42 @@ def pruning() -> str:
 
 
 def budgets_plot() -> None:
-    """docs/budgets.png: accuracy over dense against the share of FLOPs really left, a curve a method."""
-    rows = summary(result("budgets")["rows"])
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    made, grid = figure(1, len(models), (5.2, 4.2))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    """docs/budgets.png: accuracy over dense, mean over tasks, against the share of FLOPs really left, and one task's against
+    the measured speed-up; a curve a method."""
+    found = result("budgets")
+    means = summary(found["rows"])
+    models = list(dict.fromkeys(row["model"] for row in found["rows"]))
+    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+    made, grid = figure(2, len(models), (5.2, 3.8))
     for model, axes in zip(models, grid[0], strict=True):
-        for number, method in enumerate(methods):
-            points = sorted(
-                (row["flops"], row["mean"], row["deviation"])
-                for row in rows
-                if row["model"] == model and row["method"] == method
-            )
-            if not points:
-                continue
-            shares, values, bars = zip(*points, strict=True)
-            style = "-" if method.startswith("secateur") else "--" if number % 2 else ":"
-            width = 2.2 if method == "secateur" else 1.2
-            axes.errorbar(
-                [*shares, 1.0], [*values, 1.0], yerr=[*bars, 0.0], linestyle=style, linewidth=width, marker="o", markersize=3,
-                capsize=2, label=method, color=f"C{number % 10}", alpha=0.9 if number < 10 else 0.5,
-            )  # fmt: skip
+        rows = [row for row in means if row["model"] == model]
+        _curves(axes, methods, [(row["method"], row["flops"], row["mean"], row["deviation"]) for row in rows])
         axes.invert_xaxis()
         axes.set_title(MODELS[model], fontsize=9)
         axes.set_xlabel("share of the layers' FLOPs left")
         axes.set_ylabel("accuracy / dense, mean over tasks")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=6)
+    for model, axes in zip(models, grid[1], strict=True):
+        rows = [row for row in found["timed"] if row["model"] == model]
+        _curves(axes, methods, [(row["method"], row["speedup"], row["accuracy"] / row["dense"], 0.0) for row in rows])
+        axes.set_xlabel("measured speed-up of 32 x 64 tokens, one thread")
+        axes.set_ylabel(f"accuracy / dense of {rows[0]['task'] if rows else 'no task'}")
     (ROOT / "docs" / "budgets.png").write_bytes(png(made))
+
+
+def _curves(axes: Any, methods: Sequence[str], points: Sequence[tuple[str, float, float, float]]) -> None:
+    """points: method, x, y and its error; the dense model is at (1, 1)."""
+    for number, method in enumerate(methods):
+        own = sorted(point[1:] for point in points if point[0] == method)
+        if not own:
+            continue
+        xs, ys, bars = zip(*sorted([*own, (1.0, 1.0, 0.0)]), strict=True)
+        style = "-" if method.startswith("secateur") else "--" if number % 2 else ":"
+        axes.errorbar(
+            xs, ys, yerr=bars, linestyle=style, linewidth=2.2 if method == "secateur" else 1.2, marker="o", markersize=3,
+            capsize=2, label=method, color=f"C{number % 10}", alpha=0.9 if number < 10 else 0.5,
+        )  # fmt: skip
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=6)
 
 
 def _cell(row: dict[str, Any]) -> str:
