@@ -344,9 +344,10 @@ def test_prune_says_what_it_picked_and_why(run: Run) -> None:
     assert Path("d/widths.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_prune_by_measured_speed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("units", ["--unit head", "--unit channel --sites encoder.ffn,decoder.cross"])
+def test_prune_by_measured_speed(run: Run, monkeypatch: pytest.MonkeyPatch, units: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "cache")
-    common = "prune builtin --data train.jsonl --batch-sizes 1,2 --lengths 8 --threads 1 --recover none --out d"
+    common = f"prune builtin --data train.jsonl --batch-sizes 1,2 --lengths 8 --threads 1 --recover none --out d {units}"
     slow = run(f"{common} --speedup 500")
     assert slow.code == 2
     assert slow.errors[-1].startswith("secateur: speedup: expected at most ")

@@ -12,7 +12,7 @@ from torch import nn
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.modeling import GatherLinear, LowRankLinear, ScatterLinear
-from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, selected
+from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, branch_name, selected
 
 
 def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
@@ -47,7 +47,7 @@ def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
     """The branch that each site belongs to. Raises InputError for a site that the model lacks."""
     found, owners = branches(model), {}
     for site in chosen:
-        name = site.name.removesuffix(".qk").removesuffix(".vo")
+        name = branch_name(site.name)
         if name not in found:
             raise InputError(f"sites: expected sites of this model, such as {next(iter(found))!r}, got {site.name!r}")
         owners[site] = found[name]

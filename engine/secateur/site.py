@@ -44,6 +44,11 @@ class Site:
         return asdict(self)
 
 
+def branch_name(site: str) -> str:
+    """The branch that a site of this name belongs to: the two channel sites of an attention share one."""
+    return site.removesuffix(".qk").removesuffix(".vo")
+
+
 @dataclass(frozen=True)
 class UnitMap:
     """How units lie in the channels of a linear layer: the channels, seen in `shape`, belong to one unit along `shared`.

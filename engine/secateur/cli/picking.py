@@ -47,22 +47,21 @@ def within_budget(
     """The candidates under a budget, best first. Where it is a latency or a speed-up, at the largest of the shapes, the first
     one's plan is corrected until its model delivers, and how is told too. options: what else `alternatives` takes."""
     name, value = the_budget(**budget)
-    options[name] = value
     if name not in ("speedup", "latency"):
-        return tried(loaded, task, rows, alternatives(scores, **options), recoveries, max_tokens), None
+        return tried(loaded, task, rows, alternatives(scores, **{**options, name: value}), recoveries, max_tokens), None
     output.say("measuring what each site costs")
     table = secateur.latency_table(
-        loaded.model, unit="head" if scores.sites[0].unit in ("head", "neuron") else "channel",
+        loaded.model, unit="channel" if any(site.unit.endswith("channel") for site in scores.sites) else "head",
         batch_size=max(shapes[0]), length=max(shapes[1]),
         progress=lambda widths, total: output.step_progress(widths, total, "widths"),
     )  # fmt: skip
-    candidates = tried(loaded, task, rows, alternatives(scores, **options, table=table), recoveries, max_tokens)
+    options["table"] = table
+    candidates = tried(loaded, task, rows, alternatives(scores, **{**options, name: value}), recoveries, max_tokens)
     best = candidates[0]
-    del options[name]
     options.update({how: best.plan.budget[how] for how in ("allocation", "floor")})
     output.say("correcting by the whole model's time")
     met = secateur.meet_latency(
-        loaded.model, lambda milliseconds: secateur.plan(scores, latency=milliseconds, table=table, **options), table,
+        loaded.model, lambda milliseconds: secateur.plan(scores, latency=milliseconds, **options), table,
         **{"speedup" if name == "speedup" else "target_ms": value},  # type: ignore[arg-type]
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
@@ -73,7 +72,7 @@ def between_rounds(budget: Mapping[str, float | None], rounds: int) -> dict[str,
     name, value = the_budget(**budget)
     if name == "latency" and rounds > 1:
         raise InputError(f"rounds: expected 1 with a latency, whose share is not known before it is measured, got {rounds}")
-    return {"flops": 1 / value} if name == "speedup" else {"flops": 1.0} if name == "latency" else {name: value}
+    return {"flops": 1 / value} if name == "speedup" else {name: value}
 
 
 def without_targets(task: Task, rows: Sequence[Example]) -> bool:

@@ -25,7 +25,7 @@ from secateur.files import write_atomically
 from secateur.gates import undisturbed
 from secateur.latency.stopwatch import Times, stopwatch
 from secateur.planning import Plan
-from secateur.site import AttentionUnit, Branch, Site
+from secateur.site import AttentionUnit, Branch, Site, branch_name
 from secateur.surgery import prune
 
 FORMAT = "secateur-latency/1"
@@ -75,9 +75,9 @@ class LatencyTable:
         named: dict[str, dict[str, int]] = {}
         for site, count in counts.items():
             self.of(site, count)
-            named.setdefault(_branch_name(site), {})[site] = count
+            named.setdefault(branch_name(site), {})[site] = count
         saved = sum(self._saved(branch, of_branch) for branch, of_branch in named.items())
-        whole = sum({_branch_name(site): max(row.items())[1] for site, row in self.sites.items()}.values())
+        whole = sum({branch_name(site): max(row.items())[1] for site, row in self.sites.items()}.values())
         return self.total - saved - (self.rest[1.0] - _between(self.rest, 1 - saved / whole))
 
     def _saved(self, branch: str, counts: Mapping[str, int]) -> float:
@@ -224,7 +224,7 @@ def _rows(
     rest = {}
     for (cut, counts), sample in zip(steps, samples, strict=True):
         ratios = {name: statistics.median(_sum(b, group) / _sum(a, group) for a, b in sample) for name, group in groups.items()}
-        names = [_branch_name(site.name) for site in cut]
+        names = [branch_name(site.name) for site in cut]
         for site, name in zip(cut, names, strict=True):
             if names.count(name) == 1:
                 row = alone[site.name]
@@ -307,10 +307,6 @@ def _sum(times: Times, group: Sequence[str]) -> float:
 
 def _rest(times: Times) -> float:
     return times.total - sum(times.branches.values())
-
-
-def _branch_name(site: str) -> str:
-    return site.removesuffix(".qk").removesuffix(".vo")
 
 
 def _between(row: Mapping[Any, float], count: float) -> float:

@@ -99,8 +99,9 @@ def recover_(
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:
     """Which unit each input of the out-projection belongs to: a head, where heads are whole, or a channel or neuron."""
     inputs = torch.arange(layer.weight.shape[1], device=layer.weight.device)
-    whole = isinstance(branch, Attention) and len(inputs) == branch.heads * branch.head_dim
-    return inputs // branch.head_dim if whole and isinstance(branch, Attention) else inputs
+    if isinstance(branch, Attention) and len(inputs) == branch.heads * branch.head_dim:
+        return inputs // branch.head_dim
+    return inputs
 
 
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:

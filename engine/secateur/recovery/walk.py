@@ -31,13 +31,12 @@ class Walk:
     def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch]) -> None:
         self._model, self._task, self._batches = model, task, batches
         found = branches(model).values()
-        number = {linear: k for k, branch in enumerate(found) for linear in branch.linears}
+        self._number = {branch.name: k for k, branch in enumerate(found)}
         self._last: dict[str, float] = {}  # Each module that holds linear layers of branches, with the last such branch.
         for k, branch in enumerate(found):
             for linear in branch.linears:
                 own = k if linear == branch.output else k - 0.5  # The in-projections stay as they are.
                 self._last |= dict.fromkeys(prefixes(linear), own)
-        self._number = {branch.name: number[branch.output] for branch in found}
         self._returned: list[dict[str, Any]] = [{} for _ in batches]
 
     def reach(self, k: int, branch: Branch) -> tuple[Tensor, Tensor]:
