@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -166,6 +167,23 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     for row in rows:
         made.add_row(*row)
     return made
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how many steps of how many are done."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The metric of each task with its interval."""
+    table = Table("task", "metric", "value", "95% interval", "examples")
+    for name, found in tasks.items():
+        interval = f"{found['low']:.3f} to {found['high']:.3f}"
+        table.add_row(name, found["metric"], f"{found['value']:.3f}", interval, str(found["examples"]))
+    return table
 
 
 def _bar() -> Progress:

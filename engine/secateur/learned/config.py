@@ -1,0 +1,172 @@
+"""The YAML file of `secateur multitask`: what to prune, on which tasks, how."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from secateur.data import Example, read_examples
+from secateur.errors import InputError, first_line
+from secateur.learned.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
+from secateur.learned.schedule import CubicSchedule
+from secateur.learned.training import LEARNING_RATES
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """data, eval: files, built-in names or Hub names. labels: of a classification; those of the data by default. pair: the
+    examples have a second text, "pair". examples: take the first that many of the data."""
+
+    data: str
+    eval: str | None = None
+    kind: str = "classification"
+    labels: tuple[str, ...] | None = None
+    metric: str = "accuracy"
+    pair: bool = False
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """As `MultitaskPruning` takes them. initial_scores: the folder of a trained multitask model of the same encoder and tasks,
+    from whose attribution the scores of movement start."""
+
+    method: str = "movement"
+    granularity: str = "element"
+    scope: str = "global"
+    density: float = 0.1
+    initial_scores: str | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """model: an encoder's folder or Hub name, or "builtin". training: arguments of transformers.TrainingArguments."""
+
+    model: str
+    tasks: dict[str, TaskConfig]
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    schedule: CubicSchedule = field(default_factory=CubicSchedule)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    pooling: str = "mean"
+    max_length: int = 128
+
+
+def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
+    """The checked config, and what the file says. Raises InputError: no such file, no YAML, a field that is unknown, missing or
+    of the wrong kind."""
+    try:
+        said = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"config: cannot read {str(path)!r}: {first_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"config: {str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
+    top = dict(_section("config", said, Config))
+    tasks = top.get("tasks")
+    if not isinstance(tasks, dict) or not tasks:
+        raise InputError(f"tasks: expected tasks by name, got {tasks!r}")
+    top["tasks"] = {str(name): TaskConfig(**_task_fields(name, about)) for name, about in tasks.items()}
+    for name, kind in (("pruning", PruningConfig), ("schedule", CubicSchedule)):
+        top[name] = kind(**_section(name, top.get(name, {}), kind))
+    for name in ("learning_rates", "training"):
+        if not isinstance(top.get(name, {}), dict):
+            raise InputError(f"{name}: expected values by name, got {top[name]!r}")
+    for group, rate in top.get("learning_rates", {}).items():
+        if group not in LEARNING_RATES or not isinstance(rate, (int, float)):
+            raise InputError(f"learning_rates: expected numbers for some of {', '.join(LEARNING_RATES)}, got {group}: {rate!r}")
+    return Config(**top), said
+
+
+def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example], list[Example]]:
+    """A task with its training and evaluation examples (none without `eval`). Raises InputError as `read_examples`."""
+    columns = KINDS[about.kind].columns
+    columns = ("input", "pair", "target") if about.pair and about.kind != Span.kind else columns
+    train = read_examples(about.data, columns, limit=about.examples)
+    test = [] if about.eval is None else read_examples(about.eval, columns)
+    task: EncoderTask
+    if about.kind == Classification.kind:
+        found = sorted({str(row["target"]) for row in train})
+        task = Classification(about.labels or tuple(found), about.metric)  # type: ignore[arg-type]
+        # Files often have class numbers where labels are names.
+        for row in (*train, *test):
+            row["target"] = str(row["target"]) if about.labels is None else row["target"]
+    else:
+        task = Regression() if about.kind == Regression.kind else Span()
+    return task, train, test
+
+
+def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, device: str) -> Any:
+    """The Trainer's arguments: the config's over secateur's defaults. sizes: training examples by task, which epochs are
+    counted over. Raises InputError for those that the Trainer refuses, or without max_steps and num_train_epochs."""
+    from transformers import TrainingArguments
+
+    given = dict(config.training)
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 32, "learning_rate": LEARNING_RATES["weights"], "lr_scheduler_type": "linear",
+        "save_total_limit": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": device == "cpu",
+    }  # fmt: skip
+    try:
+        arguments = TrainingArguments(str(folder), **{**defaults, **given})
+        if arguments.max_steps < 1:
+            if "num_train_epochs" not in given:
+                raise InputError("training: expected max_steps or num_train_epochs, got neither")
+            batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+            arguments.max_steps = math.ceil(arguments.num_train_epochs * sum(sizes.values()) / batch)
+    except (TypeError, ValueError, ImportError) as error:
+        raise error if isinstance(error, InputError) else InputError(f"training: {first_line(error)}") from error
+    for name, count, share in (("save_steps", 4, arguments.max_steps), ("logging_steps", 50, arguments.max_steps)):
+        if name not in given:
+            setattr(arguments, name, max(1, share // count))
+    if "warmup_steps" not in given:
+        arguments.warmup_steps = arguments.max_steps // 10
+    return arguments
+
+
+def _task_fields(name: Any, about: Any) -> dict[str, Any]:
+    found = dict(_section(f"tasks.{name}", {"data": about} if isinstance(about, str) else about, TaskConfig))
+    if found.get("kind", "classification") not in KINDS:
+        raise InputError(f"tasks.{name}.kind: expected one of {', '.join(KINDS)}, got {found['kind']!r}")
+    labels = found.get("labels")
+    if labels is not None:
+        if not isinstance(labels, list):
+            raise InputError(f"tasks.{name}.labels: expected a list of names, got {labels!r}")
+        found["labels"] = tuple(str(label) for label in labels)
+    return found
+
+
+_PLAIN: dict[str, tuple[type, ...]] = {
+    "str": (str,), "str | None": (str, type(None)), "bool": (bool,), "int": (int,), "int | None": (int, type(None)),
+    "float": (int, float),
+}  # fmt: skip
+
+
+def _section(where: str, said: Any, kind: type) -> dict[str, Any]:
+    """The fields of a section, known and of the right kind, none missing."""
+    if not isinstance(said, dict):
+        raise InputError(f"{where}: expected values by name, got {said!r}")
+    known = {each.name: each for each in fields(kind)}
+    for name, value in said.items():
+        if name not in known:
+            raise InputError(f"{where}: expected some of {', '.join(known)}, got {name!r}")
+        wanted = _PLAIN.get(str(known[name].type))
+        if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            raise InputError(f"{where}.{name}: expected {known[name].type}, got {value!r}")
+    for name, each in known.items():
+        if name not in said and each.default is MISSING and each.default_factory is MISSING:
+            raise InputError(f"{where}: expected {name!r}, got {', '.join(map(repr, said)) or 'nothing'}")
+    return said
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2's floats: 3e-5 is one, without a point too."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
