@@ -181,8 +181,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         groups = self.model.parameter_groups(self.learning_rates, self.args.weight_decay)
-        self.optimizer: torch.optim.Optimizer = cls(groups, **options)
-        return self.optimizer
+        made: torch.optim.Optimizer = cls(groups, **options)
+        self.optimizer = made
+        return made
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         super().log({**logs, "density": self.model_of_run.reached}, *arguments, **options)
