@@ -97,8 +97,8 @@ def latency() -> str:
         rows.append((row["name"], *cells, f"{min(errors):+.0%} to {max(errors):+.0%}"))
     return (
         "Speed-ups asked for and delivered (32 x 64 tokens, one thread, "
-        f"{found['environment']['device']}): the table of each site's latency plans the widths, the whole model is rebuilt, timed "
-        "and corrected. Last: a whole model's measured speed-up against what the table alone predicts.\n\n"
+        f"{found['environment']['device']}): the table of each site's latency plans the widths, the whole model is rebuilt, "
+        "timed and corrected. Last: a whole model's measured speed-up against what the table alone predicts.\n\n"
         + markdown(("model", *(f"asked for {a:g}x" for a in asked), "prediction off by"), rows)
     )
 
