@@ -14,11 +14,11 @@ from typing import Any
 
 from tables import RESULTS, ROOT, result
 
-from secateur.reproduction.ap import Settings
-from secateur.reproduction.claims import claims
-from secateur.reproduction.figures import draw
-from secateur.reproduction.report import lines
-from secateur.reproduction.results import Results
+from secateur.reproduction.ap.claims import claims
+from secateur.reproduction.ap.figures import draw
+from secateur.reproduction.ap.grid import Settings
+from secateur.reproduction.ap.report import lines
+from secateur.reproduction.ap.results import Results
 
 PAGE = ROOT / "docs" / "reproduction.md"
 

@@ -17,8 +17,10 @@ from secateur.cli import inputs, output
 from secateur.cli.options import Device, Json, Threads, UnitOption
 from secateur.criteria import criterion_named
 from secateur.errors import InputError
-from secateur.reproduction import ap, glue, report
-from secateur.reproduction.ledger import Ledger
+from secateur.ledger import Ledger
+from secateur.reproduction import glue
+from secateur.reproduction.ap import grid as ap
+from secateur.reproduction.ap import report
 
 app = typer.Typer(help="Run papers' experiments: resumable, with figures and the claims that held.", no_args_is_help=True)
 
