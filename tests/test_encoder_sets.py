@@ -158,6 +158,23 @@ def pair_tokenizer() -> Any:
     return tokenizer
 
 
+@pytest.mark.parametrize("max_length", [20, 32, 80])
+def test_questions_of_any_length(max_length: int) -> None:
+    for words in (0, 5, 15, 19, 64, 300):
+        context = "the cat sat on the mat " * 20
+        row = {"question": "play " * words, "context": context, "answers": {"text": ["mat"], "answer_start": [19]}}
+        found = task("squad").features(pair_tokenizer(), [row], max_length)
+        assert max(len(feature["input_ids"]) for feature in found) <= max_length
+        # Each piece of the context is in some window, and windows are not more than the overlap makes them.
+        seen = {place for feature in found for place in feature["places"] if place is not None}
+        assert len(seen) == 120
+        assert len(found) <= 120 / (max_length // 4 - 3) + 1
+        starts = {feature["places"][feature["label"][0]] for feature in found if feature["label"] != (0, 0)}
+        assert starts == {(19, 22)}
+    with pytest.raises(InputError, match=r"^max_length: expected at least 20 for a question and its context, got 19"):
+        task("squad").features(pair_tokenizer(), [row], 19)
+
+
 def test_a_tiny_bert_is_pruned_on_local_copies(tmp_path: Path) -> None:
     names = ("mnli", "squad", "stsb")
     for number, name in enumerate(names):
@@ -172,7 +189,7 @@ def test_a_tiny_bert_is_pruned_on_local_copies(tmp_path: Path) -> None:
         disable_tqdm=True, save_strategy="no", logging_steps=1,
     )  # fmt: skip
     encoder = encoder_of(CASES["bert-sequence"].model())
-    found = run(encoder, pair_tokenizer(), data, arguments, max_length=80, density=0.25)
+    found = run(encoder, pair_tokenizer(), data, arguments, max_length=32, density=0.25)
     assert found.pruning.reached == pytest.approx(0.25, abs=1e-3)
     assert {name: each.metric for name, each in found.evaluations.items()} == {
         "mnli": "accuracy", "squad": "f1", "stsb": "pearson"
