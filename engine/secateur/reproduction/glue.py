@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from secateur.data import Example
-from secateur.errors import InputError, first_line
+from secateur.errors import InputError
+from secateur.reproduction import hub
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def examples(name: str, split: str, root: Path | None = None) -> list[Example]:
         raise InputError(f"tasks: expected some of {', '.join(SETS)}, got {name!r}")
     known = SETS[name]
     found = []
-    for number, row in enumerate(_rows(known, name, split, root), start=1):
+    for number, row in enumerate(hub.rows(known.repository, known.subset, name, split, root), start=1):
         try:
             words = " ".join(f"{column}: {str(row[column]).strip()}" for column in known.fields)
             target = known.labels[row["label"]] if row["label"] >= 0 else None
@@ -51,19 +51,3 @@ def examples(name: str, split: str, root: Path | None = None) -> list[Example]:
         if target is not None:  # The Hub's test splits have no labels.
             found.append({"input": f"{name} {words}", "target": target})
     return found
-
-
-def _rows(known: DataSet, name: str, split: str, root: Path | None) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    if root is None:
-        try:
-            return load_dataset(known.repository, known.subset, split=split)
-        except (OSError, ValueError, DatasetNotFoundError) as error:
-            raise InputError(f"tasks: {known.repository} ({known.subset}) cannot be had: {first_line(error)}") from error
-    for suffix, kind in ((".parquet", "parquet"), (".jsonl", "json")):
-        path = root / name / f"{split}{suffix}"
-        if path.exists():
-            return load_dataset(kind, data_files=str(path), split="train")
-    raise InputError(f"data-root: no such file: {str(root / name / split)!r} with .parquet or .jsonl")
