@@ -103,8 +103,8 @@ def _initial(results: Results) -> Iterator[Claim]:
         zeros, attributed = results.curve(setting), results.curve(setting, scores=ATTRIBUTION)
         if zeros and attributed:
             yield Claim(
-                f"movement, {granularity}, global: scores that start from attribution keep more than scores that start from zero, "
-                "as a mean over the densities",
+                f"movement, {granularity}, global: scores that start from attribution keep more than those that start from "
+                "zero, as a mean over the densities",
                 "not in the paper",
                 ", ".join(f"at {d:g} {b:.3f} against {a:.3f}" for (d, a), (_, b) in zip(zeros, attributed, strict=True)),
                 statistics.mean(b for _, b in attributed) > statistics.mean(a for _, a in zeros),

@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from secateur.learned.export import export, load, save
-from secateur.learned.parametrizations import Granularity, Method
 from secateur.learned.run import TaskData, run, scores_from
 from secateur.learned.schedule import CubicSchedule
 
@@ -139,12 +138,10 @@ class Laboratory:
     device: str = "cpu"
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """The metric of each of the cell's tasks, their mean, the density reached, and the seconds it took. A run that was killed
-        goes on from its checkpoint."""
+        """The metric of each of the cell's tasks, their mean, the density reached, and the seconds it took. A run that was
+        killed goes on from its checkpoint."""
         settings, data = self.settings, self._data(cell)
         steps = self._steps(cell)
-        # A short warm-up of the learning rates lies within the schedule's, which is of the density.
-        arguments = self._arguments(cell, steps)
         pruning: dict[str, Any] = {"density": cell.density, "schedule": CubicSchedule()}
         if cell.method:
             pruning |= {"method": cell.method, "granularity": cell.granularity, "scope": cell.scope}
@@ -153,7 +150,13 @@ class Laboratory:
         if cell.scores == ATTRIBUTION:
             pruning["initial_scores"] = self._attribution(cell.granularity)
         found = run(
-            self.encoder, self.tokenizer, data, arguments, max_length=settings.max_length, learning_rates=settings.rates, **pruning
+            self.encoder,
+            self.tokenizer,
+            data,
+            arguments,
+            max_length=settings.max_length,
+            learning_rates=settings.rates,
+            **pruning,
         )
         if cell == Cell(settings.tasks) and not self._dense.exists():
             save(export(found.pruning.cpu()), self._dense, tokenizer=self.tokenizer)

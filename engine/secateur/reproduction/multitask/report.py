@@ -29,8 +29,8 @@ def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterato
     length = f"{settings.steps} steps for each task" if settings.steps else f"{settings.epochs:g} epochs"
     examples = "all" if settings.examples is None else f"{settings.examples:,}"
     yield (
-        f"Model {settings.model}; tasks {', '.join(settings.tasks)}; {examples} examples of each, {length} of {settings.batch_size}; "
-        f"seed {settings.seed}."
+        f"Model {settings.model}; tasks {', '.join(settings.tasks)}; {examples} examples of each, {length} of "
+        f"{settings.batch_size} examples; seed {settings.seed}."
     )
     yield ""
     yield from claims_table(found)
