@@ -98,19 +98,16 @@ def _settings(
 
     own: dict[str, Any] = {"tasks": tasks, "experiments": experiments, "examples": examples, "tested": tested, "seed": seed}
     if preset == "builtin":
-        return Settings(
-            model=model or "builtin",
-            densities={"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)},
-            single_densities={"element": (0.0067, 0.0167, 0.05, 0.1), "rank": (0.0167, 0.0333, 0.0667, 0.1)},
-            low_density=0.05, steps=steps or 100, batch_size=16, max_length=48,
-            rates={"weights": 1e-3, "scores": 1e-2, "sigma": 5e-3}, **own,
-        )  # fmt: skip
-    return Settings(
-        model=model or "google-bert/bert-base-uncased",
-        densities={"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)},
-        single_densities={"element": (0.033, 0.1, 0.167, 0.233), "rank": (0.025, 0.076, 0.125)},
-        steps=steps, max_length=384, few=1000, **own,
-    )  # fmt: skip
+        densities = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
+        own |= {"steps": steps or 100, "batch_size": 16, "max_length": 48, "low_density": 0.05}
+        own |= {"rates": {"weights": 1e-3, "scores": 1e-2, "sigma": 5e-3}}
+    else:
+        densities = {"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)}
+        own |= {"steps": steps, "max_length": 384, "few": 1000}
+    # Of each budget an equal share for each task, and one density more, for ensembles that share it unequally.
+    single = {kind: (*(density / len(tasks) for density in found), found[1]) for kind, found in densities.items()}
+    default = "builtin" if preset == "builtin" else "google-bert/bert-base-uncased"
+    return Settings(model=model or default, densities=densities, single_densities=single, **own)
 
 
 def _data(preset: str, name: str, settings: Any, root: Path | None) -> Any:
@@ -119,8 +116,9 @@ def _data(preset: str, name: str, settings: Any, root: Path | None) -> Any:
     from secateur.reproduction import encoder_sets
 
     if preset == "builtin":
-        train, test = builtin.examples(name)[: settings.examples], builtin.examples(f"{name}.test")[: settings.tested]
-        return TaskData(Classification(tuple(sorted({row["target"] for row in train}))), train, test)
+        train, test = builtin.examples(name), builtin.examples(f"{name}.test")
+        task = Classification(tuple(sorted({row["target"] for row in train})))
+        return TaskData(task, train[: settings.examples], test[: settings.tested])
     evaluation = encoder_sets.SETS[name].evaluation
     return TaskData(
         encoder_sets.task(name),

@@ -153,7 +153,7 @@ class Laboratory:
             self.encoder,
             self.tokenizer,
             data,
-            arguments,
+            self._arguments(cell, steps),
             max_length=settings.max_length,
             learning_rates=settings.rates,
             **pruning,
