@@ -98,7 +98,7 @@ def _settings(
 
     own: dict[str, Any] = {"tasks": tasks, "experiments": experiments, "examples": examples, "tested": tested, "seed": seed}
     if preset == "builtin":
-        densities = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
+        densities: dict[str, tuple[float, ...]] = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
         own |= {"steps": steps or 100, "batch_size": 16, "max_length": 48, "low_density": 0.05}
         own |= {"rates": {"weights": 1e-3, "scores": 1e-2, "sigma": 5e-3}}
     else:
