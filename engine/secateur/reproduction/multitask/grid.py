@@ -78,6 +78,11 @@ class Settings:
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Settings:
+        """What `to_json` gave."""
+        return cls(**{name: _tuples(value) for name, value in found.items()})
+
 
 def grid(settings: Settings) -> list[Cell]:
     """All cells of the experiments, each once; the dense shared model first, which attribution scores come from."""
@@ -116,6 +121,12 @@ def _initial(settings: Settings) -> Iterator[Cell]:
         for density in settings.densities[granularity]:
             for scores in (ZEROS, ATTRIBUTION):
                 yield Cell(settings.tasks, "movement", granularity, "global", density, scores)
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(each) for name, each in value.items()}
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
 EXPERIMENTS = {
