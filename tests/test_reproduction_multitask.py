@@ -19,8 +19,8 @@ from models import CASES
 from test_cli import Run, run  # noqa: F401
 from test_encoder_sets import pair_tokenizer, rows_of, write
 
-from secateur.ledger import CELLS
 from secateur.learned.multitask_model import encoder_of
+from secateur.ledger import CELLS
 from secateur.reproduction.encoder_sets import SETS, THREE
 from secateur.reproduction.multitask.claims import claims
 from secateur.reproduction.multitask.figures import draw
