@@ -10,6 +10,7 @@ from pathlib import Path
 
 from readme_budgets import budgets, budgets_plot, latency, pruning
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
+from readme_multitask import multitask, multitask_speed
 from readme_reproduction import PAGE, reproduction, reproduction_multitask
 from readme_routing import routing
 from tables import ROOT, markdown, result
@@ -31,6 +32,8 @@ def main() -> None:
         recovery,
         speed,
         routing,
+        multitask,
+        multitask_speed,
         tree,
     )
     fill(PAGE, reproduction, reproduction_multitask)

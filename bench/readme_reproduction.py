@@ -42,11 +42,16 @@ def reproduction() -> str:
     return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="ap-"))
 
 
-def reproduction_multitask() -> str:
-    """The page's part on pruning with a multitask objective."""
+def multitask_runs() -> multitask_results.Results:
+    """The committed runs of pruning with a multitask objective."""
     settings = multitask_grid.Settings.from_json(result("reproduce-multitask")["settings"])
     words = {"tasks", "method", "granularity", "scope", "scores", "low"}
-    runs = multitask_results.Results(_cells("multitask", words), settings)
+    return multitask_results.Results(_cells("multitask", words), settings)
+
+
+def reproduction_multitask() -> str:
+    """The page's part on pruning with a multitask objective."""
+    runs = multitask_runs()
     _draw("multitask", multitask_figures.draw(runs))
     return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="multitask-"))
 
