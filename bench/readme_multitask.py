@@ -9,7 +9,6 @@ from tables import markdown, result
 
 from secateur.reproduction.multitask.grid import EIGHT, Cell
 
-
 FILES = ("dense", "sparse")
 
 
@@ -19,7 +18,7 @@ def multitask() -> str:
     settings = runs.settings
     parts = [
         f"The encoder of the built-in T5 ({len(settings.tasks)} tasks: {', '.join(settings.tasks)}; {settings.steps} steps for "
-        f"each task; dense {runs.mean(Cell(settings.tasks)):.3f}): mean accuracy by the share of the encoder's weights that stay."
+        f"each task; dense {runs.mean(Cell(settings.tasks)):.3f}): mean accuracy by the share of its weights that stay."
     ]
     for granularity in ("element", "rank"):
         densities = settings.densities[granularity]
