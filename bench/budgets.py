@@ -35,7 +35,7 @@ from secateur.benchmarking import environment, synthetic_batches
 from secateur.choosing import alternatives
 from secateur.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
 from secateur.errors import InputError
-from secateur.reproduction.ledger import Ledger
+from secateur.ledger import Ledger
 from secateur.site import AttentionUnit
 from secateur.tasks import Task
 

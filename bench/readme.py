@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from readme_budgets import budgets, budgets_plot, pruning
+from readme_budgets import budgets, budgets_plot, latency, pruning
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
-from readme_reproduction import PAGE, reproduction
+from readme_reproduction import PAGE, reproduction, reproduction_multitask
 from readme_routing import routing
 from tables import ROOT, markdown, result
 
@@ -23,6 +23,7 @@ def main() -> None:
         demo,
         budgets,
         pruning,
+        latency,
         quality,
         integrated_speed,
         integrated_nodes,
@@ -32,7 +33,7 @@ def main() -> None:
         routing,
         tree,
     )
-    fill(PAGE, reproduction)
+    fill(PAGE, reproduction, reproduction_multitask)
 
 
 def fill(path: Path, *makers: Callable[[], str]) -> None:

@@ -85,6 +85,30 @@ def pruning() -> str:
     )
 
 
+def latency() -> str:
+    """Speed-ups asked for and delivered, and how far the table's predictions were off."""
+    found = result("latency")
+    asked = list(dict.fromkeys(each["asked"] for row in found["models"] for each in row["asked"]))
+    rows = []
+    for row in found["models"]:
+        delivered = {each["asked"]: each for each in row["asked"]}
+        cells = [f"{delivered[a]['delivered']:.2f}x" if "delivered" in delivered[a] else _refusal(delivered[a]) for a in asked]
+        errors = [each["error"] for each in row["predicted"]]
+        rows.append((row["name"], *cells, f"{min(errors):+.0%} to {max(errors):+.0%}"))
+    return (
+        "Speed-ups asked for and delivered (32 x 64 tokens, one thread, "
+        f"{found['environment']['device']}): the table of each site's latency plans the widths, the whole model is rebuilt, "
+        "timed and corrected. Last: a whole model's measured speed-up against what the table alone predicts.\n\n"
+        + markdown(("model", *(f"asked for {a:g}x" for a in asked), "prediction off by"), rows)
+    )
+
+
+def _refusal(asked: dict[str, Any]) -> str:
+    """What was reachable, in the words of the error."""
+    text = asked["refused"]
+    return "refused: " + (text.partition("; ")[2] or text.partition("expected ")[2].partition(", got")[0])
+
+
 def budgets_plot() -> None:
     """docs/budgets.png: accuracy over dense, mean over tasks, against the share of FLOPs really left, and one task's against
     the measured speed-up; a curve a method."""

@@ -1,6 +1,6 @@
-"""docs/reproduction.md's tables and figures, from the committed cells of a run of `secateur reproduce ap`.
+"""docs/reproduction.md's tables and figures, from the committed cells of runs of `secateur reproduce`.
 
-python bench/readme_reproduction.py RUN     takes the cells of the run in the folder RUN to bench/results/
+python bench/readme_reproduction.py ap|multitask RUN     takes the cells of the run in the folder RUN to bench/results/
 """
 
 from __future__ import annotations
@@ -9,45 +9,59 @@ import csv
 import json
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from tables import RESULTS, ROOT, result
 
-from secateur.reproduction.ap import Settings
-from secateur.reproduction.claims import claims
-from secateur.reproduction.figures import draw
-from secateur.reproduction.report import lines
-from secateur.reproduction.results import Results
+from secateur.reproduction.ap import claims, figures, grid, report, results
+from secateur.reproduction.multitask import claims as multitask_claims
+from secateur.reproduction.multitask import figures as multitask_figures
+from secateur.reproduction.multitask import grid as multitask_grid
+from secateur.reproduction.multitask import report as multitask_report
+from secateur.reproduction.multitask import results as multitask_results
 
 PAGE = ROOT / "docs" / "reproduction.md"
 
 
-def take(run: Path) -> None:
+def take(name: str, run: Path) -> None:
     """The cells as CSV; the settings and the environment as JSON."""
-    shutil.copy(run / "cells.csv", RESULTS / "ap.csv")
+    shutil.copy(run / "cells.csv", RESULTS / f"reproduce-{name}.csv")
     document = json.loads((run / "cells.json").read_text())
-    about = {name: document[name] for name in ("settings", "environment", "claims")}
-    (RESULTS / "ap.json").write_text(json.dumps(about, indent=1) + "\n")
+    about = {part: document[part] for part in ("settings", "environment", "claims")}
+    (RESULTS / f"reproduce-{name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 def reproduction() -> str:
-    """The page's part that is made from results; draws the figures beside the page."""
-    found = result("ap")
-    settings = Settings(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in found["settings"].items()}
-    )
-    results = Results(cells())
-    for name, png in draw(results, settings).items():
-        (PAGE.parent / f"ap-{name}").write_bytes(png)
-    return "\n".join(lines(results, settings, claims(results, settings), images="ap-"))
+    """The page's part on attribution-based pruning; draws the figures beside the page."""
+    found = result("reproduce-ap")["settings"]
+    settings = grid.Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    means = results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"}))
+    _draw("ap", figures.draw(means, settings))
+    return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="ap-"))
 
 
-def cells() -> list[dict[str, Any]]:
-    numbers = {"encoder": float, "decoder": float, "examples": int, "draw": int, "value": float}
-    with open(RESULTS / "ap.csv", newline="") as file:
-        return [{name: numbers.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(file)]
+def reproduction_multitask() -> str:
+    """The page's part on pruning with a multitask objective."""
+    settings = multitask_grid.Settings.from_json(result("reproduce-multitask")["settings"])
+    words = {"tasks", "method", "granularity", "scope", "scores", "low"}
+    runs = multitask_results.Results(_cells("multitask", words), settings)
+    _draw("multitask", multitask_figures.draw(runs))
+    return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="multitask-"))
+
+
+def _draw(name: str, pngs: dict[str, bytes]) -> None:
+    for file, png in pngs.items():
+        (PAGE.parent / f"{name}-{file}").write_bytes(png)
+
+
+def _cells(name: str, words: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a CSV; what is not among the words is a number, or nothing."""
+    with open(RESULTS / f"reproduce-{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value if key in words else float(value) if value else None for key, value in row.items()} for row in rows]
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1]))
+    take(sys.argv[1], Path(sys.argv[2]))

@@ -17,12 +17,12 @@ import pytest
 from test_cli import Run, run  # noqa: F401
 
 from secateur import InputError
-from secateur.reproduction import claims as claims_of_paper
+from secateur.ledger import CELLS, Ledger
 from secateur.reproduction import glue
-from secateur.reproduction.ap import EXPERIMENTS, Settings, balanced, grid
-from secateur.reproduction.figures import draw
-from secateur.reproduction.ledger import CELLS, Ledger
-from secateur.reproduction.results import Results
+from secateur.reproduction.ap import claims as claims_of_paper
+from secateur.reproduction.ap.figures import draw
+from secateur.reproduction.ap.grid import EXPERIMENTS, Settings, balanced, grid
+from secateur.reproduction.ap.results import Results
 
 SETTINGS = Settings(
     model="m",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,17 @@ def read(data: str, task: str, *, unlabeled: bool = False) -> list[Example]:
     """Examples with the columns of a task, or the first of them alone; "builtin:..." as in `read_examples`."""
     columns = TASKS[task].columns
     return read_examples(data, columns[:1] if unlabeled else columns)
+
+
+def among(name: str, text: str | None, known: Collection[str], default: Collection[str] | None = None) -> tuple[str, ...]:
+    """Names between commas, which must be known; without any the default, all known ones if there is none."""
+    if text is None:
+        return tuple(known if default is None else default)
+    chosen = tuple(text.split(","))
+    for each in chosen:
+        if each not in known:
+            raise InputError(f"{name}: expected some of {', '.join(known)}, got {each!r}")
+    return chosen
 
 
 def make_criterion(name: str, target: str | None, over_examples: str | None, unlabeled: bool) -> Criterion:

@@ -14,7 +14,7 @@ from secateur.cli.options import Device, Json, Threads
 from secateur.cost import parameters
 from secateur.errors import InputError, first_line
 from secateur.files import write_atomically
-from secateur.reproduction.ledger import Ledger
+from secateur.ledger import Ledger
 
 
 def multitask(

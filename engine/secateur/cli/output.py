@@ -15,7 +15,7 @@ from rich.table import Table
 from secateur.benchmarking import Report
 from secateur.cost import parameters
 from secateur.planning import Plan
-from secateur.reproduction.claims import Claim
+from secateur.reproduction.claim import Claim
 from secateur.scores import Scores
 from secateur.site import Site
 from secateur.sweeping import Point

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +14,16 @@ from secateur import builtin
 from secateur.benchmarking import environment
 from secateur.cli import inputs, output
 from secateur.cli.options import Device, Json, Threads, UnitOption
+from secateur.cli.reproduce_multitask import multitask
 from secateur.criteria import criterion_named
 from secateur.errors import InputError
-from secateur.reproduction import ap, glue, report
-from secateur.reproduction.ledger import Ledger
+from secateur.ledger import Ledger
+from secateur.reproduction import glue
+from secateur.reproduction.ap import grid as ap
+from secateur.reproduction.ap import report
 
 app = typer.Typer(help="Run papers' experiments: resumable, with figures and the claims that held.", no_args_is_help=True)
+app.command()(multitask)
 
 # Of each preset: its tasks, those that are looked at more closely, and a task with a related and an unrelated one.
 BUILTIN = (("domain", "language", "movie", "qtype", "sentiment"), ("language", "domain"), ("sentiment", "movie", "language"))
@@ -60,8 +63,8 @@ def ap_(
     if preset not in ("builtin", "paper"):
         raise InputError(f"preset: expected builtin or paper, got {preset!r}")
     known, detailed, unseen = BUILTIN if preset == "builtin" else PAPER
-    chosen = _among("tasks", tasks, known)
-    found = _among("experiments", experiments, ap.EXPERIMENTS)
+    chosen = inputs.among("tasks", tasks, known)
+    found = inputs.among("experiments", experiments, ap.EXPERIMENTS)
     complete = set(unseen) <= set(chosen)
     if not complete and "unseen" in found:
         needed = f"the experiment on unseen domains needs the tasks {', '.join(unseen)}"
@@ -116,16 +119,6 @@ def _layers(model: nn.Module) -> tuple[int, int]:
     if not all(counts):
         raise InputError("model: expected an encoder-decoder, got a model of one stack")
     return counts[0], counts[1]
-
-
-def _among(name: str, text: str | None, known: Collection[str]) -> tuple[str, ...]:
-    if text is None:
-        return tuple(known)
-    chosen = tuple(text.split(","))
-    for each in chosen:
-        if each not in known:
-            raise InputError(f"{name}: expected some of {', '.join(known)}, got {each!r}")
-    return chosen
 
 
 def _criteria(text: str) -> tuple[str, ...]:

@@ -1,44 +1,28 @@
-"""What a run leaves behind: its cells as CSV and JSON, the figures, and a report with the claims."""
+"""The report on attribution-based pruning: claims, tables, figures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.files import write_atomically
-from secateur.reproduction.ap import STACKS, Settings
-from secateur.reproduction.claims import RATE, Claim, claims
-from secateur.reproduction.figures import draw
-from secateur.reproduction.results import Results
+from secateur.reproduction.ap.claims import RATE, claims
+from secateur.reproduction.ap.figures import draw
+from secateur.reproduction.ap.grid import STACKS, Settings
+from secateur.reproduction.ap.results import Results
+from secateur.reproduction.claim import Claim, claims_table
+from secateur.reproduction.writing import write_run
 
 
 def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
     """Writes cells.csv, cells.json, a PNG for each experiment and report.md; returns the claims. about: the environment."""
     results = Results(rows)
     found = claims(results, settings)
-    document = {
-        "settings": settings.to_json(), "environment": about, "claims": [claim.to_json() for claim in found], "cells": rows,
-    }  # fmt: skip
-    write_atomically(folder / "cells.json", json.dumps(document, indent=1) + "\n")
-    write_atomically(folder / "cells.csv", _csv(rows))
-    for name, png in draw(results, settings).items():
-        write_atomically(folder / name, png)
-    title = "# Attribution-based pruning (arXiv 2205.04157), reproduced\n\n"
-    write_atomically(folder / "report.md", title + "\n".join(lines(results, settings, found)) + "\n")
+    title = "Attribution-based pruning (arXiv 2205.04157), reproduced"
+    figures = draw(results, settings)
+    write_run(folder, title, rows, settings.to_json(), about, found, figures, lines(results, settings, found))
     return found
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def lines(results: Results, settings: Settings, found: Sequence[Claim], images: str = "") -> Iterator[str]:
@@ -49,10 +33,7 @@ def lines(results: Results, settings: Settings, found: Sequence[Claim], images: 
         f"on; attention pruned by {settings.unit}; what is random is the mean of {settings.draws} draws."
     )
     yield ""
-    yield "| the paper's claim | the paper | this run | held |"
-    yield "|---|---|---|---|"
-    for claim in found:
-        yield f"| {claim.claim} | {claim.paper} | {claim.ours} | {'yes' if claim.held else '**no**'} |"
+    yield from claims_table(found)
     if "accuracy" in settings.experiments:
         for stack in STACKS:
             yield ""

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from secateur.plots import figure, png
-from secateur.reproduction.ap import STACKS, Settings
-from secateur.reproduction.results import Mean, Results
+from secateur.reproduction.ap.grid import STACKS, Settings
+from secateur.reproduction.ap.results import Mean, Results
 
 SIZE = (4.2, 3.1)
 Lines = Callable[[str], list[tuple[str, dict[str, Any]]]]  # Of a stack: labels, and what tells their cells apart.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from secateur.reproduction.ap import STACKS, Settings
-from secateur.reproduction.results import Results
+from secateur.reproduction.ap.grid import STACKS, Settings
+from secateur.reproduction.ap.results import Results
+from secateur.reproduction.claim import Claim
 
 # The rates at which the paper compares the criteria.
 RATE = {"encoder": 0.3, "decoder": 0.4}
@@ -21,19 +21,6 @@ PAPER = {
     ("decoder", "random"): "SST-2 .938 against .869, QNLI .924 against .500, MRPC .838 against .665",
     ("decoder", "svd"): "SST-2 .938 against .925, QNLI .924 against .721, MRPC .838 against .665",
 }
-
-
-@dataclass(frozen=True)
-class Claim:
-    """claim: in a sentence, with what counts as held. paper, ours: its figures and the run's."""
-
-    claim: str
-    paper: str
-    ours: str
-    held: bool
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def claims(results: Results, settings: Settings) -> list[Claim]:

@@ -1,0 +1,127 @@
+"""`secateur reproduce multitask`: one pruned model for several tasks against pruned models of single tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur import builtin
+from secateur.benchmarking import environment
+from secateur.cli import inputs, output
+from secateur.cli.options import Device, Json, Threads
+from secateur.errors import InputError
+from secateur.ledger import Ledger
+
+# What a preset fixes: its tasks, the model, and settings that its size asks for.
+BUILTIN_TASKS = ("domain", "language", "qtype")
+EXPERIMENTS = ("settings", "mixture", "low-resource", "initial-scores")
+
+Out = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
+Model = Annotated[str | None, typer.Option(help="An encoder: folder, Hub name, or 'builtin' (of the built-in T5).")]
+Preset = Annotated[
+    str,
+    typer.Option(help="builtin: built-in encoder and data; paper: BERT-base on MNLI, QQP, SQuAD; paper-nine: GLUE and SQuAD."),
+]
+Tasks = Annotated[str | None, typer.Option(help="Some of the preset's tasks, between commas; builtin: any closed task.")]
+Experiments = Annotated[str | None, typer.Option(help=f"Some of {', '.join(EXPERIMENTS)}, between commas.")]
+Steps = Annotated[int | None, typer.Option(help="Of training for each task; paper: 8 epochs.", min=1)]
+Root = Annotated[Path | None, typer.Option("--data-root", help="With a paper's preset: ROOT/NAME/SPLIT.parquet, not the Hub.")]
+
+
+def multitask(
+    out: Out,
+    model: Model = None,
+    preset: Preset = "builtin",
+    tasks: Tasks = None,
+    experiments: Experiments = None,
+    steps: Steps = None,
+    examples: Annotated[int | None, typer.Option(help="Training examples of a task, at most.", min=2)] = None,
+    tested: Annotated[int | None, typer.Option(help="Examples of a task to test on, at most.", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Of heads, sampling and dropout.")] = 0,
+    data_root: Root = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Pruning with a multitask objective (Xia and Shin 2021): eight settings, against single-task models at the same budget."""
+    from secateur.cli.multitask import load_encoder
+    from secateur.reproduction.multitask import grid, report
+
+    inputs.use_threads(threads)
+    if preset not in ("builtin", "paper", "paper-nine"):
+        raise InputError(f"preset: expected builtin, paper or paper-nine, got {preset!r}")
+    names = inputs.among("tasks", tasks, *_tasks(preset))
+    if len(names) < 2:
+        raise InputError(f"tasks: expected at least two, got {names[0]!r}")
+    chosen = inputs.among("experiments", experiments, EXPERIMENTS)
+    settings = _settings(preset, model, names, chosen, steps, examples, tested, seed)
+    place = inputs.device_named(device)
+    data = {name: _data(preset, name, settings, data_root) for name in names}
+    encoder, tokenizer = load_encoder(settings.model)
+    cells = grid.grid(settings)
+    with Ledger(out, settings.to_json()) as ledger:
+        left = [cell for cell in cells if cell.to_json() not in ledger]
+        output.say(f"{len(cells)} runs, {len(cells) - len(left)} of them finished before")
+        laboratory = grid.Laboratory(encoder, tokenizer, data, settings, out, place.type)
+        for cell in output.step_progress(left, len(left), "runs"):
+            ledger.add(cell.to_json(), laboratory.run(cell))
+        claims = report.write(out, ledger.rows(), settings, environment(encoder))
+    document = {"out": str(out), "cells": len(cells), "claims": [claim.to_json() for claim in claims]}
+    line = f"{sum(claim.held for claim in claims)} of {len(claims)} claims held; report, figures and cells in {out}"
+    output.emit(document, as_json, output.claims_table(claims), line)
+
+
+def _tasks(preset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Those that are known, and those that are taken by default."""
+    from secateur.reproduction import encoder_sets
+
+    if preset == "builtin":
+        return tuple(name for name in builtin.tasks() if name not in ("negation", "question")), BUILTIN_TASKS
+    found = encoder_sets.THREE if preset == "paper" else encoder_sets.NINE
+    return found, found
+
+
+def _settings(
+    preset: str,
+    model: str | None,
+    tasks: tuple[str, ...],
+    experiments: tuple[str, ...],
+    steps: int | None,
+    examples: int | None,
+    tested: int | None,
+    seed: int,
+) -> Any:
+    """The paper's, or for the built-in encoder, a fiftieth of BERT-base, smaller densities and fewer steps at higher rates."""
+    from secateur.reproduction.multitask.grid import Settings
+
+    own: dict[str, Any] = {"tasks": tasks, "experiments": experiments, "examples": examples, "tested": tested, "seed": seed}
+    if preset == "builtin":
+        densities: dict[str, tuple[float, ...]] = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
+        own |= {"steps": steps or 100, "batch_size": 16, "max_length": 48, "low_density": 0.05}
+        own |= {"rates": {"weights": 1e-3, "scores": 1e-2, "sigma": 5e-3}}
+    else:
+        densities = {"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)}
+        own |= {"steps": steps, "max_length": 384, "few": 1000}
+    # Of each budget an equal share for each task, and one density more, for ensembles that share it unequally.
+    single = {kind: (*(density / len(tasks) for density in found), found[1]) for kind, found in densities.items()}
+    default = "builtin" if preset == "builtin" else "google-bert/bert-base-uncased"
+    return Settings(model=model or default, densities=densities, single_densities=single, **own)
+
+
+def _data(preset: str, name: str, settings: Any, root: Path | None) -> Any:
+    from secateur.learned.encoder_tasks import Classification
+    from secateur.learned.run import TaskData
+    from secateur.reproduction import encoder_sets
+
+    if preset == "builtin":
+        train, test = builtin.examples(name), builtin.examples(f"{name}.test")
+        task = Classification(tuple(sorted({row["target"] for row in train})))
+        return TaskData(task, train[: settings.examples], test[: settings.tested])
+    evaluation = encoder_sets.SETS[name].evaluation
+    return TaskData(
+        encoder_sets.task(name),
+        encoder_sets.examples(name, "train", root, settings.examples),
+        encoder_sets.examples(name, evaluation, root, settings.tested),
+    )
