@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.benchmarking import benchmark, environment, synthetic_batches
 from secateur.cli.multitask import load_encoder
 from secateur.learned.encoder_tasks import Classification
-from secateur.learned.export import ENCODER, SPARSE, export, save
+from secateur.learned.exporting import ENCODER, SPARSE, export, save
 from secateur.learned.multitask import MultitaskPruning
 from secateur.learned.multitask_model import MultitaskModel
 from secateur.learned.training import LEARNING_RATES

@@ -17,7 +17,7 @@ _SAMPLE = 1 << 13
 def largest(values: Tensor, count: int) -> Tensor:
     """Bool [n] with exactly `count` of the values [n] marked: the largest, and of equal ones those that come first.
 
-    Raises InputError: a count that is negative or beyond n.
+    Raises InputError: a count that is negative or beyond n, or beyond the values that are numbers.
     """
     if not 0 <= count <= values.numel():
         raise InputError(f"count: expected 0 to {values.numel()}, got {count}")
@@ -26,7 +26,9 @@ def largest(values: Tensor, count: int) -> Tensor:
     threshold = _threshold(values, count)
     chosen = values >= threshold
     beyond = int(torch.count_nonzero(chosen)) - count
-    if beyond > 0:
+    if beyond < 0:
+        raise InputError(f"values: expected at least {count} numbers, got {int(values.isnan().sum())} that are none")
+    if beyond:
         chosen[(values == threshold).nonzero().flatten()[-beyond:]] = False
     return chosen
 
