@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask]
 """
 
 from __future__ import annotations
@@ -76,6 +76,12 @@ def steps_of_pruning() -> dict[str, Any]:
     return pruning()
 
 
+def multitask_pruning() -> dict[str, Any]:
+    from multitask import multitask
+
+    return multitask()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -85,6 +91,7 @@ RUNS = {
     "recovery": recovery,
     "latency": latency_budgets,
     "pruning": steps_of_pruning,
+    "multitask": multitask_pruning,
 }
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 import secateur
+from secateur import learned
+from secateur.learned import training
+from secateur.learned.config import read_config, training_arguments
 
 DOCUMENTED = [
     *["TextToText", "SequenceClassification", "TokenClassification", "CausalLM", "GradientActivation"],
@@ -39,6 +44,29 @@ def test_the_engine_needs_no_triton_and_no_models_until_one_is_loaded() -> None:
     assert not {name for name in modules if name.startswith(("transformers.models.", "datasets", "matplotlib", "ray"))}
 
 
+def test_import_of_what_is_learned_is_cheap() -> None:
+    modules = loaded_by("import secateur.learned")
+    assert "secateur.learned" in modules
+    assert not modules & {"torch", "transformers", "datasets", "accelerate", "yaml", "secateur.learned.multitask"}
+
+
+@pytest.mark.parametrize("name", learned.__all__)
+def test_what_is_learned_resolves_and_is_documented(name: str) -> None:
+    assert getattr(learned, name).__doc__
+    assert name in dir(learned)
+    # A module of that name would take its place as soon as it is imported.
+    assert find_spec(f"secateur.learned.{name}") is None
+
+
+def test_the_package_that_training_needs_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model: builtin\ntasks: {domain: 'builtin:domain'}\ntraining: {max_steps: 1}\n")
+    config, _ = read_config(tmp_path / "c.yaml")
+    assert training_arguments(config, {"domain": 1}, tmp_path, "cpu").max_steps == 1
+    monkeypatch.setattr(training, "is_accelerate_available", lambda: False)
+    with pytest.raises(secateur.InputError, match=r"^accelerate: .*pip install 'secateur\[learned\]'$"):
+        training_arguments(config, {"domain": 1}, tmp_path, "cpu")
+
+
 @pytest.mark.parametrize("name", secateur.__all__)
 def test_every_name_resolves_and_is_documented(name: str) -> None:
     assert getattr(secateur, name).__doc__
@@ -51,12 +79,14 @@ def test_documented_names_are_public(name: str) -> None:
 
 
 def test_all_is_sorted_and_without_repeats() -> None:
-    assert secateur.__all__ == sorted(set(secateur.__all__))
+    for package in (secateur, learned):
+        assert package.__all__ == sorted(set(package.__all__))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'prunes'"):
-        secateur.prunes  # noqa: B018
+    for package in (secateur, learned):
+        with pytest.raises(AttributeError, match=f"'{package.__name__}' has no attribute 'prunes'"):
+            package.prunes  # noqa: B018
 
 
 def test_version() -> None:

@@ -26,7 +26,7 @@ def multitask(
 ) -> None:
     """Prune a shared encoder while it is fine-tuned on several tasks (Xia and Shin 2021): writes encoder, heads and report."""
     from secateur.learned import config as configs
-    from secateur.learned.export import export, load, save
+    from secateur.learned.exporting import export, load, save
     from secateur.learned.run import TaskData, run, scores_from
 
     inputs.use_threads(threads)

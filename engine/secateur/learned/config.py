@@ -15,7 +15,7 @@ from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
 from secateur.learned.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.schedule import CubicSchedule
-from secateur.learned.training import LEARNING_RATES
+from secateur.learned.training import LEARNING_RATES, require_accelerate
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
     counted over. Raises InputError for those that the Trainer refuses, or without max_steps and num_train_epochs."""
     from transformers import TrainingArguments
 
+    require_accelerate()
     given = dict(config.training)
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32, "learning_rate": LEARNING_RATES["weights"], "lr_scheduler_type": "linear",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import is_accelerate_available
 
 from secateur.data import Example
 from secateur.errors import InputError
@@ -21,6 +22,12 @@ from secateur.tasks.base import Evaluation, model_device, pad
 Progress = Callable[[int, int], None]
 # Of the paper, by group (arXiv 2112.05705, section 4).
 LEARNING_RATES = {"weights": 3e-5, "scores": 1e-2, "sigma": 5e-3}
+
+
+def require_accelerate() -> None:
+    """Raises InputError without the package that Hugging Face's Trainer runs on."""
+    if not is_accelerate_available():
+        raise InputError("accelerate: expected this package, which training needs, got none: pip install 'secateur[learned]'")
 
 
 class UniformTasks(Sampler[list[int]]):
@@ -101,6 +108,7 @@ def train(
     that was not interrupted. progress: called with the steps done and their number.
     Raises InputError: max_steps that is not set, an unknown group of learning rates.
     """
+    require_accelerate()
     if arguments.max_steps < 1:
         raise InputError(f"max_steps: expected at least 1, got {arguments.max_steps}")
     rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from secateur.learned.export import export, load, save
+from secateur.learned.exporting import export, load, save
 from secateur.learned.run import TaskData, run, scores_from
 from secateur.learned.schedule import CubicSchedule
+from secateur.learned.training import require_accelerate
 
 EIGHT = tuple(
     (method, granularity, scope)
@@ -200,6 +201,7 @@ class Laboratory:
     def _arguments(self, cell: Cell, steps: int) -> Any:
         from transformers import TrainingArguments
 
+        require_accelerate()
         name = sha256(json.dumps(cell.to_json()).encode()).hexdigest()[:12]
         return TrainingArguments(
             str(self.folder / f"checkpoints-{name}"), max_steps=steps, per_device_train_batch_size=self.settings.batch_size,
