@@ -13,6 +13,7 @@ import torch
 from interleaved import compare
 from minilm import folder
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from secateur.benchmarking import benchmark, environment, synthetic_batches
 from secateur.cli.multitask import load_encoder
@@ -44,8 +45,16 @@ def multitask(rounds: int = 15, pairs: int = 20, seconds: float = 20.0) -> dict[
             for row in rows:
                 part.append({"model": name, **row})
                 print(part[-1], flush=True)
+    for row in exported_ranks(bert_base_layers(), pairs, seconds):
+        ranks.append({"model": "bert-base-width", **row})
+        print(ranks[-1], flush=True)
     about = {"environment": environment(encoder), "load": os.getloadavg(), "rounds": rounds, "pairs": pairs, "goals": GOALS}
     return {**about, "steps": steps, "ranks": ranks, "elements": elements}
+
+
+def bert_base_layers() -> nn.Module:
+    """Four layers of BERT-base's width: the paper's model, whose twelve take three times as long, pruned and dense."""
+    return BertModel(BertConfig(num_hidden_layers=4)).eval()
 
 
 def masked_steps(encoder: nn.Module, shape: tuple[int, int], rounds: int) -> dict[str, Any]:

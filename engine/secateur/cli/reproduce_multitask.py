@@ -104,8 +104,8 @@ def _settings(
     else:
         densities = {"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)}
         own |= {"steps": steps, "max_length": 384, "few": 1000}
-    # Of each budget an equal share for each task, and one density more, for ensembles that share it unequally.
-    single = {kind: (*(density / len(tasks) for density in found), found[1]) for kind, found in densities.items()}
+    # Of each budget an equal share for each task, and twice that of the largest, for ensembles that share it unequally.
+    single = {kind: (*(d / len(tasks) for d in found), 2 * found[-1] / len(tasks)) for kind, found in densities.items()}
     default = "builtin" if preset == "builtin" else "google-bert/bert-base-uncased"
     return Settings(model=model or default, densities=densities, single_densities=single, **own)
 
