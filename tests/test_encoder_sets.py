@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from secateur import InputError
 from secateur.learned.encoder_tasks import Classification, Regression, Span
 from secateur.learned.multitask_model import encoder_of
-from secateur.learned.run import TaskData, run
+from secateur.learned.run import TaskData, prepare, run
 from secateur.reproduction import glue
 from secateur.reproduction.encoder_sets import NINE, SETS, THREE, examples, task
 
@@ -189,7 +189,7 @@ def test_a_tiny_bert_is_pruned_on_local_copies(tmp_path: Path) -> None:
         disable_tqdm=True, save_strategy="no", logging_steps=1,
     )  # fmt: skip
     encoder = encoder_of(CASES["bert-sequence"].model())
-    found = run(encoder, pair_tokenizer(), data, arguments, max_length=32, density=0.25)
+    found = run(prepare(encoder, pair_tokenizer(), data, max_length=32, density=0.25), arguments)
     assert found.pruning.reached == pytest.approx(0.25, abs=1e-3)
     assert {name: each.metric for name, each in found.evaluations.items()} == {
         "mnli": "accuracy", "squad": "f1", "stsb": "pearson"

@@ -70,11 +70,15 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForTextEncoding
 
     stock = _stock_class(model)
-    base: type[nn.Module] = AutoModel._model_mapping[type(model.config)]
+    encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
+    # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
+    base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]
     auto = {"AutoModel": base.__name__}
+    if base is encoder:
+        auto["AutoModelForTextEncoding"] = base.__name__
     auto.update({a: stock.__name__ for suffix, a in _AUTO_CLASSES.items() if stock.__name__.endswith(suffix)})
     lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
     for cls in dict.fromkeys((base, stock)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ def multitask(
     """Prune a shared encoder while it is fine-tuned on several tasks (Xia and Shin 2021): writes encoder, heads and report."""
     from secateur.learned import config as configs
     from secateur.learned.exporting import export, load, save
-    from secateur.learned.run import TaskData, run, scores_from
+    from secateur.learned.run import TaskData, prepare, run, scores_from
 
     inputs.use_threads(threads)
     read, said = configs.read_config(config)
@@ -41,21 +42,20 @@ def multitask(
     scored = pruning.pop("initial_scores")
     if scored is not None:
         pruning["initial_scores"] = scores_from(
-            load(scored), tokenizer, data, granularity=read.pruning.granularity, max_length=read.max_length
+            load(scored), encoder, tokenizer, data, granularity=read.pruning.granularity, max_length=read.max_length
         )
+    prepared = prepare(encoder, tokenizer, data, seed=arguments.seed, max_length=read.max_length, **pruning)
     with Ledger(out, {"config": said}) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:
             with output.counting("steps") as count:
-                found = run(
-                    encoder, tokenizer, data, arguments, max_length=read.max_length,
-                    learning_rates=read.learning_rates, progress=count, **pruning,
-                )  # fmt: skip
+                found = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
             exported = export(found.pruning.cpu())
             if not (out / "model").exists():
                 save(exported, out / "model", tokenizer=tokenizer, sparse=read.pruning.granularity == "element")
             write_atomically(out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in found.log))
             ledger.add(cell, report(found, encoder, exported.encoder, out / "model"))
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
         (document,) = ledger.rows()
         write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
     output.emit({"out": str(out), **document}, as_json, output.evaluations_table(document["tasks"]), *lines(document, out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -18,15 +19,15 @@ Masks = Mapping[str, Mask]
 
 
 def require_reachable(masks: Masks, scope: Scope, density: float) -> None:
-    """Raises InputError, with the nearest density, where the asked one keeps no element, or not one rank of each matrix (local)
-    or of any (global)."""
+    """Raises InputError, with the nearest density, where the asked one keeps no element, or not one rank: of each matrix
+    (local), or of whichever comes first (global)."""
     if not 0 < density <= 1:
         raise InputError(f"density: expected a share of the encoder's weights in (0, 1], got {density}")
     least = [mask.stored(1) for mask in masks.values()]
     rank = any(isinstance(mask, RankMask) for mask in masks.values())
-    fewest = sum(least) if rank and scope == "local" else min(least)
+    fewest = sum(least) if rank and scope == "local" else max(least)
     if _budget(masks, density) < fewest:
-        nearest = fewest / sum(mask.weights for mask in masks.values())
+        nearest = _rounded_up(fewest / sum(mask.weights for mask in masks.values()))
         what = ("one rank of each matrix" if scope == "local" else "one rank") if rank else "one element"
         raise InputError(f"density: expected at least {nearest:.3g}, the nearest that keeps {what}, got {density}")
 
@@ -55,6 +56,12 @@ def choose(masks: Masks, importance: Mapping[str, Tensor], scope: Scope, density
 
 def _budget(masks: Masks, density: float) -> int:
     return round(density * sum(mask.weights for mask in masks.values()))
+
+
+def _rounded_up(share: float) -> float:
+    """To three digits, so that what is told can be reached."""
+    scale = 10.0 ** (2 - math.floor(math.log10(share)))
+    return math.ceil(share * scale) / scale
 
 
 def _still(final: int, total: int, remaining: float) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -78,13 +78,14 @@ def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
         if not isinstance(top.get(name, {}), dict):
             raise InputError(f"{name}: expected values by name, got {top[name]!r}")
     for group, rate in top.get("learning_rates", {}).items():
-        if group not in LEARNING_RATES or not isinstance(rate, (int, float)):
+        if group not in LEARNING_RATES or not isinstance(rate, (int, float)) or isinstance(rate, bool):
             raise InputError(f"learning_rates: expected numbers for some of {', '.join(LEARNING_RATES)}, got {group}: {rate!r}")
     return Config(**top), said
 
 
 def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example], list[Example]]:
-    """A task with its training and evaluation examples (none without `eval`). Raises InputError as `read_examples`."""
+    """A task with its training and evaluation examples (none without `eval`). Raises InputError as `read_examples`, and for
+    labels and metrics that do not go together."""
     columns = KINDS[about.kind].columns
     columns = ("input", "pair", "target") if about.pair and about.kind != Span.kind else columns
     train = read_examples(about.data, columns, limit=about.examples)
@@ -92,7 +93,10 @@ def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example],
     task: EncoderTask
     if about.kind == Classification.kind:
         found = sorted({str(row["target"]) for row in train})
-        task = Classification(about.labels or tuple(found), about.metric)  # type: ignore[arg-type]
+        try:
+            task = Classification(about.labels or tuple(found), about.metric)  # type: ignore[arg-type]
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
         # Files often have class numbers where labels are names.
         for row in (*train, *test):
             row["target"] = str(row["target"]) if about.labels is None else row["target"]
@@ -103,11 +107,18 @@ def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example],
 
 def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, device: str) -> Any:
     """The Trainer's arguments: the config's over secateur's defaults. sizes: training examples by task, which epochs are
-    counted over. Raises InputError for those that the Trainer refuses, or without max_steps and num_train_epochs."""
+    counted over. Raises InputError for those that the Trainer refuses, and where they make no step."""
     from transformers import TrainingArguments
 
     require_accelerate()
     given = dict(config.training)
+    known = {each.name: each for each in fields(TrainingArguments)}
+    for name, value in given.items():
+        if name in known:
+            _require_kind(f"training.{name}", known[name], value)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if given.get(name, 1) < 1:
+            raise InputError(f"training.{name}: expected at least 1, got {given[name]}")
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32, "learning_rate": LEARNING_RATES["weights"], "lr_scheduler_type": "linear",
         "save_total_limit": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": device == "cpu",
@@ -121,6 +132,11 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
             arguments.max_steps = math.ceil(arguments.num_train_epochs * sum(sizes.values()) / batch)
     except (TypeError, ValueError, ImportError) as error:
         raise error if isinstance(error, InputError) else InputError(f"training: {first_line(error)}") from error
+    if arguments.max_steps < 1:
+        raise InputError(f"training.num_train_epochs: expected more than 0, got {arguments.num_train_epochs}")
+    if arguments.eval_strategy != "no":
+        strategy = arguments.eval_strategy.value
+        raise InputError(f"training.eval_strategy: expected 'no' (tasks are evaluated at the end), got {strategy!r}")
     for name, count, share in (("save_steps", 4, arguments.max_steps), ("logging_steps", 50, arguments.max_steps)):
         if name not in given:
             setattr(arguments, name, max(1, share // count))
@@ -142,8 +158,8 @@ def _task_fields(name: Any, about: Any) -> dict[str, Any]:
 
 
 _PLAIN: dict[str, tuple[type, ...]] = {
-    "str": (str,), "str | None": (str, type(None)), "bool": (bool,), "int": (int,), "int | None": (int, type(None)),
-    "float": (int, float),
+    "str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "str | None": (str, type(None)),
+    "bool | None": (bool, type(None)), "int | None": (int, type(None)), "float | None": (int, float, type(None)),
 }  # fmt: skip
 
 
@@ -155,19 +171,30 @@ def _section(where: str, said: Any, kind: type) -> dict[str, Any]:
     for name, value in said.items():
         if name not in known:
             raise InputError(f"{where}: expected some of {', '.join(known)}, got {name!r}")
-        wanted = _PLAIN.get(str(known[name].type))
-        if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-            raise InputError(f"{where}.{name}: expected {known[name].type}, got {value!r}")
+        _require_kind(f"{where}.{name}", known[name], value)
     for name, each in known.items():
         if name not in said and each.default is MISSING and each.default_factory is MISSING:
             raise InputError(f"{where}: expected {name!r}, got {', '.join(map(repr, said)) or 'nothing'}")
     return said
 
 
+def _require_kind(where: str, about: Field[Any], value: Any) -> None:
+    named = about.type.__name__ if isinstance(about.type, type) else str(about.type)
+    wanted = _PLAIN.get(named)
+    if wanted is not None and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+        raise InputError(f"{where}: expected {named}, got {value!r}")
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's floats: 3e-5 is one, without a point too."""
+    """YAML 1.2's scalars: 3e-5 is a float, without a point too, and dates, yes and no are text, as labels are."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [each for each in found if each[0].rpartition(":")[2] not in ("bool", "timestamp")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )

@@ -60,7 +60,8 @@ class EncoderTask(ABC):
 class Classification(EncoderTask):
     """One of the labels for each text, or for each pair of texts ("input" and "pair").
 
-    metric: accuracy, or Matthews' correlation (CoLA). Raises InputError: fewer than two labels, or an unknown metric.
+    metric: accuracy, or Matthews' correlation (CoLA) of two labels. Raises InputError: fewer than two labels, or a metric that
+    is unknown or not for so many.
     """
 
     kind: ClassVar[str] = "classification"
@@ -72,6 +73,8 @@ class Classification(EncoderTask):
             raise InputError(f"labels: expected at least two different labels, got {list(self.names)!r}")
         if self.metric not in ("accuracy", "matthews"):
             raise InputError(f"metric: expected accuracy or matthews, got {self.metric!r}")
+        if self.metric == "matthews" and len(self.names) > 2:
+            raise InputError(f"metric: expected accuracy with {len(self.names)} labels, got 'matthews'")
 
     @property
     def outputs(self) -> int:
@@ -146,6 +149,8 @@ class Span(EncoderTask):
             raise InputError(f"max_length: expected at least {self.shortest} for a question and its context, got {max_length}")
         questions = [require_text(e, "question", n).strip() for n, e in enumerate(examples, start=1)]
         contexts = [require_text(e, "context", n) for n, e in enumerate(examples, start=1)]
+        if not tokenizer.is_fast:
+            raise InputError(f"tokenizer: expected a fast one, which tells where pieces stand, got {type(tokenizer).__name__}")
         # Beside a longer question, windows would overlap by all they hold, which tokenizers refuse.
         encoded = tokenizer(
             _cut(tokenizer, questions, max_length // 4), contexts, truncation="only_second", max_length=max_length,
@@ -160,7 +165,7 @@ class Span(EncoderTask):
             feature = {"input_ids": encoded["input_ids"][window], "row": row, "places": places}
             if "token_type_ids" in encoded:
                 feature["token_type_ids"] = encoded["token_type_ids"][window]
-            found.append(feature | {"label": _pieces(examples[row]["answers"], places)})
+            found.append(feature | {"label": _pieces(examples[row]["answers"], places, row + 1)})
         return found
 
     def labels(self, values: Sequence[Any], device: torch.device) -> Tensor:
@@ -177,7 +182,7 @@ class Span(EncoderTask):
             value, start, end = self._best(of_feature, feature["places"])
             if row not in best or value > best[row][0]:
                 best[row] = value, examples[row]["context"][start:end]
-        found = [max(map(word_f1, [best[n][1]] * 99, e["answers"]["text"]), default=0.0) for n, e in enumerate(examples)]
+        found = [max(word_f1(best[n][1], text) for text in e["answers"]["text"]) for n, e in enumerate(examples)]
         return bootstrap("f1", len(found), lambda rows: sum(found[row] for row in rows) / len(rows))
 
     def _best(self, logits: Tensor, places: Sequence[tuple[int, int] | None]) -> tuple[float, int, int]:
@@ -226,6 +231,9 @@ def _features(tokenizer: Any, examples: Sequence[Example], max_length: int, labe
         texts = [first, [require_text(example, "pair", number) for number, example in enumerate(examples, start=1)]]
     else:
         texts = [first]
+    marks = tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
+    if max_length <= marks:
+        raise InputError(f"max_length: expected more than {marks}, which the tokenizer's marks take, got {max_length}")
     encoded = tokenizer(*texts, truncation=True, max_length=max_length)
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     return [{"row": row, "label": label, **{name: encoded[name][row] for name in names}} for row, label in enumerate(labels)]
@@ -237,14 +245,16 @@ def _cut(tokenizer: Any, texts: Sequence[str], most: int) -> list[str]:
     return [text[: places[-1][1]] if places else "" for text, places in zip(texts, encoded["offset_mapping"], strict=True)]
 
 
-def _pieces(answers: Any, places: Sequence[tuple[int, int] | None]) -> tuple[int, int]:
+def _pieces(answers: Any, places: Sequence[tuple[int, int] | None], number: int) -> tuple[int, int]:
     """The first and last piece of the first answer, or (0, 0), the mark at the start, where the window lacks it."""
     try:
-        start = int(answers["answer_start"][0])
-        end = start + len(answers["text"][0])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        text = answers["text"][0]
+        # No piece begins or ends with the spaces that some answers have.
+        start = int(answers["answer_start"][0]) + len(text) - len(text.lstrip())
+        end = start + len(text.strip())
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         wanted = "answers with a text and an answer_start"
-        raise InputError(f"examples: expected {wanted}, got {json.dumps(answers, default=str)}") from error
+        raise InputError(f"examples, row {number}: expected {wanted}, got {json.dumps(answers, default=str)}") from error
     inside = [piece for piece, place in enumerate(places) if place is not None and place[0] < end and place[1] > start]
     whole = inside and (places[inside[0]] or (0, 0))[0] <= start and (places[inside[-1]] or (0, 0))[1] >= end
     return (inside[0], inside[-1]) if whole else (0, 0)

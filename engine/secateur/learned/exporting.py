@@ -69,13 +69,15 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
     try:
         about = json.loads((folder / TASKS).read_text(encoding="utf-8"))
         tasks = {name: task_from_json(task) for name, task in about["tasks"].items()}
-        heads = load_file(folder / HEADS)
+        heads, pooling = load_file(folder / HEADS), about["pooling"]
+        encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else secateur.load(folder / ENCODER)
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise InputError(
             f"model: {str(folder)!r} is no folder of a multitask model ({type(error).__name__}: {error})"
         ) from error
-    encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else secateur.load(folder / ENCODER)
-    made = MultitaskModel(encoder, tasks, pooling=about["pooling"])
+    made = MultitaskModel(encoder, tasks, pooling=pooling)
     try:
         made.heads.load_state_dict(heads)
     except RuntimeError as error:

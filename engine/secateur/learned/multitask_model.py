@@ -57,8 +57,8 @@ class Head(nn.Module):
 class MultitaskModel(nn.Module):
     """encoder: an encoder of transformers whose output has last_hidden_state. tasks: by name. Heads are drawn with the seed.
 
-    Raises InputError: no tasks, a name that is empty or has a point, a pooling that does not exist, a model that is no encoder
-    of a known family.
+    Raises InputError: no tasks, a name that is empty, has a point or is one of torch's own (train, type), a pooling that does
+    not exist, a model that is no encoder of a known family.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class MultitaskModel(nn.Module):
         for name in tasks:
             if not name or "." in name:
                 raise InputError(f"tasks: expected names without points, got {name!r}")
+            if hasattr(nn.ModuleDict(), name):
+                raise InputError(f"tasks: expected names that torch.nn.ModuleDict leaves free, got {name!r}")
         if any(branch.stack != "encoder" for branch in branches(encoder).values()):
             raise InputError(f"model: expected an encoder, got {type(encoder).__name__}")
         self.encoder = encoder
@@ -141,7 +143,7 @@ def encoder_of(model: nn.Module) -> nn.Module:
 
         made: nn.Module = T5EncoderModel(copy.deepcopy(model.config))
         made.shared, made.encoder = model.get_submodule("shared"), model.get_submodule("encoder")
-        made.train(model.training)
+        made.training = model.training  # Its parts, which are the model's, keep the mode that they are in.
         return made
     base = getattr(model, getattr(model, "base_model_prefix", ""), model)
     if not isinstance(base, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,7 @@ def evaluate_task(
     max_tokens: int = 8192,
 ) -> Evaluation:
     """The task's metric with its 95% interval; the model is evaluated as it is, and left in the mode that it was in."""
-    device, training = model_device(model), model.training
+    device, training = model_device(model), {module: module.training for module in model.modules()}
     order = sorted(range(len(features)), key=lambda row: -len(features[row]["input_ids"]))
     logits: list[Tensor] = [torch.empty(0)] * len(features)
     model.eval()
@@ -144,14 +145,23 @@ def evaluate_task(
             for row, of_row in zip(rows, found, strict=True):
                 logits[row] = of_row[: len(features[row]["input_ids"])] if model.tasks[task].by_token else of_row
     finally:
-        model.train(training)
+        for module, mode in training.items():
+            module.training = mode
     return model.tasks[task].score(examples, features, logits)
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that was written to its end: the Trainer's state comes last."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    whole = [path for path in folder.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -207,9 +217,19 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Of parameters that share memory (T5's embeddings), safetensors takes one."""
-        state = self.model.state_dict() if state_dict is None else state_dict
-        once = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-        super()._save(output_dir, {name: state[name] for name in state if once[state[name].data_ptr()] == name})
+        super()._save(output_dir, _once(self.model.state_dict() if state_dict is None else state_dict))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """The Trainer's own asks for what only transformers' models have."""
+        state = self.model.state_dict()
+        if load_result.unexpected_keys or set(load_result.missing_keys) != set(state) - set(_once(state)):
+            raise InputError(f"output_dir: expected checkpoints of this model, got another's in {str(self.args.output_dir)!r}")
+
+
+def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of tensors that share their memory the first."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[tensor.data_ptr()] == name}
 
 
 class _Rows(ConcatDataset[tuple[str, Feature]]):

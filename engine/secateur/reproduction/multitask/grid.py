@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -13,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from secateur.learned.exporting import export, load, save
-from secateur.learned.run import TaskData, run, scores_from
+from secateur.learned.run import TaskData, prepare, run, scores_from
 from secateur.learned.schedule import CubicSchedule
 from secateur.learned.training import require_accelerate
 
@@ -161,17 +162,14 @@ class Laboratory:
             pruning |= {"method": "magnitude"}
         if cell.scores == ATTRIBUTION:
             pruning["initial_scores"] = self._attribution(cell.granularity)
-        found = run(
-            self.encoder,
-            self.tokenizer,
-            data,
-            self._arguments(cell, steps),
-            max_length=settings.max_length,
-            learning_rates=settings.rates,
-            **pruning,
-        )
+        prepared = prepare(
+            self.encoder, self.tokenizer, data, seed=settings.seed, max_length=settings.max_length, **pruning
+        )  # fmt: skip
+        arguments = self._arguments(cell, steps)
+        found = run(prepared, arguments, learning_rates=settings.rates)
         if cell == Cell(settings.tasks) and not self._dense.exists():
             save(export(found.pruning.cpu()), self._dense, tokenizer=self.tokenizer)
+        shutil.rmtree(str(arguments.output_dir), ignore_errors=True)
         values = {task: found.evaluations[task].value for task in cell.tasks}
         return {
             **{f"value_{task}": values.get(task) for task in settings.tasks},
@@ -212,5 +210,10 @@ class Laboratory:
 
     def _attribution(self, granularity: str) -> Any:
         return scores_from(
-            load(self._dense), self.tokenizer, self.data, granularity=granularity, max_length=self.settings.max_length
+            load(self._dense),
+            self.encoder,
+            self.tokenizer,
+            self.data,
+            granularity=granularity,
+            max_length=self.settings.max_length,
         )
