@@ -16,7 +16,6 @@ import pytest
 import torch
 from models import CASES, word_tokenizer
 from safetensors.torch import load_file
-from secateur.reproduction.ledger import CELLS
 from test_cli import Run, run  # noqa: F401
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 
@@ -24,6 +23,7 @@ import secateur
 from secateur import builtin
 from secateur.learned.exporting import load
 from secateur.learned.training import evaluate_task
+from secateur.ledger import CELLS
 
 CONFIG: dict[str, Any] = {
     "model": "builtin",
@@ -344,3 +344,17 @@ def test_a_folder_that_cannot_be_had(run_here: Run, out: str, message: str) -> N
     assert result.code == 2
     assert message in result.errors[-1]
     assert [path.name for path in Path("full").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_share_a_run(run_here: Run) -> None:
+    """The first one writes; both choose the same masks, or their gradients would not be of one model."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "secateur"]
+    command = [*launcher, *f"multitask {config()} --out r --threads 1 --json".split()]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    found = document("r")
+    assert json.loads(first.stdout)["weights"] == found["weights"]
+    assert found["density"] == pytest.approx(0.2, abs=1e-6)
+    # Finished: neither trains again.
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert json.loads(again.stdout) == json.loads(first.stdout)

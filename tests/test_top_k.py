@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur import InputError
-from secateur.learned.top_k import largest
+from secateur.learned.top_k import _SAMPLE, largest
 
-# Beyond 1 << 18 a sample is taken; the number is odd so that the sample's stride does not divide it.
+# So many that a sample is taken; odd, so that the sample's stride does not divide it.
 MANY = (1 << 18) + 12_345
 
 
@@ -54,8 +54,8 @@ ADVERSARIAL: dict[str, Callable[[], Tensor]] = {
     "both infinities": lambda: torch.randn(MANY).masked_fill(torch.rand(MANY) < 0.2, math.inf) * torch.randn(MANY).sign(),
     "all but a few at zero": lambda: torch.zeros(MANY).index_fill_(0, torch.randint(0, MANY, (100,)), 1.0),
     # Every value that the sample sees is large, and no other: it tells nothing about where the threshold lies.
-    "what the sample sees is large": lambda: torch.rand(MANY) + (rising(MANY) % (MANY // (1 << 16)) == 0) * 10,
-    "what the sample sees is small": lambda: torch.rand(MANY) - (rising(MANY) % (MANY // (1 << 16)) == 0) * 10,
+    "what the sample sees is large": lambda: torch.rand(MANY) + (rising(MANY) % (MANY // _SAMPLE) == 0) * 10,
+    "what the sample sees is small": lambda: torch.rand(MANY) - (rising(MANY) % (MANY // _SAMPLE) == 0) * 10,
 }
 
 

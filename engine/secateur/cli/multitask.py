@@ -15,7 +15,7 @@ from secateur.cli.options import Device, Json, Threads
 from secateur.cost import parameters
 from secateur.errors import InputError, first_line
 from secateur.files import write_atomically
-from secateur.ledger import Ledger
+from secateur.ledger import CELLS, Ledger
 
 
 def multitask(
@@ -45,6 +45,10 @@ def multitask(
             load(scored), encoder, tokenizer, data, granularity=read.pruning.granularity, max_length=read.max_length
         )
     prepared = prepare(encoder, tokenizer, data, seed=arguments.seed, max_length=read.max_length, **pruning)
+    if arguments.process_index:  # Of several under torchrun, the first one writes.
+        if not (out / CELLS).exists() or not (out / CELLS).read_bytes().endswith(b"\n"):
+            run(prepared, arguments, learning_rates=read.learning_rates)
+        return
     with Ledger(out, {"config": said}) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:

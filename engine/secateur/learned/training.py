@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from secateur.learned.multitask_model import MultitaskModel
 from secateur.tasks.base import Evaluation, model_device, pad
 
 Progress = Callable[[int, int], None]
+logger = logging.getLogger("secateur")
 # Of the paper, by group (arXiv 2112.05705, section 4).
 LEARNING_RATES = {"weights": 3e-5, "scores": 1e-2, "sigma": 5e-3}
 
@@ -115,6 +117,9 @@ def train(
     rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}
     if set(rates) != set(LEARNING_RATES):
         raise InputError(f"learning_rates: expected some of {', '.join(LEARNING_RATES)}, got {', '.join(learning_rates or {})}")
+    if arguments.n_gpu > 1:
+        logger.warning("one of %d devices is used; torchrun --nproc-per-node starts a process for each", arguments.n_gpu)
+        arguments._n_gpu = 1  # The Trainer would take torch.nn.DataParallel, which cannot gather a HeadOutput.
     trainer = _Trainer(pruning, features, arguments, tokenizer, rates, progress)
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
     return list(trainer.state.log_history)
