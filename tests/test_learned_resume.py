@@ -80,7 +80,7 @@ def test_a_checkpoint_that_was_not_finished_is_not_gone_on_from(tmp_path: Path) 
 
 def test_checkpoints_of_another_model_are_not_gone_on_from(tmp_path: Path) -> None:
     trained("bert-sequence", tmp_path, SETTINGS[4])
-    with pytest.raises(InputError, match=r"^output_dir: expected checkpoints of this model, got another's in '.*checkpoints'$"):
+    with pytest.raises(InputError, match=r"^output_dir: expected checkpoints of this model, got another's in '.*', by '"):
         trained("bert-sequence", tmp_path, SETTINGS[0])
 
 

@@ -13,6 +13,7 @@ from secateur import modeling
 from secateur.errors import InputError
 from secateur.files import new_folder
 from secateur.modeling import pruned_class
+from secateur.surgery import stock_class
 
 MODELING_FILE = "modeling_secateur.py"
 _AUTO_CLASSES = {
@@ -72,7 +73,7 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
     from transformers import AutoModel, AutoModelForTextEncoding
 
-    stock = _stock_class(model)
+    stock = stock_class(model)
     encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
     # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
     base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]
@@ -90,8 +91,3 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     config["auto_map"] = {key: f"{Path(MODELING_FILE).stem}.Pruned{name}" for key, name in auto.items()}
     config["architectures"] = [stock.__name__]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _stock_class(model: nn.Module) -> type[nn.Module]:
-    """The transformers class that a model is, or that its rebuilt class derives from."""
-    return next(cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))

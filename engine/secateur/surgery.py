@@ -190,13 +190,17 @@ def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) 
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
     rebuild_(model, rebuild.recipe, device="meta")
     model.load_state_dict(tensors, strict=False, assign=True)
-    for name, flag in flags.items():
-        model.get_parameter(name).requires_grad_(flag)
-    _describe_(model, rebuild.recipe)
+    left = dict(model.named_parameters())
+    for name in flags.keys() & left.keys():
+        left[name].requires_grad_(flags[name])
+    describe_(model, rebuild.recipe)
 
 
-def _describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it."""
+def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it.
+
+    recipe: what was rebuilt since the config was true.
+    """
     config: Any = model.config
     merged = Rebuild().recipe | copy.deepcopy(getattr(config, "secateur", {}))
     merged["modules"].update(recipe["modules"])
@@ -236,13 +240,18 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
         setattr(candidate, name, value)
     try:
         with torch.device("meta"):
-            stock = type(model)(candidate)
+            stock = stock_class(model)(candidate)
     except ValueError:  # The architecture's own check refuses the shape: no stock model has it.
         return None
     same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
     same = same and all(_attribute(stock, *at) == _attribute(model, *at) for at in attributes)
     return fields if same else None
+
+
+def stock_class(model: nn.Module) -> type[nn.Module]:
+    """The transformers class that a model is, or that its rebuilt class derives from."""
+    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")), type(model))
 
 
 def _attribute(model: nn.Module, path: str, name: str) -> Any:

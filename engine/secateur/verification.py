@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.blocks import gated, layers
 from secateur.gates import masked, undisturbed
 from secateur.planning import Plan
 from secateur.tasks import Batch, Task
@@ -55,6 +57,30 @@ class Verification:
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches: Iterable[Batch]) -> Verification:
     """Compares the pruned model with the masked one on batches. Holds one copy of the dense model in the wider dtype."""
+    return verified(model, pruned, lambda of: masked(of, plan), task, batches)
+
+
+def verify_layers(
+    model: nn.Module, deleted: nn.Module, gone: Iterable[str], task: Task, batches: Iterable[Batch]
+) -> Verification:
+    """`verify` for `delete_layers`: the masked model is the one where gates on what these layers add are zero."""
+    known = {**layers(model, "block"), **layers(model, "branch")}
+    closed = {branch for name in gone for branch in known[name]}
+
+    def without(of: nn.Module) -> AbstractContextManager[None]:
+        return gated(of, {branch: next(of.parameters()).new_zeros(1) for branch in closed})
+
+    return verified(model, deleted, without, task, batches)
+
+
+def verified(
+    model: nn.Module,
+    pruned: nn.Module,
+    mask: Callable[[nn.Module], AbstractContextManager[None]],
+    task: Task,
+    batches: Iterable[Batch],
+) -> Verification:
+    """Compares the pruned model with the model inside `mask`, which is its specification, on batches."""
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy.deepcopy(model).to(wide)
@@ -62,8 +88,8 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
         for batch in batches:
             seen = batch.labels != -100
-            expected = _masked_logits(exact, plan, task, batch)[seen].double()
-            ours = _masked_logits(model, plan, task, batch)[seen].double()
+            expected = _masked_logits(exact, mask, task, batch)[seen].double()
+            ours = _masked_logits(model, mask, task, batch)[seen].double()
             theirs = task.logits(pruned, batch)[seen].double()
             error = max(error, float((theirs - expected).abs().max()))
             rounding = max(rounding, float((ours - expected).abs().max()))
@@ -72,6 +98,8 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
     return Verification(error, rounding, difference, largest, str(dtype).removeprefix("torch."))
 
 
-def _masked_logits(model: nn.Module, plan: Plan, task: Task, batch: Batch) -> Tensor:
-    with masked(model, plan):
+def _masked_logits(
+    model: nn.Module, mask: Callable[[nn.Module], AbstractContextManager[None]], task: Task, batch: Batch
+) -> Tensor:
+    with mask(model):
         return task.logits(model, batch)

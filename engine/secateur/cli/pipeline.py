@@ -47,7 +47,7 @@ def prune_folder(
     model, plan, recover = loaded.model, candidates[0].plan, candidates[0].recovery
     output.say("rebuilding and verifying")
     pruned = secateur.prune(model, plan)
-    verification = secateur.verify(model, pruned, plan, task, _some_batches(model, task, rows))
+    verification = secateur.verify(model, pruned, plan, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
     refits = [] if recover is None else _recovered(loaded, task, pruned, rows, recover)
@@ -131,7 +131,7 @@ def _improvement(refits: Sequence[Refit]) -> list[str]:
     return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]
 
 
-def _some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
+def some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
     """A few small batches of real examples, with all candidate labels where they have no targets."""
     items = task.items(model, list(rows)[:64], all_labels=without_targets(task, rows))
     return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

@@ -14,6 +14,7 @@ from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
 from secateur.cli import inputs, output, reproduce
+from secateur.cli.layers import layers
 from secateur.cli.multitask import multitask
 from secateur.cli.options import (
     Align,
@@ -68,6 +69,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(reproduce.app, name="reproduce")
+app.command()(layers)
 app.command()(multitask)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from secateur.errors import InputError
-from secateur.families.base import Family
+from secateur.families.base import Contribution, Family
 from secateur.families.bert import BERT
 from secateur.families.llama import LLAMA
 from secateur.families.t5 import T5
@@ -13,7 +13,7 @@ from secateur.site import Branch
 
 _FAMILIES: list[Family] = [T5, BERT, LLAMA]
 
-__all__ = ["Family", "branches", "family_of", "register", "supported"]
+__all__ = ["Contribution", "Family", "branches", "family_of", "register", "supported"]
 
 
 def register(family: Family) -> None:

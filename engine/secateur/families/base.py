@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from secateur.modeling import ScatterLinear
 from secateur.rebuild import Rebuild
-from secateur.site import Branch
+from secateur.site import Branch, Stack
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Where what a branch adds to the residual stream is the output of one module.
+
+    The output is z times as much once the module's weight w is z * (w + offset) - offset, and its bias z times as much.
+    """
+
+    path: str
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,9 @@ class Family:
     ffn_field: the config field of the FFN's width; attention_fields: (heads, groups, head_dim) to config fields.
     cut_position_bias: called with the model, the kept heads by branch name and the `Rebuild` under way, where an
     attention's position bias has an entry for each head.
+    contribution: where a branch's contribution is not its out-projection's output (a norm may follow).
+    keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack; None where
+    a block without its branches still does something, as the norms of post-norm blocks do.
     """
 
     model_types: tuple[str, ...]
@@ -30,6 +44,8 @@ class Family:
     ffn_field: str
     attention_fields: Callable[[int, int, int], dict[str, Any]]
     cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Rebuild], None] | None = None
+    contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
+    keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], None] | None = None
 
 
 def linear_width(model: nn.Module, path: str) -> int:

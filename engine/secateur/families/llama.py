@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward
+from secateur.families.base import Contribution, Family, layer_lists, linear_width, number
+from secateur.site import Attention, Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -29,6 +30,23 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
             yield FeedForward(f"decoder.{layer}.ffn", "decoder", layer, inputs, f"{mlp}.down_proj", width)
 
 
+def _contribution(model: nn.Module, branch: Branch) -> Contribution:
+    """Gemma normalises what a branch gives before it is added: a factor on the out-projection would be divided out again. Its
+    norms multiply by 1 + weight. Elsewhere the norm of the same name stands before the FFN."""
+    inner = "self_attn" if isinstance(branch, Attention) else "mlp"
+    block = branch.output.partition(f".{inner}.")[0]
+    if not hasattr(model.get_submodule(block), "post_feedforward_layernorm"):
+        return Contribution(branch.output)
+    name = "post_attention_layernorm" if isinstance(branch, Attention) else "post_feedforward_layernorm"
+    return Contribution(f"{block}.{name}", offset=1.0)
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> None:
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[layer] for layer in kept["decoder"]]
+    config.num_hidden_layers = len(kept["decoder"])
+
+
 LLAMA = Family(
     model_types=("llama", "qwen3", "gemma3_text"),
     branches=_branches,
@@ -42,4 +60,6 @@ LLAMA = Family(
         "num_key_value_heads": groups,
         "head_dim": head_dim,
     },
+    contribution=_contribution,
+    keep_blocks=_keep_blocks,
 )

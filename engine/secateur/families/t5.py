@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,14 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
         rebuild.recipe["own_position_bias"] += [a.path for a in cross]
 
 
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> None:
+    if "decoder" in kept:
+        config.num_decoder_layers = len(kept["decoder"])
+    # The decoder's own copy counts the decoder's blocks in the encoder's field.
+    own: Stack = "decoder" if config.is_decoder else "encoder"
+    config.num_layers = len(kept[own])
+
+
 T5 = Family(
     model_types=("t5",),
     branches=_branches,
@@ -75,4 +83,5 @@ T5 = Family(
     ffn_field="d_ff",
     attention_fields=lambda heads, groups, head_dim: {"num_heads": heads, "d_kv": head_dim},
     cut_position_bias=_cut_position_bias,
+    keep_blocks=_keep_blocks,
 )

@@ -16,7 +16,8 @@ from secateur.errors import InputError
 from secateur.learned.encoder_tasks import EncoderTask, Feature
 from secateur.learned.multitask import MultitaskPruning, attribution_scores
 from secateur.learned.multitask_model import MultitaskModel, encoder_of
-from secateur.learned.training import Progress, collate, evaluate_task, features_of, train
+from secateur.learned.trainer import Progress
+from secateur.learned.training import collate, evaluate_task, features_of, train
 from secateur.tasks.base import Evaluation, model_device
 
 # As many examples of each task as attribution scores are made from.

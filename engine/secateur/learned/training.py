@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.utils import is_accelerate_available
 
 from secateur.data import Example
@@ -19,10 +17,9 @@ from secateur.errors import InputError
 from secateur.learned.encoder_tasks import Feature
 from secateur.learned.multitask import MultitaskPruning
 from secateur.learned.multitask_model import MultitaskModel
+from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint
 from secateur.tasks.base import Evaluation, model_device, pad
 
-Progress = Callable[[int, int], None]
-logger = logging.getLogger("secateur")
 # Of the paper, by group (arXiv 2112.05705, section 4).
 LEARNING_RATES = {"weights": 3e-5, "scores": 1e-2, "sigma": 5e-3}
 
@@ -117,9 +114,6 @@ def train(
     rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}
     if set(rates) != set(LEARNING_RATES):
         raise InputError(f"learning_rates: expected some of {', '.join(LEARNING_RATES)}, got {', '.join(learning_rates or {})}")
-    if arguments.n_gpu > 1:
-        logger.warning("one of %d devices is used; torchrun --nproc-per-node starts a process for each", arguments.n_gpu)
-        arguments._n_gpu = 1  # The Trainer would take torch.nn.DataParallel, which cannot gather a HeadOutput.
     trainer = _Trainer(pruning, features, arguments, tokenizer, rates, progress)
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
     return list(trainer.state.log_history)
@@ -155,21 +149,7 @@ def evaluate_task(
     return model.tasks[task].score(examples, features, logits)
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end: the Trainer's state comes last."""
-    whole = [path for path in folder.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-class _Trainer(Trainer):  # type: ignore[misc]
+class _Trainer(QuietTrainer):
     """The Trainer with the batches, the parameter groups and the callbacks of a multitask pruning."""
 
     def __init__(
@@ -182,13 +162,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         progress: Progress | None,
     ) -> None:
         self.features, self.learning_rates, self.padding = features, learning_rates, tokenizer.pad_token_id
-        callbacks: list[TrainerCallback] = [_Schedule(pruning)]
-        if progress is not None:
-            callbacks.append(_Steps(progress))
-        super().__init__(model=pruning, args=arguments, train_dataset=_Rows(features), callbacks=callbacks)
-        # They write to stdout, which is for results.
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        super().__init__(pruning, arguments, progress, train_dataset=_Rows(features), callbacks=[_Schedule(pruning)])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         args = self.args
@@ -220,22 +194,6 @@ class _Trainer(Trainer):  # type: ignore[misc]
         found: MultitaskPruning = self.accelerator.unwrap_model(self.model)
         return found
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Of parameters that share memory (T5's embeddings), safetensors takes one."""
-        super()._save(output_dir, _once(self.model.state_dict() if state_dict is None else state_dict))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """The Trainer's own asks for what only transformers' models have."""
-        state = self.model.state_dict()
-        if load_result.unexpected_keys or set(load_result.missing_keys) != set(state) - set(_once(state)):
-            raise InputError(f"output_dir: expected checkpoints of this model, got another's in {str(self.args.output_dir)!r}")
-
-
-def _once(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of tensors that share their memory the first."""
-    first = {tensor.data_ptr(): name for name, tensor in reversed(state.items())}
-    return {name: tensor for name, tensor in state.items() if first[tensor.data_ptr()] == name}
-
 
 class _Rows(ConcatDataset[tuple[str, Feature]]):
     """All tasks' features in a row, each with the name of its task."""
@@ -255,11 +213,3 @@ class _Schedule(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.pruning.update_masks_(state.global_step, state.max_steps)
-
-
-class _Steps(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress(state.global_step, state.max_steps)
