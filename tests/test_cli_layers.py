@@ -11,7 +11,7 @@ from test_cli import Run, run  # noqa: F401
 
 import secateur
 from secateur import builtin
-from secateur.layer_scores import choose_layers, layer_scores
+from secateur.layer_scoring import choose_layers, layer_scores
 
 SHAPE = "--batch-sizes 1 --lengths 8"
 

@@ -19,7 +19,7 @@ import secateur
 from secateur.blocks import blocks, layers
 from secateur.deletion import delete_layers
 from secateur.gates import undisturbed
-from secateur.layer_scores import LAYER_CRITERIA, choose_layers, closing_effects, joint_gradients, layer_scores
+from secateur.layer_scoring import LAYER_CRITERIA, choose_layers, closing_effects, joint_gradients, layer_scores
 
 PANELS = 24
 every_case = pytest.mark.parametrize("case", ALL, ids=str)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from secateur.benchmarking import benchmark
     from secateur.choosing import choose
     from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
+    from secateur.deletion import delete_layers
     from secateur.discovery import sites
     from secateur.errors import InputError
     from secateur.evaluation import evaluate
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from secateur.factorisation import factorise
     from secateur.gates import masked
     from secateur.latency import LatencyTable, MetLatency, latency_table, meet_latency
+    from secateur.layer_scoring import layer_scores
     from secateur.planning import Plan, plan
     from secateur.recovery import recover_
     from secateur.rounds import attribute_in_rounds
@@ -57,9 +59,11 @@ _HOMES = {
     "attribute_in_rounds": "secateur.rounds",
     "benchmark": "secateur.benchmarking",
     "choose": "secateur.choosing",
+    "delete_layers": "secateur.deletion",
     "evaluate": "secateur.evaluation",
     "factorise": "secateur.factorisation",
     "latency_table": "secateur.latency",
+    "layer_scores": "secateur.layer_scoring",
     "load": "secateur.export",
     "masked": "secateur.gates",
     "meet_latency": "secateur.latency",
@@ -94,9 +98,11 @@ __all__ = [
     "benchmark",
     "choose",
     "cost",
+    "delete_layers",
     "evaluate",
     "factorise",
     "latency_table",
+    "layer_scores",
     "load",
     "masked",
     "meet_latency",

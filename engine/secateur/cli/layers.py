@@ -37,7 +37,7 @@ from secateur.cost import parameters
 from secateur.data import Example
 from secateur.deletion import delete_layers
 from secateur.files import require_absent
-from secateur.layer_scores import LAYER_CRITERIA, choose_layers, layer_scores
+from secateur.layer_scoring import LAYER_CRITERIA, choose_layers, layer_scores
 from secateur.plots import benchmark_plot
 from secateur.tasks import Target, Task
 from secateur.verification import VerificationError, verify_layers

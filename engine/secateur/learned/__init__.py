@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.learned.encoder_tasks import Classification, Regression, Span
     from secateur.learned.exporting import export, load, save
+    from secateur.learned.layer_gates import LayerGates
     from secateur.learned.mixture import best, frontier
     from secateur.learned.multitask import MultitaskPruning, attribution_scores
     from secateur.learned.multitask_model import MultitaskModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Classification": "secateur.learned.encoder_tasks",
     "CubicSchedule": "secateur.learned.schedule",
+    "LayerGates": "secateur.learned.layer_gates",
     "MultitaskModel": "secateur.learned.multitask_model",
     "MultitaskPruning": "secateur.learned.multitask",
     "Regression": "secateur.learned.encoder_tasks",
@@ -36,6 +38,7 @@ _HOMES = {
 __all__ = [
     "Classification",
     "CubicSchedule",
+    "LayerGates",
     "MultitaskModel",
     "MultitaskPruning",
     "Regression",
