@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ def multitask_pruning() -> dict[str, Any]:
     return multitask()
 
 
+def layers_of_taggers() -> dict[str, Any]:
+    from ldnet import ldnet
+
+    return ldnet()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -92,6 +98,7 @@ RUNS = {
     "latency": latency_budgets,
     "pruning": steps_of_pruning,
     "multitask": multitask_pruning,
+    "ldnet": layers_of_taggers,
 }
 
 

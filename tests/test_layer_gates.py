@@ -18,8 +18,8 @@ from transformers import TrainingArguments
 import secateur
 from secateur.blocks import layers
 from secateur.learned.layer_gates import LayerGates
-from secateur.learned.layer_regularisers import r1, r2, r3
 from secateur.learned.layer_training import GatedAdamW, task_features, train
+from secateur.learned.regularisers import r1, r2, r3
 
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 
@@ -39,9 +39,9 @@ def test_the_regularisers_by_hand() -> None:
     values = [float(value.detach()) for value in (r1(z), r2(z), r3(z, 2), r3(z, 3))]
     # Three gates are open: with two wanted the first term counts, with three it does not.
     assert values == [1.75, 1.75 + 0.1875 + 0.25, 1.75 + 0.1875 + 0.25, 0.1875 + 0.25]
-    assert slope(r1(z), z) == [0, 1, 1, 1]
-    assert slope(r2(z), z) == [1, 1.5, 1, 0]
-    assert slope(r3(z, 2), z) == [1, 1.5, 1, 0]
+    assert slope(r1(z), z) == [1, 1, 1, 1]  # At 0 that from within, too.
+    assert slope(r2(z), z) == [2, 1.5, 1, 0]
+    assert slope(r3(z, 2), z) == [2, 1.5, 1, 0]
     assert slope(r3(z, 3), z) == [1, 0.5, 0, -1]
 
 

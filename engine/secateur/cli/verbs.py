@@ -13,7 +13,7 @@ import secateur
 from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
-from secateur.cli import inputs, output, reproduce
+from secateur.cli import inputs, ldnet, output, reproduce
 from secateur.cli.layers import layers
 from secateur.cli.multitask import multitask
 from secateur.cli.options import (
@@ -69,6 +69,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(reproduce.app, name="reproduce")
+app.add_typer(ldnet.app, name="ldnet")
 app.command()(layers)
 app.command()(multitask)
 

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.blocks import LayerUnit, attach, contribution, layers, times
 from secateur.deletion import delete_layers
 from secateur.errors import InputError
-from secateur.learned.layer_regularisers import REGULARISERS, Regulariser, regulariser
+from secateur.learned.regularisers import REGULARISERS, Regulariser, regulariser
 
 
 class LayerGates(nn.Module):
