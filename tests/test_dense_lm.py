@@ -96,7 +96,7 @@ def test_a_hidden_layer_learns_through_the_output_alone() -> None:
         (lambda: DenseLSTM(4, (3,), layer_dropout=1.0), r"layer_dropout: expected a probability in \[0, 1\), got 1.0"),
         (lambda: DenseLSTM(4, (3,), dropout=-0.1), r"dropout: expected a probability in \[0, 1\), got -0.1"),
         (lambda: GatePenalty(-1, 2), "lambda0: expected at least 0, got -1"),
-        (lambda: GatePenalty(1, 2, "r4"), "regulariser: expected r1, r2 or r3, got 'r4'"),  # type: ignore[arg-type]
+        (lambda: GatePenalty(1, 2, "r4"), "regulariser: expected R1, R2, R3, got 'r4'"),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_make_no_sense(make: object, message: str) -> None:

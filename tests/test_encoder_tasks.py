@@ -135,6 +135,16 @@ def test_a_label_is_the_first_and_last_piece_of_the_answer(answer: str, pieces: 
     assert found["pieces"][first : last + 1] == pieces
 
 
+@pytest.mark.parametrize(("answer", "offsets"), [("bird", [(4, 8)]), ("birds", [(4, 8), (8, 9)]), ("s", [(8, 9)])])
+def test_a_piece_beside_the_answer_is_no_part_of_it(answer: str, offsets: list[tuple[int, int]]) -> None:
+    context = "the birds flew"
+    answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    examples = [{"question": "the cat", "context": context, "answers": answers}]
+    (feature,) = Span(stride=4).features(pair_tokenizer(), examples, 64)
+    first, last = feature["label"]
+    assert feature["places"][first : last + 1] == offsets
+
+
 def test_the_best_span_is_the_one_that_logits_point_at() -> None:
     """From labels to logits and back, through windows: F1 is 1, and less where they point elsewhere."""
     task = Span(stride=4)

@@ -169,6 +169,7 @@ def test_epochs_are_of_all_tasks_examples(tmp_path: Path) -> None:
             r"^training.gradient_accumulation_steps: expected at least 1, got -2$",
         ),
         ({"max_steps": 5, "eval_strategy": "epoch"}, r"^training.eval_strategy: expected 'no' \(tasks are .*\), got 'epoch'$"),
+        ({"max_steps": 5, "report_to": "frob"}, r"^training.report_to: expected what is installed, got frob$"),
         ({"max_steps": 5, "frob": 1}, r"^training: .* got an unexpected keyword argument 'frob'$"),
         ({"max_steps": 5, "output_dir": "x"}, r"^training: .* got multiple values for argument 'output_dir'$"),
         ({"max_steps": 5, "optim": "frob"}, r"^training: frob is not a valid OptimizerNames"),
@@ -180,6 +181,5 @@ def test_epochs_are_of_all_tasks_examples(tmp_path: Path) -> None:
 )
 def test_arguments_that_make_no_training(training: dict[Any, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        made(tmp_path, **training) if all(isinstance(name, str) for name in training) else training_arguments(
-            Config("m", {}, training=training), {"a": 1}, tmp_path, "cpu"
-        )
+        training_arguments(Config("m", {}, training=training), {"a": 100, "b": 30}, tmp_path / "c", "cpu")
+    assert list(tmp_path.iterdir()) == []

@@ -109,6 +109,7 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
     """The Trainer's arguments: the config's over secateur's defaults. sizes: training examples by task, which epochs are
     counted over. Raises InputError for those that the Trainer refuses, and where they make no step."""
     from transformers import TrainingArguments
+    from transformers.integrations import get_available_reporting_integrations
 
     require_accelerate()
     given = dict(config.training)
@@ -137,6 +138,9 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
     if arguments.eval_strategy != "no":
         strategy = arguments.eval_strategy.value
         raise InputError(f"training.eval_strategy: expected 'no' (tasks are evaluated at the end), got {strategy!r}")
+    missing = set(arguments.report_to) - set(get_available_reporting_integrations())
+    if missing:
+        raise InputError(f"training.report_to: expected what is installed, got {', '.join(sorted(missing))}")
     for name, count, share in (("save_steps", 4, arguments.max_steps), ("logging_steps", 50, arguments.max_steps)):
         if name not in given:
             setattr(arguments, name, max(1, share // count))
@@ -149,6 +153,9 @@ def _task_fields(name: Any, about: Any) -> dict[str, Any]:
     found = dict(_section(f"tasks.{name}", {"data": about} if isinstance(about, str) else about, TaskConfig))
     if found.get("kind", "classification") not in KINDS:
         raise InputError(f"tasks.{name}.kind: expected one of {', '.join(KINDS)}, got {found['kind']!r}")
+    examples = found.get("examples")
+    if examples is not None and examples < 1:
+        raise InputError(f"tasks.{name}.examples: expected at least 1, got {examples}")
     labels = found.get("labels")
     if labels is not None:
         if not isinstance(labels, list):
