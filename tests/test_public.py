@@ -12,7 +12,7 @@ import pytest
 
 import secateur
 from secateur import learned
-from secateur.learned import training
+from secateur.learned import trainer
 from secateur.learned.config import read_config, training_arguments
 
 DOCUMENTED = [
@@ -62,7 +62,7 @@ def test_the_package_that_training_needs_is_named(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "c.yaml").write_text("model: builtin\ntasks: {domain: 'builtin:domain'}\ntraining: {max_steps: 1}\n")
     config, _ = read_config(tmp_path / "c.yaml")
     assert training_arguments(config, {"domain": 1}, tmp_path, "cpu").max_steps == 1
-    monkeypatch.setattr(training, "is_accelerate_available", lambda: False)
+    monkeypatch.setattr(trainer, "is_accelerate_available", lambda: False)
     with pytest.raises(secateur.InputError, match=r"^accelerate: .*pip install 'secateur\[learned\]'$"):
         training_arguments(config, {"domain": 1}, tmp_path, "cpu")
 

@@ -15,7 +15,8 @@ from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
 from secateur.learned.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.schedule import CubicSchedule
-from secateur.learned.training import LEARNING_RATES, require_accelerate
+from secateur.learned.trainer import require_accelerate
+from secateur.learned.training import LEARNING_RATES
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def train(
     and "weights" (the arguments' by default), which the schedule of the arguments changes alike; gradients of the gates are not
     clipped. resume: go on from the last checkpoint in arguments.output_dir, where there is one; the gates at the end are
     those of the run that was not interrupted. progress: called with the steps done and their number.
-    Raises InputError: max_steps that is not set, another optimizer than AdamW, several devices in one process, an unknown
-    group of learning rates, detached gates.
+    Raises InputError: max_steps that is not set, another optimizer than AdamW, an unknown group of learning rates, detached
+    gates.
     """
     _require(gates, arguments)
     rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}

@@ -10,11 +10,18 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import is_accelerate_available
 
 from secateur.errors import InputError
 
 logger = logging.getLogger("secateur")
 Progress = Callable[[int, int], None]
+
+
+def require_accelerate() -> None:
+    """Raises InputError without the package that Hugging Face's Trainer runs on."""
+    if not is_accelerate_available():
+        raise InputError("accelerate: expected this package, which training needs, got none: pip install 'secateur[learned]'")
 
 
 def last_checkpoint(folder: Path) -> str | None:

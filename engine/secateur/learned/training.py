@@ -10,24 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Sampler
 from transformers import TrainerCallback, TrainingArguments
-from transformers.utils import is_accelerate_available
 
 from secateur.data import Example
 from secateur.errors import InputError
 from secateur.learned.encoder_tasks import Feature
 from secateur.learned.multitask import MultitaskPruning
 from secateur.learned.multitask_model import MultitaskModel
-from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint, require_accelerate
 from secateur.tasks.base import Evaluation, model_device, pad
 
 # Of the paper, by group (arXiv 2112.05705, section 4).
 LEARNING_RATES = {"weights": 3e-5, "scores": 1e-2, "sigma": 5e-3}
-
-
-def require_accelerate() -> None:
-    """Raises InputError without the package that Hugging Face's Trainer runs on."""
-    if not is_accelerate_available():
-        raise InputError("accelerate: expected this package, which training needs, got none: pip install 'secateur[learned]'")
 
 
 class UniformTasks(Sampler[list[int]]):

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from secateur.errors import InputError, first_line
+from secateur.learned.trainer import require_accelerate
 
 
 def trainer_arguments(folder: Path, device: str, **given: Any) -> TrainingArguments:
@@ -19,6 +20,7 @@ def trainer_arguments(folder: Path, device: str, **given: Any) -> TrainingArgume
         # Each process reads for itself.
         "accelerator_config": {"dispatch_batches": False},
     }  # fmt: skip
+    require_accelerate()
     try:
         return TrainingArguments(str(folder), **{**defaults, **given})
     except (TypeError, ValueError, ImportError) as error:

@@ -16,7 +16,7 @@ from torch import nn
 from secateur.learned.exporting import export, load, save
 from secateur.learned.run import TaskData, prepare, run, scores_from
 from secateur.learned.schedule import CubicSchedule
-from secateur.learned.training import require_accelerate
+from secateur.learned.trainer import require_accelerate
 
 EIGHT = tuple(
     (method, granularity, scope)
