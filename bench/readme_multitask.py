@@ -7,7 +7,7 @@ from typing import Any
 from readme_reproduction import multitask_runs
 from tables import markdown, result
 
-from secateur.reproduction.multitask.grid import ATTRIBUTION, EIGHT, Cell
+from secateur.reproduction.multitask.grid import ATTRIBUTION, EIGHT, MAGNITUDE, Cell
 
 FILES = ("dense", "sparse")
 
@@ -27,8 +27,9 @@ def multitask() -> str:
             if setting[1] == granularity:
                 curve = dict(runs.curve(setting))
                 rows.append((f"{setting[0]}, {setting[2]}", *(f"{curve[density]:.3f}" for density in densities)))
-        attributed = dict(runs.curve(("movement", granularity, "global"), scores=ATTRIBUTION))
-        rows.append(("movement, global, scores from attribution", *(f"{attributed[density]:.3f}" for density in densities)))
+        for start in (MAGNITUDE, ATTRIBUTION):
+            curve = dict(runs.curve(("movement", granularity, "global"), scores=start))
+            rows.append((f"movement, global, scores from {start}", *(f"{curve[density]:.3f}" for density in densities)))
         for setting in settings.mixture:
             if setting[1] == granularity:
                 found = [runs.mixture(setting, density) for density in densities]

@@ -11,7 +11,7 @@ from encoders import GRANULARITIES, TASKS, encoder, examples, inputs, pair_token
 from torch import Tensor
 
 from secateur import InputError
-from secateur.learned.multitask import MultitaskPruning, attribution_scores
+from secateur.learned.multitask import MultitaskPruning, attribution_scores, magnitude_scores
 from secateur.learned.multitask_model import MultitaskModel
 from secateur.learned.parametrizations import Granularity
 from secateur.learned.run import TaskData, scores_from
@@ -202,3 +202,20 @@ def test_scores_from_a_trained_model_are_of_its_first_examples() -> None:
     assert not any("parametrizations" in name for name, _ in trained.named_modules())
     with torch.no_grad():
         assert torch.isfinite(trained("mood", **inputs()).logits).all()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_scores_by_magnitude_are_the_ranks_of_absolute_values(granularity: Granularity) -> None:
+    """Over all matrices together, from 0 to the scale."""
+    pruning = by_movement(granularity)
+    found = magnitude_scores(pruning, scale=2.0)
+    entries = {path: held[0 if granularity == "element" else 1] for path, held in weights(pruning).items()}
+    assert {path: each.shape for path, each in found.items()} == {path: each.shape for path, each in entries.items()}
+    pairs = [
+        (abs(float(value)), float(score))
+        for path, of_path in entries.items()
+        for value, score in zip(of_path.detach().flatten(), found[path].flatten(), strict=True)
+    ]
+    scores = [score for _, score in sorted(pairs)]
+    assert scores == sorted(scores)
+    assert (scores[0], scores[-1]) == (0.0, 2.0)

@@ -24,7 +24,7 @@ from secateur.ledger import CELLS
 from secateur.reproduction.encoder_sets import SETS, THREE
 from secateur.reproduction.multitask.claims import claims
 from secateur.reproduction.multitask.figures import draw
-from secateur.reproduction.multitask.grid import ATTRIBUTION, EXPERIMENTS, Cell, Settings, grid
+from secateur.reproduction.multitask.grid import ATTRIBUTION, EXPERIMENTS, MAGNITUDE, Cell, Settings, grid
 from secateur.reproduction.multitask.report import lines
 from secateur.reproduction.multitask.results import Results
 
@@ -46,9 +46,10 @@ def test_the_grid_has_each_run_once() -> None:
     shared = 8 * 2
     single = 2 * (3 + 2 + 1)
     low = 2 * 2 * 2
-    attributed = 2 * 2
-    assert len(cells) == 1 + shared + single + low + attributed
-    assert Counter(cell.scores for cell in cells)[ATTRIBUTION] == attributed
+    started = 2 * 2
+    assert len(cells) == 1 + shared + single + low + 2 * started
+    counts = Counter(cell.scores for cell in cells)
+    assert counts[ATTRIBUTION] == counts[MAGNITUDE] == started
     assert {cell.low for cell in cells if len(cell.tasks) == 1} == {"", "a", "b"}
     assert len(grid(replace(SETTINGS, experiments=("settings",)))) == 1 + shared
 
@@ -72,8 +73,8 @@ def made_up(shared: float, low: float, attributed: float) -> list[dict[str, Any]
 
 def test_claims_that_hold_and_that_do_not() -> None:
     found = claims(Results(made_up(shared=0.2, low=0.1, attributed=0.05), SETTINGS))
-    # Movement, two scopes, two mixtures, few examples dense and pruned, attribution twice.
-    assert len(found) == 1 + 2 + 2 + 2 + 2
+    # Movement, two scopes, two mixtures, few examples dense and pruned, attribution against zero and magnitude twice.
+    assert len(found) == 1 + 2 + 2 + 2 + 4
     assert [claim.claim for claim in found if not claim.held] == [
         "element-wise magnitude at 0.1: local scope keeps more than global"
     ]

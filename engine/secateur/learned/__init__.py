@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from secateur.learned.exporting import export, load, save
     from secateur.learned.layer_gates import LayerGates
     from secateur.learned.mixture import best, frontier
-    from secateur.learned.multitask import MultitaskPruning, attribution_scores
+    from secateur.learned.multitask import MultitaskPruning, attribution_scores, magnitude_scores
     from secateur.learned.multitask_model import MultitaskModel
     from secateur.learned.schedule import CubicSchedule
     from secateur.learned.training import evaluate_task, features_of, train
@@ -31,6 +31,7 @@ _HOMES = {
     "features_of": "secateur.learned.training",
     "frontier": "secateur.learned.mixture",
     "load": "secateur.learned.exporting",
+    "magnitude_scores": "secateur.learned.multitask",
     "save": "secateur.learned.exporting",
     "train": "secateur.learned.training",
 }
@@ -50,6 +51,7 @@ __all__ = [
     "features_of",
     "frontier",
     "load",
+    "magnitude_scores",
     "save",
     "train",
 ]

@@ -167,11 +167,23 @@ def attribution_scores(
                     sums[path] += gradient.abs()
     if not count:
         raise InputError("batches: expected at least one, got none")
-    every = torch.cat([found.flatten() for found in sums.values()])
+    return _ranked(sums, scale)
+
+
+@torch.no_grad()
+def magnitude_scores(pruning: MultitaskPruning, *, scale: float = 1.0) -> dict[str, Tensor]:
+    """Scores to start movement pruning from: the entries' absolute values, as ranks like those of `attribution_scores`."""
+    values = {path: mask.values(*originals(pruning.encoder, path)).abs().double() for path, mask in pruning.masks.items()}
+    return _ranked(values, scale)
+
+
+def _ranked(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Each value's rank among all, spread evenly over [0, scale]; of equal ones the first is the least."""
+    every = torch.cat([found.flatten() for found in values.values()])
     ranks = torch.empty_like(every)
     ranks[every.argsort(stable=True)] = torch.linspace(0, scale, len(every), dtype=every.dtype, device=every.device)
-    parts = torch.split(ranks, [found.numel() for found in sums.values()])
-    return {path: part.reshape(found.shape).float() for (path, found), part in zip(sums.items(), parts, strict=True)}
+    parts = torch.split(ranks, [found.numel() for found in values.values()])
+    return {path: part.reshape(found.shape).float() for (path, found), part in zip(values.items(), parts, strict=True)}
 
 
 @contextmanager

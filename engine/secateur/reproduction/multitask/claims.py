@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 
 from secateur.reproduction.claim import Claim
-from secateur.reproduction.multitask.grid import ATTRIBUTION, Cell
+from secateur.reproduction.multitask.grid import ATTRIBUTION, MAGNITUDE, ZEROS, Cell
 from secateur.reproduction.multitask.results import Results, Setting
 
 # Three-task averages at equal total budgets, digitised from the paper's figure: density, multitask, mixture.
@@ -100,15 +100,17 @@ def _low_resource(results: Results) -> Iterator[Claim]:
 def _initial(results: Results) -> Iterator[Claim]:
     for granularity in ("element", "rank"):
         setting = ("movement", granularity, "global")
-        zeros, attributed = results.curve(setting), results.curve(setting, scores=ATTRIBUTION)
-        if zeros and attributed:
-            yield Claim(
-                f"movement, {granularity}, global: scores that start from attribution keep more than those that start from "
-                "zero, as a mean over the densities",
-                "not in the paper",
-                ", ".join(f"at {d:g} {b:.3f} against {a:.3f}" for (d, a), (_, b) in zip(zeros, attributed, strict=True)),
-                statistics.mean(b for _, b in attributed) > statistics.mean(a for _, a in zeros),
-            )
+        attributed = results.curve(setting, scores=ATTRIBUTION)
+        for start, name in ((ZEROS, "zero"), (MAGNITUDE, "magnitude")):
+            other = results.curve(setting, scores=start)
+            if other and attributed:
+                yield Claim(
+                    f"movement, {granularity}, global: scores that start from attribution keep more than those that start "
+                    f"from {name}, as a mean over the densities",
+                    "not in the paper",
+                    ", ".join(f"at {d:g} {b:.3f} against {a:.3f}" for (d, a), (_, b) in zip(other, attributed, strict=True)),
+                    statistics.mean(b for _, b in attributed) > statistics.mean(a for _, a in other),
+                )
 
 
 def _at(results: Results, setting: Setting, density: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.plots import figure, png
-from secateur.reproduction.multitask.grid import ATTRIBUTION, EIGHT, Cell
+from secateur.reproduction.multitask.grid import ATTRIBUTION, EIGHT, MAGNITUDE, Cell
 from secateur.reproduction.multitask.results import Results
 
 SIZE = (4.4, 3.2)
@@ -75,6 +75,7 @@ def _initial(results: Results) -> bytes:
     for granularity, axes in zip(("element", "rank"), row, strict=True):
         setting = ("movement", granularity, "global")
         _line(axes, results.curve(setting), "from zero", color="C0")
+        _line(axes, results.curve(setting, scores=MAGNITUDE), "from magnitude", color="C1")
         _line(axes, results.curve(setting, scores=ATTRIBUTION), "from attribution", color="C2")
         _finish(axes, results, granularity)
     return png(made)

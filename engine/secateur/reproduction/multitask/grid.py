@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from secateur.learned.exporting import export, load, save
+from secateur.learned.multitask import MultitaskPruning, magnitude_scores
 from secateur.learned.run import TaskData, prepare, run, scores_from
 from secateur.learned.schedule import CubicSchedule
 from secateur.learned.trainer import require_accelerate
@@ -24,7 +25,7 @@ EIGHT = tuple(
     for method in ("movement", "magnitude")
     for scope in ("global", "local")
 )
-ZEROS, ATTRIBUTION = "zeros", "attribution"
+ZEROS, MAGNITUDE, ATTRIBUTION = STARTS = ("zeros", "magnitude", "attribution")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _low_resource(settings: Settings) -> Iterator[Cell]:
 def _initial(settings: Settings) -> Iterator[Cell]:
     for granularity in ("element", "rank"):
         for density in settings.densities[granularity]:
-            for scores in (ZEROS, ATTRIBUTION):
+            for scores in STARTS:
                 yield Cell(settings.tasks, "movement", granularity, "global", density, scores)
 
 
@@ -162,6 +163,10 @@ class Laboratory:
             pruning |= {"method": "magnitude"}
         if cell.scores == ATTRIBUTION:
             pruning["initial_scores"] = self._attribution(cell.granularity)
+        elif cell.scores == MAGNITUDE:
+            opened: Any = {"granularity": cell.granularity, "density": 1.0}
+            tasks = {name: each.task for name, each in data.items()}
+            pruning["initial_scores"] = magnitude_scores(MultitaskPruning(self.encoder, tasks, **opened))
         prepared = prepare(
             self.encoder, self.tokenizer, data, seed=settings.seed, max_length=settings.max_length, **pruning
         )  # fmt: skip
