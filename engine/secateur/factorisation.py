@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.discovery import branches_of, sites
 from secateur.errors import InputError
 from secateur.planning import the_budget
-from secateur.rebuild import Cut, Rebuild
+from secateur.rebuild import Rebuild
 from secateur.surgery import rebuilt
 from secateur_kernels.backend import accumulator
 
@@ -28,15 +28,8 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
     rebuild, flags = Rebuild(), {}
     chosen = {branch.name: branch for branch in branches_of(model, sites(model, select=select)).values()}
     for path in (path for branch in chosen.values() for path in branch.linears):
-        layer = model.get_submodule(path)
-        weight, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
-        rank = _rank(path, weight, keep)
-        left, basis = factors(weight.detach(), rank)
-        rebuild.made |= {f"{path}.weight": left, f"{path}.basis": basis}
-        if bias is not None:
-            rebuild.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
-        spec = {"linear": [weight.shape[1], weight.shape[0]], "bias": bias is not None, "rank": rank}
-        rebuild.recipe["modules"][path] = spec
+        weight = model.get_submodule(path).get_parameter("weight")
+        rebuild.low_rank(model, path, *factors(weight.detach(), _rank(path, weight, keep)))
         flags[f"{path}.basis"] = weight.requires_grad
     made = rebuilt(model, rebuild)
     for name, flag in flags.items():
@@ -45,12 +38,17 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[d, rank] and [rank, k], whose product is nearest to the weight [d, k] (Eckart and Young 1936). Each has the roots of the
-    singular values, so that half precision holds both alike."""
+    """[d, rank] and [rank, k], whose product is nearest to the weight [d, k] (Eckart and Young 1936)."""
     left, values, right = torch.linalg.svd(weight.to(accumulator(weight)), full_matrices=False)
-    roots = values[:rank].sqrt()
-    found = left[:, :rank] * roots, roots.unsqueeze(1) * right[:rank]
+    found = balanced(left[:, :rank], values[:rank], right[:rank])
     return found[0].to(weight.dtype).contiguous(), found[1].to(weight.dtype).contiguous()
+
+
+def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """[d, rank] and [rank, k], whose product is left diag(values) right. Each has the roots of the values, so that half
+    precision holds both alike; the first has their signs."""
+    roots = values.abs().sqrt()
+    return left * (roots * values.sign()), roots.unsqueeze(1) * right
 
 
 def _rank(path: str, weight: Tensor, keep: float) -> int:

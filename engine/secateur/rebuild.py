@@ -87,6 +87,14 @@ class Rebuild:
             self.made[f"{path}.slots"] = slots.to(model.get_parameter(f"{path}.weight").device)
         self.recipe["modules"][path] = spec
 
+    def low_rank(self, model: nn.Module, path: str, left: Tensor, basis: Tensor) -> None:
+        """Two smaller layers instead of a linear one [d, k], whose bias stays: left [d, rank] and basis [rank, k]."""
+        has_bias = getattr(model.get_submodule(path), "bias", None) is not None
+        self.made |= {f"{path}.weight": left, f"{path}.basis": basis}
+        if has_bias:
+            self.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
+        self.recipe["modules"][path] = {"linear": [basis.shape[1], left.shape[0]], "bias": has_bias, "rank": len(basis)}
+
     def embedding(self, model: nn.Module, path: str, source: str, columns: Tensor) -> None:
         """An embedding table that holds some columns of the one at `source`."""
         self.recipe["modules"][path] = {

@@ -16,12 +16,13 @@ from torch.nn.utils import skip_init
 
 import secateur
 from secateur.errors import InputError
+from secateur.factorisation import balanced
 from secateur.files import new_folder
 from secateur.learned.encoder_tasks import task_from_json
 from secateur.learned.multitask import MultitaskPruning, originals
 from secateur.learned.multitask_model import MultitaskModel
 from secateur.learned.sparse import load_sparse, save_sparse
-from secateur.rebuild import Cut, Rebuild
+from secateur.rebuild import Rebuild
 from secateur.surgery import rebuilt
 
 ENCODER, HEADS, TASKS, SPARSE = "encoder", "heads.safetensors", "tasks.json", "encoder.sparse.safetensors"
@@ -95,11 +96,11 @@ def _plain(masked: Any) -> nn.Module:
 
 
 def _factors(held: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """[m, k] and [k, n] with the ranks that stay. Each has the roots of the values, so that half precision holds both alike."""
+    """[m, k] and [k, n] with the ranks that stay."""
     left, values, right = (tensor.detach() for tensor in held)
     kept = torch.arange(len(values), device=values.device) if mask is None else mask.nonzero().flatten()
-    roots = values[kept].abs().sqrt()
-    return (left[:, kept] * (roots * values[kept].sign())).contiguous(), (roots.unsqueeze(1) * right[kept]).contiguous()
+    found = balanced(left[:, kept], values[kept], right[kept])
+    return found[0].contiguous(), found[1].contiguous()
 
 
 def _of_low_rank(encoder: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> nn.Module:
@@ -107,10 +108,5 @@ def _of_low_rank(encoder: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]
         return encoder
     rebuild = Rebuild()
     for path, (left, right) in factors.items():
-        bias = getattr(encoder.get_submodule(path), "bias", None) is not None
-        rebuild.made |= {f"{path}.weight": left, f"{path}.basis": right}
-        if bias:
-            rebuild.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
-        spec = {"linear": [right.shape[1], left.shape[0]], "bias": bias, "rank": right.shape[0]}
-        rebuild.recipe["modules"][path] = spec
+        rebuild.low_rank(encoder, path, left, right)
     return rebuilt(encoder, rebuild)
