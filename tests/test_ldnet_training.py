@@ -13,7 +13,7 @@ from ldnet_toys import LM_CONFIG, sentences, vocabulary, write_text
 
 from secateur.columns import Sentence
 from secateur.errors import InputError
-from secateur.learned.ldnet.arguments import trainer_arguments
+from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.lm_training import Lines, collate, perplexity, train
 from secateur.learned.ldnet.run import Stage, deletion_report, new_tagger, train_stage
@@ -28,7 +28,7 @@ NO_DROPOUT = {"dropout": 0.0, "lm_dropout": 0.0}
 
 def lm_arguments(folder: Path, **options: Any) -> Any:
     given = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 10, **options}
-    return trainer_arguments(folder, "cpu", **given)
+    return ldnet_arguments(folder, "cpu", **given)
 
 
 def built(words: Vocabulary, seed: int = 0) -> LanguageModels:

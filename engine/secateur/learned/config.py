@@ -15,7 +15,7 @@ from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
 from secateur.learned.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.schedule import CubicSchedule
-from secateur.learned.trainer import require_accelerate
+from secateur.learned.trainer import trainer_arguments
 from secateur.learned.training import LEARNING_RATES
 
 
@@ -112,7 +112,6 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
     from transformers import TrainingArguments
     from transformers.integrations import get_available_reporting_integrations
 
-    require_accelerate()
     given = dict(config.training)
     known = {each.name: each for each in fields(TrainingArguments)}
     for name, value in given.items():
@@ -123,17 +122,13 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
             raise InputError(f"training.{name}: expected at least 1, got {given[name]}")
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 32, "learning_rate": LEARNING_RATES["weights"], "lr_scheduler_type": "linear",
-        "save_total_limit": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": device == "cpu",
     }  # fmt: skip
-    try:
-        arguments = TrainingArguments(str(folder), **{**defaults, **given})
-        if arguments.max_steps < 1:
-            if "num_train_epochs" not in given:
-                raise InputError("training: expected max_steps or num_train_epochs, got neither")
-            batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-            arguments.max_steps = math.ceil(arguments.num_train_epochs * sum(sizes.values()) / batch)
-    except (TypeError, ValueError, ImportError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"training: {first_line(error)}") from error
+    arguments = trainer_arguments(folder, device, {**defaults, **given})
+    if arguments.max_steps < 1:
+        if "num_train_epochs" not in given:
+            raise InputError("training: expected max_steps or num_train_epochs, got neither")
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        arguments.max_steps = math.ceil(arguments.num_train_epochs * sum(sizes.values()) / batch)
     if arguments.max_steps < 1:
         raise InputError(f"training.num_train_epochs: expected more than 0, got {arguments.num_train_epochs}")
     if arguments.eval_strategy != "no":

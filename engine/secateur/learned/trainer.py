@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_accelerate_available
 
-from secateur.errors import InputError
+from secateur.errors import InputError, first_line
 
 logger = logging.getLogger("secateur")
 Progress = Callable[[int, int], None]
@@ -22,6 +22,17 @@ def require_accelerate() -> None:
     """Raises InputError without the package that Hugging Face's Trainer runs on."""
     if not is_accelerate_available():
         raise InputError("accelerate: expected this package, which training needs, got none: pip install 'secateur[learned]'")
+
+
+def trainer_arguments(folder: Path, device: str, given: Mapping[str, Any]) -> TrainingArguments:
+    """The given arguments over secateur's defaults: silent, one checkpoint at a time, on the CPU where the device says so.
+    Raises InputError for those that the Trainer refuses, and as `require_accelerate`."""
+    require_accelerate()
+    defaults = {"save_total_limit": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": device == "cpu"}
+    try:
+        return TrainingArguments(str(folder), **{**defaults, **given})
+    except (TypeError, ValueError, ImportError) as error:
+        raise InputError(f"training: {first_line(error)}") from error
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from secateur.columns import numbered_lines
 from secateur.errors import InputError
-from secateur.learned.ldnet.arguments import trainer_arguments
+from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
 from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint
@@ -98,9 +98,9 @@ def run(
     **arguments: Any,
 ) -> tuple[list[dict[str, Any]], float]:
     """Trains in place, with checkpoints in the folder, from which it goes on, and which is removed at the end. arguments: of
-    `trainer_arguments`. Returns the log and the seconds."""
+    `ldnet_arguments`. Returns the log and the seconds."""
     start = time.perf_counter()
-    found = trainer_arguments(folder, device, lr_scheduler_type="linear", **arguments)
+    found = ldnet_arguments(folder, device, lr_scheduler_type="linear", **arguments)
     log = train(models, lines, found, resume=True, progress=progress)
     shutil.rmtree(folder, ignore_errors=True)
     return log, time.perf_counter() - start

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.columns import Sentence
-from secateur.learned.ldnet.arguments import trainer_arguments
+from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, TagScheme, Vocabularies
@@ -66,7 +66,7 @@ def train_stage(
     """Trains in place, with checkpoints in the folder, from which it goes on, and which is removed at the end. Returns the log
     and the seconds."""
     start = time.perf_counter()
-    arguments = trainer_arguments(
+    arguments = ldnet_arguments(
         folder, device, num_train_epochs=stage.epochs, per_device_train_batch_size=stage.batch_size,
         per_device_eval_batch_size=80, learning_rate=stage.learning_rate, seed=stage.seed, eval_strategy="epoch",
         save_strategy="epoch", logging_strategy="epoch",

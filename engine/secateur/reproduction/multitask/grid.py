@@ -17,7 +17,7 @@ from secateur.learned.exporting import export, load, save
 from secateur.learned.multitask import MultitaskPruning, magnitude_scores
 from secateur.learned.run import TaskData, prepare, run, scores_from
 from secateur.learned.schedule import CubicSchedule
-from secateur.learned.trainer import require_accelerate
+from secateur.learned.trainer import trainer_arguments
 
 EIGHT = tuple(
     (method, granularity, scope)
@@ -202,16 +202,13 @@ class Laboratory:
         return math.ceil(settings.epochs * sizes / settings.batch_size)
 
     def _arguments(self, cell: Cell, steps: int) -> Any:
-        from transformers import TrainingArguments
-
-        require_accelerate()
         name = sha256(json.dumps(cell.to_json()).encode()).hexdigest()[:12]
-        return TrainingArguments(
-            str(self.folder / f"checkpoints-{name}"), max_steps=steps, per_device_train_batch_size=self.settings.batch_size,
-            learning_rate=self.settings.rates["weights"], warmup_steps=steps // 10, seed=self.settings.seed,
-            save_steps=max(steps // 4, 1), save_total_limit=1, logging_steps=max(steps // 10, 1), report_to="none",
-            disable_tqdm=True, use_cpu=self.device == "cpu",
-        )  # fmt: skip
+        given = {
+            "max_steps": steps, "per_device_train_batch_size": self.settings.batch_size, "seed": self.settings.seed,
+            "learning_rate": self.settings.rates["weights"], "warmup_steps": steps // 10, "save_steps": max(steps // 4, 1),
+            "logging_steps": max(steps // 10, 1),
+        }  # fmt: skip
+        return trainer_arguments(self.folder / f"checkpoints-{name}", self.device, given)
 
     def _attribution(self, granularity: str) -> Any:
         return scores_from(
