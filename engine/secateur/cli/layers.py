@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -10,8 +9,6 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.table import Table
 
-import secateur
-from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.blocks import LayerUnit
 from secateur.blocks import layers as layers_of
 from secateur.cli import inputs, output
@@ -32,13 +29,11 @@ from secateur.cli.options import (
     Sizes,
     Threads,
 )
-from secateur.cli.pipeline import some_batches
-from secateur.cost import parameters
+from secateur.cli.pipeline import compare, some_batches, write_folder
 from secateur.data import Example
 from secateur.deletion import delete_layers
 from secateur.files import require_absent
 from secateur.layer_scoring import LAYER_CRITERIA, choose_layers, layer_scores
-from secateur.plots import benchmark_plot
 from secateur.tasks import Target, Task
 from secateur.verification import VerificationError, verify_layers
 
@@ -107,31 +102,10 @@ def write_deleted(
     verification = verify_layers(model, deleted, gone, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    metrics = {}
-    if held_out is not None:
-        output.say(f"evaluating on {len(held_out)} examples")
-        metrics = {name: secateur.evaluate(m, task, held_out) for name, m in (("dense", model), ("pruned", deleted))}
-    output.say("timing")
-    report = benchmark(model, deleted, synthetic_batches(model, *shapes))
-    document = {
-        **chosen,
-        "verification": verification.to_json(),
-        "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
-        "parameters": {"dense": parameters(model), "pruned": parameters(deleted)},
-        "benchmark": report.to_json(),
-        "out": str(out),
-    }
-    extra: dict[str, str | bytes] = {
-        inputs.TASK_FILE: inputs.remember(loaded, task),
-        "report.json": json.dumps(document, indent=1) + "\n",
-        "benchmark.png": benchmark_plot(report, "dense against pruned"),
-    }
-    compared = [output.sizes(model, deleted)]
-    secateur.save(deleted.to(loaded.stored), out, tokenizer=loaded.tokenizer, extra=extra)
-    if metrics:
-        compared.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
-    tables: list[Table | str] = [output.comparison(compared), output.timings_table(report)]
-    return document, [*tables, *report.notes, str(verification), f"written to {out}"]
+    compared, tables, report = compare(model, deleted, task, held_out, shapes)
+    document = {**chosen, "verification": verification.to_json(), **compared, "out": str(out)}
+    write_folder(loaded, task, deleted, out, document, report, {})
+    return document, [*tables, str(verification), f"written to {out}"]
 
 
 def scores_table(scores: Mapping[str, float], gone: Collection[str]) -> Table:

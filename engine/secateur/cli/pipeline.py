@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from secateur.cli.picking import without_targets
 from secateur.cost import parameters
 from secateur.data import Example
 from secateur.latency.meeting import MetLatency
-from secateur.planning import Plan
 from secateur.plots import benchmark_plot, widths_plot
 from secateur.recovery import Method, Refit
 from secateur.tasks import Batch, Task
@@ -51,31 +50,20 @@ def prune_folder(
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
     refits = [] if recover is None else _recovered(loaded, task, pruned, rows, recover)
-    metrics = {}
-    if held_out is not None:
-        output.say(f"evaluating on {len(held_out)} examples")
-        metrics = {name: secateur.evaluate(m, task, held_out) for name, m in (("dense", model), ("pruned", pruned))}
-    output.say("timing")
-    report = benchmark(model, pruned, synthetic_batches(model, *shapes))
+    compared, tables, report = compare(model, pruned, task, held_out, shapes)
     document = {
         "plan": plan.budget,
         "candidates": [candidate.to_json() for candidate in candidates],
         "met": None if met is None else met.to_json(),
         "verification": verification.to_json(),
         "recovery": [refit.to_json() for refit in refits],
-        "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
-        "parameters": {"dense": parameters(model), "pruned": parameters(pruned)},
-        "benchmark": report.to_json(),
+        **compared,
         "out": str(out),
     }
-    write_folder(loaded, task, plan, pruned, out, document, report)
-    compared = [output.sizes(model, pruned)]
-    if metrics:
-        compared.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
+    files: dict[str, str | bytes] = {"plan.json": plan.dumps(), "widths.png": widths_plot(plan, "what each layer keeps")}
+    write_folder(loaded, task, pruned, out, document, report, files)
     shown: list[Table | str] = [
-        output.comparison(compared),
-        output.timings_table(report),
-        *report.notes,
+        *tables,
         *_choice(candidates),
         *_delivered(met),
         *_improvement(refits),
@@ -85,16 +73,46 @@ def prune_folder(
     return document, shown
 
 
+def compare(
+    model: nn.Module,
+    pruned: nn.Module,
+    task: Task,
+    held_out: Sequence[Example] | None,
+    shapes: tuple[Sequence[int], Sequence[int]],
+) -> tuple[dict[str, Any], list[Table | str], Report]:
+    """Evaluates both models on what is held out, and times them: what the report says of it, what to show, and the timings."""
+    metrics = {}
+    if held_out is not None:
+        output.say(f"evaluating on {len(held_out)} examples")
+        metrics = {name: secateur.evaluate(m, task, held_out) for name, m in (("dense", model), ("pruned", pruned))}
+    output.say("timing")
+    report = benchmark(model, pruned, synthetic_batches(model, *shapes))
+    document = {
+        "evaluation": {name: metric.to_json() for name, metric in metrics.items()},
+        "parameters": {"dense": parameters(model), "pruned": parameters(pruned)},
+        "benchmark": report.to_json(),
+    }
+    rows = [output.sizes(model, pruned)]
+    if metrics:
+        rows.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
+    return document, [output.comparison(rows), output.timings_table(report), *report.notes], report
+
+
 def write_folder(
-    loaded: inputs.Loaded, task: Task, plan: Plan, pruned: nn.Module, out: Path, document: dict[str, Any], report: Report
+    loaded: inputs.Loaded,
+    task: Task,
+    pruned: nn.Module,
+    out: Path,
+    document: Mapping[str, Any],
+    report: Report,
+    files: Mapping[str, str | bytes],
 ) -> None:
-    """The model folder with its plan, report and plots."""
+    """The model folder, in the dtype that the model was stored in, its report, the plot of the timings and further files."""
     extra: dict[str, str | bytes] = {
         inputs.TASK_FILE: inputs.remember(loaded, task),
-        "plan.json": plan.dumps(),
         "report.json": json.dumps(document, indent=1) + "\n",
         "benchmark.png": benchmark_plot(report, "dense against pruned"),
-        "widths.png": widths_plot(plan, "what each layer keeps"),
+        **files,
     }
     secateur.save(pruned.to(loaded.stored), out, tokenizer=loaded.tokenizer, extra=extra)
 
