@@ -130,6 +130,8 @@ BAD = [
     ("--tasks movies", "tasks: expected some of domain, language, movie, qtype, sentiment, got 'movies'"),
     ("--tasks movie", "tasks: expected at least two, got 'movie'"),
     ("--experiments speed", "experiments: expected some of settings, mixture, low-resource, initial-scores, got 'speed'"),
+    ("--densities .1,many", "densities: expected numbers between commas, got '.1,many'"),
+    ("--densities 0,.1", "densities: expected shares in (0, 1], got '0,.1'"),
     ("--preset original", "preset: expected builtin, paper or paper-nine, got 'original'"),
     ("--preset paper --data-root nowhere", "data-root: no such file: 'nowhere/mnli/train'"),
     ("--model ./bert", "model: './bert' cannot be loaded as an encoder"),
@@ -152,8 +154,8 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     encoder: Any = encoder_of(CASES["bert-sequence"].model())
     encoder.save_pretrained(tmp_path / "bert")
     pair_tokenizer().save_pretrained(tmp_path / "bert")
-    options = "--preset paper --data-root sets --model bert --steps 1 --experiments low-resource,initial-scores --json"
-    result = run(f"reproduce multitask --out d {options}")
+    options = "--preset paper --data-root sets --model bert --steps 1"
+    result = run(f"reproduce multitask --out d {options} --experiments low-resource,initial-scores --json")
     assert result.code == 0, result.errors
     with open(tmp_path / "d" / "cells.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -161,3 +163,7 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     reached = {(row["granularity"], row["density"]): float(row["reached"]) for row in rows}
     assert reached["element", "0.3"] == pytest.approx(0.3, abs=1e-4)
     assert 0 < reached["rank", "0.226"] <= 0.226
+    result = run(f"reproduce multitask --out e {options} --experiments low-resource --densities .5 --learning-rate 1e-4 --json")
+    settings = json.loads((tmp_path / "e" / "settings.json").read_text())
+    assert settings["densities"] == {"element": [0.5], "rank": [0.5]}
+    assert settings["rates"]["weights"] == 1e-4

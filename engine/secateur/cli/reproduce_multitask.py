@@ -27,6 +27,12 @@ Preset = Annotated[
 Tasks = Annotated[str | None, typer.Option(help="Some of the preset's tasks, between commas; builtin: any closed task.")]
 Experiments = Annotated[str | None, typer.Option(help=f"Some of {', '.join(EXPERIMENTS)}, between commas.")]
 Steps = Annotated[int | None, typer.Option(help="Of training for each task; paper: 8 epochs.", min=1)]
+Densities = Annotated[
+    str | None, typer.Option(help="Of elements and of ranks, between commas; by default the paper's, lower ones for 'builtin'.")
+]
+Rate = Annotated[
+    float | None, typer.Option("--learning-rate", help="Of the weights; 0.001 for 'builtin', else the paper's 3e-5.")
+]
 Root = Annotated[Path | None, typer.Option("--data-root", help="With a paper's preset: ROOT/NAME/SPLIT.parquet, not the Hub.")]
 
 
@@ -37,6 +43,8 @@ def multitask(
     tasks: Tasks = None,
     experiments: Experiments = None,
     steps: Steps = None,
+    densities: Densities = None,
+    learning_rate: Rate = None,
     examples: Annotated[int | None, typer.Option(help="Training examples of a task, at most.", min=2)] = None,
     tested: Annotated[int | None, typer.Option(help="Examples of a task to test on, at most.", min=2)] = None,
     seed: Annotated[int, typer.Option(help="Of heads, sampling and dropout.")] = 0,
@@ -56,7 +64,9 @@ def multitask(
     if len(names) < 2:
         raise InputError(f"tasks: expected at least two, got {names[0]!r}")
     chosen = inputs.among("experiments", experiments, EXPERIMENTS)
-    settings = _settings(preset, model, names, chosen, steps, examples, tested, seed)
+    settings = _settings(
+        preset, model, names, chosen, _densities(densities), learning_rate, steps, examples=examples, tested=tested, seed=seed
+    )
     place = inputs.device_named(device)
     data = {name: _data(preset, name, settings, data_root) for name in names}
     encoder, tokenizer = load_encoder(settings.model)
@@ -83,31 +93,58 @@ def _tasks(preset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found, found
 
 
+def _densities(given: str | None) -> dict[str, tuple[float, ...]] | None:
+    if given is None:
+        return None
+    try:
+        found = tuple(sorted({float(number) for number in given.split(",")}))
+    except ValueError:
+        raise InputError(f"densities: expected numbers between commas, got {given!r}") from None
+    if not all(0 < density <= 1 for density in found):
+        raise InputError(f"densities: expected shares in (0, 1], got {given!r}")
+    return {"element": found, "rank": found}
+
+
 def _settings(
     preset: str,
     model: str | None,
     tasks: tuple[str, ...],
     experiments: tuple[str, ...],
+    densities: dict[str, tuple[float, ...]] | None,
+    learning_rate: float | None,
     steps: int | None,
-    examples: int | None,
-    tested: int | None,
-    seed: int,
+    **own: Any,
 ) -> Any:
-    """The paper's, or for the built-in encoder, a fiftieth of BERT-base, smaller densities and fewer steps at higher rates."""
+    """The paper's, but short training on the built-in data, whose texts are short; for the built-in encoder, a fiftieth of
+    BERT-base, also smaller densities and higher rates."""
     from secateur.reproduction.multitask.grid import Settings
 
-    own: dict[str, Any] = {"tasks": tasks, "experiments": experiments, "examples": examples, "tested": tested, "seed": seed}
+    model = model or ("builtin" if preset == "builtin" else "google-bert/bert-base-uncased")
+    rates = {"weights": 3e-5, "scores": 1e-2, "sigma": 5e-3}
+    wanted: dict[str, tuple[float, ...]] = {"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)}
+    own |= {"max_length": 384, "few": 1000}
     if preset == "builtin":
-        densities: dict[str, tuple[float, ...]] = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
-        own |= {"steps": steps or 100, "batch_size": 16, "max_length": 48, "low_density": 0.05}
-        own |= {"rates": {"weights": 1e-3, "scores": 1e-2, "sigma": 5e-3}}
-    else:
-        densities = {"element": (0.1, 0.3, 0.5, 0.7), "rank": (0.076, 0.226, 0.376)}
-        own |= {"steps": steps, "max_length": 384, "few": 1000}
+        steps = steps or 100
+        own |= {"batch_size": 16, "max_length": 48, "few": 100}
+    if model == "builtin":
+        wanted = {"element": (0.02, 0.05, 0.15), "rank": (0.05, 0.1, 0.2)}
+        rates["weights"] = 1e-3
+        own["low_density"] = 0.05
+    if learning_rate is not None:
+        rates["weights"] = learning_rate
+    wanted = densities or wanted
     # Of each budget an equal share for each task, and twice that of the largest, for ensembles that share it unequally.
-    single = {kind: (*(d / len(tasks) for d in found), 2 * found[-1] / len(tasks)) for kind, found in densities.items()}
-    default = "builtin" if preset == "builtin" else "google-bert/bert-base-uncased"
-    return Settings(model=model or default, densities=densities, single_densities=single, **own)
+    single = {kind: (*(d / len(tasks) for d in found), min(1.0, 2 * found[-1] / len(tasks))) for kind, found in wanted.items()}
+    return Settings(
+        model=model,
+        tasks=tasks,
+        experiments=experiments,
+        densities=wanted,
+        single_densities=single,
+        steps=steps,
+        rates=rates,
+        **own,
+    )
 
 
 def _data(preset: str, name: str, settings: Any, root: Path | None) -> Any:
