@@ -52,16 +52,22 @@ def test_accuracy_equals_brute_force(name: str, max_tokens: int) -> None:
     assert 0 < found.low < found.value < found.high < 1
 
 
-@pytest.mark.parametrize("name", ["t5-gated", "t5-relu"])
-def test_label_scores_equal_brute_force(name: str) -> None:
+# One within another, and two that begin alike.
+NESTED = ["yes", "yes yes", "no way", "no way so", "maybe so then"]
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("max_tokens", [1, 50, 8192])
+def test_label_scores_equal_brute_force(name: str, max_tokens: int) -> None:
+    """Each label of each example alone, against all labels in one tree."""
     case, model = CASES[name], CASES[name].model(torch.float64)
-    task: Any = case.task
+    task = type(case.task)(case.task.tokenizer, labels=NESTED)
+    inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=3)]
     with torch.inference_mode():
-        for batch in case.batches(model):
-            scores = task.label_scores(model, batch)
-            for row, of_row in zip(batch.rows, scores, strict=True):
-                expected = [log_probability(case, model, case.examples[row], label) for label in LABELS]
-                torch.testing.assert_close(of_row, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+        scores = task.ranked(model, inputs, max_tokens)
+    expected = [[log_probability(case, model, example, label) for label in NESTED] for example in inputs]
+    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def greedy(model: Any, ids: list[int], steps: int, end: int) -> list[int]:
@@ -248,7 +254,7 @@ def test_long_inputs_are_cut_with_one_warning(name: str, caplog: pytest.LogCaptu
     too_long = sum(len(item.input_ids) > 5 for item in whole)
     assert 0 < too_long < len(whole)
     assert [record.message for record in caplog.records] == [
-        f"{too_long} of {len(whole)} inputs are longer than max_length=5 and were cut"
+        f"{too_long} of {len(whole)} inputs are longer than 5 pieces and were cut"
     ]
     for item, full in zip(items, whole, strict=True):
         # The end mark stays.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.modeling import ScatterLinear
 from secateur.rebuild import Rebuild
@@ -34,6 +35,8 @@ class Family:
     cut_position_bias: called with the model, the kept heads by branch name and the `Rebuild` under way, where an
     attention's position bias has an entry for each head.
     contribution: where a branch's contribution is not its out-projection's output (a norm may follow).
+    place_in_decoder: of encoder-decoders: registers hooks under which the decoder takes the tokens of a pass to stand at the
+    given positions (int64 [tokens]) instead of one after the other, and returns their handles.
     keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack; None where
     a block without its branches still does something, as the norms of post-norm blocks do.
     """
@@ -45,6 +48,7 @@ class Family:
     attention_fields: Callable[[int, int, int], dict[str, Any]]
     cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Rebuild], None] | None = None
     contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
+    place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], None] | None = None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, layer_lists, linear_width, number
 from secateur.rebuild import Rebuild
@@ -64,6 +66,27 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
         rebuild.recipe["own_position_bias"] += [a.path for a in cross]
 
 
+def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:
+    """Each bias table gives the rows of the buckets between these positions, whatever buckets it is asked for."""
+    handles = []
+    for branch in _branches(model):
+        attention: Any = model.get_submodule(branch.path) if isinstance(branch, Attention) else None
+        if branch.stack == "decoder" and hasattr(attention, "relative_attention_bias"):
+            table = attention.relative_attention_bias
+            buckets = attention._relative_position_bucket(
+                positions[None, :] - positions[:, None],
+                bidirectional=False,
+                num_buckets=attention.relative_attention_num_buckets,
+                max_distance=attention.relative_attention_max_distance,
+            )
+            handles.append(table.register_forward_hook(partial(_instead, buckets.to(table.weight.device))))
+    return handles
+
+
+def _instead(buckets: Tensor, table: nn.Embedding, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+    return nn.functional.embedding(buckets, table.weight)
+
+
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> None:
     if "decoder" in kept:
         config.num_decoder_layers = len(kept["decoder"])
@@ -84,4 +107,5 @@ T5 = Family(
     attention_fields=lambda heads, groups, head_dim: {"num_heads": heads, "d_kv": head_dim},
     cut_position_bias=_cut_position_bias,
     keep_blocks=_keep_blocks,
+    place_in_decoder=_place_in_decoder,
 )

@@ -6,6 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -103,12 +104,47 @@ class Task(ABC):
     def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
         """How likely each candidate label is for each example's input [examples, labels]: logarithms, each example's up to a
         constant. Raises InputError where inputs have no one label, or the task has no labels."""
-        raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
+        with self.scoring(model):
+            batches = list(self._input_batches(examples, model_device(model), max_tokens))
+            return in_order(
+                [self.label_scores(model, batch) for batch in batches], [r for batch in batches for r in batch.rows]
+            )
+
+    @contextmanager
+    def scoring(self, model: nn.Module) -> Iterator[None]:
+        """Within it, `label_scores` may be called, also from several threads. Raises InputError as `ranked`."""
+        self.label_names(model)
+        yield
+
+    def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """`ranked` for a batch of inputs, in its order. Tasks that have a label for each input define it."""
+        raise NotImplementedError
+
+    def label_names(self, model: nn.Module) -> list[str]:
+        """The candidate labels in the order of `ranked`. Raises InputError as `ranked`."""
+        return self._closed_labels()
+
+    def encode(self, inputs: list[str]) -> list[list[int]]:
+        """The ids of inputs, however long."""
+        return self._tokenize(inputs)
+
+    @property
+    def room(self) -> int | None:
+        """How many ids of an input the model takes; None: any number."""
+        return self.max_length
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """At most `room` of an input's ids, the last among them: the end-of-sequence mark of most tokenizers."""
+        return ids if self.room is None or len(ids) <= self.room else [*ids[: self.room - 1], ids[-1]]
+
+    def collate_inputs(self, items: Sequence[Item], device: torch.device) -> Batch:
+        """Pads items that have no target into one batch, for `label_scores`."""
+        return Batch(self._inputs(items, device), torch.empty(len(items), 0), [item.row for item in items])
 
     def probabilities(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[dict[str, float]]:
         """For each example's input the candidate labels, with how likely each is among them. Raises InputError as `ranked`."""
         scores = self.ranked(model, examples, max_tokens).double().softmax(1).tolist()
-        names = self._label_names(model)
+        names = self.label_names(model)
         return [dict(zip(names, of_example, strict=True)) for of_example in scores]
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
@@ -131,9 +167,6 @@ class Task(ABC):
         ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device)
         return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device)}
 
-    def _label_names(self, model: nn.Module) -> list[str]:
-        return self._closed_labels()
-
     def _closed_labels(self) -> list[str]:
         if self.labels is None:
             raise InputError("labels: expected the candidate labels of a closed task, got None (open targets)")
@@ -143,15 +176,19 @@ class Task(ABC):
         encoded: list[list[int]] = self.tokenizer(texts, truncation=False, **options)["input_ids"]
         return encoded
 
-    def _truncate(self, encoded: list[list[int]]) -> list[list[int]]:
-        """Cuts what is longer than max_length, keeping the last id (the end-of-sequence mark of most tokenizers)."""
-        limit = self.max_length
-        if limit is None:
-            return encoded
-        too_long = sum(len(ids) > limit for ids in encoded)
+    def _encode_cut(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The examples' inputs, encoded and cut to what the model takes."""
+        encoded = self.encode(texts(examples, "input"))
+        too_long = 0 if self.room is None else sum(len(ids) > self.room for ids in encoded)
         if too_long:
-            logger.warning("%d of %d inputs are longer than max_length=%d and were cut", too_long, len(encoded), limit)
-        return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in encoded]
+            logger.warning("%d of %d inputs are longer than %d pieces and were cut", too_long, len(encoded), self.room)
+        return [self.cut(ids) for ids in encoded]
+
+    def _input_batches(self, examples: Sequence[Example], device: torch.device, max_tokens: int) -> Iterator[Batch]:
+        """Batches of the inputs alone."""
+        items = [Item(row, ids, []) for row, ids in enumerate(self._encode_cut(examples))]
+        for bucket in buckets(items, max_tokens):
+            yield self.collate_inputs(bucket, device)
 
     def _targets(self, examples: Sequence[Example]) -> list[str]:
         """The targets, which must be text, and among the labels of a closed task."""

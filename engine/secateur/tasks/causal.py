@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from secateur.data import Example
 from secateur.errors import InputError
@@ -20,11 +22,11 @@ from secateur.tasks.base import (
     Target,
     Task,
     bootstrap,
-    buckets,
     model_device,
     proportion,
     texts,
 )
+from secateur.tasks.label_tree import LabelTree
 
 
 class CausalLM(Task):
@@ -37,7 +39,7 @@ class CausalLM(Task):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
-        inputs = self._tokenize(texts(examples, "input"))
+        inputs = self.encode(texts(examples, "input"))
         if all_labels:
             candidates = self._label_ids()
             return [self._item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
@@ -47,8 +49,6 @@ class CausalLM(Task):
     def _item(self, row: int, prompt: list[int], target: list[int]) -> Item:
         if not target:
             raise InputError(f"examples, row {row + 1}: expected a target of at least one piece, got none")
-        # A prompt must have a token: without one the target's first piece has nothing to be predicted from.
-        prompt = prompt or [self._start()]
         if self.max_length is not None:
             room = self.max_length - len(target)
             if room < 1:
@@ -92,27 +92,79 @@ class CausalLM(Task):
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
 
-    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
-        # items() orders by example, then label: number them so, to put the scores back.
-        items = [Item(k, i.input_ids, i.target) for k, i in enumerate(self.items(model, examples, all_labels=True))]
-        scores = torch.empty(len(items))
-        for batch in self.batches(items, model_device(model), max_tokens):
-            scores[batch.rows] = self.target(model, batch, "log_probability").float().cpu()
-        return scores.view(len(examples), -1)
+    def encode(self, inputs: list[str]) -> list[list[int]]:
+        # A prompt must have a token: without one nothing predicts the target's first piece.
+        return [ids or [self._start()] for ids in self._tokenize(inputs)]
+
+    @property
+    def room(self) -> int | None:
+        if self.max_length is None or self.labels is None:
+            return self.max_length
+        longest = max(map(len, self._label_ids()))
+        if longest >= self.max_length:
+            raise InputError(f"labels: expected labels under {self.max_length} pieces, got one of {longest}")
+        return self.max_length - longest
+
+    def cut(self, ids: list[int]) -> list[int]:
+        """The prompt's end, which the labels follow."""
+        return ids if self.room is None else ids[-self.room :]
+
+    def collate_inputs(self, items: Sequence[Item], device: torch.device) -> Batch:
+        """Padded on the left: what follows the prompts begins in one column."""
+        turned = super().collate_inputs([replace(item, input_ids=item.input_ids[::-1]) for item in items], device)
+        return replace(turned, inputs={name: ids.flip(1) for name, ids in turned.inputs.items()})
+
+    def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """log P(label | prompt) [B, labels]: the prompts run once, then the tree of all labels on their cached states."""
+        tree, mask = self._tree, batch.inputs["attention_mask"]
+        cache = DynamicCache() if len(tree) > 1 else None
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        output: Any = model(
+            **batch.inputs, position_ids=places, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
+        )
+        logits: Tensor = output.logits
+        if cache is not None:
+            nodes = self._after(model, mask, places[:, -1:], cache, logits.dtype)
+            logits = torch.cat([logits, nodes], 1)
+        return tree.log_probabilities(logits)
+
+    def _after(self, model: nn.Module, mask: Tensor, last: Tensor, cache: DynamicCache, dtype: torch.dtype) -> Tensor:
+        """The logits [B, nodes - 1, vocabulary] of the tree's nodes but for the root, on the cached states of prompts whose
+        last positions are `last` [B, 1]."""
+        tree, rows = self._tree, len(mask)
+        places = last + tree.depths[1:].to(mask.device)
+        among = tree.sees[1:, 1:].to(mask.device)
+        sees = torch.cat([mask.bool()[:, None].expand(-1, len(among), -1), among.expand(rows, -1, -1)], 2)
+        masks, config = {"full_attention": sees}, cast(Any, model.config)
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+            seen_at = torch.cat([mask.cumsum(1) - 1, places], 1)
+            masks["sliding_attention"] = sees & (places[:, :, None] - seen_at[:, None, :] < config.sliding_window)
+        added = {
+            kind: torch.zeros_like(each, dtype=dtype).masked_fill(~each, torch.finfo(dtype).min)[:, None]
+            for kind, each in masks.items()
+        }
+        output: Any = model(
+            input_ids=tree.pieces(0)[1:].to(mask.device).expand(rows, -1),
+            attention_mask=added if len(added) > 1 else added["full_attention"],
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits: Tensor = output.logits
+        return logits
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
-        prompts = [ids or [self._start()] for ids in self._tokenize(texts(examples, "input"))]
-        items = [Item(row, ids if self.max_length is None else ids[-self.max_length :], []) for row, ids in enumerate(prompts)]
-        answers = [""] * len(items)
-        for bucket in buckets(items, max_tokens):
-            # Padded on the left: what is generated follows the prompt's last piece.
-            turned = [replace(item, input_ids=item.input_ids[::-1]) for item in bucket]
-            inputs = {name: ids.flip(1) for name, ids in self._inputs(turned, model_device(model)).items()}
-            ids = model.generate(**inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
-            outputs = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for item, answer in zip(bucket, outputs, strict=True):
-                answers[item.row] = answer
+        answers = [""] * len(examples)
+        for batch in self._input_batches(examples, model_device(model), max_tokens):
+            ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+            outputs = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            for row, answer in zip(batch.rows, outputs, strict=True):
+                answers[row] = answer
         return answers
+
+    @cached_property
+    def _tree(self) -> LabelTree:
+        return LabelTree(self._label_ids())
 
     def _label_ids(self) -> list[list[int]]:
         return self._tokenize(self._closed_labels(), add_special_tokens=False)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError
-from secateur.tasks.base import Batch, Evaluation, Item, Task, in_order, model_device, proportion, texts
+from secateur.tasks.base import Batch, Evaluation, Item, Task, model_device, proportion
 
 
 class SequenceClassification(Task):
@@ -23,7 +23,7 @@ class SequenceClassification(Task):
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         names = class_names(model, self.labels)
-        inputs = self._truncate(self._tokenize(texts(examples, "input")))
+        inputs = self._encode_cut(examples)
         if all_labels:
             return [Item(row, ids, [label]) for row, ids in enumerate(inputs) for label in range(len(names))]
         targets = [class_number(names, e["target"], f"examples, row {n}") for n, e in enumerate(examples, start=1)]
@@ -47,14 +47,10 @@ class SequenceClassification(Task):
             right += int((self.logits(model, batch).argmax(-1) == batch.labels).sum())
         return proportion("accuracy", right, len(examples))
 
-    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
-        inputs = self._truncate(self._tokenize(texts(examples, "input")))
-        items = [Item(row, ids, []) for row, ids in enumerate(inputs)]
-        batches = list(self.batches(items, model_device(model), max_tokens))
-        scores = [self.logits(model, batch).squeeze(1) for batch in batches]
-        return in_order(scores, [row for batch in batches for row in batch.rows])
+    def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self.logits(model, batch).squeeze(1)
 
-    def _label_names(self, model: nn.Module) -> list[str]:
+    def label_names(self, model: nn.Module) -> list[str]:
         return class_names(model, self.labels)
 
 

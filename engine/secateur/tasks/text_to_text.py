@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur.data import Example
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, in_order, model_device, pad, proportion, texts
+from secateur.errors import InputError
+from secateur.families import family_of
+from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, model_device, pad, proportion
+from secateur.tasks.label_tree import LabelTree
 
 
 class TextToText(Task):
@@ -22,9 +27,9 @@ class TextToText(Task):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
-        inputs = self._truncate(self._tokenize(texts(examples, "input")))
+        inputs = self._encode_cut(examples)
         if all_labels:
-            candidates = self._label_ids()
+            candidates = self._tokenize_targets(self._closed_labels())
             return [Item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
         encoded = self._tokenize_targets(self._targets(examples))
         return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
@@ -50,42 +55,45 @@ class TextToText(Task):
         right = sum(answer == target for answer, target in zip(answers, wanted, strict=True))
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
 
-    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
-        batches = self._input_batches(model, examples, max_tokens)
-        scores = [self.label_scores(model, batch) for batch in batches]
-        return in_order(scores, [row for batch in batches for row in batch.rows])
-
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
         answers = [""] * len(examples)
-        for batch in self._input_batches(model, examples, max_tokens):
+        for batch in self._input_batches(examples, model_device(model), max_tokens):
             ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
             for row, answer in zip(batch.rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 answers[row] = answer
         return answers
 
-    def _input_batches(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[Batch]:
-        """Batches of inputs alone."""
-        inputs = self._truncate(self._tokenize(texts(examples, "input")))
-        items = [Item(row, ids, []) for row, ids in enumerate(inputs)]
-        return list(self.batches(items, model_device(model), max_tokens))
+    @contextmanager
+    def scoring(self, model: nn.Module) -> Iterator[None]:
+        place_in_decoder = family_of(model).place_in_decoder
+        if place_in_decoder is None:
+            raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")
+        handles = place_in_decoder(model, self._tree.depths)
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """log P(label | input) [B, labels]: the encoder runs once, the decoder once for each label."""
-        candidates = pad(self._label_ids(), IGNORED, batch.labels.device)
+        """log P(label | input) [B, labels]: the encoder runs once, the decoder once over the tree of all labels."""
+        tree, device = self._tree, batch.inputs["input_ids"].device
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
-        rows, count = states.shape[0], len(candidates)
-        expanded = Batch(
-            {
-                "encoder_outputs": (states.repeat_interleave(count, 0),),  # type: ignore[dict-item]
-                "attention_mask": batch.inputs["attention_mask"].repeat_interleave(count, 0),
-            },
-            candidates.repeat(rows, 1),
-            [],
+        rows = len(states)
+        hidden = torch.zeros(len(tree), len(tree), dtype=states.dtype).masked_fill(~tree.sees, torch.finfo(states.dtype).min)
+        start: int = model.config.decoder_start_token_id  # type: ignore[union-attr, assignment]
+        output: Any = model(
+            encoder_outputs=(states,),
+            attention_mask=batch.inputs["attention_mask"],
+            decoder_input_ids=tree.pieces(start).to(device).expand(rows, -1),
+            decoder_attention_mask=hidden.to(device).expand(rows, 1, -1, -1),
+            use_cache=False,
         )
-        return self.target(model, expanded, "log_probability").view(rows, count)
+        return tree.log_probabilities(output.logits)
 
-    def _label_ids(self) -> list[list[int]]:
-        return self._tokenize_targets(self._closed_labels())
+    @cached_property
+    def _tree(self) -> LabelTree:
+        return LabelTree(self._tokenize_targets(self._closed_labels()))
 
     def _tokenize_targets(self, targets: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(text_target=targets)["input_ids"]

@@ -56,6 +56,9 @@ class TokenClassification(Task):
         logits: Tensor = output.logits
         return logits
 
+    def label_names(self, model: nn.Module) -> list[str]:
+        raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
+
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         names = class_names(model, self.labels)
         truth: dict[int, list[str]] = {}

@@ -1,0 +1,55 @@
+"""Candidate labels as a tree of their pieces, so that what labels begin with alike is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class LabelTree:
+    """The prefixes of the labels' pieces that are followed by one more piece; the empty one is the root, node 0.
+
+    All nodes can stand side by side in one sequence: each sees its ancestors and itself (`sees`), at the position that its
+    depth gives it. Parents come before children.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[int]]) -> None:
+        numbers: dict[tuple[int, ...], int] = {(): 0}
+        edges: list[tuple[int, int, int]] = []
+        for number, label in enumerate(labels):
+            for length, piece in enumerate(label):
+                node = numbers.setdefault(tuple(label[:length]), len(numbers))
+                edges.append((number, node, piece))
+        self.labels = len(labels)
+        self.prefixes = list(numbers)
+        self._edges = torch.tensor(edges, dtype=torch.int64).T
+        self._parents = [numbers[prefix[:-1]] if prefix else 0 for prefix in self.prefixes]
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def pieces(self, root: int) -> Tensor:
+        """The piece [nodes] that leads to each node, int64; `root` leads to the first."""
+        return torch.tensor([prefix[-1] if prefix else root for prefix in self.prefixes])
+
+    @property
+    def depths(self) -> Tensor:
+        """The number of pieces of each prefix [nodes], int64."""
+        return torch.tensor([len(prefix) for prefix in self.prefixes])
+
+    @property
+    def sees(self) -> Tensor:
+        """Which nodes are ancestors of a node, or the node itself [nodes, nodes], bool; a row for each node."""
+        found = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self._parents):
+            found[node] |= found[parent]
+        return found
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """log P(label) [B, labels], the sum over its pieces, from the logits [B, nodes, vocabulary] after each node."""
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        number, node, piece = self._edges.to(logits.device)
+        steps = logits[:, node, piece] - logits.logsumexp(-1)[:, node]
+        return steps.new_zeros(len(logits), self.labels).index_add_(1, number, steps)
