@@ -52,6 +52,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.picking import between_rounds, tried, within_budget
 from secateur.cli.pipeline import prune_folder
+from secateur.cli.score import score
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
@@ -72,6 +73,7 @@ app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(ldnet.app, name="ldnet")
 app.command()(layers)
 app.command()(multitask)
+app.command()(score)
 
 
 def _print_version(wanted: bool) -> None:

@@ -173,7 +173,7 @@ class Task(ABC):
         return self.labels
 
     def _tokenize(self, texts: list[str], **options: Any) -> list[list[int]]:
-        encoded: list[list[int]] = self.tokenizer(texts, truncation=False, **options)["input_ids"]
+        encoded: list[list[int]] = self.tokenizer(texts, truncation=False, verbose=False, **options)["input_ids"]
         return encoded
 
     def _encode_cut(self, examples: Sequence[Example]) -> list[list[int]]:

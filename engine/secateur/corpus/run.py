@@ -1,0 +1,194 @@
+"""A whole corpus into a folder: what is finished stays, what is not is done, and the counts add up."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.corpus.output import Counts, Folder
+from secateur.corpus.pipeline import Model
+from secateur.corpus.shards import Finished, Progress, Reading, score_shards
+from secateur.corpus.sources import ShardError, Source
+from secateur.corpus.tuning import FEWEST, Say, tuned, untuned
+from secateur.corpus.windows import windows
+from secateur.errors import InputError
+from secateur.tasks import Item
+
+SETTINGS, SUMMARY = "settings.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """counts: of all shards that are finished, those of earlier runs too. failed: why others are not. here, seconds, busy: this
+    run's counts, how long it took, and the share of that which its workers spent in the model."""
+
+    counts: Counts
+    here: Counts
+    shards: int
+    failed: list[str]
+    seconds: float
+    busy: float
+    settings: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        rate = {name: getattr(self.here, name) / max(self.seconds, 1e-9) for name in ("rows", "tokens")}
+        return {
+            **asdict(self.counts),
+            "padding": 1 - self.counts.tokens / self.counts.padded if self.counts.padded else 0.0,
+            "shards": self.shards,
+            "failed": self.failed,
+            "seconds": round(self.seconds, 3),
+            "documents_per_second": round(rate["rows"], 2),
+            "tokens_per_second": round(rate["tokens"], 1),
+            "busy": round(self.busy, 4),
+            "settings": self.settings,
+        }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the model shall be run: None is for what is measured at the start."""
+
+    max_tokens: int | None = None
+    threads: int | None = None
+    any_dtype: bool = False
+
+
+class Job:
+    """A corpus on its way into a folder.
+
+    settings: what the scores depend on; a folder that was begun with others is refused. Raises InputError: that; a folder
+    that exists, unless `resume`; one in which another process is at work; a first shard that cannot be read.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], folder: Folder, reading: Reading, settings: Mapping[str, Any], *, resume: bool
+    ) -> None:
+        self.sources, self.folder, self.reading = sources, folder, reading
+        self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
+        self._began = folder.read(SETTINGS)
+        if self._began is None and any(not name.startswith(".") for name in folder.names()):
+            raise InputError(f"out: expected a new folder, or one that this command began, got {folder.place!r}")
+        if self._began is not None:
+            if not resume:
+                raise InputError(f"out: {folder.place!r} was begun already; --resume goes on with it")
+            _require_same(folder.place, json.loads(self._began)["settings"], self.settings)
+        self.finished = {} if self._began is None else folder.finished()
+
+    @property
+    def left(self) -> list[Source]:
+        """The sources that are not finished, or have another size than when they were."""
+        return [source for source in self.sources if self.finished.get(source.name, {}).get("size") != source.size]
+
+    def ready(self, model: Model, wanted: Wanted, say: Say) -> Model:
+        """The model as it is to be run: as this folder's first run found out, or measured now."""
+        if self._began is not None:
+            found = json.loads(self._began)["tuned"]
+            dtype = found.pop("dtype")
+            say(f"as begun: {', '.join(f'{name} {value}' for name, value in found.items())}, {dtype}")
+            return replace(model, model=_in_dtype(model.model, dtype), **found)
+        options = {"max_tokens": wanted.max_tokens, "threads": wanted.threads}
+        items = self._sample(untuned(model, **options)) if None in options.values() or wanted.any_dtype else []
+        if len(items) < FEWEST:
+            return untuned(model, **options)
+        return tuned(model, items, any_dtype=wanted.any_dtype, say=say, **options)
+
+    def begin(self, model: Model) -> None:
+        """Writes down what the run is about, and clears away what killed ones left."""
+        found = {"max_tokens": model.max_tokens, "workers": model.workers, "threads": model.threads}
+        self.tuned = {**found, "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch.")}
+        if self._began is None:
+            self.folder.write(SETTINGS, json.dumps({"settings": self.settings, "tuned": self.tuned}, indent=1) + "\n")
+        self.folder.sweep()
+
+    def run(self, model: Model, finished: Iterator[Finished]) -> Iterator[Finished]:
+        """Passes the finished shards on, and writes the summary once there are no more."""
+        began, busy, here, failed = time.perf_counter(), model.busy, Counts(), []
+        for each in finished:
+            here += each.counts
+            if each.error is None:
+                self.finished[each.source.name] = asdict(each.counts)
+            else:
+                failed.append(each.error)
+            yield each
+        seconds = time.perf_counter() - began
+        counts = sum((Counts.from_json(about) for about in self.finished.values()), Counts())
+        share = (model.busy - busy) / (seconds * model.workers) if seconds else 0.0
+        self.summary = Summary(counts, here, len(self.finished), failed, seconds, share, {**self.settings, **self.tuned})
+        self.folder.write(SUMMARY, json.dumps(self.summary.to_json(), indent=1) + "\n")
+
+    def score(self, model: Model, progress: Progress | None = None) -> Iterator[Finished]:
+        """Scores what is left, in this process."""
+        return self.run(model, score_shards(model, self.left, self.folder, self._rest, about, progress))
+
+    @property
+    def _rest(self) -> Reading:
+        """A limit is for the whole corpus."""
+        if self.reading.limit is None:
+            return self.reading
+        return replace(self.reading, limit=self.reading.limit - sum(each["rows"] for each in self.finished.values()))
+
+    def _sample(self, model: Model) -> list[Item]:
+        """Some of the corpus's items."""
+        labels = len(model.task.label_names(model.model))
+        found: list[Item] = []
+        for source in self.sources:
+            chunks = source.read(self.reading.column, self.reading.identity)
+            try:
+                for window in windows(chunks, model.task, labels, max_tokens=model.max_tokens, on_long="cut"):
+                    found += window.items
+                    if len(found) >= 4 * FEWEST:
+                        return found
+            except ShardError as error:
+                if source is self.sources[0]:
+                    raise InputError(f"data: {error}") from error
+        return found
+
+
+@contextlib.contextmanager
+def alone_in(folder: Folder) -> Iterator[None]:
+    """Keeps other processes of this machine out of a local folder. Raises InputError if one is there."""
+    if not folder.local:
+        yield
+        return
+    Path(folder.root).mkdir(exist_ok=True)
+    with open(folder.path(".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"out: {folder.place!r} is in use by another process") from None
+        yield
+
+
+def about(source: Source) -> dict[str, Any]:
+    """What a finished shard's file says of where it came from."""
+    return {"source": source.place, "size": source.size}
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of the first values of each parameter: other weights than a run was begun with are told apart by it."""
+    found = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].double().tolist()}".encode())
+    return found.hexdigest()[:16]
+
+
+def _in_dtype(model: nn.Module, name: str) -> nn.Module:
+    import torch
+
+    return model.to(getattr(torch, name))
+
+
+def _require_same(place: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(f"{name}: {place!r} was begun with {found.get(name)!r}, got {value!r}")

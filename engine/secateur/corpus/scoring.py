@@ -1,0 +1,88 @@
+"""Scoring as a library: any iterable of texts in, Arrow record batches out; and a function for `datasets.map`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from secateur.corpus.output import identity_type, record_batch, with_reasons
+from secateur.corpus.pipeline import Model, scored
+from secateur.corpus.sources import Row, ShardError, Source, find_sources
+from secateur.corpus.tuning import untuned
+from secateur.corpus.windows import Window, require_on_long, windows
+from secateur.errors import InputError
+from secateur.tasks import Task
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def score(
+    model: nn.Module,
+    task: Task,
+    dataset: str | Iterable[str | None] | Iterable[Mapping[str, Any]],
+    *,
+    column: str = "text",
+    identity: str | None = None,
+    on_long: str = "cut",
+    max_tokens: int | None = None,
+    threads: int | None = None,
+) -> Iterator[pyarrow.RecordBatch]:
+    """Scores a stream of documents in bounded memory, in their order.
+
+    dataset: mappings with `column` (a `datasets.Dataset` is one), texts, or what `find_sources` takes. identity: a column to
+    carry over. on_long: what becomes of inputs that are longer than the model takes, "cut" or "error". max_tokens: padded
+    input tokens in a batch. threads: of the CPU, each with batches of its own; None: all usable cores.
+    Yields record batches with a row for each document: row (its position in its shard), the identity, label (the most likely
+    one), p_<label> (float32, its probability among the labels), and reason: why there is no label, else null.
+    Raises InputError: a task without closed labels, an unknown on_long, a shard that cannot be read.
+    """
+    require_on_long(on_long)
+    runner = untuned(Model(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
+    labels = task.label_names(model)
+    sources = find_sources(dataset) if isinstance(dataset, str) else [Source("dataset", "dataset", 0, _rows(dataset, column))]
+
+    def events() -> Iterator[Window]:
+        for source in sources:
+            chunks = source.read(column, identity)
+            yield from windows(chunks, task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
+
+    try:
+        for window in scored(events(), runner):
+            if window.reasons:
+                kind = identity_type(window) if identity else None
+                yield with_reasons(record_batch(window, labels, identity, kind), window, identity)
+    except ShardError as error:
+        raise InputError(f"dataset: {error}") from error
+
+
+def mapper(
+    model: nn.Module, task: Task, *, column: str = "text", max_tokens: int = 4096
+) -> Callable[[Any], dict[str, list[Any]]]:
+    """A function for `datasets.map(mapper(...), batched=True)`: adds label, p_<label> and reason as in `score`, in this process
+    and with torch's threads. The larger the map's batch_size, the less padding. Raises InputError as `score`."""
+    labels = task.label_names(model)
+    runner = Model(model, task, max_tokens)
+
+    def of(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        rows = [Row(value) for value in batch[column]]
+        columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
+        with task.scoring(model), torch.inference_mode():
+            for window in windows([(rows, 1.0)], task, len(labels), max_tokens=max_tokens, on_long="cut"):
+                for items in window.batches(max_tokens):
+                    runner.score(window, items)
+                found = with_reasons(record_batch(window, labels, None), window)
+                for name in columns:
+                    columns[name] += found.column(name).to_pylist()
+        return columns
+
+    return of
+
+
+def _rows(dataset: Iterable[Any], column: str) -> Iterator[Any]:
+    if not isinstance(dataset, Iterable):
+        raise InputError(f"dataset: expected texts, mappings or the name of data, got {type(dataset).__name__}")
+    return (row if isinstance(row, Mapping) else {column: row} for row in dataset)
