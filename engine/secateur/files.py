@@ -15,7 +15,7 @@ from secateur.errors import InputError
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Writes a file beside its place and renames it; nothing is left if writing fails. An existing file is replaced."""
     path = Path(path)
-    _require_parent(path)
+    require_parent(path)
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -49,9 +49,10 @@ def require_absent(path: str | Path, kind: str = "folder") -> None:
     """Raises InputError if the output, a file or a folder, exists or its parent does not."""
     if Path(path).exists():
         raise InputError(f"out: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
-    _require_parent(Path(path))
+    require_parent(Path(path))
 
 
-def _require_parent(path: Path) -> None:
+def require_parent(path: Path) -> None:
+    """Raises InputError if the folder that the output shall lie in does not exist."""
     if not path.absolute().parent.is_dir():
         raise InputError(f"out: expected an existing parent folder, got {str(path)!r}")

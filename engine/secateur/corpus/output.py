@@ -103,7 +103,7 @@ class Folder:
 
         self.place = place
         self.system, self.root = fsspec.core.url_to_fs(place)
-        self.local = "file" in self.system.protocol
+        self.local = "file" in self.system.protocol and "://" not in place
 
     def path(self, *names: str) -> str:
         return "/".join((self.root.rstrip("/"), *names))

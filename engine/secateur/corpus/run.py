@@ -17,10 +17,11 @@ from torch import nn
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Model
 from secateur.corpus.shards import Finished, Progress, Reading, score_shards
-from secateur.corpus.sources import ShardError, Source
+from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
 from secateur.corpus.tuning import FEWEST, Say, tuned, untuned
 from secateur.corpus.windows import windows
 from secateur.errors import InputError
+from secateur.files import require_parent
 from secateur.tasks import Item
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
@@ -67,7 +68,7 @@ class Job:
     """A corpus on its way into a folder.
 
     settings: what the scores depend on; a folder that was begun with others is refused. Raises InputError: that; a folder
-    that exists, unless `resume`; one in which another process is at work; a first shard that cannot be read.
+    that exists, unless `resume`, or lies nowhere; a first shard without the column.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class Job:
     ) -> None:
         self.sources, self.folder, self.reading = sources, folder, reading
         self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
+        if folder.local:
+            require_parent(Path(folder.place))
         self._began = folder.read(SETTINGS)
         if self._began is None and any(not name.startswith(".") for name in folder.names()):
             raise InputError(f"out: expected a new folder, or one that this command began, got {folder.place!r}")
@@ -82,6 +85,7 @@ class Job:
             if not resume:
                 raise InputError(f"out: {folder.place!r} was begun already; --resume goes on with it")
             _require_same(folder.place, json.loads(self._began)["settings"], self.settings)
+        _require_column(sources[0], reading)
         self.finished = {} if self._began is None else folder.finished()
 
     @property
@@ -148,9 +152,8 @@ class Job:
                     found += window.items
                     if len(found) >= 4 * FEWEST:
                         return found
-            except ShardError as error:
-                if source is self.sources[0]:
-                    raise InputError(f"data: {error}") from error
+            except ShardError:
+                continue  # The run will say so.
         return found
 
 
@@ -180,6 +183,19 @@ def digest(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].double().tolist()}".encode())
     return found.hexdigest()[:16]
+
+
+def _require_column(source: Source, reading: Reading) -> None:
+    """Raises InputError if the first shard does not have the column, nor any of its first rows. Whatever else is wrong with it
+    is for the run to say, which then goes on to the others."""
+    try:
+        rows, _ = next(source.read(reading.column, reading.identity))
+    except ColumnError as error:
+        raise InputError(f"data: {error}") from error
+    except ShardError:
+        return
+    if rows and all(row.reason == no_column(reading.column) for row in rows):
+        raise InputError(f"data: {source.place}: expected the column {reading.column!r}, which none of its first rows has")
 
 
 def _in_dtype(model: nn.Module, name: str) -> nn.Module:

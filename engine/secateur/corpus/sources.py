@@ -24,6 +24,10 @@ class ShardError(Exception):
     """A shard that cannot be read to its end, or written; the other shards of the corpus can."""
 
 
+class ColumnError(ShardError):
+    """A shard without a column that was asked for."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What a row holds in the columns asked for. reason: why it holds no value that could be scored, where that is known."""
@@ -55,8 +59,8 @@ class Source:
                 yield from _mappings(self.rows, self.size, column, identity, chunk)
             else:
                 yield from _file(self.place, self.size, column, identity, chunk)
-        except ShardError as error:
-            raise ShardError(f"{self.place}: {error}") from None
+        except ColumnError as error:
+            raise ColumnError(f"{self.place}: {error}") from None
         except FileNotFoundError as error:
             raise ShardError(f"{self.place}: no such file") from error
         except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
@@ -221,7 +225,7 @@ def _columns(names: list[str], column: str, identity: str | None) -> list[str]:
     wanted = [column] if identity is None else list(dict.fromkeys([column, identity]))
     for each in wanted:
         if each not in names:
-            raise ShardError(f"expected the column {each!r}, got {', '.join(map(repr, names))}")
+            raise ColumnError(f"expected the column {each!r}, got {', '.join(map(repr, names))}")
     return wanted
 
 
@@ -262,7 +266,12 @@ def _of_mapping(found: Any, column: str, identity: str | None) -> Row:
     if not hasattr(found, "keys"):
         return Row(None, reason=f"expected an object, got {type(found).__name__}")
     own = None if identity is None else found.get(identity)
-    return Row(found[column], own) if column in found else Row(None, own, f"no column {column!r}")
+    return Row(found[column], own) if column in found else Row(None, own, no_column(column))
+
+
+def no_column(column: str) -> str:
+    """Why a row without the column is rejected."""
+    return f"no column {column!r}"
 
 
 def _table(lines: Any, delimiter: str, column: str, identity: str | None) -> Iterator[Row]:
