@@ -1,6 +1,6 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet] [corpus]
 """
 
 from __future__ import annotations
@@ -88,6 +88,12 @@ def layers_of_taggers() -> dict[str, Any]:
     return ldnet()
 
 
+def bulk_scoring() -> dict[str, Any]:
+    from corpus import corpus
+
+    return corpus()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -99,6 +105,7 @@ RUNS = {
     "pruning": steps_of_pruning,
     "multitask": multitask_pruning,
     "ldnet": layers_of_taggers,
+    "corpus": bulk_scoring,
 }
 
 
