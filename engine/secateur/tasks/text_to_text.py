@@ -16,6 +16,9 @@ from secateur.families import family_of
 from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, model_device, pad, proportion
 from secateur.tasks.label_tree import LabelTree
 
+# Logits held at once, where labels are many: 256 MiB in float32.
+_LOGITS = 1 << 26
+
 
 class TextToText(Task):
     """labels: the candidate targets; None where targets are open.
@@ -77,14 +80,20 @@ class TextToText(Task):
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """log P(label | input) [B, labels]: the encoder runs once, the decoder once over the tree of all labels."""
-        tree, device = self._tree, batch.inputs["input_ids"].device
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
-        rows = len(states)
+        vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
+        rows = max(1, _LOGITS // (len(self._tree) * vocabulary))
+        parts = zip(states.split(rows), batch.inputs["attention_mask"].split(rows), strict=True)
+        return torch.cat([self._of_states(model, *part) for part in parts])
+
+    def _of_states(self, model: nn.Module, states: Tensor, mask: Tensor) -> Tensor:
+        """The same of some rows, from the encoder's states [B, T, d_model]."""
+        tree, device, rows = self._tree, states.device, len(states)
         hidden = torch.zeros(len(tree), len(tree), dtype=states.dtype).masked_fill(~tree.sees, torch.finfo(states.dtype).min)
         start: int = model.config.decoder_start_token_id  # type: ignore[union-attr, assignment]
         output: Any = model(
             encoder_outputs=(states,),
-            attention_mask=batch.inputs["attention_mask"],
+            attention_mask=mask,
             decoder_input_ids=tree.pieces(start).to(device).expand(rows, -1),
             decoder_attention_mask=hidden.to(device).expand(rows, 1, -1, -1),
             use_cache=False,
