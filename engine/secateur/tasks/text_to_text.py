@@ -83,7 +83,7 @@ class TextToText(Task):
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
         vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
         rows = max(1, _LOGITS // (len(self._tree) * vocabulary))
-        parts = zip(states.split(rows), batch.inputs["attention_mask"].split(rows), strict=True)
+        parts = zip(torch.split(states, rows), torch.split(batch.inputs["attention_mask"], rows), strict=True)
         return torch.cat([self._of_states(model, *part) for part in parts])
 
     def _of_states(self, model: nn.Module, states: Tensor, mask: Tensor) -> Tensor:
