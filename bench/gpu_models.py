@@ -55,7 +55,7 @@ def scoring(case: Case, criterion: Criterion, backend: Backend) -> Callable[[], 
     def run() -> None:
         scorer = criterion.scorer(case.model, case.task, sites(case.model), max_tokens=tokens)
         with undisturbed(case.model), using(backend):
-            scorer.prepare(case.batch, frozenset())
+            scorer.prepare(case.batch, frozenset(), len(case.batch.rows))
             scorer.scores(case.batch)
 
     return finished(run)

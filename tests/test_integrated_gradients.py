@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import secateur
 from secateur import GradientActivation, IntegratedGradients
 from secateur.criteria import Criterion
-from secateur.integrated.convergence import gather
+from secateur.integrated.convergence import raise_
 
 PATHS = ("layer", "joint")
 THREE = [CASES["t5-gated"], CASES["bert-sequence"], CASES["llama"]]
@@ -137,8 +137,10 @@ def test_all_labels_equals_naive(case: Case, labels: list[str], path: str) -> No
 
 
 def test_an_example_of_several_labels_has_the_largest_of_their_errors() -> None:
-    rows, values = [torch.tensor([2, 0]), torch.tensor([2, 1])], [torch.tensor([1.0, 5.0]), torch.tensor([3.0, 0.5])]
-    assert gather(rows, values, 4).tolist() == [5.0, 0.5, 3.0, 0.0]
+    largest = torch.zeros(4)
+    raise_(largest, torch.tensor([2, 0, 2]), torch.tensor([1.0, 5.0, 2.0]))
+    raise_(largest, torch.tensor([2, 1]), torch.tensor([3.0, 0.5], dtype=torch.float64))
+    assert largest.tolist() == [5.0, 0.5, 3.0, 0.0]
 
 
 @pytest.mark.parametrize("path", PATHS)

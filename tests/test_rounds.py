@@ -58,3 +58,5 @@ def test_bad_input() -> None:
         secateur.attribute_in_rounds(case.model(), case.task, case.examples, 0, {"flops": 0.5})
     with pytest.raises(InputError, match=r"^budget: expected exactly one of "):
         secateur.attribute_in_rounds(case.model(), case.task, case.examples, 2, {})
+    with pytest.raises(InputError, match=r"^checkpoint: expected none for rounds"):
+        secateur.attribute_in_rounds(case.model(), case.task, case.examples, 2, {"flops": 0.5}, checkpoint="c")

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from secateur.placement import named_parameters
 from secateur.site import Site
 
 
 def parameters(model: nn.Module) -> int:
     """Parameters of a model, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for _, parameter in named_parameters(model))
 
 
 def flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:

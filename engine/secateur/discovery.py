@@ -12,6 +12,7 @@ from torch import nn
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.modeling import GatherLinear, LowRankLinear, ScatterLinear
+from secateur.placement import named_parameters
 from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, branch_name, selected
 
 
@@ -62,7 +63,7 @@ def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[P
 def fingerprint(model: nn.Module) -> str:
     """A hash of the architecture, its branches (heads and widths) and the shapes of all parameters, not of their values:
     scores and plans belong to models that share it, such as fine-tuned copies of one checkpoint."""
-    shapes = {name: list(p.shape) for name, p in sorted(model.named_parameters())}
+    shapes = {name: list(p.shape) for name, p in sorted(named_parameters(model))}
     text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -68,6 +68,7 @@ class FusedFeedForward:
 
     def _fusable(self, hidden: Tensor, seen: list[Tensor]) -> bool:
         alike = all(each.dtype == hidden.dtype and each.shape == hidden.shape for each in seen)
+        alike = alike and self._output.weight.device == hidden.device  # It may be offloaded.
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled() or not uses_triton("auto", hidden):
             return False
         if self._activation is None:

@@ -23,8 +23,12 @@ Observer = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters inside; each module's mode and each parameter's flag put back after."""
+    """Eval mode and frozen parameters inside; each module's mode and each parameter's flag put back after.
+
+    So are the parameters themselves: Accelerate makes new ones at each pass of what it offloads, which are tied no more.
+    """
     modes = {module: module.training for module in model.modules()}
+    own = {module: dict(module._parameters) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         model.eval()
@@ -34,6 +38,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+            module._parameters.update(own[module])
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
 

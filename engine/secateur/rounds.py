@@ -36,10 +36,12 @@ def attribute_in_rounds(
     {"flops": 0.5}. planning: what else `plan` takes in the rounds between, where it is a knapsack that leaves every site one
     unit otherwise. options: what else `attribute` takes. Units that a
     round has removed score below all others. The model is untouched.
-    Raises InputError: fewer rounds than one, and as `plan` and `attribute` do.
+    Raises InputError: fewer rounds than one, a checkpoint, and as `plan` and `attribute` do.
     """
     if rounds < 1:
         raise InputError(f"rounds: expected one at least, got {rounds}")
+    if options.get("checkpoint") is not None:
+        raise InputError("checkpoint: expected none for rounds, whose sums are of different masked models")
     name, value = the_budget(**budget)
     how = {} if name == "keep" else {"allocation": "knapsack", "floor": ONE_UNIT}
     made: Plan | None = None

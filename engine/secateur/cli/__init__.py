@@ -36,6 +36,11 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+def tell(message: str) -> None:
+    """What went wrong, as one line on stderr."""
+    print("secateur: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
 def _fail(message: str, code: int) -> None:
-    print("secateur: " + " ".join(message.split()), file=sys.stderr)
+    tell(message)
     sys.exit(code)

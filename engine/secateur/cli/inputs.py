@@ -30,6 +30,7 @@ _ENDINGS = {
     "ForCausalLM": "causal-lm",
 }
 _MOST_LABELS = 32
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,11 @@ class Loaded:
         return next(self.model.parameters()).device.type
 
 
-def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loaded:
+def load_model(name: str, *, task: str | None, device: str, dtype: str, device_map: str | None = None) -> Loaded:
     """A model by folder, Hub name or "builtin", in eval mode.
 
     dtype "auto" is the stored one on an accelerator and float32 on a CPU, where half precision is slow and coarse.
+    device_map: how Accelerate spreads it, in place of `device`.
     """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
@@ -67,13 +69,15 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str) -> Loade
     if kind not in TASKS:
         raise InputError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
     stored = _stored_dtype(config)
-    options = {"dtype": _dtype(dtype, stored, place)}
+    options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
+    if device_map is not None:
+        options["device_map"] = _device_map(device_map, device, config)
     try:
         model = _load(path, config, TASKS[kind].auto_class, options)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
-    return Loaded(model.to(place).eval(), tokenizer, stored, kind, remembered.get("labels"))
+    return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, remembered.get("labels"))
 
 
 def prepare(
@@ -86,11 +90,12 @@ def prepare(
     max_length: int | None,
     device: str,
     dtype: str,
+    device_map: str | None = None,
     unlabeled: bool = False,
 ) -> tuple[Loaded, tasks.Task, list[Example]]:
     """What every verb that sees examples needs: the model, its task (of all rows, whose targets may tell the labels) and the
     first `examples` rows. unlabeled: targets are not read."""
-    loaded = load_model(model, task=task, device=device, dtype=dtype)
+    loaded = load_model(model, task=task, device=device, dtype=dtype, device_map=device_map)
     rows = read(data, loaded.task, unlabeled=unlabeled)
     return loaded, make_task(loaded, labels, rows, max_length), rows[:examples]
 
@@ -231,6 +236,20 @@ def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
         raise InputError(f"dtype: expected auto, float32, float16 or bfloat16, got {name!r}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _device_map(name: str, device: str, config: Any) -> str:
+    from transformers.utils import is_accelerate_available
+
+    if name not in _DEVICE_MAPS:
+        raise InputError(f"device-map: expected one of {', '.join(_DEVICE_MAPS)}, got {name!r}")
+    if device != "auto":
+        raise InputError(f"device-map: expected it alone, got it with device {device!r}")
+    if hasattr(config, "secateur"):
+        raise InputError("device-map: expected a dense model, got a pruned one")
+    if not is_accelerate_available():
+        raise InputError("device-map: expected the package accelerate, got none: pip install 'secateur[sharded]'")
+    return name
 
 
 def device_named(name: str) -> torch.device:

@@ -48,6 +48,14 @@ AllocationName = Annotated[
 ]
 Floor = Annotated[float | None, typer.Option(help="Share of its units that every site keeps at least.")]
 PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="Spread a model over several devices (Accelerate): auto, balanced, balanced_low_0 or sequential."),
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Folder for partial sums: the same command goes on after a kill. Gone at the end."),
+]
 Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
 Recover = Annotated[
     str, typer.Option(help="Refit the out-projections: least-squares, scale, bias (alone) or none; prune tries: auto.")

@@ -13,11 +13,12 @@ from secateur.cli import inputs, output
 from secateur.cli.options import Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Model as Runner
-from secateur.corpus.run import Job, Wanted, alone_in, digest
+from secateur.corpus.run import Job, Wanted, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.windows import require_on_long
 from secateur.errors import InputError
+from secateur.placement import weights_digest
 
 
 def score(
@@ -50,7 +51,7 @@ def score(
     loaded = inputs.load_model(model, task=task, device=device, dtype=dtype)
     job_task = inputs.make_task(loaded, labels, [{}], max_length)
     settings = {
-        "model": digest(loaded.model), "task": loaded.task, "labels": job_task.label_names(loaded.model),
+        "model": weights_digest(loaded.model), "task": loaded.task, "labels": job_task.label_names(loaded.model),
         "max_length": job_task.max_length,
     }  # fmt: skip
     reading = Reading(column, id_column, on_long, limit)

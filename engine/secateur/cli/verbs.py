@@ -19,9 +19,11 @@ from secateur.cli.multitask import multitask
 from secateur.cli.options import (
     Align,
     AllocationName,
+    Checkpoints,
     CriterionName,
     Data,
     Device,
+    DeviceMap,
     Dtype,
     Eval,
     Floor,
@@ -53,6 +55,7 @@ from secateur.cli.options import (
 from secateur.cli.picking import between_rounds, tried, within_budget
 from secateur.cli.pipeline import prune_folder
 from secateur.cli.score import score
+from secateur.cli.torchrun import processes
 from secateur.criteria import PRESETS, summary
 from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
@@ -142,24 +145,31 @@ def attribute(
     max_length: MaxLength = None,
     per_example: Annotated[bool, typer.Option(help="Keep each example's scores too.")] = False,
     backend: Annotated[str, typer.Option(help="Of the kernels: auto (Triton on a CUDA device), reference or triton.")] = "auto",
+    checkpoint: Checkpoints = None,
     device: Device = "auto",
+    device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score each unit by what it does for a task: writes scores (safetensors)."""
+    """Score each unit by what it does for a task: writes scores (safetensors). torchrun deals it out among processes."""
     inputs.use_threads(threads)
-    require_absent(out, "file")
-    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled,
-    )  # fmt: skip
-    scores = secateur.attribute(
-        loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
-        per_example=per_example, backend=cast(Backend, backend), progress=output.batch_progress,
-    )  # fmt: skip
-    scores.save(out)
+    with processes(device, device_map) as ranks:
+        require_absent(out, "file")
+        chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
+        loaded, job, rows = inputs.prepare(
+            model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+            device_map=device_map, unlabeled=unlabeled,
+        )  # fmt: skip
+        scores = secateur.attribute(
+            loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
+            per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,
+            progress=None if ranks.rank else output.batch_progress,
+        )  # fmt: skip
+        if ranks.rank == 0:
+            scores.save(out)
+    if ranks.rank:
+        return
     document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}
     if scores.convergence is not None:
         document["convergence"] = scores.convergence.summary()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -175,14 +174,6 @@ def alone_in(folder: Folder) -> Iterator[None]:
 def about(source: Source) -> dict[str, Any]:
     """What a finished shard's file says of where it came from."""
     return {"source": source.place, "size": source.size}
-
-
-def digest(model: nn.Module) -> str:
-    """A hash of the first values of each parameter: other weights than a run was begun with are told apart by it."""
-    found = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        found.update(f"{name} {tuple(parameter.shape)} {parameter.detach().flatten()[:64].double().tolist()}".encode())
-    return found.hexdigest()[:16]
 
 
 def _require_column(source: Source, reading: Reading) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError
 from secateur.integrated.convergence import Convergence
+from secateur.partial_sums import PartialSums
 from secateur.site import Site
 from secateur.tasks import Batch, Target, Task
 
@@ -25,15 +26,21 @@ class Scorer(ABC):
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         """Each example's score of each unit, [B, units] by site."""
 
-    def prepare(self, pilot: Batch, checked: frozenset[int]) -> None:
-        """Called first, with a few of the examples, and the row numbers of a few others whose scores may be checked."""
+    def prepare(self, pilot: Batch, checked: frozenset[int], examples: int) -> None:
+        """Called first, with a few of the examples, the row numbers of a few others whose scores may be checked, and how many
+        examples there are."""
         return None
+
+    def partial_sums(self) -> PartialSums:
+        """Called next: what `scores` keeps of batches for `finish` and `convergence`. It changes these very tensors, in place,
+        as may the caller: other processes' sums are added, and those of an interrupted run put back."""
+        return PartialSums()
 
     def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Called after the last batch: the scores, where they are not the totals over the examples (float64 by site name)."""
         return totals
 
-    def convergence(self, examples: int) -> Convergence | None:
+    def convergence(self) -> Convergence | None:
         """Called last: how exact the scores of all batches are, where they are approximations."""
         return None
 

@@ -25,12 +25,12 @@ class Fluctuation(Criterion):
 
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
         ports = read_ports(model, sites)
-        weights = {site: weight.double().square().sum(0) for site, weight in read_weights(model, ports).items()}
+        weights = read_weights(model, ports, lambda weight: weight.double().square().sum(0))
 
         def unit_scores(site: Site, seen: Sequence[tuple[Port, Sums]]) -> Tensor:
             if site in weights:
                 ((port, sums),) = seen
-                return port.map.fold(sums.variance() * weights[site])
+                return port.map.fold(sums.variance() * weights[site].to(sums.plain))
             varied = [port.map.fold(sums.variance()) for port, sums in seen]
             squared = [port.map.fold(sums.square / sums.count) for port, sums in seen]
             return varied[0] * squared[1] + varied[1] * squared[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from secateur.criteria.base import Scorer, TargetCriterion
 from secateur.discovery import scored_ports
 from secateur.errors import InputError
-from secateur.integrated.adaptive import PLACED, Integral, Integrator, Policy, fixed, pilot
-from secateur.integrated.convergence import JOINT, Convergence, gather
+from secateur.integrated.adaptive import PLACED, Integrator, Policy, fixed, pilot
+from secateur.integrated.convergence import JOINT, Convergence, raise_
 from secateur.integrated.paths import JointPath, LayerPath, Path
 from secateur.integrated.replay import Replay
+from secateur.partial_sums import PartialSums
+from secateur.placement import require_one_device
 from secateur.site import Site
 from secateur.tasks import Batch, Task
 
@@ -59,6 +61,7 @@ class IntegratedGradients(TargetCriterion):
         return max(1, max_tokens // 4)
 
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
+        require_one_device(model, f"integrated gradients (path={self.path!r})")
         return _Integration(self, model, task, sites, max_tokens)
 
 
@@ -69,13 +72,16 @@ class _Integration(Scorer):
         self._criterion, self._model, self._task = criterion, model, task
         self._sites, self._tokens = sites, tokens
         self._policies: dict[str, Policy] = {}
-        self._rows: list[Tensor] = []
-        self._integrals: dict[str, list[Integral]] = {name: [] for name in self._names()}
         self._checked: frozenset[int] = frozenset()
-        self._doubled: dict[str, list[tuple[float, float]]] = {name: [] for name in self._names()}
+        self._of_rows: dict[str, dict[str, Tensor]] = {}
+        self._doubled = {name: torch.zeros(2, dtype=torch.float64) for name in self._names()}
 
-    def prepare(self, pilot_batch: Batch, checked: frozenset[int]) -> None:
+    def prepare(self, pilot_batch: Batch, checked: frozenset[int], examples: int) -> None:
         self._checked = checked
+        kinds = {"residuals": torch.float32, "errors": torch.float32, "nodes": torch.int64}
+        self._of_rows = {
+            kind: {name: torch.zeros(examples, dtype=dtype) for name in self._names()} for kind, dtype in kinds.items()
+        }
         if self._criterion.nodes != "auto":
             self._policies = {name: fixed(self._criterion.nodes) for name in self._names()}
             return
@@ -84,23 +90,25 @@ class _Integration(Scorer):
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         found: dict[Site, Tensor] = {}
-        self._rows.append(torch.tensor(batch.rows))
+        rows = torch.tensor(batch.rows)
         checked = [k for k, row in enumerate(batch.rows) if row in self._checked]
         for name, path in self._paths(batch):
             integrator = Integrator(path, _everyone(batch), placed=self._criterion.nodes == "auto")
             integral = integrator.run(self._policies[name])
-            self._integrals[name].append(replace(integral, scores=integral.scores[:0]))
-            self._doubled[name].append(integrator.doubled(integral, checked))
+            for kind, of_path in self._of_rows.items():
+                raise_(of_path[name], rows, getattr(integral, kind))
+            self._doubled[name] += torch.tensor(integrator.doubled(integral, checked), dtype=torch.float64)
             found |= zip(path.sites, torch.split(integral.scores, [site.units for site in path.sites], 1), strict=True)
         return found
 
-    def convergence(self, examples: int) -> Convergence:
-        every = self._integrals.items()
+    def partial_sums(self) -> PartialSums:
+        largest = {f"{kind}/{name}": tensor for kind, of_path in self._of_rows.items() for name, tensor in of_path.items()}
+        return PartialSums({f"doubled/{name}": parts for name, parts in self._doubled.items()}, largest)
+
+    def convergence(self) -> Convergence:
         return Convergence(
-            residuals={name: gather(self._rows, [i.residuals.float() for i in each], examples) for name, each in every},
-            errors={name: gather(self._rows, [i.errors.float() for i in each], examples) for name, each in every},
-            nodes={name: gather(self._rows, [i.nodes for i in each], examples) for name, each in every},
-            doubled={name: _ratio(each) for name, each in self._doubled.items()},
+            **self._of_rows,
+            doubled={name: float(part / whole) if whole else 0.0 for name, (part, whole) in self._doubled.items()},
             tolerance=self._criterion.tolerance if self._criterion.nodes == "auto" else None,
         )
 
@@ -117,11 +125,6 @@ class _Integration(Scorer):
             return [(JOINT, JointPath(self._model, scored_ports(self._model, self._sites), target, batch, limit))]
         replay = Replay(self._model, self._sites, target, batch)
         return [(site.name, LayerPath(replay, site, limit)) for site in self._sites]
-
-
-def _ratio(parts: list[tuple[float, float]]) -> float:
-    whole = sum(size for _, size in parts)
-    return sum(part for part, _ in parts) / whole if whole else 0.0
 
 
 def _everyone(batch: Batch) -> Tensor:

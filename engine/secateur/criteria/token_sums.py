@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,8 @@ from secateur.criteria.base import Scorer
 from secateur.discovery import branches_of
 from secateur.families import branches
 from secateur.gates import observed
+from secateur.partial_sums import PartialSums
+from secateur.placement import read_weight
 from secateur.site import Attention, Branch, Port, Site
 from secateur.tasks import Batch, Task
 
@@ -29,13 +32,19 @@ class Sums:
     @classmethod
     def of(cls, x: Tensor, real: Tensor) -> Sums:
         """x [B, T, channels]; real [B, T]: which tokens count."""
+        real = real.to(x.device)
         x = x.double().masked_fill(~real.unsqueeze(-1), 0)
         return cls(real.sum(1, keepdim=True).double(), x.abs().sum(1), x.sum(1), x.square().sum(1))
 
-    def total(self, earlier: Sums | None = None) -> Sums:
-        """All examples as one, B = 1, with those of earlier batches."""
-        sums = [each.sum(0, keepdim=True) for each in vars(self).values()]
-        return Sums(*sums) if earlier is None else Sums(*map(torch.add, sums, vars(earlier).values()))
+    @classmethod
+    def zero(cls, channels: int) -> Sums:
+        """Of no tokens, B = 1, on the CPU."""
+        return cls(*(torch.zeros(1, width, dtype=torch.float64) for width in (1, channels, channels, channels)))
+
+    def add_(self, batch: Sums) -> None:
+        """All examples of a batch to those that are there as one."""
+        for total, sums in zip(vars(self).values(), vars(batch).values(), strict=True):
+            total += sums.sum(0, keepdim=True).cpu()
 
     def variance(self) -> Tensor:
         """The sample variance of each channel; 0 where there is one token."""
@@ -56,7 +65,7 @@ class TokenSums(Scorer):
         self._model, self._task, self._ports, self._unit_scores = model, task, ports, unit_scores
         self._has_encoder = any(branch.stack == "encoder" for branch in branches(model).values())
         self._branches = branches_of(model, ports)
-        self._totals: dict[Port, Sums] = {}
+        self._totals = {port: Sums.zero(math.prod(port.map.shape)) for each in ports.values() for port in each}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         seen: dict[Port, Sums] = {}
@@ -71,8 +80,13 @@ class TokenSums(Scorer):
         }
         with torch.no_grad(), observed(self._model, observers):
             self._task.logits(self._model, batch)
-        self._totals = {port: sums.total(self._totals.get(port)) for port, sums in seen.items()}
+        for port, sums in seen.items():
+            self._totals[port].add_(sums)
         return self._scores(seen)
+
+    def partial_sums(self) -> PartialSums:
+        every = self._totals.items()
+        return PartialSums({f"{p.path}/{p.side}/{kind}": tensor for p, sums in every for kind, tensor in vars(sums).items()})
 
     def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         return {site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()}
@@ -95,7 +109,9 @@ def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port
     return {site: ports if site.unit == "qk_channel" else ports[-1:] for site, ports in cut.items()}
 
 
-def read_weights(model: nn.Module, ports: Mapping[Site, tuple[Port, ...]]) -> dict[Site, Tensor]:
-    """The out-projections [out, channels] of the sites that `read_ports` found."""
+def read_weights(
+    model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], reduce: Callable[[Tensor], Tensor]
+) -> dict[Site, Tensor]:
+    """What a function makes of the out-projections [out, channels] of the sites that `read_ports` found, in turn."""
     found = {site: model.get_submodule(each[-1].path) for site, each in ports.items() if each[-1].side == "input"}
-    return {site: module.get_parameter("weight").detach() for site, module in found.items()}
+    return {site: reduce(read_weight(module)) for site, module in found.items()}

@@ -26,12 +26,12 @@ class Wanda(Criterion):
 
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
         ports = read_ports(model, sites)
-        weights = {site: w.abs().sum(0, dtype=torch.float64) for site, w in read_weights(model, ports).items()}
+        weights = read_weights(model, ports, lambda weight: weight.abs().sum(0, dtype=torch.float64))
 
         def unit_scores(site: Site, seen: Sequence[tuple[Port, Sums]]) -> Tensor:
             if site in weights:
                 ((port, sums),) = seen
-                return port.map.fold(sums.square.sqrt() * weights[site])
+                return port.map.fold(sums.square.sqrt() * weights[site].to(sums.square))
             query, key = (port.map.fold(sums.square).sqrt() for port, sums in seen)
             return query * key
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.criteria.base import Criterion, FixedScores, Scorer
 from secateur.discovery import branches_of
+from secateur.placement import read_weight
 from secateur.site import Port, Site
 from secateur.tasks import Task
 
@@ -30,6 +31,6 @@ def _magnitudes(model: nn.Module, ports: Iterable[Port]) -> Tensor:
     """Float64 [units]."""
     terms = []
     for port in ports:
-        weight = model.get_submodule(port.path).get_parameter("weight").detach()
+        weight = read_weight(model.get_submodule(port.path))
         terms.append(port.map.fold(weight.abs().sum(1 if port.side == "output" else 0, dtype=torch.float64)))
     return torch.stack(terms).sum(0)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 JOINT = "joint"
@@ -73,7 +72,6 @@ class Convergence:
         return cls(part("residuals"), part("errors"), part("nodes"), about["doubled"], about["tolerance"])
 
 
-def gather(rows: list[Tensor], values: list[Tensor], examples: int) -> Tensor:
-    """The values of batches [B] put at their rows [examples], the largest where a row has several."""
-    where, found = torch.cat(rows), torch.cat(values)
-    return torch.zeros(examples, dtype=found.dtype).scatter_reduce_(0, where, found, "amax")
+def raise_(largest: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Raises the tensor [examples] to a batch's values [B] at its rows; the largest counts where a row has several."""
+    largest.scatter_reduce_(0, rows, values.to(largest.dtype), "amax")

@@ -215,8 +215,9 @@ def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device that a model's inputs belong on."""
-    return next(model.parameters()).device
+    """The device that a model's inputs belong on: the first one. Offloaded weights are on none, and have their inputs moved."""
+    places = (parameter.device for parameter in model.parameters())
+    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
 def texts(examples: Sequence[Example], column: str) -> list[str]:
