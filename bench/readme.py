@@ -11,7 +11,7 @@ from pathlib import Path
 from readme_budgets import budgets, budgets_plot, latency, pruning
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_multitask import multitask, multitask_speed
-from readme_reproduction import PAGE, reproduction, reproduction_multitask
+from readme_reproduction import PAGE, reproduction, reproduction_ldnet, reproduction_multitask
 from readme_routing import routing
 from tables import ROOT, markdown, result
 
@@ -36,7 +36,7 @@ def main() -> None:
         multitask_speed,
         tree,
     )
-    fill(PAGE, reproduction, reproduction_multitask)
+    fill(PAGE, reproduction, reproduction_multitask, reproduction_ldnet)
 
 
 def fill(path: Path, *makers: Callable[[], str]) -> None:

@@ -1,6 +1,6 @@
 """docs/reproduction.md's tables and figures, from the committed cells of runs of `secateur reproduce`.
 
-python bench/readme_reproduction.py ap|multitask RUN     takes the cells of the run in the folder RUN to bench/results/
+python bench/readme_reproduction.py ap|multitask|ldnet RUN     takes the cells of the run in the folder RUN to bench/results/
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from typing import Any
 from tables import RESULTS, ROOT, result
 
 from secateur.reproduction.ap import claims, figures, grid, report, results
+from secateur.reproduction.ldnet import claims as ldnet_claims
+from secateur.reproduction.ldnet import figures as ldnet_figures
+from secateur.reproduction.ldnet import grid as ldnet_grid
+from secateur.reproduction.ldnet import report as ldnet_report
+from secateur.reproduction.ldnet import results as ldnet_results
 from secateur.reproduction.multitask import claims as multitask_claims
 from secateur.reproduction.multitask import figures as multitask_figures
 from secateur.reproduction.multitask import grid as multitask_grid
@@ -54,6 +59,14 @@ def reproduction_multitask() -> str:
     runs = multitask_runs()
     _draw("multitask", multitask_figures.draw(runs))
     return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="multitask-"))
+
+
+def reproduction_ldnet() -> str:
+    """The page's part on LD-Net."""
+    settings = ldnet_grid.Settings.from_json(result("reproduce-ldnet")["settings"])
+    runs = ldnet_results.Results(_cells("ldnet", {"lm", "task", "metric", *ldnet_results.LISTS}), settings)
+    _draw("ldnet", ldnet_figures.draw(runs))
+    return "\n".join(ldnet_report.lines(runs, ldnet_claims.claims(runs), images="ldnet-"))
 
 
 def _draw(name: str, pngs: dict[str, bytes]) -> None:

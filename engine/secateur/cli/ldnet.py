@@ -64,9 +64,9 @@ def train_lm(
 
     inputs.use_threads(threads)
     place = inputs.device_named(device)
-    _require_positive(learning_rate=learning_rate)
+    require_positive(learning_rate=learning_rate)
     settings = {
-        "texts": [[str(path), _size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
+        "texts": [[str(path), file_size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
         "layers": layers, "width": width, "embedding": embedding, "projection": projection, "layer_dropout": layer_dropout,
         "dropout": dropout, "cutoffs": cutoffs, "min_count": min_count, "vocabulary": vocabulary, "max_length": max_length,
         "batch_size": batch_size, "learning_rate": learning_rate, "save_steps": save_steps, "seed": seed,
@@ -136,14 +136,14 @@ def train_tagger(
     inputs.use_threads(threads)
     place = inputs.device_named(device)
     penalty = GatePenalty(lambda0, wanted, regulariser, gate_learning_rate, reopen)  # type: ignore[arg-type]
-    _require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
+    require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
     models, _, vocabulary = load_lm(lm)
-    train, about = _sentences(data, column, token_column, scheme)
-    dev, about_dev = _sentences(evaluation, column, token_column, scheme if scheme == "plain" else about["scheme"])
+    train, about = tagged_sentences(data, column, token_column, scheme)
+    dev, about_dev = tagged_sentences(evaluation, column, token_column, scheme if scheme == "plain" else about["scheme"])
     sizes = {"features": features, "word_width": word_width, "hidden": hidden}
     stages = [Stage(number, batch_size, learning_rate, seed) for number in (epochs, prune_epochs)]
     settings = {
-        "lm": str(lm), "data": [str(data), _size(data)], "eval": [str(evaluation), _size(evaluation)], "column": column,
+        "lm": str(lm), "data": [str(data), file_size(data)], "eval": [str(evaluation), file_size(evaluation)], "column": column,
         "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty), "stages": [asdict(each) for each in stages],
         "sizes": sizes,
     }  # fmt: skip
@@ -263,8 +263,8 @@ def _two_stages(
     return {**document, "seconds": {"whole": before["seconds"], "pruned": after["seconds"]}}
 
 
-def _sentences(path: Path, column: str, token: str, scheme: str) -> tuple[list[Sentence], dict[str, Any]]:
-    """The sentences, tags of spans in BIOES, and what was read."""
+def tagged_sentences(path: Path, column: str, token: str, scheme: str) -> tuple[list[Sentence], dict[str, Any]]:
+    """The sentences, tags of spans in BIOES, and what was read. Raises InputError as `SpanFile`, and for an unknown scheme."""
     columns = [int(name) if name.lstrip("-").isdigit() else name for name in (column, token)]
     if scheme == "plain":
         found = list(read_columns(path, columns[0], token=columns[1]))
@@ -284,13 +284,15 @@ def _lines(text: Path) -> Iterator[str]:
     return (line for _, line in numbered)
 
 
-def _require_positive(**numbers: float) -> None:
+def require_positive(**numbers: float) -> None:
+    """Raises InputError, with its name, for a number that is not above 0 or not finite."""
     for name, value in numbers.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}: expected a number above 0, got {value}")
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """In bytes. Raises InputError where there is no such file."""
     if not path.is_file():
         raise InputError(f"data: no such file: {str(path)!r}")
     return path.stat().st_size

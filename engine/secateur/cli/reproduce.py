@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,16 +13,18 @@ from secateur import builtin
 from secateur.benchmarking import environment
 from secateur.cli import inputs, output
 from secateur.cli.options import Device, Json, Threads, UnitOption
+from secateur.cli.reproduce_ldnet import ldnet
 from secateur.cli.reproduce_multitask import multitask
+from secateur.cli.reproducing import run_cells
 from secateur.criteria import criterion_named
 from secateur.errors import InputError
-from secateur.ledger import Ledger
 from secateur.reproduction import glue
 from secateur.reproduction.ap import grid as ap
 from secateur.reproduction.ap import report
 
 app = typer.Typer(help="Run papers' experiments: resumable, with figures and the claims that held.", no_args_is_help=True)
 app.command()(multitask)
+app.command()(ldnet)
 
 # Of each preset: its tasks, those that are looked at more closely, and a task with a related and an unrelated one.
 BUILTIN = (("domain", "language", "movie", "qtype", "sentiment"), ("language", "domain"), ("sentiment", "movie", "language"))
@@ -89,16 +90,11 @@ def ap_(
     )
     cells = ap.grid(settings)
     jobs = {name: _job(loaded, preset, name, settings, data_root) for name in chosen}
-    with Ledger(out, settings.to_json()) as ledger:
-        left = [cell for cell in cells if asdict(cell) not in ledger]
-        output.say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before")
-        laboratory = ap.Laboratory(loaded.model, jobs, settings.unit, out / "scores")
-        for cell in output.step_progress(left, len(left), "cells"):
-            ledger.add(asdict(cell), laboratory.run(cell))
-        claims = report.write(out, ledger.rows(), settings, environment(loaded.model))
-    document = {"out": str(out), "cells": len(cells), "claims": [claim.to_json() for claim in claims]}
-    line = f"{sum(claim.held for claim in claims)} of {len(claims)} claims held; report, figures and cells in {out}"
-    output.emit(document, as_json, output.claims_table(claims), line)
+    laboratory = ap.Laboratory(loaded.model, jobs, settings.unit, out / "scores")
+    run_cells(
+        out, settings.to_json(), cells, laboratory.run,
+        lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
+    )  # fmt: skip
 
 
 def _job(loaded: inputs.Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.Job:

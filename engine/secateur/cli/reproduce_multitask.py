@@ -9,10 +9,10 @@ import typer
 
 from secateur import builtin
 from secateur.benchmarking import environment
-from secateur.cli import inputs, output
+from secateur.cli import inputs
 from secateur.cli.options import Device, Json, Threads
+from secateur.cli.reproducing import run_cells
 from secateur.errors import InputError
-from secateur.ledger import Ledger
 
 # What a preset fixes: its tasks, the model, and settings that its size asks for.
 BUILTIN_TASKS = ("domain", "language", "qtype")
@@ -71,16 +71,11 @@ def multitask(
     data = {name: _data(preset, name, settings, data_root) for name in names}
     encoder, tokenizer = load_encoder(settings.model)
     cells = grid.grid(settings)
-    with Ledger(out, settings.to_json()) as ledger:
-        left = [cell for cell in cells if cell.to_json() not in ledger]
-        output.say(f"{len(cells)} runs, {len(cells) - len(left)} of them finished before")
-        laboratory = grid.Laboratory(encoder, tokenizer, data, settings, out, place.type)
-        for cell in output.step_progress(left, len(left), "runs"):
-            ledger.add(cell.to_json(), laboratory.run(cell))
-        claims = report.write(out, ledger.rows(), settings, environment(encoder))
-    document = {"out": str(out), "cells": len(cells), "claims": [claim.to_json() for claim in claims]}
-    line = f"{sum(claim.held for claim in claims)} of {len(claims)} claims held; report, figures and cells in {out}"
-    output.emit(document, as_json, output.claims_table(claims), line)
+    laboratory = grid.Laboratory(encoder, tokenizer, data, settings, out, place.type)
+    run_cells(
+        out, settings.to_json(), cells, laboratory.run,
+        lambda rows: report.write(out, rows, settings, environment(encoder)), as_json,
+    )  # fmt: skip
 
 
 def _tasks(preset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,8 +16,11 @@ from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, TagScheme, Vocabularies
 from secateur.learned.ldnet.tagger_training import GatePenalty, train
 from secateur.learned.ldnet.tagging import evaluate
-from secateur.learned.ldnet.vocabulary import Vocabulary, plain_form
+from secateur.learned.ldnet.vocabulary import BOUNDARY, UNKNOWN, Vocabulary, plain_form
 from secateur.learned.trainer import Progress
+
+# Times in a stage that the loss and the gates are written down.
+LOGGED = 50
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,29 @@ def new_tagger(
 ) -> Tagger:
     """A tagger on the language models, which it copies and freezes, for the words, characters and tags of the sentences. sizes:
     of `TaggerSettings`."""
-    settings = TaggerSettings(
-        tags=tuple(sorted({tag for sentence in sentences for tag in sentence.tags})),
-        scheme=scheme,
-        lm_width=models.ahead.embedding.embedding_dim,
-        ahead=tuple(models.ahead.dense.widths),
-        back=tuple(models.back.dense.widths),
-        **sizes,
-    )
+    tagger = _tagger(
+        vocabulary, sentences, scheme,
+        lm_width=models.ahead.embedding.embedding_dim, ahead=tuple(models.ahead.dense.widths),
+        back=tuple(models.back.dense.widths), **sizes,
+    )  # fmt: skip
+    tagger.context.take_from_(models)
+    return tagger
+
+
+def tagger_without_lm(sentences: Sequence[Sentence], scheme: TagScheme, **sizes: Any) -> Tagger:
+    """What `new_tagger` makes, less the language models and what is made of their states."""
+    nothing: dict[str, Any] = {"lm_width": 1, "ahead": (), "back": (), "features": 0}
+    return _tagger(Vocabulary([UNKNOWN, BOUNDARY]), sentences, scheme, **{**sizes, **nothing})
+
+
+def _tagger(vocabulary: Vocabulary, sentences: Sequence[Sentence], scheme: TagScheme, **sizes: Any) -> Tagger:
+    tags = tuple(sorted({tag for sentence in sentences for tag in sentence.tags}))
+    settings = TaggerSettings(tags=tags, scheme=scheme, **sizes)
     tokens = [token for sentence in sentences for token in sentence.tokens]
     # Words that come once are left unknown, so that the unknown word is learned.
     words = Vocabulary.count(map(plain_form, tokens), at_least=2)
     characters = Vocabulary.count(character for token in tokens for character in token)
-    tagger = Tagger(settings, Vocabularies(vocabulary, words, characters))
-    tagger.context.take_from_(models)
-    return tagger
+    return Tagger(settings, Vocabularies(vocabulary, words, characters))
 
 
 def train_stage(
@@ -69,7 +80,7 @@ def train_stage(
     arguments = ldnet_arguments(
         folder, device, num_train_epochs=stage.epochs, per_device_train_batch_size=stage.batch_size,
         per_device_eval_batch_size=80, learning_rate=stage.learning_rate, seed=stage.seed, eval_strategy="epoch",
-        save_strategy="epoch", logging_strategy="epoch",
+        save_strategy="epoch", logging_strategy="steps", logging_steps=1 / LOGGED,
     )  # fmt: skip
     log = train(tagger, sentences, dev, arguments, penalty=penalty, resume=True, progress=progress)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -28,7 +29,8 @@ class TaggerSettings:
     """tags: by their numbers. scheme: "bioes" for tags of spans, or "plain" for others, such as parts of speech.
 
     lm_width: of the language models' embeddings; ahead, back: widths of their layers. features: width of what is made of their
-    states (r_t); hidden: of the tagger's LSTM in each direction. dropout is the tagger's, lm_dropout that within the models.
+    states (r_t), 0 for a tagger that reads no language model; hidden: of the tagger's LSTM in each direction. dropout is the
+    tagger's, lm_dropout that within the models.
     """
 
     tags: tuple[str, ...]
@@ -84,7 +86,10 @@ class Tagger(nn.Module):
             len(vocabularies.lm), settings.lm_width, settings.ahead, settings.back, boundary=1, dropout=settings.lm_dropout
         )
         self.context.requires_grad_(False)
-        self.w_cr = nn.Linear(self.context.output_size, settings.features)
+        with warnings.catch_warnings():
+            # Without features there is nothing to initialise, of which torch warns.
+            warnings.filterwarnings("ignore", message="Initializing zero-element")
+            self.w_cr = nn.Linear(self.context.output_size, settings.features)
         self.words = nn.Embedding(len(vocabularies.words), settings.word_width)
         self.characters = CharacterCNN(len(vocabularies.characters), settings.character_width, settings.character_filters)
         size = settings.features + settings.word_width + settings.character_filters

@@ -69,7 +69,7 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains in place; returns what the Trainer logged: loss, penalty, layers left, and on `dev` eval_f1, of plain
+    """Trains in place; returns what the Trainer logged: loss, penalty, gates, layers left, and on `dev` eval_f1, of plain
     tags eval_accuracy.
 
     SGD with momentum; in epoch k the learning rate is that of the arguments / (1 + decay k), as in the paper's code. penalty:
@@ -155,10 +155,11 @@ class _Trainer(QuietTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
-        more: dict[str, float] = {"layers": self.tagger.layers_left}
+        more: dict[str, Any] = {"layers": self.tagger.layers_left}
         if self.penalty is not None:
             with torch.no_grad():
-                more["penalty"] = float(self.penalty.of(self.tagger.all_gates))
+                z = self.tagger.all_gates
+                more |= {"penalty": float(self.penalty.of(z)), "gates": [round(gate, 4) for gate in z.tolist()]}
         super().log({**logs, **more}, *arguments, **options)
 
 

@@ -61,6 +61,9 @@ class Cell:
     examples: int = 0
     draw: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -1,0 +1,58 @@
+"""The figures of LD-Net, from the finished cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.plots import figure, png
+from secateur.reproduction.ldnet.grid import LAYER_DROPOUT, NO_LM, Cell, pruned_cells
+from secateur.reproduction.ldnet.results import Results
+
+SIZE = (4.6, 3.2)
+COLORS = dict(zip(LAYER_DROPOUT, ("C0", "C1"), strict=True))
+
+
+def draw(results: Results) -> dict[str, bytes]:
+    """File name to PNG."""
+    return {"gates.png": _gates(results), "layers.png": _layers(results)}
+
+
+def _gates(results: Results) -> bytes:
+    """A row a task, a panel a kind of language models: z of each layer over the training with the smallest number wanted."""
+    settings = results.settings
+    made, grid = figure(len(settings.columns), len(LAYER_DROPOUT), SIZE)
+    for task, row in zip(settings.columns, grid, strict=True):
+        for lm, axes in zip(LAYER_DROPOUT, row, strict=True):
+            z = [[1.0] * 2 * settings.layers, *results.row(Cell(lm, task, settings.wanted[0]))["gates"]]
+            epochs = [settings.prune_epochs * k / (len(z) - 1) for k in range(len(z))]
+            for number, curve in enumerate(zip(*z, strict=True)):
+                style = "-" if number < settings.layers else "--"
+                axes.plot(epochs, curve, style, color=f"C{number % settings.layers % 10}", linewidth=1)
+            axes.set_title(f"{task}, {lm}, {settings.wanted[0]} wanted (forward -, backward --)", fontsize=8)
+            axes.set_xlabel("epochs with the penalty")
+            axes.set_ylabel("z")
+            axes.grid(alpha=0.3)
+    return png(made)
+
+
+def _layers(results: Results) -> bytes:
+    """A panel a task: the metric against layers left, detached at random without training, and closed by the penalty."""
+    settings = results.settings
+    made, (row,) = figure(1, len(settings.columns), SIZE)
+    for task, axes in zip(settings.columns, row, strict=True):
+        for lm, color in COLORS.items():
+            axes.plot(*_percent(results.row(Cell(lm, task))["detached"]), color=color, label=f"detached, {lm}")
+            found = [results.row(cell) for cell in pruned_cells(settings, task) if cell.lm == lm]
+            points = _percent([[each["layers"], each["dev"]] for each in found])
+            axes.plot(*points, "o", color=color, markeredgecolor="black", label=f"R3, {lm}")
+        axes.axhline(100 * results.row(Cell(NO_LM, task))["dev"], color="grey", linestyle=":", label=NO_LM)
+        axes.set_title(task, fontsize=9)
+        axes.set_xlabel("layers left")
+        axes.set_ylabel("F1 (--eval)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    return png(made)
+
+
+def _percent(points: Any) -> tuple[list[float], list[float]]:
+    return [left for left, _ in points], [100 * score for _, score in points]
