@@ -1,4 +1,4 @@
-"""Fills the tables of README.md and docs/reproduction.md from bench/results/, and the file tree from the files' first lines."""
+"""Fills the tables of README.md and docs/ from bench/results/, and the file tree from the files' first lines."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from readme_budgets import budgets, budgets_plot, latency, pruning
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
+from readme_layers import LAYERS_PAGE, layers, layers_speed
 from readme_multitask import multitask, multitask_speed
 from readme_reproduction import PAGE, reproduction, reproduction_ldnet, reproduction_multitask
 from readme_routing import routing
@@ -37,6 +38,7 @@ def main() -> None:
         tree,
     )
     fill(PAGE, reproduction, reproduction_multitask, reproduction_ldnet)
+    fill(LAYERS_PAGE, layers, layers_speed)
 
 
 def fill(path: Path, *makers: Callable[[], str]) -> None:

@@ -1,6 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet] [corpus]
+python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
+    [layers] [corpus]
 """
 
 from __future__ import annotations
@@ -94,6 +95,12 @@ def bulk_scoring() -> dict[str, Any]:
     return corpus()
 
 
+def deleted_layers() -> dict[str, Any]:
+    from layers import layers
+
+    return layers()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -105,6 +112,7 @@ RUNS = {
     "pruning": steps_of_pruning,
     "multitask": multitask_pruning,
     "ldnet": layers_of_taggers,
+    "layers": deleted_layers,
     "corpus": bulk_scoring,
 }
 

@@ -20,6 +20,7 @@ from secateur.blocks import layers
 from secateur.learned.layer_gates import LayerGates
 from secateur.learned.layer_training import GatedAdamW, task_features, train
 from secateur.learned.regularisers import r1, r2, r3
+from secateur.verification import verify_layers
 
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 
@@ -52,13 +53,13 @@ def test_the_projection_keeps_gates_between_zero_and_one() -> None:
     assert gates.z.tolist() == pytest.approx([0, 0, 0.3, 1, 1])
 
 
-def test_a_step_that_would_close_too_many_leaves_the_largest() -> None:
+def test_a_step_that_would_close_too_many_opens_the_largest_again() -> None:
     gates = LayerGates(CASES["t5-relu"].model(), keep_layers=2)
     set_(gates, [0.2, 0.1, 0.4, 0.3, 0.0])
     gates.project_()
     set_(gates, [-0.2, -0.1, 0.1, -0.3, -0.05])  # The last one was closed before: it stays so.
     gates.project_()
-    assert gates.z.tolist() == pytest.approx([0, 0.1, 0.1, 0, 0])
+    assert gates.z.tolist() == pytest.approx([0, 1, 0.1, 0, 0])
 
 
 @pytest.mark.parametrize("keep_layers", [1, 2, 3, 4])
@@ -370,3 +371,39 @@ def test_a_model_whose_layers_are_gone_has_no_gates() -> None:
         LayerGates(once, keep_layers=2)
     with pytest.raises(secateur.InputError, match="model: expected one with layers left to delete"):
         LayerGates(nothing, keep_layers=1)
+
+
+def test_the_smallest_gates_close_until_the_wanted_number_is_open() -> None:
+    gates = LayerGates(CASES["t5-relu"].model(), keep_layers=2)
+    set_(gates, [0.5, 0.0, 1.0, 0.2, 0.2])
+    assert gates.close_smallest_() == ["decoder.0", "decoder.1"]
+    assert gates.z.tolist() == [0.5, 0, 1, 0, 0]
+    assert gates.close_smallest_() == []
+    set_(gates, [0.5, 0.0, 0.0, 0.0, 0.0])  # Fewer than wanted: nothing opens.
+    assert gates.close_smallest_() == []
+    assert gates.left == ["encoder.0"]
+
+
+def test_off_is_the_model_without_gates() -> None:
+    case = CASES["bert-token"]
+    model = case.model()
+    dense = case.logits(model)
+    with LayerGates(model, keep_layers=1, frozen=True) as gates:
+        set_(gates, [0.5, 0.0])
+        gated = case.logits(model)
+        with gates.off():
+            assert torch.equal(case.logits(model), dense)
+            assert all(parameter.requires_grad for parameter in model.parameters())
+        assert torch.equal(case.logits(model), gated)
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_verification_sees_a_gate_that_was_not_folded_in() -> None:
+    case = CASES["bert-token"]
+    model = case.model()
+    with LayerGates(model, keep_layers=1) as gates:
+        set_(gates, [0.5, 0.0])
+        made = gates.export()
+    for scales, holds in (({"encoder.0": 0.5}, True), ({"encoder.0": 0.51}, False), ({}, False)):
+        found = verify_layers(model, made, ["encoder.1"], case.task, case.batches(model), scales=scales)
+        assert found.holds is holds

@@ -217,8 +217,7 @@ def _require_known_tags(path: str | Path, sentence: Sentence) -> None:
         except TagError as error:
             line = sentence.line + position
             raise InputError(
-                f"data: {str(path)!r}, line {line}: expected O or B-, I-, E- or S- and a type (scheme 'plain' takes any tag), "
-                f"got {tag!r}"
+                f"data: {str(path)!r}, line {line}: expected O or B-, I-, E- or S- and a type, got {tag!r}"
             ) from error
 
 

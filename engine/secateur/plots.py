@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.benchmarking import Report
@@ -67,6 +67,19 @@ def widths_plot(plan: Plan, title: str) -> bytes:
         axes.set_xlabel(f"{stack} layer")
         axes.set_ylabel("share of units kept")
         axes.legend(fontsize=7)
+    made.suptitle(title)
+    return png(made)
+
+
+def gates_plot(training: Mapping[str, Any], title: str) -> bytes:
+    """Each layer's gate over the steps of training. training: "step" [logged], and "z" by layer [logged]."""
+    made, (axes,) = _plain(1)
+    for name, values in training["z"].items():
+        axes.plot(training["step"], values, linewidth=1.5, label=name)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("step")
+    axes.set_ylabel("gate")
+    axes.legend(fontsize=7)
     made.suptitle(title)
     return png(made)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,16 +62,23 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
 
 
 def verify_layers(
-    model: nn.Module, deleted: nn.Module, gone: Iterable[str], task: Task, batches: Iterable[Batch]
+    model: nn.Module,
+    deleted: nn.Module,
+    gone: Iterable[str],
+    task: Task,
+    batches: Iterable[Batch],
+    *,
+    scales: Mapping[str, float] = MappingProxyType({}),
 ) -> Verification:
-    """`verify` for `delete_layers`: the masked model is the one where gates on what these layers add are zero."""
+    """`verify` for `delete_layers`: the masked model is the one where gates on what these layers add are zero, and others their
+    factors in `scales`."""
     known = {**layers(model, "block"), **layers(model, "branch")}
-    closed = {branch for name in gone for branch in known[name]}
+    values = {branch: value for name, value in {**scales, **dict.fromkeys(gone, 0.0)}.items() for branch in known[name]}
 
-    def without(of: nn.Module) -> AbstractContextManager[None]:
-        return gated(of, {branch: next(of.parameters()).new_zeros(1) for branch in closed})
+    def with_gates(of: nn.Module) -> AbstractContextManager[None]:
+        return gated(of, {branch: next(of.parameters()).new_tensor([value]) for branch, value in values.items()})
 
-    return verified(model, deleted, without, task, batches)
+    return verified(model, deleted, with_gates, task, batches)
 
 
 def verified(

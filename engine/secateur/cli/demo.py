@@ -32,8 +32,8 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         raise InputError(f"task: expected one of {', '.join(builtin.tasks())}, got {name!r}")
     with new_folder(out) as folder:
         loaded = inputs.load_model("builtin", task=None, device="auto", dtype="auto")
-        rows = inputs.read(f"builtin:{name}", loaded.task)
-        held_out = inputs.read(f"builtin:{name}.test", loaded.task)
+        rows = inputs.read(f"builtin:{name}", loaded)
+        held_out = inputs.read(f"builtin:{name}.test", loaded)
         task = inputs.make_task(loaded, "auto", rows, None)
         scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])

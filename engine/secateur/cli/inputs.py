@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from secateur import export, tasks
+from secateur.cli.tagged import tagged_examples
 from secateur.criteria import Criterion, criterion_named
 from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
+from secateur.tasks.sequence import class_names
 
 TASK_FILE = "secateur.json"
+COLUMN_FILE = ".conll"
 TASKS: dict[str, type[tasks.Task]] = {
     "text-to-text": tasks.TextToText,
     "sequence-classification": tasks.SequenceClassification,
@@ -31,6 +34,8 @@ _ENDINGS = {
 }
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+# Of a column file: that of the tags, where the data is such a file, and that of the tokens.
+Columns = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,12 @@ def prepare(
     dtype: str,
     device_map: str | None = None,
     unlabeled: bool = False,
+    columns: Columns = (None, "1"),
 ) -> tuple[Loaded, tasks.Task, list[Example]]:
     """What every verb that sees examples needs: the model, its task (of all rows, whose targets may tell the labels) and the
     first `examples` rows. unlabeled: targets are not read."""
     loaded = load_model(model, task=task, device=device, dtype=dtype, device_map=device_map)
-    rows = read(data, loaded.task, unlabeled=unlabeled)
+    rows = read(data, loaded, columns, labels, unlabeled=unlabeled)
     return loaded, make_task(loaded, labels, rows, max_length), rows[:examples]
 
 
@@ -106,10 +112,20 @@ def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: 
     return cls(loaded.tokenizer, labels=_labels(loaded, labels, rows), max_length=max_length)
 
 
-def read(data: str, task: str, *, unlabeled: bool = False) -> list[Example]:
-    """Examples with the columns of a task, or the first of them alone; "builtin:..." as in `read_examples`."""
-    columns = TASKS[task].columns
-    return read_examples(data, columns[:1] if unlabeled else columns)
+def read(
+    data: str, loaded: Loaded, columns: Columns = (None, "1"), labels: str = "auto", *, unlabeled: bool = False
+) -> list[Example]:
+    """Examples with the columns of a model's task, or the first of them alone; "builtin:..." as in `read_examples`. columns:
+    where they are in a column file, whose tags are among the labels (those of `make_task`)."""
+    column, token = columns
+    if column is None:
+        if Path(data).suffix == COLUMN_FILE:
+            raise InputError(f"column: expected the column of the tags, as {data!r} is a column file, got none")
+        names = TASKS[loaded.task].columns
+        return read_examples(data, names[:1] if unlabeled else names)
+    if loaded.task != "token-classification":
+        raise InputError(f"column: expected a model for token-classification, got one for {loaded.task}")
+    return tagged_examples(data, column, token, class_names(loaded.model, _labels(loaded, labels, [])))
 
 
 def among(name: str, text: str | None, known: Collection[str], default: Collection[str] | None = None) -> tuple[str, ...]:

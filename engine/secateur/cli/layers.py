@@ -13,13 +13,16 @@ from secateur.blocks import LayerUnit
 from secateur.blocks import layers as layers_of
 from secateur.cli import inputs, output
 from secateur.cli.options import (
+    Column,
     Data,
     Device,
     Dtype,
     Eval,
     Json,
+    KeepLayers,
     Kind,
     Labels,
+    LayerUnitOption,
     Lengths,
     Limit,
     MaxLength,
@@ -28,6 +31,7 @@ from secateur.cli.options import (
     Out,
     Sizes,
     Threads,
+    TokenColumn,
 )
 from secateur.cli.pipeline import compare, some_batches, write_folder
 from secateur.data import Example
@@ -42,15 +46,15 @@ def layers(
     model: Model,
     data: Data,
     out: Out,
-    keep_layers: Annotated[int, typer.Option(help="How many layers stay, in all stacks together.")],
+    keep_layers: KeepLayers,
     criterion: Annotated[str, typer.Option(help=f"How layers are scored: {', '.join(LAYER_CRITERIA)}.")] = "influence",
-    unit: Annotated[
-        str, typer.Option(help="What a layer is: block, or branch (self-attention, cross-attention, FFN).")
-    ] = "block",
+    unit: LayerUnitOption = "block",
     target: Annotated[str, typer.Option(help="probability, log_probability or margin.")] = "log_probability",
     evaluation: Eval = None,
     task: Kind = None,
     labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
@@ -69,9 +73,10 @@ def layers(
     (wanted,) = inputs.among("target", target, get_args(Target))
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
-    )
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        columns=(column, token_column),
+    )  # fmt: skip
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
     # Before the scoring, which takes longer than to find out at its end.
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, of)), 0.0), keep_layers)
     scores = layer_scores(

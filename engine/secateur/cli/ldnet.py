@@ -16,7 +16,8 @@ from rich.table import Table
 
 from secateur.cli import inputs, output
 from secateur.cli.options import Device, Json, Threads
-from secateur.columns import SCHEMES, Sentence, SpanFile, decoded_lines, numbered_lines, read_columns
+from secateur.cli.tagged import tagged_sentences
+from secateur.columns import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.cost import parameters
 from secateur.errors import InputError
 from secateur.files import write_atomically
@@ -261,22 +262,6 @@ def _two_stages(
     before, after = ledger.rows()
     document = {name: value for name, value in after.items() if name not in ("stage", "seconds")}
     return {**document, "seconds": {"whole": before["seconds"], "pruned": after["seconds"]}}
-
-
-def tagged_sentences(path: Path, column: str, token: str, scheme: str) -> tuple[list[Sentence], dict[str, Any]]:
-    """The sentences, tags of spans in BIOES, and what was read. Raises InputError as `SpanFile`, and for an unknown scheme."""
-    columns = [int(name) if name.lstrip("-").isdigit() else name for name in (column, token)]
-    if scheme == "plain":
-        found = list(read_columns(path, columns[0], token=columns[1]))
-        return found, {"file": str(path), "sentences": len(found), "scheme": "plain"}
-    if scheme not in ("auto", *SCHEMES):
-        raise InputError(f"scheme: expected one of auto, {', '.join(SCHEMES)}, plain, got {scheme!r}")
-    file = SpanFile(path, columns[0], token=columns[1], scheme=scheme)  # type: ignore[arg-type]
-    found = list(file)
-    if file.repaired:
-        output.say(f"{path}: {file.repaired} of {file.tags} tags were ill-formed {file.scheme.upper()} and repaired")
-    about = {"file": str(path), "sentences": len(found), "scheme": file.scheme, "tags": file.tags, "repaired": file.repaired}
-    return found, about
 
 
 def _lines(text: Path) -> Iterator[str]:

@@ -12,8 +12,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
 Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
-Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV or Parquet file, Hub name, or builtin:TASK.")]
+Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV, Parquet or column file, Hub name, or builtin:TASK.")]
 Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Examples are in CoNLL-style column files, tags in this column: a number, or a name of global.columns."),
+]
+TokenColumn = Annotated[str, typer.Option(help="Of a column file's tokens, as --column.")]
 Kind = Annotated[
     str | None, typer.Option("--task", help="text-to-text, sequence-classification, token-classification or causal-lm.")
 ]
@@ -63,3 +68,8 @@ Recover = Annotated[
 Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
 Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
 Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
+KeepLayers = Annotated[int, typer.Option(help="How many layers stay, in all stacks together.")]
+LayerUnitOption = Annotated[
+    str, typer.Option("--unit", help="What a layer is: block, or branch (self-attention, cross-attention, FFN).")
+]

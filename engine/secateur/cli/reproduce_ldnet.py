@@ -10,9 +10,10 @@ import typer
 
 from secateur.benchmarking import environment
 from secateur.cli import inputs
-from secateur.cli.ldnet import file_size, require_positive, tagged_sentences
+from secateur.cli.ldnet import file_size, require_positive
 from secateur.cli.options import Device, Json, Threads
 from secateur.cli.reproducing import run_cells
+from secateur.cli.tagged import tagged_sentences
 from secateur.columns import Sentence
 from secateur.errors import InputError
 

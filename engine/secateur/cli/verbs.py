@@ -14,12 +14,14 @@ from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
 from secateur.cli import inputs, ldnet, output, reproduce
+from secateur.cli.layer_gates import layer_gates
 from secateur.cli.layers import layers
 from secateur.cli.multitask import multitask
 from secateur.cli.options import (
     Align,
     AllocationName,
     Checkpoints,
+    Column,
     CriterionName,
     Data,
     Device,
@@ -49,6 +51,7 @@ from secateur.cli.options import (
     Speedup,
     TargetName,
     Threads,
+    TokenColumn,
     UnitOption,
     Unlabeled,
 )
@@ -75,6 +78,7 @@ app = typer.Typer(
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(ldnet.app, name="ldnet")
 app.command()(layers)
+app.command()(layer_gates)
 app.command()(multitask)
 app.command()(score)
 
@@ -134,6 +138,8 @@ def attribute(
     out: Out,
     task: Kind = None,
     labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -159,7 +165,7 @@ def attribute(
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
         loaded, job, rows = inputs.prepare(
             model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-            device_map=device_map, unlabeled=unlabeled,
+            device_map=device_map, unlabeled=unlabeled, columns=(column, token_column),
         )  # fmt: skip
         scores = secateur.attribute(
             loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
@@ -231,6 +237,8 @@ def prune(
     rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
     task: Kind = None,
     labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -265,9 +273,9 @@ def prune(
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled,
+        unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded.task)
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
     if given is None:
         scores = secateur.attribute_in_rounds(
             loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
@@ -289,6 +297,8 @@ def evaluate(
     data: Data,
     task: Kind = None,
     labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
     examples: Limit = None,
     max_tokens: MaxTokens = 8192,
     max_length: MaxLength = None,
@@ -300,8 +310,9 @@ def evaluate(
     """A model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
     inputs.use_threads(threads)
     loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype
-    )
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        columns=(column, token_column),
+    )  # fmt: skip
     result = secateur.evaluate(loaded.model, job, rows, max_tokens=max_tokens)
     output.emit({"model": model, **result.to_json()}, as_json, str(result))
 
@@ -346,6 +357,8 @@ def sweep_(
     keeps: Annotated[str, typer.Option(help="Rates between commas.")] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2",
     task: Kind = None,
     labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -373,9 +386,9 @@ def sweep_(
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled,
+        unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
-    held_out = inputs.read(evaluation, loaded.task)
+    held_out = inputs.read(evaluation, loaded, (column, token_column), labels)
     scores = secateur.attribute(
         loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,

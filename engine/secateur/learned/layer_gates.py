@@ -108,8 +108,9 @@ class LayerGates(nn.Module):
     def project_(self) -> None:
         """Puts the gates back into [0, 1] after an optimizer's step.
 
-        With R3, a step does not leave fewer than keep_layers of them open: of those that it would close, the largest stay where
-        they were. (The indicator alone stops the shrinking only after the step that has gone too far.)
+        With R3, a step does not leave fewer than keep_layers of them open: of those that it would close, the largest open to 1
+        again. (The indicator alone stops the shrinking only after the step that has gone too far; and a gate that stayed where
+        it was, near 0, would keep a layer that does nothing.)
         """
         clamped = self.z.clamp(0, 1)
         missing = self.keep_layers - int(clamped.count_nonzero())
@@ -117,9 +118,18 @@ class LayerGates(nn.Module):
             closing = (clamped == 0) & (self.previous > 0)
             order = self.z.masked_fill(~closing, -torch.inf).argsort(descending=True, stable=True)
             held = order[: min(missing, int(closing.sum()))]
-            clamped[held] = self.previous[held]
+            clamped[held] = 1
         self.z.copy_(clamped)
         self.previous.copy_(clamped)
+
+    @torch.no_grad()
+    def close_smallest_(self) -> list[str]:
+        """Closes the smallest gates while more than keep_layers are open, and returns their names."""
+        opened = self.left
+        closing = sorted(opened, key=self.values.__getitem__)[: max(0, len(opened) - self.keep_layers)]
+        for name in closing:
+            self.z[self.names.index(name)] = 0
+        return closing
 
     def parameter_groups(self, learning_rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
         """The groups of an optimizer: the "gates", which have no decay, and the "weights", of which matrices decay."""
@@ -136,13 +146,24 @@ class LayerGates(nn.Module):
         computes what the gated model computes in eval mode. The gated one stays as it is."""
         gone = [name for name, value in self.values.items() if value == 0]
         scales = {name: value for name, value in self.values.items() if value != 0}
-        with self._off():
+        with self.off():
             return delete_layers(self.model, gone, scales=scales).eval()
 
     def settings(self) -> dict[str, Any]:
         """What tells this selection from another, as JSON."""
         names = ("keep_layers", "unit", "regularisation", "strength", "warmup", "drop", "frozen")
         return {name: getattr(self, name) for name in names}
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the model is without gates; afterwards they are as they were."""
+        attached = self.attached
+        self._remove()
+        try:
+            yield
+        finally:
+            if attached:
+                self._attach()
 
     def detach(self) -> None:
         """Takes the gates off the model: its hooks, its flags and modes are as they were. The gates' values stay here."""
@@ -169,17 +190,6 @@ class LayerGates(nn.Module):
         self._handles = []
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
-
-    @contextmanager
-    def _off(self) -> Iterator[None]:
-        """Without gates inside, as they were afterwards."""
-        attached = self.attached
-        self._remove()
-        try:
-            yield
-        finally:
-            if attached:
-                self._attach()
 
     def _through(self, path: str, added: Tensor) -> Tensor:
         gate = self._gate_of[path]
