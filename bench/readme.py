@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from readme_budgets import budgets, budgets_plot, latency, pruning
+from readme_corpus import corpus
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_layers import LAYERS_PAGE, layers, layers_speed
 from readme_multitask import multitask, multitask_speed
@@ -35,6 +36,7 @@ def main() -> None:
         routing,
         multitask,
         multitask_speed,
+        corpus,
         tree,
     )
     fill(PAGE, reproduction, reproduction_multitask, reproduction_ldnet)
