@@ -47,7 +47,7 @@ class Subject:
     examples: list[dict[str, Any]]
 
 
-def corpus(documents: int = 20_000, rounds: int = 5, memory: bool = True) -> dict[str, Any]:
+def corpus(documents: int = 2_000, rounds: int = 4, memory: bool = True) -> dict[str, Any]:
     """Documents of 5 to 400 words in `rounds` Parquet shards. Each round scores one shard in every way, each round beginning
     with another; a ratio is the median over the rounds."""
     found: dict[str, Any] = {"load": os.getloadavg(), "cores": usable_cores(), "documents": documents, "rounds": rounds}
