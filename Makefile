@@ -21,7 +21,8 @@ demo: $(READY)  ## The main job on the built-in model and data; writes demo-out/
 test: $(READY)  ## The test suite, as CI runs it
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## The tests that take minutes
+test-slow: $(READY)  ## The tests that take minutes, those on a local cluster of Ray among them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow
 
 # On a GPU host these two take the Python that is there, with its torch and Triton, and install nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,13 @@ class Folder:
         self.place = place
         self.system, self.root = fsspec.core.url_to_fs(place)
         self.local = "file" in self.system.protocol and "://" not in place
+        self._writer = ""
+
+    def written_by(self, writer: str) -> Folder:
+        """The same folder for one of several writers, who do not share their half-written files."""
+        found = copy.copy(self)
+        found._writer = f".{writer}"
+        return found
 
     def path(self, *names: str) -> str:
         return "/".join((self.root.rstrip("/"), *names))
@@ -129,7 +137,7 @@ class Folder:
     def partial(self, *names: str) -> str:
         """Where a file is written before it gets its name; readers of the folder pass by names that begin with a point."""
         *folders, name = "/".join(names).split("/")
-        return self.path(*folders, f".{name}.partial")
+        return self.path(*folders, f".{name}{self._writer}.partial")
 
     def sweep(self) -> None:
         """Removes what killed runs left half-written."""

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Model
-from secateur.corpus.shards import Finished, Progress, Reading, score_shards
+from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
 from secateur.corpus.tuning import FEWEST, Say, tuned, untuned
 from secateur.corpus.windows import windows
@@ -96,9 +96,8 @@ class Job:
         """The model as it is to be run: as this folder's first run found out, or measured now."""
         if self._began is not None:
             found = json.loads(self._began)["tuned"]
-            dtype = found.pop("dtype")
-            say(f"as begun: {', '.join(f'{name} {value}' for name, value in found.items())}, {dtype}")
-            return replace(model, model=_in_dtype(model.model, dtype), **found)
+            say(f"as begun: {', '.join(f'{name} {value}' for name, value in found.items())}")
+            return as_tuned(model, found)
         options = {"max_tokens": wanted.max_tokens, "threads": wanted.threads}
         items = self._sample(untuned(model, **options)) if None in options.values() or wanted.any_dtype else []
         if len(items) < FEWEST:
@@ -107,8 +106,7 @@ class Job:
 
     def begin(self, model: Model) -> None:
         """Writes down what the run is about, and clears away what killed ones left."""
-        found = {"max_tokens": model.max_tokens, "workers": model.workers, "threads": model.threads}
-        self.tuned = {**found, "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch.")}
+        self.tuned = tuned_as(model)
         if self._began is None:
             self.folder.write(SETTINGS, json.dumps({"settings": self.settings, "tuned": self.tuned}, indent=1) + "\n")
         self.folder.sweep()
@@ -129,9 +127,9 @@ class Job:
         self.summary = Summary(counts, here, len(self.finished), failed, seconds, share, {**self.settings, **self.tuned})
         self.folder.write(SUMMARY, json.dumps(self.summary.to_json(), indent=1) + "\n")
 
-    def score(self, model: Model, progress: Progress | None = None) -> Iterator[Finished]:
-        """Scores what is left, in this process."""
-        return self.run(model, score_shards(model, self.left, self.folder, self._rest, about, progress))
+    def score(self, model: Model, progress: Progress | None = None, engine: Engine = score_shards) -> Iterator[Finished]:
+        """Scores what is left."""
+        return self.run(model, engine(model, self.left, self.folder, self._rest, about, progress))
 
     @property
     def _rest(self) -> Reading:
@@ -189,10 +187,19 @@ def _require_column(source: Source, reading: Reading) -> None:
         raise InputError(f"data: {source.place}: expected the column {reading.column!r}, which none of its first rows has")
 
 
-def _in_dtype(model: nn.Module, name: str) -> nn.Module:
-    import torch
+def tuned_as(model: Model) -> dict[str, Any]:
+    """How the model is run, as JSON knows it."""
+    found = {"max_tokens": model.max_tokens, "workers": model.workers, "threads": model.threads}
+    return {**found, "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch.")}
 
-    return model.to(getattr(torch, name))
+
+def as_tuned(model: Model, tuned: Mapping[str, Any]) -> Model:
+    """The model as `tuned_as` found another one to be run, in an earlier run or another process."""
+    options = {name: value for name, value in tuned.items() if name != "dtype"}
+    dtype = getattr(torch, tuned["dtype"])
+    # Only if it has to be: a model that was loaded in that dtype may hold single parameters in a wider one.
+    same = next(model.model.parameters()).dtype == dtype
+    return replace(model, model=model.model if same else model.model.to(dtype), **options)
 
 
 def _require_same(place: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

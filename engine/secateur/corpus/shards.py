@@ -47,6 +47,7 @@ class _End:
 
 About = Callable[[Source], dict[str, Any]]
 Progress = Callable[[Source, float, Counts], None]
+Engine = Callable[[Model, Sequence[Source], Folder, Reading, About, Progress | None], Iterator[Finished]]
 
 
 def score_shards(

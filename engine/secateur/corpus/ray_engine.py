@@ -1,0 +1,167 @@
+"""Shards scored by Ray Data: actors with a model each, on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from secateur.corpus.output import Counts, Folder
+from secateur.corpus.pipeline import Model
+from secateur.corpus.shards import About, Finished, Progress, Reading, score_shards
+from secateur.corpus.sources import Source
+from secateur.errors import InputError, first_line
+from secateur.tasks.base import model_device
+
+
+class WorkerError(Exception):
+    """What a worker raised, or Ray itself: no shard's own failure, so that none of the others would fare better."""
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connected to Ray meanwhile. address: of a cluster, or "auto"; None: as `ray.init` finds one, or starts one here.
+
+    Raises InputError: Ray is not installed, or there is no cluster at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError("engine: expected Ray to be installed (pip install 'secateur[ray]'), got no Ray") from error
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Ray tells of workers that died on stdout, where nothing but the result belongs.
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise InputError(f"ray-address: no cluster can be used at {address!r}: {first_line(error)}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def threads_for(workers: int) -> int:
+    """CPU threads for each of so many workers if they share the cluster, at least 1."""
+    import ray
+
+    return max(int(ray.cluster_resources().get("CPU", 0)) // workers, 1)
+
+
+def room_for(model: Model) -> int:
+    """How many workers with such a model the cluster has room for: each takes a GPU if the model is on one, else a CPU for each
+    of its threads. Raises InputError: for none."""
+    import ray
+
+    kind, each = ("GPU", 1) if _on_cuda(model) else ("CPU", _threads(model))
+    nodes = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+    room = sum(most // each for most in nodes)
+    if not room:
+        raise InputError(f"ray-address: a worker needs {each} {kind}s, of which the cluster's machines have {nodes}")
+    return room
+
+
+def score_on_ray(
+    load: Callable[[], Model],
+    workers: int,
+    model: Model,
+    sources: Sequence[Source],
+    folder: Folder,
+    reading: Reading,
+    about: About,
+    progress: Progress | None = None,
+) -> Iterator[Finished]:
+    """As `score_shards`, by so many workers, which are actors; the shards come as they are finished.
+
+    load: makes a worker's own model, on any machine of the cluster, where sources and folder must mean the same. model: how it
+    is run; this one leaves its GPU, which a worker may need, and its `busy` becomes the workers' mean. Ray restarts a worker
+    that dies, and its shard is scored from the beginning.
+    Raises InputError: a worker's; WorkerError: whatever else goes wrong in one.
+    """
+    import ray
+    import ray.data
+
+    if not sources:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # A shard may take hours.
+    # The largest first: if it came last, the other workers would wait for it.
+    order = sorted(range(len(sources)), key=lambda shard: -sources[shard].size)
+    resources = {"num_gpus": 1} if _on_cuda(model) else {"num_cpus": _threads(model)}
+    model.model.to("cpu")
+    rows = ray.data.from_items(order, override_num_blocks=len(order)).map_batches(
+        _Worker,
+        fn_constructor_args=(load, _threads(model), sources, folder, reading, about),
+        batch_size=1,
+        # A worker that had a second shard waiting would keep it from another one that is idle.
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        **resources,
+    )
+    try:
+        for row in rows.iter_rows():
+            if row["raised"]:
+                raise (InputError if row["input_error"] else WorkerError)(row["raised"])
+            model.busy += row["busy"] / workers
+            finished = Finished(sources[row["shard"]], Counts.from_json(row), row["error"] or None)
+            if progress is not None:
+                progress(finished.source, 1.0, finished.counts)
+            yield finished
+    except ray.exceptions.RayError as error:
+        raise WorkerError(f"Ray: {first_line(error)}") from error
+    folder.sweep()  # What workers that died left half-written.
+
+
+class _Worker:
+    """Scores the shards whose numbers it is given. What goes wrong is said in the row that it returns: what it raised, Ray
+    would print in full and wrap."""
+
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        threads: int,
+        sources: Sequence[Source],
+        folder: Folder,
+        reading: Reading,
+        about: About,
+    ) -> None:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's, which else takes all cores.
+        self._load, self._sources, self._reading, self._about = load, sources, reading, about
+        self._folder = folder.written_by(f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        self._model: Model | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        (shard,) = batch["item"]
+        row = {"shard": shard, "error": "", "raised": "", "input_error": False, "busy": 0.0, **asdict(Counts())}
+        try:
+            row |= self._score(self._sources[shard])
+        except Exception as error:
+            traceback.print_exc()  # Into this worker's log, which Ray keeps.
+            is_input = isinstance(error, InputError)
+            row |= {
+                "raised": str(error) if is_input else f"{type(error).__name__}: {first_line(error)}",
+                "input_error": is_input,
+            }
+        return {name: [value] for name, value in row.items()}
+
+    def _score(self, source: Source) -> dict[str, Any]:
+        self._model = model = self._model or self._load()
+        before = model.busy
+        (finished,) = score_shards(model, [source], self._folder, self._reading, self._about)
+        return {**asdict(finished.counts), "error": finished.error or "", "busy": model.busy - before}
+
+
+def _on_cuda(model: Model) -> bool:
+    return model_device(model.model).type == "cuda"
+
+
+def _threads(model: Model) -> int:
+    return model.workers * (model.threads or 1)
