@@ -47,7 +47,7 @@ class Subject:
     examples: list[dict[str, Any]]
 
 
-def corpus(documents: int = 2_000, rounds: int = 4, memory: bool = True) -> dict[str, Any]:
+def corpus(documents: int = 1_600, rounds: int = 4, memory: bool = True) -> dict[str, Any]:
     """Documents of 5 to 400 words in `rounds` Parquet shards. Each round scores one shard in every way, each round beginning
     with another; a ratio is the median over the rounds."""
     found: dict[str, Any] = {"load": os.getloadavg(), "cores": usable_cores(), "documents": documents, "rounds": rounds}
@@ -102,8 +102,9 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(windows([(rows, 1.0)], subject.task, labels, max_tokens=1 << 20, on_long="cut"), 1)
-    dense = tuned(Model(subject.model, subject.task, 1), sample.items, say=said.append)
-    runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned, busy=0.0)}
+    dense = tuned(Model(subject.model, subject.task, 1), sample.items, any_dtype=True, say=said.append)
+    dtype = next(dense.model.parameters()).dtype
+    runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned.to(dtype), busy=0.0)}
     pipeline, sizes = _pipeline(subject, [row.value for row in rows[:64]])
     times: dict[str, list[float]] = {}
     counts, totals = Counts(), dict.fromkeys(runners, 0.0)
@@ -123,7 +124,8 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
                 counts += result if name == "secateur" else Counts()
     per_round = counts.rows / len(sources)
     result = {
-        "settings": {"max_tokens": dense.max_tokens, "workers": dense.workers, "threads": dense.threads}, "tried": said,
+        "settings": {"max_tokens": dense.max_tokens, "workers": dense.workers, "threads": dense.threads, "dtype": str(dtype)},
+        "tried": said,
         "tokens": counts.tokens, "padding": round(1 - counts.tokens / counts.padded, 4),
         "busy": {n: round(r.busy / (totals[n] * r.workers), 4) for n, r in runners.items()},
         "pipeline_batch_sizes": sizes,

@@ -22,7 +22,7 @@ FEWEST = 512
 SECONDS = 0.7
 # What a setting must gain to be taken, as these measurements are short; and by how much a probability may change by a dtype.
 GAIN, TOLERANCE = 1.05, 0.01
-TOKENS = {"cpu": (2048, 512, 1024, 4096, 8192), "cuda": (16384, 4096, 65536, 131072)}
+TOKENS = {"cpu": (1024, 256, 512, 2048, 4096), "cuda": (16384, 4096, 65536, 131072)}
 
 Say = Callable[[str], None]
 
