@@ -18,8 +18,8 @@ def corpus() -> str:
         bare, busy = each["over_bare"]["secateur"]["median"], each["busy"]["secateur"]
         rows.append((each["model"], *speeds, *ratios, f"{bare:.0%}", f"{busy:.0%}", f"{each['padding']:.1%}"))
     head = (
-        "documents/s", "as before, batch size tuned", "bare model", "secateur", "pruned to half", "secateur / before",
-        "pruned / before", "secateur / bare", "model busy", "padding",
+        "documents/s", "transformers", "bare model", "secateur", "pruned to half", "secateur / transformers",
+        "pruned / transformers", "secateur / bare", "model busy", "padding",
     )  # fmt: skip
     memory = found["memory"]
     few, many = (f"{name.partition('_')[0]} documents {value:.0f} MiB" for name, value in list(memory.items())[:2])

@@ -47,7 +47,7 @@ class Source:
     size: int
     rows: Any = None
 
-    def read(self, column: str, identity: str | None = None, chunk: int = 1024) -> Iterator[tuple[list[Row], float]]:
+    def read(self, column: str, identity: str | None = None, chunk: int = 256) -> Iterator[tuple[list[Row], float]]:
         """The rows in order, up to `chunk` at a time, each time with the share of the shard that has been read.
 
         A row's value is text wherever the file says so; whether it can be scored is for others to find out. Text that is not
