@@ -27,7 +27,7 @@ import secateur
 from secateur import builtin
 from secateur.benchmarking import environment
 from secateur.corpus.output import Counts, Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import find_sources
 from secateur.corpus.tuning import tuned, usable_cores
@@ -114,7 +114,7 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(windows([(rows, 1.0)], subject.task, labels, max_tokens=1 << 20, on_long="cut"), 1)
-    dense = tuned(Model(subject.model, subject.task, 1), sample.items, any_dtype=True, say=said.append)
+    dense = tuned(Runner(subject.model, subject.task, 1), sample.items, any_dtype=True, say=said.append)
     dtype = next(dense.model.parameters()).dtype
     runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned.to(dtype), busy=0.0)}
     pipeline, sizes = _pipeline(subject, [row.value for row in rows[:64]])
@@ -153,7 +153,7 @@ def _ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     return {"median": round(statistics.median(ratios), 3), "least": round(ratios[0], 3), "most": round(ratios[-1], 3)}
 
 
-def _scored(runner: Model, source: Any) -> Counts:
+def _scored(runner: Runner, source: Any) -> Counts:
     """From the file to the file."""
     with tempfile.TemporaryDirectory() as out:
         (finished,) = score_shards(runner, [source], Folder(out), Reading(), lambda source: {})
@@ -162,7 +162,7 @@ def _scored(runner: Model, source: Any) -> Counts:
     return finished.counts
 
 
-def _batches(runner: Model, source: Any) -> list[Any]:
+def _batches(runner: Runner, source: Any) -> list[Any]:
     """The batches of a shard as tensors."""
     labels = len(runner.task.label_names(runner.model))
     found = windows(source.read("text"), runner.task, labels, max_tokens=runner.max_tokens, on_long="cut")
@@ -170,7 +170,7 @@ def _batches(runner: Model, source: Any) -> list[Any]:
     return [runner.task.collate_inputs(items, cpu) for window in found for items in window.batches(runner.max_tokens)]
 
 
-def _bare(runner: Model, batches: Sequence[Any]) -> None:
+def _bare(runner: Runner, batches: Sequence[Any]) -> None:
     """The model's forward passes alone, in as many threads."""
 
     def run(batch: Any) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from secateur import TextToText, builtin
 from secateur.corpus.output import SCORED, Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import cluster, score_on_ray
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source, find_sources
@@ -27,10 +27,10 @@ from secateur.corpus.sources import Source, find_sources
 SHARDS, DOCUMENTS, FIRST, ROUNDS, TOKENS = 14, 1000, 4, 3, 1024
 
 
-def load() -> Model:
+def load() -> Runner:
     """The built-in model with two labels, in one thread."""
     model, tokenizer = builtin.load()
-    return Model(model, TextToText(tokenizer, labels=["good", "bad"]), TOKENS, threads=1)
+    return Runner(model, TextToText(tokenizer, labels=["good", "bad"]), TOKENS, threads=1)
 
 
 def shards(folder: Path) -> list[Source]:

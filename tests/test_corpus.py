@@ -18,7 +18,7 @@ from models import CASES, CLASSES, LABELS, Case
 import secateur
 from secateur.corpus import mapper, score
 from secateur.corpus.output import SCORED, Counts, Folder
-from secateur.corpus.pipeline import Model, scored
+from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.shards import Finished, Reading, score_shards
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import tuned
@@ -28,11 +28,11 @@ LABELLED = ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3", "bert-sequence"]
 BERT, T5 = CASES["bert-sequence"], CASES["t5-gated"]
 
 
-def runner(case: Case, max_tokens: int = 64, workers: int = 2) -> Model:
-    return Model(case.model(), case.task, max_tokens, workers, threads=1)
+def runner(case: Case, max_tokens: int = 64, workers: int = 2) -> Runner:
+    return Runner(case.model(), case.task, max_tokens, workers, threads=1)
 
 
-def run(folder: Path, sources: list[Source], model: Model | None = None, **reading: Any) -> list[Finished]:
+def run(folder: Path, sources: list[Source], model: Runner | None = None, **reading: Any) -> list[Finished]:
     return list(score_shards(model or runner(BERT), sources, Folder(str(folder)), Reading(**reading), lambda source: {}))
 
 

@@ -21,7 +21,7 @@ from models import CASES
 from test_cli import Run, run  # noqa: F401
 
 from secateur.corpus.output import Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, SUMMARY, Job, Wanted, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
@@ -103,7 +103,7 @@ def score_all(folder: Path, out: str) -> None:
     torch.set_num_threads(1)
     sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / out))
     job = Job(sources, output, Reading(identity="id"), {}, resume=True)
-    model = job.ready(Model(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
+    model = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
     with alone_in(output):
         job.begin(model)
         list(job.score(model))

@@ -22,12 +22,12 @@ from models import CASES
 from secateur.cli import main
 from secateur.cli.score import _Recipe
 from secateur.corpus.output import SCORED, Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError, _Worker, cluster, score_on_ray
-from secateur.corpus.run import digest
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
 from secateur.errors import InputError
+from secateur.placement import weights_digest
 
 BERT = CASES["bert-sequence"]
 ROWS = [2000 + 100 * k for k in range(6)]
@@ -135,7 +135,7 @@ def test_a_killed_driver_is_resumed(address: str, made: Path, tmp_path: Path, mo
     require_same(made, out)
 
 
-def fails(error: Exception) -> Model:
+def fails(error: Exception) -> Runner:
     raise error
 
 
@@ -146,23 +146,23 @@ FAILURES: list[tuple[Exception, str]] = [(InputError("model: no"), "model: no"),
 @pytest.mark.filterwarnings("ignore")
 def test_what_a_worker_raises_is_one_line(address: str, made: Path, tmp_path: Path) -> None:
     sources, folder = find_sources(f"{made}/data/0*"), Folder(str(tmp_path))
-    model = Model(BERT.model(), BERT.task, 64, threads=1)
+    model = Runner(BERT.model(), BERT.task, 64, threads=1)
     for error, line in FAILURES:
         with cluster(address), pytest.raises(InputError if isinstance(error, InputError) else WorkerError) as raised:
             list(score_on_ray(partial(fails, error), 1, model, sources, folder, Reading(), lambda source: {}))
         assert str(raised.value) == line
 
 
-def worker(folder: Path, load: Callable[[], Model]) -> _Worker:
+def worker(folder: Path, load: Callable[[], Runner]) -> _Worker:
     sources = find_sources(str(corpora.lines(folder, corpora.texts(50))))
     return _Worker(load, 1, sources, Folder(str(folder)), Reading(), lambda source: {})
 
 
 def test_a_worker_loads_its_model_once_and_counts(tmp_path: Path) -> None:
-    loads: list[Model] = []
+    loads: list[Runner] = []
 
-    def load() -> Model:
-        loads.append(Model(BERT.model(), BERT.task, 64, threads=1))
+    def load() -> Runner:
+        loads.append(Runner(BERT.model(), BERT.task, 64, threads=1))
         return loads[-1]
 
     of = worker(tmp_path, load)
@@ -215,7 +215,7 @@ def test_other_weights_than_the_drivers_are_refused() -> None:
     recipe = _Recipe("builtin", None, "good,bad", None, "cpu", "float32")
     tuned = {"max_tokens": 64, "workers": 1, "threads": 1, "dtype": "bfloat16"}
     runner, _ = recipe.make()
-    again = recipe.make_again(digest(runner.model), tuned)
+    again = recipe.make_again(weights_digest(runner.model), tuned)
     assert (again.max_tokens, again.threads, next(again.model.parameters()).dtype) == (64, 1, torch.bfloat16)
     with pytest.raises(InputError, match="got other weights on"):
         recipe.make_again("0" * 16, tuned)

@@ -17,7 +17,7 @@ from secateur.cli import inputs, output
 from secateur.cli.options import Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
-from secateur.corpus.pipeline import Model as Runner
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
 from secateur.corpus.run import Job, Wanted, alone_in, as_tuned, tuned_as
 from secateur.corpus.shards import Engine, Reading, score_shards

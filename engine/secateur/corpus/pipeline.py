@@ -22,7 +22,7 @@ WINDOWS, BATCHES = 2, 2
 
 
 @dataclass
-class Model:
+class Runner:
     """A model with its task and how it is run. max_tokens: padded input tokens in a batch; halved for good when memory runs
     out. workers: threads that run batches, of `threads` CPU threads each (None: torch's own number). busy: seconds that they
     spent in the model, all together."""
@@ -70,7 +70,7 @@ class Model:
         self.score(window, items[middle:])
 
 
-def scored(events: Iterator[T], model: Model) -> Iterator[T]:
+def scored(events: Iterator[T], model: Runner) -> Iterator[T]:
     """The same events in the same order, each window once it is scored.
 
     `events` is iterated in a thread of its own, which reads and encodes ahead; the batches go to the model's workers. What

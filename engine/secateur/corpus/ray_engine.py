@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from secateur.corpus.output import Counts, Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import About, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import Source
 from secateur.errors import InputError, first_line
@@ -56,7 +56,7 @@ def threads_for(workers: int) -> int:
     return max(int(ray.cluster_resources().get("CPU", 0)) // workers, 1)
 
 
-def room_for(model: Model) -> int:
+def room_for(model: Runner) -> int:
     """How many workers with such a model the cluster has room for: each takes a GPU if the model is on one, else a CPU for each
     of its threads. Raises InputError: for none."""
     import ray
@@ -70,9 +70,9 @@ def room_for(model: Model) -> int:
 
 
 def score_on_ray(
-    load: Callable[[], Model],
+    load: Callable[[], Runner],
     workers: int,
-    model: Model,
+    model: Runner,
     sources: Sequence[Source],
     folder: Folder,
     reading: Reading,
@@ -126,7 +126,7 @@ class _Worker:
 
     def __init__(
         self,
-        load: Callable[[], Model],
+        load: Callable[[], Runner],
         threads: int,
         sources: Sequence[Source],
         folder: Folder,
@@ -136,7 +136,7 @@ class _Worker:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's, which else takes all cores.
         self._load, self._sources, self._reading, self._about = load, sources, reading, about
         self._folder = folder.written_by(f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        self._model: Model | None = None
+        self._model: Runner | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         (shard,) = batch["item"]
@@ -159,9 +159,9 @@ class _Worker:
         return {**asdict(finished.counts), "error": finished.error or "", "busy": model.busy - before}
 
 
-def _on_cuda(model: Model) -> bool:
+def _on_cuda(model: Runner) -> bool:
     return model_device(model.model).type == "cuda"
 
 
-def _threads(model: Model) -> int:
+def _threads(model: Runner) -> int:
     return model.workers * (model.threads or 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from secateur.corpus.output import Counts, Folder
-from secateur.corpus.pipeline import Model
+from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
 from secateur.corpus.tuning import FEWEST, Say, tuned, untuned
@@ -92,7 +92,7 @@ class Job:
         """The sources that are not finished, or have another size than when they were."""
         return [source for source in self.sources if self.finished.get(source.name, {}).get("size") != source.size]
 
-    def ready(self, model: Model, wanted: Wanted, say: Say) -> Model:
+    def ready(self, model: Runner, wanted: Wanted, say: Say) -> Runner:
         """The model as it is to be run: as this folder's first run found out, or measured now."""
         if self._began is not None:
             found = json.loads(self._began)["tuned"]
@@ -104,14 +104,14 @@ class Job:
             return untuned(model, **options)
         return tuned(model, items, any_dtype=wanted.any_dtype, say=say, **options)
 
-    def begin(self, model: Model) -> None:
+    def begin(self, model: Runner) -> None:
         """Writes down what the run is about, and clears away what killed ones left."""
         self.tuned = tuned_as(model)
         if self._began is None:
             self.folder.write(SETTINGS, json.dumps({"settings": self.settings, "tuned": self.tuned}, indent=1) + "\n")
         self.folder.sweep()
 
-    def run(self, model: Model, finished: Iterator[Finished]) -> Iterator[Finished]:
+    def run(self, model: Runner, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Passes the finished shards on, and writes the summary once there are no more."""
         began, busy, here, failed = time.perf_counter(), model.busy, Counts(), []
         for each in finished:
@@ -127,7 +127,7 @@ class Job:
         self.summary = Summary(counts, here, len(self.finished), failed, seconds, share, {**self.settings, **self.tuned})
         self.folder.write(SUMMARY, json.dumps(self.summary.to_json(), indent=1) + "\n")
 
-    def score(self, model: Model, progress: Progress | None = None, engine: Engine = score_shards) -> Iterator[Finished]:
+    def score(self, model: Runner, progress: Progress | None = None, engine: Engine = score_shards) -> Iterator[Finished]:
         """Scores what is left."""
         return self.run(model, engine(model, self.left, self.folder, self._rest, about, progress))
 
@@ -138,7 +138,7 @@ class Job:
             return self.reading
         return replace(self.reading, limit=self.reading.limit - sum(each["rows"] for each in self.finished.values()))
 
-    def _sample(self, model: Model) -> list[Item]:
+    def _sample(self, model: Runner) -> list[Item]:
         """Some of the corpus's items."""
         labels = len(model.task.label_names(model.model))
         found: list[Item] = []
@@ -187,13 +187,13 @@ def _require_column(source: Source, reading: Reading) -> None:
         raise InputError(f"data: {source.place}: expected the column {reading.column!r}, which none of its first rows has")
 
 
-def tuned_as(model: Model) -> dict[str, Any]:
+def tuned_as(model: Runner) -> dict[str, Any]:
     """How the model is run, as JSON knows it."""
     found = {"max_tokens": model.max_tokens, "workers": model.workers, "threads": model.threads}
     return {**found, "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch.")}
 
 
-def as_tuned(model: Model, tuned: Mapping[str, Any]) -> Model:
+def as_tuned(model: Runner, tuned: Mapping[str, Any]) -> Runner:
     """The model as `tuned_as` found another one to be run, in an earlier run or another process."""
     options = {name: value for name, value in tuned.items() if name != "dtype"}
     dtype = getattr(torch, tuned["dtype"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.corpus.output import identity_type, record_batch, with_reasons
-from secateur.corpus.pipeline import Model, scored
+from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import untuned
 from secateur.corpus.windows import Window, require_on_long, windows
@@ -41,7 +41,7 @@ def score(
     Raises InputError: a task without closed labels, an unknown on_long, a shard that cannot be read.
     """
     require_on_long(on_long)
-    runner = untuned(Model(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
+    runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels = task.label_names(model)
     sources = find_sources(dataset) if isinstance(dataset, str) else [Source("dataset", "dataset", 0, _rows(dataset, column))]
 
@@ -65,7 +65,7 @@ def mapper(
     """A function for `datasets.map(mapper(...), batched=True)`: adds label, p_<label> and reason as in `score`, in this process
     and with torch's threads. The larger the map's batch_size, the less padding. Raises InputError as `score`."""
     labels = task.label_names(model)
-    runner = Model(model, task, max_tokens)
+    runner = Runner(model, task, max_tokens)
 
     def of(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [Row(value) for value in batch[column]]

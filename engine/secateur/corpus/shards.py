@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur.corpus.output import Counts, Folder, ShardWriter, identity_type, record_batch, schema_of
-from secateur.corpus.pipeline import Model, scored
+from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import ShardError, Source
 from secateur.corpus.windows import Window, windows
 from secateur.errors import first_line
@@ -47,11 +47,11 @@ class _End:
 
 About = Callable[[Source], dict[str, Any]]
 Progress = Callable[[Source, float, Counts], None]
-Engine = Callable[[Model, Sequence[Source], Folder, Reading, About, Progress | None], Iterator[Finished]]
+Engine = Callable[[Runner, Sequence[Source], Folder, Reading, About, Progress | None], Iterator[Finished]]
 
 
 def score_shards(
-    model: Model,
+    model: Runner,
     sources: Sequence[Source],
     folder: Folder,
     reading: Reading,
@@ -77,7 +77,7 @@ def score_shards(
 
 
 def _events(
-    model: Model, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
+    model: Runner, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
 ) -> Iterator[_Begin | Window | _End]:
     """Each source's windows between its beginning and its end. lost: sources whose further windows nobody wants."""
     left = reading.limit

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secateur.corpus.pipeline import Model, scored
+from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.windows import Window
 from secateur.tasks import Item
 from secateur.tasks.base import model_device
@@ -38,7 +38,7 @@ def usable_cores() -> int:
     return max(cores, 1)
 
 
-def untuned(model: Model, *, max_tokens: int | None = None, threads: int | None = None) -> Model:
+def untuned(model: Runner, *, max_tokens: int | None = None, threads: int | None = None) -> Runner:
     """What usually does well. On a CPU each thread runs batches of its own: a batch that all of them share makes them wait for
     each other at each product. threads: of the CPU, all together; None: the usable cores."""
     on_cpu = model_device(model.model).type == "cpu"
@@ -52,14 +52,14 @@ def untuned(model: Model, *, max_tokens: int | None = None, threads: int | None 
 
 
 def tuned(
-    model: Model,
+    model: Runner,
     items: Sequence[Item],
     *,
     max_tokens: int | None = None,
     threads: int | None = None,
     any_dtype: bool = False,
     say: Say = lambda line: None,
-) -> Model:
+) -> Runner:
     """The model as it scores the items fastest. max_tokens, threads: given, or None to be measured. any_dtype: bfloat16 is
     tried too on a CPU, and taken if no probability changes by more than TOLERANCE. say: told what was measured."""
     best = untuned(model, max_tokens=max_tokens, threads=threads)
@@ -67,7 +67,7 @@ def tuned(
     trial = _Trial(best, items)
     speed = trial.speed(best)
 
-    def consider(other: Model, what: str) -> None:
+    def consider(other: Runner, what: str) -> None:
         nonlocal best, speed
         found = trial.speed(other)
         taken = found > GAIN * speed
@@ -95,7 +95,7 @@ def tuned(
 class _Trial:
     """Times models on as many of the items as take about SECONDS."""
 
-    def __init__(self, model: Model, items: Sequence[Item]) -> None:
+    def __init__(self, model: Runner, items: Sequence[Item]) -> None:
         self._labels = len(model.task.label_names(model.model))
         shuffled = np.random.default_rng(0).permutation(len(items))
         self._items = [items[k] for k in shuffled]
@@ -104,19 +104,19 @@ class _Trial:
         wanted = int(self.speed(model) * SECONDS)
         self._count = len(self._take(max(wanted, 2 * model.max_tokens * model.workers)))
 
-    def speed(self, model: Model) -> float:
+    def speed(self, model: Runner) -> float:
         """Tokens a second."""
         began = time.perf_counter()
         window = self._run(model, self._items[: self._count])
         return window.tokens / (time.perf_counter() - began)
 
-    def probabilities(self, model: Model) -> np.ndarray:
+    def probabilities(self, model: Runner) -> np.ndarray:
         """[items, labels]"""
         found = self._run(model, self._items[: self._count]).scores.astype(np.float64)
         likely = np.exp(found - found.max(1, keepdims=True))
         return np.asarray(likely / likely.sum(1, keepdims=True))
 
-    def _run(self, model: Model, items: Sequence[Item]) -> Window:
+    def _run(self, model: Runner, items: Sequence[Item]) -> Window:
         rows = [replace(item, row=row) for row, item in enumerate(items)]
         scores = np.zeros((len(rows), self._labels), dtype=np.float32)
         (window,) = scored(iter([Window(0, 1.0, [], [None] * len(rows), rows, scores)]), replace(model))
