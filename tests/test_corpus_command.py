@@ -144,9 +144,11 @@ def compare(folder: Path) -> None:
 def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:  # noqa: F811
     corpus(tmp_path, 6, rows=1500)
     command = f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out stopped"
+    # Whatever starts the tests in the background may have the signal ignored.
     process = subprocess.Popen(
-        [sys.executable, "-m", "secateur", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-m", "secateur", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     shards = tmp_path / "stopped" / "shards"
     while process.poll() is None and not list(shards.glob("*.parquet")):
         time.sleep(0.05)
