@@ -71,7 +71,7 @@ def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
         return name, _file_rows(path, suffix)
     if suffix in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
-    return name, _hub_rows(name)
+    return name, iter(hub_dataset(name))
 
 
 def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
@@ -110,12 +110,13 @@ def _json_rows(path: Path, text: str) -> Iterator[Any]:
                 raise InputError(f"data: {str(path)!r}, line {number} is not JSON: {error}") from error
 
 
-def _hub_rows(name: str) -> Iterator[Any]:
+def hub_dataset(name: str, *, streaming: bool = False) -> Any:
+    """A data set on the Hub, "owner/name" or "owner/name:split". Raises InputError if there is none."""
     import datasets
 
     repository, _, split = name.partition(":")
     try:
-        return iter(datasets.load_dataset(repository, split=split or "train"))
+        return datasets.load_dataset(repository, split=split or "train", streaming=streaming)
     except Exception as error:  # The Hub client raises many kinds; each means that this name gives no data.
         raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 

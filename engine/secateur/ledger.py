@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from secateur.errors import InputError
 from secateur.files import write_atomically
@@ -33,15 +33,12 @@ class Ledger:
                 raise InputError(f"out: expected an existing parent folder, got {str(folder)!r}")
             folder.mkdir(exist_ok=True)
             write_atomically(began, json.dumps(settings, indent=1) + "\n")
-        _require_same(began, settings)
+        require_same(folder, _settings(began), settings)
         self.results: dict[str, dict[str, Any]] = {}
         self._file = open(folder / CELLS, "a+b")  # noqa: SIM115
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            require_alone(self._file, folder)
             self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(f"out: {str(folder)!r} is in use by another process") from None
         except BaseException:
             self._file.close()
             raise
@@ -82,15 +79,28 @@ class Ledger:
         self._file.truncate(whole)
 
 
-def _require_same(began: Path, settings: Mapping[str, Any]) -> None:
+def require_alone(file: IO[Any], folder: Path | str) -> None:
+    """Locks a file of the folder for as long as it is open. Raises InputError if another process has."""
     try:
-        found = json.loads(began.read_text())
-    except ValueError as error:
-        raise InputError(f"out: {str(began)!r} is no JSON ({error})") from error
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"out: {str(folder)!r} is in use by another process") from None
+
+
+def require_same(folder: Path | str, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises InputError for a setting that is not as the folder was begun with."""
     wanted = json.loads(json.dumps(settings))
     for name in wanted:
         if found.get(name) != wanted[name]:
-            raise InputError(f"{name}: {str(began.parent)!r} was begun with {found.get(name)!r}, got {wanted[name]!r}")
+            raise InputError(f"{name}: {str(folder)!r} was begun with {found.get(name)!r}, got {wanted[name]!r}")
+
+
+def _settings(began: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(began.read_text())
+    except ValueError as error:
+        raise InputError(f"out: {str(began)!r} is no JSON ({error})") from error
+    return found
 
 
 def _key(cell: Mapping[str, Any]) -> str:

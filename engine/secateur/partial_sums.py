@@ -105,11 +105,11 @@ class Checkpoint:
 
 
 def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
-    """Short hashes of the model, as in `weights_digest`, and of the tokenised examples."""
-    of_items = hashlib.sha256(fingerprint(model).encode())
+    """Short hashes of the model, its architecture and its weights, and of the tokenised examples."""
+    of_items = hashlib.sha256()
     for item in items:
         of_items.update(array("q", [item.row, len(item.target), *item.target, *item.input_ids]).tobytes())
-    return {"model": weights_digest(model), "examples": of_items.hexdigest()[:16]}
+    return {"model": f"{fingerprint(model)}-{weights_digest(model)}", "examples": of_items.hexdigest()[:16]}
 
 
 def _name(rank: int, size: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from secateur.corpus.tuning import FEWEST, Say, tuned, untuned
 from secateur.corpus.windows import windows
 from secateur.errors import InputError
 from secateur.files import require_parent
+from secateur.ledger import require_alone, require_same
 from secateur.tasks import Item
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
@@ -83,7 +83,7 @@ class Job:
         if self._began is not None:
             if not resume:
                 raise InputError(f"out: {folder.place!r} was begun already; --resume goes on with it")
-            _require_same(folder.place, json.loads(self._began)["settings"], self.settings)
+            require_same(folder.place, json.loads(self._began)["settings"], self.settings)
         _require_column(sources[0], reading)
         self.finished = {} if self._began is None else folder.finished()
 
@@ -162,10 +162,7 @@ def alone_in(folder: Folder) -> Iterator[None]:
         return
     Path(folder.root).mkdir(exist_ok=True)
     with open(folder.path(".lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"out: {folder.place!r} is in use by another process") from None
+        require_alone(file, folder.place)
         yield
 
 
@@ -200,9 +197,3 @@ def as_tuned(model: Runner, tuned: Mapping[str, Any]) -> Runner:
     # Only if it has to be: a model that was loaded in that dtype may hold single parameters in a wider one.
     same = next(model.model.parameters()).dtype == dtype
     return replace(model, model=model.model if same else model.model.to(dtype), **options)
-
-
-def _require_same(place: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise InputError(f"{name}: {place!r} was begun with {found.get(name)!r}, got {value!r}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from secateur.data import hub_dataset
 from secateur.errors import InputError, first_line
 
 TEXT, JSONL, TABLES = (".txt", ".text"), (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
@@ -136,13 +137,7 @@ def _folder(folder: Path) -> list[Source]:
 
 
 def _hub(name: str) -> list[Source]:
-    import datasets
-
-    repository, _, split = name.partition(":")
-    try:
-        data = datasets.load_dataset(repository, split=split or "train", streaming=True)
-    except Exception as error:  # The Hub client raises many kinds; each means that this name gives no data.
-        raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
+    data = hub_dataset(name, streaming=True)
     shards = data.num_shards
     return [
         Source(f"{k:05d}-of-{shards:05d}", f"{name} shard {k}", 0, data.shard(num_shards=shards, index=k))

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from secateur.data import Example
 from secateur.errors import InputError
@@ -27,6 +26,9 @@ from secateur.tasks.base import (
     texts,
 )
 from secateur.tasks.label_tree import LabelTree
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 class CausalLM(Task):
@@ -100,7 +102,7 @@ class CausalLM(Task):
     def room(self) -> int | None:
         if self.max_length is None or self.labels is None:
             return self.max_length
-        longest = max(map(len, self._label_ids()))
+        longest = self._tree.longest  # Encoded once: this is asked for each document.
         if longest >= self.max_length:
             raise InputError(f"labels: expected labels under {self.max_length} pieces, got one of {longest}")
         return self.max_length - longest
@@ -116,6 +118,8 @@ class CausalLM(Task):
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """log P(label | prompt) [B, labels]: the prompts run once, then the tree of all labels on their cached states."""
+        from transformers import DynamicCache
+
         tree, mask = self._tree, batch.inputs["attention_mask"]
         cache = DynamicCache() if len(tree) > 1 else None
         places = (mask.cumsum(1) - 1).clamp(min=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class LabelTree:
         self._edges = torch.tensor(edges, dtype=torch.int64).T
         self._parents = [numbers[prefix[:-1]] if prefix else 0 for prefix in self.prefixes]
 
+    @property
+    def longest(self) -> int:
+        """The most pieces of a label."""
+        return int(self.depths.max()) + 1
+
     def __len__(self) -> int:
         return len(self.prefixes)
 
@@ -34,12 +40,12 @@ class LabelTree:
         """The piece [nodes] that leads to each node, int64; `root` leads to the first."""
         return torch.tensor([prefix[-1] if prefix else root for prefix in self.prefixes])
 
-    @property
+    @cached_property
     def depths(self) -> Tensor:
         """The number of pieces of each prefix [nodes], int64."""
         return torch.tensor([len(prefix) for prefix in self.prefixes])
 
-    @property
+    @cached_property
     def sees(self) -> Tensor:
         """Which nodes are ancestors of a node, or the node itself [nodes, nodes], bool; a row for each node."""
         found = torch.eye(len(self), dtype=torch.bool)
