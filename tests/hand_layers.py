@@ -18,17 +18,24 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def places(case: Case, name: str) -> tuple[str, str]:
     """By hand: the module path of a branch's last step before it is added, and of its block."""
     stack, layer, kind = name.split(".")
-    if case.kind == "t5":
+    if case.kind == "encoder-decoder" and case.name not in ("bart", "marian"):
         parts = ["self_attention", "cross_attention", "ffn"] if stack == "decoder" else ["self_attention", "ffn"]
         inner = {"self_attention": "SelfAttention.o", "cross_attention": "EncDecAttention.o", "ffn": "DenseReluDense.wo"}[kind]
         return f"{stack}.block.{layer}.layer.{parts.index(kind)}.{inner}", f"{stack}.block.{layer}"
-    if case.kind == "bert":
-        path = f"bert.encoder.layer.{layer}"
-        return f"{path}.attention.output.dense" if kind == "self_attention" else f"{path}.output.dense", path
-    path = f"model.layers.{layer}"
-    if case.name == "gemma3":
+    if case.kind == "encoder-decoder":
+        path = f"model.{stack}.layers.{layer}"
+        inner = {"self_attention": "self_attn.out_proj", "cross_attention": "encoder_attn.out_proj", "ffn": "fc2"}[kind]
+        return f"{path}.{inner}", path
+    layers, attention, down = naive.BLOCKS[model_type(case)]
+    path = f"{layers}.{layer}"
+    if case.name in ("gemma2", "gemma3"):
         return f"{path}.post_{'attention' if kind == 'self_attention' else 'feedforward'}_layernorm", path
-    return f"{path}.self_attn.o_proj" if kind == "self_attention" else f"{path}.mlp.down_proj", path
+    return f"{path}.{attention[-1] if kind == 'self_attention' else down}", path
+
+
+def model_type(case: Case) -> str:
+    config: Any = case.build().config
+    return str(config.model_type)
 
 
 def branch_names(case: Case, model: Any) -> list[str]:

@@ -13,16 +13,40 @@ from tokenizers.models import WordLevel, WordPiece
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForTokenClassification,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MarianConfig,
+    MarianMTModel,
+    MistralConfig,
+    MistralForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -40,6 +64,7 @@ LABELS = ["yes", "no way", "maybe so then"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 UNITS = ("head", "channel", "channel-per-head")
 Unit = Literal["head", "channel"]
+Kind = Literal["encoder-decoder", "encoder", "decoder"]
 
 
 def word_tokenizer(*, start: bool, end: bool, **options: Any) -> PreTrainedTokenizerFast:
@@ -83,39 +108,59 @@ def tagged(count: int = 7) -> list[dict[str, Any]]:
     return [{"tokens": row, "tags": [TAGS[(i * i + k) % len(TAGS)] for i in range(len(row))]} for k, row in enumerate(rows)]
 
 
-def _t5(**options: Any) -> nn.Module:
-    config = T5Config(
+def _t5(cls: type[nn.Module] = T5ForConditionalGeneration, kind: type[Any] = T5Config, **options: Any) -> nn.Module:
+    config = kind(
         vocab_size=len(word_tokenizer(start=False, end=True)), d_model=24, d_kv=5, d_ff=37, num_heads=4,
         # Not more decoder than encoder layers: transformers' cache cannot serve such a T5.
         num_layers=3, num_decoder_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=6,
         dropout_rate=0.2, decoder_start_token_id=0, **options,
     )  # fmt: skip
-    return T5ForConditionalGeneration(config)
+    return cls(config)
 
 
-def _bert(cls: type[nn.Module], names: Sequence[str]) -> nn.Module:
-    config = BertConfig(
-        vocab_size=len(piece_tokenizer()), hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
-        max_position_embeddings=40, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, initializer_range=0.3,
-        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+def _bart(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
+    """Stacks of different shapes, as BART's config allows."""
+    config = kind(
+        vocab_size=len(word_tokenizer(start=False, end=True)), d_model=24, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=6, encoder_ffn_dim=37, decoder_ffn_dim=29,
+        max_position_embeddings=40, dropout=0.2, attention_dropout=0.2, init_std=0.3,
+        pad_token_id=0, eos_token_id=1, bos_token_id=2, forced_eos_token_id=None, **options,
+    )  # fmt: skip
+    return cls(config)
+
+
+def _encoder(cls: type[nn.Module], kind: type[Any], names: Sequence[str], **options: Any) -> nn.Module:
+    config = kind(
+        **{
+            "vocab_size": len(piece_tokenizer()), "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 37, "max_position_embeddings": 40, "hidden_dropout_prob": 0.2,
+            "attention_probs_dropout_prob": 0.2, "initializer_range": 0.3, "pad_token_id": 0,
+            "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}, **options,
+        }
     )  # fmt: skip
     return cls(config)
 
 
 def _decoder(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
     config = kind(
-        vocab_size=len(word_tokenizer(start=True, end=False)), hidden_size=24, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=3, head_dim=6, intermediate_size=37, max_position_embeddings=64, attention_dropout=0.2,
-        initializer_range=0.3, pad_token_id=0, eos_token_id=1, bos_token_id=2, **options,
+        vocab_size=len(word_tokenizer(start=True, end=False)), hidden_size=24, num_hidden_layers=2,
+        max_position_embeddings=64, attention_dropout=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=2, **options,
     )  # fmt: skip
     return cls(config)
 
 
+def _grouped(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
+    """A decoder with two query heads to a key-value head."""
+    shape = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 6, "intermediate_size": 37}
+    return _decoder(cls, kind, **{**shape, "initializer_range": 0.3, **options})
+
+
 @dataclass(frozen=True)
 class Case:
-    """One family: how its model is built, with which task and examples it is tested."""
+    """One family: how its model is built, with which task and examples it is tested. kind: what the model is for secateur."""
 
     name: str
+    kind: Kind
     build: Callable[[], nn.Module]
     make_task: Callable[[], Task]
     examples: list[dict[str, Any]]
@@ -125,12 +170,17 @@ class Case:
         return self.name
 
     @property
-    def kind(self) -> Literal["t5", "bert", "decoder"]:
-        return "t5" if self.name.startswith("t5") else "bert" if self.name.startswith("bert") else "decoder"
+    def exact(self) -> bool:
+        """Whether a float64 model is float64 throughout: an RMSNorm computes in float32 whatever the model's dtype."""
+        return not any("RMSNorm" in type(m).__name__ or "T5LayerNorm" in type(m).__name__ for m in self.build().modules())
+
+    @property
+    def auto_class(self) -> str:
+        return self.task.auto_class
 
     @property
     def generates(self) -> bool:
-        return self.kind != "bert"
+        return self.kind != "encoder"
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
         """A fresh model, always with the same weights; no weight is at a value (0 or 1) that could hide a mistake."""
@@ -159,60 +209,78 @@ class Case:
         return torch.cat(parts).double()
 
 
-CASES = {
-    case.name: case
-    for case in [
-        Case(
-            "t5-gated",
-            lambda: _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-            lambda: secateur.TextToText(word_tokenizer(start=False, end=True), labels=LABELS),
-            labelled(LABELS),
+def text_to_text(name: str, build: Callable[[], nn.Module]) -> Case:
+    task = lambda: secateur.TextToText(word_tokenizer(start=False, end=True), labels=LABELS)  # noqa: E731
+    return Case(name, "encoder-decoder", build, task, labelled(LABELS))
+
+
+def sequence(name: str, build: Callable[[], nn.Module]) -> Case:
+    return Case(name, "encoder", build, lambda: secateur.SequenceClassification(piece_tokenizer()), labelled(CLASSES))
+
+
+def token(name: str, build: Callable[[], nn.Module]) -> Case:
+    return Case(name, "encoder", build, lambda: secateur.TokenClassification(piece_tokenizer()), tagged())
+
+
+def causal(name: str, build: Callable[[], nn.Module], **options: Any) -> Case:
+    task = lambda: secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS)  # noqa: E731
+    return Case(name, "decoder", build, task, labelled(LABELS), **options)
+
+
+# A window shorter than the texts, so that sliding attention differs from full.
+_SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
+
+# One model of each way of being built: what does not look at a family's code is tested on these.
+CORE = [
+    text_to_text("t5-gated", lambda: _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    text_to_text("t5-relu", lambda: _t5(feed_forward_proj="relu")),
+    sequence("bert-sequence", lambda: _encoder(BertForSequenceClassification, BertConfig, CLASSES)),
+    token("bert-token", lambda: _encoder(BertForTokenClassification, BertConfig, TAGS)),
+    causal("llama", lambda: _grouped(LlamaForCausalLM, LlamaConfig)),
+    causal("qwen3", lambda: _grouped(Qwen3ForCausalLM, Qwen3Config), qk_channels=False),
+    causal("gemma3", lambda: _grouped(Gemma3ForCausalLM, Gemma3TextConfig, **_SLIDING), qk_channels=False),
+]
+ALL = [
+    *CORE,
+    text_to_text("mt5", lambda: _t5(MT5ForConditionalGeneration, MT5Config, feed_forward_proj="gated-gelu")),
+    text_to_text("bart", lambda: _bart(BartForConditionalGeneration, BartConfig, decoder_start_token_id=1)),
+    text_to_text("marian", lambda: _bart(MarianMTModel, MarianConfig, decoder_start_token_id=0, scale_embedding=True)),
+    sequence("roberta", lambda: _encoder(RobertaForSequenceClassification, RobertaConfig, CLASSES)),
+    token("electra", lambda: _encoder(ElectraForTokenClassification, ElectraConfig, TAGS, embedding_size=16)),
+    sequence(
+        "distilbert",
+        lambda: _encoder(
+            DistilBertForSequenceClassification, DistilBertConfig, CLASSES, dim=24, n_layers=2, n_heads=4, hidden_dim=37
         ),
-        Case(
-            "t5-relu",
-            lambda: _t5(feed_forward_proj="relu"),
-            lambda: secateur.TextToText(word_tokenizer(start=False, end=True), labels=LABELS),
-            labelled(LABELS),
+    ),
+    sequence(
+        "modernbert",
+        lambda: _encoder(
+            ModernBertForSequenceClassification, ModernBertConfig, CLASSES, global_attn_every_n_layers=2, local_attention=6,
+            cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2,
         ),
-        Case(
-            "bert-sequence",
-            lambda: _bert(BertForSequenceClassification, CLASSES),
-            lambda: secateur.SequenceClassification(piece_tokenizer()),
-            labelled(CLASSES),
+    ),
+    causal("mistral", lambda: _grouped(MistralForCausalLM, MistralConfig, sliding_window=4)),
+    causal(
+        "qwen2",
+        lambda: _grouped(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, max_window_layers=1, sliding_window=4),
+    ),
+    # Its attention in float64 is no number where a padded token sees nothing, so that the window reaches over the padding.
+    causal("gemma2", lambda: _grouped(Gemma2ForCausalLM, Gemma2Config, **_SLIDING | {"sliding_window": 12})),
+    causal("llama-mqa", lambda: _grouped(LlamaForCausalLM, LlamaConfig, num_key_value_heads=1)),
+    causal("gpt2", lambda: _decoder(GPT2LMHeadModel, GPT2Config, n_head=4, n_inner=37, initializer_range=0.3)),
+    causal("opt", lambda: _decoder(OPTForCausalLM, OPTConfig, num_attention_heads=4, ffn_dim=37, init_std=0.3)),
+    causal(
+        "opt-post-norm",
+        lambda: _decoder(
+            OPTForCausalLM, OPTConfig, num_attention_heads=4, ffn_dim=37, init_std=0.3, do_layer_norm_before=False
         ),
-        Case(
-            "bert-token",
-            lambda: _bert(BertForTokenClassification, TAGS),
-            lambda: secateur.TokenClassification(piece_tokenizer()),
-            tagged(),
-        ),
-        Case(
-            "llama",
-            lambda: _decoder(LlamaForCausalLM, LlamaConfig),
-            lambda: secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS),
-            labelled(LABELS),
-        ),
-        Case(
-            "qwen3",
-            lambda: _decoder(Qwen3ForCausalLM, Qwen3Config),
-            lambda: secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS),
-            labelled(LABELS),
-            qk_channels=False,
-        ),
-        Case(
-            "gemma3",
-            # A window shorter than the texts, so that sliding attention differs from full.
-            lambda: _decoder(
-                Gemma3ForCausalLM, Gemma3TextConfig, layer_types=["sliding_attention", "full_attention"], sliding_window=4
-            ),
-            lambda: secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS),
-            labelled(LABELS),
-            qk_channels=False,
-        ),
-    ]
-}
-ALL = list(CASES.values())
+    ),
+]  # fmt: skip
+CASES = {case.name: case for case in ALL}
 GENERATING = [case for case in ALL if case.generates]
+POST_NORM = ("bert-sequence", "bert-token", "roberta", "electra", "distilbert", "bart", "marian", "opt-post-norm")
+PRE_NORM = [case for case in ALL if case.name not in POST_NORM]
 
 
 @functools.cache

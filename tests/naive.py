@@ -13,6 +13,8 @@ from models import Case
 from numpy.polynomial import Legendre
 from torch import Tensor, nn
 
+import secateur
+
 
 @dataclass(frozen=True)
 class Gated:
@@ -31,7 +33,7 @@ def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
     """
     c = model.config
     found: dict[str, list[Gated]] = {}
-    if case.kind == "t5":
+    if c.model_type in ("t5", "mt5"):
         for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
             for i in range(layers):
                 block = f"{stack}.block.{i}.layer"
@@ -44,19 +46,43 @@ def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
                 last = 2 if stack == "decoder" else 1
                 wo = f"{block}.{last}.DenseReluDense.wo"
                 found[f"{stack}.{i}.ffn"] = [Gated(wo, "input", torch.arange(c.d_ff))]
-    for i in range(0 if case.kind == "t5" else c.num_hidden_layers):
-        if case.kind == "bert":
-            stack, layer = "encoder", f"bert.encoder.layer.{i}"
-            names = [f"{layer}.attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense")]
-            heads, groups, width, down = c.num_attention_heads, c.num_attention_heads, 6, f"{layer}.output.dense"
-        else:
-            stack, layer = "decoder", f"model.layers.{i}"
-            names = [f"{layer}.self_attn.{p}_proj" for p in "qkvo"]
-            heads, groups, width, down = c.num_attention_heads, c.num_key_value_heads, c.head_dim, f"{layer}.mlp.down_proj"
+        return found
+    if c.model_type in ("bart", "marian"):
+        for stack, heads, inner in (
+            ("encoder", c.encoder_attention_heads, c.encoder_ffn_dim),
+            ("decoder", c.decoder_attention_heads, c.decoder_ffn_dim),
+        ):
+            for i in range(2):
+                block = f"model.{stack}.layers.{i}"
+                for kind, path in {"self_attention": "self_attn", "cross_attention": "encoder_attn"}.items():
+                    if stack == "decoder" or kind == "self_attention":
+                        names = [f"{block}.{path}.{p}_proj" for p in ("q", "k", "v", "out")]
+                        found |= _attention(f"{stack}.{i}.{kind}", names, heads, heads, 24 // heads, unit)
+                found[f"{stack}.{i}.ffn"] = [Gated(f"{block}.fc2", "input", torch.arange(inner))]
+        return found
+    layer, attention, down = BLOCKS[c.model_type]
+    stack, heads = case.kind, c.num_attention_heads
+    groups, width = getattr(c, "num_key_value_heads", None) or heads, getattr(c, "head_dim", None) or 24 // heads
+    rotary = hasattr(c, "rope_parameters")
+    for i in range(c.num_hidden_layers):
+        names = [f"{layer}.{i}.{path}" for path in attention]
         site = f"{stack}.{i}.self_attention"
-        found |= _attention(site, names, heads, groups, width, unit, rotary=case.kind == "decoder", qk=case.qk_channels)
-        found[f"{stack}.{i}.ffn"] = [Gated(down, "input", torch.arange(c.intermediate_size))]
+        found |= _attention(site, names, heads, groups, width, unit, rotary=rotary, qk=case.qk_channels)
+        found[f"{stack}.{i}.ffn"] = [Gated(f"{layer}.{i}.{down}", "input", torch.arange(37))]
     return found
+
+
+_BERT = ([f"attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense")], "output.dense")
+_LLAMA = ("model.layers", [f"self_attn.{p}_proj" for p in "qkvo"], "mlp.down_proj")
+# By model type: the list of blocks, and in a block queries, keys, values and out-projection, and the FFN's last layer.
+BLOCKS = {
+    **{name: (f"{name}.encoder.layer", *_BERT) for name in ("bert", "roberta", "electra")},
+    "distilbert": ("distilbert.transformer.layer", [f"attention.{p}_lin" for p in ("q", "k", "v", "out")], "ffn.lin2"),
+    "modernbert": ("model.layers", ["attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo"], "mlp.Wo"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), _LLAMA),
+    "gpt2": ("transformer.h", ["attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"], "mlp.c_proj"),
+    "opt": ("model.decoder.layers", [f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")], "fc2"),
+}
 
 
 def _attention(
@@ -65,16 +91,30 @@ def _attention(
     q, k, v, o = names
     repeat = heads // groups
     group_of, channel_of = torch.arange(heads * width) // width // repeat, torch.arange(heads * width) % width
+    if unit == "head" and groups == 1 < heads:  # Single query heads: no value is one's own.
+        return {site: [Gated(o, "input", torch.arange(heads * width) // width)]}
     if unit == "head":
-        return {site: [Gated(v, "output", torch.arange(groups * width) // width)]}
+        of_values = torch.arange(groups * width) // width
+        return {site: [Gated(v, "output", of_values if v != k else _last(of_values))]}
     found = {f"{site}.vo": [Gated(o, "input", group_of * width + channel_of)]}
     if qk:
         # Rotary positions turn channels c and c + width/2 into each other: one unit.
         pairs = width // 2 if rotary else width
         of_query = group_of * pairs + channel_of % pairs
         of_key = torch.arange(groups * width) // width * pairs + torch.arange(groups * width) % width % pairs
+        if q == k:  # One layer makes queries, keys and values.
+            none = torch.full_like(of_query, NONE)
+            of_query, of_key = torch.cat([of_query, none, none]), torch.cat([none, of_key, none])
         found[f"{site}.qk"] = [Gated(q, "output", of_query), Gated(k, "output", of_key)]
     return found
+
+
+NONE = -1  # Instead of a unit: the channel has no gate.
+
+
+def _last(units: Tensor) -> Tensor:
+    """Of a layer that makes queries, keys and values, the values."""
+    return torch.cat([torch.full_like(units, NONE).repeat(2), units])
 
 
 @contextmanager
@@ -83,7 +123,8 @@ def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mappi
     with ExitStack() as stack:
         for site, of_site in places.items():
             for place in of_site:
-                factor, module = values[site][place.unit_of_channel], model.get_submodule(place.path)
+                with_none = torch.cat([values[site], values[site].new_ones(1)])
+                factor, module = with_none[place.unit_of_channel], model.get_submodule(place.path)
                 if place.side == "input":
                     handle = module.register_forward_pre_hook(lambda m, a, f=factor: (a[0] * f.to(a[0].dtype),))
                 else:
@@ -95,7 +136,7 @@ def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mappi
 def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None) -> tuple[Tensor, list[int]]:
     """One example without batch or padding: logits [target positions, classes] and the wanted class at each."""
     tokenizer: Any = case.task.tokenizer
-    if case.name == "bert-token":
+    if isinstance(case.task, secateur.TokenClassification):
         encoded = tokenizer(example["tokens"], is_split_into_words=True)
         logits, words = model(torch.tensor([encoded["input_ids"]])).logits[0], encoded.word_ids()
         first = [words.index(word) for word in range(len(example["tokens"]))]
@@ -103,10 +144,10 @@ def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None
         return logits[first], [names.index(tag) for tag in example["tags"]]
     ids = tokenizer(example["input"])["input_ids"]
     target = example["target"] if target is None else target
-    if case.name == "bert-sequence":
+    if isinstance(case.task, secateur.SequenceClassification):
         names = list(model.config.id2label.values())
         return model(torch.tensor([ids])).logits, [names.index(target)]
-    if case.kind == "t5":
+    if case.kind == "encoder-decoder":
         gold = tokenizer(target)["input_ids"]
         decoder_input = torch.tensor([[model.config.decoder_start_token_id, *gold[:-1]]])
         return model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder_input).logits[0], gold

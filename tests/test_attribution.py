@@ -51,8 +51,7 @@ def test_equals_naive_float64(case: Case, unit: str) -> None:
     model = case.model(torch.float64)
     each = naive.scores(case, model, unit, "log_probability")
     found = secateur.attribute(model, case.task, case.examples, unit=unit_argument(unit))
-    # BERT alone is float64 throughout: the others' RMSNorm computes in float32 whatever the model's dtype.
-    limit = 1e-10 if case.kind == "bert" else 1e-5
+    limit = 1e-10 if case.exact else 1e-5
     assert error(found, *reduce(each, "absolute")) < limit
 
 

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 import secateur
 from secateur.surgery import prune
 
-AUTO = {"t5": "AutoModelForSeq2SeqLM", "bert-sequence": "AutoModelForSequenceClassification"}
-AUTO |= {"bert-token": "AutoModelForTokenClassification", "decoder": "AutoModelForCausalLM"}
-
 
 @dataclass(frozen=True)
 class Kind:
@@ -179,17 +176,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.tokenizer)
         batch = case.batches(model, 1000)[0]
         inputs = dict(batch.inputs)
-        if case.kind == "t5":
+        if case.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # type: ignore[operator]
         save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, root / f"{name}.inputs")
         with torch.inference_mode():
             expected[name] = model(**inputs).logits
             base[name] = base_output(model, inputs)
         for job, folder, auto in (
-            (name, name, AUTO.get(kind.case) or AUTO[case.kind]),
-            (f"{name}-again", f"{name}-again", AUTO.get(kind.case) or AUTO[case.kind]),
+            (name, name, case.auto_class),
+            (f"{name}-again", f"{name}-again", case.auto_class),
             (f"{name}-base", name, "AutoModel"),
-            (f"{name}-untrusted", name, AUTO.get(kind.case) or AUTO[case.kind]),
+            (f"{name}-untrusted", name, case.auto_class),
             (f"{name}-secateur", name, "secateur"),
         ):
             trust = not kind.stock and not job.endswith("untrusted")

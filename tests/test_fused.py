@@ -53,7 +53,7 @@ def test_the_same_scores_as_when_watched(case: Case, select: str | None, calls: 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "uses_triton", lambda backend, tensor: False)
         watched = secateur.attribute(model, case.task, case.examples, select=select)
-    assert error(found, watched, watched) < (1e-10 if case.kind == "bert" else 1e-6)
+    assert error(found, watched, watched) < (1e-10 if case.exact else 1e-6)
     assert found.sites == watched.sites
 
 

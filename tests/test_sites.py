@@ -59,8 +59,12 @@ def test_bad_selection(t5: nn.Module, select: str) -> None:
 def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
     """Everything in the projections belongs to a unit, save the out-projections' biases."""
     model = case.model()
-    marks = ("SelfAttention", "EncDecAttention", "DenseReluDense", "self_attn.", "mlp.", "encoder.layer.")
-    aside = ("norm", "Norm", "relative_attention_bias", "output.dense.bias")
+    marks = ("SelfAttention", "EncDecAttention", "DenseReluDense", "attn.", "mlp.", "encoder.layer.")
+    marks += ("fc1", "fc2", "attention.", "ffn.")
+    aside = ("norm", "Norm", "relative_attention_bias")
+    aside += tuple(f"{name}.bias" for name in ("output.dense", "fc2", "out_proj", "lin2", "out_lin", "c_proj"))
+    if case.name == "llama-mqa":
+        aside += ("k_proj", "v_proj")  # All query heads share them.
     expected = sum(
         p.numel() for name, p in model.named_parameters() if any(m in name for m in marks) and not any(a in name for a in aside)
     )
@@ -79,7 +83,7 @@ def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[
     source, target = 7, 5
     ids = torch.arange(4, 4 + source).repeat(batch, 1)
     inputs, tokens = {"input_ids": ids}, {"encoder": float(source), "decoder": float(source)}
-    if case.kind == "t5":
+    if case.kind == "encoder-decoder":
         inputs["decoder_input_ids"], tokens["decoder"] = ids[:, :target], float(target)
     return inputs, tokens
 
@@ -89,6 +93,8 @@ def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[
 def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> None:
     """Removing one unit anywhere saves exactly the FLOPs that its site tells, attention's core included."""
     model = case.model()
+    if implementation == "sdpa" and not model._supports_sdpa:
+        pytest.skip("transformers has no such attention for the family")
     attend_by(implementation, model)
     inputs, tokens = unpadded(case)
     dense = cost.flops(model, inputs)
@@ -102,7 +108,7 @@ def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> No
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [c for c in ALL if c.name != "gemma2"], ids=str)  # Eager is all that transformers has there.
 def test_every_implementation_of_attention_counts_alike(case: Case, unit: str) -> None:
     """Also of models whose heads have lost channels, and in either grad mode."""
     inputs, _ = unpadded(case, batch=2)

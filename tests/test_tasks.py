@@ -40,7 +40,7 @@ def best_label(case: Case, model: Any, example: dict[str, Any], labels: list[str
 def test_accuracy_equals_brute_force(name: str, max_tokens: int) -> None:
     """Each label of each example alone: no batch, no padding, no shared encoder."""
     case, model = CASES[name], CASES[name].model()
-    labels = CLASSES if case.kind == "bert" else LABELS
+    labels = CLASSES if case.kind == "encoder" else LABELS
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=1)]
     answers = [best_label(case, case.model(torch.float64), example, labels) for example in inputs]
     targets = half_right(answers, labels)

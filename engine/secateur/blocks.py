@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import InputError
-from secateur.families import Contribution, branches, family_of
+from secateur.families import Contribution, branches, family_of, in_rows
 from secateur.site import Branch, FeedForward, Stack
 
 LayerUnit = Literal["block", "branch"]
@@ -79,7 +79,11 @@ def contribution(model: nn.Module, branch: Branch) -> Contribution:
 
 def attach(model: nn.Module, transforms: Mapping[str, Transform]) -> list[RemovableHandle]:
     """Replaces the output of the module at each path by what its function makes of it, until the handles are removed."""
-    return [model.get_submodule(path).register_forward_hook(_after(transform)) for path, transform in transforms.items()]
+    # In front of other hooks, so that it sees the activations by example.
+    return [
+        *in_rows(model),
+        *(model.get_submodule(path).register_forward_hook(_after(t), prepend=True) for path, t in transforms.items()),
+    ]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from torch import nn
 from secateur.blocks import Block, blocks, contributes, contribution, layers
 from secateur.errors import InputError
 from secateur.families import family_of
+from secateur.linear import shape_of
 from secateur.rebuild import Rebuild
 from secateur.site import Attention, Branch, Stack
 from secateur.surgery import describe_, rebuilt
@@ -88,7 +90,8 @@ def _resize(model: nn.Module, path: str, rebuild: Rebuild, *, inputs: int | None
     """A linear layer without inputs, which has no bias either, or without outputs."""
     layer: Any = model.get_submodule(path)
     has_bias = inputs is None and layer.bias is not None
-    shape = [layer.in_features if inputs is None else inputs, layer.out_features if outputs is None else outputs]
+    made, read = shape_of(layer)
+    shape = [read if inputs is None else inputs, made if outputs is None else outputs]
     rebuild.recipe["modules"][path] = {"linear": shape, "bias": has_bias}
     rebuild.made[f"{path}.weight"] = layer.weight.detach().new_empty(shape[1], shape[0])
     if has_bias:
@@ -115,6 +118,8 @@ def _drop_empty_blocks_(model: nn.Module) -> None:
     found = blocks(model)
     kept = _kept(model, list(found.values()))
     if all(len(numbers) == sum(block.stack == stack for block in found.values()) for stack, numbers in kept.items()):
+        return
+    if not keep_blocks(copy.deepcopy(model.config), kept):
         return
     renamed: dict[str, str | None] = {}
     for stack, numbers in kept.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 
 from torch import nn
 
 from secateur.errors import InputError
 from secateur.families import branches
+from secateur.linear import weight_of
 from secateur.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.placement import named_parameters
 from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Unit, branch_name, selected
@@ -19,9 +19,9 @@ from secateur.site import Attention, AttentionUnit, Branch, Kind, Port, Site, Un
 def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
     """The prunable sites of a model, in the order of its forward pass.
 
-    unit: what is removed from attention: "head" (a key-value group with its query heads under GQA) or "channel" (Q and K
-    together, V and O together). select: alternatives between commas, each a conjunction of words between points, as
-    in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
+    unit: what is removed from attention: "head" (a key-value head with its query heads under GQA, a query head under MQA) or
+    "channel" (Q and K together, V and O together). select: alternatives between commas, each a conjunction of words between
+    points, as in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
     attention, self, cross, qk, vo, a layer, a range of layers.
     Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty, a model whose
     attention has lost channels already, or that has no units left.
@@ -73,11 +73,11 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
     of_source: tuple[str, ...] = ()
     if isinstance(branch, Attention):
         of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
-        core_flops = 4.0 * branch.head_dim * branch.heads / branch.groups if unit == "head" else 0.0
+        core_flops = 4.0 * branch.head_dim * branch.heads / count if unit in ("head", "query_head") else 0.0
     for port in branch.cut(unit):
         module = model.get_submodule(port.path)
-        weight = module.get_parameter("weight")
-        per_unit = math.prod(port.map.shape) / count
+        weight = weight_of(module)
+        per_unit = port.map.size / count
         other = weight.shape[1] if port.side == "output" else weight.shape[0]
         has_bias = port.side == "output" and getattr(module, "bias", None) is not None
         parameters += per_unit * (other + has_bias)

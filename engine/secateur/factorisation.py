@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from secateur.discovery import branches_of, sites
 from secateur.errors import InputError
+from secateur.linear import weight_of
 from secateur.planning import the_budget
 from secateur.rebuild import Rebuild
 from secateur.surgery import rebuilt
@@ -28,7 +29,7 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
     rebuild, flags = Rebuild(), {}
     chosen = {branch.name: branch for branch in branches_of(model, sites(model, select=select)).values()}
     for path in (path for branch in chosen.values() for path in branch.linears):
-        weight = model.get_submodule(path).get_parameter("weight")
+        weight = weight_of(model.get_submodule(path))
         rebuild.low_rank(model, path, *factors(weight.detach(), _rank(path, weight, keep)))
         flags[f"{path}.basis"] = weight.requires_grad
     made = rebuilt(model, rebuild)

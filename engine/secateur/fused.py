@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.discovery import branches_of
+from secateur.linear import is_transposed, weight_of
 from secateur.site import FeedForward, Site
 from secateur_kernels import scored_mlp_backward
 from secateur_kernels.backend import Activation, accumulator, uses_triton
@@ -22,14 +23,14 @@ Observer = Callable[[Tensor], None]
 class FusedFeedForward:
     """One site's branch, whose backward pass `scored_mlp_backward` replaces where it is what that kernel computes.
 
-    That is: linear layers of PyTorch's own class, one dtype, [B, T, F], and an activation that is recognised by what it made of
+    That is: plain linear layers, one dtype, [B, T, F], and an activation that is recognised by what it made of
     the first example, so that no family's code is read. Everywhere else the branch is watched like any other.
     """
 
     def __init__(self, model: nn.Module, branch: FeedForward) -> None:
-        self._inputs = [model.get_submodule(path) for path in branch.inputs]
+        self._inputs, self._parts = [model.get_submodule(path) for path in branch.inputs], branch.parts
         self._output = model.get_submodule(branch.output)
-        self._plain = all(type(module) is nn.Linear for module in (*self._inputs, self._output))
+        self._plain = all(type(each) is nn.Linear or is_transposed(each) for each in (*self._inputs, self._output))
         self._activation: Activation | None = None
 
     @contextmanager
@@ -41,7 +42,7 @@ class FusedFeedForward:
         fused = False
 
         def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            seen.append(output)
+            seen.extend(output.chunk(self._parts, -1))
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             nonlocal fused
@@ -57,7 +58,7 @@ class FusedFeedForward:
             if not pre.requires_grad:  # Nothing below needs a gradient, so the graph starts here.
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
-            return scored(output, pre, up, self._output.weight, self._activation, observe)
+            return scored(output, pre, up, weight_of(self._output), self._activation, observe)
 
         with ExitStack() as stack:
             for module in self._inputs:

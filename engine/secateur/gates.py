@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.discovery import scored_ports
+from secateur.families import in_rows
 from secateur.fused import FusedFeedForward
 from secateur.planning import Plan
 from secateur.site import Port, Site
@@ -23,19 +24,22 @@ Observer = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters inside; each module's mode and each parameter's flag put back after.
+    """Inside: eval mode, frozen parameters, activations by example; each module's mode and each parameter's flag are put back.
 
     So are the parameters themselves: Accelerate makes new ones at each pass of what it offloads, which are tied no more.
     """
     modes = {module: module.training for module in model.modules()}
     own = {module: dict(module._parameters) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    handles = in_rows(model)
     try:
         model.eval()
         for parameter in flags:
             parameter.requires_grad_(False)
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for module, mode in modes.items():
             module.training = mode
             module._parameters.update(own[module])
@@ -65,7 +69,9 @@ def gate_gradients(
     with ExitStack() as stack:
         for site, branch in fused.items():
             (port,) = ports[site]
-            stack.enter_context(branch.scored(_watch(partial(observe, site, port), None), partial(scores.__setitem__, site)))
+            stack.enter_context(
+                branch.scored(_watch(port, partial(observe, site, port), None), partial(scores.__setitem__, site))
+            )
         stack.enter_context(watched(model, observers, gate))
         value = target()
     value.sum().backward()  # type: ignore[no-untyped-call]
@@ -79,15 +85,15 @@ def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | Non
     gate [B]: multiplies the activations of each example; the observers see the activation before and the gradient after.
     Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
     """
-    with _intercepted(model, {port: _watch(observe, gate) for port, observe in ports.items()}):
+    with _intercepted(model, {port: _watch(port, observe, gate) for port, observe in ports.items()}):
         yield
 
 
-def _watch(observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _watch(port: Port, observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]:
     def watch(activation: Tensor) -> Tensor:
         held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
         if gate is not None:
-            activation = _times(activation, gate)
+            activation = port.map.times(activation, gate)
         if not activation.requires_grad:
             activation = activation.detach().requires_grad_(True)
         activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
@@ -99,7 +105,7 @@ def _watch(observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]
 @contextmanager
 def scaled(model: nn.Module, ports: Iterable[Port], gate: Tensor) -> Iterator[None]:
     """Inside, the activations at the ports are multiplied by each example's gate [B]."""
-    with _intercepted(model, {port: lambda activation: _times(activation, gate) for port in ports}):
+    with _intercepted(model, {port: partial(port.map.times, gate=gate) for port in ports}):
         yield
 
 
@@ -146,11 +152,6 @@ def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _times(activation: Tensor, gate: Tensor) -> Tensor:
-    # In the gate's dtype first: a gate rounded to 8 or 11 bits would be another gate.
-    return (activation * gate.view(-1, 1, 1)).to(activation.dtype)
 
 
 def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) -> RemovableHandle:

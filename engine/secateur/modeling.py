@@ -104,9 +104,9 @@ def without_attention(attention: type[nn.Module], output: str | None) -> type[nn
 def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> None:
     """Gives the modules named in the recipe their sizes, in place; what they hold is then undefined.
 
-    recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true,
-    "rank": rank} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}}, "own_position_bias": [path],
-    "no_attention": {path: name of the out-projection, or null where another module holds it}}.
+    recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true, "rank": rank,
+    "transposed": true (Conv1D)} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}},
+    "own_position_bias": [path], "no_attention": {path: name of the out-projection, or null where another module holds it}}.
     A path may begin with the base model's prefix where the model is the base model itself.
     """
     prefix = getattr(model, "base_model_prefix", "") + "."
@@ -137,12 +137,22 @@ def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> No
 def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     if "embedding" in spec:
         return _undrawn(nn.Embedding, *spec["embedding"], **options)
+    if "transposed" in spec:
+        return _conv1d(*spec["linear"], **options)
     options = {**options, "bias": spec["bias"]}
     if "scatter" in spec:
         return _undrawn(ScatterLinear, *spec["linear"], width=spec["scatter"], **options)
     if "rank" in spec:
         return _undrawn(LowRankLinear, *spec["linear"], rank=spec["rank"], **options)
     return _undrawn(GatherLinear if "gather" in spec else nn.Linear, *spec["linear"], **options)
+
+
+def _conv1d(inputs: int, outputs: int, *, device: Any, dtype: torch.dtype) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.device(device):
+        made: nn.Module = Conv1D(outputs, inputs).to(dtype)
+    return made
 
 
 def _undrawn(kind: type[nn.Module], *sizes: int, **options: Any) -> nn.Module:

@@ -12,14 +12,15 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from secateur.errors import InputError
+from secateur.linear import weight_of
 
 _SAMPLED = 64
 
 
 def read_weight(module: nn.Module) -> Tensor:
-    """A linear layer's weight, detached; where it is offloaded, a copy on the device that the layer runs on."""
+    """A linear layer's weight [outputs, inputs], detached; where it is offloaded, a copy where the layer runs."""
     with _in_place(module):
-        return module.get_parameter("weight").detach()
+        return weight_of(module).detach()
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.linear import is_transposed
+
 
 @dataclass(frozen=True)
 class Cut:
     """A tensor of a rebuilt module, cut out of the dense model's parameter `source`: along `dim` its blocks of `width` with the
-    numbers `blocks` (int64) stay; all of it where `blocks` is None."""
+    numbers `blocks` (int64) stay; all of it where `blocks` is None. turned: what stays is transposed."""
 
     source: str
     dim: int = 0
     width: int = 1
     blocks: Tensor | None = None
+    turned: bool = False
 
     @classmethod
-    def along(cls, dim: int, index: Tensor, source: str, dense: Tensor) -> Cut:
-        """What the sorted positions `index` leave of a parameter. Whole heads are copied as blocks, not number by number."""
+    def along(cls, dim: int, index: Tensor | None, source: str, dense: Tensor, turned: bool = False) -> Cut:
+        """What the sorted positions `index` (None for all) leave of a parameter. Whole heads are copied as blocks, not number
+        by number."""
         size = dense.shape[dim]
-        if len(index) == size:
-            return cls(source)
+        if index is None or len(index) == size:
+            return cls(source, turned=turned)
         gaps = (index.diff() != 1).nonzero().flatten()
         ends = torch.cat([index[:1], index[gaps] + 1, index[gaps + 1], index[-1:] + 1])
         width = math.gcd(size, *ends.tolist())
-        return cls(source, dim, width, (index[::width] // width).to(dense.device))
+        return cls(source, dim, width, (index[::width] // width).to(dense.device), turned)
 
     def shape(self, dense: Tensor) -> list[int]:
         """The shape of what stays."""
         shape = list(dense.shape)
         if self.blocks is not None:
             shape[self.dim] = self.width * len(self.blocks)
-        return shape
+        return shape[::-1] if self.turned else shape
 
     def of(self, dense: Tensor) -> Tensor:
         """What stays, copied, contiguous."""
+        if self.turned:
+            return replace(self, turned=False).of(dense).T.contiguous()
         if self.blocks is None:
             return dense.clone(memory_format=torch.contiguous_format)
         if self.width > 1:
@@ -73,11 +79,19 @@ class Rebuild:
         gather: Tensor | None = None,
     ) -> None:
         """A linear layer that keeps some rows (outputs) or columns (inputs), scattered or gathered if slots are given."""
-        has_bias = getattr(model.get_submodule(path), "bias", None) is not None
-        outputs, inputs = self._cut(model, f"{path}.weight", rows=rows, columns=columns)
+        module = model.get_submodule(path)
+        has_bias, transposed = getattr(module, "bias", None) is not None, is_transposed(module)
+        along, index = (0, rows) if rows is not None else (1, columns)
+        # A Conv1D stays one where it can: it neither scatters nor gathers, nor takes inputs without channels.
+        emptied = columns is not None and not len(columns)
+        turned = transposed and (scatter is not None or gather is not None or emptied)
+        shape = self._cut(model, f"{path}.weight", 1 - along if transposed else along, index, turned=turned)
+        inputs, outputs = shape if transposed and not turned else shape[::-1]
         if has_bias:
-            self._cut(model, f"{path}.bias", rows=rows)
+            self._cut(model, f"{path}.bias", 0, rows)
         spec: dict[str, Any] = {"linear": [inputs, outputs], "bias": has_bias}
+        if transposed and not turned:
+            spec["transposed"] = True
         if scatter is not None:
             spec["scatter"] = len(scatter)
         if gather is not None:
@@ -97,9 +111,7 @@ class Rebuild:
 
     def embedding(self, model: nn.Module, path: str, source: str, columns: Tensor) -> None:
         """An embedding table that holds some columns of the one at `source`."""
-        self.recipe["modules"][path] = {
-            "embedding": self._cut(model, f"{path}.weight", source=f"{source}.weight", columns=columns)
-        }
+        self.recipe["modules"][path] = {"embedding": self._cut(model, f"{path}.weight", 1, columns, source=f"{source}.weight")}
 
     def attributes(self, path: str, values: dict[str, Any]) -> None:
         """Attributes to set on a module."""
@@ -110,17 +122,10 @@ class Rebuild:
         return {name: cut.of(model.get_parameter(cut.source).detach()) for name, cut in self.cuts.items()} | self.made
 
     def _cut(
-        self,
-        model: nn.Module,
-        name: str,
-        *,
-        source: str | None = None,
-        rows: Tensor | None = None,
-        columns: Tensor | None = None,
+        self, model: nn.Module, name: str, dim: int, index: Tensor | None, *, source: str | None = None, turned: bool = False
     ) -> list[int]:
         """Notes the cut and returns its shape."""
         source = source or name
         dense = model.get_parameter(source)
-        dim, index = (0, rows) if rows is not None else (1, columns)
-        cut = self.cuts[name] = Cut(source) if index is None else Cut.along(dim, index, source, dense)
+        cut = self.cuts[name] = Cut.along(dim, index, source, dense, turned)
         return cut.shape(dense)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from secateur.discovery import branches_of, fingerprint
 from secateur.errors import InputError
 from secateur.families import Family, branches, family_of
+from secateur.linear import weight_of
 from secateur.modeling import GatherLinear, rebuild_
 from secateur.planning import Plan
 from secateur.rebuild import Rebuild
-from secateur.site import Attention, Port, Unit
+from secateur.site import Attention, FeedForward, Port, Unit
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
@@ -51,7 +52,12 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
         for name in {"config", "generation_config"} & vars(module).keys():
             config = vars(module)[name]
             setattr(module, name, configs.setdefault(id(config), copy.deepcopy(config)))
-    whole = {n: model.get_parameter(cut.source).detach() for n, cut in rebuild.cuts.items() if cut.blocks is None}
+    whole = {
+        name: cut.of(dense) if cut.turned else dense
+        for name, cut in rebuild.cuts.items()
+        if cut.blocks is None
+        for dense in [model.get_parameter(cut.source).detach()]
+    }
     _carry_out_(copied, rebuild, whole | rebuild.made)
     return copied.eval().requires_grad_(False)
 
@@ -61,7 +67,7 @@ def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
     rebuild, tensors = Rebuild(), dict[str, Tensor]()
     for path in paths:
         layer = model.get_submodule(path)
-        weight = layer.get_parameter("weight").detach()
+        weight = weight_of(layer).detach()
         gathers = {"gather": True} if isinstance(layer, GatherLinear) else {}
         rebuild.recipe["modules"][path] = {"linear": [weight.shape[1], weight.shape[0]], "bias": True, **gathers}
         tensors |= {f"{path}.{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
@@ -103,7 +109,7 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
         kept = plan[site.name]
         if not isinstance(branch, Attention):
             _cut_units(model, branch.cut(site.unit), kept, site.units, rebuild)
-        elif site.unit == "head" or (site.unit == "vo_channel" and not len(kept)):
+        elif site.unit in ("head", "query_head") or (site.unit == "vo_channel" and not len(kept)):
             heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
         else:
             channels.setdefault(branch, {})[site.unit] = kept
@@ -130,11 +136,13 @@ def _cut_units(model: nn.Module, ports: Iterable[Port], kept: Tensor, units: int
 
 
 def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor, rebuild: Rebuild) -> None:
-    _cut_units(model, branch.cut("head"), kept, branch.groups, rebuild)
-    groups = len(kept)
-    if groups:
-        attributes = family.attention_attributes(branch.heads // branch.groups * groups, groups, branch.head_dim)
-        rebuild.attributes(branch.path, attributes)
+    ((unit, count),) = branch.units("head").values()
+    # Without query heads the one key-value head goes, too.
+    ports = branch.cut(unit if len(kept) else "head")
+    _cut_units(model, ports, kept, count if len(kept) else branch.groups, rebuild)
+    if len(kept):
+        heads, groups = (len(kept), 1) if unit == "query_head" else (branch.heads // branch.groups * len(kept), len(kept))
+        rebuild.attributes(branch.path, family.attention_attributes(heads, groups, branch.head_dim))
     else:
         own = branch.output.startswith(f"{branch.path}.")
         rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
@@ -146,23 +154,27 @@ def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Map
     full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)
     qk, vo = full, full
     if "qk_channel" in kept:
-        port = branch.cut("qk_channel")[1]
-        qk = _mask(port.channels(kept["qk_channel"], full.numel() // (2 if branch.rotary else 1)), full)
+        pairs = _mask(kept["qk_channel"], full[:, : branch.head_dim // 2] if branch.rotary else full)
+        qk = torch.cat([pairs, pairs], 1) if branch.rotary else pairs
     if "vo_channel" in kept:
         vo = _mask(kept["vo_channel"], full)
     width = branch.head_dim if branch.rotary else int(max(qk.sum(1).max(), vo.sum(1).max()))
     repeat = branch.heads // branch.groups
-    sides = (
+    parts: dict[str, list[tuple[Tensor, bool]]] = {}  # Of what a layer makes, what stays, and whether in place.
+    for path, mask, in_place in (
         (branch.query, qk.repeat_interleave(repeat, 0), branch.rotary),
         (branch.key, qk, branch.rotary),
         (branch.value, vo, False),
-    )
-    for path, mask, in_place in sides:
-        if not bool(mask.all()) or width < branch.head_dim:
-            rebuild.linear(model, path, rows=mask.flatten().nonzero().flatten(), scatter=_slots(mask, width, in_place))
+    ):
+        parts.setdefault(path, []).append((mask, in_place))
+    for path, made in parts.items():
+        stay = torch.cat([mask for mask, _ in made])
+        if not bool(stay.all()) or width < branch.head_dim:
+            scatter = _identity_dropped(_joined([_slots(mask, width, in_place) for mask, in_place in made]))
+            rebuild.linear(model, path, rows=stay.flatten().nonzero().flatten(), scatter=scatter)
     mask = vo.repeat_interleave(repeat, 0)
     if not bool(mask.all()) or width < branch.head_dim:
-        slots = _slots(mask, width, False)
+        slots = _identity_dropped(_slots(mask, width, False))
         filled = None if slots is None else (slots < int(mask.sum())).nonzero().flatten()
         rebuild.linear(model, branch.output, columns=mask.flatten().nonzero().flatten(), gather=filled)
     rebuild.attributes(branch.path, family.attention_attributes(branch.heads, branch.groups, width))
@@ -174,14 +186,30 @@ def _mask(index: Tensor, like: Tensor) -> Tensor:
     return mask
 
 
-def _slots(mask: Tensor, width: int, in_place: bool) -> Tensor | None:
-    """Where kept channels [heads, head_dim] go in heads of `width`: for each output its source, or their number for none.
-    None where every output has its source in order, so that a plain linear layer does."""
+def _slots(mask: Tensor, width: int, in_place: bool) -> tuple[Tensor, int]:
+    """Where kept channels [heads, head_dim] go in heads of `width`: for each output its source, or the number of sources for
+    none; and that number."""
     total = int(mask.sum())
     head, channel = mask.nonzero(as_tuple=True)
     position = channel if in_place else (mask.cumsum(1) - 1)[head, channel]
     slots = torch.full((mask.shape[0] * width,), total)
     slots[head * width + position] = torch.arange(total)
+    return slots, total
+
+
+def _joined(parts: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+    """The slots of a layer that makes these parts, one after the other."""
+    every, made = sum(total for _, total in parts), 0
+    found = []
+    for slots, total in parts:
+        found.append(torch.where(slots < total, slots + made, every))
+        made += total
+    return torch.cat(found), every
+
+
+def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
+    """The slots; None where every output has its source in order, so that a plain linear layer does."""
+    slots, total = placed
     return None if torch.equal(slots, torch.arange(total)) else slots
 
 
@@ -226,15 +254,13 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
     if special or recipe["own_position_bias"] or recipe["no_attention"]:
         return None
     family = family_of(model)
-    widths, shapes = set(), set()
+    fields: dict[str, Any] = {}
     for branch in branches(model).values():
-        if isinstance(branch, Attention):
-            shapes.add((branch.heads, branch.groups, branch.head_dim))
-        else:
-            widths.add(branch.width)
-    if len(widths) > 1 or len(shapes) > 1 or 0 in widths:
-        return None
-    fields = {family.ffn_field: widths.pop(), **family.attention_fields(*shapes.pop())}
+        if isinstance(branch, FeedForward) and not branch.width:
+            return None
+        for name, value in family.config_fields(branch).items():
+            if fields.setdefault(name, value) != value:
+                return None
     candidate: Any = copy.deepcopy(model.config)
     for name, value in fields.items():
         setattr(candidate, name, value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,5 +28,5 @@ class MeanActivation(Criterion):
 
 
 def _mean(site: Site, seen: Sequence[tuple[Port, Sums]]) -> Tensor:
-    means = [port.map.fold(sums.absolute / sums.count) * site.units / math.prod(port.map.shape) for port, sums in seen]
+    means = [port.map.fold(sums.absolute / sums.count) * site.units / port.map.size for port, sums in seen]
     return torch.stack(means).sum(0)

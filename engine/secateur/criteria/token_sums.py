@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -65,7 +64,7 @@ class TokenSums(Scorer):
         self._model, self._task, self._ports, self._unit_scores = model, task, ports, unit_scores
         self._has_encoder = any(branch.stack == "encoder" for branch in branches(model).values())
         self._branches = branches_of(model, ports)
-        self._totals = {port: Sums.zero(math.prod(port.map.shape)) for each in ports.values() for port in each}
+        self._totals = {port: Sums.zero(port.map.channels) for each in ports.values() for port in each}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         seen: dict[Port, Sums] = {}
@@ -86,7 +85,8 @@ class TokenSums(Scorer):
 
     def partial_sums(self) -> PartialSums:
         every = self._totals.items()
-        return PartialSums({f"{p.path}/{p.side}/{kind}": tensor for p, sums in every for kind, tensor in vars(sums).items()})
+        names = {port: f"{port.path}/{port.side}" + f"/{port.map.before}" * bool(port.map.before) for port in self._totals}
+        return PartialSums({f"{names[p]}/{kind}": tensor for p, sums in every for kind, tensor in vars(sums).items()})
 
     def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         return {site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()}
@@ -105,8 +105,10 @@ class TokenSums(Scorer):
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:
     """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
-    cut = {site: branch.cut(site.unit) for site, branch in branches_of(model, sites).items()}
-    return {site: ports if site.unit == "qk_channel" else ports[-1:] for site, ports in cut.items()}
+    found = branches_of(model, sites).items()
+    return {
+        site: branch.scored(site.unit) if site.unit == "qk_channel" else branch.cut(site.unit)[-1:] for site, branch in found
+    }
 
 
 def read_weights(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import InputError
+from secateur.families.bart import BART
 from secateur.families.base import Contribution, Family
 from secateur.families.bert import BERT
+from secateur.families.distilbert import DISTILBERT
+from secateur.families.gpt2 import GPT2
 from secateur.families.llama import LLAMA
+from secateur.families.modernbert import MODERNBERT
+from secateur.families.opt import OPT
 from secateur.families.t5 import T5
 from secateur.site import Branch
 
-_FAMILIES: list[Family] = [T5, BERT, LLAMA]
+_FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT]
 
-__all__ = ["Contribution", "Family", "branches", "family_of", "register", "supported"]
+__all__ = ["Contribution", "Family", "branches", "family_of", "in_rows", "register", "supported"]
 
 
 def register(family: Family) -> None:
@@ -41,3 +47,9 @@ def family_of(model: nn.Module) -> Family:
 def branches(model: nn.Module) -> dict[str, Branch]:
     """The prunable branches of a model by name, in the order of its forward pass."""
     return {branch.name: branch for branch in family_of(model).branches(model)}
+
+
+def in_rows(model: nn.Module) -> list[RemovableHandle]:
+    """Hooks under which the linear layers of all branches see [B, T, channels], until the handles are removed."""
+    hooks = family_of(model).in_rows
+    return [] if hooks is None else hooks(model)

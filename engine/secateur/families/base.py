@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from secateur.linear import weight_of
 from secateur.modeling import ScatterLinear
 from secateur.rebuild import Rebuild
 from secateur.site import Branch, Stack
@@ -31,31 +32,34 @@ class Family:
 
     model_types: the values of config.model_type. branches: yields the prunable branches in forward order.
     attention_attributes: (heads, groups, head_dim) to the attributes of an attention module that say its shape.
-    ffn_field: the config field of the FFN's width; attention_fields: (heads, groups, head_dim) to config fields.
+    config_fields: the fields, with their values, of a config that describes a branch; all branches must agree on them.
     cut_position_bias: called with the model, the kept heads by branch name and the `Rebuild` under way, where an
     attention's position bias has an entry for each head.
     contribution: where a branch's contribution is not its out-projection's output (a norm may follow).
     place_in_decoder: of encoder-decoders: registers hooks under which the decoder takes the tokens of a pass to stand at the
     given positions (int64 [tokens]) instead of one after the other, and returns their handles.
-    keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack; None where
-    a block without its branches still does something, as the norms of post-norm blocks do.
+    keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack, and
+    returns True; or False where no config does. None where a block without its branches always does something, as the norms of
+    post-norm blocks do.
+    in_rows: of models that run some branch on all tokens in one row [B * T, channels]: registers hooks under which its linear
+    layers see [B, T, channels] as all others do, and returns their handles.
     """
 
     model_types: tuple[str, ...]
     branches: Callable[[nn.Module], Iterator[Branch]]
     attention_attributes: Callable[[int, int, int], dict[str, Any]]
-    ffn_field: str
-    attention_fields: Callable[[int, int, int], dict[str, Any]]
+    config_fields: Callable[[Branch], dict[str, Any]]
     cut_position_bias: Callable[[nn.Module, dict[str, Tensor], Rebuild], None] | None = None
     contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
-    keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], None] | None = None
+    keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
+    in_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 
 def linear_width(model: nn.Module, path: str) -> int:
     """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
     module = model.get_submodule(path)
-    return len(module.slots) if isinstance(module, ScatterLinear) else int(module.get_parameter("weight").shape[0])
+    return len(module.slots) if isinstance(module, ScatterLinear) else len(weight_of(module))
 
 
 def layer_lists(model: nn.Module, *names: str) -> list[str]:

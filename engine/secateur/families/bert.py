@@ -1,4 +1,4 @@
-"""BERT: post-norm encoder, biases everywhere, a head size that stock configs derive from the hidden size."""
+"""BERT, RoBERTa, ELECTRA: post-norm encoders, biases everywhere, a head size that stock configs derive from the hidden size."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 BERT = Family(
-    model_types=("bert",),
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {
         "num_attention_heads": heads,
         "attention_head_size": head_dim,
         "all_head_size": heads * head_dim,
     },
-    ffn_field="intermediate_size",
-    attention_fields=lambda heads, groups, head_dim: {"num_attention_heads": heads},
+    config_fields=lambda branch: (
+        {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    ),
 )

@@ -1,4 +1,4 @@
-"""Llama-like decoders: pre-norm, grouped key-value heads, rotary positions, gated FFN; some normalise queries and keys."""
+"""Llama, Mistral, Qwen, Gemma: pre-norm decoders, grouped key-value heads, rotary positions, gated FFN; some norm Q and K."""
 
 from __future__ import annotations
 
@@ -41,25 +41,27 @@ def _contribution(model: nn.Module, branch: Branch) -> Contribution:
     return Contribution(f"{block}.{name}", offset=1.0)
 
 
-def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> None:
+def _config_fields(branch: Branch) -> dict[str, Any]:
+    if isinstance(branch, FeedForward):
+        return {"intermediate_size": branch.width}
+    return {"num_attention_heads": branch.heads, "num_key_value_heads": branch.groups, "head_dim": branch.head_dim}
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[layer] for layer in kept["decoder"]]
     config.num_hidden_layers = len(kept["decoder"])
+    return True
 
 
 LLAMA = Family(
-    model_types=("llama", "qwen3", "gemma3_text"),
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {
         "head_dim": head_dim,
         "num_key_value_groups": heads // groups,
     },
-    ffn_field="intermediate_size",
-    attention_fields=lambda heads, groups, head_dim: {
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": head_dim,
-    },
+    config_fields=_config_fields,
     contribution=_contribution,
     keep_blocks=_keep_blocks,
 )

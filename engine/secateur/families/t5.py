@@ -1,4 +1,4 @@
-"""T5 and kin: pre-norm encoder-decoder, plain or gated FFN, a relative position bias held by each stack's first block."""
+"""T5, FLAN-T5, mT5: pre-norm encoder-decoder, plain or gated FFN, a relative position bias held by each stack's first block."""
 
 from __future__ import annotations
 
@@ -87,24 +87,26 @@ def _instead(buckets: Tensor, table: nn.Embedding, arguments: tuple[Tensor], out
     return nn.functional.embedding(buckets, table.weight)
 
 
-def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> None:
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
     if "decoder" in kept:
         config.num_decoder_layers = len(kept["decoder"])
     # The decoder's own copy counts the decoder's blocks in the encoder's field.
     own: Stack = "decoder" if config.is_decoder else "encoder"
     config.num_layers = len(kept[own])
+    return True
 
 
 T5 = Family(
-    model_types=("t5",),
+    model_types=("t5", "mt5"),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {
         "n_heads": heads,
         "key_value_proj_dim": head_dim,
         "inner_dim": heads * head_dim,
     },
-    ffn_field="d_ff",
-    attention_fields=lambda heads, groups, head_dim: {"num_heads": heads, "d_kv": head_dim},
+    config_fields=lambda branch: (
+        {"d_ff": branch.width} if isinstance(branch, FeedForward) else {"num_heads": branch.heads, "d_kv": branch.head_dim}
+    ),
     cut_position_bias=_cut_position_bias,
     keep_blocks=_keep_blocks,
     place_in_decoder=_place_in_decoder,

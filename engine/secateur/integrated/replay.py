@@ -15,6 +15,7 @@ from secateur.discovery import branches_of
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.integrated.stream import Join, Norm, holds, joined, norms
+from secateur.linear import weight_of
 from secateur.site import Attention, Branch, Port, Site, UnitMap
 from secateur.tasks import Batch
 from secateur_kernels import neuron_attribution, product_sum
@@ -49,14 +50,19 @@ class Leaf:
         direction = self.direction[rows]
         if self.join is not None:
             return self.join.enter(rows, direction, self.base, gate, gradients)
-        # In the gate's dtype: a node rounded to 8 or 11 bits would be another node.
-        scaled = direction * gate.view(-1, 1, 1)
-        leaf = (scaled if self.base is None else scaled + self.base).to(direction.dtype).requires_grad_(gradients)
+        if self.weight is None:
+            leaf = self.units.times(direction, gate)
+        else:
+            # In the gate's dtype: a node rounded to 8 or 11 bits would be another node.
+            scaled = direction * gate.view(-1, 1, 1)
+            leaf = (scaled if self.base is None else scaled + self.base).to(direction.dtype)
+        leaf.requires_grad_(gradients)
         return leaf, leaf, {}
 
     def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The sum of the units' scores [n], from the gradient at the leaf, in at least float32."""
-        return product_sum(self.direction[rows], gradient).sum(1)
+        products = product_sum(self.direction[rows], gradient)
+        return (self.units.fold(products) if self.weight is None else products).sum(1)
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""
@@ -197,7 +203,7 @@ class Replay:
             return Leaf(carrier, marked, None, None, output, output, None, port.map, gradient)
         module = self.model.get_submodule(port.path)
         bias = getattr(module, "bias", None)
-        direction, weight = output if bias is None else output - bias, module.get_parameter("weight")
+        direction, weight = output if bias is None else output - bias, weight_of(module)
         return Leaf(carrier, marked, join, bias, direction, inputs[port.path], weight, port.map, gradient)
 
     def _before(self, site: Site, returned: dict[str, Any]) -> dict[str, bool]:

@@ -13,6 +13,7 @@ from secateur.data import Examples, read_examples
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
+from secateur.linear import is_transposed, weight_of
 from secateur.modeling import GatherLinear
 from secateur.recovery.least_squares import Moments, best_ridge, step
 from secateur.recovery.walk import Walk
@@ -98,7 +99,7 @@ def recover_(
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:
     """Which unit each input of the out-projection belongs to: a head, where heads are whole, or a channel or neuron."""
-    inputs = torch.arange(layer.weight.shape[1], device=layer.weight.device)
+    inputs = torch.arange(weight_of(layer).shape[1], device=layer.weight.device)
     if isinstance(branch, Attention) and len(inputs) == branch.heads * branch.head_dim:
         return inputs // branch.head_dim
     return inputs
@@ -106,7 +107,7 @@ def _units(branch: Branch, layer: nn.Linear) -> Tensor:
 
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
     layer = model.get_submodule(branch.output)
-    if type(layer) not in (nn.Linear, GatherLinear):
+    if type(layer) not in (nn.Linear, GatherLinear) and not is_transposed(layer):
         raise InputError(f"pruned: expected a plain linear layer at {branch.output}, got {type(layer).__name__}")
     return cast(nn.Linear, layer)
 
@@ -127,7 +128,7 @@ def _refit(name: str, layer: nn.Linear, units: Tensor, fitted: Moments, held_out
     """Gives a layer the weights and the bias that fit best, if they are better than its own. units [k]: which unit each input
     belongs to."""
     whole = fitted.plus(held_out)
-    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.double()
+    weight, bias = weight_of(layer).double(), None if layer.bias is None else layer.bias.double()
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, found = None, weight
     if method != "bias" and weight.numel():
@@ -145,7 +146,7 @@ def _refit(name: str, layer: nn.Linear, units: Tensor, fitted: Moments, held_out
     after = whole.error(found.double(), None if shifted is None else shifted.double())
     if not after < before:
         return Refit(name, None, before / size, before / size)
-    layer.weight.copy_(found)
+    weight_of(layer).copy_(found)
     if shifted is not None:
         layer.bias.copy_(shifted)
     return Refit(name, ridge, before / size, after / size)

@@ -60,7 +60,7 @@ class Walk:
                 if path not in returned:
                     module = self._model.get_submodule(path)
                     stack.callback(module.register_forward_hook(partial(work, path)).remove)
-            handle = self._model.get_submodule(branch.output).register_forward_hook(reached)
+            handle = self._model.get_submodule(branch.output).register_forward_hook(reached, prepend=True)
             stack.callback(handle.remove)
             with suppress(_Reached), torch.no_grad():
                 self._task.logits(self._model, self._batches[k])

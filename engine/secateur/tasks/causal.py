@@ -139,17 +139,21 @@ class CausalLM(Task):
         places = last + tree.depths[1:].to(mask.device)
         among = tree.sees[1:, 1:].to(mask.device)
         sees = torch.cat([mask.bool()[:, None].expand(-1, len(among), -1), among.expand(rows, -1, -1)], 2)
-        masks, config = {"full_attention": sees}, cast(Any, model.config)
-        if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        config = cast(Any, model.config)
+        masks, window = {"full_attention": sees}, getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if window is not None and (kinds is None or "sliding_attention" in kinds):
             seen_at = torch.cat([mask.cumsum(1) - 1, places], 1)
-            masks["sliding_attention"] = sees & (places[:, :, None] - seen_at[:, None, :] < config.sliding_window)
+            masks["sliding_attention"] = sees & (places[:, :, None] - seen_at[:, None, :] < window)
+        if kinds is None:  # All layers are of one kind (Mistral).
+            masks = dict([masks.popitem()])
         added = {
             kind: torch.zeros_like(each, dtype=dtype).masked_fill(~each, torch.finfo(dtype).min)[:, None]
             for kind, each in masks.items()
         }
         output: Any = model(
             input_ids=tree.pieces(0)[1:].to(mask.device).expand(rows, -1),
-            attention_mask=added if len(added) > 1 else added["full_attention"],
+            attention_mask=added if len(added) > 1 else next(iter(added.values())),
             position_ids=places,
             past_key_values=cache,
             use_cache=True,
