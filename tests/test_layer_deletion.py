@@ -127,6 +127,18 @@ def test_without_whole_blocks_it_is_a_stock_model(case: Case) -> None:
             assert made.encoder.config.num_layers == made.config.num_layers
 
 
+def test_blocks_whose_number_counts_are_not_numbered_anew() -> None:
+    """GPT-2 may scale attention by its block's number: the first block's place stays, without branches."""
+    case = CASES["gpt2"]
+    model: Any = case.model()
+    model.config.scale_attn_by_inverse_layer_idx = True
+    model = type(model)(model.config).eval()
+    made: Any = delete_layers(model, ["decoder.0"])
+    assert made.config.n_layer == 2
+    with by_hand(case, model, {"decoder.0": 0.0}):
+        assert relative(case.logits(made), case.logits(model)) < 1e-5
+
+
 def test_layer_types_go_with_their_layers() -> None:
     model: Any = CASES["gemma3"].model()
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
@@ -211,6 +223,11 @@ KINDS = {
     "llama-branch": ("llama", ["decoder.0.self_attention"], {}, False),
     "qwen3-block": ("qwen3", ["decoder.1"], {}, True),
     "gemma3-block": ("gemma3", ["decoder.0"], {"decoder.1": 0.75}, True),
+    "gpt2-block": ("gpt2", ["decoder.0"], {"decoder.1.ffn": 0.5}, True),
+    "gpt2-branch": ("gpt2", ["decoder.0.self_attention", "decoder.1.ffn"], {}, False),
+    "opt-block": ("opt", ["decoder.1"], {"decoder.0": 0.5}, True),
+    "modernbert-block": ("modernbert", ["encoder.1"], {}, True),
+    "bart-branch": ("bart", ["encoder.0.ffn", "decoder.1.cross_attention", "decoder.0.self_attention"], {}, False),
     "gemma3-branch": ("gemma3", ["decoder.1.self_attention", "decoder.0.ffn"], {}, False),
 }
 

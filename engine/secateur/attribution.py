@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.cost import parameters
-from secateur.criteria import Criterion, GradientActivation, Scorer
+from secateur.criteria import Criterion, GradientActivation, Scorer, criterion_named
 from secateur.data import Example, Examples, read_examples
 from secateur.discovery import branches_of, fingerprint, sites
 from secateur.distributed import Ranks
@@ -32,7 +32,7 @@ def attribute(
     task: Task,
     examples: Examples,
     *,
-    criterion: Criterion | None = None,
+    criterion: Criterion | str | None = None,
     unit: AttentionUnit = "head",
     select: str | None = None,
     max_tokens: int = 4096,
@@ -44,9 +44,10 @@ def attribute(
 ) -> Scores:
     """Scores each unit of the model by what it does for the task on the examples.
 
-    criterion: GradientActivation() by default. unit, select: as in `sites`. max_tokens: padded input tokens in a batch, or in
-    one pass of integrated gradients; it bounds memory and changes scores by rounding only. per_example: keep each example's
-    scores too, those that it would have alone. backend: of the kernels, "auto" (Triton on CUDA), "reference" or "triton".
+    criterion: GradientActivation() by default; or a name of the command line's, such as "ig:nodes=8". unit, select: as in
+    `sites`. max_tokens: padded input tokens in a batch, or in one pass of integrated gradients; it bounds memory and changes
+    scores by rounding only. per_example: keep each example's scores too, those that it would have alone. backend: of the
+    kernels, "auto" (Triton on CUDA), "reference" or "triton".
     progress: wraps the iteration over this process's batches (given the number of their items).
 
     checkpoint: a folder for the sums so far and the position in the data. A call that was killed goes on from there when it is
@@ -60,7 +61,8 @@ def attribute(
     finite; a checkpoint of another model, of other examples or settings, or of another number of processes; a group whose
     processes have different arguments.
     """
-    criterion, ranks = criterion or GradientActivation(), Ranks(group)
+    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or GradientActivation()
+    ranks = Ranks(group)
     with ranks.agreeing():
         _require_backend(backend, model)
         chosen, layers = sites(model, unit=unit, select=select), sites(model)

@@ -31,7 +31,8 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
 
     A model that a stock config describes needs nothing else. For one that none does, the folder carries a small modelling
     file, which `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code.
-    extra: further files by name. The folder appears when complete. Raises InputError if `out` exists.
+    extra: further files by name. The folder appears when complete. Raises InputError if `out` exists, or if a model of a class
+    outside transformers has no stock shape.
     """
     with new_folder(out) as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
@@ -74,6 +75,11 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     from transformers import AutoModel, AutoModelForTextEncoding
 
     stock = stock_class(model)
+    if type(model.config) not in AutoModel._model_mapping:
+        raise InputError(
+            f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
+            f"got {stock.__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
+        )
     encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
     # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
     base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]

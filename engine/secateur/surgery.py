@@ -276,8 +276,8 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
 
 
 def stock_class(model: nn.Module) -> type[nn.Module]:
-    """The transformers class that a model is, or that its rebuilt class derives from."""
-    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")), type(model))
+    """The transformers class that a model is, or that its rebuilt class derives from; its own where it is of no such class."""
+    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")), type(model))
 
 
 def _attribute(model: nn.Module, path: str, name: str) -> Any:
