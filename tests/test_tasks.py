@@ -10,7 +10,7 @@ from typing import Any
 import naive
 import pytest
 import torch
-from models import ALL, CASES, CLASSES, LABELS, TAGS, Case, piece_tokenizer, sentences, tagged, word_tokenizer
+from models import ALL, CASES, CLASSES, GENERATING, LABELS, TAGS, Case, piece_tokenizer, sentences, tagged, word_tokenizer
 from seqeval.metrics import f1_score
 from torch import Tensor
 
@@ -56,18 +56,20 @@ def test_accuracy_equals_brute_force(name: str, max_tokens: int) -> None:
 NESTED = ["yes", "yes yes", "no way", "no way so", "maybe so then"]
 
 
-@pytest.mark.parametrize("name", ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", [case.name for case in GENERATING])
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
 def test_label_scores_equal_brute_force(name: str, max_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each label of each example alone, against all labels in one tree."""
-    case, model = CASES[name], CASES[name].model(torch.float64)
+    # Of padding that sees nothing, Gemma 2's attention in float64 makes what is no number.
+    dtype, limit = (torch.float32, 1e-4) if name == "gemma2" else (torch.float64, 1e-9)
+    case, model = CASES[name], CASES[name].model(dtype)
     monkeypatch.setattr("secateur.tasks.text_to_text._LOGITS", 600)  # Two or three rows at once.
     task = type(case.task)(case.task.tokenizer, labels=NESTED)
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=3)]
     with torch.inference_mode():
         scores = task.ranked(model, inputs, max_tokens)
     expected = [[log_probability(case, model, example, label) for label in NESTED] for example in inputs]
-    torch.testing.assert_close(scores, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(scores.double(), torch.tensor(expected, dtype=torch.float64), rtol=limit, atol=limit)
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -16,14 +16,16 @@ from secateur.modeling import pruned_class
 from secateur.surgery import stock_class
 
 MODELING_FILE = "modeling_secateur.py"
-_AUTO_CLASSES = {
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-    "ForCausalLM": "AutoModelForCausalLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-}
+# The ways in which `AutoModel...` may be asked for a model with a head.
+_AUTO_CLASSES = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForImageClassification",
+)
 
 
 def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
@@ -72,6 +74,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
+    import transformers
     from transformers import AutoModel, AutoModelForTextEncoding
 
     stock = stock_class(model)
@@ -86,7 +89,9 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     auto = {"AutoModel": base.__name__}
     if base is encoder:
         auto["AutoModelForTextEncoding"] = base.__name__
-    auto.update({a: stock.__name__ for suffix, a in _AUTO_CLASSES.items() if stock.__name__.endswith(suffix)})
+    for name in _AUTO_CLASSES:
+        if getattr(transformers, name)._model_mapping.get(type(model.config), None) is stock:
+            auto[name] = stock.__name__
     lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
     for cls in dict.fromkeys((base, stock)):
         lines.append(f"\nfrom {cls.__module__} import {cls.__name__}  # noqa: E402\n")
