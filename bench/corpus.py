@@ -30,7 +30,7 @@ from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import find_sources
-from secateur.corpus.tuning import tuned, usable_cores
+from secateur.corpus.tuning import Sample, tuned, usable_cores
 from secateur.corpus.windows import windows
 from secateur.tasks import Task
 
@@ -114,7 +114,7 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(windows([(rows, 1.0)], subject.task, labels, max_tokens=1 << 20, on_long="cut"), 1)
-    dense = tuned(Runner(subject.model, subject.task, 1), sample.items, any_dtype=True, say=said.append)
+    dense = tuned(Runner(subject.model, subject.task, 1), Sample(sample.items), any_dtype=True, say=said.append)
     dtype = next(dense.model.parameters()).dtype
     runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned.to(dtype), busy=0.0)}
     pipeline, sizes = _pipeline(subject, [row.value for row in rows[:64]])

@@ -1,7 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
 python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus]
+    [layers] [corpus] [corpus-compiled]
 """
 
 from __future__ import annotations
@@ -95,6 +95,12 @@ def bulk_scoring() -> dict[str, Any]:
     return corpus()
 
 
+def compiled_bulk_scoring() -> dict[str, Any]:
+    from corpus_compiled import compilation
+
+    return compilation()
+
+
 def deleted_layers() -> dict[str, Any]:
     from layers import layers
 
@@ -114,6 +120,7 @@ RUNS = {
     "ldnet": layers_of_taggers,
     "layers": deleted_layers,
     "corpus": bulk_scoring,
+    "corpus-compiled": compiled_bulk_scoring,
 }
 
 

@@ -21,7 +21,7 @@ from secateur.corpus.output import SCORED, Counts, Folder
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.shards import Finished, Reading, score_shards
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
-from secateur.corpus.tuning import tuned
+from secateur.corpus.tuning import Sample, tuned
 from secateur.corpus.windows import BATCHES, Window, why_not, windows
 
 LABELLED = ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3", "bert-sequence"]
@@ -270,10 +270,10 @@ def test_tuning_keeps_what_was_given_and_the_scores() -> None:
     model = runner(BERT)
     (window,) = windows([([Row(t) for t in corpora.texts(600)], 1.0)], BERT.task, 3, max_tokens=4096, on_long="cut")
     said: list[str] = []
-    given = tuned(model, window.items, max_tokens=100, threads=1, say=said.append)
+    given = tuned(model, Sample(window.items), max_tokens=100, threads=1, say=said.append)
     assert (given.max_tokens, given.workers, given.threads) == (100, 1, 1)
     assert not said
-    free = tuned(model, window.items, any_dtype=True, say=said.append)
+    free = tuned(model, Sample(window.items), any_dtype=True, say=said.append)
     assert free.max_tokens in (256, 512, 1024, 2048, 4096)
     assert any(line.startswith("bfloat16") for line in said)
     assert next(model.model.parameters()).dtype == torch.float32

@@ -25,6 +25,7 @@ from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, SUMMARY, Job, Wanted, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
+from secateur.errors import InputError
 
 LABELS = "--labels hotels,medicine,products,reviews"
 FIXED = "--threads 1 --max-tokens 512 --dtype float32"
@@ -68,6 +69,8 @@ def test_settings_are_measured_once(run: Run, tmp_path: Path) -> None:  # noqa: 
     second = run(f"score builtin {options} --resume --json")
     assert any(line.startswith("as begun: max_tokens ") for line in second.errors)
     assert first.document["settings"] == second.document["settings"]
+    assert first.document["measured"] == second.document["measured"]
+    assert first.document["measured"][-1].startswith("compilation left out: scoring takes about 0.")
     assert first.document["rows"] == second.document["rows"] == 600
 
 
@@ -103,10 +106,10 @@ def score_all(folder: Path, out: str) -> None:
     torch.set_num_threads(1)
     sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / out))
     job = Job(sources, output, Reading(identity="id"), {}, resume=True)
-    model = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
+    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
     with alone_in(output):
-        job.begin(model)
-        list(job.score(model))
+        job.begin(found)
+        list(job.score(found))
 
 
 def test_thirty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -141,6 +144,65 @@ def compare(folder: Path) -> None:
     assert first["rows"] == 12 * 150 == first["scored"] + first["rejected"]
 
 
+JUST_NOW = "was begun by another process just now; --resume goes on with it"
+
+
+def begin_together(folder: Path, ready: int, go: int) -> None:
+    """Looks at a new folder, waits for the others to have looked, and scores once nobody else does."""
+    torch.set_num_threads(1)
+    sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / "raced"))
+    job = Job(sources, output, Reading(), {}, resume=False)
+    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=64, threads=1), print)
+    os.write(ready, b".")
+    os.read(go, 1)
+    in_use, begun = (f"out: '{output.place}' {why}" for why in ("is in use by another process", JUST_NOW))
+    said = in_use
+    while said == in_use:
+        try:
+            with alone_in(output):
+                job.begin(found)
+                list(job.score(found))
+            return
+        except InputError as error:
+            said = str(error)
+            time.sleep(0.01)
+    os._exit(7 if said == begun else 8)
+
+
+def test_of_two_first_runs_one_is_refused(tmp_path: Path) -> None:
+    corpus(tmp_path, 2)
+    (looked, ready), (wait, go) = os.pipe(), os.pipe()
+    children = [in_a_child(lambda: begin_together(tmp_path, ready, wait)) for _ in range(2)]
+    for _ in children:
+        os.read(looked, 1)
+    os.write(go, b"..")
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes == [0, 7]
+    assert len(corpora.read(tmp_path / "raced")) == 2
+    for end in (looked, ready, wait, go):
+        os.close(end)
+
+
+def test_other_data_on_resume(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    corpus(tmp_path, 3)
+    assert run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored").code == 0
+    before = corpora.read(tmp_path / "scored")
+    corpora.lines(tmp_path / "corpus", ["the cat"], "new.txt")
+    fewer = run(f"score builtin --data corpus/0[12]*,corpus/new.txt {LABELS} {FIXED} --out scored --resume --json")
+    assert "1 finished shards are none of --data's; their scores stay, and are counted" in fewer.errors
+    assert (fewer.document["shards"], fewer.document["rows"]) == (4, 121)
+    assert {name: rows for name, rows in corpora.read(tmp_path / "scored").items() if name in before} == before
+    (tmp_path / "other").mkdir()
+    corpora.json_lines(tmp_path / "other", ["a dog"], "00.jsonl")
+    other = run(f"score builtin --data other/* {LABELS} {FIXED} --out scored --resume")
+    assert other.code == 2
+    assert other.errors[-1] == (
+        f"secateur: data: '00.jsonl' was scored from 'file://{tmp_path}/corpus/00.jsonl', got "
+        f"'file://{tmp_path}/other/00.jsonl'; another corpus needs a new folder"
+    )
+    assert len(corpora.read(tmp_path / "scored")) == 4
+
+
 def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:  # noqa: F811
     corpus(tmp_path, 6, rows=1500)
     command = f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out stopped"
@@ -172,6 +234,7 @@ BAD = [
     ("--data corpus/* --out new --column words", "data: file:"),
     ("--data corpus/* --out new --threads many", "threads: expected auto or a number of at least 1, got 'many'"),
     ("--data corpus/* --out new --max-tokens 0", "max-tokens: expected auto or a number of at least 1, got '0'"),
+    ("--data corpus/* --out new --compile maybe", "compile: expected auto, on, off, got 'maybe'"),
     ("--data corpus/* --out new --on-long drop", "on-long: expected cut or error, got 'drop'"),
     ("--data corpus/* --out nowhere/new", "out: expected an existing parent folder, got 'nowhere/new'"),
 ]

@@ -28,6 +28,8 @@ from secateur.errors import InputError
 from secateur.placement import weights_digest
 from secateur.tasks.base import model_device
 
+COMPILE = {"auto": None, "on": True, "off": False}
+
 
 def score(
     model: Model,
@@ -49,6 +51,7 @@ def score(
     threads: Annotated[str, typer.Option(help="CPU threads, with Ray of each worker; auto: by measurement.")] = "auto",
     max_tokens: Annotated[str, typer.Option(help="Padded input tokens in a batch, or auto: by measurement.")] = "auto",
     dtype: Dtype = "auto",
+    compile: Annotated[str, typer.Option(help="By torch.compile: on, off, or auto: if a long corpus gains by it.")] = "auto",
     device: Device = "auto",
     engine: Annotated[str, typer.Option(help="local: this process; ray: workers of Ray Data.")] = "local",
     workers: Annotated[int | None, typer.Option(help="Of Ray; else as many as the cluster has room for.", min=1)] = None,
@@ -56,9 +59,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score a corpus: shard by shard into Parquet, with what cannot be scored beside it. A killed run goes on by --resume."""
-    wanted = Wanted(_number("max-tokens", max_tokens), _number("threads", threads), any_dtype=dtype == "auto")
+    if compile not in COMPILE:
+        raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
+    wanted = Wanted(_number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile])
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
+    if engine == "ray" and wanted.compile is None:
+        wanted = replace(wanted, compile=False)  # How long its workers will take is not known here.
     recipe = _Recipe(model, task, labels, max_length, device, dtype)
     reading = Reading(column, id_column, on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
@@ -76,6 +83,8 @@ def score(
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
         with alone_in(folder):
             job.begin(runner)
+            if job.unnamed:
+                output.say(f"{len(job.unnamed)} finished shards are none of --data's; their scores stay, and are counted")
             _score(job, runner, scorer)
     summary = job.summary
     lines = [f"{len(summary.failed)} shards failed; --resume tries them again"] if summary.failed else []

@@ -44,39 +44,29 @@ class Counts:
         return cls(rows, window.scored, rows - window.scored, window.tokens, window.padded)
 
 
-def schema_of(labels: Sequence[str], identity: str | None, identity_type: Any = None) -> pyarrow.Schema:
-    """row: the row's position in its shard, from 0; the identity's own column; label: the most likely one; p_<label>: its
-    probability among the labels, float32."""
+def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> pyarrow.Schema:
+    """row: the row's position in its shard, from 0; the identity's own column, of the window's type; label: the most likely
+    one; p_<label>: its probability among the labels, float32."""
     import pyarrow
 
     fields = [("row", pyarrow.int64())]
     if identity is not None:
-        fields.append((identity, identity_type or pyarrow.string()))
+        kind = pyarrow.array(window.identities).type
+        fields.append((identity, pyarrow.string() if pyarrow.types.is_null(kind) else kind))
     fields.append(("label", pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
     return pyarrow.schema([*fields, *((f"p_{label}", pyarrow.float32()) for label in labels)])
 
 
-def identity_type(window: Window) -> Any:
-    """The Arrow type of a window's identities."""
-    import pyarrow
-
-    found = pyarrow.array(window.identities).type
-    return pyarrow.string() if pyarrow.types.is_null(found) else found
-
-
-def record_batch(window: Window, labels: Sequence[str], identity: str | None, identity_type: Any = None) -> pyarrow.RecordBatch:
-    """The rows of a scored window that have scores."""
+def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) -> pyarrow.RecordBatch:
+    """The rows of a scored window that have scores. schema: as `schema_of` made it, for this window or its shard's first."""
     import pyarrow
 
     rows = [k for k, reason in enumerate(window.reasons) if reason is None]
-    scores = window.scores[rows].astype(np.float64)
-    likely = np.exp(scores - scores.max(1, keepdims=True, initial=-np.inf))
-    likely /= likely.sum(1, keepdims=True)
+    likely = window.probabilities()[rows]
     best = pyarrow.array(likely.argmax(1).astype(np.int32))
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
-    schema = schema_of(labels, identity, identity_type)
-    if identity is not None:
-        columns.append(pyarrow.array([window.identities[k] for k in rows], schema.field(identity).type))
+    if len(schema) == len(labels) + 3:  # With an identity.
+        columns.append(pyarrow.array([window.identities[k] for k in rows], schema.field(1).type))
     columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))
     columns += [pyarrow.array(of_label.astype(np.float32)) for of_label in likely.T]
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
@@ -91,7 +81,7 @@ def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: str | Non
     made = batch.take(rows)
     made = made.set_column(0, "row", pyarrow.array(range(window.first, window.first + len(window.reasons)), pyarrow.int64()))
     if identity is not None:
-        made = made.set_column(1, identity, pyarrow.array(window.identities, made.schema.field(identity).type))
+        made = made.set_column(1, identity, pyarrow.array(window.identities, made.schema.field(1).type))
     return made.append_column("reason", pyarrow.array(window.reasons, pyarrow.string()))
 
 

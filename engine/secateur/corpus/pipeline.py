@@ -6,12 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.windows import Window
 from secateur.tasks import Item, Task
 from secateur.tasks.base import model_device
@@ -24,17 +26,31 @@ WINDOWS, BATCHES = 2, 2
 @dataclass
 class Runner:
     """A model with its task and how it is run. max_tokens: padded input tokens in a batch; halved for good when memory runs
-    out. workers: threads that run batches, of `threads` CPU threads each (None: torch's own number). busy: seconds that they
-    spent in the model, all together."""
+    out. workers: threads that run batches, of `threads` CPU threads each (None: torch's own number). compiled: a mode of
+    torch.compile; None: not compiled. busy: seconds that they spent in the model, all together."""
 
     model: nn.Module
     task: Task
     max_tokens: int
     workers: int = 1
     threads: int | None = None
+    compiled: str | None = None
     busy: float = 0.0
     halvings: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _label_scores: LabelScores | None = field(default=None, init=False)
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Within it batches are scored as `compiled` says. Raises CompileError, an InputError."""
+        if self.compiled is None:
+            yield
+            return
+        try:
+            with compiled(self.task, self.model, self.compiled, self.threads) as self._label_scores:
+                yield
+        finally:
+            self._label_scores = None
 
     def score(self, window: Window, items: Sequence[Item]) -> None:
         """Scores a batch of a window's items. One that does not fit into memory is split; an item that does not fit alone is
@@ -45,7 +61,7 @@ class Runner:
         began = time.perf_counter()
         try:
             batch = self.task.collate_inputs(items, model_device(self.model))
-            scores = self.task.label_scores(self.model, batch).cpu()
+            scores = (self._label_scores or self.task.label_scores)(self.model, batch).cpu()
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -70,14 +86,14 @@ class Runner:
         self.score(window, items[middle:])
 
 
-def scored(events: Iterator[T], model: Runner) -> Iterator[T]:
+def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
     """The same events in the same order, each window once it is scored.
 
-    `events` is iterated in a thread of its own, which reads and encodes ahead; the batches go to the model's workers. What
+    `events` is iterated in a thread of its own, which reads and encodes ahead; the batches go to the runner's workers. What
     any of them raises is raised here. Leaving early stops them.
     """
     waiting: _Channel[T] = _Channel(WINDOWS)
-    batches: _Channel[tuple[Window, list[Item]]] = _Channel(BATCHES * model.workers)
+    batches: _Channel[tuple[Window, list[Item]]] = _Channel(BATCHES * runner.workers)
     failed: list[BaseException] = []
 
     def guarded(work: Any) -> None:
@@ -94,21 +110,21 @@ def scored(events: Iterator[T], model: Runner) -> Iterator[T]:
         for event in events:
             waiting.put(event)
             if isinstance(event, Window):
-                for items in event.batches(model.max_tokens):
+                for items in event.batches(runner.max_tokens):
                     batches.put((event, items))
         waiting.end()
         batches.end()
 
     def run() -> None:
-        if model.threads is not None:
-            torch.set_num_threads(model.threads)
+        if runner.threads is not None:
+            torch.set_num_threads(runner.threads)
         with torch.inference_mode():
             while (next_one := batches.get()) is not None:
-                model.score(*next_one)
+                runner.score(*next_one)
 
     before = torch.get_num_threads()
-    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in (feed, *[run] * model.workers)]
-    with model.task.scoring(model.model):
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in (feed, *[run] * runner.workers)]
+    with runner.task.scoring(runner.model), runner.compiling():
         for thread in threads:
             thread.start()
         try:

@@ -56,12 +56,12 @@ def threads_for(workers: int) -> int:
     return max(int(ray.cluster_resources().get("CPU", 0)) // workers, 1)
 
 
-def room_for(model: Runner) -> int:
+def room_for(runner: Runner) -> int:
     """How many workers with such a model the cluster has room for: each takes a GPU if the model is on one, else a CPU for each
     of its threads. Raises InputError: for none."""
     import ray
 
-    kind, each = ("GPU", 1) if _on_cuda(model) else ("CPU", _threads(model))
+    kind, each = ("GPU", 1) if _on_cuda(runner) else ("CPU", _threads(runner))
     nodes = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
     room = sum(most // each for most in nodes)
     if not room:
@@ -72,7 +72,7 @@ def room_for(model: Runner) -> int:
 def score_on_ray(
     load: Callable[[], Runner],
     workers: int,
-    model: Runner,
+    runner: Runner,
     sources: Sequence[Source],
     folder: Folder,
     reading: Reading,
@@ -81,9 +81,9 @@ def score_on_ray(
 ) -> Iterator[Finished]:
     """As `score_shards`, by so many workers, which are actors; the shards come as they are finished.
 
-    load: makes a worker's own model, on any machine of the cluster, where sources and folder must mean the same. model: how it
-    is run; this one leaves its GPU, which a worker may need, and its `busy` becomes the workers' mean. Ray restarts a worker
-    that dies, and its shard is scored from the beginning.
+    load: makes a worker's own model, on any machine of the cluster, where sources and folder must mean the same. runner: how it
+    is run; its own model leaves its GPU, which a worker may need, and its `busy` becomes the workers' mean. Ray restarts a
+    worker that dies, and its shard is scored from the beginning.
     Raises InputError: a worker's; WorkerError: whatever else goes wrong in one.
     """
     import ray
@@ -96,11 +96,11 @@ def score_on_ray(
     context.execution_no_progress_timeout_s = -1  # A shard may take hours.
     # The largest first: if it came last, the other workers would wait for it.
     order = sorted(range(len(sources)), key=lambda shard: -sources[shard].size)
-    resources = {"num_gpus": 1} if _on_cuda(model) else {"num_cpus": _threads(model)}
-    model.model.to("cpu")
+    resources = {"num_gpus": 1} if _on_cuda(runner) else {"num_cpus": _threads(runner)}
+    runner.model.to("cpu")
     rows = ray.data.from_items(order, override_num_blocks=len(order)).map_batches(
         _Worker,
-        fn_constructor_args=(load, _threads(model), sources, folder, reading, about),
+        fn_constructor_args=(load, _threads(runner), sources, folder, reading, about),
         batch_size=1,
         # A worker that had a second shard waiting would keep it from another one that is idle.
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
@@ -110,7 +110,7 @@ def score_on_ray(
         for row in rows.iter_rows():
             if row["raised"]:
                 raise (InputError if row["input_error"] else WorkerError)(row["raised"])
-            model.busy += row["busy"] / workers
+            runner.busy += row["busy"] / workers
             finished = Finished(sources[row["shard"]], Counts.from_json(row), row["error"] or None)
             if progress is not None:
                 progress(finished.source, 1.0, finished.counts)
@@ -136,7 +136,7 @@ class _Worker:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's, which else takes all cores.
         self._load, self._sources, self._reading, self._about = load, sources, reading, about
         self._folder = folder.written_by(f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
-        self._model: Runner | None = None
+        self._runner: Runner | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         (shard,) = batch["item"]
@@ -153,15 +153,15 @@ class _Worker:
         return {name: [value] for name, value in row.items()}
 
     def _score(self, source: Source) -> dict[str, Any]:
-        self._model = model = self._model or self._load()
-        before = model.busy
-        (finished,) = score_shards(model, [source], self._folder, self._reading, self._about)
-        return {**asdict(finished.counts), "error": finished.error or "", "busy": model.busy - before}
+        self._runner = runner = self._runner or self._load()
+        before = runner.busy
+        (finished,) = score_shards(runner, [source], self._folder, self._reading, self._about)
+        return {**asdict(finished.counts), "error": finished.error or "", "busy": runner.busy - before}
 
 
-def _on_cuda(model: Runner) -> bool:
-    return model_device(model.model).type == "cuda"
+def _on_cuda(runner: Runner) -> bool:
+    return model_device(runner.model).type == "cuda"
 
 
-def _threads(model: Runner) -> int:
-    return model.workers * (model.threads or 1)
+def _threads(runner: Runner) -> int:
+    return runner.workers * (runner.threads or 1)

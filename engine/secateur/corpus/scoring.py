@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from secateur.corpus.output import identity_type, record_batch, with_reasons
+from secateur.corpus.output import record_batch, schema_of, with_reasons
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import untuned
@@ -53,8 +53,8 @@ def score(
     try:
         for window in scored(events(), runner):
             if window.reasons:
-                kind = identity_type(window) if identity else None
-                yield with_reasons(record_batch(window, labels, identity, kind), window, identity)
+                found = record_batch(window, labels, schema_of(labels, identity, window))
+                yield with_reasons(found, window, identity)
     except ShardError as error:
         raise InputError(f"dataset: {error}") from error
 
@@ -74,7 +74,7 @@ def mapper(
             for window in windows([(rows, 1.0)], task, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in window.batches(max_tokens):
                     runner.score(window, items)
-                found = with_reasons(record_batch(window, labels, None), window)
+                found = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)
                 for name in columns:
                     columns[name] += found.column(name).to_pylist()
         return columns

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.corpus.output import Counts, Folder, ShardWriter, identity_type, record_batch, schema_of
+from secateur.corpus.output import Counts, Folder, ShardWriter, record_batch, schema_of
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import ShardError, Source
 from secateur.corpus.windows import Window, windows
@@ -51,7 +51,7 @@ Engine = Callable[[Runner, Sequence[Source], Folder, Reading, About, Progress | 
 
 
 def score_shards(
-    model: Runner,
+    runner: Runner,
     sources: Sequence[Source],
     folder: Folder,
     reading: Reading,
@@ -60,10 +60,10 @@ def score_shards(
 ) -> Iterator[Finished]:
     """Scores the sources in order. about: what is kept of each in its file's metadata. progress: called after each window with
     the source, the share of it that is done, and the window's counts. While one shard is written the next is read."""
-    labels = model.task.label_names(model.model)
+    labels = runner.task.label_names(runner.model)
     lost: set[str] = set()
     with contextlib.closing(_Output(folder, reading, labels, about)) as output:
-        for event in scored(_events(model, sources, reading, len(labels), lost), model):
+        for event in scored(_events(runner, sources, reading, len(labels), lost), runner):
             if isinstance(event, _Begin):
                 output.begin(event.source)
             elif isinstance(event, _End):
@@ -77,7 +77,7 @@ def score_shards(
 
 
 def _events(
-    model: Runner, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
+    runner: Runner, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
 ) -> Iterator[_Begin | Window | _End]:
     """Each source's windows between its beginning and its end. lost: sources whose further windows nobody wants."""
     left = reading.limit
@@ -88,7 +88,9 @@ def _events(
         error = None
         chunks = source.read(reading.column, reading.identity)
         try:
-            for window in windows(chunks, model.task, labels, max_tokens=model.max_tokens, on_long=reading.on_long, limit=left):
+            for window in windows(
+                chunks, runner.task, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
+            ):
                 yield window
                 if left is not None:
                     left -= len(window.reasons)
@@ -105,22 +107,20 @@ class _Output:
     def __init__(self, folder: Folder, reading: Reading, labels: Sequence[str], about: About) -> None:
         self._folder, self._reading, self._labels, self._about = folder, reading, labels, about
         self._writer: ShardWriter | None = None
-        self._identity_type: Any = None
+        self._schema: Any = None
         self.error: str | None = None
         self.source: Source
 
     def begin(self, source: Source) -> None:
-        self.source, self.error, self._identity_type = source, None, None
+        self.source, self.error = source, None
 
     def add(self, window: Window) -> None:
         """Writes a window; `error` says if it could not."""
-        identity = self._reading.identity
         try:
             if self._writer is None:
-                self._identity_type = identity_type(window) if identity else None
-                schema = schema_of(self._labels, identity, self._identity_type)
-                self._writer = ShardWriter(self._folder, self.source.name, schema)
-            self._writer.add(window, record_batch(window, self._labels, identity, self._identity_type))
+                self._schema = schema_of(self._labels, self._reading.identity, window)
+                self._writer = ShardWriter(self._folder, self.source.name, self._schema)
+            self._writer.add(window, record_batch(window, self._labels, self._schema))
         except (OSError, ValueError) as found:  # Arrow's own errors are among them.
             self._fail(found)
 

@@ -52,6 +52,12 @@ class Window:
         """Rows that are not rejected."""
         return sum(reason is None for reason in self.reasons)
 
+    def probabilities(self) -> np.ndarray:
+        """Of each row's labels among each other [rows, labels], float64; of rejected rows without meaning."""
+        scores = self.scores.astype(np.float64)
+        likely = np.exp(scores - scores.max(1, keepdims=True))
+        return np.asarray(likely / likely.sum(1, keepdims=True))
+
     def batches(self, max_tokens: int) -> list[list[Item]]:
         """The items in batches, each within max_tokens when padded (one item at least)."""
         return buckets(self.items, max_tokens)

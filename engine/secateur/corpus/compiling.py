@@ -1,0 +1,73 @@
+"""What a task does with a batch, compiled: the same few kernels in every run, whatever a corpus begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InputError, first_line
+from secateur.tasks import Item, Task
+from secateur.tasks.base import Batch, model_device
+
+LabelScores = Callable[[nn.Module, Batch], Tensor]
+
+# Modes of torch.compile that are worth a measurement. CUDA graphs (reduce-overhead) are not among them: they are recorded for
+# each pair of rows and length, of which a corpus has thousands, and belong to the thread that recorded them.
+MODES = {"cpu": ("default",), "cuda": ("default", "max-autotune-no-cudagraphs")}
+# Rows and length of the batches that are compiled for. To the compiler one row is another case than several; all others of
+# either case share its kernels.
+SHAPES = ((2, 64), (1, 64))
+
+
+class CompileError(InputError):
+    """torch.compile cannot compile the model here."""
+
+
+@contextmanager
+def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
+    """`task.label_scores` compiled for this model, to be called within the context and `task.scoring`, in inference mode, from
+    any thread with so many CPU threads (None: torch's own number).
+
+    What a kernel computes may depend on the batch that it was compiled for, so all are compiled beforehand for batches of
+    SHAPES, and a batch that they do not take (of length 1, say) is scored without: a run that goes on must have the kernels of
+    the first. Meanwhile this process compiles nothing else. Raises CompileError.
+    """
+    device = model_device(model)
+    if device.type == "cpu":
+        _require_compiler()
+    # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
+    function: LabelScores = torch.compile(
+        task.label_scores, dynamic=True, **({"mode": mode} if device.type == "cuda" else {"options": {"cpp_wrapper": True}})
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        _compile(function, task, model)
+    finally:
+        torch.set_num_threads(before)
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield function
+
+
+def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
+    with torch.inference_mode():
+        for rows, length in SHAPES:
+            batch = task.collate_inputs([Item(0, [1] * min(length, task.room or length), [])] * rows, model_device(model))
+            task.label_scores(model, batch)  # What is made once and kept must be there, or it would be compiled too.
+            try:
+                function(model, batch)
+            except RuntimeError as error:  # Dynamo's and Inductor's own are among them.
+                raise CompileError(f"compile: torch.compile cannot do it: {first_line(error)}") from error
+
+
+def _require_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none") from error
