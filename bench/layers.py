@@ -15,6 +15,7 @@ from typing import Any
 
 import conll
 import minilm
+import packages
 import torch
 from interleaved import compare
 from models import cases
@@ -173,7 +174,7 @@ def _tuned(
     the first use."""
     gate_rate = GATE_RATE if strength else 0.0
     words = [study.name, *name.replace(",", "").split(), strength, gate_rate, steps, SIZE, study.learning_rate]
-    place = minilm.folder().parents[2] / "-".join(map(str, ["layers", *words]))
+    place = packages.cache() / "-".join(map(str, ["layers", *words]))
     if not place.exists():
         start = time.perf_counter()
         torch.manual_seed(0)

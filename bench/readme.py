@@ -13,6 +13,7 @@ from readme_corpus import corpus
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_layers import LAYERS_PAGE, layers, layers_speed
 from readme_multitask import multitask, multitask_speed
+from readme_real import REAL_PAGE, real_models, real_proofs, real_steps
 from readme_reproduction import PAGE, reproduction, reproduction_ldnet, reproduction_multitask
 from readme_routing import routing
 from tables import ROOT, markdown, result
@@ -37,10 +38,12 @@ def main() -> None:
         multitask,
         multitask_speed,
         corpus,
+        real_models,
         tree,
     )
     fill(PAGE, reproduction, reproduction_multitask, reproduction_ldnet)
     fill(LAYERS_PAGE, layers, layers_speed)
+    fill(REAL_PAGE, real_steps, real_proofs)
 
 
 def fill(path: Path, *makers: Callable[[], str]) -> None:

@@ -1,7 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
 python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-compiled]
+    [layers] [corpus] [corpus-compiled] [real-models]
 """
 
 from __future__ import annotations
@@ -107,6 +107,12 @@ def deleted_layers() -> dict[str, Any]:
     return layers()
 
 
+def whole_flow_on_real_weights() -> dict[str, Any]:
+    from real_models import real_models
+
+    return real_models()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -121,6 +127,7 @@ RUNS = {
     "layers": deleted_layers,
     "corpus": bulk_scoring,
     "corpus-compiled": compiled_bulk_scoring,
+    "real-models": whole_flow_on_real_weights,
 }
 
 

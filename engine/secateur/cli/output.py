@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:
     """Batches with a bar that counts examples."""
     with _bar() as bar:
         step = bar.add_task("scoring examples", total=items)
+        bar.advance(step, 0)  # The rate is counted from here, so that the first batch gives an estimate.
         for batch in batches:
             yield batch
             bar.advance(step, len(batch.rows))
@@ -54,6 +56,7 @@ def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterat
     """Steps with a bar."""
     with _bar() as bar:
         task = bar.add_task(what, total=total)
+        bar.advance(task, 0)
         for step in steps:
             yield step
             bar.advance(task)
@@ -188,4 +191,5 @@ def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal)
+    # The rate is that of the whole run: over the usual 30 seconds, steps that take longer would never give one.
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal, speed_estimate_period=math.inf)
