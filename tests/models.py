@@ -49,6 +49,9 @@ from transformers import (
     RobertaForSequenceClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
 )
 
 import secateur
@@ -139,6 +142,22 @@ def _encoder(cls: type[nn.Module], kind: type[Any], names: Sequence[str], **opti
         }
     )  # fmt: skip
     return cls(config)
+
+
+def _vit() -> nn.Module:
+    config = ViTConfig(
+        image_size=8, patch_size=2, num_channels=3, hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=37, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, initializer_range=0.3,
+        id2label=dict(enumerate(CLASSES)), label2id={name: i for i, name in enumerate(CLASSES)},
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def pictures(targets: Sequence[str], count: int = 7) -> list[dict[str, Any]]:
+    """Images of noise, taller than wide, so that each is resized."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(256, (count, 12, 10, 3), generator=generator, dtype=torch.uint8).numpy()
+    return [{"image": image, "target": targets[i % len(targets)]} for i, image in enumerate(drawn)]
 
 
 def _decoder(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
@@ -275,6 +294,13 @@ ALL = [
         lambda: _decoder(
             OPTForCausalLM, OPTConfig, num_attention_heads=4, ffn_dim=37, init_std=0.3, do_layer_norm_before=False
         ),
+    ),
+    Case(
+        "vit",
+        "encoder",
+        _vit,
+        lambda: secateur.ImageClassification(ViTImageProcessorPil(size={"height": 8, "width": 8})),
+        pictures(CLASSES),
     ),
 ]  # fmt: skip
 CASES = {case.name: case for case in ALL}

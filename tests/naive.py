@@ -81,6 +81,7 @@ BLOCKS = {
     "modernbert": ("model.layers", ["attn.Wqkv", "attn.Wqkv", "attn.Wqkv", "attn.Wo"], "mlp.Wo"),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), _LLAMA),
     "gpt2": ("transformer.h", ["attn.c_attn", "attn.c_attn", "attn.c_attn", "attn.c_proj"], "mlp.c_proj"),
+    "vit": ("vit.layers", [f"attention.{p}_proj" for p in "qkvo"], "mlp.fc2"),
     "opt": ("model.decoder.layers", [f"self_attn.{p}_proj" for p in ("q", "k", "v", "out")], "fc2"),
 }
 
@@ -142,6 +143,10 @@ def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None
         first = [words.index(word) for word in range(len(example["tokens"]))]
         names = list(model.config.id2label.values())
         return logits[first], [names.index(tag) for tag in example["tags"]]
+    if case.name == "vit":
+        pixels = tokenizer(images=[example["image"]], return_tensors="pt")["pixel_values"]
+        names = list(model.config.id2label.values())
+        return model(pixels).logits, [names.index(example["target"] if target is None else target)]
     ids = tokenizer(example["input"])["input_ids"]
     target = example["target"] if target is None else target
     if isinstance(case.task, secateur.SequenceClassification):

@@ -155,11 +155,12 @@ def test_many_nodes_are_complete(case: Case, path: str) -> None:
 
 @contextmanager
 def passes(model: nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """The shapes of the input ids of the model's passes inside."""
+    """The shapes of the input ids of the model's passes inside, or the images and their tokens."""
     seen: list[tuple[int, int]] = []
 
     def see(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        seen.append(tuple(keywords["input_ids"].shape))
+        images = keywords.get("pixel_values")
+        seen.append(tuple(keywords["input_ids"].shape) if images is None else (len(images), 17))
 
     handle = model.register_forward_pre_hook(see, with_kwargs=True)
     try:

@@ -174,7 +174,7 @@ def test_generation_with_a_cache_is_that_without(case: Case) -> None:
             assert torch.equal(plain, model.generate(**options, use_cache=False)), gone
 
 
-@pytest.mark.parametrize("case", PRE_NORM, ids=str)
+@pytest.mark.parametrize("case", [c for c in PRE_NORM if c.name != "vit"], ids=str)  # Its layers know no number.
 def test_layers_are_numbered_anew(case: Case) -> None:
     made = delete_layers(case.model(), [next(iter(layers(case.model())))])
     for block in blocks(made).values():

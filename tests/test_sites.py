@@ -62,7 +62,9 @@ def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
     marks = ("SelfAttention", "EncDecAttention", "DenseReluDense", "attn.", "mlp.", "encoder.layer.")
     marks += ("fc1", "fc2", "attention.", "ffn.")
     aside = ("norm", "Norm", "relative_attention_bias")
-    aside += tuple(f"{name}.bias" for name in ("output.dense", "fc2", "out_proj", "lin2", "out_lin", "c_proj"))
+    aside += tuple(
+        f"{name}.bias" for name in ("output.dense", "fc2", "out_proj", "attention.o_proj", "lin2", "out_lin", "c_proj")
+    )
     if case.name == "llama-mqa":
         aside += ("k_proj", "v_proj")  # All query heads share them.
     expected = sum(
@@ -80,6 +82,8 @@ def attend_by(implementation: str, model: nn.Module) -> None:
 
 def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Inputs without padding, and their length in each stack."""
+    if case.name == "vit":
+        return {"pixel_values": torch.rand(batch, 3, 8, 8)}, {"encoder": 17.0, "decoder": 1.0}
     source, target = 7, 5
     ids = torch.arange(4, 4 + source).repeat(batch, 1)
     inputs, tokens = {"input_ids": ids}, {"encoder": float(source), "decoder": float(source)}

@@ -221,7 +221,7 @@ def test_buckets_cover_every_row_once_within_the_limit(max_tokens: int) -> None:
         assert (len(bucket) + 1) * bucket[0].length > max_tokens
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", [case for case in ALL if case.name != "vit"], ids=str)
 def test_batches_are_padded_and_masked_at_the_right(case: Case) -> None:
     model = case.model()
     items = {item.row: item for item in case.task.items(model, case.examples)}

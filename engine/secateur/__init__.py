@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from secateur.routing import TaskPlans
     from secateur.scores import Scores
     from secateur.site import Site
+    from secateur.sizing import dry_run
     from secateur.surgery import prune, prune_
     from secateur.sweeping import sweep
-    from secateur.tasks import CausalLM, SequenceClassification, Task, TextToText, TokenClassification
+    from secateur.tasks import CausalLM, ImageClassification, SequenceClassification, Task, TextToText, TokenClassification
     from secateur.verification import verify
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _HOMES = {
     "CausalLM": "secateur.tasks",
     "Criterion": "secateur.criteria",
     "GradientActivation": "secateur.criteria",
+    "ImageClassification": "secateur.tasks",
     "InputError": "secateur.errors",
     "IntegratedGradients": "secateur.criteria",
     "LatencyTable": "secateur.latency",
@@ -60,6 +62,7 @@ _HOMES = {
     "benchmark": "secateur.benchmarking",
     "choose": "secateur.choosing",
     "delete_layers": "secateur.deletion",
+    "dry_run": "secateur.sizing",
     "evaluate": "secateur.evaluation",
     "factorise": "secateur.factorisation",
     "latency_table": "secateur.latency",
@@ -81,6 +84,7 @@ __all__ = [
     "CausalLM",
     "Criterion",
     "GradientActivation",
+    "ImageClassification",
     "InputError",
     "IntegratedGradients",
     "LatencyTable",
@@ -99,6 +103,7 @@ __all__ = [
     "choose",
     "cost",
     "delete_layers",
+    "dry_run",
     "evaluate",
     "factorise",
     "latency_table",

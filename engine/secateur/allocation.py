@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from secateur.scores import Scores
@@ -15,7 +16,7 @@ from secateur.site import Site
 
 Allocation = Literal["uniform", "global", "knapsack"]
 ONE_UNIT = 1e-6  # A floor that leaves each site one unit: shares of units are rounded up.
-Price = Callable[[Site, int], float]  # What a site costs when it keeps that many units.
+Price = Callable[[Site, Sequence[int]], list[float]]  # What a site costs when it keeps so many units, for each number.
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,15 @@ def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: flo
     found = []
     for site in scores.sites:
         step = _step(site, align, per_head)
-        counts = [*range(step, site.units, step), site.units]
-        counts = [0] * may_empty + [count for count in counts if count >= min(floor * site.units, counts[-1])]
+        counts = torch.arange(1, -(-site.units // step) + 1).mul(step).clamp(max=site.units)
+        counts = counts[counts.double() >= min(floor, 1.0) * site.units]
+        if may_empty:
+            counts = torch.cat([counts.new_zeros(1), counts])
         order = ranks(scores[site.name], site, per_head)
         best = scores[site.name].view(order.shape).gather(1, order).sum(0).cumsum(0)
-        kept = [float(best[count // len(order) - 1]) if count else 0.0 for count in counts]
-        found.append(Ladder(site, counts, [price(site, count) for count in counts], kept))
+        best = torch.cat([best.new_zeros(1), best])
+        kept = best[counts // len(order)].tolist()
+        found.append(Ladder(site, counts.tolist(), price(site, counts.tolist()), kept))
     return found
 
 

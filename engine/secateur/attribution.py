@@ -22,8 +22,10 @@ from secateur.scores import Scores
 from secateur.site import AttentionUnit, Site
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import buckets, model_device
+from secateur.tasks.fitting import require_fit
 from secateur_kernels.backend import Backend, uses_triton, using
 
+_OF_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForImageClassification")
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
@@ -65,6 +67,7 @@ def attribute(
     ranks = Ranks(group)
     with ranks.agreeing():
         _require_backend(backend, model)
+        require_fit(model, task)
         chosen, layers = sites(model, unit=unit, select=select), sites(model)
         rows = read_examples(examples, _columns(task, criterion))
         _require_variety(task, criterion, rows)
@@ -192,13 +195,13 @@ def _require_variety(task: Task, criterion: Criterion, rows: list[Example]) -> N
     if task.columns[-1] != "target" or criterion.labels == "all" or len(rows) < 2:
         return
     targets = {str(row["target"]) for row in rows}
-    if len(targets) < 2 and (task.labels is not None or task.auto_class == "AutoModelForSequenceClassification"):
+    if len(targets) < 2 and (task.labels is not None or task.auto_class in _OF_CLASSES):
         raise InputError(f"examples: expected at least two different targets, got {targets.pop()!r} in all {len(rows)} rows")
 
 
 def _mean_tokens(layers: list[Site], items: list[Item]) -> dict[str, float]:
     """Tokens an example in each stack: a decoder that has an encoder runs over the target, one alone over the input."""
-    inputs = sum(len(item.input_ids) for item in items) / len(items)
+    inputs = sum(item.tokens for item in items) / len(items)
     targets = sum(len(item.target) for item in items) / len(items)
     has_encoder = any(site.stack == "encoder" for site in layers)
     return {"encoder": inputs, "decoder": targets if has_encoder else inputs}

@@ -19,6 +19,7 @@ from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
 from secateur.site import FeedForward
+from secateur.tasks.image import image_shape, image_tokens, reads_images
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,18 @@ def benchmark(
 def synthetic_batches(
     model: nn.Module, batch_sizes: Sequence[int], lengths: Sequence[int], *, target_length: int = 8
 ) -> list[dict[str, Tensor]]:
-    """Unpadded batches of seeded random ids for each batch size and length; targets of `target_length` for a decoder that
+    """Unpadded batches of seeded random ids for each batch size and length, of seeded noise for each batch size where a model
+    reads images; targets of `target_length` for a decoder that
     has an encoder. A decoder alone gives the last position's logits only, as in scoring and in the first step of
     generating."""
     config: Any = model.config
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     found = []
+    if reads_images(model):
+        return [
+            {"pixel_values": torch.randn(size, *image_shape(model), generator=generator).to(device)} for size in batch_sizes
+        ]
     for size in batch_sizes:
         for length in lengths:
             ids = torch.randint(config.vocab_size, (size, length), generator=generator).to(device)
@@ -150,7 +156,8 @@ def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: 
             times.append((first, _seconds(pruned, batch, options)))
     ratios = [a / b for a, b in times]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    size, length = batch["input_ids"].shape
+    size = len(next(iter(batch.values())))
+    length = image_tokens(dense) if reads_images(dense) else batch["input_ids"].shape[1]
     return Timing(
         batch_size=size,
         length=length,
@@ -166,7 +173,7 @@ def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: 
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> float:
-    device = batch["input_ids"].device
+    device = next(iter(batch.values())).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

@@ -8,6 +8,7 @@ from torch import nn
 from secateur.data import Examples, read_examples
 from secateur.gates import undisturbed
 from secateur.tasks import Evaluation, Task
+from secateur.tasks.fitting import require_fit
 
 
 def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192) -> Evaluation:
@@ -15,6 +16,7 @@ def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: in
 
     max_tokens: padded input tokens in a batch. Examples as in `attribute`. Raises InputError for unusable ones.
     """
+    require_fit(model, task)
     rows = read_examples(examples, task.columns)
     with undisturbed(model), torch.inference_mode():
         return task.evaluate(model, rows, max_tokens)

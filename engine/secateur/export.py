@@ -51,6 +51,16 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
 
     Raises InputError: no such folder, or one that holds no model of a known class.
     """
+    cls: Any = class_of(folder)
+    model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
+    for parameter in model.parameters():
+        # Weights lie in the file, and so in memory, at any address; how a product rounds depends on their alignment.
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def class_of(folder: str | Path) -> type[nn.Module]:
+    """The class of the model in a folder that `save` wrote. Raises InputError as `load`."""
     import transformers
 
     path = Path(folder) / "config.json"
@@ -64,12 +74,8 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
-    cls: Any = pruned_class(stock) if "secateur" in config else stock
-    model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
-    for parameter in model.parameters():
-        # Weights lie in the file, and so in memory, at any address; how a product rounds depends on their alignment.
-        parameter.data = parameter.data.clone()
-    return model
+    cls: type[nn.Module] = pruned_class(stock) if "secateur" in config else stock
+    return cls
 
 
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:

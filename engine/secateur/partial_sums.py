@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import time
-from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +107,7 @@ def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
     """Short hashes of the model, its architecture and its weights, and of the tokenised examples."""
     of_items = hashlib.sha256()
     for item in items:
-        of_items.update(array("q", [item.row, len(item.target), *item.target, *item.input_ids]).tobytes())
+        of_items.update(item.content)
     return {"model": f"{fingerprint(model)}-{weights_digest(model)}", "examples": of_items.hexdigest()[:16]}
 
 

@@ -161,18 +161,23 @@ def check_spread(budget: str, allocation: str, floor: float, align: int) -> None
 
 
 def _price(scores: Scores, budget: str, table: LatencyTable | None) -> Price:
-    """What a site costs that keeps so many units, as a share of the whole that the budget is a share of."""
+    """What a site costs by the numbers of units that it keeps, as a share of the whole that the budget is a share of."""
     if budget in _MEASURED:
         if table is None:
             raise InputError(f"table: expected a LatencyTable with the budget {budget}, got none")
         if table.fingerprint != scores.fingerprint or not {site.name for site in scores.sites} <= table.sites.keys():
             raise InputError(f"table: expected one of the scored model and sites ({scores.fingerprint}), got another")
         measured, total = table, table.total
-        return lambda site, count: measured.of(site.name, count) / total
+        return lambda site, counts: [measured.of(site.name, count) / total for count in counts]
     kind = "flops" if budget in ("keep", "flops") else "params"
     whole = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.layers)
     whole = scores.weights if budget == "memory" else whole
-    return lambda site, count: cost.unit_cost(site, kind, scores.tokens) * count / whole
+
+    def share(site: Site, counts: Sequence[int]) -> list[float]:
+        each = cost.unit_cost(site, kind, scores.tokens)
+        return [each * count / whole for count in counts]
+
+    return share
 
 
 def _within(found: Sequence[Ladder], name: str, value: float, allocation: Allocation) -> tuple[list[int], float]:

@@ -261,6 +261,8 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
         for name, value in family.config_fields(branch).items():
             if fields.setdefault(name, value) != value:
                 return None
+    # What a config leaves to a default is told once the default is wrong.
+    fields = {name: value for name, value in fields.items() if hasattr(model.config, name) or recipe["attributes"]}
     candidate: Any = copy.deepcopy(model.config)
     for name, value in fields.items():
         setattr(candidate, name, value)

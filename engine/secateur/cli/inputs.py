@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from secateur import export, tasks
+from secateur.cli import checkpoints
 from secateur.cli.tagged import tagged_examples
 from secateur.criteria import Criterion, criterion_named
 from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
+from secateur.tasks.fitting import require_rows
 from secateur.tasks.sequence import class_names
 
 TASK_FILE = "secateur.json"
@@ -25,12 +27,14 @@ TASKS: dict[str, type[tasks.Task]] = {
     "sequence-classification": tasks.SequenceClassification,
     "token-classification": tasks.TokenClassification,
     "causal-lm": tasks.CausalLM,
+    "image-classification": tasks.ImageClassification,
 }
 _ENDINGS = {
     "ForConditionalGeneration": "text-to-text",
     "ForSequenceClassification": "sequence-classification",
     "ForTokenClassification": "token-classification",
     "ForCausalLM": "causal-lm",
+    "ForImageClassification": "image-classification",
 }
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -40,7 +44,7 @@ Columns = tuple[str | None, str]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, its tokenizer, the dtype it is stored in, and the name of its task."""
+    """A model, its tokenizer (of images: processor), the dtype it is stored in, and the name of its task."""
 
     model: nn.Module
     tokenizer: Any
@@ -59,30 +63,42 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
     dtype "auto" is the stored one on an accelerator and float32 on a CPU, where half precision is slow and coarse.
     device_map: how Accelerate spreads it, in place of `device`.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # Loading takes less than reading of it; our own bars show what takes time.
     place = device_named(device)
-    path = _folder(name)
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model: no such model folder or Hub model: {name!r} ({first_line(error)})") from error
-    remembered = _remembered(Path(path))
-    kind = task or remembered.get("task") or _task_of(config)
-    if kind not in TASKS:
-        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
-    stored = _stored_dtype(config)
+    path, config = _described(name)
+    kind, stored = _kind(path, config, task), _stored_dtype(config)
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
+    reader = "AutoImageProcessor" if kind == "image-classification" else "AutoTokenizer"
     if device_map is not None:
         options["device_map"] = _device_map(device_map, device, config)
     try:
         model = _load(path, config, TASKS[kind].auto_class, options)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = getattr(transformers, reader).from_pretrained(path)
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
-    return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, remembered.get("labels"))
+    require_rows(model, tokenizer)
+    return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
+
+
+def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module:
+    """The model of a folder or Hub name on the meta device, in eval mode: of its config alone, without a weight or a tokenizer.
+    dtype "auto" is the stored one."""
+    import transformers
+
+    path, config = _described(name)
+    kind, stored = _kind(path, config, task), _stored_dtype(config)
+    computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
+    pruned: Any = export.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
+    build: Any = pruned._from_config if pruned else getattr(transformers, TASKS[kind].auto_class).from_config
+    try:
+        with torch.device("meta"):
+            model: nn.Module = build(config, dtype=computed)
+    except ValueError as error:
+        raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
+    return model.eval()
 
 
 def prepare(
@@ -213,6 +229,29 @@ def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> n
     return model
 
 
+def _described(name: str) -> tuple[str, Any]:
+    """Where a model is, and its config."""
+    from transformers import AutoConfig
+
+    checkpoints.require_no_gguf(name)
+    path = _folder(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise checkpoints.unreachable(name, error) from error
+    checkpoints.require_plain(name, config)
+    return path, config
+
+
+def _kind(path: str, config: Any, task: str | None) -> str:
+    """The name of the task: as asked for, as the folder remembers it, or as the config tells it."""
+    kind = task or _remembered(path).get("task") or _task_of(config)
+    if kind not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
+    checkpoints.require_architecture(path, config, kind, TASKS)
+    return str(kind)
+
+
 def _folder(name: str) -> str:
     if name == "builtin":
         from secateur.builtin import MODEL
@@ -223,8 +262,8 @@ def _folder(name: str) -> str:
     return name
 
 
-def _remembered(folder: Path) -> dict[str, Any]:
-    path = folder / TASK_FILE
+def _remembered(folder: str) -> dict[str, Any]:
+    path = Path(folder) / TASK_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -13,6 +13,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
 Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
 Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV, Parquet or column file, Hub name, or builtin:TASK.")]
+DataUnlessDry = Annotated[str | None, typer.Option("--data", help="Examples, as for attribute; --dry-run needs none.")]
 Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
 Column = Annotated[
     str | None,
@@ -20,7 +21,8 @@ Column = Annotated[
 ]
 TokenColumn = Annotated[str, typer.Option(help="Of a column file's tokens, as --column.")]
 Kind = Annotated[
-    str | None, typer.Option("--task", help="text-to-text, sequence-classification, token-classification or causal-lm.")
+    str | None,
+    typer.Option("--task", help="text-to-text, causal-lm, or sequence-, token- or image-classification."),
 ]
 Labels = Annotated[str, typer.Option(help="Candidate labels between commas; 'open' for open targets; 'auto' from the data.")]
 Select = Annotated[
@@ -68,6 +70,14 @@ Recover = Annotated[
 Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
 Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
 Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
+OutUnlessDry = Annotated[Path | None, typer.Option("--out", help="Output; must not exist yet; --dry-run writes none.")]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Tell sizes, FLOPs and memory of such a model from its config alone: no weights, no data."),
+]
+ScoresOption = Annotated[
+    Path | None, typer.Option("--scores", help="With --dry-run: scores that attribute wrote, for budgets spread by them.")
+]
 RunFolder = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
 KeepLayers = Annotated[int, typer.Option(help="How many layers stay, in all stacks together.")]
 LayerUnitOption = Annotated[

@@ -13,7 +13,7 @@ import secateur
 from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
 from secateur.choosing import RECOVERIES
-from secateur.cli import inputs, ldnet, output, reproduce
+from secateur.cli import dry_run, inputs, ldnet, output, reproduce
 from secateur.cli.layer_gates import layer_gates
 from secateur.cli.layers import layers
 from secateur.cli.multitask import multitask
@@ -24,8 +24,10 @@ from secateur.cli.options import (
     Column,
     CriterionName,
     Data,
+    DataUnlessDry,
     Device,
     DeviceMap,
+    DryRunOption,
     Dtype,
     Eval,
     Floor,
@@ -42,10 +44,12 @@ from secateur.cli.options import (
     Memory,
     Model,
     Out,
+    OutUnlessDry,
     Over,
     Params,
     PerHead,
     Recover,
+    ScoresOption,
     Select,
     Sizes,
     Speedup,
@@ -118,8 +122,7 @@ def demo(
 @app.command()
 def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
     """What could be pruned: name, units, and what one unit costs."""
-    loaded = inputs.load_model(model, task=None, device="cpu", dtype="auto")
-    found = secateur.sites(loaded.model, unit=inputs.unit(unit), select=select)
+    found = secateur.sites(inputs.meta_model(model, task=None), unit=inputs.unit(unit), select=select)
     output.emit({"sites": [site.to_json() for site in found]}, as_json, output.sites_table(found))
 
 
@@ -222,10 +225,12 @@ def plan(
 @app.command()
 def prune(
     model: Model,
-    data: Data,
-    out: Out,
+    data: DataUnlessDry = None,
+    out: OutUnlessDry = None,
     evaluation: Eval = None,
     plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
+    dry: DryRunOption = False,
+    scores_file: ScoresOption = None,
     keep: Keep = None,
     flops: Flops = None,
     params: Params = None,
@@ -260,7 +265,6 @@ def prune(
 ) -> None:
     """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
     inputs.use_threads(threads)
-    require_absent(out)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is None:
@@ -271,6 +275,16 @@ def prune(
     recoveries = _methods(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    if dry:
+        document, shown = dry_run.run(
+            model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
+            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head, align=_align(align, inputs.device_named(device).type),
+            allocation="uniform" if allocation == "auto" else allocation,
+        )  # fmt: skip
+        output.emit(document, as_json, *shown)
+        return
+    data, out = dry_run.require_real(data, out, scores_file)
+    require_absent(out)
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),

@@ -116,7 +116,7 @@ class _Integration(Scorer):
         return [JOINT] if self._criterion.path == "joint" else [site.name for site in self._sites]
 
     def _paths(self, batch: Batch) -> list[tuple[str, Path]]:
-        limit = max(1, self._tokens // batch.inputs["input_ids"].shape[1])
+        limit = max(1, self._tokens // batch.length)
 
         def target(batch: Batch) -> Tensor:
             return self._task.target(self._model, batch, self._criterion.target)

@@ -9,21 +9,25 @@ from secateur.errors import InputError
 from secateur.families.bart import BART
 from secateur.families.base import Contribution, Family
 from secateur.families.bert import BERT
+from secateur.families.checking import checked
 from secateur.families.distilbert import DISTILBERT
 from secateur.families.gpt2 import GPT2
 from secateur.families.llama import LLAMA
 from secateur.families.modernbert import MODERNBERT
 from secateur.families.opt import OPT
 from secateur.families.t5 import T5
+from secateur.families.vit import VIT
 from secateur.site import Branch
 
-_FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT]
+_FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT, VIT]
 
 __all__ = ["Contribution", "Family", "branches", "family_of", "in_rows", "register", "supported"]
 
 
 def register(family: Family) -> None:
-    """Adds a family; a later one wins where two name the same model type."""
+    """Adds a family; a later one wins where two name the same model type. Raises InputError for what is none."""
+    if not isinstance(family, Family):
+        raise InputError(f"family: expected a secateur.families.Family, got {type(family).__name__}")
     _FAMILIES.insert(0, family)
 
 
@@ -46,7 +50,7 @@ def family_of(model: nn.Module) -> Family:
 
 def branches(model: nn.Module) -> dict[str, Branch]:
     """The prunable branches of a model by name, in the order of its forward pass."""
-    return {branch.name: branch for branch in family_of(model).branches(model)}
+    return {branch.name: branch for branch in checked(family_of(model), model)}
 
 
 def in_rows(model: nn.Module) -> list[RemovableHandle]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.tasks.base import Batch, Evaluation, Item, Target, Task
 from secateur.tasks.causal import CausalLM
+from secateur.tasks.image import ImageClassification
 from secateur.tasks.sequence import SequenceClassification
 from secateur.tasks.text_to_text import TextToText
 from secateur.tasks.token import TokenClassification
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "CausalLM",
     "Evaluation",
+    "ImageClassification",
     "Item",
     "SequenceClassification",
     "Target",

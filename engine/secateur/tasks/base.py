@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,8 +31,18 @@ class Item:
     target: list[int]
 
     @property
+    def tokens(self) -> int:
+        """How many of the model's tokens the input has."""
+        return len(self.input_ids)
+
+    @property
     def length(self) -> int:
-        return max(len(self.input_ids), 1)
+        return max(self.tokens, 1)
+
+    @property
+    def content(self) -> bytes:
+        """All that tells one item from another."""
+        return array("q", [self.row, len(self.target), *self.target, *self.input_ids]).tobytes()
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,11 @@ class Batch:
     rows: list[int]
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a padded input."""
+        return self.inputs["input_ids"].shape[1]
+
     def real(self, *, target: bool) -> Tensor:
         """Which tokens [B, T] are no padding: of the target, over which a decoder runs that has an encoder, or of the input."""
         return self.labels != IGNORED if target else self.inputs["attention_mask"].bool()
@@ -50,7 +66,7 @@ class Batch:
     def take(self, rows: Tensor) -> Batch:
         """The batch of the given rows (int64 [n]), which may repeat."""
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels[rows], [self.rows[row] for row in rows.tolist()], self.extra)
+        return replace(self, inputs=inputs, labels=self.labels[rows], rows=[self.rows[row] for row in rows.tolist()])
 
 
 @dataclass(frozen=True)
