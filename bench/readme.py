@@ -9,6 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from readme_budgets import budgets, budgets_plot, latency, pruning
+from readme_compatibility import (
+    COMPATIBILITY_PAGE,
+    compatibility_bert,
+    compatibility_llama,
+    compatibility_t5,
+    compatibility_versions,
+)
 from readme_corpus import corpus
 from readme_integrated import integrated_nodes, integrated_plot, integrated_speed
 from readme_layers import LAYERS_PAGE, layers, layers_speed
@@ -44,6 +51,7 @@ def main() -> None:
     fill(PAGE, reproduction, reproduction_multitask, reproduction_ldnet)
     fill(LAYERS_PAGE, layers, layers_speed)
     fill(REAL_PAGE, real_steps, real_proofs)
+    fill(COMPATIBILITY_PAGE, compatibility_versions, compatibility_t5, compatibility_bert, compatibility_llama)
 
 
 def fill(path: Path, *makers: Callable[[], str]) -> None:

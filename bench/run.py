@@ -1,7 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
 python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-compiled] [real-models]
+    [layers] [corpus] [corpus-compiled] [real-models] [compatibility]
 """
 
 from __future__ import annotations
@@ -113,6 +113,12 @@ def whole_flow_on_real_weights() -> dict[str, Any]:
     return real_models()
 
 
+def ways_to_run() -> dict[str, Any]:
+    from compatibility.runs import compatibility
+
+    return compatibility()
+
+
 RUNS = {
     "speed": speed,
     "quality": quality,
@@ -128,6 +134,7 @@ RUNS = {
     "corpus": bulk_scoring,
     "corpus-compiled": compiled_bulk_scoring,
     "real-models": whole_flow_on_real_weights,
+    "compatibility": ways_to_run,
 }
 
 

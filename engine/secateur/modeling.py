@@ -60,6 +60,24 @@ class LowRankLinear(nn.Linear):
         return super().forward(functional.linear(input, self.basis))
 
 
+class EmptyLinear(nn.Module):
+    """A linear layer without inputs, which gives its bias alone, or without outputs.
+
+    Not an nn.Linear: what replaces those, as quantisation does, cannot take the range of no numbers.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **options))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **options)) if bias else None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.weight, self.bias)
+
+
 def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
     """The attention class, computing its position bias itself instead of taking the one that the stack's first layer
     made: that one has the first layer's heads."""
@@ -91,7 +109,8 @@ def without_attention(attention: type[nn.Module], output: str | None) -> type[nn
         ) -> Any:
             if past_key_values is not None and key_value_states is None:
                 # How long the texts are, a cache reads from the keys of its first layer: here, a channel of zeros.
-                keys = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+                # shape[0], not len: that is a plain number to torch.export, which then takes no other batch.
+                keys = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
                 getattr(past_key_values, "self_attention_cache", past_key_values).update(keys, keys, self.layer_idx)
             nothing = hidden_states[..., :0]
             given = nothing if output is None else self.get_submodule(output)(nothing)
@@ -144,7 +163,9 @@ def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
         return _undrawn(ScatterLinear, *spec["linear"], width=spec["scatter"], **options)
     if "rank" in spec:
         return _undrawn(LowRankLinear, *spec["linear"], rank=spec["rank"], **options)
-    return _undrawn(GatherLinear if "gather" in spec else nn.Linear, *spec["linear"], **options)
+    if "gather" in spec:
+        return _undrawn(GatherLinear, *spec["linear"], **options)
+    return EmptyLinear(*spec["linear"], **options) if 0 in spec["linear"] else _undrawn(nn.Linear, *spec["linear"], **options)
 
 
 def _conv1d(inputs: int, outputs: int, *, device: Any, dtype: torch.dtype) -> nn.Module:

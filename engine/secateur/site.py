@@ -196,7 +196,7 @@ class Attention:
 
     def cut(self, unit: Unit) -> tuple[Port, ...]:
         """Every side of a linear layer that loses channels when units go."""
-        groups, repeat, width = self.groups, self.heads // self.groups, self.head_dim
+        groups, repeat, width = self.groups, self.heads // max(self.groups, 1), self.head_dim
         if unit == "query_head":
             of_heads = UnitMap((self.heads, width), (1,))
             return (Port(self.query, "output", of_heads), Port(self.output, "input", of_heads))
@@ -220,7 +220,7 @@ class Attention:
 
     def query_and_key(self) -> tuple[Port, Port]:
         """Where the Q and K channels are, each for itself."""
-        groups, repeat, width = self.groups, self.heads // self.groups, self.head_dim
+        groups, repeat, width = self.groups, self.heads // max(self.groups, 1), self.head_dim
         if self.rotary:
             query, key = UnitMap((groups, repeat, 2, width // 2), (1, 2)), UnitMap((groups, 2, width // 2), (1,))
         else:

@@ -14,7 +14,7 @@ from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
 from secateur.linear import is_transposed, weight_of
-from secateur.modeling import GatherLinear
+from secateur.modeling import EmptyLinear, GatherLinear
 from secateur.recovery.least_squares import Moments, best_ridge, step
 from secateur.recovery.walk import Walk
 from secateur.site import Attention, Branch
@@ -107,7 +107,7 @@ def _units(branch: Branch, layer: nn.Linear) -> Tensor:
 
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
     layer = model.get_submodule(branch.output)
-    if type(layer) not in (nn.Linear, GatherLinear) and not is_transposed(layer):
+    if type(layer) not in (nn.Linear, GatherLinear, EmptyLinear) and not is_transposed(layer):
         raise InputError(f"pruned: expected a plain linear layer at {branch.output}, got {type(layer).__name__}")
     return cast(nn.Linear, layer)
 

@@ -27,9 +27,12 @@ def require_fit(model: nn.Module, task: Task) -> None:
 
 def require_rows(model: nn.Module, tokenizer: Any) -> None:
     """Raises InputError for a tokenizer with more pieces than the model's embedding has rows."""
-    if not (hasattr(tokenizer, "__len__") and hasattr(model, "get_input_embeddings")):
-        return  # An image processor, or a model that is none of transformers'.
-    rows, pieces = len(model.get_input_embeddings().weight), len(tokenizer)  # type: ignore[operator]
+    if not hasattr(tokenizer, "__len__"):
+        return  # An image processor.
+    try:
+        rows, pieces = len(model.get_input_embeddings().weight), len(tokenizer)  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return  # A model of somebody's own, which does not say where its embedding is.
     if pieces > rows:
         raise InputError(
             f"tokenizer: expected at most {rows} pieces, the rows of the model's embedding, got a tokenizer with {pieces}: "

@@ -1,0 +1,149 @@
+"""The pruned folders that every way of running is tried on, each with inputs and the logits of the model that was saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import secateur
+from compatibility.folder import SHAPES, SIZES, Folder
+from secateur import builtin
+from secateur.tasks import Task
+
+BUILTIN_TASK = "language"
+
+
+def make_folders(out: Path) -> Iterator[Folder]:
+    """Three families, each pruned to widths that are alike in all layers, to heads and neurons that are not (one attention has
+    none left), and to channels that are not."""
+    rows = builtin.examples(BUILTIN_TASK)[:64]
+    for family, make in {"t5": _t5, "bert": _bert, "llama": _llama}.items():
+        model, task = make(rows)
+        for shape in SHAPES:
+            yield _save(out / f"{family}-{shape}", family, shape, _pruned(family, shape, model, task, rows), task)
+            lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+            (out / f"{family}-{shape}" / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def labels(rows: list[dict[str, Any]]) -> list[str]:
+    """The labels of the built-in task."""
+    return sorted({row["target"] for row in rows})
+
+
+def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[dict[str, Any]]) -> nn.Module:
+    if shape == "uniform":
+        # What a stock config can say: T5 narrower heads, BERT the dense model's heads, Llama fewer heads.
+        unit, select, per_head = {
+            "t5": ("channel", None, True),
+            "bert": ("head", "ffn", False),
+            "llama": ("head", None, False),
+        }[family]
+        scores = secateur.attribute(model, task, rows, unit=unit, select=select)
+        return secateur.prune(model, secateur.plan(scores, keep=0.5, per_head=per_head))
+    unit = {"heads": "head", "channels": "channel"}[shape]
+    scores = secateur.attribute(model, task, rows, unit=unit)
+    plan = secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.25)
+    if shape == "heads":
+        first = next(site for site in plan.sites if site.kind == "self_attention" and site.layer == 1)
+        kept = {name: units[:0] if name == first.name else units for name, units in plan.items()}
+        plan = secateur.Plan(kept, plan.sites, plan.fingerprint, plan.budget)
+    return secateur.prune(model, plan)
+
+
+def _save(path: Path, family: str, shape: str, model: nn.Module, task: Task) -> Folder:
+    path.mkdir()
+    secateur.save(model, path / "model", tokenizer=task.tokenizer)
+    tensors: dict[str, Tensor] = {}
+    for number, size in enumerate(SIZES):
+        inputs = _inputs(model, size)
+        with torch.inference_mode():
+            logits = model(**inputs).logits
+        tensors |= {f"{number}.{name}": tensor.contiguous() for name, tensor in {**inputs, "logits": logits}.items()}
+    save_file(tensors, path / "batches.safetensors")
+    folder = Folder(path, family, shape, stock=not hasattr(model.config, "secateur"))
+    about = {name: value for name, value in asdict(folder).items() if name != "path"}
+    (path / "about.json").write_text(json.dumps(about))
+    return folder
+
+
+def _inputs(model: Any, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Random ids; but for the first row, the last ones are padding."""
+    generator = torch.Generator().manual_seed(size[1])
+    ids = torch.randint(5, model.config.vocab_size, size, generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, size[0]):
+        mask[row, size[1] - 2 * row :] = 0
+    inputs = {"input_ids": ids * mask + model.config.pad_token_id * (1 - mask), "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(5, model.config.vocab_size, (size[0], 5), generator=generator)
+        inputs["decoder_input_ids"][:, 0] = model.config.decoder_start_token_id
+    return inputs
+
+
+def _t5(rows: list[dict[str, Any]]) -> tuple[nn.Module, Task]:
+    model, tokenizer = builtin.load()
+    return model, secateur.TextToText(tokenizer, labels=labels(rows))
+
+
+def _bert(rows: list[dict[str, Any]]) -> tuple[nn.Module, Task]:
+    names = labels(rows)
+    tokenizer = _piece_tokenizer([row["input"] for row in rows])
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=8, intermediate_size=1024,
+        max_position_embeddings=256, initializer_range=0.1, pad_token_id=tokenizer.pad_token_id,
+        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return BertForSequenceClassification(config).eval(), secateur.SequenceClassification(tokenizer)
+
+
+def _llama(rows: list[dict[str, Any]]) -> tuple[nn.Module, Task]:
+    tokenizer = _byte_fallback_tokenizer([row["input"] for row in rows])
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
+        intermediate_size=768, max_position_embeddings=256, initializer_range=0.1, tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval(), secateur.CausalLM(tokenizer, labels=labels(rows))
+
+
+def _piece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """BERT's kind, of 1,000 pieces."""
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=list(special.values()), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    marks = [(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **special)
+
+
+def _byte_fallback_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Llama 2's kind, of 1,000 pieces: what is in no piece is spelled in bytes."""
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokens = [*special.values(), *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # No piece reaches over a space, so that a text and what follows it are cut the same together as alone.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=tokens, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    # Llama has no padding token of its own; the mark of the end serves.
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, pad_token="</s>", **special)

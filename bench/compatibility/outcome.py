@@ -1,0 +1,146 @@
+"""What an attempt found out, and how outputs are compared and timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+from interleaved import compare
+from torch import Tensor, nn
+
+from compatibility.folder import Folder
+
+Verdict = Literal["works", "works, but", "fails", "not tried", "not run"]
+SLACK = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One cell of the table. note: what goes with the verdict, one line; measured: figures for the JSON file."""
+
+    verdict: Verdict
+    note: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def missing(*packages: str) -> list[str]:
+    """Those of the distributions that are not installed."""
+    return [package for package in packages if installed(package) is None]
+
+
+def installed(package: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest errors of logits against the same model in float64. rounding: the float32 model's own."""
+
+    error: float
+    rounding: float
+    difference: float
+    largest: float
+
+    @property
+    def within_rounding(self) -> bool:
+        """Sums in another order round differently: up to ten times the eager model's own rounding counts as the same."""
+        return self.error <= SLACK * self.rounding
+
+    def __str__(self) -> str:
+        return f"largest logit difference {self.difference:.1e}, logits up to {self.largest:.2g}"
+
+
+def differences(model: nn.Module, folder: Folder, outputs: Sequence[Tensor]) -> Difference:
+    """Of logits for the folder's batches, against the loaded model and the same in float64."""
+    exact = copy.deepcopy(model).double()
+    error = rounding = difference = largest = 0.0
+    for (inputs, saved), output in zip(folder.batches(), outputs, strict=True):
+        with torch.inference_mode():
+            true = exact(**inputs).logits
+        error = max(error, _largest(output - true))
+        rounding = max(rounding, _largest(saved - true))
+        difference = max(difference, _largest(output - saved))
+        largest = max(largest, _largest(true))
+    return Difference(error, rounding, difference, largest)
+
+
+def same_outputs(found: Difference, note: str = "", **measured: Any) -> Outcome:
+    """Works, if the outputs are the eager model's up to rounding; else fails, as wrong outputs are no "works, but"."""
+    measured = {**measured, **asdict(found)}
+    notes = "; ".join(part for part in (str(found), note) if part)
+    return Outcome("works" if found.within_rounding else "fails", notes, measured)
+
+
+def timed(eager: Callable[[], Any], other: Callable[[], Any], rounds: int = 15) -> dict[str, Any]:
+    """Both in turn, in process time of one thread: milliseconds of each, and the other's time over eager's."""
+    import time
+
+    return compare({"eager": eager, "other": other}, rounds=rounds, clock=time.process_time)
+
+
+def ratio(times: dict[str, Any]) -> str:
+    """The measured ratio in words."""
+    return f"{times['other_over_eager']['median']:.2f} of eager's time"
+
+
+def relative(output: Tensor, expected: Tensor) -> float:
+    """Size of the difference over the size of what was expected (Frobenius norms)."""
+    return float((output - expected).norm() / expected.norm())
+
+
+class Logits(nn.Module):
+    """A model that returns its logits alone, without a cache: what exporters take."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
+        decoder = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **decoder).logits
+        return logits
+
+
+class BodyLogits(nn.Module):
+    """`Logits` of a model whose forward takes no `use_cache`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def logits_of(model: nn.Module, folder: Folder) -> nn.Module:
+    """The model with tensors in and logits out."""
+    return (BodyLogits(model) if folder.family == "bert" else Logits(model)).eval()
+
+
+def dynamic_shapes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Batch and length are free."""
+    from torch.export import Dim
+
+    return {name: dict.fromkeys(range(tensor.dim()), Dim.DYNAMIC) for name, tensor in inputs.items()}
+
+
+def run(module: Callable[..., Tensor], folder: Folder) -> list[Tensor]:
+    """The module's outputs for the folder's batches."""
+    with torch.inference_mode():
+        return [module(**inputs) for inputs, _ in folder.batches()]
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().max())

@@ -1,0 +1,75 @@
+"""PyTorch and transformers alone: loading without secateur, torch.compile, torch.export."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from compatibility.folder import Folder
+from compatibility.outcome import Outcome, differences, dynamic_shapes, logits_of, ratio, run, same_outputs, timed
+
+
+def without_secateur(folder: Folder) -> Outcome:
+    """`AutoModel...from_pretrained` in a process that has no secateur: logits as the saved model's, bit for bit."""
+    loaded = sorted(name for name in sys.modules if name.partition(".")[0] in ("secateur", "secateur_kernels"))
+    if loaded:
+        return Outcome("fails", f"secateur was imported: {loaded[0]}")
+    model = folder.load()
+    outputs = run(lambda **inputs: model(**inputs).logits, folder)
+    how = "stock class" if folder.stock else "trust_remote_code=True"
+    if all(torch.equal(output, saved) for output, (_, saved) in zip(outputs, folder.batches(), strict=True)):
+        return Outcome("works", f"{how}; logits bit for bit those of the saved model")
+    return same_outputs(differences(model, folder, outputs), how)
+
+
+def saved_again(folder: Folder) -> Outcome:
+    """`save_pretrained` of the model that transformers loaded, as after fine-tuning; the new folder gives the same bits."""
+    model: Any = folder.load()
+    again = replace(folder, path=folder.path / "again")
+    model.save_pretrained(again.model)
+    other = again.load()
+    outputs = [run(lambda of=of, **inputs: of(**inputs).logits, folder) for of in (model, other)]
+    if not all(torch.equal(first, second) for first, second in zip(*outputs, strict=True)):
+        return Outcome("fails", "the second folder's logits are others")
+    extra = {path.name for path in again.model.iterdir() if path.suffix == ".py"}
+    return Outcome("works", f"the same logits{', and the modelling file goes along' if extra else ''}")
+
+
+def compiled(folder: Folder) -> Outcome:
+    """torch.compile of the whole forward pass as one graph, for any batch and length."""
+    if shutil.which("g++") is None:
+        return Outcome("not tried", "needs a C++ compiler (g++)")
+    model: Any = folder.load()
+    module = logits_of(model, folder)
+    fast = torch.compile(module, fullgraph=True, dynamic=True)
+    outputs = run(fast, folder)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    inputs, _ = folder.batches()[0]
+    with torch.inference_mode():
+        times = timed(lambda: module(**inputs), lambda: fast(**inputs))
+    note = f"no graph break, {graphs} graph{'s' * (graphs > 1)} for two batches of other sizes; {ratio(times)}"
+    return same_outputs(differences(model, folder, outputs), note, graphs=graphs, **times)
+
+
+def exported_strict(folder: Folder) -> Outcome:
+    return _exported(folder, strict=True)
+
+
+def exported(folder: Folder) -> Outcome:
+    return _exported(folder, strict=False)
+
+
+def _exported(folder: Folder, *, strict: bool) -> Outcome:
+    """torch.export with free batch and length, saved and loaded again."""
+    model: Any = folder.load()
+    inputs, _ = folder.batches()[0]
+    program = torch.export.export(logits_of(model, folder), (), inputs, dynamic_shapes=dynamic_shapes(inputs), strict=strict)
+    path = folder.path / "exported.pt2"
+    torch.export.save(program, path)
+    outputs = run(torch.export.load(path).module(), folder)
+    path.unlink()
+    return same_outputs(differences(model, folder, outputs))
