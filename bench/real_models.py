@@ -102,7 +102,7 @@ def gemma_topics() -> tuple[Any, Task, Rows, Rows]:
 SUBJECTS = {
     "bert-topics": Subject(bert, "head", (0.7, 0.5, 0.33), ("least_squares", "scale", None), 200, 200, (32, 64), 4096),
     "gemma-topics": Subject(gemma_topics, "head", (0.8, 0.5), (None,), 25, 64, (8, 32), 512),
-    "gemma-news": Subject(gemma_news, "channel", (0.8, 0.5), (None,), 25, 48, (8, 32), 512),
+    "gemma-news": Subject(gemma_news, "head", (0.8, 0.5), (None,), 25, 48, (8, 32), 512),
 }
 
 

@@ -36,6 +36,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
     extra: further files by name. The folder appears when complete. Raises InputError if `out` exists, or if a model of a class
     outside transformers has no stock shape.
     """
+    forget_gguf_(model)
     with new_folder(out) as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
         if tokenizer is not None:
@@ -44,6 +45,16 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
             _add_modeling_file(model, folder)
         for name, content in (extra or {}).items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def forget_gguf_(model: Any) -> None:
+    """Of a model whose weights transformers has read from GGUF into plain ones: no longer marked as quantised, as which it
+    could not be saved."""
+    if getattr(model, "quantization_method", None) != "gguf" or any("gguf" in type(m).__module__ for m in model.modules()):
+        return
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)
+    vars(model.config).pop("quantization_config", None)
 
 
 def load(folder: str | Path, **options: Any) -> nn.Module:
