@@ -141,6 +141,10 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "nan-activation": (nan_model, ["model: activations of site 'encoder.0.self_attention' are not finite"]),
     "unknown-unit": (attribute(T5, T5.examples, unit="layer"), ["unit: expected 'head' or 'channel', got 'layer'"]),
     "unknown-site": (attribute(T5, T5.examples, select="mlp"), ["sites: expected words of", "'mlp'"]),
+    "refused-channels": (
+        attribute(CASES["qwen3"], CASES["qwen3"].examples, unit="channel", select="qk"),
+        ["sites: 'qk' selects none", "Q/K channels are: queries and keys are normalised over the head"],
+    ),
     "empty-selection": (attribute(BERT, BERT.examples, select="decoder"), ["sites: 'decoder' selects none", "encoder.0"]),
     "unknown-criterion": (lambda folder: criterion_named("magic"), ["criterion: expected one of gradient", "'magic'"]),
     "settings-of-a-criterion-without": (

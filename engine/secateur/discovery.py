@@ -33,15 +33,18 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
             raise InputError(f"model: {path} has been factorised; prune the dense model instead")
         if isinstance(module, (ScatterLinear, GatherLinear)):
             raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
+    of_model = branches(model).values()
     found = [
         _site(model, branch, name, kind, count)
-        for branch in branches(model).values()
+        for branch in of_model
         for name, (kind, count) in branch.units(unit).items()
         if count
     ]
     if not found:
         raise InputError("model: expected one with units left to remove, got one whose branches are all empty")
-    return found if select is None else selected(found, select)
+    refused = {branch.channels_refused for branch in of_model if isinstance(branch, Attention)} - {None}
+    why = [f"; no site is what Q/K channels are: {reason}" for reason in refused]
+    return found if select is None else selected(found, select, "".join(why))
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:

@@ -240,12 +240,14 @@ class Attention:
 Branch = FeedForward | Attention
 
 
-def selected(found: Sequence[Site], select: str) -> list[Site]:
-    """Those of the sites that match a selection (see `discovery.sites`). Raises InputError where it is malformed or empty."""
+def selected(found: Sequence[Site], select: str, refused: str = "") -> list[Site]:
+    """Those of the sites that match a selection (see `discovery.sites`). Raises InputError where it is malformed or empty, in
+    words that end in what the model refuses."""
     alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
     chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
     if not chosen:
-        raise InputError(f"sites: {select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}")
+        few = f"{select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}"
+        raise InputError(f"sites: {few}{refused}")
     return chosen
 
 
