@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from secateur import export, tasks
+from secateur.choosing import RECOVERIES
 from secateur.cli import checkpoints
 from secateur.cli.tagged import tagged_examples
 from secateur.criteria import Criterion, criterion_named
 from secateur.data import Example, read_examples
 from secateur.errors import InputError, first_line
+from secateur.recovery import Method
 from secateur.tasks.fitting import require_rows
 from secateur.tasks.sequence import class_names
 
@@ -316,3 +318,24 @@ def device_named(name: str) -> torch.device:
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: {name!r} cannot be used: {first_line(error)}") from error
+
+
+def recoveries(name: str, tries: bool) -> tuple[Method | None, ...]:
+    """The recoveries that a name stands for."""
+    found: dict[str, tuple[Method | None, ...]] = {
+        "least-squares": ("least_squares",), "scale": ("scale",), "bias": ("bias",), "none": (None,)
+    }  # fmt: skip
+    if tries:
+        found["auto"] = RECOVERIES
+    if name not in found:
+        raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
+    return found[name]
+
+
+def alignment(value: str, device: str) -> int:
+    """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
+    if value == "auto":
+        return 16 if device == "cpu" else 64
+    if not value.isdigit() or int(value) < 1:
+        raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
+    return int(value)

@@ -12,8 +12,7 @@ import typer
 import secateur
 from secateur.allocation import Allocation
 from secateur.benchmarking import benchmark, synthetic_batches
-from secateur.choosing import RECOVERIES
-from secateur.cli import dry_run, inputs, ldnet, output, reproduce
+from secateur.cli import inputs, ldnet, output, reproduce
 from secateur.cli.layer_gates import layer_gates
 from secateur.cli.layers import layers
 from secateur.cli.multitask import multitask
@@ -24,19 +23,15 @@ from secateur.cli.options import (
     Column,
     CriterionName,
     Data,
-    DataUnlessDry,
     Device,
     DeviceMap,
-    DryRunOption,
     Dtype,
-    Eval,
     Floor,
     Flops,
     Json,
     Keep,
     Kind,
     Labels,
-    Latency,
     Lengths,
     Limit,
     MaxLength,
@@ -44,31 +39,24 @@ from secateur.cli.options import (
     Memory,
     Model,
     Out,
-    OutUnlessDry,
     Over,
     Params,
     PerHead,
     Recover,
-    ScoresOption,
     Select,
     Sizes,
-    Speedup,
     TargetName,
     Threads,
     TokenColumn,
     UnitOption,
     Unlabeled,
 )
-from secateur.cli.picking import between_rounds, tried, within_budget
-from secateur.cli.pipeline import prune_folder
+from secateur.cli.prune import prune
 from secateur.cli.score import score
 from secateur.cli.torchrun import processes
 from secateur.criteria import PRESETS, summary
-from secateur.errors import InputError
 from secateur.files import new_folder, require_absent
-from secateur.planning import Plan, check_spread, the_budget
 from secateur.plots import benchmark_plot, sweep_plot
-from secateur.recovery import Method
 from secateur.scores import Scores
 from secateur.sweeping import sweep, to_csv
 from secateur_kernels.backend import Backend
@@ -84,6 +72,7 @@ app.add_typer(ldnet.app, name="ldnet")
 app.command()(layers)
 app.command()(layer_gates)
 app.command()(multitask)
+app.command()(prune)
 app.command()(score)
 
 
@@ -210,7 +199,7 @@ def plan(
         memory=memory,
         allocation=cast(Allocation, allocation),
         floor=floor or 0.0,
-        align=_align(align, inputs.device_named("auto").type),
+        align=inputs.alignment(align, inputs.device_named("auto").type),
         per_head=per_head,
     )
     made.save(out)
@@ -220,89 +209,6 @@ def plan(
         f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
     )
     output.emit(document, as_json, output.plan_table(made), line)
-
-
-@app.command()
-def prune(
-    model: Model,
-    data: DataUnlessDry = None,
-    out: OutUnlessDry = None,
-    evaluation: Eval = None,
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
-    dry: DryRunOption = False,
-    scores_file: ScoresOption = None,
-    keep: Keep = None,
-    flops: Flops = None,
-    params: Params = None,
-    memory: Memory = None,
-    speedup: Speedup = None,
-    latency: Latency = None,
-    allocation: AllocationName = "auto",
-    floor: Floor = None,
-    rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
-    task: Kind = None,
-    labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
-    unit: UnitOption = "head",
-    select: Select = None,
-    criterion: CriterionName = "gradient",
-    target: TargetName = None,
-    over_examples: Over = None,
-    unlabeled: Unlabeled = False,
-    examples: Limit = None,
-    max_tokens: MaxTokens = 4096,
-    max_length: MaxLength = None,
-    align: Align = "auto",
-    per_head: PerHead = False,
-    recover: Recover = "auto",
-    batch_sizes: Sizes = "1,32",
-    lengths: Lengths = "64",
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    threads: Threads = None,
-    as_json: Json = False,
-) -> None:
-    """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
-    inputs.use_threads(threads)
-    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
-    if plan_file is None:
-        # Before the scoring, which takes longer than to find out at its end.
-        check_spread(the_budget(**budget)[0], "uniform" if allocation == "auto" else allocation, floor or 0.0, align=1)
-    elif any(value is not None for value in budget.values()):
-        raise InputError("plan: expected --plan or a budget, got both")
-    recoveries = _methods(recover, tries=True)
-    given = None if plan_file is None else Plan.load(plan_file)
-    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    if dry:
-        document, shown = dry_run.run(
-            model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
-            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head, align=_align(align, inputs.device_named(device).type),
-            allocation="uniform" if allocation == "auto" else allocation,
-        )  # fmt: skip
-        output.emit(document, as_json, *shown)
-        return
-    data, out = dry_run.require_real(data, out, scores_file)
-    require_absent(out)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled, columns=(column, token_column),
-    )  # fmt: skip
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    if given is None:
-        scores = secateur.attribute_in_rounds(
-            loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
-            criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
-        )  # fmt: skip
-        candidates, met = within_budget(
-            loaded, job, rows, scores, budget, shapes, recoveries, max_tokens, floor=floor, per_head=per_head,
-            allocation=None if allocation == "auto" else allocation, align=_align(align, loaded.device),
-        )  # fmt: skip
-    else:
-        candidates, met = tried(loaded, job, rows, [given], recoveries, max_tokens), None
-    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
-    output.emit(document, as_json, *shown)
 
 
 @app.command()
@@ -395,7 +301,7 @@ def sweep_(
     """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
     inputs.use_threads(threads)
     require_absent(out)
-    (refit,) = _methods(recover, tries=False)
+    (refit,) = inputs.recoveries(recover, tries=False)
     rates = inputs.numbers(keeps, "keeps", float)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, job, rows = inputs.prepare(
@@ -409,7 +315,7 @@ def sweep_(
     )  # fmt: skip
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     points = sweep(
-        loaded.model, job, scores, held_out, rates, batch, align=_align(align, loaded.device), per_head=per_head,
+        loaded.model, job, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
         progress=output.step_progress,
         recovery=None if refit is None else lambda pruned: secateur.recover_(
             pruned, loaded.model, job, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
@@ -422,24 +328,3 @@ def sweep_(
         (folder / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.png").write_bytes(sweep_plot(points, f"{model}: {scores.criterion['criterion']}"))
     output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")
-
-
-def _methods(name: str, tries: bool) -> tuple[Method | None, ...]:
-    """The recoveries that a name stands for."""
-    found: dict[str, tuple[Method | None, ...]] = {
-        "least-squares": ("least_squares",), "scale": ("scale",), "bias": ("bias",), "none": (None,)
-    }  # fmt: skip
-    if tries:
-        found["auto"] = RECOVERIES
-    if name not in found:
-        raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
-    return found[name]
-
-
-def _align(value: str, device: str) -> int:
-    """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
-    if value == "auto":
-        return 16 if device == "cpu" else 64
-    if not value.isdigit() or int(value) < 1:
-        raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
-    return int(value)
