@@ -195,7 +195,9 @@ rows = [{"input": each, "target": LABELS[i % 3]} for i, each in enumerate(text)]
 secateur.attribute(model, task, rows[:2], max_tokens=length)
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 secateur.attribute(model, task, rows, max_tokens=tokens)
-print(json.dumps([told.activations, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before]))
+status = open("/proc/self/status").read().splitlines()  # getrusage would count what the process that started this one held.
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
+print(json.dumps([told.activations, peak - before]))
 """
 
 
