@@ -18,8 +18,8 @@ demo: $(READY)  ## The main job on the built-in model and data; writes demo-out/
 	@rm -rf demo-out
 	$(BIN)/secateur demo --out demo-out
 
-test: $(READY)  ## The test suite, as CI runs it
-	$(BIN)/python -m pytest
+test: $(READY)  ## The test suite, as CI runs it: a process on each core, a file of tests at a time
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)  ## The tests that take minutes, those on a local cluster of Ray among them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'

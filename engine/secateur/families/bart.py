@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
     stacks: tuple[Stack, ...] = ("encoder", "decoder")
     for stack in stacks:
-        for layers in layer_lists(model, f"{stack}.layers"):
-            for layer, _ in enumerate(model.get_submodule(layers).children()):
-                block = f"{layers}.{layer}"
-                yield _attention(model, stack, "self_attention", layer, f"{block}.self_attn")
-                if stack == "decoder":
-                    yield _attention(model, stack, "cross_attention", layer, f"{block}.encoder_attn")
-                width = linear_width(model, f"{block}.fc1")
-                yield FeedForward(f"{stack}.{layer}.ffn", stack, layer, (f"{block}.fc1",), f"{block}.fc2", width)
+        for layer, block in blocks(model, f"{stack}.layers"):
+            path, cross = f"{block}.self_attn", f"{block}.encoder_attn"
+            yield attention(model, stack, layer, path, _projections(path))
+            if stack == "decoder":
+                yield attention(model, stack, layer, cross, _projections(cross), kind="cross_attention")
+            yield feed_forward(model, stack, layer, [f"{block}.fc1"], f"{block}.fc2")
 
 
-def _attention(
-    model: nn.Module, stack: Stack, kind: Literal["self_attention", "cross_attention"], layer: int, path: str
-) -> Attention:
-    head_dim = number(model, path, "head_dim")
-    heads = linear_width(model, f"{path}.q_proj") // head_dim
-    projections = (f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj", f"{path}.out_proj")
-    return Attention(f"{stack}.{layer}.{kind}", kind, stack, layer, path, *projections, heads, heads, head_dim)
+def _projections(path: str) -> list[str]:
+    return [f"{path}.{name}_proj" for name in ("q", "k", "v", "out")]
 
 
 def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur.linear import weight_of
 from secateur.modeling import ScatterLinear
 from secateur.rebuild import Rebuild
-from secateur.site import Branch, Stack
+from secateur.site import Attention, Branch, FeedForward, Stack
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,45 @@ class Family:
     in_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 
+def blocks(model: nn.Module, *names: str) -> Iterator[tuple[int, str]]:
+    """The number and the path of each item of the module lists that end in one of `names`, in the order of the names."""
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    for layers in [path for name in names for path in paths if path == name or path.endswith(f".{name}")]:
+        for layer, _ in enumerate(model.get_submodule(layers).children()):
+            yield layer, f"{layers}.{layer}"
+
+
+def attention(
+    model: nn.Module,
+    stack: Stack,
+    layer: int,
+    path: str,
+    projections: Sequence[str],
+    *,
+    kind: Literal["self_attention", "cross_attention"] = "self_attention",
+    head_dim: str = "head_dim",
+    **options: Any,
+) -> Attention:
+    """An attention branch, whose numbers of heads follow from its layers. path: of its module, which holds the attribute
+    `head_dim`; projections: paths of the layers of queries, keys, values and of the out-projection, of which the first three
+    may be one; options: further fields."""
+    query, key, value, output = projections
+    width = int(getattr(model.get_submodule(path), head_dim))
+    made = 3 if query == value else 1
+    heads, groups = (linear_width(model, each) // width // made for each in (query, key))
+    name = f"{stack}.{layer}.{kind}"
+    return Attention(name, kind, stack, layer, path, query, key, value, output, heads, groups, width, **options)
+
+
+def feed_forward(
+    model: nn.Module, stack: Stack, layer: int, inputs: Sequence[str], output: str, *, parts: int = 1
+) -> FeedForward:
+    """A feed-forward branch of the layers at these paths, whose width is theirs."""
+    width = linear_width(model, inputs[0]) // parts
+    return FeedForward(f"{stack}.{layer}.ffn", stack, layer, tuple(inputs), output, width, parts)
+
+
 def linear_width(model: nn.Module, path: str) -> int:
     """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
     module = model.get_submodule(path)
     return len(module.slots) if isinstance(module, ScatterLinear) else len(weight_of(module))
-
-
-def layer_lists(model: nn.Module, *names: str) -> list[str]:
-    """Paths of the module lists that end in one of `names`, in the order of the names."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    return [path for name in names for path in paths if path == name or path.endswith(f".{name}")]
-
-
-def number(model: nn.Module, path: str, attribute: str) -> int:
-    """An integer attribute of a module."""
-    return int(getattr(model.get_submodule(path), attribute))

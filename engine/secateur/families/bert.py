@@ -6,24 +6,15 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "encoder.layer"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            path = f"{layers}.{layer}"
-            inner, attention = f"{path}.intermediate.dense", f"{path}.attention.self"
-            head_dim = number(model, attention, "attention_head_size")
-            heads = linear_width(model, f"{attention}.query") // head_dim
-            yield Attention(
-                f"encoder.{layer}.self_attention", "self_attention", "encoder", layer, attention,
-                f"{attention}.query", f"{attention}.key", f"{attention}.value", f"{path}.attention.output.dense",
-                heads, heads, head_dim,
-            )  # fmt: skip
-            width = linear_width(model, inner)
-            yield FeedForward(f"encoder.{layer}.ffn", "encoder", layer, (inner,), f"{path}.output.dense", width)
+    for layer, block in blocks(model, "encoder.layer"):
+        projections = [f"{block}.attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+        yield attention(model, "encoder", layer, f"{block}.attention.self", projections, head_dim="attention_head_size")
+        yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
 
 
 BERT = Family(

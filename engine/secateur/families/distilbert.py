@@ -6,23 +6,16 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "transformer.layer"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            attention, ffn = f"{layers}.{layer}.attention", f"{layers}.{layer}.ffn"
-            head_dim = number(model, attention, "attention_head_size")
-            heads = linear_width(model, f"{attention}.q_lin") // head_dim
-            yield Attention(
-                f"encoder.{layer}.self_attention", "self_attention", "encoder", layer, attention,
-                f"{attention}.q_lin", f"{attention}.k_lin", f"{attention}.v_lin", f"{attention}.out_lin",
-                heads, heads, head_dim,
-            )  # fmt: skip
-            width = linear_width(model, f"{ffn}.lin1")
-            yield FeedForward(f"encoder.{layer}.ffn", "encoder", layer, (f"{ffn}.lin1",), f"{ffn}.lin2", width)
+    for layer, block in blocks(model, "transformer.layer"):
+        path = f"{block}.attention"
+        projections = [f"{path}.{name}_lin" for name in ("q", "k", "v", "out")]
+        yield attention(model, "encoder", layer, path, projections, head_dim="attention_head_size")
+        yield feed_forward(model, "encoder", layer, [f"{block}.ffn.lin1"], f"{block}.ffn.lin2")
 
 
 DISTILBERT = Family(

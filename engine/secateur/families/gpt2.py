@@ -7,23 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "h"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            attention, mlp = f"{layers}.{layer}.attn", f"{layers}.{layer}.mlp"
-            made = f"{attention}.c_attn"
-            head_dim = number(model, attention, "head_dim")
-            heads = linear_width(model, made) // head_dim // 3
-            yield Attention(
-                f"decoder.{layer}.self_attention", "self_attention", "decoder", layer, attention,
-                made, made, made, f"{attention}.c_proj", heads, heads, head_dim,
-            )  # fmt: skip
-            width = linear_width(model, f"{mlp}.c_fc")
-            yield FeedForward(f"decoder.{layer}.ffn", "decoder", layer, (f"{mlp}.c_fc",), f"{mlp}.c_proj", width)
+    for layer, block in blocks(model, "h"):
+        path = f"{block}.attn"
+        yield attention(model, "decoder", layer, path, [f"{path}.c_attn"] * 3 + [f"{path}.c_proj"])
+        yield feed_forward(model, "decoder", layer, [f"{block}.mlp.c_fc"], f"{block}.mlp.c_proj")
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:

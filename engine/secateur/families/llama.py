@@ -7,27 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from secateur.families.base import Contribution, Family, layer_lists, linear_width, number
+from secateur.families.base import Contribution, Family, attention, blocks, feed_forward
 from secateur.site import Attention, Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "layers"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            path, mlp = f"{layers}.{layer}.self_attn", f"{layers}.{layer}.mlp"
-            head_dim = number(model, path, "head_dim")
-            refused = None
-            if hasattr(model.get_submodule(path), "q_norm"):
-                refused = "queries and keys are normalised over the head, so removing a channel changes the others"
-            yield Attention(
-                f"decoder.{layer}.self_attention", "self_attention", "decoder", layer, path,
-                f"{path}.q_proj", f"{path}.k_proj", f"{path}.v_proj", f"{path}.o_proj",
-                linear_width(model, f"{path}.q_proj") // head_dim, linear_width(model, f"{path}.k_proj") // head_dim,
-                head_dim, rotary=True, channels_refused=refused,
-            )  # fmt: skip
-            inputs = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
-            width = linear_width(model, inputs[0])
-            yield FeedForward(f"decoder.{layer}.ffn", "decoder", layer, inputs, f"{mlp}.down_proj", width)
+    for layer, block in blocks(model, "layers"):
+        path, mlp = f"{block}.self_attn", f"{block}.mlp"
+        refused = None
+        if hasattr(model.get_submodule(path), "q_norm"):
+            refused = "queries and keys are normalised over the head, so removing a channel changes the others"
+        projections = [f"{path}.{name}_proj" for name in "qkvo"]
+        yield attention(model, "decoder", layer, path, projections, rotary=True, channels_refused=refused)
+        yield feed_forward(model, "decoder", layer, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], f"{mlp}.down_proj")
 
 
 def _contribution(model: nn.Module, branch: Branch) -> Contribution:

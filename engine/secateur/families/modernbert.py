@@ -7,23 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "layers"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            attention, mlp = f"{layers}.{layer}.attn", f"{layers}.{layer}.mlp"
-            made = f"{attention}.Wqkv"
-            head_dim = number(model, attention, "head_dim")
-            heads = linear_width(model, made) // head_dim // 3
-            yield Attention(
-                f"encoder.{layer}.self_attention", "self_attention", "encoder", layer, attention,
-                made, made, made, f"{attention}.Wo", heads, heads, head_dim, rotary=True,
-            )  # fmt: skip
-            width = linear_width(model, f"{mlp}.Wi") // 2
-            yield FeedForward(f"encoder.{layer}.ffn", "encoder", layer, (f"{mlp}.Wi",), f"{mlp}.Wo", width, parts=2)
+    for layer, block in blocks(model, "layers"):
+        path = f"{block}.attn"
+        yield attention(model, "encoder", layer, path, [f"{path}.Wqkv"] * 3 + [f"{path}.Wo"], rotary=True)
+        yield feed_forward(model, "encoder", layer, [f"{block}.mlp.Wi"], f"{block}.mlp.Wo", parts=2)
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:

@@ -8,24 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "decoder.layers"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            block = f"{layers}.{layer}"
-            attention = f"{block}.self_attn"
-            head_dim = number(model, attention, "head_dim")
-            heads = linear_width(model, f"{attention}.q_proj") // head_dim
-            yield Attention(
-                f"decoder.{layer}.self_attention", "self_attention", "decoder", layer, attention,
-                f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj", f"{attention}.out_proj",
-                heads, heads, head_dim,
-            )  # fmt: skip
-            width = linear_width(model, f"{block}.fc1")
-            yield FeedForward(f"decoder.{layer}.ffn", "decoder", layer, (f"{block}.fc1",), f"{block}.fc2", width)
+    for layer, block in blocks(model, "decoder.layers"):
+        path = f"{block}.self_attn"
+        yield attention(model, "decoder", layer, path, [f"{path}.{name}_proj" for name in ("q", "k", "v", "out")])
+        yield feed_forward(model, "decoder", layer, [f"{block}.fc1"], f"{block}.fc2")
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
@@ -37,11 +28,7 @@ def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
 
 def _in_rows(model: nn.Module) -> list[RemovableHandle]:
     """Each FFN's first layer takes the tokens by example, and its last gives them back in one row, for the residual stream."""
-    handles = []
-    for layers in layer_lists(model, "decoder.layers"):
-        for block in model.get_submodule(layers).children():
-            handles += _block_in_rows(block)
-    return handles
+    return [handle for _, block in blocks(model, "decoder.layers") for handle in _block_in_rows(model.get_submodule(block))]
 
 
 def _block_in_rows(block: Any) -> list[RemovableHandle]:

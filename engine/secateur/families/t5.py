@@ -4,40 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.families.base import Family, layer_lists, linear_width, number
+from secateur.families.base import Family, attention, blocks, feed_forward
 from secateur.rebuild import Rebuild
 from secateur.site import Attention, Branch, FeedForward, Stack
+
+_HEAD_DIM = "key_value_proj_dim"
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
     names = {name for name, _ in model.named_modules()}
     stacks: tuple[Stack, ...] = ("encoder", "decoder")
     for stack in stacks:
-        for blocks in layer_lists(model, f"{stack}.block"):
-            for layer, _ in enumerate(model.get_submodule(blocks).children()):
-                block = f"{blocks}.{layer}.layer"
-                yield _attention(model, stack, "self_attention", layer, f"{block}.0.SelfAttention")
-                if stack == "decoder":
-                    yield _attention(model, stack, "cross_attention", layer, f"{block}.1.EncDecAttention")
-                dense = f"{block}.{2 if stack == 'decoder' else 1}.DenseReluDense"
-                gated = f"{dense}.wi_0" in names
-                inputs = (f"{dense}.wi_0", f"{dense}.wi_1") if gated else (f"{dense}.wi",)
-                yield FeedForward(f"{stack}.{layer}.ffn", stack, layer, inputs, f"{dense}.wo", linear_width(model, inputs[0]))
-
-
-def _attention(
-    model: nn.Module, stack: Stack, kind: Literal["self_attention", "cross_attention"], layer: int, path: str
-) -> Attention:
-    head_dim = number(model, path, "key_value_proj_dim")
-    heads = linear_width(model, f"{path}.q") // head_dim
-    projections = (f"{path}.q", f"{path}.k", f"{path}.v", f"{path}.o")
-    return Attention(f"{stack}.{layer}.{kind}", kind, stack, layer, path, *projections, heads, heads, head_dim)
+        for layer, block in blocks(model, f"{stack}.block"):
+            path, cross = f"{block}.layer.0.SelfAttention", f"{block}.layer.1.EncDecAttention"
+            yield attention(model, stack, layer, path, [f"{path}.{name}" for name in "qkvo"], head_dim=_HEAD_DIM)
+            if stack == "decoder":
+                projections = [f"{cross}.{name}" for name in "qkvo"]
+                yield attention(model, stack, layer, cross, projections, kind="cross_attention", head_dim=_HEAD_DIM)
+            dense = f"{block}.layer.{2 if stack == 'decoder' else 1}.DenseReluDense"
+            inputs = [f"{dense}.{name}" for name in ("wi", "wi_0", "wi_1") if f"{dense}.{name}" in names]
+            yield feed_forward(model, stack, layer, inputs, f"{dense}.wo")
 
 
 def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebuild) -> None:

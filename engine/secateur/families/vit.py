@@ -7,23 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.families.base import Family, layer_lists, linear_width, number
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
-    for layers in layer_lists(model, "layers"):
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
-            attention, mlp = f"{layers}.{layer}.attention", f"{layers}.{layer}.mlp"
-            head_dim = number(model, attention, "head_dim")
-            heads = linear_width(model, f"{attention}.q_proj") // head_dim
-            yield Attention(
-                f"encoder.{layer}.self_attention", "self_attention", "encoder", layer, attention,
-                f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj", f"{attention}.o_proj",
-                heads, heads, head_dim,
-            )  # fmt: skip
-            inner = f"{mlp}.fc1"
-            yield FeedForward(f"encoder.{layer}.ffn", "encoder", layer, (inner,), f"{mlp}.fc2", linear_width(model, inner))
+    for layer, block in blocks(model, "layers"):
+        path = f"{block}.attention"
+        yield attention(model, "encoder", layer, path, [f"{path}.{name}_proj" for name in "qkvo"])
+        yield feed_forward(model, "encoder", layer, [f"{block}.mlp.fc1"], f"{block}.mlp.fc2")
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
