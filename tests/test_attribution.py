@@ -172,7 +172,8 @@ def test_no_weight_gradient_is_computed(case: Case) -> None:
     model = case.model()
     computed: list[str] = []
     for name, parameter in model.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: computed.append(name))
+        if parameter.requires_grad:  # Marian's table of positions needs none.
+            parameter.register_hook(lambda gradient, name=name: computed.append(name))
     secateur.attribute(model, case.task, case.examples, unit="channel")
     assert computed == []
     assert all(parameter.grad is None for parameter in model.parameters())

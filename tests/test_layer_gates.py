@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hand_layers import branch_names, by_hand, relative
-from models import ALL, CASES, DTYPES, Case
+from models import CASES, CORE, DTYPES, Case
 from test_undisturbed import assert_undisturbed, lived_in
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -22,7 +22,7 @@ from secateur.learned.layer_training import GatedAdamW, task_features, train
 from secateur.learned.regularisers import r1, r2, r3
 from secateur.verification import verify_layers
 
-every_case = pytest.mark.parametrize("case", ALL, ids=str)
+every_case = pytest.mark.parametrize("case", CORE, ids=str)
 
 
 def set_(gates: LayerGates, values: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL, CASES, Case, emptied_plan, empty_plan, scores_of, uniform_plan
+from models import CASES, CORE, Case, emptied_plan, empty_plan, scores_of, uniform_plan
 from safetensors.torch import save_file
 
 import secateur
@@ -59,7 +59,7 @@ def test_keep_counts_are_rounded_up(keep: str, units: int) -> None:
     assert kept.dtype == torch.int64
 
 
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", CORE, ids=str)
 @pytest.mark.parametrize("unit", ["head", "channel"])
 def test_keeps_the_highest_of_each_site(case: Case, unit: Any) -> None:
     scores = random_scores(case.name, unit)
@@ -155,7 +155,7 @@ def test_align_rounds_ffn_widths_up_and_leaves_heads_alone(align: int) -> None:
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", CORE, ids=str)
 def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
     scores = random_scores(case.name, "channel")
     plan = secateur.plan(scores, keep=keep, per_head=True)
@@ -173,7 +173,7 @@ def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
 
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", CORE, ids=str)
 def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
     plan = uniform_plan(case, unit)
     plan.save(tmp_path / "plan.json")
@@ -185,7 +185,7 @@ def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("per_example", [False, True])
-@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("case", CORE, ids=str)
 def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path: Path) -> None:
     scores = secateur.attribute(case.model(), case.task, case.examples, unit="channel", per_example=per_example)
     scores.save(tmp_path / "s.safetensors")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 from models import (
-    ALL,
     CASES,
+    CORE,
     DTYPES,
     GENERATING,
     LABELS,
@@ -36,7 +36,7 @@ from secateur import Plan, TaskPlans
 from secateur.rebuild import Cut
 from secateur.routing import _Pruned
 
-every_case = pytest.mark.parametrize("case", ALL, ids=str)
+every_case = pytest.mark.parametrize("case", CORE, ids=str)
 every_unit = pytest.mark.parametrize("unit", UNITS)
 T5, BERT, LLAMA = CASES["t5-gated"], CASES["bert-sequence"], CASES["llama"]
 
