@@ -144,7 +144,7 @@ def test_of_empty_sites_no_product_is_left(case: Case, unit: str) -> None:
     flops = secateur.cost.flops(pruned, batch)
     assert flops == sum(found) > 0
     report = secateur.benchmark(model, pruned, [batch], pairs=3)
-    assert report.timings[0].pruned_flops == flops < report.timings[0].dense_flops / 20
+    assert report.timings[0].pruned_flops == flops < report.timings[0].dense_flops / 10
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

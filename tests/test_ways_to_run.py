@@ -45,7 +45,7 @@ def inputs_of(case: Case, size: tuple[int, int]) -> dict[str, Tensor]:
     mask = torch.ones(size, dtype=torch.int64)
     mask[-1, size[1] // 2 :] = 0
     found = {"input_ids": torch.randint(4, 30, size) * mask, "attention_mask": mask}
-    return found | ({"decoder_input_ids": torch.randint(4, 30, (size[0], 4))} if case.kind == "t5" else {})
+    return found | ({"decoder_input_ids": torch.randint(4, 30, (size[0], 4))} if case.kind == "encoder-decoder" else {})
 
 
 EXPORTED = [
