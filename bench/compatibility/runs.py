@@ -60,12 +60,15 @@ def compatibility(names: tuple[str, ...] = tuple(WAYS), logs: Path | None = None
 
 def _add(name: str, outcomes: dict[str, Any], measured: str) -> dict[str, Any]:
     """Puts a way's outcomes beside the known ones, in the file too: a run that is killed has lost one way at most."""
-    known: dict[str, Any] = json.loads(RESULT.read_text())["outcomes"] if RESULT.exists() else {}
-    known[name] = outcomes
-    order = {name: known[name] for name in WAYS if name in known}
-    versions = {package: installed(package) for package in PACKAGES}
-    found = {"python": platform.python_version(), "machine": platform.machine(), "versions": versions, "outcomes": order}
-    RESULT.write_text(json.dumps({"commit": measured, **found}, indent=1) + "\n")
+    known: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {"commits": {}, "outcomes": {}}
+    outcomes, commits = {**known["outcomes"], name: outcomes}, {**known["commits"], name: measured}
+    found = {
+        "python": platform.python_version(), "machine": platform.machine(),
+        "versions": {package: installed(package) for package in PACKAGES},
+        "commits": {name: commits[name] for name in WAYS if name in commits},
+        "outcomes": {name: outcomes[name] for name in WAYS if name in outcomes},
+    }  # fmt: skip
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
