@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,13 +37,13 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     SHAPES, and a batch that they do not take (of length 1, say) is scored without: a run that goes on must have the kernels of
     the first. Meanwhile this process compiles nothing else. Raises CompileError.
     """
+    from torch._inductor import list_mode_options
+
     device = model_device(model)
     if device.type == "cpu":
         _require_compiler()
     # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
-    function: LabelScores = torch.compile(
-        task.label_scores, dynamic=True, **({"mode": mode} if device.type == "cuda" else {"options": {"cpp_wrapper": True}})
-    )
+    function = _InTurn(task.label_scores, list_mode_options(mode) if device.type == "cuda" else {"cpp_wrapper": True})
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -50,6 +52,39 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
         torch.set_num_threads(before)
     with torch.compiler.set_stance("eager_on_recompile"):
         yield function
+
+
+class _InTurn:
+    """A compiled function, whose guards are checked by one thread at a time: they keep state meanwhile, so that of two threads
+    one may see the other's, and be told to compile again. The kernels of several threads run at the same time."""
+
+    def __init__(self, function: LabelScores, options: dict[str, Any]) -> None:
+        self._options, self._turn, self._mine = options, threading.Lock(), threading.local()
+        self._function: LabelScores = torch.compile(function, dynamic=True, backend=self._made)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        self._turn.acquire()
+        self._mine.holds = True
+        try:
+            return self._function(model, batch)
+        finally:
+            self._release()
+
+    def _made(self, graph: Any, inputs: Any) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx
+
+        kernels: Any = compile_fx(graph, inputs, config_patches=self._options)
+
+        def run(*arguments: Any) -> Any:
+            self._release()
+            return kernels(*arguments)
+
+        return run
+
+    def _release(self) -> None:
+        if self._mine.holds:
+            self._mine.holds = False
+            self._turn.release()
 
 
 def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
