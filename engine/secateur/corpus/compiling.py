@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,13 +38,10 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     SHAPES, and a batch that they do not take (of length 1, say) is scored without: a run that goes on must have the kernels of
     the first. Meanwhile this process compiles nothing else. Raises CompileError.
     """
-    from torch._inductor import list_mode_options
-
     device = model_device(model)
     if device.type == "cpu":
         _require_compiler()
-    # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
-    function = _InTurn(task.label_scores, list_mode_options(mode) if device.type == "cuda" else {"cpp_wrapper": True})
+    function = _in_turn(torch.compile(task.label_scores, dynamic=True, backend=_backend(mode, device.type)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -54,37 +52,56 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
         yield function
 
 
-class _InTurn:
-    """A compiled function, whose guards are checked by one thread at a time: they keep state meanwhile, so that of two threads
-    one may see the other's, and be told to compile again. The kernels of several threads run at the same time."""
+class _Turn(threading.local):
+    """Whose turn it is to check the guards of what is compiled. Checking keeps state, so that of two threads at once one may
+    see the other's, and be told to compile again. The kernels of several threads run at the same time."""
 
-    def __init__(self, function: LabelScores, options: dict[str, Any]) -> None:
-        self._options, self._turn, self._mine = options, threading.Lock(), threading.local()
-        self._function: LabelScores = torch.compile(function, dynamic=True, backend=self._made)
+    lock = threading.Lock()
+    mine = False
 
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        self._turn.acquire()
-        self._mine.holds = True
+    def take(self) -> None:
+        self.lock.acquire()
+        self.mine = True
+
+    def give(self) -> None:
+        if self.mine:
+            self.mine = False
+            self.lock.release()
+
+
+_TURN = _Turn()
+
+
+def _in_turn(function: LabelScores) -> LabelScores:
+    def run(model: nn.Module, batch: Batch) -> Tensor:
+        _TURN.take()
         try:
-            return self._function(model, batch)
+            return function(model, batch)
         finally:
-            self._release()
+            _TURN.give()
 
-    def _made(self, graph: Any, inputs: Any) -> Callable[..., Any]:
-        from torch._inductor.compile_fx import compile_fx
+    return run
 
-        kernels: Any = compile_fx(graph, inputs, config_patches=self._options)
+
+@functools.cache  # The same one each time: what another has compiled would be compiled again.
+def _backend(mode: str, device: str) -> Callable[[Any, Any], Callable[..., Any]]:
+    """Inductor, whose kernels begin where the guards are done with."""
+    from torch._inductor import list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
+    options: dict[str, Any] = list_mode_options(mode) if device == "cuda" else {"cpp_wrapper": True}
+
+    def made(graph: Any, inputs: Any) -> Callable[..., Any]:
+        kernels: Any = compile_fx(graph, inputs, config_patches=options)
 
         def run(*arguments: Any) -> Any:
-            self._release()
+            _TURN.give()
             return kernels(*arguments)
 
         return run
 
-    def _release(self) -> None:
-        if self._mine.holds:
-            self._mine.holds = False
-            self._turn.release()
+    return made
 
 
 def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
