@@ -144,16 +144,16 @@ class CausalLM(Task):
         kinds = getattr(config, "layer_types", None)
         if window is not None and (kinds is None or "sliding_attention" in kinds):
             seen_at = torch.cat([mask.cumsum(1) - 1, places], 1)
-            masks["sliding_attention"] = sees & (places[:, :, None] - seen_at[:, None, :] < window)
-        if kinds is None:  # All layers are of one kind (Mistral).
-            masks = dict([masks.popitem()])
+            # Without kinds all layers slide (Mistral).
+            kind = "full_attention" if kinds is None else "sliding_attention"
+            masks[kind] = sees & (places[:, :, None] - seen_at[:, None, :] < window)
         added = {
             kind: torch.zeros_like(each, dtype=dtype).masked_fill(~each, torch.finfo(dtype).min)[:, None]
             for kind, each in masks.items()
         }
         output: Any = model(
             input_ids=tree.pieces(0)[1:].to(mask.device).expand(rows, -1),
-            attention_mask=added if len(added) > 1 else next(iter(added.values())),
+            attention_mask=added if len(added) > 1 else added["full_attention"],
             position_ids=places,
             past_key_values=cache,
             use_cache=True,

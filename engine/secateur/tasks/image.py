@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from secateur.data import Example
 from secateur.errors import InputError, first_line
-from secateur.tasks.base import Batch, Evaluation, Item, Task, in_order, model_device, proportion
-from secateur.tasks.sequence import class_names, class_number
+from secateur.tasks.base import Batch, Item, in_order, model_device
+from secateur.tasks.sequence import SequenceClassification, class_names, class_number
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ImageBatch(Batch):
         return torch.ones(len(self.rows), self.tokens, dtype=torch.bool, device=self.inputs["pixel_values"].device)
 
 
-class ImageClassification(Task):
+class ImageClassification(SequenceClassification):
     """processor: the model's image processor (`AutoImageProcessor`). labels: the class names in the order of the model's
     outputs; by default the model's own (config.id2label).
 
@@ -81,28 +81,11 @@ class ImageClassification(Task):
         rows = [item.row for item in items]
         return ImageBatch({"pixel_values": pixels}, torch.empty(len(items), 0), rows, tokens=items[0].tokens)
 
-    def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        output: Any = model(**batch.inputs)
-        logits: Tensor = output.logits
-        return logits.unsqueeze(1)
-
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
-        right = 0
-        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            right += int((self.logits(model, batch).argmax(-1) == batch.labels).sum())
-        return proportion("accuracy", right, len(examples))
-
     def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
         items = self._items(model, examples, [[-1]] * len(examples))
         batches = self.batches(items, model_device(model), max_tokens)
         found = [(self.label_scores(model, batch), batch.rows) for batch in batches]
         return in_order([scores for scores, _ in found], [row for _, rows in found for row in rows])
-
-    def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.logits(model, batch).squeeze(1)
-
-    def label_names(self, model: nn.Module) -> list[str]:
-        return class_names(model, self.labels)
 
     def encode(self, inputs: list[str]) -> list[list[int]]:
         raise InputError("task: expected one of texts, got ImageClassification")
