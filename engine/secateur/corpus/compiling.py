@@ -36,16 +36,20 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
 
     What a kernel computes may depend on the batch that it was compiled for, so all are compiled beforehand for batches of
     SHAPES, and a batch that they do not take (of length 1, say) is scored without: a run that goes on must have the kernels of
-    the first. Meanwhile this process compiles nothing else. Raises CompileError.
+    the first. Meanwhile this process compiles nothing else. On a CPU the weights are laid out anew for its matrix products, a
+    second copy of them, which no longer follows the model's own. Raises CompileError.
     """
-    device = model_device(model)
-    if device.type == "cpu":
+    from torch._inductor import config
+
+    on_cpu = model_device(model).type == "cpu"
+    if on_cpu:
         _require_compiler()
-    function = _in_turn(torch.compile(task.label_scores, dynamic=True, backend=_backend(mode, device.type)))
+    function = _in_turn(torch.compile(task.label_scores, dynamic=True, backend=_backend(mode, on_cpu)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        _compile(function, task, model)
+        with config.patch(freezing=on_cpu):  # Not an option of the backend's alone: what traces the model asks for it too.
+            _compile(function, task, model)
     finally:
         torch.set_num_threads(before)
     with torch.compiler.set_stance("eager_on_recompile"):
@@ -84,13 +88,13 @@ def _in_turn(function: LabelScores) -> LabelScores:
 
 
 @functools.cache  # The same one each time: what another has compiled would be compiled again.
-def _backend(mode: str, device: str) -> Callable[[Any, Any], Callable[..., Any]]:
+def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]]:
     """Inductor, whose kernels begin where the guards are done with."""
     from torch._inductor import list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
     # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
-    options: dict[str, Any] = list_mode_options(mode) if device == "cuda" else {"cpp_wrapper": True}
+    options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else list_mode_options(mode)
 
     def made(graph: Any, inputs: Any) -> Callable[..., Any]:
         kernels: Any = compile_fx(graph, inputs, config_patches=options)

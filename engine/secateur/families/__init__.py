@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import InputError
+from secateur.families.activations import one_pass_activations
 from secateur.families.bart import BART
 from secateur.families.base import Contribution, Family
 from secateur.families.bert import BERT
@@ -21,7 +26,7 @@ from secateur.site import Branch
 
 _FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT, VIT]
 
-__all__ = ["Contribution", "Family", "branches", "family_of", "in_rows", "register", "supported"]
+__all__ = ["Contribution", "Family", "branches", "cheaper", "family_of", "in_rows", "register", "supported"]
 
 
 def register(family: Family) -> None:
@@ -38,14 +43,21 @@ def supported() -> list[str]:
 
 def family_of(model: nn.Module) -> Family:
     """The family of a model, by its config's model_type. Raises InputError for an unknown one."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    for family in _FAMILIES:
-        if model_type in family.model_types:
-            return family
-    raise InputError(
-        f"model: expected one of the families {', '.join(supported())}, got model_type {model_type!r}; "
-        "docs/add-a-family.md shows how to add one with secateur.families.register"
-    )
+    family = _known(model)
+    if family is None:
+        raise InputError(
+            f"model: expected one of the families {', '.join(supported())}, got model_type {_model_type(model)!r}; "
+            "docs/add-a-family.md shows how to add one with secateur.families.register"
+        )
+    return family
+
+
+def _known(model: nn.Module) -> Family | None:
+    return next((family for family in _FAMILIES if _model_type(model) in family.model_types), None)
+
+
+def _model_type(model: nn.Module) -> Any:
+    return getattr(getattr(model, "config", None), "model_type", None)
 
 
 def branches(model: nn.Module) -> dict[str, Branch]:
@@ -57,3 +69,12 @@ def in_rows(model: nn.Module) -> list[RemovableHandle]:
     """Hooks under which the linear layers of all branches see [B, T, channels], until the handles are removed."""
     hooks = family_of(model).in_rows
     return [] if hooks is None else hooks(model)
+
+
+@contextmanager
+def cheaper(model: nn.Module) -> Iterator[None]:
+    """Within it a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations."""
+    family = _known(model)
+    own = family.cheaper(model) if family is not None and family.cheaper is not None else nullcontext()
+    with one_pass_activations(model), own:
+        yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ class Family:
     keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack, and
     returns True; or False where no config does. None where a block without its branches always does something, as the norms of
     post-norm blocks do.
+    cheaper: a context in which a model computes the same in fewer operations, where its own code repeats itself.
     in_rows: of models that run some branch on all tokens in one row [B * T, channels]: registers hooks under which its linear
     layers see [B, T, channels] as all others do, and returns their handles.
     """
@@ -53,6 +55,7 @@ class Family:
     contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
+    cheaper: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     in_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur.data import Example, require_text
 from secateur.errors import InputError
+from secateur.families import cheaper
 
 Target = Literal["probability", "log_probability", "margin"]
 IGNORED = -100
@@ -128,9 +129,11 @@ class Task(ABC):
 
     @contextmanager
     def scoring(self, model: nn.Module) -> Iterator[None]:
-        """Within it, `label_scores` may be called, also from several threads. Raises InputError as `ranked`."""
+        """Within it, `label_scores` may be called, also from several threads; some of the model's modules are others that
+        compute the same. Raises InputError as `ranked`."""
         self.label_names(model)
-        yield
+        with cheaper(model):
+            yield
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """`ranked` for a batch of inputs, in its order. Tasks that have a label for each input define it."""

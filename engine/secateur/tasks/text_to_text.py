@@ -73,7 +73,8 @@ class TextToText(Task):
             raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")
         handles = place_in_decoder(model, self._tree.depths)
         try:
-            yield
+            with super().scoring(model):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
