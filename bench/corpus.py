@@ -28,6 +28,7 @@ from secateur import builtin
 from secateur.benchmarking import environment
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
+from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import find_sources
 from secateur.corpus.tuning import Sample, tuned, usable_cores
@@ -62,6 +63,7 @@ class Subject:
 def corpus(documents: int = 1_600, rounds: int = 4, memory: bool = True) -> dict[str, Any]:
     """Documents of 5 to 400 words in `rounds` Parquet shards. Each round scores one shard in every way, each round beginning
     with another; a ratio is the median over the rounds."""
+    keep_kernels()
     found: dict[str, Any] = {"load": os.getloadavg(), "cores": usable_cores(), "documents": documents, "rounds": rounds}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -117,6 +119,8 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     dense = tuned(Runner(subject.model, subject.task, 1), Sample(sample.items), any_dtype=True, say=said.append)
     dtype = next(dense.model.parameters()).dtype
     runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned.to(dtype), busy=0.0)}
+    runners |= {f"{name}, compiled": replace(each, compiled="default", busy=0.0) for name, each in runners.items()}
+    seconds = {name: _ready(runner) for name, runner in runners.items() if runner.compiled}
     pipeline, sizes = _pipeline(subject, [row.value for row in rows[:64]])
     times: dict[str, list[float]] = {}
     counts, totals = Counts(), dict.fromkeys(runners, 0.0)
@@ -125,6 +129,7 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
         texts = [row.value for chunk, _ in source.read("text") for row in chunk]
         ways: dict[str, Callable[[], Any]] = {name: partial(_scored, runner, source) for name, runner in runners.items()}
         ways["bare model, same batches"] = partial(_bare, dense, batches)
+        ways["bare model, compiled"] = partial(_bare, runners["secateur, compiled"], batches)
         ways["pipeline"] = partial(pipeline, texts)
         order = list(ways)
         for name in order[k % len(order) :] + order[: k % len(order)]:
@@ -140,12 +145,24 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
         "tried": said,
         "tokens": counts.tokens, "padding": round(1 - counts.tokens / counts.padded, 4),
         "busy": {n: round(r.busy / (totals[n] * r.workers), 4) for n, r in runners.items()},
+        "compile_seconds": seconds,
         "pipeline_batch_sizes": sizes,
         "documents/s": {name: round(per_round / statistics.median(of), 1) for name, of in times.items()},
     }  # fmt: skip
-    for name, other in (("over_pipeline", "pipeline"), ("over_bare", "bare model, same batches")):
-        result[name] = {n: _ratio(times[other], times[n]) for n in runners}
+    torch.compiler.reset()  # Or what is compiled of this model would be in the way of the next one's.
+    result["over_pipeline"] = {name: _ratio(times["pipeline"], times[name]) for name in times}
+    result["over_bare"] = {
+        "secateur": _ratio(times["bare model, same batches"], times["secateur"]),
+        "secateur, compiled": _ratio(times["bare model, compiled"], times["secateur, compiled"]),
+    }
     return result
+
+
+def _ready(runner: Runner) -> float:
+    """Seconds to compile a runner's model, once for the process."""
+    began = time.perf_counter()
+    with runner.task.scoring(runner.model), runner.compiling():
+        return round(time.perf_counter() - began, 1)
 
 
 def _ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
@@ -166,8 +183,9 @@ def _batches(runner: Runner, source: Any) -> list[Any]:
     """The batches of a shard as tensors."""
     labels = len(runner.task.label_names(runner.model))
     found = windows(source.read("text"), runner.task, labels, max_tokens=runner.max_tokens, on_long="cut")
-    cpu = torch.device("cpu")
-    return [runner.task.collate_inputs(items, cpu) for window in found for items in window.batches(runner.max_tokens)]
+    batches = [items for window in found for items in runner.batches(window)]
+    with torch.inference_mode():  # As the scorer makes them: to what is compiled, others are another case.
+        return [runner.task.collate_inputs(items, torch.device("cpu"), runner.padded(items[0].length)) for items in batches]
 
 
 def _bare(runner: Runner, batches: Sequence[Any]) -> None:
@@ -175,11 +193,11 @@ def _bare(runner: Runner, batches: Sequence[Any]) -> None:
 
     def run(batch: Any) -> None:
         with torch.inference_mode():
-            runner.task.label_scores(runner.model, batch)
+            runner.label_scores(batch)
 
     threads = runner.threads or torch.get_num_threads()
     pool = ThreadPoolExecutor(runner.workers, initializer=torch.set_num_threads, initargs=(threads,))
-    with pool, runner.task.scoring(runner.model):
+    with pool, runner.task.scoring(runner.model), runner.compiling():
         list(pool.map(run, batches))
 
 

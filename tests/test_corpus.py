@@ -121,7 +121,7 @@ def test_windows_hold_batches_of_like_length() -> None:
     assert [window.first for window in found] == [sum(len(w.reasons) for w in found[:k]) for k in range(len(found))]
     # No window is larger than it has to be: the memory that a corpus takes does not depend on its size.
     assert max(window.tokens for window in found) < BATCHES * 64 + 500 * 33
-    padded = sum(len(b) * max(i.length for i in b) for w in found for b in w.batches(64))
+    padded = sum(len(b) * max(i.length for i in b) for w in found for b in runner(BERT).batches(w))
     assert 1 - sum(window.tokens for window in found) / padded < 0.05
 
 

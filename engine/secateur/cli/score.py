@@ -20,6 +20,7 @@ from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
 from secateur.corpus.run import Job, Wanted, alone_in, as_tuned, tuned_as
+from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
@@ -66,6 +67,7 @@ def score(
     _require_engine(engine, workers, ray_address, limit)
     if engine == "ray" and wanted.compile is None:
         wanted = replace(wanted, compile=False)  # How long its workers will take is not known here.
+    keep_kernels()
     recipe = _Recipe(model, task, labels, max_length, device, dtype)
     reading = Reading(column, id_column, on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():

@@ -116,7 +116,8 @@ def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
             try:
                 function(model, batch)
             except RuntimeError as error:  # Dynamo's and Inductor's own are among them.
-                raise CompileError(f"compile: torch.compile cannot do it: {first_line(error)}") from error
+                why = first_line(getattr(error, "inner_exception", error))
+                raise CompileError(f"compile: torch.compile cannot do it: {why}") from error
 
 
 def _require_compiler() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores, compiled
+from secateur.corpus.shapes import stepped
 from secateur.corpus.windows import Window
 from secateur.tasks import Item, Task
-from secateur.tasks.base import model_device
+from secateur.tasks.base import Batch, buckets, model_device
 
 T = TypeVar("T")
 # Windows that are read ahead of the one that is being scored, and batches ahead of each worker.
@@ -52,23 +55,48 @@ class Runner:
         finally:
             self._label_scores = None
 
+    def batches(self, window: Window) -> list[list[Item]]:
+        """A window's items in batches, each within max_tokens when padded (one item at least)."""
+        return buckets(window.items, self.max_tokens, self.padded)
+
+    def padded(self, length: int) -> int:
+        """What a batch is padded to whose longest input has that length. Where oneDNN multiplies (reduced precision on a CPU,
+        and what is compiled), lengths are few."""
+        return min(stepped(length), max(self._most, length)) if self._few_lengths else length
+
+    @cached_property
+    def _few_lengths(self) -> bool:
+        parameter = next(self.model.parameters())
+        return parameter.device.type == "cpu" and (self.compiled is not None or parameter.dtype.itemsize < 4)
+
+    @cached_property
+    def _most(self) -> int:
+        """The longest input that the model takes."""
+        limits = (self.task.room, getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
+        return min((limit for limit in limits if limit is not None), default=sys.maxsize)
+
+    def label_scores(self, batch: Batch) -> Tensor:
+        """The task's, as `compiled` says within `compiling`."""
+        return (self._label_scores or self.task.label_scores)(self.model, batch)
+
     def score(self, window: Window, items: Sequence[Item]) -> None:
         """Scores a batch of a window's items. One that does not fit into memory is split; an item that does not fit alone is
         rejected."""
-        if len(items) * items[0].length > self.max_tokens and len(items) > 1:
+        length = self.padded(items[0].length)
+        if len(items) * length > self.max_tokens and len(items) > 1:
             self._halves(window, items)
             return
         began = time.perf_counter()
         try:
-            batch = self.task.collate_inputs(items, model_device(self.model))
-            scores = (self._label_scores or self.task.label_scores)(self.model, batch).cpu()
+            batch = self.task.collate_inputs(items, model_device(self.model), length)
+            scores = self.label_scores(batch).cpu()
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
         else:
             with self._lock:
                 self.busy += time.perf_counter() - began
-            window.fill(items, scores)
+            window.fill(items, scores, len(items) * length)
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -76,7 +104,7 @@ class Runner:
             window.reject(items[0], f"out of memory: {items[0].length} tokens alone")
             return
         with self._lock:
-            self.max_tokens = min(self.max_tokens, len(items) * items[0].length // 2)
+            self.max_tokens = min(self.max_tokens, len(items) * length // 2)
             self.halvings += 1
         self._halves(window, items)
 
@@ -110,7 +138,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
         for event in events:
             waiting.put(event)
             if isinstance(event, Window):
-                for items in event.batches(runner.max_tokens):
+                for items in runner.batches(event):
                     batches.put((event, items))
         waiting.end()
         batches.end()

@@ -14,6 +14,7 @@ from typing import Any
 
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
+from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import About, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import Source
 from secateur.errors import InputError, first_line
@@ -133,6 +134,7 @@ class _Worker:
         reading: Reading,
         about: About,
     ) -> None:
+        keep_kernels()
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's, which else takes all cores.
         self._load, self._sources, self._reading, self._about = load, sources, reading, about
         self._folder = folder.written_by(f"{os.getpid()}-{uuid.uuid4().hex[:8]}")

@@ -72,7 +72,7 @@ def mapper(
         columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
         with task.scoring(model), torch.inference_mode():
             for window in windows([(rows, 1.0)], task, len(labels), max_tokens=max_tokens, on_long="cut"):
-                for items in window.batches(max_tokens):
+                for items in runner.batches(window):
                     runner.score(window, items)
                 found = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)
                 for name in columns:

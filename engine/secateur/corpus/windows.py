@@ -14,7 +14,6 @@ from torch import Tensor
 from secateur.corpus.sources import Row
 from secateur.errors import InputError
 from secateur.tasks import Item, Task
-from secateur.tasks.base import buckets
 
 # Of a window: enough that texts of like length find each other. Where lengths spread evenly, about 1 / BATCHES is padding.
 BATCHES = 64
@@ -58,16 +57,13 @@ class Window:
         likely = np.exp(scores - scores.max(1, keepdims=True))
         return np.asarray(likely / likely.sum(1, keepdims=True))
 
-    def batches(self, max_tokens: int) -> list[list[Item]]:
-        """The items in batches, each within max_tokens when padded (one item at least)."""
-        return buckets(self.items, max_tokens)
-
-    def fill(self, items: Sequence[Item], scores: Tensor) -> None:
-        """Takes the scores [items, labels] of a batch; the last one makes the window done. From any thread."""
+    def fill(self, items: Sequence[Item], scores: Tensor, padded: int) -> None:
+        """Takes the scores [items, labels] of a batch, of so many tokens with padding; the last one makes the window done. From
+        any thread."""
         values, rows = scores.float().cpu().numpy(), [item.row for item in items]
         with self._lock:
             self.scores[rows] = values
-            self.padded += len(items) * max(item.length for item in items)
+            self.padded += padded
             self._finish(len(items))
 
     def reject(self, item: Item, reason: str) -> None:

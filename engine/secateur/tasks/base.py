@@ -6,7 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -156,9 +156,9 @@ class Task(ABC):
         """At most `room` of an input's ids, the last among them: the end-of-sequence mark of most tokenizers."""
         return ids if self.room is None or len(ids) <= self.room else [*ids[: self.room - 1], ids[-1]]
 
-    def collate_inputs(self, items: Sequence[Item], device: torch.device) -> Batch:
-        """Pads items that have no target into one batch, for `label_scores`."""
-        return Batch(self._inputs(items, device), torch.empty(len(items), 0), [item.row for item in items])
+    def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
+        """Pads items that have no target into one batch of at least that length, for `label_scores`."""
+        return Batch(self._inputs(items, device, length), torch.empty(len(items), 0), [item.row for item in items])
 
     def probabilities(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[dict[str, float]]:
         """For each example's input the candidate labels, with how likely each is among them. Raises InputError as `ranked`."""
@@ -179,12 +179,12 @@ class Task(ABC):
         for bucket in buckets(items, max_tokens):
             yield self.collate(bucket, device)
 
-    def _inputs(self, items: Sequence[Item], device: torch.device) -> dict[str, Tensor]:
+    def _inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> dict[str, Tensor]:
         """The items' padded input ids and their mask. Without a padding piece the end mark pads: the mask hides it."""
         padding = self.tokenizer.pad_token_id
         sequences = [item.input_ids for item in items]
-        ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device)
-        return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device)}
+        ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device, length)
+        return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device, length)}
 
     def _closed_labels(self) -> list[str]:
         if self.labels is None:
@@ -244,11 +244,12 @@ def texts(examples: Sequence[Example], column: str) -> list[str]:
     return [require_text(example, column, number) for number, example in enumerate(examples, start=1)]
 
 
-def buckets(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
-    """Items of like length together, longest first, each bucket within max_tokens when padded."""
+def buckets(items: Sequence[Item], max_tokens: int, padded: Callable[[int], int] = lambda length: length) -> list[list[Item]]:
+    """Items of like length together, longest first, each bucket within max_tokens when padded. padded: the length that a
+    bucket's longest item gets."""
     found: list[list[Item]] = []
     for item in sorted(items, key=lambda item: (-item.length, item.row)):
-        if found and (len(found[-1]) + 1) * found[-1][0].length <= max_tokens:
+        if found and (len(found[-1]) + 1) * padded(found[-1][0].length) <= max_tokens:
             found[-1].append(item)
         else:
             found.append([item])
@@ -260,9 +261,9 @@ def in_order(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     return torch.cat(list(parts)).cpu()[torch.tensor(rows).argsort()]
 
 
-def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device) -> Tensor:
-    """Right-padded int64 ids [B, longest]."""
-    longest = max(1, max(map(len, sequences)))
+def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device, length: int = 1) -> Tensor:
+    """Right-padded int64 ids [B, longest], of at least that length."""
+    longest = max(length, max(map(len, sequences)))
     rows = [[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences]
     return torch.tensor(rows, dtype=torch.int64, device=device)
 

@@ -111,9 +111,9 @@ class CausalLM(Task):
         """The prompt's end, which the labels follow."""
         return ids if self.room is None else ids[-self.room :]
 
-    def collate_inputs(self, items: Sequence[Item], device: torch.device) -> Batch:
+    def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Padded on the left: what follows the prompts begins in one column."""
-        turned = super().collate_inputs([replace(item, input_ids=item.input_ids[::-1]) for item in items], device)
+        turned = super().collate_inputs([replace(item, input_ids=item.input_ids[::-1]) for item in items], device, length)
         return replace(turned, inputs={name: ids.flip(1) for name, ids in turned.inputs.items()})
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -76,7 +76,7 @@ class ImageClassification(SequenceClassification):
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
         return replace(self.collate_inputs(items, device), labels=torch.tensor([item.target for item in items], device=device))
 
-    def collate_inputs(self, items: Sequence[Item], device: torch.device) -> Batch:
+    def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         pixels = self._pixels([item.image for item in items if isinstance(item, ImageItem)]).to(device)
         rows = [item.row for item in items]
         return ImageBatch({"pixel_values": pixels}, torch.empty(len(items), 0), rows, tokens=items[0].tokens)
