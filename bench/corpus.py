@@ -60,7 +60,7 @@ class Subject:
     examples: list[dict[str, Any]]
 
 
-def corpus(documents: int = 1_600, rounds: int = 4, memory: bool = True) -> dict[str, Any]:
+def corpus(documents: int = 1_200, rounds: int = 3, memory: bool = True) -> dict[str, Any]:
     """Documents of 5 to 400 words in `rounds` Parquet shards. Each round scores one shard in every way, each round beginning
     with another; a ratio is the median over the rounds."""
     keep_kernels()
