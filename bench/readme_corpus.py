@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from tables import markdown, result
 
-WAYS = ("pipeline", "bare model, same batches", "secateur", "secateur, half of the FLOPs")
+OWN = ("secateur", "secateur, compiled", "secateur, half of the FLOPs", "secateur, half of the FLOPs, compiled")
 
 
 def corpus() -> str:
-    """Documents a second by model, how busy the model is, and peak memory."""
+    """Documents a second by model and way, beside transformers and the bare model, and peak memory."""
     found = result("corpus")
     rows = []
     for each in found["models"]:
-        over = each["over_pipeline"]
-        speeds = [f"{each['documents/s'][way]:.1f}" for way in WAYS]
-        ratios = [f"{over[way]['median']:.1f}x" for way in WAYS[2:]]
-        bare, busy = each["over_bare"]["secateur"]["median"], each["busy"]["secateur"]
-        rows.append((each["model"], *speeds, *ratios, f"{bare:.0%}", f"{busy:.0%}", f"{each['padding']:.1%}"))
-    head = (
-        "documents/s", "transformers", "bare model", "secateur", "pruned to half", "secateur / transformers",
-        "pruned / transformers", "secateur / bare", "model busy", "padding",
-    )  # fmt: skip
+        speeds, over, bare = each["documents/s"], each["over_pipeline"], each["over_bare"]
+        rows.append((each["model"], "transformers", f"{speeds['pipeline']:.1f}", "1.0x", "", ""))
+        for way in OWN:
+            ratio = f"{over[way]['median']:.1f}x ({over[way]['least']:.1f} to {over[way]['most']:.1f})"
+            ceiling = f"{bare[way]['median']:.0%}" if way in bare else ""
+            name = f"{way} ({each['settings']['dtype'].removeprefix('torch.')})"
+            rows.append((each["model"], name, f"{speeds[way]:.1f}", ratio, ceiling, f"{each['busy'][way]:.0%}"))
+    head = ("model", "scored by", "documents/s", "over transformers", "of the bare model, same batches", "model busy")
+    padding = " and ".join(f"{each['padding']:.1%}" for each in found["models"])
+    seconds = " and ".join(f"{each['compile_seconds']['secateur, compiled']:.0f} s" for each in found["models"])
     memory = found["memory"]
     few, many = (f"{name.partition('_')[0]} documents {value:.0f} MiB" for name, value in list(memory.items())[:2])
     environment = found["environment"]
+    sizes = ", ".join(found["models"][0]["pipeline_batch_sizes"])
     lines = [
         f"{found['documents']:,} documents of 5 to 400 words in {found['rounds']} Parquet shards, {found['cores']} cores of "
-        f"{environment['device']}, torch {environment['torch']}; medians over the shards, each scored in every way in turn.",
+        f"{environment['device']}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
+        f"way in turn. Transformers has its best batch size of {sizes}. Padding: {padding}. Compilation took {seconds}.",
         markdown(head, rows),
         f"Peak memory of the command: {few}, {many}: {memory['ratio']:.3f} times.",
     ]

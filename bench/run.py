@@ -1,7 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
 python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-compiled] [real-models] [compatibility]
+    [layers] [corpus] [real-models] [compatibility]
 """
 
 from __future__ import annotations
@@ -95,12 +95,6 @@ def bulk_scoring() -> dict[str, Any]:
     return corpus()
 
 
-def compiled_bulk_scoring() -> dict[str, Any]:
-    from corpus_compiled import compilation
-
-    return compilation()
-
-
 def deleted_layers() -> dict[str, Any]:
     from layers import layers
 
@@ -132,7 +126,6 @@ RUNS = {
     "ldnet": layers_of_taggers,
     "layers": deleted_layers,
     "corpus": bulk_scoring,
-    "corpus-compiled": compiled_bulk_scoring,
     "real-models": whole_flow_on_real_weights,
     "compatibility": ways_to_run,
 }

@@ -14,7 +14,7 @@ from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import secateur
-from secateur.families import cheaper
+from secateur.families import cheaper, t5
 
 T5 = CASES["t5-gated"]
 SPELT_OUT = ("t5-gated", "mt5", "gpt2")
@@ -79,6 +79,20 @@ def test_buckets_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.clear()
         encoder(input_ids=ids)
         assert asked == []
+
+
+def test_gradients_after_inference() -> None:
+    model = T5.model()
+    encoder: Any = model.get_submodule("encoder")
+    ids = torch.ones(1, 9, dtype=torch.int64)
+    t5._encoder_buckets.cache_clear()
+    with cheaper(model):
+        with torch.inference_mode():
+            expected = encoder(input_ids=ids).last_hidden_state
+        found = encoder(input_ids=ids).last_hidden_state
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        (found**2).sum().backward()
+    assert first_attention(model).relative_attention_bias.weight.grad.abs().max() > 0
 
 
 def raise_within(model: nn.Module, before: dict[str, Any]) -> None:

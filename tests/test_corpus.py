@@ -16,9 +16,11 @@ import torch
 from models import CASES, CLASSES, LABELS, Case
 
 import secateur
-from secateur.corpus import mapper, score
+from secateur import SequenceClassification
+from secateur.corpus import mapper, pipeline, score
 from secateur.corpus.output import SCORED, Counts, Folder
 from secateur.corpus.pipeline import Runner, scored
+from secateur.corpus.shapes import stepped
 from secateur.corpus.shards import Finished, Reading, score_shards
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import Sample, tuned
@@ -123,6 +125,52 @@ def test_windows_hold_batches_of_like_length() -> None:
     assert max(window.tokens for window in found) < BATCHES * 64 + 500 * 33
     padded = sum(len(b) * max(i.length for i in b) for w in found for b in runner(BERT).batches(w))
     assert 1 - sum(window.tokens for window in found) / padded < 0.05
+
+
+def test_lengths_are_few_and_near() -> None:
+    found = [stepped(length) for length in range(1, 4097)]
+    assert found[:32] == list(range(1, 33))
+    assert all(length <= of < length * 17 / 16 for length, of in enumerate(found, start=1))
+    assert len(set(found)) == 31 + 7 * 16 + 1
+    assert [stepped(of) for of in found] == found
+
+
+@pytest.mark.parametrize(
+    ("compiled", "dtype", "few"),
+    [
+        (None, torch.float32, False),
+        (None, torch.float64, False),
+        (None, torch.bfloat16, True),
+        ("default", torch.float32, True),
+    ],
+)
+def test_where_lengths_are_few(compiled: str | None, dtype: torch.dtype, few: bool) -> None:
+    model = replace(runner(BERT), model=BERT.model(dtype), compiled=compiled)
+    assert [model.padded(length) for length in (31, 33)] == ([31, 34] if few else [31, 33])
+    # BERT takes no more than that, of which the lengths know nothing.
+    most = model.model.config.max_position_embeddings
+    assert isinstance(most, int)
+    assert model.padded(most - 1) == (most if few else most - 1)
+    task = SequenceClassification(BERT.task.tokenizer, max_length=33)
+    assert replace(model, task=task).padded(33) == 33
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_few_lengths_change_no_probability(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    monkeypatch.setattr(pipeline, "stepped", lambda length: -(-length // 4) * 4)
+    (source,) = find_sources(str(corpora.parquet(tmp_path, corpora.texts(150))))
+    found = {}
+    for few in (False, True):
+        model = replace(runner(case), model=case.model(torch.float64))
+        vars(model)["_few_lengths"] = few
+        (finished,) = run(tmp_path / str(few), [source], model)
+        (found[few],) = corpora.read(tmp_path / str(few)).values()
+        assert finished.counts.scored == 150
+        assert (finished.counts.padded % 4 == 0) or not few
+    for row, other in zip(found[False], found[True], strict=True):
+        for label in case.task.label_names(case.model()):
+            assert row[f"p_{label}"] == pytest.approx(other[f"p_{label}"], rel=1e-5)
 
 
 def test_a_limit_is_for_the_whole_corpus(tmp_path: Path) -> None:

@@ -16,17 +16,16 @@ def one_pass_activations(model: nn.Module) -> Iterator[None]:
     from transformers.activations import NewGELUActivation
 
     found = [
-        (parent, name)
+        (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         # What somebody hooked is theirs.
         if isinstance(child, NewGELUActivation) and not child._forward_hooks and not child._forward_pre_hooks
     ]
-    before = [parent.get_submodule(name) for parent, name in found]
-    for parent, name in found:
+    for parent, name, _ in found:
         parent.set_submodule(name, _GELU)
     try:
         yield
     finally:
-        for (parent, name), activation in zip(found, before, strict=True):
-            parent.set_submodule(name, activation)
+        for parent, name, child in found:
+            parent.set_submodule(name, child)

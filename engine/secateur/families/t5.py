@@ -124,8 +124,9 @@ def _bias_of_distances(
 def _encoder_buckets(buckets: int, max_distance: int, device: torch.device) -> Tensor:
     """The buckets [2 * n + 1] of the distances from -n to n; larger ones share those of the last."""
     n = max(max_distance, buckets)
-    found = _bucket(torch.arange(-n, n + 1, device=device), num_buckets=buckets, max_distance=max_distance)
-    return nn.Parameter(found, requires_grad=False)  # Which a compiler takes to be constant.
+    with torch.inference_mode(False):  # Others may want gradients with it.
+        found = _bucket(torch.arange(-n, n + 1, device=device), num_buckets=buckets, max_distance=max_distance)
+        return nn.Parameter(found, requires_grad=False)  # Which a compiler takes to be constant.
 
 
 def _bucket(distances: Tensor, **options: Any) -> Tensor:
