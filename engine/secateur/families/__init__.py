@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -25,6 +27,10 @@ from secateur.families.vit import VIT
 from secateur.site import Branch
 
 _FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT, VIT]
+
+# How many threads use a model that was made cheaper, and what undoes it.
+_CHEAPER: WeakKeyDictionary[nn.Module, tuple[int, ExitStack]] = WeakKeyDictionary()
+_LOCK = Lock()
 
 __all__ = ["Contribution", "Family", "branches", "cheaper", "family_of", "in_rows", "register", "supported"]
 
@@ -73,8 +79,27 @@ def in_rows(model: nn.Module) -> list[RemovableHandle]:
 
 @contextmanager
 def cheaper(model: nn.Module) -> Iterator[None]:
-    """Within it a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations."""
-    family = _known(model)
-    own = family.cheaper(model) if family is not None and family.cheaper is not None else nullcontext()
-    with one_pass_activations(model), own:
+    """Within it a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations. Of several
+    threads with one model the first makes it so, and the last undoes it: nobody's pass changes on the way."""
+    with _LOCK:
+        threads, undo = _CHEAPER[model] if model in _CHEAPER else (0, _made_cheaper(model))
+        _CHEAPER[model] = threads + 1, undo
+    try:
         yield
+    finally:
+        with _LOCK:
+            threads, undo = _CHEAPER.pop(model)
+            if threads > 1:
+                _CHEAPER[model] = threads - 1, undo
+            else:
+                undo.close()
+
+
+def _made_cheaper(model: nn.Module) -> ExitStack:
+    """What undoes it."""
+    family = _known(model)
+    with ExitStack() as entered:
+        entered.enter_context(one_pass_activations(model))
+        if family is not None and family.cheaper is not None:
+            entered.enter_context(family.cheaper(model))
+        return entered.pop_all()

@@ -105,8 +105,7 @@ def _cheaper(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for maker in makers:
-            for name in ("encoder_buckets", "compute_bias"):
-                vars(maker).pop(name, None)
+            del maker.encoder_buckets, maker.compute_bias
 
 
 def _bias_of_distances(
