@@ -68,8 +68,10 @@ def address() -> Iterator[str]:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 100_000_000}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
-    found.add_node(num_cpus=1, **memory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # Workers load functions of this file.
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+        found.add_node(num_cpus=1, **memory)
     yield found.address
     found.shutdown()
 
