@@ -119,7 +119,7 @@ def test_nothing_is_left_behind(name: str) -> None:
 
 
 def test_hooks_of_activations_run() -> None:
-    model = T5.model()
+    model = T5.model(torch.float64)
     hooked, *others = spelt_out(model)
     hooked.register_forward_hook(lambda module, arguments, output: 0 * output)
     expected = T5.logits(model)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, attention, blocks, feed_forward
-from secateur.site import Branch, FeedForward, Stack
+from secateur.families.cross_attention import few_queries
+from secateur.site import Attention, Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -37,6 +39,11 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
     return [table.register_forward_hook(instead) for table in tables]
 
 
+def _cheaper(model: nn.Module) -> AbstractContextManager[None]:
+    cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
+    return few_queries(model, cross, mask="attention_mask", outputs=lambda output, given: (output, None))
+
+
 BART = Family(
     model_types=("bart", "marian"),
     branches=_branches,
@@ -51,4 +58,5 @@ BART = Family(
         else {f"{branch.stack}_attention_heads": branch.heads}
     ),
     place_in_decoder=_place_in_decoder,
+    cheaper=_cheaper,
 )

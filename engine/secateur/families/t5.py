@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.families.cross_attention import few_queries
 from secateur.rebuild import Rebuild
 from secateur.site import Attention, Branch, FeedForward, Stack
 
@@ -91,6 +92,14 @@ def _buckets(attention: Any, distances: Tensor) -> Tensor:
 
 @contextmanager
 def _cheaper(model: nn.Module) -> Iterator[None]:
+    cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
+    attends = few_queries(model, cross, mask="mask", outputs=lambda output, given: (output, given.get("position_bias"), None))
+    with _distances_looked_up(model), attends:
+        yield
+
+
+@contextmanager
+def _distances_looked_up(model: nn.Module) -> Iterator[None]:
     """The encoder looks up the bias of each distance, of which there are few, instead of finding the bucket of each pair of
     tokens: a tenth of a pass over 300 tokens."""
     makers = _bias_makers(model, "encoder")
