@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -112,13 +113,15 @@ def _labels(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     scores = secateur.attribute(subject.model, subject.task, subject.examples)
     pruned = secateur.prune(subject.model, secateur.plan(scores, flops=0.5, allocation="knapsack"))
-    sources, said = find_sources(f"{folder}/*.parquet"), list[str]()
+    sources, said = find_sources(f"{folder}/*.parquet"), defaultdict[str, list[str]](list)
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(windows([(rows, 1.0)], subject.task, labels, max_tokens=1 << 20, on_long="cut"), 1)
-    dense = tuned(Runner(subject.model, subject.task, 1), Sample(sample.items), any_dtype=True, say=said.append)
-    dtype = next(dense.model.parameters()).dtype
-    runners = {"secateur": dense, "secateur, half of the FLOPs": replace(dense, model=pruned.to(dtype), busy=0.0)}
+    runners = {
+        name: tuned(Runner(model, subject.task, 1), Sample(sample.items), any_dtype=True, say=said[name].append)
+        for name, model in {"secateur": subject.model, "secateur, half of the FLOPs": pruned}.items()
+    }
+    dense = runners["secateur"]
     runners |= {f"{name}, compiled": replace(each, compiled="default", busy=0.0) for name, each in runners.items()}
     seconds = {name: _ready(runner) for name, runner in runners.items() if runner.compiled}
     pipeline, sizes = _pipeline(subject, [row.value for row in rows[:64]])
@@ -141,7 +144,7 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
                 counts += result if name == "secateur" else Counts()
     per_round = counts.rows / len(sources)
     result = {
-        "settings": {"max_tokens": dense.max_tokens, "workers": dense.workers, "threads": dense.threads, "dtype": str(dtype)},
+        "settings": {name: _settings(runner) for name, runner in runners.items()},
         "tried": said,
         "tokens": counts.tokens, "padding": round(1 - counts.tokens / counts.padded, 4),
         "busy": {n: round(r.busy / (totals[n] * r.workers), 4) for n, r in runners.items()},
@@ -156,6 +159,11 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
         "secateur, compiled": _ratio(times["bare model, compiled"], times["secateur, compiled"]),
     }
     return result
+
+
+def _settings(runner: Runner) -> dict[str, Any]:
+    dtype = str(next(runner.model.parameters()).dtype)
+    return {"max_tokens": runner.max_tokens, "workers": runner.workers, "threads": runner.threads, "dtype": dtype}
 
 
 def _ready(runner: Runner) -> float:

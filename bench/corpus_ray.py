@@ -3,7 +3,7 @@
 python bench/corpus_ray.py [--out FILE]     needs Ray and two idle cores; last line: JSON
 
 The same shards of equal size, in turn with one worker and with two. Timed is the middle of a run, by when the shards' files got
-their names: from the fourth, when every worker has long loaded its model, to the last but one, while none is idle yet.
+their names: from the third, when every worker has long loaded its model, to the last but one, while none is idle yet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from secateur.corpus.ray_engine import cluster, score_on_ray
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source, find_sources
 
-SHARDS, DOCUMENTS, FIRST, ROUNDS, TOKENS = 14, 1000, 4, 3, 1024
+SHARDS, DOCUMENTS, FIRST, ROUNDS, TOKENS = 10, 3000, 3, 5, 1024
 
 
 def load() -> Runner:

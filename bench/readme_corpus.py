@@ -17,7 +17,7 @@ def corpus() -> str:
         for way in OWN:
             ratio = f"{over[way]['median']:.1f}x ({over[way]['least']:.1f} to {over[way]['most']:.1f})"
             ceiling = f"{bare[way]['median']:.0%}" if way in bare else ""
-            name = f"{way} ({each['settings']['dtype'].removeprefix('torch.')})"
+            name = f"{way} ({each['settings'][way]['dtype'].removeprefix('torch.')})"
             rows.append((each["model"], name, f"{speeds[way]:.1f}", ratio, ceiling, f"{each['busy'][way]:.0%}"))
     head = ("model", "scored by", "documents/s", "over transformers", "of the bare model, same batches", "model busy")
     padding = " and ".join(f"{each['padding']:.1%}" for each in found["models"])

@@ -117,7 +117,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_short_corpora_are_not_compiled() -> None:
-    for of, why in ((1e3, "scoring takes about 0.0 minutes without it, and it pays from 60 on"), (None, "how long the corpus")):
+    for of, why in ((1e3, "scoring takes about 0.0 minutes without it, and it pays from 30 on"), (None, "how long the corpus")):
         found, said = choose(of, None)
         assert found.compiled is None
         assert len(said) == 1

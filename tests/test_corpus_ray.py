@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -153,6 +154,31 @@ def test_what_a_worker_raises_is_one_line(address: str, made: Path, tmp_path: Pa
         with cluster(address), pytest.raises(InputError if isinstance(error, InputError) else WorkerError) as raised:
             list(score_on_ray(partial(fails, error), 1, model, sources, folder, Reading(), lambda source: {}))
         assert str(raised.value) == line
+
+
+class Elsewhere:
+    """A loader that another machine lacks the module of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("no_such_module",)
+
+    def __call__(self) -> Runner:
+        raise NotImplementedError
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_cannot_start_says_why(address: str, made: Path, tmp_path: Path) -> None:
+    model = Runner(BERT.model(), BERT.task, 64, threads=1)
+    with cluster(address), pytest.raises(WorkerError) as raised:
+        list(
+            score_on_ray(
+                Elsewhere(), 1, model, find_sources(f"{made}/data/0*"), Folder(str(tmp_path)), Reading(), lambda source: {}
+            )
+        )
+    assert str(raised.value).startswith("Ray: The actor died")
+    assert str(raised.value).endswith(": ModuleNotFoundError: No module named 'no_such_module'")
+    assert "\n" not in str(raised.value)
 
 
 def worker(folder: Path, load: Callable[[], Runner]) -> _Worker:

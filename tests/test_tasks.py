@@ -73,6 +73,19 @@ def test_label_scores_equal_brute_force(name: str, max_tokens: int, monkeypatch:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("name", [case.name for case in GENERATING])
+def test_labels_are_ranked_with_gradients_after_inference(name: str) -> None:
+    case, model = CASES[name], CASES[name].model()
+    task = type(case.task)(case.task.tokenizer, labels=NESTED)
+    inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(3, seed=3)]
+    with torch.inference_mode():
+        expected = task.ranked(model, inputs, 50)
+    scores = task.ranked(model, inputs, 50)
+    scores.sum().backward()
+    torch.testing.assert_close(scores, expected.clone())
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
 def greedy(model: Any, ids: list[int], steps: int, end: int) -> list[int]:
     """Greedy decoding by whole forward passes: no cache, no batch."""
     out = [model.config.decoder_start_token_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import traceback
 import uuid
@@ -117,7 +118,7 @@ def score_on_ray(
                 progress(finished.source, 1.0, finished.counts)
             yield finished
     except ray.exceptions.RayError as error:
-        raise WorkerError(f"Ray: {first_line(error)}") from error
+        raise WorkerError(f"Ray: {_first_and_last_line(error)}") from error
     folder.sweep()  # What workers that died left half-written.
 
 
@@ -159,6 +160,12 @@ class _Worker:
         before = runner.busy
         (finished,) = score_shards(runner, [source], self._folder, self._reading, self._about)
         return {**asdict(finished.counts), "error": finished.error or "", "busy": runner.busy - before}
+
+
+def _first_and_last_line(error: BaseException) -> str:
+    """What went wrong in Ray, and why: it quotes the worker's traceback, which ends in that. Without colours."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return ": ".join(dict.fromkeys((*lines[:1], *lines[-1:]))) or type(error).__name__
 
 
 def _on_cuda(runner: Runner) -> bool:

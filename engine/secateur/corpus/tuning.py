@@ -23,8 +23,9 @@ FEWEST = 512
 SECONDS = 0.7
 # What a setting must gain to be taken, as these measurements are short; and by how much a probability may change by a dtype.
 GAIN, TOLERANCE = 1.05, 0.01
-# Seconds that scoring must take without compilation for it to be tried: that takes minutes, which the rest has to give back.
-WORTH = 3600
+# Seconds that scoring must take without compilation for it to be tried: that takes a minute or two, which a gain of a tenth and
+# more then gives back.
+WORTH = 1800
 TOKENS = {"cpu": (1024, 256, 512, 2048, 4096), "cuda": (16384, 4096, 65536, 131072)}
 
 Say = Callable[[str], None]

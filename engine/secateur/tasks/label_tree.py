@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,8 +11,11 @@ from torch import Tensor
 class LabelTree:
     """The prefixes of the labels' pieces that are followed by one more piece; the empty one is the root, node 0.
 
-    All nodes can stand side by side in one sequence: each sees its ancestors and itself (`sees`), at the position that its
-    depth gives it. Parents come before children.
+    All nodes can stand side by side in one sequence: each sees its ancestors and itself, at the position that its depth gives
+    it. Parents come before children.
+
+    depths: the number of pieces of each prefix [nodes], int64. sees: which nodes are ancestors of a node, or the node itself
+    [nodes, nodes], bool; a row for each node.
     """
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
@@ -25,8 +27,12 @@ class LabelTree:
                 edges.append((number, node, piece))
         self.labels = len(labels)
         self.prefixes = list(numbers)
-        self._edges = torch.tensor(edges, dtype=torch.int64).T
-        self._parents = [numbers[prefix[:-1]] if prefix else 0 for prefix in self.prefixes]
+        with torch.inference_mode(False):  # They stay, and a later pass may want gradients.
+            self._edges = torch.tensor(edges, dtype=torch.int64).T
+            self.depths = torch.tensor([len(prefix) for prefix in self.prefixes])
+            self.sees = torch.eye(len(self), dtype=torch.bool)
+            for node, prefix in enumerate(self.prefixes[1:], start=1):
+                self.sees[node] |= self.sees[numbers[prefix[:-1]]]
 
     @property
     def longest(self) -> int:
@@ -39,19 +45,6 @@ class LabelTree:
     def pieces(self, root: int) -> Tensor:
         """The piece [nodes] that leads to each node, int64; `root` leads to the first."""
         return torch.tensor([prefix[-1] if prefix else root for prefix in self.prefixes])
-
-    @cached_property
-    def depths(self) -> Tensor:
-        """The number of pieces of each prefix [nodes], int64."""
-        return torch.tensor([len(prefix) for prefix in self.prefixes])
-
-    @cached_property
-    def sees(self) -> Tensor:
-        """Which nodes are ancestors of a node, or the node itself [nodes, nodes], bool; a row for each node."""
-        found = torch.eye(len(self), dtype=torch.bool)
-        for node, parent in enumerate(self._parents):
-            found[node] |= found[parent]
-        return found
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """log P(label) [B, labels], the sum over its pieces, from the logits [B, nodes, vocabulary] after each node."""
