@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.corpus.shapes import longest
 from secateur.errors import InputError, first_line
 from secateur.tasks import Item, Task
 from secateur.tasks.base import Batch, model_device
@@ -111,7 +112,7 @@ def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]
 def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
     with torch.inference_mode():
         for rows, length in SHAPES:
-            batch = task.collate_inputs([Item(0, [1] * min(length, task.room or length), [])] * rows, model_device(model))
+            batch = task.collate_inputs([Item(0, [1] * min(length, longest(task, model)), [])] * rows, model_device(model))
             task.label_scores(model, batch)  # What is made once and kept must be there, or it would be compiled too.
             try:
                 function(model, batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections import deque
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores, compiled
-from secateur.corpus.shapes import stepped
+from secateur.corpus.shapes import longest, stepped
 from secateur.corpus.windows import Window
 from secateur.tasks import Item, Task
 from secateur.tasks.base import Batch, buckets, model_device
@@ -62,18 +61,12 @@ class Runner:
     def padded(self, length: int) -> int:
         """What a batch is padded to whose longest input has that length. Where oneDNN multiplies (reduced precision on a CPU,
         and what is compiled), lengths are few."""
-        return min(stepped(length), max(self._most, length)) if self._few_lengths else length
+        return min(stepped(length), max(longest(self.task, self.model), length)) if self._few_lengths else length
 
     @cached_property
     def _few_lengths(self) -> bool:
         parameter = next(self.model.parameters())
         return parameter.device.type == "cpu" and (self.compiled is not None or parameter.dtype.itemsize < 4)
-
-    @cached_property
-    def _most(self) -> int:
-        """The longest input that the model takes."""
-        limits = (self.task.room, getattr(getattr(self.model, "config", None), "max_position_embeddings", None))
-        return min((limit for limit in limits if limit is not None), default=sys.maxsize)
 
     def label_scores(self, batch: Batch) -> Tensor:
         """The task's, as `compiled` says within `compiling`."""

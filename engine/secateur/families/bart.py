@@ -41,7 +41,11 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
 
 def _cheaper(model: nn.Module) -> AbstractContextManager[None]:
     cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
-    return few_queries(model, cross, mask="attention_mask", outputs=lambda output, given: (output, None))
+    return few_queries(model, cross, mask="attention_mask", outputs=_attention_outputs)
+
+
+def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    return output, None
 
 
 BART = Family(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,65 +12,59 @@ from torch import Tensor, nn
 
 from secateur.site import Attention
 
+Outputs = Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
+
 
 @contextmanager
-def few_queries(
-    model: nn.Module, cross: Iterable[Attention], *, mask: str, outputs: Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
-) -> Iterator[None]:
+def few_queries(model: nn.Module, cross: Iterable[Attention], *, mask: str, outputs: Outputs) -> Iterator[None]:
     """Within it the model's cross-attentions attend as `_attend` does, where that is fewer operations, with the same outputs up
     to rounding. Keys and values are a seventh of FLAN-T5 base's products of an input with weights.
 
     mask: the name of the argument of the module's forward that holds it. outputs: what that forward returns, of its output and
     its arguments. Modules stay as they are where heads share keys, and where somebody hooked or replaced a layer.
     """
-    found: list[tuple[Any, Attention]] = [(model.get_submodule(each.path), each) for each in cross if _plain(model, each)]
-    for attention, branch in found:
-        layers: list[Any] = [model.get_submodule(path) for path in (branch.query, branch.key, branch.value, branch.output)]
-        attend = partial(_attend, layers, branch.heads, attention.scaling)
-        vars(attention)["forward"] = partial(_forward, attention.forward, attend, branch.head_dim // 2, mask, outputs)
+    found: list[tuple[Any, Any]] = []
+    for branch in cross:
+        attention: Any = model.get_submodule(branch.path)
+        usual: Any = type(attention)
+        layers = (branch.query, branch.key, branch.value, branch.output)
+        names = tuple(path.removeprefix(f"{branch.path}.") for path in layers)
+        if branch.heads == branch.groups > 0 and _plain(attention, names):
+            found.append((attention, usual))
+            attention.__class__ = _attending(usual, names, branch.head_dim, mask, outputs)
     try:
         yield
     finally:
-        for attention, _ in found:
-            del attention.forward
+        for attention, usual in found:
+            attention.__class__ = usual
 
 
-def _plain(model: nn.Module, branch: Attention) -> bool:
-    attention, key, value = (model.get_submodule(path) for path in (branch.path, branch.key, branch.value))
+def _plain(attention: nn.Module, names: Sequence[str]) -> bool:
+    _, key, value, _ = (attention.get_submodule(name) for name in names)
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return (
-        branch.heads == branch.groups > 0
-        and all(type(layer) is nn.Linear and not any(getattr(layer, name) for name in hooks) for layer in (key, value))
-        and not any("forward" in vars(module) for module in (attention, key, value))  # Accelerate's are there.
-    )
+    hooked = any(getattr(layer, name) for layer in (key, value) for name in hooks)
+    replaced = any("forward" in vars(module) for module in (attention, key, value))  # As by Accelerate.
+    return type(key) is type(value) is nn.Linear and not hooked and not replaced
 
 
-def _forward(
-    usual: Callable[..., Any],
-    attend: Callable[..., Tensor],
-    most: int,
-    mask: str,
-    outputs: Callable[[Tensor, dict[str, Any]], tuple[Any, ...]],
-    /,
-    hidden_states: Tensor,
-    **arguments: Any,
-) -> Any:
-    """In place of an attention's forward. most: tokens for which `attend` is fewer operations than keys and values."""
-    states, hidden = arguments.get("key_value_states"), arguments.get(mask)
-    usable = hidden is None or isinstance(hidden, Tensor)
-    if states is None or not usable or arguments.get("past_key_values") is not None or hidden_states.shape[1] > most:
-        return usual(hidden_states, **arguments)
-    return outputs(attend(hidden_states, states, hidden), arguments)
+@cache  # The same one each time: what was compiled with it holds.
+def _attending(usual: Any, names: tuple[str, ...], head_dim: int, mask: str, outputs: Outputs) -> type[Any]:
+    """The class of attention, but that few tokens attend as `_attend` does: up to half of head_dim, for which it is surely
+    fewer operations."""
+
+    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Any:
+        states, hidden = arguments.get("key_value_states"), arguments.get(mask)
+        few = states is not None and 2 * hidden_states.shape[1] <= head_dim
+        if not few or arguments.get("past_key_values") is not None or not (hidden is None or isinstance(hidden, Tensor)):
+            return usual.forward(self, hidden_states, **arguments)
+        layers = [getattr(self, name) for name in names]
+        return outputs(_attend(layers, head_dim, self.scaling, hidden_states, states, hidden), arguments)
+
+    return type(usual.__name__, (usual,), {"forward": forward})
 
 
 def _attend(
-    layers: Sequence[Any],
-    heads: int,
-    scaling: float,
-    /,
-    tokens: Tensor,
-    states: Tensor,
-    mask: Tensor | None,
+    layers: Sequence[Any], head_dim: int, scaling: float, tokens: Tensor, states: Tensor, mask: Tensor | None
 ) -> Tensor:
     """What tokens [B, N, d] add after attending to states [B, T, d] (mask: [B or 1, 1, N or 1, T], added, or bool).
     layers: of queries, keys, values and the output.
@@ -81,13 +75,14 @@ def _attend(
     """
     query, key, value, output = layers
     rows, count, _ = tokens.shape
-    queries = (query(tokens) * scaling).view(rows, count, heads, -1)
-    taken = torch.einsum("bnhc,hcd->bhnd", queries, key.weight.view(heads, queries.shape[-1], -1))
+    queries = (query(tokens) * scaling).view(rows, count, -1, head_dim)
+    heads = queries.shape[2]
+    taken = torch.einsum("bnhc,hcd->bhnd", queries, key.weight.view(heads, head_dim, -1))
     scores = (taken.flatten(1, 2) @ states.transpose(1, 2)).view(rows, heads, count, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     weights = torch.softmax(scores, -1)
     mean = (weights.flatten(1, 2) @ states).view(rows, heads, count, -1)
-    values = torch.einsum("bhnd,hcd->bnhc", mean, value.weight.view(heads, queries.shape[-1], -1)).flatten(2)
+    values = torch.einsum("bhnd,hcd->bnhc", mean, value.weight.view(heads, head_dim, -1)).flatten(2)
     found: Tensor = output(values if value.bias is None else values + value.bias)
     return found

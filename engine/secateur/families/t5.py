@@ -93,9 +93,12 @@ def _buckets(attention: Any, distances: Tensor) -> Tensor:
 @contextmanager
 def _cheaper(model: nn.Module) -> Iterator[None]:
     cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
-    attends = few_queries(model, cross, mask="mask", outputs=lambda output, given: (output, given.get("position_bias"), None))
-    with _distances_looked_up(model), attends:
+    with _distances_looked_up(model), few_queries(model, cross, mask="mask", outputs=_attention_outputs):
         yield
+
+
+def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    return output, arguments.get("position_bias"), None
 
 
 @contextmanager
