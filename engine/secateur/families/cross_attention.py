@@ -54,8 +54,8 @@ def _attending(usual: Any, names: tuple[str, ...], head_dim: int, mask: str, out
 
     def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Any:
         states, hidden = arguments.get("key_value_states"), arguments.get(mask)
-        few = states is not None and 2 * hidden_states.shape[1] <= head_dim
-        if not few or arguments.get("past_key_values") is not None or not (hidden is None or isinstance(hidden, Tensor)):
+        understood = arguments.get("past_key_values") is None and (hidden is None or isinstance(hidden, Tensor))
+        if states is None or not understood or 2 * hidden_states.shape[1] > head_dim:
             return usual.forward(self, hidden_states, **arguments)
         layers = [getattr(self, name) for name in names]
         return outputs(_attend(layers, head_dim, self.scaling, hidden_states, states, hidden), arguments)
