@@ -1,4 +1,4 @@
-"""The README's table of bulk scoring, from bench/results/corpus.json."""
+"""The README's table of bulk scoring, from bench/results/corpus.json, and how far another run was from it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,18 @@ def corpus() -> str:
         f"{environment['device']}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
         f"way in turn. Transformers has its best batch size of {sizes}. Padding: {padding}. Compilation took {seconds}.",
         markdown(head, rows),
+        _again(),
         f"Peak memory of the command: {few}, {many}: {memory['ratio']:.3f} times.",
     ]
     return "\n\n".join(lines)
+
+
+def _again() -> str:
+    """The same comparison another time, as shared machines go."""
+    found = result("corpus-again")
+    (model,) = found["models"]
+    ratios = [f"{model['over_pipeline'][way]['median']:.1f}x" for way in OWN]
+    return (
+        f"Another run, of the {model['model']} alone ({found['documents']:,} documents in {found['rounds']} shards), on the same, "
+        f"shared machine: {', '.join(ratios)} in the order of the table."
+    )
