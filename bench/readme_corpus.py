@@ -43,6 +43,6 @@ def _again() -> str:
     (model,) = found["models"]
     ratios = [f"{model['over_pipeline'][way]['median']:.1f}x" for way in OWN]
     return (
-        f"Another run, of the {model['model']} alone ({found['documents']:,} documents in {found['rounds']} shards), on the same, "
+        f"Another run, of the {model['model']} alone ({found['documents']:,} documents in {found['rounds']} shards), on the same "
         f"shared machine: {', '.join(ratios)} in the order of the table."
     )
