@@ -42,7 +42,8 @@ def _again() -> str:
     found = result("corpus-again")
     (model,) = found["models"]
     ratios = [f"{model['over_pipeline'][way]['median']:.1f}x" for way in OWN]
+    size = f"{found['documents']:,} documents in {found['rounds']} shards"
     return (
-        f"Another run, of the {model['model']} alone ({found['documents']:,} documents in {found['rounds']} shards), on the same "
-        f"shared machine: {', '.join(ratios)} in the order of the table."
+        f"Another run, of the {model['model']} alone ({size}), on the same shared machine: {', '.join(ratios)} in the order of the "
+        "table."
     )
