@@ -43,7 +43,5 @@ def _again() -> str:
     (model,) = found["models"]
     ratios = [f"{model['over_pipeline'][way]['median']:.1f}x" for way in OWN]
     size = f"{found['documents']:,} documents in {found['rounds']} shards"
-    return (
-        f"Another run, of the {model['model']} alone ({size}), on the same shared machine: {', '.join(ratios)} in the order of the "
-        "table."
-    )
+    about = f"of the {model['model']} alone ({size}), on the same shared machine"
+    return f"Another run, {about}: {', '.join(ratios)} in the order of the table."
