@@ -49,8 +49,8 @@ def _plain(attention: nn.Module, names: Sequence[str]) -> bool:
 
 @cache  # The same one each time: what was compiled with it holds.
 def _attending(usual: Any, names: tuple[str, ...], head_dim: int, mask: str, outputs: Outputs) -> type[Any]:
-    """The class of attention, but that few tokens attend as `_attend` does: up to half of head_dim, for which it is surely
-    fewer operations."""
+    """The class of attention, but that few tokens attend as `_attend` does: up to half of head_dim, for which it is at most
+    half of the operations for each state (what it does to the tokens beforehand counts where inputs are as short as they)."""
 
     def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Any:
         states, hidden = arguments.get("key_value_states"), arguments.get(mask)
