@@ -82,7 +82,9 @@ def test_pruned_models(case: Case, make_plan: Callable[[Case, str], secateur.Pla
 def test_gradients_are_the_same(case: Case) -> None:
     model = case.model(torch.float64)
     parameters = {
-        name: p for branch in cross_attentions(model) for name, p in model.get_submodule(branch.path).named_parameters()
+        f"{branch.path}.{name}": parameter
+        for branch in cross_attentions(model)
+        for name, parameter in model.get_submodule(branch.path).named_parameters()
     }
 
     def gradients() -> list[Tensor]:

@@ -61,12 +61,16 @@ class Runner:
     def padded(self, length: int) -> int:
         """What a batch is padded to whose longest input has that length. Where oneDNN multiplies (reduced precision on a CPU,
         and what is compiled), lengths are few."""
-        return min(stepped(length), max(longest(self.task, self.model), length)) if self._few_lengths else length
+        return min(stepped(length), max(self._most, length)) if self._few_lengths else length
 
     @cached_property
     def _few_lengths(self) -> bool:
         parameter = next(self.model.parameters())
         return parameter.device.type == "cpu" and (self.compiled is not None or parameter.dtype.itemsize < 4)
+
+    @cached_property  # Asked for each item.
+    def _most(self) -> int:
+        return longest(self.task, self.model)
 
     def label_scores(self, batch: Batch) -> Tensor:
         """The task's, as `compiled` says within `compiling`."""

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from secateur.families.base import untouched
+
 _GELU = nn.GELU(approximate="tanh")  # The same one each time: what was compiled with it holds.
 
 
@@ -19,8 +21,7 @@ def one_pass_activations(model: nn.Module) -> Iterator[None]:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        # What somebody hooked is theirs.
-        if isinstance(child, NewGELUActivation) and not child._forward_hooks and not child._forward_pre_hooks
+        if isinstance(child, NewGELUActivation) and untouched(child)
     ]
     for parent, name, _ in found:
         parent.set_submodule(name, _GELU)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, attention, blocks, feed_forward
 from secateur.families.cross_attention import few_queries
-from secateur.site import Attention, Branch, FeedForward, Stack
+from secateur.site import Branch, FeedForward, Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -40,8 +40,7 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
 
 
 def _cheaper(model: nn.Module) -> AbstractContextManager[None]:
-    cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
-    return few_queries(model, cross, mask="attention_mask", outputs=_attention_outputs)
+    return few_queries(model, _branches(model), mask="attention_mask", outputs=_attention_outputs)
 
 
 def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:

@@ -59,6 +59,12 @@ class Family:
     in_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 
+def untouched(module: nn.Module) -> bool:
+    """Whether nobody hooked a module or replaced its forward, as Accelerate does: something else may stand in for it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not any(getattr(module, name) for name in hooks) and "forward" not in vars(module)
+
+
 def blocks(model: nn.Module, *names: str) -> Iterator[tuple[int, str]]:
     """The number and the path of each item of the module lists that end in one of `names`, in the order of the names."""
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]

@@ -10,26 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.site import Attention
+from secateur.families.base import untouched
+from secateur.site import Attention, Branch
 
 Outputs = Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
 
 
 @contextmanager
-def few_queries(model: nn.Module, cross: Iterable[Attention], *, mask: str, outputs: Outputs) -> Iterator[None]:
+def few_queries(model: nn.Module, branches: Iterable[Branch], *, mask: str, outputs: Outputs) -> Iterator[None]:
     """Within it the model's cross-attentions attend as `_attend` does, where that is fewer operations, with the same outputs up
     to rounding. Keys and values are a seventh of FLAN-T5 base's products of an input with weights.
 
     mask: the name of the argument of the module's forward that holds it. outputs: what that forward returns, of its output and
     its arguments. Modules stay as they are where heads share keys, and where somebody hooked or replaced a layer.
     """
+    attentions = [branch for branch in branches if isinstance(branch, Attention) and branch.heads == branch.groups > 0]
     found: list[tuple[Any, Any]] = []
-    for branch in cross:
+    for branch in (each for each in attentions if each.kind == "cross_attention"):
         attention: Any = model.get_submodule(branch.path)
         usual: Any = type(attention)
         layers = (branch.query, branch.key, branch.value, branch.output)
         names = tuple(path.removeprefix(f"{branch.path}.") for path in layers)
-        if branch.heads == branch.groups > 0 and _plain(attention, names):
+        if _plain(attention, names):
             found.append((attention, usual))
             attention.__class__ = _attending(usual, names, branch.head_dim, mask, outputs)
     try:
@@ -41,10 +43,8 @@ def few_queries(model: nn.Module, cross: Iterable[Attention], *, mask: str, outp
 
 def _plain(attention: nn.Module, names: Sequence[str]) -> bool:
     _, key, value, _ = (attention.get_submodule(name) for name in names)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooked = any(getattr(layer, name) for layer in (key, value) for name in hooks)
-    replaced = any("forward" in vars(module) for module in (attention, key, value))  # As by Accelerate.
-    return type(key) is type(value) is nn.Linear and not hooked and not replaced
+    own = all(type(layer) is nn.Linear and untouched(layer) for layer in (key, value))
+    return own and "forward" not in vars(attention)
 
 
 @cache  # The same one each time: what was compiled with it holds.

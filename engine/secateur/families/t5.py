@@ -92,8 +92,7 @@ def _buckets(attention: Any, distances: Tensor) -> Tensor:
 
 @contextmanager
 def _cheaper(model: nn.Module) -> Iterator[None]:
-    cross = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.kind == "cross_attention"]
-    with _distances_looked_up(model), few_queries(model, cross, mask="mask", outputs=_attention_outputs):
+    with _distances_looked_up(model), few_queries(model, _branches(model), mask="mask", outputs=_attention_outputs):
         yield
 
 
