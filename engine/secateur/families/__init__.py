@@ -16,6 +16,7 @@ from secateur.families.activations import one_pass_activations
 from secateur.families.bart import BART
 from secateur.families.base import Contribution, Family
 from secateur.families.bert import BERT
+from secateur.families.bfloat16_attention import bfloat16_attention
 from secateur.families.checking import checked
 from secateur.families.distilbert import DISTILBERT
 from secateur.families.gpt2 import GPT2
@@ -100,6 +101,7 @@ def _made_cheaper(model: nn.Module) -> ExitStack:
     family = _known(model)
     with ExitStack() as entered:
         entered.enter_context(one_pass_activations(model))
+        entered.enter_context(bfloat16_attention(model))
         if family is not None and family.cheaper is not None:
             entered.enter_context(family.cheaper(model))
         return entered.pop_all()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, attention, blocks, feed_forward
-from secateur.families.cross_attention import few_queries
+from secateur.families.few_queries import few_queries
 from secateur.site import Branch, FeedForward, Stack
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.families.first_token import first_token_alone
 from secateur.site import Branch, FeedForward
 
 
@@ -16,6 +17,14 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         yield attention(model, "encoder", layer, f"{block}.attention.self", projections, head_dim="attention_head_size")
         yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
 
+
+_READERS = {
+    "BertForSequenceClassification": "bert.pooler",
+    "RobertaForSequenceClassification": "classifier",
+    "XLMRobertaForSequenceClassification": "classifier",
+    "CamembertForSequenceClassification": "classifier",
+    "ElectraForSequenceClassification": "classifier",
+}
 
 BERT = Family(
     model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
@@ -28,4 +37,5 @@ BERT = Family(
     config_fields=lambda branch: (
         {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
     ),
+    cheaper=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.families.first_token import first_token_alone
 from secateur.site import Branch, FeedForward
 
 
@@ -27,4 +28,7 @@ DISTILBERT = Family(
         "dim": heads * head_dim,
     },
     config_fields=lambda branch: {"hidden_dim": branch.width} if isinstance(branch, FeedForward) else {"n_heads": branch.heads},
+    cheaper=lambda model: first_token_alone(
+        model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
+    ),
 )

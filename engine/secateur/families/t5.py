@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.families.base import Family, attention, blocks, feed_forward
-from secateur.families.cross_attention import few_queries
+from secateur.families.few_queries import few_queries
 from secateur.rebuild import Rebuild
 from secateur.site import Attention, Branch, FeedForward, Stack
 

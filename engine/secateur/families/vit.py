@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from secateur.families.base import Family, attention, blocks, feed_forward
+from secateur.families.first_token import first_token_alone
 from secateur.site import Branch, FeedForward, Stack
 
 
@@ -34,4 +35,7 @@ VIT = Family(
         else {"num_attention_heads": branch.heads, "head_dim": branch.head_dim}
     ),
     keep_blocks=_keep_blocks,
+    cheaper=lambda model: first_token_alone(
+        model, "layers", _branches(model), {"ViTForImageClassification": ""}, "layernorm_before"
+    ),
 )

@@ -1,16 +1,17 @@
-"""Cross-attention of a few tokens to many: queries are taken to where keys come from, so that no key and no value is made."""
+"""Attention of a few tokens to many: queries are taken to where keys come from, so that no key and no value is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.families.base import untouched
+from secateur.families.base import of_class, untouched
 from secateur.site import Attention, Branch
 
 Outputs = Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
@@ -22,37 +23,39 @@ def few_queries(model: nn.Module, branches: Iterable[Branch], *, mask: str, outp
     to rounding. Keys and values are a seventh of FLAN-T5 base's products of an input with weights.
 
     mask: the name of the argument of the module's forward that holds it. outputs: what that forward returns, of its output and
-    its arguments. Modules stay as they are where heads share keys, and where somebody hooked or replaced a layer.
+    its arguments. Modules stay as they are that `makes_keys` does not tell.
     """
-    attentions = [branch for branch in branches if isinstance(branch, Attention) and branch.heads == branch.groups > 0]
-    found: list[tuple[Any, Any]] = []
-    for branch in (each for each in attentions if each.kind == "cross_attention"):
-        attention: Any = model.get_submodule(branch.path)
-        usual: Any = type(attention)
-        layers = (branch.query, branch.key, branch.value, branch.output)
-        names = tuple(path.removeprefix(f"{branch.path}.") for path in layers)
-        if _plain(attention, names):
-            found.append((attention, usual))
-            attention.__class__ = _attending(usual, names, branch.head_dim, mask, outputs)
-    try:
+    with ExitStack() as undo:
+        for branch in branches:
+            if isinstance(branch, Attention) and branch.kind == "cross_attention" and makes_keys(model, branch):
+                undo.enter_context(of_class(model.get_submodule(branch.path), attending(model, branch, mask, outputs)))
         yield
-    finally:
-        for attention, usual in found:
-            attention.__class__ = usual
 
 
-def _plain(attention: nn.Module, names: Sequence[str]) -> bool:
-    _, key, value, _ = (attention.get_submodule(name) for name in names)
-    own = all(type(layer) is nn.Linear and untouched(layer) for layer in (key, value))
-    return own and "forward" not in vars(attention)
+def makes_keys(model: nn.Module, branch: Attention) -> bool:
+    """Whether an attention can attend by `_attend`: it has heads, which do not share keys, and nobody hooked or replaced the
+    layers that would not be called."""
+    layers = (model.get_submodule(path) for path in (branch.key, branch.value))
+    plain = all(type(layer) is nn.Linear and untouched(layer) for layer in layers)
+    return branch.heads == branch.groups > 0 and plain and "forward" not in vars(model.get_submodule(branch.path))
+
+
+def attending(model: nn.Module, branch: Attention, mask: str, outputs: Outputs) -> type[Any]:
+    """The class of an attention that `makes_keys`, but that few tokens attend to `key_value_states` as `_attend` does: up to
+    half of a head's channels, for which it is at most half of the operations for each state (what it does to the tokens
+    beforehand counts where inputs are as short as they). mask, outputs: as in `few_queries`."""
+    names = [path.removeprefix(f"{branch.path}.") for path in (branch.query, branch.key, branch.value, branch.output)]
+    inside = names if branch.output.startswith(f"{branch.path}.") else names[:3]
+    usual: Any = type(model.get_submodule(branch.path))
+    return _attending(usual, tuple(inside), branch.head_dim, mask, outputs)
 
 
 @cache  # The same one each time: what was compiled with it holds.
 def _attending(usual: Any, names: tuple[str, ...], head_dim: int, mask: str, outputs: Outputs) -> type[Any]:
-    """The class of attention, but that few tokens attend as `_attend` does: up to half of head_dim, for which it is at most
-    half of the operations for each state (what it does to the tokens beforehand counts where inputs are as short as they)."""
+    _, _, *order = signature(usual.forward).parameters  # After self and the tokens.
 
-    def forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Any:
+    def forward(self: Any, hidden_states: Tensor, *positional: Any, **named: Any) -> Any:
+        arguments = {**dict(zip(order, positional, strict=False)), **named}
         states, hidden = arguments.get("key_value_states"), arguments.get(mask)
         understood = arguments.get("past_key_values") is None and (hidden is None or isinstance(hidden, Tensor))
         if states is None or not understood or 2 * hidden_states.shape[1] > head_dim:
@@ -67,13 +70,13 @@ def _attend(
     layers: Sequence[Any], head_dim: int, scaling: float, tokens: Tensor, states: Tensor, mask: Tensor | None
 ) -> Tensor:
     """What tokens [B, N, d] add after attending to states [B, T, d] (mask: [B or 1, 1, N or 1, T], added, or bool).
-    layers: of queries, keys, values and the output.
+    layers: of queries, keys and values, and of the output, if it is theirs to make.
 
     A head's score q . (K s + k) is (K'q) . s + q . k, of which the last is the same for all states and falls out of the
     softmax; and the mean of its values is V times the mean of the states, plus v, as weights add up to 1. So a head multiplies
     the states by N vectors twice, instead of by the rows of K and V.
     """
-    query, key, value, output = layers
+    query, key, value, *output = layers
     rows, count, _ = tokens.shape
     queries = (query(tokens) * scaling).view(rows, count, -1, head_dim)
     heads = queries.shape[2]
@@ -84,5 +87,7 @@ def _attend(
     weights = torch.softmax(scores, -1)
     mean = (weights.flatten(1, 2) @ states).view(rows, heads, count, -1)
     values = torch.einsum("bhnd,hcd->bnhc", mean, value.weight.view(heads, head_dim, -1)).flatten(2)
-    found: Tensor = output(values if value.bias is None else values + value.bias)
+    found: Tensor = values if value.bias is None else values + value.bias
+    for layer in output:
+        found = layer(found)
     return found
