@@ -38,10 +38,10 @@ def corpus() -> str:
 
 
 def _again() -> str:
-    """The same comparison another time, as shared machines go."""
+    """How far another run was from it, as shared machines go."""
     found = result("corpus-again")
-    (model,) = found["models"]
-    ratios = [f"{model['over_pipeline'][way]['median']:.1f}x" for way in OWN]
-    size = f"{found['documents']:,} documents in {found['rounds']} shards"
-    about = f"of the {model['model']} alone ({size}), on the same shared machine"
-    return f"Another run, {about}: {', '.join(ratios)} in the order of the table."
+    ratios = []
+    for each in found["models"]:
+        medians = ", ".join(f"{each['over_pipeline'][way]['median']:.1f}x" for way in OWN)
+        ratios.append(f"{each['model']} {medians}")
+    return f"Another run, over transformers and in the order of the table: {'; '.join(ratios)}."

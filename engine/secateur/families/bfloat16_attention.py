@@ -39,7 +39,7 @@ def _is_bfloat16_on_cpu(model: nn.Module) -> bool:
 
 @cache
 def _multiplies_in_vectors() -> bool:
-    able = torch.cpu.get_capabilities()
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # Not in older releases, which tell nothing.
     return bool(able.get("avx512_bf16")) and not able.get("amx_bf16")
 
 
@@ -64,9 +64,9 @@ def _attention(
     ours = (
         query.dtype == torch.bfloat16
         and query.shape == key.shape
-        and not getattr(module, "is_causal", True)
+        and not options.get("is_causal", getattr(module, "is_causal", True))
         and (attention_mask is None or attention_mask.dtype == torch.bool)
-        and options.get("position_bias") is None
+        and all(options.get(name) is None for name in ("position_bias", "softcap", "s_aux", "cache"))
         and not (module.training or torch.is_grad_enabled())
     )
     if not ours:

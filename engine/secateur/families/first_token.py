@@ -68,7 +68,8 @@ def _for_first_token(usual: Any, norm: str | None) -> type[Any]:
     """The class of a block, but that it computes the output [B, 1, d] of the first of its tokens [B, T, d]."""
 
     def forward(self: Any, hidden_states: Tensor, attention_mask: Any = None, *rest: Any, **named: Any) -> Any:
-        if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4):
+        understood = attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4)
+        if not understood or named.get("past_key_values") is not None:
             return usual.forward(self, hidden_states, attention_mask, *rest, **named)
         mask = None if attention_mask is None else attention_mask[:, :, :1]
         states = hidden_states if norm is None else getattr(self, norm)(hidden_states)
