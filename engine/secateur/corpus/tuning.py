@@ -90,13 +90,7 @@ def tuned(
         if taken:
             best, speed = other, found
 
-    if on_cpu and threads is None and best.workers > 1:
-        for each in {best.workers, min(best.workers, 4)} - {1}:
-            split = replace(best, workers=best.workers // each, threads=each)
-            consider(split, f"{split.workers} workers of {each} threads")
-    if max_tokens is None:
-        for tokens in TOKENS["cpu" if on_cpu else "cuda"][1:]:
-            consider(replace(best, max_tokens=tokens), f"batches of {tokens} tokens")
+    # Before threads and batches, of which others may be best in another dtype.
     if any_dtype and on_cpu and next(runner.model.parameters()).dtype == torch.float32:
         narrow = replace(best, model=copy.deepcopy(runner.model).to(torch.bfloat16))
         change = trial.change(best, narrow)
@@ -104,6 +98,13 @@ def tuned(
             consider(narrow, f"bfloat16, probabilities within {change:.4f}")
         else:
             say(f"bfloat16 left out: a probability changes by {change:.4f}")
+    if on_cpu and threads is None and best.workers > 1:
+        for each in {best.workers, min(best.workers, 4)} - {1}:
+            split = replace(best, workers=best.workers // each, threads=each)
+            consider(split, f"{split.workers} workers of {each} threads")
+    if max_tokens is None:
+        for tokens in TOKENS["cpu" if on_cpu else "cuda"][1:]:
+            consider(replace(best, max_tokens=tokens), f"batches of {tokens} tokens")
     if compile is None and (why := _too_short(sample, speed)):
         say(f"compilation left out: {why}")
     elif compile is not False:
