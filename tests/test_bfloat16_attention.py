@@ -115,7 +115,7 @@ def test_others_are_as_they_were(calls: list[tuple[int, ...]], monkeypatch: pyte
     assert not calls
 
 
-@pytest.mark.parametrize("name", ["bert-sequence", "bart", "t5-gated"])
+@pytest.mark.parametrize("name", ["bert-sequence", "bart", "vit"])
 def test_nothing_is_left_behind(name: str) -> None:
     model: Any = CASES[name].model(torch.bfloat16)
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]

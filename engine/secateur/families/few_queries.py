@@ -61,7 +61,8 @@ def _attending(usual: Any, names: tuple[str, ...], head_dim: int, mask: str, out
         if states is None or not understood or 2 * hidden_states.shape[1] > head_dim:
             return usual.forward(self, hidden_states, **arguments)
         layers = [getattr(self, name) for name in names]
-        return outputs(_attend(layers, head_dim, self.scaling, hidden_states, states, hidden), arguments)
+        scaling = getattr(self, "scaling", 1.0)  # T5 has none, and older releases of it do not say so.
+        return outputs(_attend(layers, head_dim, scaling, hidden_states, states, hidden), arguments)
 
     return type(usual.__name__, (usual,), {"forward": forward})
 
