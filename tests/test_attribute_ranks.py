@@ -149,6 +149,38 @@ def test_bad_input_by_processes_is_one_line(files: Run) -> None:
     assert not Path("s").exists()
 
 
+HELD = """
+import os
+from pathlib import Path
+
+import typer
+
+from secateur.cli.torchrun import processes
+from secateur.errors import InputError
+
+
+def fail(group):
+    raise InputError("x: expected y")
+
+
+try:
+    with processes("cpu", None) as ranks:
+        fail(ranks.group)
+except typer.Exit:
+    names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    Path(f"threads.{os.environ['RANK']}").write_text("".join(name for name in names if "gloo" in name))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+def test_a_group_ends_with_its_error(tmp_path: Path) -> None:
+    # Its threads would abort a process that ends, instead of letting it exit with 2.
+    (tmp_path / "job.py").write_text(HELD)
+    command = [sys.executable, *LAUNCHER, "job.py"]
+    subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    assert [(tmp_path / f"threads.{rank}").read_text() for rank in range(2)] == ["", ""]
+
+
 class Killed(Exception):
     """In place of a signal."""
 
