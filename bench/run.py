@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,10 @@ def layers_of_taggers() -> dict[str, Any]:
     return ldnet()
 
 
-def bulk_scoring() -> dict[str, Any]:
+def bulk_scoring(memory: bool = True) -> dict[str, Any]:
     from corpus import corpus
 
-    return corpus()
-
-
-def bulk_scoring_again() -> dict[str, Any]:
-    from corpus import corpus
-
-    return corpus(memory=False)
+    return corpus(memory=memory)
 
 
 def deleted_layers() -> dict[str, Any]:
@@ -132,7 +127,7 @@ RUNS = {
     "ldnet": layers_of_taggers,
     "layers": deleted_layers,
     "corpus": bulk_scoring,
-    "corpus-again": bulk_scoring_again,
+    "corpus-again": partial(bulk_scoring, memory=False),
     "real-models": whole_flow_on_real_weights,
     "compatibility": ways_to_run,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,14 +38,6 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
     return [table.register_forward_hook(instead) for table in tables]
 
 
-def _cheaper(model: nn.Module) -> AbstractContextManager[None]:
-    return few_queries(model, _branches(model), mask="attention_mask", outputs=_attention_outputs)
-
-
-def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    return output, None
-
-
 BART = Family(
     model_types=("bart", "marian"),
     branches=_branches,
@@ -61,5 +52,5 @@ BART = Family(
         else {f"{branch.stack}_attention_heads": branch.heads}
     ),
     place_in_decoder=_place_in_decoder,
-    cheaper=_cheaper,
+    cheaper=lambda model: few_queries(model, _branches(model)),
 )

@@ -76,7 +76,7 @@ def _attention(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
         return found
-    attend = torch.ops.secateur.bfloat16_by_products if torch.compiler.is_compiling() else _attend
+    attend = getattr(torch.ops.secateur, _NAME) if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, attention_mask, scaling), None
 
 

@@ -17,13 +17,19 @@ from secateur.site import Attention, Branch
 Outputs = Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
 
 
+def _without_weights(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    return output, None
+
+
 @contextmanager
-def few_queries(model: nn.Module, branches: Iterable[Branch], *, mask: str, outputs: Outputs) -> Iterator[None]:
+def few_queries(
+    model: nn.Module, branches: Iterable[Branch], *, mask: str = "attention_mask", outputs: Outputs = _without_weights
+) -> Iterator[None]:
     """Within it the model's cross-attentions attend as `_attend` does, where that is fewer operations, with the same outputs up
     to rounding. Keys and values are a seventh of FLAN-T5 base's products of an input with weights.
 
     mask: the name of the argument of the module's forward that holds it. outputs: what that forward returns, of its output and
-    its arguments. Modules stay as they are that `makes_keys` does not tell.
+    its arguments. Modules for which `makes_keys` does not hold stay as they are.
     """
     with ExitStack() as undo:
         for branch in branches:
@@ -40,7 +46,9 @@ def makes_keys(model: nn.Module, branch: Attention) -> bool:
     return branch.heads == branch.groups > 0 and plain and "forward" not in vars(model.get_submodule(branch.path))
 
 
-def attending(model: nn.Module, branch: Attention, mask: str, outputs: Outputs) -> type[Any]:
+def attending(
+    model: nn.Module, branch: Attention, mask: str = "attention_mask", outputs: Outputs = _without_weights
+) -> type[Any]:
     """The class of an attention that `makes_keys`, but that few tokens attend to `key_value_states` as `_attend` does: up to
     half of a head's channels, for which it is at most half of the operations for each state (what it does to the tokens
     beforehand counts where inputs are as short as they). mask, outputs: as in `few_queries`."""

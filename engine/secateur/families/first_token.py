@@ -49,18 +49,13 @@ def _changed(
         return [(block, _for_first_token(usual, norm))]
     if getattr(attends, "is_causal", False) or attention.head_dim < 2 or not makes_keys(model, attention):
         return []
-    kind = attending(model, attention, "attention_mask", _outputs)
-    return [(attends, kind), (block, _for_first_token(usual, norm))]
+    return [(attends, attending(model, attention)), (block, _for_first_token(usual, norm))]
 
 
 def _code(module: nn.Module) -> str:
     """The name of a module's forward, if it is of transformers."""
     forward = type(module).forward
     return forward.__qualname__ if forward.__module__.startswith("transformers.") else ""
-
-
-def _outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    return output, None
 
 
 @cache  # The same one each time: what was compiled with it holds.
