@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from traceback import clear_frames
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ def processes(device: str, device_map: str | None) -> Iterator[Ranks]:
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Ranks(None)
         return
+    # Transformers imports it with a model. Its functions have the group of that time as their default, and so would keep
+    # the group's threads until the interpreter ends, which these may abort. Now there is no group yet.
+    importlib.import_module("torch.distributed.nn")
     # What is sent are sums on the CPU; a slow batch may keep the others waiting for long.
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     ranks = Ranks(dist.group.WORLD)
@@ -39,20 +42,9 @@ def processes(device: str, device_map: str | None) -> Iterator[Ranks]:
         if ranks.rank == 0:
             tell(str(error))
         dist.barrier()  # torchrun ends the others as soon as one has exited: not before the line is out.
-        _forget_frames(error)
         raise typer.Exit(2) from None
     finally:
-        # Nobody else may hold the group: its threads would abort the process at the interpreter's end.
-        ranks.group = None
         dist.destroy_process_group()
-
-
-def _forget_frames(error: BaseException) -> None:
-    """What was local where an error was raised, and where those were that it came from, is let go."""
-    link: BaseException | None = error
-    while link is not None:
-        clear_frames(link.__traceback__)
-        link = link.__context__
 
 
 def _take_device(device: str, local_rank: int) -> None:
