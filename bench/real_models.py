@@ -108,7 +108,7 @@ SUBJECTS = {
 def real_models(subjects: Sequence[str] = tuple(SUBJECTS), unit: AttentionUnit | None = None) -> dict[str, Any]:
     """One thread. unit: of attention, for all subjects; their own by default."""
     torch.set_num_threads(1)
-    return {"processor": _processor(), "subjects": {name: _flow(name, SUBJECTS[name], unit) for name in subjects}}
+    return {"subjects": {name: _flow(name, SUBJECTS[name], unit) for name in subjects}}
 
 
 def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, Any]:
@@ -291,11 +291,6 @@ def _peak() -> int:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:

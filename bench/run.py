@@ -1,7 +1,7 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
 python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-again] [real-models] [compatibility]
+    [layers] [corpus] [corpus-again] [corpus-other-cpu] [real-models] [compatibility]
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ RUNS = {
     "layers": deleted_layers,
     "corpus": bulk_scoring,
     "corpus-again": partial(bulk_scoring, memory=False),
+    "corpus-other-cpu": partial(bulk_scoring, memory=False),
     "real-models": whole_flow_on_real_weights,
     "compatibility": ways_to_run,
 }

@@ -23,8 +23,8 @@ BOTH_SIDES = ("bert-sequence", "bert-token", "roberta", "electra", "distilbert",
 
 @pytest.fixture(autouse=True)
 def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine's CPU multiplies in."""
-    monkeypatch.setattr(OURS, "_multiplies_in_vectors", lambda: True)
+    """Whatever this machine's CPU is."""
+    monkeypatch.setattr(OURS, "_products_are_faster", lambda: True)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_others_are_as_they_were(calls: list[tuple[int, ...]], monkeypatch: pyte
         with cheaper(model):
             BERT.logits(model)
     narrow.set_attn_implementation("sdpa")
-    monkeypatch.setattr(OURS, "_multiplies_in_vectors", lambda: False)
+    monkeypatch.setattr(OURS, "_products_are_faster", lambda: False)
     with cheaper(narrow):
         BERT.logits(narrow)
     assert not calls

@@ -18,6 +18,7 @@ from secateur import cost
 from secateur.errors import InputError
 from secateur.families import branches
 from secateur.gates import undisturbed
+from secateur.processor import processor
 from secateur.site import FeedForward
 from secateur.tasks.image import image_shape, image_tokens, reads_images
 
@@ -123,13 +124,14 @@ def forward_options(model: nn.Module) -> dict[str, Any]:
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
-    """Device, dtype, threads and versions of a measurement."""
+    """Device, processor, dtype, threads and versions of a measurement."""
     import transformers
 
     parameter = next(model.parameters())
     cuda = parameter.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(parameter.device) if cuda else f"CPU ({platform.machine()})",
+        "processor": processor(),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

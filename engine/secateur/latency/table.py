@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -150,7 +149,7 @@ def latency_table(
     _check(model, widths, batch_size=batch_size, length=length, target_length=target_length, pairs=pairs)
     chosen = sites(model, unit=unit)
     shape = {"batch_size": batch_size, "length": length, "target_length": target_length}
-    about: dict[str, Any] = {"environment": _environment(model), "fingerprint": fingerprint(model), "unit": unit, **shape}
+    about: dict[str, Any] = {"environment": environment(model), "fingerprint": fingerprint(model), "unit": unit, **shape}
     path = cached_at(model, {**about, "widths": sorted(widths)})
     if cache and path.exists():
         try:
@@ -191,15 +190,6 @@ def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and sizes["length"] > longest:
         raise InputError(f"length: expected at most the model's {longest} positions, got {sizes['length']}")
-
-
-def _environment(model: nn.Module) -> dict[str, Any]:
-    """As `benchmark` tells it, with the processor: a cache may be shared between machines."""
-    processor = platform.processor()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    return {**environment(model), "processor": processor}
 
 
 def _sweeps(chosen: Sequence[Site]) -> list[list[Site]]:
