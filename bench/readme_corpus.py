@@ -1,4 +1,4 @@
-"""The README's table of bulk scoring, from bench/results/corpus.json, and how far another run was from it."""
+"""The README's table of bulk scoring, from bench/results/corpus.json, and how far other runs were from it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def corpus() -> str:
         f"{environment['device']}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
         f"way in turn. Transformers has its best batch size of {sizes}. Padding: {padding}. Compilation took {seconds}.",
         markdown(head, rows),
-        _again(),
+        f"Another run, over transformers and in the order of the table: {_ratios('corpus-again')}.",
+        f"On another CPU ({result('corpus-other-cpu')['environment']['processor']}): {_ratios('corpus-other-cpu')}.",
         f"Peak memory of the command: {few}, {many}: {memory['ratio']:.3f} times.",
     ]
     return "\n\n".join(lines)
 
 
-def _again() -> str:
-    """How far another run was from it, as shared machines go."""
-    found = result("corpus-again")
-    ratios = []
-    for each in found["models"]:
+def _ratios(name: str) -> str:
+    """A run's ratios over transformers, in the order of the table."""
+    found = []
+    for each in result(name)["models"]:
         medians = ", ".join(f"{each['over_pipeline'][way]['median']:.1f}x" for way in OWN)
-        ratios.append(f"{each['model']} {medians}")
-    return f"Another run, over transformers and in the order of the table: {'; '.join(ratios)}."
+        found.append(f"{each['model']} {medians}")
+    return "; ".join(found)
