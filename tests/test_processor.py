@@ -1,0 +1,30 @@
+"""The processor that measurements are said to be of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from secateur import processor
+
+CPUINFO = Path("/proc/cpuinfo")
+LINES = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
+NAMES = [line.partition(":")[2].strip() for line in LINES if line.startswith("model name")]
+
+
+@pytest.mark.parametrize(
+    ("able", "said"),
+    [({"amx_bf16": True, "avx512_bf16": True}, "amx_bf16"), ({"amx_bf16": False, "avx2": True}, "avx2")],
+    ids=["the fastest", "the only one"],
+)
+def test_its_instructions_are_told(monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], said: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert processor.processor().rpartition(", ")[2] == said
+
+
+@pytest.mark.skipif(not NAMES, reason="needs Linux's names of CPUs")
+def test_without_instructions_it_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # As in older releases of torch.
+    assert processor.processor() in NAMES
