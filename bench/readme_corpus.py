@@ -25,10 +25,11 @@ def corpus() -> str:
     memory = found["memory"]
     few, many = (f"{name.partition('_')[0]} documents {value:.0f} MiB" for name, value in list(memory.items())[:2])
     environment = found["environment"]
+    processor = environment.get("processor", environment["device"])  # Not in results of before it was told.
     sizes = ", ".join(found["models"][0]["pipeline_batch_sizes"])
     lines = [
         f"{found['documents']:,} documents of 5 to 400 words in {found['rounds']} Parquet shards, {found['cores']} cores of "
-        f"{environment['device']}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
+        f"{processor}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
         f"way in turn. Transformers has its best batch size of {sizes}. Padding: {padding}. Compilation took {seconds}.",
         markdown(head, rows),
         f"Another run, over transformers and in the order of the table: {_ratios('corpus-again')}.",

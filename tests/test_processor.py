@@ -20,7 +20,7 @@ NAMES = [line.partition(":")[2].strip() for line in LINES if line.startswith("mo
     ids=["the fastest", "the only one"],
 )
 def test_its_instructions_are_told(monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], said: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     assert processor.processor().rpartition(", ")[2] == said
 
 

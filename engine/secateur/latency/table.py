@@ -38,7 +38,7 @@ Pair = tuple[Times, Times]
 class LatencyTable:
     """What a dense model's forward pass and each of its branches cost on one machine, for one shape of batch.
 
-    environment: device, threads and versions of the measurement; fingerprint, unit: of the model, and of its attention's sites.
+    environment: of the measurement, as `benchmark` tells it; fingerprint, unit: of the model, and of its attention's sites.
     total: milliseconds of a whole dense pass. sites[site name]: number of units to milliseconds of the branch that keeps that
     many, ascending; the last is the whole one. both[attention name]: the same for V and O channels, where Q and K keep the
     same share: the core narrows with the wider of the two, so that the savings don't add up. rest: milliseconds of all between
