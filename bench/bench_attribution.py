@@ -11,9 +11,9 @@ from interleaved import compare
 from models import Case, bare
 from torch import Tensor
 
-from secateur.criteria import GradientActivation
-from secateur.discovery import sites
-from secateur.gates import undisturbed
+from secateur.attribution.criteria import GradientActivation
+from secateur.model.discovery import sites
+from secateur.model.undisturbed import undisturbed
 
 
 def taylor(case: Case) -> dict[str, Tensor]:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import secateur
-from secateur.benchmarking import synthetic_batches
-from secateur.discovery import fingerprint, sites
-from secateur.planning import Plan
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.discovery import fingerprint, sites
+from secateur.planning.plan import Plan
 
 
 @pytest.mark.parametrize("name", models.cases())

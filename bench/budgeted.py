@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 import secateur
-from secateur import cost
-from secateur.families import branches
-from secateur.site import Attention, Site
+from secateur.model import cost
+from secateur.model.branches import Attention
+from secateur.model.families import branches
+from secateur.model.sites import Site
 
 
 def layer_flops(model: nn.Module, tokens: Mapping[str, float]) -> float:

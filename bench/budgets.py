@@ -30,13 +30,14 @@ from torch import nn
 from torch_pruning_taylor import T5, torch_pruning
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment, synthetic_batches
-from secateur.choosing import alternatives
-from secateur.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
-from secateur.errors import InputError
-from secateur.ledger import Ledger
-from secateur.site import AttentionUnit
+from secateur.attribution.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
+from secateur.data import builtin
+from secateur.flow.choose import alternatives
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.sites import AttentionUnit
+from secateur.support.environment import environment
+from secateur.support.errors import InputError
+from secateur.support.ledger import Ledger
 from secateur.tasks import Task
 
 SHARES = (0.7, 0.5, 0.33)

@@ -24,7 +24,7 @@ def files() -> dict[str, Path]:
 
 def write_text(path: Path, split: str = "train") -> None:
     """The tokens of a split as raw text, a sentence a line, for a language model."""
-    from secateur.columns import read_columns
+    from secateur.data.conll import read_columns
 
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(" ".join(sentence.tokens) + "\n" for sentence in read_columns(files()[split], COLUMNS["token"]))

@@ -25,8 +25,6 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shapes import keep_kernels
@@ -34,6 +32,8 @@ from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import find_sources
 from secateur.corpus.tuning import Sample, tuned, usable_cores
 from secateur.corpus.windows import windows
+from secateur.data import builtin
+from secateur.support.environment import environment
 from secateur.tasks import Task
 
 TASK = "domain"

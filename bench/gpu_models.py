@@ -19,9 +19,9 @@ from interleaved import compare
 from models import Case, bare
 
 from secateur import GradientActivation, IntegratedGradients
-from secateur.criteria import Criterion
-from secateur.discovery import sites
-from secateur.gates import undisturbed
+from secateur.attribution.criteria import Criterion
+from secateur.model.discovery import sites
+from secateur.model.undisturbed import undisturbed
 from secateur_kernels.backend import Backend, uses_triton, using
 
 NODES = 4

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment
-from secateur.criteria import GradientActivation, IntegratedGradients
-from secateur.discovery import branches_of, sites
-from secateur.gates import undisturbed
-from secateur.integrated.paths import LayerPath
-from secateur.integrated.quadrature import gauss
-from secateur.integrated.replay import Replay, leaf_ports
-from secateur.site import Site
+from secateur.attribution.criteria import GradientActivation, IntegratedGradients
+from secateur.attribution.integrated.paths import LayerPath
+from secateur.attribution.integrated.quadrature import gauss
+from secateur.attribution.integrated.replay import Replay, leaf_ports
+from secateur.data import builtin
+from secateur.model.discovery import branches_of, sites
+from secateur.model.sites import Site
+from secateur.model.undisturbed import undisturbed
+from secateur.support.environment import environment
 from secateur.tasks import Batch, Task
 
 TOKENS = 4096

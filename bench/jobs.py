@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import secateur
-from secateur import builtin
+from secateur.data import builtin
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from budgeted import all_flops, plan_of, unit_flops
 from torch import Tensor, nn
 
 import secateur
-from secateur.criteria import GradientActivation
-from secateur.discovery import branches_of, sites
-from secateur.families import branches
-from secateur.gates import undisturbed
-from secateur.integrated.replay import replaced
-from secateur.site import Branch, Site
+from secateur.attribution.criteria import GradientActivation
+from secateur.model.branches import Branch
+from secateur.model.discovery import branches_of, sites
+from secateur.model.families import branches
+from secateur.model.hooks import replaced
+from secateur.model.sites import Site
+from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Batch, Task
-from secateur.tasks.base import model_device
+from secateur.tasks.batches import model_device
 
 Stage = Literal["search", "rearrangement", "tuning"]
 CRITERION = GradientActivation(target="log_probability", over_examples="signed")

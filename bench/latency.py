@@ -13,8 +13,10 @@ from torch import nn
 
 import secateur
 from secateur import LatencyTable, Plan
-from secateur.benchmarking import benchmark, environment, synthetic_batches
-from secateur.discovery import fingerprint
+from secateur.measuring.benchmark import benchmark
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.discovery import fingerprint
+from secateur.support.environment import environment
 
 MODELS = ("builtin-t5", "minilm-shape", "llama-shape")
 SPEEDUPS = (1.5, 2.0, 100.0)

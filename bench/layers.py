@@ -22,15 +22,17 @@ from models import cases
 from torch import Tensor, nn
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import benchmark, environment, synthetic_batches
-from secateur.blocks import layers as layers_of
-from secateur.columns import SpanFile
-from secateur.cost import parameters
-from secateur.layer_scoring import choose_layers
-from secateur.learned.layer_gates import LayerGates
-from secateur.learned.layer_training import GatedAdamW, task_features, train
-from secateur.learned.trainer import trainer_arguments
+from secateur.attribution.layer_scores import choose_layers
+from secateur.data import builtin
+from secateur.data.conll import SpanFile
+from secateur.learned.layers.layer_gates import LayerGates
+from secateur.learned.layers.layer_training import GatedAdamW, task_features, train
+from secateur.learned.shared.trainer import trainer_arguments
+from secateur.measuring.benchmark import benchmark
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.blocks import layers as layers_of
+from secateur.model.cost import parameters
+from secateur.support.environment import environment
 
 SCORES = ("influence", "gradient", "ig")
 STEPS, SIZE = 100, 32

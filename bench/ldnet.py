@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from interleaved import compare
 
-from secateur.benchmarking import environment
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, Vocabularies, collate
 from secateur.learned.ldnet.vocabulary import Vocabulary
+from secateur.support.environment import environment
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 TAGS = ("O", *(f"{prefix}-{kind}" for kind in ("LOC", "MISC", "ORG", "PER") for prefix in "BIES"))

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from transformers import T5ForConditionalGeneration as T5
 
 import secateur
-from secateur import builtin
-from secateur.gates import undisturbed
+from secateur.data import builtin
+from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Batch, Item, Task
 
 

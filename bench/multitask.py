@@ -15,13 +15,15 @@ from minilm import folder
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from secateur.benchmarking import benchmark, environment, synthetic_batches
-from secateur.cli.multitask import load_encoder
-from secateur.learned.encoder_tasks import Classification
-from secateur.learned.exporting import ENCODER, SPARSE, export, save
-from secateur.learned.multitask import MultitaskPruning
-from secateur.learned.multitask_model import MultitaskModel
-from secateur.learned.training import LEARNING_RATES
+from secateur.cli.commands.multitask import load_encoder
+from secateur.learned.multitask.encoder_tasks import Classification
+from secateur.learned.multitask.exporting import ENCODER, SPARSE, export, save
+from secateur.learned.multitask.model import MultitaskModel
+from secateur.learned.multitask.pruning import MultitaskPruning
+from secateur.learned.multitask.training import LEARNING_RATES
+from secateur.measuring.benchmark import benchmark
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.support.environment import environment
 
 TASKS = {"task": Classification(("a", "b", "c", "d"))}
 SHAPES = {"builtin-t5": ((32, 64),), "minilm": ((32, 64), (32, 128))}

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.discovery import branches_of
-from secateur.integrated.replay import leaf_ports
-from secateur.site import Port, Site
+from secateur.attribution.integrated.replay import leaf_ports
+from secateur.model.branches import Port
+from secateur.model.discovery import branches_of
+from secateur.model.sites import Site
 from secateur.tasks import Batch, Task
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment, synthetic_batches
-from secateur.choosing import alternatives
-from secateur.gates import undisturbed
+from secateur.data import builtin
+from secateur.flow.choose import alternatives
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.undisturbed import undisturbed
+from secateur.support.environment import environment
 from secateur.tasks import Task
 
 SHARE, ALIGN, SHAPE = 0.5, 16, (32, 64)

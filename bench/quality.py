@@ -9,9 +9,9 @@ import torch
 from jobs import jobs
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment
-from secateur.criteria import GradientActivation
+from secateur.attribution.criteria import GradientActivation
+from secateur.data import builtin
+from secateur.support.environment import environment
 
 SETTINGS: dict[str, GradientActivation] = {
     "probability, signed (the paper's)": GradientActivation.paper(),

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from interleaved import compare
 
 import secateur
-from secateur import builtin, partial_sums
+from secateur.attribution import checkpoint as partial_sums
+from secateur.data import builtin
 
 EXAMPLES, MAX_TOKENS = 120, 1024
 

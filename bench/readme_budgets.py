@@ -8,7 +8,7 @@ from typing import Any
 
 from tables import ROOT, markdown, result
 
-from secateur.plots import figure, png
+from secateur.support.figures import figure, png
 
 MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "BERT classifiers, encoder as published"}
 

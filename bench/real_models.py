@@ -27,13 +27,14 @@ from tables import RESULTS
 from torch import Tensor, nn
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment, synthetic_batches
-from secateur.choosing import alternatives
-from secateur.cli.output import batch_progress
-from secateur.cost import parameters
+from secateur.cli.shared.output import batch_progress
+from secateur.data import builtin
+from secateur.flow.choose import alternatives
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.cost import parameters
+from secateur.model.sites import AttentionUnit
 from secateur.recovery import Method
-from secateur.site import AttentionUnit
+from secateur.support.environment import environment
 from secateur.tasks import Task
 
 Value = TypeVar("Value")

@@ -9,9 +9,9 @@ import torch
 from jobs import jobs
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment
-from secateur.site import AttentionUnit
+from secateur.data import builtin
+from secateur.model.sites import AttentionUnit
+from secateur.support.environment import environment
 
 KEEPS = (0.7, 0.5, 0.3)
 

@@ -18,10 +18,11 @@ from models import t5
 from torch import nn
 
 import secateur
-from secateur import Plan, TaskPlans, builtin
-from secateur.benchmarking import environment
-from secateur.discovery import fingerprint
-from secateur.surgery import rebuild_of
+from secateur import Plan, TaskPlans
+from secateur.data import builtin
+from secateur.model.discovery import fingerprint
+from secateur.pruning.prune import rebuild_of
+from secateur.support.environment import environment
 
 KEEP = 0.5
 SHAPES = {"t5-small-shape": (512, 2048, 8, 6), "t5-base-shape": (768, 3072, 12, 12)}

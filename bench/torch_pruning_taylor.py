@@ -13,7 +13,7 @@ from torch import nn
 
 import secateur
 from secateur.tasks import Task
-from secateur.tasks.base import model_device
+from secateur.tasks.batches import model_device
 
 PROBES = 7  # Bisections of the pruning ratio.
 # Why there are no numbers for T5 (torch-pruning 1.6.1, transformers 5.23).

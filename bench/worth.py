@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import secateur
-from secateur import builtin
-from secateur.benchmarking import environment
-from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
+from secateur.attribution.criteria import Criterion, GradientActivation, IntegratedGradients
+from secateur.data import builtin
+from secateur.support.environment import environment
 
 CRITERIA: dict[str, Criterion] = {
     "gradient x activation": GradientActivation(),

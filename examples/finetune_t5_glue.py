@@ -18,7 +18,7 @@ import torch
 from transformers import Adafactor, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import secateur
-from secateur.reproduction import glue
+from secateur.reproduction.ap import glue
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from secateur import builtin
+from secateur.data import builtin
 
 SPECIAL = ["[PAD]", "[SEP]", "[UNK]"]
 Row = dict[str, str]

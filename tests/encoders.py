@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainingArguments
 
-from secateur.learned.encoder_tasks import Classification, EncoderTask, Regression, Span
-from secateur.learned.multitask import MultitaskPruning, originals
-from secateur.learned.multitask_model import encoder_of
+from secateur.learned.multitask.encoder_tasks import Classification, EncoderTask, Regression, Span
+from secateur.learned.multitask.model import encoder_of
+from secateur.learned.multitask.pruning import MultitaskPruning, originals
 
 METHODS, GRANULARITIES, SCOPES = ("magnitude", "movement"), ("element", "rank"), ("global", "local")
 SETTINGS: list[dict[str, Any]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from secateur.columns import Sentence
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet.folders import LMConfig
 from secateur.learned.ldnet.lm_training import read_sentences
 from secateur.learned.ldnet.vocabulary import Vocabulary

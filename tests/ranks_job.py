@@ -17,9 +17,9 @@ import torch.distributed as dist
 from models import CASES
 
 import secateur
-from secateur import partial_sums
+from secateur.attribution import checkpoint as partial_sums
+from secateur.attribution.criteria import PRESETS
 from secateur.cli import main
-from secateur.criteria import PRESETS
 
 CASE = CASES["t5-gated"]
 SMALL, LARGE = 10, 100_000  # max_tokens: several batches for each of two processes, and one batch for both.

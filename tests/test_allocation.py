@@ -14,7 +14,7 @@ from models import CASES, scores_of
 
 import secateur
 from secateur import InputError, LatencyTable, Scores, Site
-from secateur.allocation import Ladder, greedy
+from secateur.planning.allocation import Ladder, greedy
 
 CASE_NAMES = ["t5-gated", "bert-sequence", "llama"]
 

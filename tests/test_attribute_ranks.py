@@ -21,10 +21,10 @@ from torch import Tensor
 
 import secateur
 import secateur_kernels
-from secateur import partial_sums
-from secateur.criteria import PRESETS, criterion_named
-from secateur.discovery import fingerprint
-from secateur.distributed import Ranks
+from secateur.attribution import checkpoint as partial_sums
+from secateur.attribution.criteria import PRESETS, criterion_named
+from secateur.attribution.ranks import Ranks
+from secateur.model.discovery import fingerprint
 
 HERE = Path(__file__).parent
 JOB = str(HERE / "ranks_job.py")

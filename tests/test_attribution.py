@@ -12,7 +12,7 @@ from models import ALL, CASES, CLASSES, LABELS, Case, unit_argument
 from torch import Tensor, nn
 
 import secateur
-from secateur.criteria import GradientActivation
+from secateur.attribution.criteria import GradientActivation
 
 COMBINE = {"signed": lambda s: s, "absolute": Tensor.abs, "squared": Tensor.square}
 REDUCED = ("head", "channel")

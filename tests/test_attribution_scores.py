@@ -11,11 +11,11 @@ from encoders import GRANULARITIES, TASKS, encoder, examples, inputs, pair_token
 from torch import Tensor
 
 from secateur import InputError
-from secateur.learned.multitask import MultitaskPruning, attribution_scores, magnitude_scores
-from secateur.learned.multitask_model import MultitaskModel
-from secateur.learned.parametrizations import Granularity
-from secateur.learned.run import TaskData, scores_from
-from secateur.learned.training import collate
+from secateur.learned.multitask.model import MultitaskModel
+from secateur.learned.multitask.parametrizations import Granularity
+from secateur.learned.multitask.pruning import MultitaskPruning, attribution_scores, magnitude_scores
+from secateur.learned.multitask.run import TaskData, scores_from
+from secateur.learned.multitask.training import collate
 
 
 def batches(model: MultitaskModel, count: int = 3) -> list[dict[str, Any]]:

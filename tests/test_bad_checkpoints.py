@@ -16,11 +16,11 @@ from models import CASES, CLASSES, LABELS, piece_tokenizer, word_tokenizer
 from torch import nn
 
 import secateur
-from secateur import families
 from secateur.cli import main
-from secateur.families.bert import BERT
-from secateur.families.llama import LLAMA
-from secateur.site import Attention, Branch, FeedForward
+from secateur.model import families
+from secateur.model.branches import Attention, Branch, FeedForward
+from secateur.model.families.bert import BERT
+from secateur.model.families.llama import LLAMA
 
 Run = Callable[[str], str]
 BERT_CASE, T5_CASE = CASES["bert-sequence"], CASES["t5-gated"]

@@ -18,7 +18,14 @@ from models import CASES, LABELS, Case, piece_tokenizer, scores_of, uniform_plan
 from torch import nn
 
 import secateur
-from secateur.criteria import Criterion, GradientActivation, IntegratedGradients, RandomScores, RandomTargets, criterion_named
+from secateur.attribution.criteria import (
+    Criterion,
+    GradientActivation,
+    IntegratedGradients,
+    RandomScores,
+    RandomTargets,
+    criterion_named,
+)
 
 T5 = CASES["t5-gated"]
 BERT = CASES["bert-sequence"]

@@ -12,8 +12,8 @@ from models import CASES, Case
 from torch import nn
 
 import secateur
-from secateur.criteria import GradientActivation
-from secateur.discovery import branches_of
+from secateur.attribution.criteria import GradientActivation
+from secateur.model.discovery import branches_of
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))  # At the end: both folders have a models.py.
 import budgeted

@@ -12,9 +12,9 @@ from test_undisturbed import state
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from secateur.families import cheaper
+from secateur.model.cheaper import cheaper
 
-OURS: Any = sys.modules["secateur.families.bfloat16_attention"]
+OURS: Any = sys.modules["secateur.model.shortcuts.bfloat16_attention"]
 BERT = CASES["bert-sequence"]
 ROWS, HEADS, TOKENS, CHANNELS = 3, 4, 70, 32
 # Whose attention looks to both sides, and is given a mask of bools.

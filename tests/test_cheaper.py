@@ -14,7 +14,8 @@ from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention
 
 import secateur
-from secateur.families import cheaper, t5
+from secateur.model.cheaper import cheaper
+from secateur.model.families import t5
 
 T5 = CASES["t5-gated"]
 SPELT_OUT = ("t5-gated", "mt5", "gpt2")

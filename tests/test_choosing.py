@@ -8,7 +8,7 @@ from models import CASES, Case
 
 import secateur
 from secateur import InputError
-from secateur.choosing import alternatives, divergence
+from secateur.flow.choose import alternatives, divergence
 
 ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 

@@ -15,9 +15,10 @@ from rich.progress import Progress
 from safetensors import safe_open
 
 import secateur
-from secateur import builtin
-from secateur.cli import main, output
-from secateur.criteria import PRESETS, criterion_named
+from secateur.attribution.criteria import PRESETS, criterion_named
+from secateur.cli import main
+from secateur.cli.shared import output
+from secateur.data import builtin
 from secateur.tasks import Batch
 
 Run = Callable[..., "Result"]

@@ -13,7 +13,7 @@ from test_cli import Run, run  # noqa: F401
 from torch import nn
 
 import secateur
-from secateur.columns import convert
+from secateur.data.conll import convert
 
 CASE = CASES["bert-token"]
 QUICK = "--batch-sizes 1 --lengths 8"

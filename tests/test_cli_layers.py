@@ -10,8 +10,8 @@ import torch
 from test_cli import Run, run  # noqa: F401
 
 import secateur
-from secateur import builtin
-from secateur.layer_scoring import choose_layers, layer_scores
+from secateur.attribution.layer_scores import choose_layers, layer_scores
+from secateur.data import builtin
 
 SHAPE = "--batch-sizes 1 --lengths 8"
 

@@ -10,9 +10,9 @@ import pytest
 from seqeval.metrics import f1_score
 from seqeval.metrics.sequence_labeling import get_entities
 
-from secateur.columns import SCHEMES, Scheme, Sentence, SpanFile, convert, detect, read_columns, spans_of, tags_of
-from secateur.errors import InputError
+from secateur.data.conll import SCHEMES, Scheme, Sentence, SpanFile, convert, detect, read_columns, spans_of, tags_of
 from secateur.learned.ldnet.tagging import span_f1
+from secateur.support.errors import InputError
 
 CONLL = """-DOCSTART- -X- -X- O
 

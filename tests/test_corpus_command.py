@@ -25,7 +25,7 @@ from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, SUMMARY, Job, Wanted, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 
 LABELS = "--labels hotels,medicine,products,reviews"
 FIXED = "--threads 1 --max-tokens 512 --dtype float32"

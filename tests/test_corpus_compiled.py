@@ -26,7 +26,7 @@ from secateur.corpus.sources import Row, find_sources
 from secateur.corpus.tuning import Sample, tuned
 from secateur.corpus.windows import windows
 from secateur.tasks import Task
-from secateur.tasks.base import Batch
+from secateur.tasks.batches import Batch
 
 T5, BERT = CASES["t5-gated"], CASES["bert-sequence"]
 

@@ -21,14 +21,14 @@ import torch
 from models import CASES
 
 from secateur.cli import main
-from secateur.cli.score import _Recipe
+from secateur.cli.commands.score import _Recipe
 from secateur.corpus.output import SCORED, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError, _Worker, cluster, score_on_ray
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
-from secateur.errors import InputError
-from secateur.placement import weights_digest
+from secateur.model.offloading import weights_digest
+from secateur.support.errors import InputError
 
 BERT = CASES["bert-sequence"]
 ROWS = [2000 + 100 * k for k in range(6)]

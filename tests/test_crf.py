@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.errors import InputError
 from secateur.learned.ldnet.crf import ConditionalRandomField
+from secateur.support.errors import InputError
 
 TAGS = 3
 LENGTHS = [[4, 1, 3], [5], [1], [2, 2]]

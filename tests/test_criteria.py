@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import secateur
-from secateur.criteria import (
+from secateur.attribution.criteria import (
     PRESETS,
     Criterion,
     Fluctuation,
@@ -29,7 +29,7 @@ from secateur.criteria import (
     criterion_named,
     summary,
 )
-from secateur.criteria.random_targets import wrong_labels
+from secateur.attribution.criteria.random_targets import wrong_labels
 
 UNITS = ("head", "channel")
 CHEAP = [name for name in PRESETS if not name.startswith("ig")]

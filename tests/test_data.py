@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 import secateur
-from secateur.data import read_examples
+from secateur.data.examples import read_examples
 
 # A comma, a quote, a line break, characters beyond ASCII, an empty text; a column that nobody asked for.
 ROWS = [

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.dense_lm import ContextStates, DenseLSTM, LanguageModels, reverse
 from secateur.learned.ldnet.folders import LMConfig, load_lm, load_tagger, save_lm, save_tagger
@@ -19,7 +18,8 @@ from secateur.learned.ldnet.tagger import LONGEST_WORD, Tagger, TaggerSettings, 
 from secateur.learned.ldnet.tagger_training import GatePenalty, project_
 from secateur.learned.ldnet.tagging import tag
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.regularisers import r1, r2, r3
+from secateur.learned.shared.gate_regularisers import r1, r2, r3
+from secateur.support.errors import InputError
 
 WORDS = Vocabulary(["<unk>", "<s>", *"abcdefgh"])
 SENTENCES = [list("abcade"), ["h"], ["g", "unheard-of", "a", "B2"]]

@@ -15,8 +15,9 @@ import torch
 from models import CASES, Case, scores_of, uniform_plan
 
 import secateur
-from secateur import cost, sizing
 from secateur.cli import main
+from secateur.measuring import dry_run as sizing
+from secateur.model import cost
 
 Run = Callable[[str], tuple[int, str, str]]
 
@@ -179,7 +180,7 @@ sys.path.insert(0, sys.argv[1])
 from models import LABELS, WORDS, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 import secateur
-from secateur.sizing import attribution_memory
+from secateur.measuring.dry_run import attribution_memory
 
 torch.set_num_threads(1)
 tokens, length = 4096, 256

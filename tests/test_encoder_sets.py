@@ -13,11 +13,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import TrainingArguments
 
 from secateur import InputError
-from secateur.learned.encoder_tasks import Classification, Regression, Span
-from secateur.learned.multitask_model import encoder_of
-from secateur.learned.run import TaskData, prepare, run
-from secateur.reproduction import glue
-from secateur.reproduction.encoder_sets import NINE, SETS, THREE, examples, task
+from secateur.learned.multitask.encoder_tasks import Classification, Regression, Span
+from secateur.learned.multitask.model import encoder_of
+from secateur.learned.multitask.run import TaskData, prepare, run
+from secateur.reproduction.ap import glue
+from secateur.reproduction.multitask.encoder_sets import NINE, SETS, THREE, examples, task
 
 
 def rows_of(name: str, count: int) -> list[dict[str, Any]]:

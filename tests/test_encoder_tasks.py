@@ -13,9 +13,9 @@ from models import CASES, word_tokenizer
 from torch import Tensor, nn
 
 from secateur import InputError
-from secateur.learned.encoder_tasks import Classification, Regression, Span, task_from_json, word_f1
-from secateur.learned.multitask_model import MultitaskModel, encoder_of
-from secateur.tasks.base import Evaluation
+from secateur.learned.multitask.encoder_tasks import Classification, Regression, Span, task_from_json, word_f1
+from secateur.learned.multitask.model import MultitaskModel, encoder_of
+from secateur.tasks.metrics import Evaluation
 
 CPU = torch.device("cpu")
 CONTEXT = "a big red dog sat on the mat and then ran under the small tree so the bird flew"

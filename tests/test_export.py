@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateur
-from secateur.surgery import prune
+from secateur.pruning.prune import prune
 
 
 @dataclass(frozen=True)

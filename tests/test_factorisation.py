@@ -11,9 +11,9 @@ from models import ALL, CASES, DTYPES, Case
 from torch import nn
 
 import secateur
-from secateur.factorisation import factors
-from secateur.linear import shape_of, weight_of
-from secateur.modeling import LowRankLinear
+from secateur.model.linear_layers import shape_of, weight_of
+from secateur.model.modeling import LowRankLinear
+from secateur.pruning.factorise import factors
 
 
 def low_rank(model: nn.Module) -> dict[str, LowRankLinear]:

@@ -17,11 +17,11 @@ from transformers import (
 
 import secateur
 from secateur import Plan
-from secateur.discovery import fingerprint
-from secateur.families import supported
-from secateur.gates import masked
-from secateur.linear import weight_of
-from secateur.modeling import EmptyLinear
+from secateur.model.discovery import fingerprint
+from secateur.model.families import supported
+from secateur.model.linear_layers import weight_of
+from secateur.model.modeling import EmptyLinear
+from secateur.pruning.masked import masked
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:

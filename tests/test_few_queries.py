@@ -13,8 +13,9 @@ from test_undisturbed import state
 from torch import Tensor, nn
 
 import secateur
-from secateur.families import branches, cheaper
-from secateur.site import Attention
+from secateur.model.branches import Attention
+from secateur.model.cheaper import cheaper
+from secateur.model.families import branches
 
 ENCODER_DECODERS = [case for case in ALL if case.kind == "encoder-decoder"]
 T5 = CASES["t5-gated"]

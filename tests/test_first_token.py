@@ -23,8 +23,9 @@ from transformers import (
 )
 
 import secateur
-from secateur.families import branches, cheaper
-from secateur.site import Attention, FeedForward
+from secateur.model.branches import Attention, FeedForward
+from secateur.model.cheaper import cheaper
+from secateur.model.families import branches
 
 BERT = CASES["bert-sequence"]
 

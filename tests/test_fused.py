@@ -12,9 +12,10 @@ from test_attribution import error
 from torch import Tensor, nn
 
 import secateur
-from secateur import GradientActivation, IntegratedGradients, fused
-from secateur.fused import recognised
-from secateur.integrated import stream
+from secateur import GradientActivation, IntegratedGradients
+from secateur.attribution import fused_ffn as fused
+from secateur.attribution.fused_ffn import recognised
+from secateur.attribution.integrated import stream
 from secateur_kernels.backend import INTERPRETED
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
 

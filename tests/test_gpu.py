@@ -9,8 +9,8 @@ import torch
 from models import CASES, Case
 
 import secateur
-from secateur.criteria import Criterion
-from secateur.site import AttentionUnit
+from secateur.attribution.criteria import Criterion
+from secateur.model.sites import AttentionUnit
 
 pytestmark = pytest.mark.gpu
 

@@ -67,7 +67,7 @@ def test_accuracy_and_ranks_by_hand() -> None:
 
 
 def test_a_checkpoint_tells_images_apart(tmp_path: Path) -> None:
-    from secateur.partial_sums import digest
+    from secateur.attribution.checkpoint import digest
 
     model, task = CASE.model(), CASE.task
     Image.fromarray(PIXELS[0]).save(tmp_path / "0.png")

@@ -20,8 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 from secateur import GradientActivation, IntegratedGradients
-from secateur.criteria import Criterion
-from secateur.integrated.convergence import raise_
+from secateur.attribution.criteria import Criterion
+from secateur.attribution.integrated.convergence import raise_
 
 PATHS = ("layer", "joint")
 THREE = [CASES["t5-gated"], CASES["bert-sequence"], CASES["llama"]]

@@ -16,14 +16,17 @@ from models import CASES, CORE, Case, scores_of
 from torch import nn
 
 import secateur
-from secateur import LatencyTable, Plan, builtin
-from secateur.benchmarking import Report, Timing
-from secateur.discovery import fingerprint
-from secateur.families import branches
-from secateur.latency import meeting, stopwatch
-from secateur.latency import table as latency
-from secateur.latency.stopwatch import Times
-from secateur.site import Attention
+from secateur import LatencyTable, Plan
+from secateur.data import builtin
+from secateur.flow import meet_latency as meeting
+from secateur.measuring import latency, stopwatch
+from secateur.measuring.benchmark import Report, Timing
+from secateur.measuring.stopwatch import Times
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.branches import Attention
+from secateur.model.discovery import fingerprint
+from secateur.model.families import branches
+from secateur.support.environment import environment
 
 SMALL = {"batch_size": 2, "length": 6, "target_length": 3}
 
@@ -215,7 +218,7 @@ def test_branches_times_lie_apart_within_the_pass(case: Case) -> None:
         {s.name: torch.arange(s.units)[s.layer % 2 :] for s in secateur.sites(model)},
         tuple(secateur.sites(model)), fingerprint(model), {},
     )  # fmt: skip
-    (batch,) = secateur.benchmarking.synthetic_batches(model, [2], [6])
+    (batch,) = synthetic_batches(model, [2], [6])
     for each in (model, secateur.prune(model, plan)):
         with torch.inference_mode(), stopwatch.stopwatch(each, batch) as run:
             times = [run() for _ in range(2)]
@@ -235,7 +238,7 @@ def test_the_clock_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
     table = secateur.latency_table(model, widths=[0.5], **SMALL)
     assert table.total == 2 * len(branches(model)) + 1
     assert {value for row in table.sites.values() for value in row.values()} == {1.0}
-    assert table.environment == secateur.benchmarking.environment(model)
+    assert table.environment == environment(model)
 
 
 def test_the_built_in_model_is_measured() -> None:

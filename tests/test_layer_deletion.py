@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import secateur
-from secateur.blocks import blocks, gated, layers
-from secateur.deletion import delete_layers
-from secateur.verification import verify_layers
+from secateur.model.blocks import blocks, gated, layers
+from secateur.pruning.delete_layers import delete_layers
+from secateur.pruning.verify import verify_layers
 
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 

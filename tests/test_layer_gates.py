@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 import secateur
-from secateur.blocks import layers
-from secateur.learned.layer_gates import LayerGates
-from secateur.learned.layer_training import GatedAdamW, task_features, train
-from secateur.learned.regularisers import r1, r2, r3
-from secateur.verification import verify_layers
+from secateur.learned.layers.layer_gates import LayerGates
+from secateur.learned.layers.layer_training import GatedAdamW, task_features, train
+from secateur.learned.shared.gate_regularisers import r1, r2, r3
+from secateur.model.blocks import layers
+from secateur.pruning.verify import verify_layers
 
 every_case = pytest.mark.parametrize("case", CORE, ids=str)
 

@@ -16,10 +16,10 @@ from test_undisturbed import assert_undisturbed, lived_in
 from torch import Tensor, nn
 
 import secateur
-from secateur.blocks import blocks, layers
-from secateur.deletion import delete_layers
-from secateur.gates import undisturbed
-from secateur.layer_scoring import LAYER_CRITERIA, choose_layers, closing_effects, joint_gradients, layer_scores
+from secateur.attribution.layer_scores import LAYER_CRITERIA, choose_layers, closing_effects, joint_gradients, layer_scores
+from secateur.model.blocks import blocks, layers
+from secateur.model.undisturbed import undisturbed
+from secateur.pruning.delete_layers import delete_layers
 
 PANELS = 24
 every_case = pytest.mark.parametrize("case", ALL, ids=str)

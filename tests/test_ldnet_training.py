@@ -11,8 +11,7 @@ import pytest
 import torch
 from ldnet_toys import LM_CONFIG, sentences, vocabulary, write_text
 
-from secateur.columns import Sentence
-from secateur.errors import InputError
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.lm_training import Lines, collate, perplexity, train
@@ -21,6 +20,7 @@ from secateur.learned.ldnet.tagger import Tagger
 from secateur.learned.ldnet.tagger_training import GatePenalty
 from secateur.learned.ldnet.tagging import evaluate, tag
 from secateur.learned.ldnet.vocabulary import Vocabulary
+from secateur.support.errors import InputError
 
 SIZES: dict[str, Any] = {"features": 8, "word_width": 8, "character_filters": 6, "character_width": 6, "hidden": 8}
 NO_DROPOUT = {"dropout": 0.0, "lm_dropout": 0.0}

@@ -13,10 +13,10 @@ from encoders import KINDS, METHODS, NAMES, SETTINGS, TASKS, encoder, trained
 from torch import Tensor, nn
 
 from secateur import InputError
-from secateur.learned.budget import Scope, choose, require_reachable
-from secateur.learned.multitask import MultitaskPruning, originals
-from secateur.learned.parametrizations import MASKS, Granularity, Mask
-from secateur.learned.schedule import CubicSchedule
+from secateur.learned.multitask.budget import Scope, choose, require_reachable
+from secateur.learned.multitask.parametrizations import MASKS, Granularity, Mask
+from secateur.learned.multitask.pruning import MultitaskPruning, originals
+from secateur.learned.multitask.schedule import CubicSchedule
 
 SHAPES = [(6, 4), (4, 6), (9, 5), (3, 3), (12, 2)]
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES)

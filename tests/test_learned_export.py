@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import InputError
-from secateur.learned.exporting import ENCODER, HEADS, SPARSE, export, load, save
-from secateur.learned.multitask import MultitaskPruning
-from secateur.learned.sparse import load_sparse, save_sparse
-from secateur.modeling import LowRankLinear
+from secateur.learned.multitask.exporting import ENCODER, HEADS, SPARSE, export, load, save
+from secateur.learned.multitask.pruning import MultitaskPruning
+from secateur.learned.multitask.sparse import load_sparse, save_sparse
+from secateur.model.modeling import LowRankLinear
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=NAMES)
@@ -179,7 +179,7 @@ for folder, auto, trust in jobs:
 assert "secateur" not in sys.modules
 sys.meta_path.pop(0)
 import secateur
-from secateur.learned.exporting import load
+from secateur.learned.multitask.exporting import load
 for folder in dict.fromkeys(folder for folder, _, _ in jobs):
     with torch.inference_mode():
         outputs[f"{folder} by secateur"] = secateur.load(root / folder / "encoder")(**inputs).last_hidden_state

@@ -10,7 +10,7 @@ from encoders import METHODS
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from secateur.learned.parametrizations import MASKS, Granularity, Mask, Method
+from secateur.learned.multitask.parametrizations import MASKS, Granularity, Mask, Method
 
 SHAPES = [(5, 7), (7, 5), (6, 6), (1, 4)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from secateur import InputError
-from secateur.learned.multitask import MultitaskPruning
-from secateur.learned.training import features_of, last_checkpoint, train
+from secateur.learned.multitask.pruning import MultitaskPruning
+from secateur.learned.multitask.training import features_of, last_checkpoint, train
 
 RATES = {"weights": 1e-3, "scores": 0.3, "sigma": 0.02}
 
@@ -91,7 +91,7 @@ import torch
 from safetensors.torch import save_file
 from encoders import TASKS, arguments, encoder, examples, pair_tokenizer, state
 from secateur.learned.multitask import MultitaskPruning
-from secateur.learned.training import features_of, train
+from secateur.learned.multitask.training import features_of, train
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

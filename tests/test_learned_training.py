@@ -29,9 +29,9 @@ from encoders import (
 from torch import Tensor, nn
 
 from secateur import InputError
-from secateur.learned.encoder_tasks import Feature
-from secateur.learned.multitask import MultitaskPruning
-from secateur.learned.training import LEARNING_RATES, UniformTasks, collate, evaluate_task, features_of, train
+from secateur.learned.multitask.encoder_tasks import Feature
+from secateur.learned.multitask.pruning import MultitaskPruning
+from secateur.learned.multitask.training import LEARNING_RATES, UniformTasks, collate, evaluate_task, features_of, train
 
 RATES = {"weights": 1e-3, "scores": 0.3, "sigma": 0.02}
 

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from secateur import InputError
-from secateur.learned.mixture import Mixture, best, frontier
+from secateur.learned.multitask.mixture import Mixture, best, frontier
 
 Models = dict[str, list[tuple[float, float]]]
 

@@ -21,12 +21,12 @@ from test_cli import Run, run  # noqa: F401
 from transformers import AutoModelForTextEncoding, AutoTokenizer
 
 import secateur
-from secateur import builtin
-from secateur.learned.encoder_tasks import Classification, Regression
-from secateur.learned.exporting import load, save
-from secateur.learned.multitask_model import MultitaskModel, encoder_of
-from secateur.learned.training import evaluate_task
-from secateur.ledger import CELLS
+from secateur.data import builtin
+from secateur.learned.multitask.encoder_tasks import Classification, Regression
+from secateur.learned.multitask.exporting import load, save
+from secateur.learned.multitask.model import MultitaskModel, encoder_of
+from secateur.learned.multitask.training import evaluate_task
+from secateur.support.ledger import CELLS
 
 CONFIG: dict[str, Any] = {
     "model": "builtin",

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from secateur import InputError
-from secateur.learned.config import Config, PruningConfig, TaskConfig, load_task, read_config, training_arguments
-from secateur.learned.encoder_tasks import Classification, Regression, Span
-from secateur.learned.schedule import CubicSchedule
+from secateur.learned.multitask.config import Config, PruningConfig, TaskConfig, load_task, read_config, training_arguments
+from secateur.learned.multitask.encoder_tasks import Classification, Regression, Span
+from secateur.learned.multitask.schedule import CubicSchedule
 
 LEAST = "model: builtin\ntasks: {movie: 'builtin:movie'}\n"
 

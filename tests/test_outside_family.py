@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 import secateur
-from secateur import families
-from secateur.gates import masked
+from secateur.model import families
+from secateur.pruning.masked import masked
 
 PAGE = Path(__file__).parents[1] / "docs" / "add-a-family.md"
 

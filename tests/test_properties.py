@@ -13,9 +13,9 @@ from models import CASES, Case, unit_argument
 from torch import Tensor
 
 import secateur
-from secateur.discovery import fingerprint
-from secateur.gates import masked
-from secateur.site import Site
+from secateur.model.discovery import fingerprint
+from secateur.model.sites import Site
+from secateur.pruning.masked import masked
 
 # The same draws each time, so that what fails fails for everyone.
 few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

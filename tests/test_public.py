@@ -12,8 +12,8 @@ import pytest
 
 import secateur
 from secateur import learned
-from secateur.learned import trainer
-from secateur.learned.config import read_config, training_arguments
+from secateur.learned.multitask.config import read_config, training_arguments
+from secateur.learned.shared import trainer
 
 DOCUMENTED = [
     *["TextToText", "SequenceClassification", "TokenClassification", "CausalLM", "GradientActivation"],
@@ -32,13 +32,13 @@ def loaded_by(code: str) -> set[str]:
 def test_import_is_cheap() -> None:
     modules = loaded_by("import secateur")
     assert "secateur" in modules
-    heavy = {"torch", "triton", "transformers", "datasets", "pyarrow", "matplotlib", "ray", "secateur.attribution"}
+    heavy = {"torch", "triton", "transformers", "datasets", "pyarrow", "matplotlib", "ray", "secateur.attribution.attribute"}
     assert not modules & heavy
 
 
 def test_the_engine_needs_no_triton_and_no_models_until_one_is_loaded() -> None:
     modules = loaded_by("import secateur\nfor name in secateur.__all__: getattr(secateur, name)")
-    assert "secateur.attribution" in modules
+    assert "secateur.attribution.attribute" in modules
     # torch may import Triton's own module for its compiler; the engine's kernels may not.
     assert not {name for name in modules if name.startswith("secateur_kernels") and name.endswith((".triton", ".tiles"))}
     assert not {name for name in modules if name.startswith(("transformers.models.", "datasets", "matplotlib", "ray"))}
@@ -47,7 +47,7 @@ def test_the_engine_needs_no_triton_and_no_models_until_one_is_loaded() -> None:
 def test_import_of_what_is_learned_is_cheap() -> None:
     modules = loaded_by("import secateur.learned")
     assert "secateur.learned" in modules
-    assert not modules & {"torch", "transformers", "datasets", "accelerate", "yaml", "secateur.learned.multitask"}
+    assert not modules & {"torch", "transformers", "datasets", "accelerate", "yaml", "secateur.learned.multitask.pruning"}
 
 
 @pytest.mark.parametrize("name", learned.__all__)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.integrated.adaptive import FIRST, PLACED, Estimates, Integrator, Policy, corrected, fixed, pilot
-from secateur.integrated.paths import Pass, Path, Sums
-from secateur.integrated.quadrature import PANEL, Floats, Profile, gauss, nearest, radau
+from secateur.attribution.integrated.adaptive import FIRST, PLACED, Estimates, Integrator, Policy, corrected, fixed, pilot
+from secateur.attribution.integrated.paths import Pass, Path, Sums
+from secateur.attribution.integrated.quadrature import PANEL, Floats, Profile, gauss, nearest, radau
 
 LAST = 96
 

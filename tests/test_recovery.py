@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import InputError
-from secateur.discovery import branches_of
-from secateur.families import branches
-from secateur.planning import Plan
-from secateur.site import FeedForward
+from secateur.model.branches import FeedForward
+from secateur.model.discovery import branches_of
+from secateur.model.families import branches
+from secateur.planning.plan import Plan
 
 ONE_EACH = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
 

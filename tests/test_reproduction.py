@@ -17,12 +17,12 @@ import pytest
 from test_cli import Run, run  # noqa: F401
 
 from secateur import InputError
-from secateur.ledger import CELLS, Ledger
-from secateur.reproduction import glue
 from secateur.reproduction.ap import claims as claims_of_paper
+from secateur.reproduction.ap import glue
 from secateur.reproduction.ap.figures import draw
 from secateur.reproduction.ap.grid import EXPERIMENTS, Settings, balanced, grid
 from secateur.reproduction.ap.results import Results
+from secateur.support.ledger import CELLS, Ledger
 
 SETTINGS = Settings(
     model="m",
@@ -194,7 +194,7 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_fine_tuning_script_runs_on_local_copies(tmp_path: Path) -> None:
-    from secateur import builtin
+    from secateur.data import builtin
 
     local_copies(tmp_path / "sets")
     script = Path(__file__).parent.parent / "examples" / "finetune_t5_glue.py"

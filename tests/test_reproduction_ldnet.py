@@ -21,13 +21,13 @@ from test_cli import Run, run  # noqa: F401
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.run import Stage, new_tagger, tagger_without_lm, train_stage
 from secateur.learned.ldnet.tagging import evaluate
-from secateur.ledger import CELLS
 from secateur.reproduction.ldnet.claims import claims
 from secateur.reproduction.ldnet.figures import draw
 from secateur.reproduction.ldnet.grid import MEASURES, NO_LM, WITH_DROPOUT, Cell, Settings, grid
 from secateur.reproduction.ldnet.measuring import detached, interleaved_words_per_second
 from secateur.reproduction.ldnet.report import lines
 from secateur.reproduction.ldnet.results import Results
+from secateur.support.ledger import CELLS
 
 SETTINGS = Settings(
     files={"data": ("train", 1), "eval": ("dev", 1), "test": ("test", 1)},

@@ -19,14 +19,14 @@ from models import CASES
 from test_cli import Run, run  # noqa: F401
 from test_encoder_sets import pair_tokenizer, rows_of, write
 
-from secateur.learned.multitask_model import encoder_of
-from secateur.ledger import CELLS
-from secateur.reproduction.encoder_sets import SETS, THREE
+from secateur.learned.multitask.model import encoder_of
 from secateur.reproduction.multitask.claims import claims
+from secateur.reproduction.multitask.encoder_sets import SETS, THREE
 from secateur.reproduction.multitask.figures import draw
 from secateur.reproduction.multitask.grid import ATTRIBUTION, EXPERIMENTS, MAGNITUDE, Cell, Settings, grid
 from secateur.reproduction.multitask.report import lines
 from secateur.reproduction.multitask.results import Results
+from secateur.support.ledger import CELLS
 
 SETTINGS = Settings(
     model="m",

@@ -33,8 +33,8 @@ from torch import nn
 
 import secateur
 from secateur import Plan, TaskPlans
-from secateur.rebuild import Cut
-from secateur.routing import _Pruned
+from secateur.model.recipe import Cut
+from secateur.pruning.task_plans import _Pruned
 
 every_case = pytest.mark.parametrize("case", CORE, ids=str)
 every_unit = pytest.mark.parametrize("unit", UNITS)

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import secateur
-from secateur import cost
+from secateur.model import cost
 
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
@@ -166,7 +166,7 @@ def test_units_map_to_whole_groups_under_gqa() -> None:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    from secateur.discovery import fingerprint
+    from secateur.model.discovery import fingerprint
 
     return fingerprint(model)
 

@@ -14,10 +14,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 import secateur
-from secateur.gates import undisturbed
-from secateur.integrated import replay
-from secateur.integrated.replay import Leaf, Replay
-from secateur.integrated.stream import Norm, norms, recognised
+from secateur.attribution.integrated import replay
+from secateur.attribution.integrated.replay import Leaf, Replay
+from secateur.attribution.integrated.stream import Norm, norms, recognised
+from secateur.model.undisturbed import undisturbed
 
 # Norms of the sites' streams, post-norm ones as "", in the order of the sites; None where no module returns the stream.
 JOINS: dict[str, list[str | None]] = {

@@ -30,11 +30,11 @@ from transformers.pytorch_utils import Conv1D
 
 import secateur
 from secateur import Plan
-from secateur.benchmarking import synthetic_batches
-from secateur.discovery import branches_of, fingerprint
-from secateur.gates import masked
-from secateur.linear import weight_of
-from secateur.site import Attention, Branch
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.branches import Attention, Branch
+from secateur.model.discovery import branches_of, fingerprint
+from secateur.model.linear_layers import weight_of
+from secateur.pruning.masked import masked
 
 PLANS = {"uniform": uniform_plan, "uneven": uneven_plan, "emptied": emptied_plan, "empty": empty_plan}
 every_case = pytest.mark.parametrize("case", ALL, ids=str)

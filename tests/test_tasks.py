@@ -16,7 +16,8 @@ from torch import Tensor
 
 import secateur
 from secateur.tasks import Item
-from secateur.tasks.base import bootstrap, buckets, proportion
+from secateur.tasks.batches import buckets
+from secateur.tasks.metrics import bootstrap, proportion
 
 SOURCES = 24
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur import InputError
-from secateur.learned.top_k import _SAMPLE, largest
+from secateur.learned.multitask.top_k import _SAMPLE, largest
 
 # So many that a sample is taken; odd, so that the sample's stride does not divide it.
 MANY = (1 << 18) + 12_345

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import IntegratedGradients
-from secateur.criteria import Criterion, criterion_named
-from secateur.gates import masked
+from secateur.attribution.criteria import Criterion, criterion_named
+from secateur.pruning.masked import masked
 
 LAYER = IntegratedGradients(nodes=2)
 JOINT = IntegratedGradients(path="joint", nodes=2)

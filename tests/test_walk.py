@@ -11,8 +11,8 @@ import torch
 from models import ALL, Case
 from torch import Tensor, nn
 
-from secateur.families import branches
-from secateur.gates import undisturbed
+from secateur.model.families import branches
+from secateur.model.undisturbed import undisturbed
 from secateur.recovery.walk import Walk
 from secateur.tasks import Batch
 

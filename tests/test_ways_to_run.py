@@ -13,7 +13,7 @@ from torch.export import Dim
 from transformers import pipeline
 
 import secateur
-from secateur.modeling import EmptyLinear, GatherLinear, ScatterLinear
+from secateur.model.modeling import EmptyLinear, GatherLinear, ScatterLinear
 
 PLANS: dict[str, Any] = {
     "uniform": lambda case: uniform_plan(case, "head"),

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import secateur
 from compatibility.folder import SHAPES, SIZES, Folder
-from secateur import builtin
+from secateur.data import builtin
 from secateur.tasks import Task
 
 BUILTIN_TASK = "language"

@@ -11,73 +11,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur import cost
-    from secateur.attribution import attribute
-    from secateur.benchmarking import benchmark
-    from secateur.choosing import choose
-    from secateur.criteria import Criterion, GradientActivation, IntegratedGradients
-    from secateur.deletion import delete_layers
-    from secateur.discovery import sites
-    from secateur.errors import InputError
-    from secateur.evaluation import evaluate
-    from secateur.export import load, save
-    from secateur.factorisation import factorise
-    from secateur.gates import masked
-    from secateur.latency import LatencyTable, MetLatency, latency_table, meet_latency
-    from secateur.layer_scoring import layer_scores
-    from secateur.planning import Plan, plan
+    from secateur.attribution.attribute import attribute
+    from secateur.attribution.criteria import Criterion, GradientActivation, IntegratedGradients
+    from secateur.attribution.layer_scores import layer_scores
+    from secateur.attribution.scores import Scores
+    from secateur.flow.choose import choose
+    from secateur.flow.meet_latency import MetLatency, meet_latency
+    from secateur.flow.rounds import attribute_in_rounds
+    from secateur.flow.sweep import sweep
+    from secateur.measuring.benchmark import benchmark
+    from secateur.measuring.dry_run import dry_run
+    from secateur.measuring.evaluate import evaluate
+    from secateur.measuring.latency import latency_table
+    from secateur.model import cost
+    from secateur.model.discovery import sites
+    from secateur.model.sites import Site
+    from secateur.planning.latency_table import LatencyTable
+    from secateur.planning.plan import Plan, plan
+    from secateur.pruning.delete_layers import delete_layers
+    from secateur.pruning.factorise import factorise
+    from secateur.pruning.masked import masked
+    from secateur.pruning.prune import prune, prune_
+    from secateur.pruning.save import load, save
+    from secateur.pruning.task_plans import TaskPlans
+    from secateur.pruning.verify import verify
     from secateur.recovery import recover_
-    from secateur.rounds import attribute_in_rounds
-    from secateur.routing import TaskPlans
-    from secateur.scores import Scores
-    from secateur.site import Site
-    from secateur.sizing import dry_run
-    from secateur.surgery import prune, prune_
-    from secateur.sweeping import sweep
+    from secateur.support.errors import InputError
     from secateur.tasks import CausalLM, ImageClassification, SequenceClassification, Task, TextToText, TokenClassification
-    from secateur.verification import verify
 
 __version__ = "0.1.0"
 
 # Where each public name lives: it is imported when first used, so that `import secateur` stays cheap.
 _HOMES = {
     "CausalLM": "secateur.tasks",
-    "Criterion": "secateur.criteria",
-    "GradientActivation": "secateur.criteria",
+    "Criterion": "secateur.attribution.criteria",
+    "GradientActivation": "secateur.attribution.criteria",
     "ImageClassification": "secateur.tasks",
-    "InputError": "secateur.errors",
-    "IntegratedGradients": "secateur.criteria",
-    "LatencyTable": "secateur.latency",
-    "MetLatency": "secateur.latency",
-    "Plan": "secateur.planning",
-    "Scores": "secateur.scores",
+    "InputError": "secateur.support.errors",
+    "IntegratedGradients": "secateur.attribution.criteria",
+    "LatencyTable": "secateur.planning.latency_table",
+    "MetLatency": "secateur.flow.meet_latency",
+    "Plan": "secateur.planning.plan",
+    "Scores": "secateur.attribution.scores",
     "SequenceClassification": "secateur.tasks",
-    "Site": "secateur.site",
+    "Site": "secateur.model.sites",
     "Task": "secateur.tasks",
-    "TaskPlans": "secateur.routing",
+    "TaskPlans": "secateur.pruning.task_plans",
     "TextToText": "secateur.tasks",
     "TokenClassification": "secateur.tasks",
-    "attribute": "secateur.attribution",
-    "attribute_in_rounds": "secateur.rounds",
-    "benchmark": "secateur.benchmarking",
-    "choose": "secateur.choosing",
-    "delete_layers": "secateur.deletion",
-    "dry_run": "secateur.sizing",
-    "evaluate": "secateur.evaluation",
-    "factorise": "secateur.factorisation",
-    "latency_table": "secateur.latency",
-    "layer_scores": "secateur.layer_scoring",
-    "load": "secateur.export",
-    "masked": "secateur.gates",
-    "meet_latency": "secateur.latency",
-    "plan": "secateur.planning",
-    "prune": "secateur.surgery",
-    "prune_": "secateur.surgery",
+    "attribute": "secateur.attribution.attribute",
+    "attribute_in_rounds": "secateur.flow.rounds",
+    "benchmark": "secateur.measuring.benchmark",
+    "choose": "secateur.flow.choose",
+    "delete_layers": "secateur.pruning.delete_layers",
+    "dry_run": "secateur.measuring.dry_run",
+    "evaluate": "secateur.measuring.evaluate",
+    "factorise": "secateur.pruning.factorise",
+    "latency_table": "secateur.measuring.latency",
+    "layer_scores": "secateur.attribution.layer_scores",
+    "load": "secateur.pruning.save",
+    "masked": "secateur.pruning.masked",
+    "meet_latency": "secateur.flow.meet_latency",
+    "plan": "secateur.planning.plan",
+    "prune": "secateur.pruning.prune",
+    "prune_": "secateur.pruning.prune",
     "recover_": "secateur.recovery",
-    "save": "secateur.export",
-    "sites": "secateur.discovery",
-    "sweep": "secateur.sweeping",
-    "verify": "secateur.verification",
+    "save": "secateur.pruning.save",
+    "sites": "secateur.model.discovery",
+    "sweep": "secateur.flow.sweep",
+    "verify": "secateur.pruning.verify",
 }
 
 __all__ = [
@@ -124,7 +126,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "cost":
-        return import_module("secateur.cost")
+        return import_module("secateur.model.cost")
     if name not in _HOMES:
         raise AttributeError(f"module 'secateur' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from secateur.cli.shared.tell import tell
+
 
 def main() -> None:
     """Runs a verb. Exit codes: 0 done; 2 unusable arguments or input, in one line; 1 anything else."""
@@ -15,9 +17,9 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import typer
 
-    from secateur.cli.verbs import app
-    from secateur.errors import InputError
-    from secateur.verification import VerificationError
+    from secateur.cli.app import app
+    from secateur.pruning.verify import VerificationError
+    from secateur.support.errors import InputError
 
     # Typer carries its own copy of click or uses the installed one, by version: its public class leads to the right one.
     usage_error: Any = typer.BadParameter.__base__
@@ -34,11 +36,6 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
     sys.exit(code or 0)
-
-
-def tell(message: str) -> None:
-    """What went wrong, as one line on stderr."""
-    print("secateur: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 
 def _fail(message: str, code: int) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.corpus.shapes import longest
-from secateur.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line
 from secateur.tasks import Item, Task
-from secateur.tasks.base import Batch, model_device
+from secateur.tasks.batches import Batch, model_device
 
 LabelScores = Callable[[nn.Module, Batch], Tensor]
 

@@ -18,7 +18,7 @@ from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.shapes import longest, stepped
 from secateur.corpus.windows import Window
 from secateur.tasks import Item, Task
-from secateur.tasks.base import Batch, buckets, model_device
+from secateur.tasks.batches import Batch, buckets, model_device
 
 T = TypeVar("T")
 # Windows that are read ahead of the one that is being scored, and batches ahead of each worker.

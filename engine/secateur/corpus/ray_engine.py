@@ -18,8 +18,8 @@ from secateur.corpus.pipeline import Runner
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import About, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import Source
-from secateur.errors import InputError, first_line
-from secateur.tasks.base import model_device
+from secateur.support.errors import InputError, first_line
+from secateur.tasks.batches import model_device
 
 
 class WorkerError(Exception):

@@ -19,9 +19,9 @@ from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_sh
 from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
 from secateur.corpus.tuning import FEWEST, Sample, Say, tuned, untuned
 from secateur.corpus.windows import windows
-from secateur.errors import InputError
-from secateur.files import require_parent
-from secateur.ledger import require_alone, require_same
+from secateur.support.errors import InputError
+from secateur.support.files import require_parent
+from secateur.support.ledger import require_alone, require_same
 from secateur.tasks import Item
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"

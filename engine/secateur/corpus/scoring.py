@@ -13,7 +13,7 @@ from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import untuned
 from secateur.corpus.windows import Window, require_on_long, windows
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 from secateur.tasks import Task
 
 if TYPE_CHECKING:

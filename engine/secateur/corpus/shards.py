@@ -11,7 +11,7 @@ from secateur.corpus.output import Counts, Folder, ShardWriter, record_batch, sc
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import ShardError, Source
 from secateur.corpus.windows import Window, windows
-from secateur.errors import first_line
+from secateur.support.errors import first_line
 
 
 @dataclass(frozen=True)

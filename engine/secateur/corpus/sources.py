@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from secateur.data import hub_dataset
-from secateur.errors import InputError, first_line
+from secateur.data.examples import hub_dataset
+from secateur.support.errors import InputError, first_line
 
 TEXT, JSONL, TABLES = (".txt", ".text"), (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 COMPRESSED = (".gz", ".zst", ".zstd")
@@ -89,7 +89,7 @@ def find_sources(data: str) -> list[Source]:
 
 def _named(data: str) -> list[Source]:
     if data.startswith("builtin:"):
-        from secateur import builtin
+        from secateur.data import builtin
 
         rows = builtin.examples(data.removeprefix("builtin:"))
         return [Source(data.removeprefix("builtin:"), data, len(rows), rows)]

@@ -16,7 +16,7 @@ from secateur.corpus.compiling import MODES, CompileError
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.windows import Window
 from secateur.tasks import Item
-from secateur.tasks.base import model_device
+from secateur.tasks.batches import model_device
 
 # Fewer rows than that are scored before a measurement would have paid.
 FEWEST = 512

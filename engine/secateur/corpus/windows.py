@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from secateur.corpus.sources import Row
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 from secateur.tasks import Item, Task
 
 # Of a window: enough that texts of like length find each other. Where lengths spread evenly, about 1 / BATCHES is padding.

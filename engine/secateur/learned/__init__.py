@@ -6,34 +6,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.learned.encoder_tasks import Classification, Regression, Span
-    from secateur.learned.exporting import export, load, save
-    from secateur.learned.layer_gates import LayerGates
-    from secateur.learned.mixture import best, frontier
-    from secateur.learned.multitask import MultitaskPruning, attribution_scores, magnitude_scores
-    from secateur.learned.multitask_model import MultitaskModel
-    from secateur.learned.schedule import CubicSchedule
-    from secateur.learned.training import evaluate_task, features_of, train
+    from secateur.learned.layers.layer_gates import LayerGates
+    from secateur.learned.multitask.encoder_tasks import Classification, Regression, Span
+    from secateur.learned.multitask.exporting import export, load, save
+    from secateur.learned.multitask.mixture import best, frontier
+    from secateur.learned.multitask.model import MultitaskModel
+    from secateur.learned.multitask.pruning import MultitaskPruning, attribution_scores, magnitude_scores
+    from secateur.learned.multitask.schedule import CubicSchedule
+    from secateur.learned.multitask.training import evaluate_task, features_of, train
 
 # As in `secateur`: a name is imported when first used. None is that of a module here, which would take its place.
 _HOMES = {
-    "Classification": "secateur.learned.encoder_tasks",
-    "CubicSchedule": "secateur.learned.schedule",
-    "LayerGates": "secateur.learned.layer_gates",
-    "MultitaskModel": "secateur.learned.multitask_model",
-    "MultitaskPruning": "secateur.learned.multitask",
-    "Regression": "secateur.learned.encoder_tasks",
-    "Span": "secateur.learned.encoder_tasks",
-    "attribution_scores": "secateur.learned.multitask",
-    "best": "secateur.learned.mixture",
-    "evaluate_task": "secateur.learned.training",
-    "export": "secateur.learned.exporting",
-    "features_of": "secateur.learned.training",
-    "frontier": "secateur.learned.mixture",
-    "load": "secateur.learned.exporting",
-    "magnitude_scores": "secateur.learned.multitask",
-    "save": "secateur.learned.exporting",
-    "train": "secateur.learned.training",
+    "Classification": "secateur.learned.multitask.encoder_tasks",
+    "CubicSchedule": "secateur.learned.multitask.schedule",
+    "LayerGates": "secateur.learned.layers.layer_gates",
+    "MultitaskModel": "secateur.learned.multitask.model",
+    "MultitaskPruning": "secateur.learned.multitask.pruning",
+    "Regression": "secateur.learned.multitask.encoder_tasks",
+    "Span": "secateur.learned.multitask.encoder_tasks",
+    "attribution_scores": "secateur.learned.multitask.pruning",
+    "best": "secateur.learned.multitask.mixture",
+    "evaluate_task": "secateur.learned.multitask.training",
+    "export": "secateur.learned.multitask.exporting",
+    "features_of": "secateur.learned.multitask.training",
+    "frontier": "secateur.learned.multitask.mixture",
+    "load": "secateur.learned.multitask.exporting",
+    "magnitude_scores": "secateur.learned.multitask.pruning",
+    "save": "secateur.learned.multitask.exporting",
+    "train": "secateur.learned.multitask.training",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 """Recovery without training: what pruning took from each branch's output, given back in closed form."""
 
-from secateur.recovery.refit import Method, Refit, recover_
+from secateur.recovery.recover import Method, Refit, recover_
 
 __all__ = ["Method", "Refit", "recover_"]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.families import branches
-from secateur.integrated.replay import prefixes, replaced
-from secateur.site import Branch
+from secateur.model.branches import Branch
+from secateur.model.families import branches
+from secateur.model.hooks import replaced
+from secateur.model.paths import prefixes
 from secateur.tasks import Batch, Task
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from secateur.tasks.base import Batch, Evaluation, Item, Target, Task
+from secateur.tasks.base import Target, Task
+from secateur.tasks.batches import Batch, Item
 from secateur.tasks.causal import CausalLM
 from secateur.tasks.image import ImageClassification
+from secateur.tasks.metrics import Evaluation
 from secateur.tasks.sequence import SequenceClassification
 from secateur.tasks.text_to_text import TextToText
 from secateur.tasks.token import TokenClassification

@@ -5,86 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example, require_text
-from secateur.errors import InputError
-from secateur.families import cheaper
+from secateur.data.examples import Example, require_text
+from secateur.model.cheaper import cheaper
+from secateur.support.errors import InputError
+from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device, pad
+from secateur.tasks.metrics import Evaluation
 
 Target = Literal["probability", "log_probability", "margin"]
-IGNORED = -100
 logger = logging.getLogger("secateur")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One example, tokenised. row: its position among the examples given; target: piece ids, a class, or word classes."""
-
-    row: int
-    input_ids: list[int]
-    target: list[int]
-
-    @property
-    def tokens(self) -> int:
-        """How many of the model's tokens the input has."""
-        return len(self.input_ids)
-
-    @property
-    def length(self) -> int:
-        return max(self.tokens, 1)
-
-    @property
-    def content(self) -> bytes:
-        """All that tells one item from another."""
-        return array("q", [self.row, len(self.target), *self.target, *self.input_ids]).tobytes()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded items: `inputs` are the model's keyword arguments, `labels` [B, T] the target ids, -100 where none."""
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    rows: list[int]
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Tokens of a padded input."""
-        return self.inputs["input_ids"].shape[1]
-
-    def real(self, *, target: bool) -> Tensor:
-        """Which tokens [B, T] are no padding: of the target, over which a decoder runs that has an encoder, or of the input."""
-        return self.labels != IGNORED if target else self.inputs["attention_mask"].bool()
-
-    def take(self, rows: Tensor) -> Batch:
-        """The batch of the given rows (int64 [n]), which may repeat."""
-        inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels[rows], rows=[self.rows[row] for row in rows.tolist()])
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A metric with its 95% interval over `examples` examples."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    examples: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} [{self.low:.4f}, {self.high:.4f}] on {self.examples} examples"
 
 
 class Task(ABC):
@@ -233,53 +168,11 @@ def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
     return (value * (labels != IGNORED)).sum(1)
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """The device that a model's inputs belong on: the first one. Offloaded weights are on none, and have their inputs moved."""
-    places = (parameter.device for parameter in model.parameters())
-    return next((place for place in places if place.type != "meta"), torch.device("cpu"))
-
-
 def texts(examples: Sequence[Example], column: str) -> list[str]:
     """One text column of all examples."""
     return [require_text(example, column, number) for number, example in enumerate(examples, start=1)]
 
 
-def buckets(items: Sequence[Item], max_tokens: int, padded: Callable[[int], int] = lambda length: length) -> list[list[Item]]:
-    """Items of like length together, longest first, each bucket within max_tokens when padded. padded: the length that a
-    bucket's longest item gets."""
-    found: list[list[Item]] = []
-    for item in sorted(items, key=lambda item: (-item.length, item.row)):
-        if found and (len(found[-1]) + 1) * padded(found[-1][0].length) <= max_tokens:
-            found[-1].append(item)
-        else:
-            found.append([item])
-    return found
-
-
-def in_order(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """What batches gave, at their rows' places: [examples, ...], on the CPU."""
-    return torch.cat(list(parts)).cpu()[torch.tensor(rows).argsort()]
-
-
-def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device, length: int = 1) -> Tensor:
-    """Right-padded int64 ids [B, longest], of at least that length."""
-    longest = max(length, max(map(len, sequences)))
-    rows = [[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
-
-
-def proportion(metric: str, right: int, total: int) -> Evaluation:
-    """A share with Wilson's 95% score interval (Wilson 1927)."""
-    z = 1.959964
-    p = right / total
-    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return Evaluation(metric, p, max(0.0, centre - half), min(1.0, centre + half), total)
-
-
-def bootstrap(metric: str, examples: int, statistic: Any) -> Evaluation:
-    """A statistic of the examples' indices with a 95% percentile interval over 200 seeded resamples."""
-    generator = torch.Generator().manual_seed(0)
-    value = float(statistic(list(range(examples))))
-    draws = sorted(float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200))
-    return Evaluation(metric, value, draws[4], draws[194], examples)
+def without_targets(task: Task, rows: Sequence[Example]) -> bool:
+    """Whether examples are inputs alone."""
+    return task.columns[-1] not in rows[0]

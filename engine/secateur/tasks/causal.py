@@ -11,21 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example
-from secateur.errors import InputError
-from secateur.tasks.base import (
-    IGNORED,
-    Batch,
-    Evaluation,
-    Item,
-    Target,
-    Task,
-    bootstrap,
-    model_device,
-    proportion,
-    texts,
-)
+from secateur.data.examples import Example
+from secateur.support.errors import InputError
+from secateur.tasks.base import Target, Task, texts
+from secateur.tasks.batches import IGNORED, Batch, Item, model_device
 from secateur.tasks.label_tree import LabelTree
+from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 
 if TYPE_CHECKING:
     from transformers import DynamicCache

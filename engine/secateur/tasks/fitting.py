@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 from secateur.tasks.base import Task
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example
-from secateur.errors import InputError, first_line
-from secateur.tasks.base import Batch, Item, in_order, model_device
+from secateur.data.examples import Example
+from secateur.model.images import image_shape, image_tokens
+from secateur.support.errors import InputError, first_line
+from secateur.tasks.batches import Batch, Item, in_order, model_device
 from secateur.tasks.sequence import SequenceClassification, class_names, class_number
 
 
@@ -118,28 +119,6 @@ class ImageClassification(SequenceClassification):
                 opened.append(image.convert(mode) if isinstance(image, Image.Image) else image)
         pixels: Tensor = self.tokenizer(images=opened, return_tensors="pt")["pixel_values"]
         return pixels
-
-
-def reads_images(model: nn.Module) -> bool:
-    """Whether a model's input is an image and not text."""
-    return getattr(model, "main_input_name", "") == "pixel_values"
-
-
-def image_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model takes."""
-    config: Any = model.config
-    return (config.num_channels, *_pair(config.image_size))
-
-
-def image_tokens(model: nn.Module) -> int:
-    """Tokens of an image: its patches, and the one that stands for the whole."""
-    config: Any = model.config
-    (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
-    return (height // down) * (width // across) + 1
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _require_image(image: Any, number: int) -> None:

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example
-from secateur.errors import InputError
-from secateur.tasks.base import Batch, Evaluation, Item, Task, model_device, proportion
+from secateur.data.examples import Example
+from secateur.support.errors import InputError
+from secateur.tasks.base import Task
+from secateur.tasks.batches import Batch, Item, model_device
+from secateur.tasks.metrics import Evaluation, proportion
 
 
 class SequenceClassification(Task):

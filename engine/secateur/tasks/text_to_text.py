@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example
-from secateur.errors import InputError
-from secateur.families import family_of
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, model_device, pad, proportion
+from secateur.data.examples import Example
+from secateur.model.families import family_of
+from secateur.support.errors import InputError
+from secateur.tasks.base import Task
+from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
 from secateur.tasks.label_tree import LabelTree
+from secateur.tasks.metrics import Evaluation, proportion
 
 # Logits held at once, where labels are many: 256 MiB in float32.
 _LOGITS = 1 << 26

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from secateur.data import Example
-from secateur.errors import InputError
-from secateur.tasks.base import IGNORED, Batch, Evaluation, Item, Task, bootstrap, model_device, pad, proportion
+from secateur.data.examples import Example
+from secateur.support.errors import InputError
+from secateur.tasks.base import Task
+from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
+from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.sequence import class_names, class_number
 
 

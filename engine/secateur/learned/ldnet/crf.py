@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 
 
 class ConditionalRandomField(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 
 
 class DenseLSTM(nn.Module):

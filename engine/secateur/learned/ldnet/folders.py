@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur.errors import InputError, first_line
-from secateur.files import new_folder
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, Vocabularies
 from secateur.learned.ldnet.vocabulary import Vocabulary
+from secateur.support.errors import InputError, first_line
+from secateur.support.files import new_folder
 
 Built = TypeVar("Built", bound=tuple[Any, ...])
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.json"

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 
-from secateur.columns import numbered_lines
-from secateur.errors import InputError
+from secateur.data.conll import numbered_lines
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint
-from secateur.tasks.base import model_device, pad
+from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.support.errors import InputError
+from secateur.tasks.batches import model_device, pad
 
 # Of the adaptive softmax in the paper's code; those below the number of words are taken.
 CUTOFFS = (4000, 40000, 200000)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.columns import Sentence
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.dense_lm import LanguageModels
@@ -17,7 +17,7 @@ from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, TagScheme, Voc
 from secateur.learned.ldnet.tagger_training import GatePenalty, train
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.ldnet.vocabulary import BOUNDARY, UNKNOWN, Vocabulary, plain_form
-from secateur.learned.trainer import Progress
+from secateur.learned.shared.trainer import Progress
 
 # Times in a stage that the loss and the gates are written down.
 LOGGED = 50

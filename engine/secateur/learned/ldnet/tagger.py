@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import InputError
 from secateur.learned.ldnet.crf import ConditionalRandomField
 from secateur.learned.ldnet.dense_lm import ContextStates, reverse
 from secateur.learned.ldnet.vocabulary import Vocabulary, plain_form
-from secateur.tasks.base import pad
+from secateur.support.errors import InputError
+from secateur.tasks.batches import pad
 
 TagScheme = Literal["bioes", "plain"]
 Features = dict[str, Any]

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainingArguments
 
-from secateur.columns import Sentence
-from secateur.errors import InputError
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
-from secateur.learned.regularisers import REGULARISERS, Regulariser, regulariser
-from secateur.learned.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.gate_regularisers import REGULARISERS, Regulariser, regulariser
+from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.support.errors import InputError
 
 
 @dataclass(frozen=True)

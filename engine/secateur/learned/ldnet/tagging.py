@@ -7,9 +7,10 @@ from itertools import islice
 
 import torch
 
-from secateur.columns import Scheme, Sentence, spans_of, tags_of
+from secateur.data.conll import Scheme, Sentence, spans_of, tags_of
 from secateur.learned.ldnet.tagger import Tagger, collate
-from secateur.tasks.base import Evaluation, bootstrap, model_device, proportion
+from secateur.tasks.batches import model_device
+from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 
 
 def tag(

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from secateur.errors import InputError
+from secateur.support.errors import InputError
 
 UNKNOWN, BOUNDARY = "<unk>", "<s>"
 

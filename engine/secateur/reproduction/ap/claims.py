@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.reproduction.ap.grid import STACKS, Settings
 from secateur.reproduction.ap.results import Results
-from secateur.reproduction.claim import Claim
+from secateur.reproduction.shared.claim import Claim
 
 # The rates at which the paper compares the criteria.
 RATE = {"encoder": 0.3, "decoder": 0.4}

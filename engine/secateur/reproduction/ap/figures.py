@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from secateur.plots import figure, png
 from secateur.reproduction.ap.grid import STACKS, Settings
 from secateur.reproduction.ap.results import Mean, Results
+from secateur.support.figures import figure, png
 
 SIZE = (4.2, 3.1)
 Lines = Callable[[str], list[tuple[str, dict[str, Any]]]]  # Of a stack: labels, and what tells their cells apart.

@@ -14,15 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from secateur.attribution import attribute
-from secateur.criteria import criterion_named
-from secateur.data import Example
-from secateur.evaluation import evaluate
-from secateur.factorisation import factorise
-from secateur.planning import Plan, plan
-from secateur.scores import Scores
-from secateur.site import AttentionUnit
-from secateur.surgery import prune
+from secateur.attribution.attribute import attribute
+from secateur.attribution.criteria import criterion_named
+from secateur.attribution.scores import Scores
+from secateur.data.examples import Example
+from secateur.measuring.evaluate import evaluate
+from secateur.model.sites import AttentionUnit
+from secateur.planning.plan import Plan, plan
+from secateur.pruning.factorise import factorise
+from secateur.pruning.prune import prune
 from secateur.tasks import Task
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -11,8 +11,8 @@ from secateur.reproduction.ap.claims import RATE, claims
 from secateur.reproduction.ap.figures import draw
 from secateur.reproduction.ap.grid import STACKS, Settings
 from secateur.reproduction.ap.results import Results
-from secateur.reproduction.claim import Claim, claims_table
-from secateur.reproduction.writing import write_run
+from secateur.reproduction.shared.claim import Claim, claims_table
+from secateur.reproduction.shared.writing import write_run
 
 
 def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:

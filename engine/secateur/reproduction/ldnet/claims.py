@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from secateur.reproduction.claim import Claim
 from secateur.reproduction.ldnet.grid import NO_LM, WITH_DROPOUT, WITHOUT_DROPOUT, Cell
 from secateur.reproduction.ldnet.results import Results
+from secateur.reproduction.shared.claim import Claim
 
 # Points of F1, the largest loss that counts as none; the paper's own are .19 and .49.
 TOLERATED = 0.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.plots import figure, png
 from secateur.reproduction.ldnet.grid import LAYER_DROPOUT, NO_LM, Cell, pruned_cells
 from secateur.reproduction.ldnet.results import Results
+from secateur.support.figures import figure, png
 
 SIZE = (4.6, 3.2)
 COLORS = dict(zip(LAYER_DROPOUT, ("C0", "C1"), strict=True))

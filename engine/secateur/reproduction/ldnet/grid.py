@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from secateur.columns import Sentence
-from secateur.errors import InputError
-from secateur.files import write_atomically
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet import lm_training
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.folders import LMConfig, load_lm, load_tagger, save_lm, save_tagger
@@ -23,6 +21,8 @@ from secateur.learned.ldnet.tagger_training import GatePenalty
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.ldnet.vocabulary import Vocabulary
 from secateur.reproduction.ldnet.measuring import detached, interleaved_words_per_second
+from secateur.support.errors import InputError
+from secateur.support.files import write_atomically
 
 WITH_DROPOUT, WITHOUT_DROPOUT, NO_LM = "layer dropout", "no layer dropout", "no LM"
 LAYER_DROPOUT = {WITH_DROPOUT: 0.5, WITHOUT_DROPOUT: 0.0}

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from secateur.columns import Sentence
-from secateur.latency.stopwatch import clock
+from secateur.data.conll import Sentence
 from secateur.learned.ldnet.deletion import delete_closed
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
-from secateur.tasks.base import model_device
+from secateur.measuring.stopwatch import clock
+from secateur.tasks.batches import model_device
 
 
 def detached(tagger: Tagger, sentences: Sequence[Sentence], draws: int, seed: int) -> list[list[float]]:

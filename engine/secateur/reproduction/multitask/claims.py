@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from secateur.reproduction.claim import Claim
 from secateur.reproduction.multitask.grid import ATTRIBUTION, MAGNITUDE, ZEROS, Cell
 from secateur.reproduction.multitask.results import Results, Setting
+from secateur.reproduction.shared.claim import Claim
 
 # Three-task averages at equal total budgets, digitised from the paper's figure: density, multitask, mixture.
 PAPER = {

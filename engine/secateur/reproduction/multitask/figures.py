@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.plots import figure, png
 from secateur.reproduction.multitask.grid import ATTRIBUTION, EIGHT, MAGNITUDE, Cell
 from secateur.reproduction.multitask.results import Results
+from secateur.support.figures import figure, png
 
 SIZE = (4.4, 3.2)
 

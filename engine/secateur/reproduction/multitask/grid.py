@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from secateur.learned.exporting import export, load, save
-from secateur.learned.multitask import MultitaskPruning, magnitude_scores
-from secateur.learned.run import TaskData, prepare, run, scores_from
-from secateur.learned.schedule import CubicSchedule
-from secateur.learned.trainer import trainer_arguments
+from secateur.learned.multitask.exporting import export, load, save
+from secateur.learned.multitask.pruning import MultitaskPruning, magnitude_scores
+from secateur.learned.multitask.run import TaskData, prepare, run, scores_from
+from secateur.learned.multitask.schedule import CubicSchedule
+from secateur.learned.shared.trainer import trainer_arguments
 
 EIGHT = tuple(
     (method, granularity, scope)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.reproduction.claim import Claim, claims_table
 from secateur.reproduction.multitask.claims import claims
 from secateur.reproduction.multitask.figures import draw
 from secateur.reproduction.multitask.grid import EIGHT, Cell, Settings
 from secateur.reproduction.multitask.results import Results
-from secateur.reproduction.writing import write_run
+from secateur.reproduction.shared.claim import Claim, claims_table
+from secateur.reproduction.shared.writing import write_run
 
 
 def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:

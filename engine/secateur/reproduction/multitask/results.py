@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from secateur.learned.mixture import Mixture, best
+from secateur.learned.multitask.mixture import Mixture, best
 from secateur.reproduction.multitask.grid import Cell, Settings
 
 Setting = tuple[str, str, str]

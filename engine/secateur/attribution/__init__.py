@@ -1,0 +1,1 @@
+"""Scores of units: from a model, a task and examples. It uses tasks, data, model, kernels and support."""

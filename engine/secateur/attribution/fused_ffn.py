@@ -1,0 +1,116 @@
+"""Feed-forward branches whose backward pass scores their neurons in one kernel: the neurons' gradient is never written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.branches import FeedForward
+from secateur.model.discovery import branches_of
+from secateur.model.linear_layers import is_transposed, weight_of
+from secateur.model.sites import Site
+from secateur_kernels import scored_mlp_backward
+from secateur_kernels.backend import Activation, accumulator, uses_triton
+from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
+
+Watch = Callable[[Tensor], Tensor]
+Observer = Callable[[Tensor], None]
+
+
+class FusedFeedForward:
+    """One site's branch, whose backward pass `scored_mlp_backward` replaces where it is what that kernel computes.
+
+    That is: plain linear layers, one dtype, [B, T, F], and an activation that is recognised by what it made of
+    the first example, so that no family's code is read. Everywhere else the branch is watched like any other.
+    """
+
+    def __init__(self, model: nn.Module, branch: FeedForward) -> None:
+        self._inputs, self._parts = [model.get_submodule(path) for path in branch.inputs], branch.parts
+        self._output = model.get_submodule(branch.output)
+        self._plain = all(type(each) is nn.Linear or is_transposed(each) for each in (*self._inputs, self._output))
+        self._activation: Activation | None = None
+
+    @contextmanager
+    def scored(self, watch: Watch, observe: Observer) -> Iterator[None]:
+        """Inside, a backward pass calls observe with the scores [B, F]; or the out-projection reads what `watch` makes of its
+        input, where the branch cannot be fused."""
+
+        seen: list[Tensor] = []  # What the in-projections returned in this pass.
+        fused = False
+
+        def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            seen.extend(output.chunk(self._parts, -1))
+
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            nonlocal fused
+            hidden = arguments[0]
+            fused = self._fusable(hidden, seen)
+            return (hidden.detach() if fused else watch(hidden), *arguments[1:])
+
+        def after(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+            pre, up = seen[0], seen[1] if len(seen) > 1 else None
+            seen.clear()
+            if not fused:
+                return output
+            if not pre.requires_grad:  # Nothing below needs a gradient, so the graph starts here.
+                pre = pre.detach().requires_grad_(True)
+            scored: Callable[..., Tensor] = _Scored.apply
+            return scored(output, pre, up, weight_of(self._output), self._activation, observe)
+
+        with ExitStack() as stack:
+            for module in self._inputs:
+                stack.callback(module.register_forward_hook(keep).remove)
+            stack.callback(self._output.register_forward_pre_hook(before).remove)
+            stack.callback(self._output.register_forward_hook(after, prepend=True).remove)
+            yield
+
+    def _fusable(self, hidden: Tensor, seen: list[Tensor]) -> bool:
+        alike = all(each.dtype == hidden.dtype and each.shape == hidden.shape for each in seen)
+        alike = alike and self._output.weight.device == hidden.device  # It may be offloaded.
+        if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled() or not uses_triton("auto", hidden):
+            return False
+        if self._activation is None:
+            self._activation = recognised(hidden[:1].detach(), *(each[:1].detach() for each in seen))
+        return self._activation is not None
+
+
+def recognised(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Activation | None:
+    """The activation with hidden = act(pre), or act(pre) * up, up to rounding; None if it is none of the kernels'."""
+    limit, wide = 8 * torch.finfo(hidden.dtype).eps, accumulator(hidden)
+    best, least = None, float("inf")
+    for name, (function, _) in ACTIVATIONS.items():
+        expected = function(pre.to(wide)) if up is None else function(pre.to(wide)) * up.to(wide)
+        error = (hidden.to(wide) - expected).abs()
+        beyond = error - limit * (expected.abs() + expected.abs().max())
+        if float(beyond.max()) <= 0 and float(error.sum()) < least:
+            best, least = name, float(error.sum())
+    return best
+
+
+class _Scored(torch.autograd.Function):
+    """The out-projection's output, as it is; its backward pass goes from there to the in-projections' outputs at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, pre: Tensor, up: Tensor | None, weight: Tensor, activation: Activation, observe: Observer
+    ) -> Tensor:
+        ctx.save_for_backward(pre, up, weight)
+        ctx.activation, ctx.observe = activation, observe
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pre, up, weight = ctx.saved_tensors
+        dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, activation=ctx.activation)
+        ctx.observe(scores)
+        return None, dpre, dup, None, None, None
+
+
+def fused_feed_forwards(model: nn.Module, sites: Iterable[Site]) -> Mapping[Site, FusedFeedForward]:
+    """Of the sites, those of feed-forward branches."""
+    found = branches_of(model, sites).items()
+    return {site: FusedFeedForward(model, branch) for site, branch in found if isinstance(branch, FeedForward)}

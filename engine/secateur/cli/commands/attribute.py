@@ -1,0 +1,88 @@
+"""`secateur attribute`: scores of units, written as safetensors."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+import typer
+
+import secateur
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Checkpoints,
+    Column,
+    CriterionName,
+    Data,
+    Device,
+    DeviceMap,
+    Dtype,
+    Json,
+    Kind,
+    Labels,
+    Limit,
+    MaxLength,
+    MaxTokens,
+    Model,
+    Out,
+    Over,
+    Select,
+    TargetName,
+    Threads,
+    TokenColumn,
+    UnitOption,
+    Unlabeled,
+)
+from secateur.cli.shared.torchrun import processes
+from secateur.support.files import require_absent
+from secateur_kernels.backend import Backend
+
+
+def attribute(
+    model: Model,
+    data: Data,
+    out: Out,
+    task: Kind = None,
+    labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
+    unit: UnitOption = "head",
+    select: Select = None,
+    criterion: CriterionName = "gradient",
+    target: TargetName = None,
+    over_examples: Over = None,
+    unlabeled: Unlabeled = False,
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    per_example: Annotated[bool, typer.Option(help="Keep each example's scores too.")] = False,
+    backend: Annotated[str, typer.Option(help="Of the kernels: auto (Triton on a CUDA device), reference or triton.")] = "auto",
+    checkpoint: Checkpoints = None,
+    device: Device = "auto",
+    device_map: DeviceMap = None,
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score each unit by what it does for a task: writes scores (safetensors). torchrun deals it out among processes."""
+    inputs.use_threads(threads)
+    with processes(device, device_map) as ranks:
+        require_absent(out, "file")
+        chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
+        loaded, job, rows = inputs.prepare(
+            model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+            device_map=device_map, unlabeled=unlabeled, columns=(column, token_column),
+        )  # fmt: skip
+        scores = secateur.attribute(
+            loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
+            per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,
+            progress=None if ranks.rank else output.batch_progress,
+        )  # fmt: skip
+        if ranks.rank == 0:
+            scores.save(out)
+    if ranks.rank:
+        return
+    document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}
+    if scores.convergence is not None:
+        document["convergence"] = scores.convergence.summary()
+    line = f"{scores.examples} examples; scores written to {out}"
+    output.emit(document, as_json, output.scores_table(scores), *output.convergence(scores), line)

@@ -1,0 +1,54 @@
+"""`secateur bench`: dense against pruned, timed over shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Device,
+    Dtype,
+    Json,
+    Kind,
+    Lengths,
+    Sizes,
+    Threads,
+)
+from secateur.cli.shared.plots import benchmark_plot
+from secateur.measuring.benchmark import benchmark
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.support.files import new_folder, require_absent
+
+
+def bench(
+    dense: Annotated[str, typer.Argument(help="The dense model.")],
+    pruned: Annotated[str, typer.Argument(help="The pruned model.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the report and the plot; must not exist yet.")] = None,
+    batch_sizes: Sizes = "1,8,32",
+    lengths: Lengths = "16,64",
+    target_length: Annotated[int, typer.Option(help="Decoder tokens, where there is an encoder.", min=1)] = 8,
+    pairs: Annotated[int, typer.Option(help="Interleaved runs of each model.", min=3)] = 20,
+    task: Kind = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Dense against pruned: latency and throughput over batch sizes and lengths, as ratios with their spread."""
+    inputs.use_threads(threads)
+    if out is not None:
+        require_absent(out)
+    sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    first = inputs.load_model(dense, task=task, device=device, dtype=dtype)
+    second = inputs.load_model(pruned, task=task or first.task, device=device, dtype=dtype)
+    batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
+    report = benchmark(first.model, second.model, batches, pairs=pairs)
+    if out is not None:
+        with new_folder(out) as folder:
+            (folder / "benchmark.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
+            (folder / "benchmark.png").write_bytes(benchmark_plot(report, "dense against pruned"))
+    output.emit(report.to_json(), as_json, output.timings_table(report), *report.notes)

@@ -1,0 +1,118 @@
+"""`secateur prune --dry-run`: what a budget would leave of a model, told from its config alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from secateur.attribution.scores import Scores
+from secateur.cli.shared import inputs, output
+from secateur.measuring.dry_run import DryRun, dry_run
+from secateur.planning.budget import the_budget
+from secateur.planning.plan import Plan
+from secateur.support.errors import InputError
+
+_SHOWN = 6
+
+
+def run(
+    name: str,
+    given: Plan | None,
+    scores: Path | None,
+    budget: Mapping[str, float | None],
+    shapes: tuple[Sequence[int], Sequence[int]],
+    *,
+    task: str | None,
+    dtype: str,
+    select: str | None,
+    **options: Any,
+) -> tuple[dict[str, Any], list[Table | str]]:
+    """What to print of a dry run. given: the plan of --plan; scores: the file of --scores; options: what else
+    `sizing.dry_run` takes. Passes are of the largest of the shapes."""
+    if given is None:
+        wanted, value = the_budget(**budget)
+        options[wanted] = value
+    loaded = None if scores is None else Scores.load(scores)
+    if loaded is not None and select is not None:
+        loaded = loaded.of(select)
+    model = inputs.meta_model(name, task=task, dtype=dtype)
+    found = dry_run(
+        model, given=given, scores=loaded, select=select, batch_size=max(shapes[0]), length=max(shapes[1]), **options
+    )
+    return {"model": name, **found.to_json()}, [_sizes(found), _first_sites(found.plan), *_lines(found, model)]
+
+
+def require_real(data: str | None, out: Path | None, scores: Path | None) -> tuple[str, Path]:
+    """What a run that is not dry needs. Raises InputError without it."""
+    if data is None:
+        raise InputError("data: expected --data with examples, which only --dry-run goes without, got none")
+    if out is None:
+        raise InputError("out: expected --out with a folder, which only --dry-run goes without, got none")
+    if scores is not None:
+        raise InputError(f"scores: expected --dry-run with it (else: plan, and prune with --plan), got {str(scores)!r}")
+    return data, out
+
+
+def _sizes(found: DryRun) -> Table:
+    dense, pruned = found.dense, found.pruned
+    rows = [
+        ("parameters", f"{dense.parameters:,}", f"{pruned.parameters:,} ({pruned.parameters / dense.parameters:.0%})"),
+        _row("of the prunable layers", dense.layer_parameters, pruned.layer_parameters, _count),
+    ]
+    rows += [
+        _row(f"weights in {dtype}", size, pruned.weight_bytes[dtype], amount) for dtype, size in dense.weight_bytes.items()
+    ]
+    for stack, size in dense.cache_bytes.items():
+        rows.append(_row(f"keys and values, a token of the {stack}", size, pruned.cache_bytes.get(stack, 0), amount))
+    shape = " x ".join(map(str, found.shape))
+    return output.comparison([*rows, _row(f"FLOPs of a pass, {shape} tokens", dense.flops, pruned.flops, _count)])
+
+
+def _row(what: str, dense: int, pruned: int, written: Any) -> tuple[str, str, str]:
+    return what, written(dense), f"{written(pruned)} ({pruned / dense:.0%})"
+
+
+def _first_sites(plan: Plan) -> Table:
+    """Every kind of site, and the first few sites by name."""
+    kinds: Counter[tuple[str, str, int, int]] = Counter()
+    for site in plan.sites:
+        kinds[f"{site.stack} {site.kind}", site.unit, site.units, len(plan[site.name])] += 1
+    rows = [(f"{number} x {kind}", unit, f"{units:,}", f"{stay:,}") for (kind, unit, units, stay), number in kinds.items()]
+    rows = rows[:_SHOWN] + [("...", "", "", "")] * (len(rows) > _SHOWN)
+    rows += [(site.name, site.unit, f"{site.units:,}", f"{len(plan[site.name]):,}") for site in plan.sites[:_SHOWN]]
+    return output.table(("sites", "unit", "units", "stay"), rows)
+
+
+def _lines(found: DryRun, model: Any) -> list[str]:
+    memory, name = found.attribution, type(model).__name__
+    left = found.plan.budget.get("remaining")
+    lines = [
+        f"to score it, {memory.batch_size} examples of {memory.length} tokens a batch: about {amount(memory.total)}: weights "
+        f"{amount(memory.weights)}, activations and their gradients {amount(memory.activations)}, sums {amount(memory.sums)}",
+        f"the pruned model is a stock {name}"
+        if found.stock
+        else f"the pruned model is no stock {name}: its folder carries a modelling file",
+    ]
+    if left is not None:
+        lines.insert(0, f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs")
+    return [*lines, "dry run: nothing was scored, measured or written"]
+
+
+def amount(size: float) -> str:
+    """Bytes, in the unit that suits them."""
+    return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def _count(number: float) -> str:
+    return _scaled(number, 1000, ("", "K", "M", "G", "T", "P"))
+
+
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    power = 0
+    while value >= step and power < len(units) - 1:
+        value, power = value / step, power + 1
+    return f"{value:,.2f} {units[power]}".rstrip()

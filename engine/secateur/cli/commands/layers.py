@@ -1,0 +1,119 @@
+"""`secateur layers`: scores whole layers, deletes the least needed ones, and proves it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+from rich.table import Table
+
+from secateur.attribution.layer_scores import LAYER_CRITERIA, choose_layers, layer_scores
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Column,
+    Data,
+    Device,
+    Dtype,
+    Eval,
+    Json,
+    KeepLayers,
+    Kind,
+    Labels,
+    LayerUnitOption,
+    Lengths,
+    Limit,
+    MaxLength,
+    MaxTokens,
+    Model,
+    Out,
+    Sizes,
+    Threads,
+    TokenColumn,
+)
+from secateur.cli.shared.pruned_folder import compare, write_folder
+from secateur.data.examples import Example
+from secateur.model.blocks import LayerUnit
+from secateur.model.blocks import layers as layers_of
+from secateur.pruning.delete_layers import delete_layers
+from secateur.pruning.verify import VerificationError, some_batches, verify_layers
+from secateur.support.files import require_absent
+from secateur.tasks import Target, Task
+
+
+def layers(
+    model: Model,
+    data: Data,
+    out: Out,
+    keep_layers: KeepLayers,
+    criterion: Annotated[str, typer.Option(help=f"How layers are scored: {', '.join(LAYER_CRITERIA)}.")] = "influence",
+    unit: LayerUnitOption = "block",
+    target: Annotated[str, typer.Option(help="probability, log_probability or margin.")] = "log_probability",
+    evaluation: Eval = None,
+    task: Kind = None,
+    labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    batch_sizes: Sizes = "1,32",
+    lengths: Lengths = "64",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Score whole layers, delete the least needed ones, verify, evaluate, benchmark: writes a model folder with its report."""
+    inputs.use_threads(threads)
+    require_absent(out)
+    (kind,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
+    (of,) = inputs.among("unit", unit, get_args(LayerUnit))
+    (wanted,) = inputs.among("target", target, get_args(Target))
+    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    loaded, job, rows = inputs.prepare(
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        columns=(column, token_column),
+    )  # fmt: skip
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
+    # Before the scoring, which takes longer than to find out at its end.
+    choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, of)), 0.0), keep_layers)
+    scores = layer_scores(
+        loaded.model, job, rows, kind, unit=cast(LayerUnit, of), target=cast(Target, wanted), max_tokens=max_tokens,
+        progress=output.batch_progress,
+    )  # fmt: skip
+    gone = choose_layers(scores, keep_layers)
+    chosen = {"criterion": kind, "unit": of, "keep_layers": keep_layers, "scores": scores, "deleted": gone}
+    document, shown = write_deleted(loaded, job, chosen, out, rows=rows, held_out=held_out, shapes=shapes)
+    output.emit(document, as_json, scores_table(scores, gone), *shown)
+
+
+def write_deleted(
+    loaded: inputs.Loaded,
+    task: Task,
+    chosen: Mapping[str, Any],
+    out: Path,
+    *,
+    rows: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    shapes: tuple[Sequence[int], Sequence[int]],
+) -> tuple[dict[str, Any], list[Table | str]]:
+    """Deletes the layers `chosen["deleted"]`, checks it, and writes the folder: the model in the dtype that it was stored in,
+    its tokenizer, report.json and a plot. Returns the report and what to show of it."""
+    model, gone = loaded.model, chosen["deleted"]
+    output.say("deleting and verifying")
+    deleted = delete_layers(model, gone)
+    verification = verify_layers(model, deleted, gone, task, some_batches(model, task, rows))
+    if not verification.holds:
+        raise VerificationError(f"nothing was written: {verification}")
+    compared, tables, report = compare(model, deleted, task, held_out, shapes)
+    document = {**chosen, "verification": verification.to_json(), **compared, "out": str(out)}
+    write_folder(loaded, task, deleted, out, document, report, {})
+    return document, [*tables, str(verification), f"written to {out}"]
+
+
+def scores_table(scores: Mapping[str, float], gone: Collection[str]) -> Table:
+    """Each layer with its score, and whether it stays."""
+    rows = ((name, f"{score:.4g}", "deleted" if name in gone else "") for name, score in scores.items())
+    return output.table(("layer", "score", ""), rows)

@@ -1,0 +1,300 @@
+"""`secateur ldnet`: recurrent language models whose layers can be taken out, taggers on them, and their tags."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import Device, Json, Threads
+from secateur.cli.shared.tagged import tagged_sentences
+from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
+from secateur.model.cost import parameters
+from secateur.support.errors import InputError
+from secateur.support.files import write_atomically
+from secateur.support.ledger import SETTINGS, Ledger
+
+app = typer.Typer(
+    help="LD-Net (Liu et al. 2018): prune a language model's layers for sequence labelling.", no_args_is_help=True
+)
+
+Out = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
+Seed = Annotated[int, typer.Option(help="Of weights, dropout and the order of examples.", min=0)]
+Scheme = Annotated[str, typer.Option(help="Of the tags in the files: auto, bio1, bio2, bioes; plain for tags of no spans.")]
+
+
+@app.command()
+def train_lm(
+    texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files, a sentence a line, words between spaces.")],
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Of training.", min=1)] = 10_000,
+    layers: Annotated[int, typer.Option(help="In each direction.", min=1)] = 10,
+    width: Annotated[int, typer.Option(help="Of each layer.", min=1)] = 300,
+    embedding: Annotated[int, typer.Option(help="Width of the word embeddings.", min=1)] = 300,
+    projection: Annotated[int, typer.Option(help="Width of what the softmax reads; 0: all layers, unprojected.", min=0)] = 0,
+    layer_dropout: Annotated[float, typer.Option(help="Probability that a layer is hidden from the later ones.")] = 0.5,
+    dropout: Annotated[float, typer.Option(help="Of the elements that a layer reads.")] = 0.01,
+    cutoffs: Annotated[str, typer.Option(help="Of the adaptive softmax, between commas; auto by the vocabulary.")] = "auto",
+    min_count: Annotated[int, typer.Option(help="Words that come less often are unknown.", min=1)] = 3,
+    vocabulary: Annotated[int | None, typer.Option(help="Words that are known, at most.", min=4)] = None,
+    max_length: Annotated[int, typer.Option(help="Longer sentences come in pieces of so many words.", min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(help="Sentences of a step.", min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; a quarter of all by default.", min=1)
+    ] = None,
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="Text to measure the perplexity on.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train a forward and a backward language model of densely connected layers."""
+    from secateur.learned.ldnet import lm_training
+    from secateur.learned.ldnet.folders import LMConfig
+    from secateur.learned.ldnet.vocabulary import Vocabulary
+
+    inputs.use_threads(threads)
+    place = inputs.device_named(device)
+    require_positive(learning_rate=learning_rate)
+    settings = {
+        "texts": [[str(path), file_size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
+        "layers": layers, "width": width, "embedding": embedding, "projection": projection, "layer_dropout": layer_dropout,
+        "dropout": dropout, "cutoffs": cutoffs, "min_count": min_count, "vocabulary": vocabulary, "max_length": max_length,
+        "batch_size": batch_size, "learning_rate": learning_rate, "save_steps": save_steps, "seed": seed,
+    }  # fmt: skip
+    known = out / "vocabulary.json"
+    if known.exists() and (out / SETTINGS).exists():
+        words = Vocabulary(json.loads(known.read_text(encoding="utf-8")))
+    else:
+        every = (word for line in lm_training.read_sentences(texts) for word in line)
+        words = Vocabulary.count(every, at_least=min_count, largest=vocabulary)
+    if len(words) < 3:
+        raise InputError(f"min_count: expected one that some word reaches, got {min_count}")
+    chosen = lm_training.default_cutoffs(len(words)) if cutoffs == "auto" else inputs.numbers(cutoffs, "cutoffs")
+    if chosen != sorted(set(chosen)) or not 0 < chosen[0] <= chosen[-1] < len(words):
+        raise InputError(f"cutoffs: expected rising numbers below {len(words)}, the known words, got {cutoffs}")
+    config = LMConfig(embedding, (width,) * layers, tuple(chosen), projection, layer_dropout, dropout)
+    held_out = [] if evaluation is None else list(lm_training.Lines([evaluation], words, max_length, once=True))
+    arguments: dict[str, Any] = {
+        "max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
+        "save_steps": save_steps or max(1, steps // 4), "logging_steps": max(1, steps // 50),
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    models = config.build(len(words))
+    with Ledger(out, settings) as ledger:
+        if not known.exists():
+            write_atomically(known, json.dumps(words.entries, ensure_ascii=False) + "\n")
+        document = _language_models(
+            ledger, models, (config, words), lm_training.Lines(texts, words, max_length), held_out, place.type, arguments
+        )
+    tested = document["perplexity"]
+    heard = "" if tested is None else "; held out {forward:.1f} forward, {backward:.1f} backward".format(**tested)
+    line = f"perplexity {document['training perplexity']:.1f} at the end of training{heard}; models in {out / 'model'}"
+    output.emit({"out": str(out), **document}, as_json, line)
+
+
+@app.command()
+def train_tagger(
+    lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder of train-lm.")],
+    data: Annotated[Path, typer.Option(help="Column file to train on: a token and its tags a line.")],
+    evaluation: Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")],
+    column: Annotated[str, typer.Option(help="Of the tags: a number from 1, or a name of the files' global.columns line.")],
+    out: Out,
+    wanted: Annotated[int, typer.Option(help="Layers of both directions together that stay.", min=0)] = 2,
+    lambda0: Annotated[float, typer.Option(help="Weight of the penalty; the paper: 0.05 for entities, 0.5 for chunks.")] = 0.05,
+    regulariser: Annotated[str, typer.Option(help="R1, R2 or R3; R3 stops at the wanted number.")] = "R3",
+    reopen: Annotated[bool, typer.Option(help="Closed gates may open again, as in the paper.")] = True,
+    scheme: Scheme = "auto",
+    token_column: Annotated[str, typer.Option(help="Of the tokens, as --column.")] = "1",
+    epochs: Annotated[float, typer.Option(help="Of the whole tagger's training.")] = 30.0,
+    prune_epochs: Annotated[float, typer.Option(help="Of the training with the penalty.")] = 30.0,
+    batch_size: Annotated[int, typer.Option(help="Sentences of a step.", min=1)] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Of SGD.")] = 0.015,
+    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates' projected SGD.")] = 0.15,
+    features: Annotated[int, typer.Option(help="Width of what is made of the language models' states.", min=1)] = 300,
+    word_width: Annotated[int, typer.Option(help="Of the word embeddings.", min=1)] = 100,
+    hidden: Annotated[int, typer.Option(help="Width of the tagger's LSTM in each direction.", min=1)] = 150,
+    seed: Seed = 0,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Train a tagger on frozen language models, close gates of their layers by a penalty, and delete those layers."""
+    from secateur.learned.ldnet.folders import load_lm
+    from secateur.learned.ldnet.run import Stage
+    from secateur.learned.ldnet.tagger_training import GatePenalty
+
+    inputs.use_threads(threads)
+    place = inputs.device_named(device)
+    penalty = GatePenalty(lambda0, wanted, regulariser, gate_learning_rate, reopen)  # type: ignore[arg-type]
+    require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
+    models, _, vocabulary = load_lm(lm)
+    train, about = tagged_sentences(data, column, token_column, scheme)
+    dev, about_dev = tagged_sentences(evaluation, column, token_column, scheme if scheme == "plain" else about["scheme"])
+    sizes = {"features": features, "word_width": word_width, "hidden": hidden}
+    stages = [Stage(number, batch_size, learning_rate, seed) for number in (epochs, prune_epochs)]
+    settings = {
+        "lm": str(lm), "data": [str(data), file_size(data)], "eval": [str(evaluation), file_size(evaluation)], "column": column,
+        "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty), "stages": [asdict(each) for each in stages],
+        "sizes": sizes,
+    }  # fmt: skip
+    with Ledger(out, settings) as ledger:
+        document = _two_stages(ledger, (models, vocabulary), (train, dev), scheme, sizes, stages, penalty, place.type)
+        document |= {"data": about, "eval": about_dev}
+        write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
+    if document["layers"]["after"] != wanted:
+        left = document["layers"]["after"]
+        output.say(f"{left} layers stay, {wanted} were wanted: more epochs or a larger lambda0 close more gates, less fewer")
+    output.emit({"out": str(out), **document}, as_json, _comparison(document), f"the pruned tagger is in {out / 'model'}")
+
+
+@app.command()
+def tag(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of train-tagger.")],
+    text: Annotated[Path, typer.Argument(help="Text, a sentence a line, tokens between spaces; - for standard input.")] = Path(
+        "-"
+    ),
+    scheme: Annotated[str, typer.Option(help="Of the tags of spans: bio1, bio2 or bioes.")] = "bio2",
+    batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 80,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Tag text: a token, a tab and its tag a line, and a blank line after each sentence. With --json all at the end."""
+    from secateur.learned.ldnet.folders import load_tagger
+    from secateur.learned.ldnet.tagging import tag as tags_of
+
+    inputs.use_threads(threads)
+    place = inputs.device_named(device)
+    if scheme not in SCHEMES:
+        raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
+    tagger = load_tagger(model).to(place)
+    sentences = (line.split() for line in _lines(text))
+    tagged = tags_of(tagger, sentences, batch_size=batch_size, scheme=scheme)
+    if as_json:
+        output.emit({"sentences": [{"tokens": tokens, "tags": tags} for tokens, tags in tagged]}, True)
+        return
+    for tokens, tags in tagged:
+        sys.stdout.write("".join(f"{token}\t{found}\n" for token, found in zip(tokens, tags, strict=True)) + "\n")
+        sys.stdout.flush()
+
+
+def _language_models(
+    ledger: Ledger,
+    models: Any,
+    about: tuple[Any, Any],
+    lines: Any,
+    held_out: list[list[int]],
+    device: str,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """What the report tells; models that the ledger has are not trained again. about: their config and vocabulary."""
+    from secateur.learned.ldnet.folders import save_lm
+    from secateur.learned.ldnet.lm_training import perplexity, run
+
+    cell, out = {"stage": "language models"}, ledger.folder
+    if cell not in ledger:
+        with output.counting("steps") as count:
+            log, seconds = run(models, lines, out / "checkpoints", device, progress=count, **arguments)
+        _write_log(out / "training.jsonl", log)
+        found = perplexity(models, held_out) if held_out else None
+        if not (out / "model").exists():
+            save_lm(models, *about, out / "model")
+        result = {
+            "words": len(about[1]),
+            "parameters": parameters(models),
+            "training perplexity": [row["perplexity"] for row in log if "perplexity" in row][-1],
+            "perplexity": found and dict(zip(("forward", "backward"), found, strict=True)),
+            "seconds": round(seconds, 1),
+        }
+        ledger.add(cell, result)
+    (document,) = ledger.rows()
+    write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
+    return document
+
+
+def _two_stages(
+    ledger: Ledger,
+    lm: tuple[Any, Any],
+    data: tuple[list[Sentence], list[Sentence]],
+    scheme: str,
+    sizes: dict[str, Any],
+    stages: list[Any],
+    penalty: Any,
+    device: str,
+) -> dict[str, Any]:
+    """What the report tells; a stage that the ledger has is not trained again."""
+    from secateur.learned.ldnet.folders import load_tagger, save_tagger
+    from secateur.learned.ldnet.run import deletion_report, new_tagger, train_stage
+
+    out, (train, dev) = ledger.folder, data
+    cells: list[dict[str, Any]] = [{"stage": "whole"}, {"stage": "pruned"}]
+    if cells[0] not in ledger:
+        torch.manual_seed(stages[0].seed)
+        tagger = new_tagger(*lm, train, "plain" if scheme == "plain" else "bioes", **sizes)
+        with output.counting("whole tagger, steps") as count:
+            log, seconds = train_stage(tagger, train, dev, stages[0], out / "checkpoints-whole", device, progress=count)
+        _write_log(out / "training-whole.jsonl", log)
+        if not (out / "whole").exists():
+            save_tagger(tagger, out / "whole")
+        ledger.add(cells[0], {"seconds": round(seconds, 1)})
+    if cells[1] not in ledger:
+        whole, tagger = load_tagger(out / "whole").to(device), load_tagger(out / "whole")
+        with output.counting("with the penalty, steps") as count:
+            log, seconds = train_stage(
+                tagger, train, dev, stages[1], out / "checkpoints-pruned", device, penalty=penalty, progress=count
+            )
+        _write_log(out / "training-pruned.jsonl", log)
+        pruned, found = deletion_report(whole, tagger, dev, penalty.wanted)
+        if not (out / "model").exists():
+            save_tagger(pruned, out / "model")
+        ledger.add(cells[1], {"seconds": round(seconds, 1), "penalty": asdict(penalty), **found})
+    before, after = ledger.rows()
+    document = {name: value for name, value in after.items() if name not in ("stage", "seconds")}
+    return {**document, "seconds": {"whole": before["seconds"], "pruned": after["seconds"]}}
+
+
+def _lines(text: Path) -> Iterator[str]:
+    numbered = decoded_lines(sys.stdin.buffer, "text: standard input") if str(text) == "-" else numbered_lines(text)
+    return (line for _, line in numbered)
+
+
+def require_positive(**numbers: float) -> None:
+    """Raises InputError, with its name, for a number that is not above 0 or not finite."""
+    for name, value in numbers.items():
+        if not 0 < value < math.inf:
+            raise InputError(f"{name}: expected a number above 0, got {value}")
+
+
+def file_size(path: Path) -> int:
+    """In bytes. Raises InputError where there is no such file."""
+    if not path.is_file():
+        raise InputError(f"data: no such file: {str(path)!r}")
+    return path.stat().st_size
+
+
+def _write_log(path: Path, log: list[dict[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in log))
+
+
+def _comparison(document: dict[str, Any]) -> Table:
+    evaluations, layers, flops = (document[name] for name in ("evaluation", "layers", "flops per word"))
+    values = [f"{e['value']:.4f} [{e['low']:.4f}, {e['high']:.4f}]" for e in evaluations.values()]
+    millions = [f"{found['all'] / 1e6:.2f} ({found['language models'] / 1e6:.2f} in the models)" for found in flops.values()]
+    return output.comparison(
+        (
+            (evaluations["before"]["metric"], values[0], values[1]),
+            ("layers", str(layers["before"]), str(layers["after"])),
+            ("MFLOPs a word", millions[0], millions[1]),
+        )
+    )

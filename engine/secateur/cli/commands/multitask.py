@@ -1,0 +1,108 @@
+"""`secateur multitask`: prunes an encoder while it learns several tasks, as a YAML file says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import Device, Json, Threads
+from secateur.model.cost import parameters
+from secateur.support.errors import InputError, first_line
+from secateur.support.files import write_atomically
+from secateur.support.ledger import CELLS, Ledger
+
+
+def multitask(
+    config: Annotated[Path, typer.Argument(help="YAML: model, tasks, pruning, schedule, training (docs/multitask.md).")],
+    out: Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same config goes on.")],
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Prune a shared encoder while it is fine-tuned on several tasks (Xia and Shin 2021): writes encoder, heads and report."""
+    from secateur.learned.multitask import config as configs
+    from secateur.learned.multitask.exporting import export, load, save
+    from secateur.learned.multitask.run import TaskData, prepare, run, scores_from
+
+    inputs.use_threads(threads)
+    read, said = configs.read_config(config)
+    data = {name: TaskData(*configs.load_task(name, about)) for name, about in read.tasks.items()}
+    place = inputs.device_named(device)
+    arguments = configs.training_arguments(
+        read, {name: len(each.train) for name, each in data.items()}, out / "checkpoints", place.type
+    )
+    encoder, tokenizer = load_encoder(read.model)
+    pruning: dict[str, Any] = {**vars(read.pruning), "schedule": read.schedule, "pooling": read.pooling}
+    scored = pruning.pop("initial_scores")
+    if scored is not None:
+        pruning["initial_scores"] = scores_from(
+            load(scored), encoder, tokenizer, data, granularity=read.pruning.granularity, max_length=read.max_length
+        )
+    prepared = prepare(encoder, tokenizer, data, seed=arguments.seed, max_length=read.max_length, **pruning)
+    if arguments.process_index:  # Of several under torchrun, the first one writes.
+        if not (out / CELLS).exists() or not (out / CELLS).read_bytes().endswith(b"\n"):
+            run(prepared, arguments, learning_rates=read.learning_rates)
+        return
+    with Ledger(out, {"config": said}) as ledger:
+        cell = {"model": read.model}
+        if cell not in ledger:
+            with output.counting("steps") as count:
+                found = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
+            exported = export(found.pruning.cpu())
+            if not (out / "model").exists():
+                save(exported, out / "model", tokenizer=tokenizer, sparse=read.pruning.granularity == "element")
+            write_atomically(out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in found.log))
+            ledger.add(cell, report(found, encoder, exported.encoder, out / "model"))
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        (document,) = ledger.rows()
+        write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
+    output.emit({"out": str(out), **document}, as_json, output.evaluations_table(document["tasks"]), *lines(document, out))
+
+
+def report(found: Any, dense: nn.Module, pruned: nn.Module, folder: Path) -> dict[str, Any]:
+    """What a finished run tells: scores, density, sizes."""
+    files = {"dense checkpoint": "encoder/model.safetensors", "sparse checkpoint": "encoder.sparse.safetensors"}
+    return {
+        "settings": found.pruning.settings(),
+        "density": found.pruning.reached,
+        "weights": found.pruning.stored,
+        "parameters": {"dense": parameters(dense), "pruned": parameters(pruned)},
+        "bytes": {name: (folder / path).stat().st_size for name, path in files.items() if (folder / path).exists()},
+        "tasks": {name: evaluation.to_json() for name, evaluation in found.evaluations.items()},
+        "seconds": round(found.seconds, 1),
+    }
+
+
+def lines(document: dict[str, Any], out: Path) -> list[str]:
+    """The report below its table."""
+    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in document["bytes"].items())
+    settings = document["settings"]
+    return [
+        f"{settings['method']}, {settings['granularity']}, {settings['scope']}: {document['density']:.4f} of the encoder's "
+        f"linear weights stay ({document['weights']:,}); {sizes}",
+        f"encoder, heads and report in {out}",
+    ]
+
+
+def load_encoder(name: str) -> tuple[nn.Module, Any]:
+    """An encoder in float32, and its tokenizer, by folder, Hub name or "builtin" (the encoder of the built-in T5)."""
+    from transformers import AutoModelForTextEncoding, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    if name == "builtin":
+        from secateur.data import builtin
+        from secateur.learned.multitask.model import encoder_of
+
+        model, tokenizer = builtin.load()
+        return encoder_of(model), tokenizer
+    try:
+        return AutoModelForTextEncoding.from_pretrained(name, dtype="float32").eval(), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {name!r} cannot be loaded as an encoder: {first_line(error)}") from error

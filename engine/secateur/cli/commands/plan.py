@@ -1,0 +1,61 @@
+"""`secateur plan`: a plan from scores, written as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+import secateur
+from secateur.attribution.scores import Scores
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Align,
+    AllocationName,
+    Floor,
+    Flops,
+    Json,
+    Keep,
+    Memory,
+    Out,
+    Params,
+    PerHead,
+)
+from secateur.planning.allocation import Allocation
+from secateur.support.files import require_absent
+
+
+def plan(
+    scores: Annotated[Path, typer.Argument(help="Scores written by attribute.")],
+    out: Out,
+    keep: Keep = None,
+    flops: Flops = None,
+    params: Params = None,
+    memory: Memory = None,
+    allocation: AllocationName = "uniform",
+    floor: Floor = None,
+    align: Align = "1",
+    per_head: PerHead = False,
+    as_json: Json = False,
+) -> None:
+    """Choose which units stay, under a budget: writes a plan (JSON)."""
+    require_absent(out, "file")
+    made = secateur.plan(
+        Scores.load(scores),
+        keep=keep,
+        flops=flops,
+        params=params,
+        memory=memory,
+        allocation=cast(Allocation, allocation),
+        floor=floor or 0.0,
+        align=inputs.alignment(align, inputs.device_named("auto").type),
+        per_head=per_head,
+    )
+    made.save(out)
+    document = {"out": str(out), "budget": made.budget, "stay": {name: len(made[name]) for name in made}}
+    left = made.budget["remaining"]
+    line = (
+        f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
+    )
+    output.emit(document, as_json, output.plan_table(made), line)

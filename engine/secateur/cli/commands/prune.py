@@ -1,0 +1,140 @@
+"""`secateur prune`: scores, plans, cuts, proves and measures, or tells what would come of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import secateur
+from secateur.cli.commands import dry_run
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Align,
+    AllocationName,
+    Column,
+    CriterionName,
+    DataUnlessDry,
+    Device,
+    DryRunOption,
+    Dtype,
+    Eval,
+    Floor,
+    Flops,
+    Json,
+    Keep,
+    Kind,
+    Labels,
+    Latency,
+    Lengths,
+    Limit,
+    MaxLength,
+    MaxTokens,
+    Memory,
+    Model,
+    OutUnlessDry,
+    Over,
+    Params,
+    PerHead,
+    Recover,
+    ScoresOption,
+    Select,
+    Sizes,
+    Speedup,
+    TargetName,
+    Threads,
+    TokenColumn,
+    UnitOption,
+    Unlabeled,
+)
+from secateur.cli.shared.pruned_folder import prune_folder
+from secateur.flow.within_budget import between_rounds, tried, within_budget
+from secateur.planning.budget import check_spread, the_budget
+from secateur.planning.plan import Plan
+from secateur.support.errors import InputError
+from secateur.support.files import require_absent
+
+
+def prune(
+    model: Model,
+    data: DataUnlessDry = None,
+    out: OutUnlessDry = None,
+    evaluation: Eval = None,
+    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
+    dry: DryRunOption = False,
+    scores_file: ScoresOption = None,
+    keep: Keep = None,
+    flops: Flops = None,
+    params: Params = None,
+    memory: Memory = None,
+    speedup: Speedup = None,
+    latency: Latency = None,
+    allocation: AllocationName = "auto",
+    floor: Floor = None,
+    rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
+    task: Kind = None,
+    labels: Labels = "auto",
+    column: Column = None,
+    token_column: TokenColumn = "1",
+    unit: UnitOption = "head",
+    select: Select = None,
+    criterion: CriterionName = "gradient",
+    target: TargetName = None,
+    over_examples: Over = None,
+    unlabeled: Unlabeled = False,
+    examples: Limit = None,
+    max_tokens: MaxTokens = 4096,
+    max_length: MaxLength = None,
+    align: Align = "auto",
+    per_head: PerHead = False,
+    recover: Recover = "auto",
+    batch_sizes: Sizes = "1,32",
+    lengths: Lengths = "64",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
+    inputs.use_threads(threads)
+    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
+    budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
+    if plan_file is None:
+        # Before the scoring, which takes longer than to find out at its end.
+        check_spread(the_budget(**budget)[0], "uniform" if allocation == "auto" else allocation, floor or 0.0, align=1)
+    elif any(value is not None for value in budget.values()):
+        raise InputError("plan: expected --plan or a budget, got both")
+    recoveries = inputs.recoveries(recover, tries=True)
+    given = None if plan_file is None else Plan.load(plan_file)
+    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    if dry:
+        document, shown = dry_run.run(
+            model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
+            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head,
+            align=inputs.alignment(align, inputs.device_named(device).type),
+            allocation="uniform" if allocation == "auto" else allocation,
+        )  # fmt: skip
+        output.emit(document, as_json, *shown)
+        return
+    data, out = dry_run.require_real(data, out, scores_file)
+    require_absent(out)
+    loaded, job, rows = inputs.prepare(
+        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        unlabeled=unlabeled, columns=(column, token_column),
+    )  # fmt: skip
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
+    if given is None:
+        scores = secateur.attribute_in_rounds(
+            loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
+            criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
+        )  # fmt: skip
+        candidates, met = within_budget(
+            loaded.model, job, rows, scores, budget, shapes, recoveries, max_tokens, output.say, output.step_progress,
+            floor=floor, per_head=per_head, allocation=None if allocation == "auto" else allocation,
+            align=inputs.alignment(align, loaded.device),
+        )  # fmt: skip
+    else:
+        candidates, met = tried(loaded.model, job, rows, [given], recoveries, max_tokens, output.step_progress), None
+    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
+    output.emit(document, as_json, *shown)

@@ -1,0 +1,28 @@
+"""`secateur sites` and `secateur criteria`: what could be pruned, and how units can be scored."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import secateur
+from secateur.attribution.criteria import PRESETS, summary
+from secateur.cli.shared import inputs, output
+from secateur.cli.shared.options import (
+    Json,
+    Model,
+    Select,
+    UnitOption,
+)
+
+
+def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
+    """What could be pruned: name, units, and what one unit costs."""
+    found = secateur.sites(inputs.meta_model(model, task=None), unit=inputs.unit(unit), select=select)
+    output.emit({"sites": [site.to_json() for site in found]}, as_json, output.sites_table(found))
+
+
+def criteria(as_json: Json = False) -> None:
+    """How units can be scored: what --criterion takes, with its settings and their defaults."""
+    found = [{"name": name, "summary": summary(name), "settings": asdict(make())} for name, make in PRESETS.items()]
+    low_rank = "svd scores no units: secateur.factorise gives layers of low rank, which `secateur reproduce ap` compares with"
+    output.emit({"criteria": found}, as_json, output.criteria_table(found), low_rank)

@@ -1,0 +1,69 @@
+"""What a checkpoint must be before a model is made of it; each refusal says the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.support.errors import InputError, first_line
+from secateur.tasks import Task
+
+
+def require_no_gguf(name: str) -> None:
+    """Raises InputError for a GGUF file, or a folder that holds nothing else to load."""
+    path = Path(name)
+    files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
+    if path.suffix == ".gguf" or files:
+        file = files[0] if files else path
+        raise InputError(
+            f"model: expected a folder of safetensors, got the GGUF file {str(file)!r}: load it dequantised, by "
+            f"from_pretrained(FOLDER, gguf_file={file.name!r}) of its Auto class, and "
+            "give the folder that save_pretrained then writes"
+        )
+
+
+def require_plain(name: str, config: Any) -> None:
+    """Raises InputError for a quantised checkpoint: its linear layers hold packed codes, of which no rows can be cut."""
+    about = getattr(config, "quantization_config", None)
+    if about is None:
+        return
+    told = about if isinstance(about, Mapping) else vars(about)
+    method = told.get("quant_method") or ("bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unknown")
+    raise InputError(
+        f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
+        f"{getattr(method, 'value', method)}: "
+        "load it dequantised (model.dequantize(), then save_pretrained), or prune what it was made from and quantise that"
+    )
+
+
+def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:
+    """Raises InputError where transformers has no model of this architecture for the task."""
+    import transformers
+
+    fitting = [each for each, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
+    if kind not in fitting:
+        raise InputError(
+            f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "
+            f"architecture {config.model_type!r}, got {kind!r}"
+        )
+
+
+def unreachable(name: str, error: Exception) -> InputError:
+    """What to say of a model that could not be had."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return InputError(
+            f"model: {name!r} is gated on the Hub: ask for access on its page, then run `hf auth login` with a token of yours"
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return InputError(f"model: no such model folder or Hub model: {name!r} (if it is private: run `hf auth login`)")
+    return InputError(f"model: no such model folder or Hub model: {name!r} ({first_line(error)})")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,195 @@
+"""What commands print: tables or one JSON document on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from secateur.attribution.scores import Scores
+from secateur.flow.sweep import Point
+from secateur.measuring.benchmark import Report
+from secateur.model.cost import parameters
+from secateur.model.sites import Site
+from secateur.planning.plan import Plan
+from secateur.reproduction.shared.claim import Claim
+from secateur.tasks import Batch
+
+T = TypeVar("T")
+stderr = Console(stderr=True)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:
+    """The command's result: the document with --json, else the tables and lines."""
+    if as_json:
+        print(json.dumps(document, indent=1))
+        return
+    # Wide enough when piped, so that no column is cut.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for table in tables:
+        console.print(table, highlight=False, markup=False, soft_wrap=isinstance(table, str))
+
+
+def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:
+    """Batches with a bar that counts examples."""
+    with _bar() as bar:
+        step = bar.add_task("scoring examples", total=items)
+        bar.advance(step, 0)  # The rate is counted from here, so that the first batch gives an estimate.
+        for batch in batches:
+            yield batch
+            bar.advance(step, len(batch.rows))
+
+
+def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterator[T]:
+    """Steps with a bar."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=total)
+        bar.advance(task, 0)
+        for step in steps:
+            yield step
+            bar.advance(task)
+
+
+def comparison(rows: Sequence[tuple[str, str, str]]) -> Table:
+    """Dense against pruned."""
+    return table(("", "dense", "pruned"), rows)
+
+
+def points_table(points: Sequence[Point]) -> Table:
+    """A sweep's points."""
+    columns = ("kept", points[0].metric, "95% interval", "parameters", "MFLOPs", "latency ms", "speed-up", "examples/s")
+    rows = (
+        (
+            f"{p.keep:.2f}", f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.parameters:,}", f"{p.flops / 1e6:,.0f}",
+            f"{p.latency_ms:.1f}", f"{p.speedup:.2f}x", f"{p.examples_per_second:,.0f}",
+        )
+        for p in points
+    )  # fmt: skip
+    return table(columns, rows)
+
+
+def timings_table(report: Report) -> Table:
+    """A benchmark's shapes."""
+    columns = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
+    rows = (
+        (
+            f"{t.batch_size} x {t.length}", f"{t.dense_ms:.1f}", f"{t.pruned_ms:.1f}", f"{t.speedup:.2f}x",
+            f"{t.speedup_low:.2f} to {t.speedup_high:.2f}", f"{t.flops_speedup:.2f}x",
+            *(f"{rate:,.0f}" for rate in t.examples_per_second),
+        )
+        for t in report.timings
+    )  # fmt: skip
+    return table(columns, rows)
+
+
+def plan_table(plan: Plan) -> Table:
+    """Kept units by site."""
+    rows = (
+        (site.name, site.unit, str(site.units), str(len(plan[site.name])), f"{len(plan[site.name]) / site.units:.2f}")
+        for site in plan.sites
+    )
+    return table(("site", "unit", "units", "stay", "share"), rows)
+
+
+def sites_table(sites: Sequence[Site]) -> Table:
+    """Sites and what a unit of each costs."""
+    rows = (
+        (site.name, site.unit, str(site.units), f"{site.parameters:,.0f}", f"{site.flops + site.source_flops:,.0f}")
+        for site in sites
+    )
+    return table(("site", "unit", "units", "parameters a unit", "FLOPs a token a unit"), rows)
+
+
+def scores_table(scores: Scores) -> Table:
+    """The range of each site's scores."""
+    rows = (
+        (site.name, site.unit, str(site.units), *(f"{float(v):.4g}" for v in (values.min(), values.median(), values.max())))
+        for site, values in ((site, scores[site.name]) for site in scores.sites)
+    )
+    return table(("site", "unit", "units", "lowest", "median", "highest"), rows)
+
+
+def criteria_table(criteria: Sequence[dict[str, Any]]) -> Table:
+    """Criteria and their settings."""
+    rows = (
+        (each["name"], each["summary"], ", ".join(f"{name}={value}" for name, value in each["settings"].items()))
+        for each in criteria
+    )
+    return table(("name", "scores", "settings"), rows, left=3)
+
+
+def convergence(scores: Scores) -> list[Table | str]:
+    """How exact integrated gradients are, by path, with a line where examples missed the tolerance; nothing for others."""
+    found = scores.convergence
+    if found is None:
+        return []
+    rows = (
+        (path, f"{s['nodes']:.1f}", f"{s['residual']:.2%}", f"{s['error']:.2%}", f"{s['doubled']:.2%}", f"{s['missed']:.0f}")
+        for path, s in found.summary().items()
+    )
+    shown: list[Table | str] = [table(("path", "nodes", "residual", "estimated error", "twice the nodes", "missed"), rows)]
+    every = {row for of_path in found.missed().values() for row in of_path}
+    if every:
+        shown.append(
+            f"{len(every)} examples missed the tolerance of {found.tolerance:.2g} at some site: max_nodes allows no more"
+        )
+    return shown
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """A paper's claims beside what a run found."""
+    made = table(("claim", "the paper", "this run", "held"), [])
+    for claim in claims:
+        made.add_row(claim.claim, claim.paper, claim.ours, "yes" if claim.held else "no")
+    return made
+
+
+def sizes(dense: Any, pruned: Any) -> tuple[str, str, str]:
+    """The row of a comparison that counts parameters."""
+    before, after = parameters(dense), parameters(pruned)
+    return "parameters", f"{before:,}", f"{after:,} ({after / before:.0%})"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+    """A plain table, its first columns to the left."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for k, column in enumerate(columns):
+        made.add_column(column, justify="left" if k < left else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is told how many steps of how many are done."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The metric of each task with its interval."""
+    table = Table("task", "metric", "value", "95% interval", "examples")
+    for name, found in tasks.items():
+        interval = f"{found['low']:.3f} to {found['high']:.3f}"
+        table.add_row(name, found["metric"], f"{found['value']:.3f}", interval, str(found["examples"]))
+    return table
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # The rate is that of the whole run: over the usual 30 seconds, steps that take longer would never give one.
+    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal, speed_estimate_period=math.inf)

@@ -1,0 +1,10 @@
+"""What went wrong, in one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+
+def tell(message: str) -> None:
+    """What went wrong, as one line on stderr."""
+    print("secateur: " + " ".join(message.split()), file=sys.stderr, flush=True)

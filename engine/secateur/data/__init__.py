@@ -1,0 +1,1 @@
+"""Examples from files and the built-in data. It uses support."""

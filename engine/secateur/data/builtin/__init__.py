@@ -1,0 +1,40 @@
+"""The built-in model and data: a small multi-task T5 with calibration and test examples of its tasks. See NOTICE."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.support.errors import InputError
+
+_HERE = Path(__file__).parent
+MODEL = _HERE / "model"
+
+
+def tasks() -> list[str]:
+    """Names of the tasks."""
+    return sorted({path.name.partition(".")[0] for path in (_HERE / "tasks").glob("*.jsonl.gz")})
+
+
+def examples(name: str) -> list[dict[str, Any]]:
+    """Examples of "TASK" or "TASK.calibration" (to score units on), or of "TASK.test" (to evaluate on)."""
+    task, _, split = name.partition(".")
+    path = _HERE / "tasks" / f"{task}.{split or 'calibration'}.jsonl.gz"
+    if not path.exists():
+        raise InputError(
+            f"data: expected builtin:TASK or builtin:TASK.test with TASK one of {', '.join(tasks())}, got {name!r}"
+        )
+    return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
+
+
+def load() -> tuple[nn.Module, Any]:
+    """The model in float32 and its tokenizer."""
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model: nn.Module = AutoModelForSeq2SeqLM.from_pretrained(MODEL, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(MODEL)

@@ -1,0 +1,164 @@
+"""benchmark: dense against pruned, interleaved, as ratios with their spread, and why where there is no gain."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.measuring.synthetic import forward_options
+from secateur.model import cost
+from secateur.model.branches import FeedForward
+from secateur.model.families import branches
+from secateur.model.images import image_tokens, reads_images
+from secateur.model.undisturbed import undisturbed
+from secateur.support.environment import environment
+from secateur.support.errors import InputError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One shape of batch. Times are medians in milliseconds; speedup is the median of the pairwise ratios dense/pruned, low
+    and high its quartiles; flops are of one forward pass, flops_speedup the ratio that they allow."""
+
+    batch_size: int
+    length: int
+    dense_ms: float
+    pruned_ms: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    dense_flops: int
+    pruned_flops: int
+    pairs: int
+
+    @property
+    def flops_speedup(self) -> float:
+        return self.dense_flops / self.pruned_flops
+
+    @property
+    def examples_per_second(self) -> tuple[float, float]:
+        """Dense and pruned."""
+        return 1e3 * self.batch_size / self.dense_ms, 1e3 * self.batch_size / self.pruned_ms
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `benchmark` measured, and on what."""
+
+    timings: list[Timing]
+    dense_parameters: int
+    pruned_parameters: int
+    environment: dict[str, Any]
+    notes: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        timings = [
+            {**asdict(t), "flops_speedup": t.flops_speedup, "examples_per_second": t.examples_per_second} for t in self.timings
+        ]
+        return {**asdict(self), "timings": timings}
+
+
+def benchmark(
+    dense: nn.Module,
+    pruned: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    pairs: int = 20,
+    seconds: float = 10.0,
+) -> Report:
+    """Times forward passes of both models on the same batches, a dense and a pruned run in turn.
+
+    batches: the models' keyword arguments, one batch for each shape of interest (`synthetic_batches` makes some).
+    pairs: interleaved runs of each, after three to warm up; fewer, but three at least, if a shape would take longer than
+    `seconds`. Both models run in eval mode on the device they are on. Raises InputError if there is no batch.
+    """
+    given = [dict(batch) for batch in batches]
+    if not given:
+        raise InputError("batches: expected at least one batch, got none")
+    with undisturbed(dense), undisturbed(pruned), torch.inference_mode():
+        timings = [_time(dense, pruned, batch, pairs, seconds) for batch in given]
+    device = next(dense.parameters()).device
+    notes = _notes(timings, pruned, device)
+    return Report(timings, cost.parameters(dense), cost.parameters(pruned), environment(dense), notes)
+
+
+def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: int, seconds: float) -> Timing:
+    options = forward_options(dense)
+    start = time.perf_counter()
+    for _ in range(3):
+        _seconds(dense, batch, options)
+        _seconds(pruned, batch, options)
+    both = (time.perf_counter() - start) / 3
+    count = max(3, min(pairs, math.ceil(seconds / both)))
+    times: list[tuple[float, float]] = []
+    for k in range(count):
+        if k % 2:
+            second = _seconds(pruned, batch, options)
+            times.append((_seconds(dense, batch, options), second))
+        else:
+            first = _seconds(dense, batch, options)
+            times.append((first, _seconds(pruned, batch, options)))
+    ratios = [a / b for a, b in times]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    size = len(next(iter(batch.values())))
+    length = image_tokens(dense) if reads_images(dense) else batch["input_ids"].shape[1]
+    return Timing(
+        batch_size=size,
+        length=length,
+        dense_ms=1e3 * statistics.median(a for a, _ in times),
+        pruned_ms=1e3 * statistics.median(b for _, b in times),
+        speedup=middle,
+        speedup_low=low,
+        speedup_high=high,
+        dense_flops=cost.flops(dense, {**batch, **options}),
+        pruned_flops=cost.flops(pruned, {**batch, **options}),
+        pairs=count,
+    )
+
+
+def _seconds(model: nn.Module, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> float:
+    device = next(iter(batch.values())).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    model(**batch, **options)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -> list[str]:
+    """Why shapes fall short of what the counted FLOPs allow, where one can tell."""
+    if all(t.flops_speedup < 1.02 for t in timings):
+        return ["the pruned model does under 2% fewer FLOPs: (almost) nothing was removed that costs time"]
+    best = max(t.dense_flops / t.dense_ms for t in timings)
+    align = 64 if device.type == "cuda" else 8
+    widths = [branch.width for branch in branches(pruned).values() if isinstance(branch, FeedForward)]
+    odd = [width for width in widths if width % align]
+    notes = []
+    for timing in timings:
+        if timing.speedup >= 0.85 * timing.flops_speedup:
+            continue
+        reasons = []
+        share = timing.dense_flops / timing.dense_ms / best
+        if share < 0.6:
+            reasons.append(f"the batch is too small: the dense model runs at {share:.0%} of its FLOP/s at the best shape")
+        if odd:
+            reasons.append(f"{len(odd)} of {len(widths)} FFN widths are no multiples of {align} (plan with align={align})")
+        if timing.speedup_high >= 0.85 * timing.flops_speedup:
+            low, high = timing.speedup_low, timing.speedup_high
+            reasons.append(f"the runs scatter (quartiles {low:.2f} to {high:.2f}): was the machine busy?")
+        if not reasons:
+            reasons.append("element-wise work and memory traffic, which pruning does not shrink as much")
+        shape = f"batch {timing.batch_size} x {timing.length}"
+        notes.append(
+            f"{shape}: {timing.speedup:.2f}x of the {timing.flops_speedup:.2f}x that FLOPs allow: {'; '.join(reasons)}"
+        )
+    return notes

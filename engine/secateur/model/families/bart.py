@@ -1,0 +1,58 @@
+"""BART, Marian: post-norm encoder-decoders whose stacks have heads and widths of their own, positions from a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateur.model.branches import Branch, FeedForward
+from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.paths import blocks
+from secateur.model.shortcuts.few_queries import few_queries
+from secateur.model.sites import Stack
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    stacks: tuple[Stack, ...] = ("encoder", "decoder")
+    for stack in stacks:
+        for layer, block in blocks(model, f"{stack}.layers"):
+            path, cross = f"{block}.self_attn", f"{block}.encoder_attn"
+            yield attention(model, stack, layer, path, _projections(path))
+            if stack == "decoder":
+                yield attention(model, stack, layer, cross, _projections(cross), kind="cross_attention")
+            yield feed_forward(model, stack, layer, [f"{block}.fc1"], f"{block}.fc2")
+
+
+def _projections(path: str) -> list[str]:
+    return [f"{path}.{name}_proj" for name in ("q", "k", "v", "out")]
+
+
+def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:
+    """The decoder's table gives the rows of these positions, whatever it is asked for."""
+    tables = [module for path, module in model.named_modules() if path.endswith("decoder.embed_positions")]
+
+    def instead(table: Any, arguments: Any, output: Tensor) -> Tensor:
+        return nn.functional.embedding(positions.to(output.device) + getattr(table, "offset", 0), table.weight)
+
+    return [table.register_forward_hook(instead) for table in tables]
+
+
+BART = Family(
+    model_types=("bart", "marian"),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "embed_dim": heads * head_dim,
+    },
+    config_fields=lambda branch: (
+        {f"{branch.stack}_ffn_dim": branch.width}
+        if isinstance(branch, FeedForward)
+        else {f"{branch.stack}_attention_heads": branch.heads}
+    ),
+    place_in_decoder=_place_in_decoder,
+    cheaper=lambda model: few_queries(model, _branches(model)),
+)

@@ -1,0 +1,43 @@
+"""BERT, RoBERTa, ELECTRA: post-norm encoders, biases everywhere, a head size that stock configs derive from the hidden size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from secateur.model.branches import Branch, FeedForward
+from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.paths import blocks
+from secateur.model.shortcuts.first_token import first_token_alone
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    for layer, block in blocks(model, "encoder.layer"):
+        projections = [f"{block}.attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+        yield attention(model, "encoder", layer, f"{block}.attention.self", projections, head_dim="attention_head_size")
+        yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
+
+
+# The modules that read the first token alone, by the class that hands them all tokens.
+_READERS = {
+    "BertForSequenceClassification": "bert.pooler",
+    "RobertaForSequenceClassification": "classifier",
+    "XLMRobertaForSequenceClassification": "classifier",
+    "CamembertForSequenceClassification": "classifier",
+    "ElectraForSequenceClassification": "classifier",
+}
+
+BERT = Family(
+    model_types=("bert", "roberta", "xlm-roberta", "camembert", "electra"),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "num_attention_heads": heads,
+        "attention_head_size": head_dim,
+        "all_head_size": heads * head_dim,
+    },
+    config_fields=lambda branch: (
+        {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    ),
+    cheaper=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
+)

@@ -1,0 +1,35 @@
+"""DistilBERT: BERT's post-norm blocks under names of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from secateur.model.branches import Branch, FeedForward
+from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.paths import blocks
+from secateur.model.shortcuts.first_token import first_token_alone
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    for layer, block in blocks(model, "transformer.layer"):
+        path = f"{block}.attention"
+        projections = [f"{path}.{name}_lin" for name in ("q", "k", "v", "out")]
+        yield attention(model, "encoder", layer, path, projections, head_dim="attention_head_size")
+        yield feed_forward(model, "encoder", layer, [f"{block}.ffn.lin1"], f"{block}.ffn.lin2")
+
+
+DISTILBERT = Family(
+    model_types=("distilbert",),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "n_heads": heads,
+        "attention_head_size": head_dim,
+        "dim": heads * head_dim,
+    },
+    config_fields=lambda branch: {"hidden_dim": branch.width} if isinstance(branch, FeedForward) else {"n_heads": branch.heads},
+    cheaper=lambda model: first_token_alone(
+        model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
+    ),
+)

@@ -1,0 +1,61 @@
+"""Llama, Mistral, Qwen, Gemma: pre-norm decoders, grouped key-value heads, rotary positions, gated FFN; some norm Q and K."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secateur.model.branches import Attention, Branch, FeedForward
+from secateur.model.families.base import Contribution, Family, attention, feed_forward
+from secateur.model.paths import blocks
+from secateur.model.sites import Stack
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    for layer, block in blocks(model, "layers"):
+        path, mlp = f"{block}.self_attn", f"{block}.mlp"
+        refused = None
+        if hasattr(model.get_submodule(path), "q_norm"):
+            refused = "queries and keys are normalised over the head, so removing a channel changes the others"
+        projections = [f"{path}.{name}_proj" for name in "qkvo"]
+        yield attention(model, "decoder", layer, path, projections, rotary=True, channels_refused=refused)
+        yield feed_forward(model, "decoder", layer, [f"{mlp}.gate_proj", f"{mlp}.up_proj"], f"{mlp}.down_proj")
+
+
+def _contribution(model: nn.Module, branch: Branch) -> Contribution:
+    """Gemma normalises what a branch gives before it is added: a factor on the out-projection would be divided out again. Its
+    norms multiply by 1 + weight. Elsewhere the norm of the same name stands before the FFN."""
+    inner = "self_attn" if isinstance(branch, Attention) else "mlp"
+    block = branch.output.partition(f".{inner}.")[0]
+    if not hasattr(model.get_submodule(block), "post_feedforward_layernorm"):
+        return Contribution(branch.output)
+    name = "post_attention_layernorm" if isinstance(branch, Attention) else "post_feedforward_layernorm"
+    return Contribution(f"{block}.{name}", offset=1.0)
+
+
+def _config_fields(branch: Branch) -> dict[str, Any]:
+    if isinstance(branch, FeedForward):
+        return {"intermediate_size": branch.width}
+    return {"num_attention_heads": branch.heads, "num_key_value_heads": branch.groups, "head_dim": branch.head_dim}
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[layer] for layer in kept["decoder"]]
+    config.num_hidden_layers = len(kept["decoder"])
+    return True
+
+
+LLAMA = Family(
+    model_types=("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {
+        "head_dim": head_dim,
+        "num_key_value_groups": heads // groups,
+    },
+    config_fields=_config_fields,
+    contribution=_contribution,
+    keep_blocks=_keep_blocks,
+)

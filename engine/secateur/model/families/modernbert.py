@@ -1,0 +1,39 @@
+"""ModernBERT: pre-norm encoder, rotary positions; one layer makes queries, keys and values, one the gated FFN's two halves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from secateur.model.branches import Branch, FeedForward
+from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.paths import blocks
+from secateur.model.sites import Stack
+
+
+def _branches(model: nn.Module) -> Iterator[Branch]:
+    for layer, block in blocks(model, "layers"):
+        path = f"{block}.attn"
+        yield attention(model, "encoder", layer, path, [f"{path}.Wqkv"] * 3 + [f"{path}.Wo"], rotary=True)
+        yield feed_forward(model, "encoder", layer, [f"{block}.mlp.Wi"], f"{block}.mlp.Wo", parts=2)
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
+    if kept["encoder"][0] != 0:  # The first block alone has no norm before its attention.
+        return False
+    config.layer_types = [config.layer_types[layer] for layer in kept["encoder"]]
+    config.num_hidden_layers = len(kept["encoder"])
+    return True
+
+
+MODERNBERT = Family(
+    model_types=("modernbert",),
+    branches=_branches,
+    attention_attributes=lambda heads, groups, head_dim: {"head_dim": head_dim},
+    config_fields=lambda branch: (
+        {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    ),
+    keep_blocks=_keep_blocks,
+)

@@ -1,0 +1,66 @@
+"""Gates on a model's units: watching their activations and gradients, and setting them to zero. Nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from secateur.model.branches import Port
+
+
+@contextmanager
+def observed(model: nn.Module, ports: Mapping[Port, Callable[[Tensor], None]]) -> Iterator[None]:
+    """Calls each port's observer with the activation [B, T, channels] during the forward pass."""
+
+    def look(observe: Callable[[Tensor], None], activation: Tensor) -> Tensor:
+        observe(activation)
+        return activation
+
+    with _intercepted(model, {port: partial(look, observe) for port, observe in ports.items()}):
+        yield
+
+
+@contextmanager
+def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Replaces what goes through each port by what its function returns."""
+    handles: list[RemovableHandle] = []
+    try:
+        for port, transform in transforms.items():
+            handles.append(_hook(model.get_submodule(port.path), port, transform))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    if port.side == "input":
+
+        def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (transform(arguments[0]), *arguments[1:])
+
+        return module.register_forward_pre_hook(before)
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return transform(output)
+
+    return module.register_forward_hook(after)
+
+
+@contextmanager
+def replaced(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, the modules at these paths call these functions instead of their own forward."""
+    with ExitStack() as stack:
+        for path, forward in forwards.items():
+            module = model.get_submodule(path)
+            if "forward" in vars(module):  # Another library has wrapped it.
+                stack.callback(setattr, module, "forward", vars(module)["forward"])
+            else:
+                stack.callback(delattr, module, "forward")
+            module.forward = forward
+        yield

@@ -1,0 +1,29 @@
+"""What a model that reads images takes: the shape of an image and the number of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def reads_images(model: nn.Module) -> bool:
+    """Whether a model's input is an image and not text."""
+    return getattr(model, "main_input_name", "") == "pixel_values"
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model takes."""
+    config: Any = model.config
+    return (config.num_channels, *_pair(config.image_size))
+
+
+def image_tokens(model: nn.Module) -> int:
+    """Tokens of an image: its patches, and the one that stands for the whole."""
+    config: Any = model.config
+    (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
+    return (height // down) * (width // across) + 1
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,1 @@
+"""Plans under a budget: which units stay. It uses scores, data about sites, and support."""

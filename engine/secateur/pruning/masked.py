@@ -1,0 +1,34 @@
+"""The masked model: the specification of the pruned one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.branches import Port
+from secateur.model.discovery import scored_ports
+from secateur.model.hooks import _intercepted
+from secateur.planning.plan import Plan
+
+
+@contextmanager
+def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
+    """The masked model: inside, the units that the plan removes have activation zero. The pruned model's specification."""
+
+    def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
+        mask = torch.zeros(units)
+        mask[kept] = 1
+        channels = port.map.expand(mask)
+        return lambda activation: activation * channels.to(activation)
+
+    transforms = {
+        port: transform(port, plan[site.name], site.units)
+        for site, ports in scored_ports(model, plan.sites).items()
+        for port in ports
+        if len(plan[site.name]) < site.units
+    }
+    with _intercepted(model, transforms):
+        yield

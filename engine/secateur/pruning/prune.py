@@ -1,0 +1,287 @@
+"""prune: rebuilds a model physically smaller. What is rebuilt and gathered is data; `modeling.rebuild_` carries it out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.branches import Attention, FeedForward, Port
+from secateur.model.discovery import branches_of, fingerprint
+from secateur.model.families import Family, branches, family_of
+from secateur.model.linear_layers import weight_of
+from secateur.model.modeling import GatherLinear, rebuild_
+from secateur.model.recipe import Rebuild
+from secateur.model.sites import Unit
+from secateur.planning.plan import Plan
+from secateur.support.errors import InputError
+
+
+def prune(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new model that computes what the masked model computes, without the removed units. The given one is untouched;
+    weights that are not cut are copied.
+
+    Raises InputError: a plan of another model; a model whose attention has lost channels already.
+    """
+    return rebuilt(model, rebuild_of(model, plan))
+
+
+def prune_(model: nn.Module, plan: Plan) -> nn.Module:
+    """`prune` in place; returns the model."""
+    rebuild = rebuild_of(model, plan)
+    _carry_out_(model, rebuild, rebuild.tensors(model))
+    return model
+
+
+def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
+    """A new model with what was rebuilt; the given one is untouched."""
+    # Weights about to be replaced need no copy: the copy may hold the originals until then.
+    made = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
+    _carry_out_(made, rebuild, rebuild.tensors(model))
+    return made
+
+
+def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
+    """The pruned model before its weights are gathered: what is cut is on the meta device, all else shares the model's memory.
+    Frozen, in eval mode."""
+    copied: nn.Module = replica(model, {})
+    configs: dict[int, Any] = {}
+    for module in copied.modules():
+        for name in {"config", "generation_config"} & vars(module).keys():
+            config = vars(module)[name]
+            setattr(module, name, configs.setdefault(id(config), copy.deepcopy(config)))
+    whole = {
+        name: cut.of(dense) if cut.turned else dense
+        for name, cut in rebuild.cuts.items()
+        if cut.blocks is None
+        for dense in [model.get_parameter(cut.source).detach()]
+    }
+    _carry_out_(copied, rebuild, whole | rebuild.made)
+    return copied.eval().requires_grad_(False)
+
+
+def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
+    """Gives the linear layers at these paths a bias of zeros, in place; the config tells of it."""
+    rebuild, tensors = Rebuild(), dict[str, Tensor]()
+    for path in paths:
+        layer = model.get_submodule(path)
+        weight = weight_of(layer).detach()
+        gathers = {"gather": True} if isinstance(layer, GatherLinear) else {}
+        rebuild.recipe["modules"][path] = {"linear": [weight.shape[1], weight.shape[0]], "bias": True, **gathers}
+        tensors |= {f"{path}.{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
+        tensors[f"{path}.bias"] = weight.new_zeros(len(weight))
+    _carry_out_(model, rebuild, tensors)
+
+
+def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], made: dict[nn.Module | Tensor, Any] | None = None) -> Any:
+    """The module with modules and frozen parameters of its own, which hold the given tensors, or share the memory of the
+    module's. `copy.deepcopy` does the same, twenty times slower. made: what of it is there already."""
+    made = {} if made is None else made
+    if module in made:
+        return made[module]
+    copied = made[module] = module.__new__(type(module))
+    vars(copied).update(
+        {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
+    )
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            if parameter not in made:
+                made[parameter] = nn.Parameter(tensors.get(parameter, parameter).detach(), requires_grad=False)
+            copied._parameters[name] = made[parameter]
+    for name, child in module._modules.items():
+        if child is not None:
+            copied._modules[name] = replica(child, tensors, made)
+    return copied
+
+
+def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
+    """What of the model a plan rebuilds, and out of which weights. Raises InputError as `prune` does."""
+    found = fingerprint(model)
+    if plan.fingerprint != found:
+        raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
+    family, rebuild = family_of(model), Rebuild()
+    cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
+    heads: dict[Attention, Tensor] = {}
+    channels: dict[Attention, dict[Unit, Tensor]] = {}
+    for site, branch in branches_of(model, cut).items():
+        kept = plan[site.name]
+        if not isinstance(branch, Attention):
+            _cut_units(model, branch.cut(site.unit), kept, site.units, rebuild)
+        elif site.unit in ("head", "query_head") or (site.unit == "vo_channel" and not len(kept)):
+            heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
+        else:
+            channels.setdefault(branch, {})[site.unit] = kept
+    for attention, kept in heads.items():
+        _cut_heads(model, family, attention, kept, rebuild)
+    for attention, by_unit in channels.items():
+        if attention not in heads:
+            _cut_channels(model, family, attention, by_unit, rebuild)
+    if heads and family.cut_position_bias is not None:
+        family.cut_position_bias(model, {attention.name: kept for attention, kept in heads.items()}, rebuild)
+    return rebuild
+
+
+def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
+    """The parameters, by name, of the modules that the recipe replaces (not of those that it adds)."""
+    modules = dict(model.named_modules())
+    paths = [path for path in rebuild.recipe["modules"] if path in modules]
+    return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
+
+
+def _cut_units(model: nn.Module, ports: Iterable[Port], kept: Tensor, units: int, rebuild: Rebuild) -> None:
+    for port in ports:
+        rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": port.channels(kept, units)})
+
+
+def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor, rebuild: Rebuild) -> None:
+    ((unit, count),) = branch.units("head").values()
+    # Without query heads the one key-value head goes, too.
+    ports = branch.cut(unit if len(kept) else "head")
+    _cut_units(model, ports, kept, count if len(kept) else branch.groups, rebuild)
+    if len(kept):
+        heads, groups = (len(kept), 1) if unit == "query_head" else (branch.heads // branch.groups * len(kept), len(kept))
+        rebuild.attributes(branch.path, family.attention_attributes(heads, groups, branch.head_dim))
+    else:
+        own = branch.output.startswith(f"{branch.path}.")
+        rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
+
+
+def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Mapping[Unit, Tensor], rebuild: Rebuild) -> None:
+    """Q and K, or V and O, lose channels. The attention itself stays the stock one at one width for all heads: the widest
+    head's, or the dense one under rotary positions, whose channels must stay where they are."""
+    full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)
+    qk, vo = full, full
+    if "qk_channel" in kept:
+        pairs = _mask(kept["qk_channel"], full[:, : branch.head_dim // 2] if branch.rotary else full)
+        qk = torch.cat([pairs, pairs], 1) if branch.rotary else pairs
+    if "vo_channel" in kept:
+        vo = _mask(kept["vo_channel"], full)
+    width = branch.head_dim if branch.rotary else int(max(qk.sum(1).max(), vo.sum(1).max()))
+    repeat = branch.heads // branch.groups
+    parts: dict[str, list[tuple[Tensor, bool]]] = {}  # Of what a layer makes, what stays, and whether in place.
+    for path, mask, in_place in (
+        (branch.query, qk.repeat_interleave(repeat, 0), branch.rotary),
+        (branch.key, qk, branch.rotary),
+        (branch.value, vo, False),
+    ):
+        parts.setdefault(path, []).append((mask, in_place))
+    for path, made in parts.items():
+        stay = torch.cat([mask for mask, _ in made])
+        if not bool(stay.all()) or width < branch.head_dim:
+            scatter = _identity_dropped(_joined([_slots(mask, width, in_place) for mask, in_place in made]))
+            rebuild.linear(model, path, rows=stay.flatten().nonzero().flatten(), scatter=scatter)
+    mask = vo.repeat_interleave(repeat, 0)
+    if not bool(mask.all()) or width < branch.head_dim:
+        slots = _identity_dropped(_slots(mask, width, False))
+        filled = None if slots is None else (slots < int(mask.sum())).nonzero().flatten()
+        rebuild.linear(model, branch.output, columns=mask.flatten().nonzero().flatten(), gather=filled)
+    rebuild.attributes(branch.path, family.attention_attributes(branch.heads, branch.groups, width))
+
+
+def _mask(index: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros_like(like)
+    mask.view(-1)[index] = True
+    return mask
+
+
+def _slots(mask: Tensor, width: int, in_place: bool) -> tuple[Tensor, int]:
+    """Where kept channels [heads, head_dim] go in heads of `width`: for each output its source, or the number of sources for
+    none; and that number."""
+    total = int(mask.sum())
+    head, channel = mask.nonzero(as_tuple=True)
+    position = channel if in_place else (mask.cumsum(1) - 1)[head, channel]
+    slots = torch.full((mask.shape[0] * width,), total)
+    slots[head * width + position] = torch.arange(total)
+    return slots, total
+
+
+def _joined(parts: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+    """The slots of a layer that makes these parts, one after the other."""
+    every, made = sum(total for _, total in parts), 0
+    found = []
+    for slots, total in parts:
+        found.append(torch.where(slots < total, slots + made, every))
+        made += total
+    return torch.cat(found), every
+
+
+def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
+    """The slots; None where every output has its source in order, so that a plain linear layer does."""
+    slots, total = placed
+    return None if torch.equal(slots, torch.arange(total)) else slots
+
+
+def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
+    """Rebuilds the model in place; the rebuilt modules get the given tensors, and stay on the meta device without one."""
+    flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
+    rebuild_(model, rebuild.recipe, device="meta")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    left = dict(model.named_parameters())
+    for name in flags.keys() & left.keys():
+        left[name].requires_grad_(flags[name])
+    describe_(model, rebuild.recipe)
+
+
+def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
+    """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it.
+
+    recipe: what was rebuilt since the config was true.
+    """
+    config: Any = model.config
+    merged = Rebuild().recipe | copy.deepcopy(getattr(config, "secateur", {}))
+    merged["modules"].update(recipe["modules"])
+    merged["no_attention"].update(recipe["no_attention"])
+    for path, values in recipe["attributes"].items():
+        merged["attributes"].setdefault(path, {}).update(values)
+    merged["own_position_bias"] = sorted({*merged["own_position_bias"], *recipe["own_position_bias"]})
+    if hasattr(config, "secateur"):
+        del config.secateur
+    fields = _stock_fields(model, merged)
+    # Stacks hold copies of the config, and modules read it at run time.
+    copies: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    for each in copies.values():
+        for name, value in (fields or {}).items():
+            setattr(each, name, value)
+    if fields is None and merged["modules"]:
+        config.secateur = merged
+
+
+def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
+    """Config fields with which the stock class builds exactly this model, or None if none do."""
+    special = any(spec.keys() & {"scatter", "gather", "rank"} for spec in recipe["modules"].values())
+    if special or recipe["own_position_bias"] or recipe["no_attention"]:
+        return None
+    family = family_of(model)
+    fields: dict[str, Any] = {}
+    for branch in branches(model).values():
+        if isinstance(branch, FeedForward) and not branch.width:
+            return None
+        for name, value in family.config_fields(branch).items():
+            if fields.setdefault(name, value) != value:
+                return None
+    # What a config leaves to a default is told once the default is wrong.
+    fields = {name: value for name, value in fields.items() if hasattr(model.config, name) or recipe["attributes"]}
+    candidate: Any = copy.deepcopy(model.config)
+    for name, value in fields.items():
+        setattr(candidate, name, value)
+    try:
+        with torch.device("meta"):
+            stock = stock_class(model)(candidate)
+    except ValueError:  # The architecture's own check refuses the shape: no stock model has it.
+        return None
+    same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
+    same = same and all(_attribute(stock, *at) == _attribute(model, *at) for at in attributes)
+    return fields if same else None
+
+
+def stock_class(model: nn.Module) -> type[nn.Module]:
+    """The transformers class that a model is, or that its rebuilt class derives from; its own where it is of no such class."""
+    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")), type(model))
+
+
+def _attribute(model: nn.Module, path: str, name: str) -> Any:
+    return getattr(model.get_submodule(path), name, None)

@@ -1,0 +1,121 @@
+"""save and load: an ordinary Hugging Face folder, with its own modelling file where no stock architecture fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.model import modeling
+from secateur.model.modeling import pruned_class
+from secateur.pruning.prune import stock_class
+from secateur.support.errors import InputError
+from secateur.support.files import new_folder
+
+MODELING_FILE = "modeling_secateur.py"
+# The ways in which `AutoModel...` may be asked for a model with a head.
+_AUTO_CLASSES = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForCausalLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForImageClassification",
+)
+
+
+def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
+    """Writes a folder that `AutoModel...from_pretrained` and `secateur.load` read; safetensors and JSON only.
+
+    A model that a stock config describes needs nothing else. For one that none does, the folder carries a small modelling
+    file, which `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code.
+    extra: further files by name. The folder appears when complete. Raises InputError if `out` exists, or if a model of a class
+    outside transformers has no stock shape.
+    """
+    forget_gguf_(model)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if hasattr(model.config, "secateur"):
+            _add_modeling_file(model, folder)
+        for name, content in (extra or {}).items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def forget_gguf_(model: Any) -> None:
+    """Of a model whose weights transformers has read from GGUF into plain ones: no longer marked as quantised, as which it
+    could not be saved."""
+    if getattr(model, "quantization_method", None) != "gguf" or any("gguf" in type(m).__module__ for m in model.modules()):
+        return
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)
+    vars(model.config).pop("quantization_config", None)
+
+
+def load(folder: str | Path, **options: Any) -> nn.Module:
+    """The model that `save` wrote, in the dtype it was saved in. options go to `from_pretrained`. No remote code runs.
+
+    Raises InputError: no such folder, or one that holds no model of a known class.
+    """
+    cls: Any = class_of(folder)
+    model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
+    for parameter in model.parameters():
+        # Weights lie in the file, and so in memory, at any address; how a product rounds depends on their alignment.
+        parameter.data = parameter.data.clone()
+    return model
+
+
+def class_of(folder: str | Path) -> type[nn.Module]:
+    """The class of the model in a folder that `save` wrote. Raises InputError as `load`."""
+    import transformers
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config["architectures"][0]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
+    stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
+    if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
+        raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
+    cls: type[nn.Module] = pruned_class(stock) if "secateur" in config else stock
+    return cls
+
+
+def _add_modeling_file(model: nn.Module, folder: Path) -> None:
+    """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
+    import transformers
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    stock = stock_class(model)
+    if type(model.config) not in AutoModel._model_mapping:
+        raise InputError(
+            f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
+            f"got {stock.__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
+        )
+    encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
+    # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
+    base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]
+    auto = {"AutoModel": base.__name__}
+    if base is encoder:
+        auto["AutoModelForTextEncoding"] = base.__name__
+    for name in _AUTO_CLASSES:
+        if getattr(transformers, name)._model_mapping.get(type(model.config), None) is stock:
+            auto[name] = stock.__name__
+    lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
+    for cls in dict.fromkeys((base, stock)):
+        lines.append(f"\nfrom {cls.__module__} import {cls.__name__}  # noqa: E402\n")
+        lines.append(f"Pruned{cls.__name__} = pruned_class({cls.__name__})")
+    (folder / MODELING_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {key: f"{Path(MODELING_FILE).stem}.Pruned{name}" for key, name in auto.items()}
+    config["architectures"] = [stock.__name__]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,198 @@
+"""TaskPlans: one dense model serves many tasks, each by its own pruned model, gathered on request."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from secateur.data.examples import Example
+from secateur.model.recipe import Cut
+from secateur.planning.plan import Plan
+from secateur.pruning.prune import rebuild_of, replica, ungathered
+from secateur.support.errors import InputError
+from secateur.tasks import Task
+
+Answer = TypeVar("Answer")
+
+
+class TaskPlans:
+    """A dense model and a plan for each task: `router[task]` is the task's pruned model (Algorithm 2 of Yang et al. 2023,
+    arXiv 2205.04157). It computes what `prune(model, plan)` computes, bit for bit.
+
+    plans: a Plan, or the path of one, by task. tasks: how each is used, which `score` and `generate` want to know.
+    cache_bytes: what the gathered weights of all cached models may take; those used longest ago go first. None: no bound.
+    What its plan does not cut, a model shares with the dense one, whose weights must stay where and as they are. Models are
+    frozen and in eval mode; one that has left the cache stays valid. Threads may share a router.
+    Raises InputError, naming the task: a plan of another model, a corrupted one, a cache smaller than a task needs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plans: Mapping[str, Plan | str | Path],
+        tasks: Mapping[str, Task] | None = None,
+        *,
+        cache_bytes: int | None = None,
+    ) -> None:
+        if not plans:
+            raise InputError("plans: expected a plan for at least one task, got none")
+        self._tasks = dict(tasks or {})
+        self._pruned: dict[str, _Pruned] = {}
+        for name, plan in plans.items():
+            with _naming(name):
+                self._pruned[name] = _Pruned(model, _plan(plan))
+        for name in self._tasks:
+            self._of(name)
+        self._bound = math.inf if cache_bytes is None else cache_bytes
+        name, largest = max(self.sizes.items(), key=lambda item: item[1])
+        if largest > self._bound:
+            raise InputError(f"cache_bytes: expected at least the {largest} bytes that task {name!r} needs, got {cache_bytes}")
+        self._cache: OrderedDict[str, nn.Module] = OrderedDict()
+        self._lock = Lock()
+
+    def __getitem__(self, task: str) -> nn.Module:
+        """The task's model: the cached one, or one whose weights are gathered now. Raises InputError: an unknown task."""
+        pruned = self._of(task)
+        with pruned.lock:  # Whoever else wants this task waits for its weights; other tasks do not.
+            with self._lock:
+                if task in self._cache:
+                    self._cache.move_to_end(task)
+                    return self._cache[task]
+                self._make_room(task)  # Before the weights are there, so that memory holds no more than it must.
+            model = pruned.gathered()
+            with self._lock:
+                self._make_room(task)  # Other threads may have filled it meanwhile.
+                self._cache[task] = model
+        return model
+
+    def __len__(self) -> int:
+        return len(self._pruned)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pruned)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._pruned
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each task's gathered weights: what its model takes beside the dense one."""
+        return {name: pruned.bytes for name, pruned in self._pruned.items()}
+
+    @property
+    def cached(self) -> list[str]:
+        """The tasks whose weights are gathered, the one used longest ago first."""
+        with self._lock:
+            return list(self._cache)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all cached models' gathered weights."""
+        return sum(self._pruned[name].bytes for name in self.cached)
+
+    def score(self, task: str | Sequence[str], inputs: Sequence[str], *, max_tokens: int = 8192) -> list[dict[str, float]]:
+        """For each input its task's labels, with how likely each is among them.
+
+        task: one for all inputs, or one for each. max_tokens: padded input tokens in a batch.
+        Raises InputError: an unknown task, one that `tasks` lacks, one without closed labels.
+        """
+        return self._answers(task, inputs, lambda use, model, rows: use.probabilities(model, rows, max_tokens))
+
+    def generate(
+        self, task: str | Sequence[str], inputs: Sequence[str], *, max_new_tokens: int = 64, max_tokens: int = 8192
+    ) -> list[str]:
+        """The greedy output for each input, of at most max_new_tokens pieces; else as `score`."""
+        return self._answers(task, inputs, lambda use, model, rows: use.generate(model, rows, max_tokens, max_new_tokens))
+
+    def _answers(
+        self,
+        task: str | Sequence[str],
+        inputs: Sequence[str],
+        answer: Callable[[Task, nn.Module, list[Example]], list[Answer]],
+    ) -> list[Answer]:
+        """The inputs grouped by task and answered; the answers in the inputs' order."""
+        if isinstance(inputs, str):
+            raise InputError(f"inputs: expected a list of texts, got the text {inputs!r}")
+        names = [task] * len(inputs) if isinstance(task, str) else list(task)
+        if len(names) != len(inputs):
+            raise InputError(f"task: expected one name, or one for each of {len(inputs)} inputs, got {len(names)}")
+        rows: dict[str, list[int]] = {}
+        for row, (name, text) in enumerate(zip(names, inputs, strict=True)):
+            if not isinstance(text, str):
+                raise InputError(f"inputs, row {row + 1}: expected text, got {type(text).__name__} {text!r}")
+            rows.setdefault(name, []).append(row)
+        uses = {name: self._use(name) for name in rows}
+        found: dict[int, Answer] = {}
+        for name, of_task in rows.items():
+            with _naming(name), torch.inference_mode():
+                answers = answer(uses[name], self[name], [{"input": inputs[row]} for row in of_task])
+            found.update(zip(of_task, answers, strict=True))
+        return [found[row] for row in range(len(names))]
+
+    def _of(self, task: str) -> _Pruned:
+        if task not in self._pruned:
+            raise InputError(f"task: expected one of {', '.join(map(repr, self._pruned))}, got {task!r}")
+        return self._pruned[task]
+
+    def _use(self, task: str) -> Task:
+        self._of(task)
+        if task not in self._tasks:
+            raise InputError(f"task {task!r}: expected a Task of that name in `tasks`, which says how it is used, got none")
+        return self._tasks[task]
+
+    def _make_room(self, task: str) -> None:
+        while sum(self._pruned[name].bytes for name in (*self._cache, task)) > self._bound:
+            self._cache.popitem(last=False)
+
+
+class _Pruned:
+    """One task's pruned model without its weights: which are gathered is known from the beginning, the modules that they go
+    into are made at the first request. Neither depends on their values."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self._dense, self._rebuild = model, rebuild_of(model, plan)
+        self._model: nn.Module | None = None
+        self._cuts: dict[Tensor, tuple[Cut, Tensor]] = {}
+        self.lock = Lock()
+        cut = [(model.get_parameter(cut.source), cut) for cut in self._rebuild.cuts.values() if cut.blocks is not None]
+        self.bytes = sum(math.prod(cut.shape(dense)) * dense.element_size() for dense, cut in cut)
+
+    def gathered(self) -> nn.Module:
+        """A model with freshly gathered weights."""
+        # Not inference tensors, whoever asks: the model may outlive the caller's inference mode.
+        with torch.inference_mode(False), torch.no_grad():
+            if self._model is None:
+                self._model = ungathered(self._dense, self._rebuild)
+                self._cuts = {
+                    self._model.get_parameter(name): (cut, self._dense.get_parameter(cut.source).detach())
+                    for name, cut in self._rebuild.cuts.items()
+                    if cut.blocks is not None
+                }
+            made: dict[Tensor, Tensor] = {empty: cut.of(dense) for empty, (cut, dense) in self._cuts.items()}
+            model: nn.Module = replica(self._model, made)
+            return model
+
+
+def _plan(plan: Plan | str | Path) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, (str, Path)):
+        raise InputError(f"plan: expected a Plan or the path of one, got {type(plan).__name__}")
+    return Plan.load(plan)
+
+
+@contextmanager
+def _naming(task: str) -> Iterator[None]:
+    """Input errors inside name the task."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"task {task!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""What knows nothing of models: errors, files, ledgers, the environment, figures. It uses no other stage."""
