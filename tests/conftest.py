@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from models import CASES, Case
+from cases import CASES, Case
+from command import run  # noqa: F401 A fixture of every test.
 from torch import nn
 
 torch.set_num_threads(1)

@@ -1,0 +1,300 @@
+"""attribute by several processes, from checkpoints, and of models on several devices: always the scores of the plain call."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, LABELS, Case, labelled
+from command import Run
+from ranks_job import CASE, LARGE, SMALL, attribute
+from torch import Tensor
+
+import secateur
+import secateur_kernels
+from secateur.attribution import checkpoint as partial_sums
+from secateur.attribution.criteria import PRESETS, criterion_named
+from secateur.attribution.ranks import Ranks
+from secateur.model.discovery import fingerprint
+
+HERE = Path(__file__).parents[1] / "support"
+JOB = str(HERE / "ranks_job.py")
+# The modules that are here, wherever a test stands.
+PATHS = [HERE, *(Path(package.__path__[0]).parent for package in (secateur, secateur_kernels))]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OMP_NUM_THREADS": "1"}
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+COMMAND = "attribute ./model --data rows.jsonl --labels open --max-tokens 12 --per-example --threads 1"
+
+
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes wrote: ranks_job.by_ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, *LAUNCHER, JOB, "scores", str(folder)]
+    subprocess.run(command, env=ENVIRONMENT, timeout=600, check=True, capture_output=True)
+    return folder
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-12 * expected.abs().max())
+
+
+@pytest.mark.parametrize("max_tokens", [SMALL, LARGE], ids=["several batches", "fewer batches than processes"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_two_processes_give_the_scores_of_one(by_ranks: Path, name: str, max_tokens: int) -> None:
+    expected = attribute(name, max_tokens)
+    assert expected.per_example is not None
+    for rank in (0, 1):
+        found = secateur.Scores.load(by_ranks / f"{name}-{max_tokens}-{rank}.safetensors")
+        assert found.per_example is not None
+        assert list(found) == list(expected)
+        assert (found.sites, found.examples, found.tokens) == (expected.sites, expected.examples, expected.tokens)
+        for site in expected:
+            assert close(found[site], expected[site]), site
+            assert close(found.per_example[site], expected.per_example[site]), site
+        if expected.convergence is not None:
+            assert found.convergence is not None
+            assert found.convergence.doubled == pytest.approx(expected.convergence.doubled, rel=1e-12)
+            ours, theirs = found.convergence.tensors(), expected.convergence.tensors()
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_what_is_wrong_in_one_process_is_said_by_all(by_ranks: Path) -> None:
+    every = [json.loads((by_ranks / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    assert every[0][:-1] == every[1][:-1]
+    poisoned, different, unusable, _ = every[0]
+    assert poisoned.startswith("model: activations of site 'encoder.0.self_attention' are not finite (NaN or inf)")
+    assert different == "group: expected the same examples in all processes, got another in process 1"
+    assert unusable == "examples: expected at least one example, got none"
+    assert [said[-1] for said in every] == [7, 6]
+
+
+def test_batches_are_dealt_out_evenly() -> None:
+    costs = [random.Random(k).randrange(1, 100) for k in range(40)]
+    shares = []
+    for rank in range(3):
+        ranks = Ranks(None)
+        ranks.rank, ranks.size = rank, 3
+        shares.append(ranks.deal(costs))
+    assert sorted(k for share in shares for k in share) == list(range(40))
+    loads = [sum(costs[k] for k in share) for share in shares]
+    assert max(loads) - min(loads) <= max(costs)
+
+
+@pytest.fixture
+def files(run: Run) -> Run:
+    """`run`, beside a small model and its examples."""
+    secateur.save(CASE.model(), "model", tokenizer=CASE.task.tokenizer)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled(LABELS, 40)))
+    return run
+
+
+def kill_in_the_middle(line: str, launcher: list[str]) -> None:
+    """Starts a command, and kills all its processes a random moment after the first checkpoint."""
+    command = [sys.executable, *launcher, JOB, "command", *line.split()]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(Path("c").glob("process-*")):
+        time.sleep(0.005)
+    time.sleep(random.SystemRandom().random() / 2)
+    process.kill()
+    process.wait()
+    for path in Path().glob("process-*"):
+        if launcher:
+            os.kill(int(path.name.removeprefix("process-")), signal.SIGKILL)
+    assert not Path("killed").exists()
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "wanda", "ig-joint:nodes=2"])
+def test_a_killed_command_goes_on_to_the_same_bits(files: Run, criterion: str) -> None:
+    line = f"{COMMAND} --criterion {criterion} --out"
+    assert files(f"{line} whole").code == 0
+    kill_in_the_middle(f"{line} killed --checkpoint c", [])
+    assert files(f"{line} killed --checkpoint c --json").code == 0
+    assert Path("killed").read_bytes() == Path("whole").read_bytes()
+    assert not Path("c").exists()
+
+
+def test_killed_processes_go_on_to_the_same_bits(files: Run) -> None:
+    line = f"{COMMAND} --criterion flap --out"
+    launch = [sys.executable, *LAUNCHER, "-m", "secateur"]
+    kill_in_the_middle(f"{line} killed --checkpoint c", LAUNCHER)
+    refused = files(f"{line} killed --checkpoint c")
+    assert refused.errors == ["secateur: checkpoint: 'c' was begun by 2 processes, got 1: it goes on with as many"]
+    for options in ("whole", "killed --checkpoint c"):
+        done = subprocess.run([*launch, *f"{line} {options} --json".split()], env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["examples"] == 40
+    assert Path("killed").read_bytes() == Path("whole").read_bytes()
+    assert not Path("c").exists()
+
+
+def test_bad_input_by_processes_is_one_line(files: Run) -> None:
+    Path("rows.jsonl").write_text('{"input": "the cat"}\n')
+    command = [sys.executable, *LAUNCHER, "-m", "secateur", *f"{COMMAND} --out s".split()]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("secateur: ")]
+    assert lines == ["secateur: rows.jsonl, row 1: expected the column 'target', got 'input'"]
+    assert "exitcode  : 2 " in done.stderr  # Beside it, what torchrun tells of processes that fail.
+    assert not Path("s").exists()
+
+
+# No more imports than the command's own, of which some would hide what this is about.
+WITH_THREADS = """
+import os
+from pathlib import Path
+
+from secateur.cli import main
+
+try:
+    main()
+finally:
+    names = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+    Path(f"threads-{os.environ['RANK']}").write_text("".join(names))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
+@pytest.mark.parametrize(("options", "code"), [("", 0), ("--checkpoint other", 1)], ids=["done", "an error in the middle"])
+def test_no_thread_of_the_group_is_left(files: Run, options: str, code: int) -> None:
+    # It would abort a process that ends, now and then, instead of letting it exit with 0 or 2.
+    Path("other").mkdir()
+    Path("other", "thesis.tex").write_text("precious")
+    Path("job.py").write_text(WITH_THREADS)
+    command = [sys.executable, *LAUNCHER, "job.py", *f"{COMMAND} --out s {options}".split()]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert ("secateur: checkpoint: expected a new folder" in done.stderr) == bool(code)
+    for rank in range(2):
+        threads = Path(f"threads-{rank}").read_text().split()
+        assert "python" in "".join(threads)
+        assert not [name for name in threads if "gloo" in name]
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of a checkpoint that stands for three batches."""
+    monkeypatch.setattr(partial_sums, "_SECONDS", 0.0)
+    monkeypatch.setattr(partial_sums, "_SHARE", float("inf"))
+
+    def progress(batches: Any, items: int) -> Any:
+        for number, batch in enumerate(batches):
+            if number == 3:
+                raise Killed
+            yield batch
+
+    with pytest.raises(Killed):
+        attribute("gradient", SMALL, checkpoint=tmp_path / "c", progress=progress)
+    return tmp_path / "c"
+
+
+def test_a_checkpoint_stands_for_the_batches_before(interrupted: Path) -> None:
+    (interrupted / ".process-0-of-1.safetensors.x1").write_text("What a kill leaves of a file that is being written.")
+    whole: list[int] = []
+    left: list[int] = []
+    expected = attribute("gradient", SMALL, progress=lambda batches, items: (whole.append(b.rows) or b for b in batches))
+    found = attribute(
+        "gradient", SMALL, checkpoint=interrupted,
+        progress=lambda batches, items: (left.append(b.rows) or b for b in batches),
+    )  # fmt: skip
+    assert left == whole[3:]
+    assert found.equal(expected)
+    assert found.per_example is not None
+    assert expected.per_example is not None
+    assert all(torch.equal(found.per_example[site], expected.per_example[site]) for site in expected)
+    assert not interrupted.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": CASE.examples[:-1]}, "was begun with examples '"),
+        ({"model": CASE.model(seed=1)}, "was begun with model '"),
+        ({"max_tokens": 11}, "was begun with max_tokens 10, got 11"),
+        ({"per_example": False}, "was begun with per_example True, got False"),
+        ({"criterion": criterion_named("fisher")}, "was begun with criterion {'criterion': 'GradientActivation', "),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_of_something_else_is_refused(interrupted: Path, changes: dict[str, Any], message: str) -> None:
+    before = {path: path.read_bytes() for path in interrupted.iterdir()}
+    given = {"model": CASE.model(), "task": CASE.task, "examples": CASE.examples, "max_tokens": SMALL, "per_example": True}
+    with pytest.raises(secateur.InputError) as raised:
+        secateur.attribute(**{**given, **changes}, checkpoint=interrupted)
+    assert str(raised.value).startswith(f"checkpoint: '{interrupted}' {message}")
+    assert {path: path.read_bytes() for path in interrupted.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "process-0-of-1.safetensors").write_text("no tensors")
+    for folder, message in (
+        (tmp_path, "checkpoint: expected a new folder or one of a killed run, got "),
+        (tmp_path / "thesis.tex", "checkpoint: expected a folder, got the file "),
+        (tmp_path / "no" / "c", "checkpoint: expected an existing parent folder, got "),
+        (tmp_path / "c", "cannot be read: "),
+    ):
+        with pytest.raises(secateur.InputError, match=message):
+            attribute("gradient", SMALL, checkpoint=folder)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk", "both"])
+@pytest.mark.parametrize("case", [CASES[name] for name in ("t5-gated", "bert-sequence", "gemma3")], ids=str)
+def test_offloaded_models_have_the_same_scores(case: Case, where: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    cpu = torch.device("cpu")
+    model = case.model()
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    if where == "cpu":
+        accelerate.cpu_offload(model, execution_device=cpu)
+    elif where == "disk":
+        accelerate.disk_offload(model, tmp_path, execution_device=cpu)
+    else:
+        sizes = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+        places = {name: "disk" if size == max(sizes.values()) else "cpu" for name, size in sizes.items()}
+        accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    own = {name: id(parameter) for name, parameter in model.named_parameters()}
+    for name in PRESETS:
+        criterion = criterion_named(name)
+        if name.startswith("ig"):
+            with pytest.raises(
+                secateur.InputError, match=r"criterion: expected a model on one device for integrated gradients \("
+            ):
+                secateur.attribute(model, case.task, case.examples, criterion=criterion)
+            continue
+        expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
+        found = secateur.attribute(model, case.task, case.examples, criterion=criterion, checkpoint=tmp_path / "c")
+        assert found.equal(expected), name
+        assert (found.weights, found.layers) == (expected.weights, expected.layers)
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == own
+    assert all(parameter.requires_grad == before.get(name, True) for name, parameter in model.named_parameters())
+    assert fingerprint(model) == fingerprint(case.model())
+
+
+def test_a_device_map_from_the_command_line(files: Run) -> None:
+    pytest.importorskip("accelerate")
+    assert files(f"{COMMAND} --out plain").code == 0
+    assert files(f"{COMMAND} --out mapped --device-map auto").code == 0
+    assert Path("plain").read_bytes() == Path("mapped").read_bytes()
+    for options, message in (
+        ("--device-map odd", "device-map: expected one of auto, balanced, balanced_low_0, sequential, got 'odd'"),
+        ("--device-map auto --device cpu", "device-map: expected it alone, got it with device 'cpu'"),
+    ):
+        refused = files(f"{COMMAND} --out s {options}")
+        assert (refused.code, refused.errors) == (2, [f"secateur: {message}"])

@@ -1,0 +1,211 @@
+"""Contract 1: scores equal the naive float64 loop, and depend on nothing that they should not depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import naive
+import pytest
+import torch
+from cases import ALL, CASES, CLASSES, LABELS, Case, unit_argument
+from comparing import REDUCED, error, reduce
+from torch import Tensor, nn
+
+import secateur
+from secateur.attribution.criteria import GradientActivation
+
+
+@pytest.mark.parametrize("unit", REDUCED)
+@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("target", ["probability", "log_probability", "margin"])
+def test_equals_naive_float32(case: Case, unit: str, target: Any) -> None:
+    each = naive.scores(case, case.model(torch.float64), unit, target)
+    for over in ("signed", "absolute", "squared"):
+        criterion = GradientActivation(target=target, over_examples=over)  # type: ignore[arg-type]
+        found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit_argument(unit))
+        assert error(found, *reduce(each, over)) < 1e-4, over
+        assert all(scores.dtype == torch.float64 for scores in found.values())
+
+
+@pytest.mark.parametrize("unit", REDUCED)
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_equals_naive_float64(case: Case, unit: str) -> None:
+    model = case.model(torch.float64)
+    each = naive.scores(case, model, unit, "log_probability")
+    found = secateur.attribute(model, case.task, case.examples, unit=unit_argument(unit))
+    limit = 1e-10 if case.exact else 1e-5
+    assert error(found, *reduce(each, "absolute")) < limit
+
+
+@pytest.mark.parametrize(
+    ("case", "labels"),
+    [(CASES["t5-gated"], LABELS), (CASES["bert-sequence"], CLASSES), (CASES["llama"], LABELS)],
+    ids=["t5-gated", "bert-sequence", "llama"],
+)
+def test_all_labels_equals_naive(case: Case, labels: list[str]) -> None:
+    """Eq. 10: the absolute value is taken for each example and label, after the token sum; targets are not read."""
+    inputs = [{"input": example["input"]} for example in case.examples]
+    criterion = GradientActivation.paper_unsupervised()
+    found = secateur.attribute(case.model(), case.task, inputs, criterion=criterion, per_example=True)
+    model = case.model(torch.float64)
+    each = [naive.scores(case, model, "head", "probability", [label] * len(inputs)) for label in labels]
+    rows = {site: sum(of_label[site].abs() for of_label in each) for site in each[0]}
+    assert error(found, *reduce(rows, "absolute")) < 1e-4
+    assert found.per_example is not None
+    assert error({s: v.double() for s, v in found.per_example.items()}, rows, rows) < 1e-4
+
+
+@pytest.mark.parametrize("case", [CASES["bert-sequence"], CASES["bert-token"]], ids=str)
+@pytest.mark.parametrize("unit", REDUCED)
+def test_equals_finite_difference(case: Case, unit: str) -> None:
+    model, example, step = case.model(torch.float64), case.examples[0], 1e-4
+    places = naive.gates(case, model, unit)
+    criterion = GradientActivation(over_examples="signed")
+    found = secateur.attribute(model, case.task, [example], criterion=criterion, unit=unit_argument(unit))
+    for site, of_site in places.items():
+        ones = torch.ones(int(of_site[0].unit_of_channel.max()) + 1, dtype=torch.float64)
+        for number in range(0, len(ones), 3):
+            sides = []
+            for sign in (1, -1):
+                moved = ones.clone()
+                moved[number] += sign * step
+                with torch.inference_mode(), naive.gated(model, {site: of_site}, {site: moved}):
+                    sides.append(float(naive.value(*naive.alone(case, model, example), "log_probability")))
+            slope = (sides[0] - sides[1]) / (2 * step)
+            assert float(found[site][number]) == pytest.approx(slope, rel=1e-5, abs=1e-7), (site, number)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_batch_size_and_padding_change_rounding_only(case: Case) -> None:
+    model = case.model()
+    single = secateur.attribute(model, case.task, case.examples, unit="channel", max_tokens=1)
+    together = secateur.attribute(model, case.task, case.examples, unit="channel", max_tokens=100_000)
+    assert error(together, single, single) < 1e-4
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_order_changes_rounding_only(case: Case) -> None:
+    model, order = case.model(), [3, 0, 6, 2, 5, 1, 4]
+    plain = secateur.attribute(model, case.task, case.examples, per_example=True)
+    mixed = secateur.attribute(model, case.task, [case.examples[i] for i in order], per_example=True)
+    assert error(mixed, plain, plain) < 1e-4
+    assert plain.per_example is not None
+    assert mixed.per_example is not None
+    rows = {site: of_site[order] for site, of_site in plain.per_example.items()}
+    assert error(mixed.per_example, rows, rows) < 1e-4
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_two_runs_are_bit_identical(case: Case) -> None:
+    model = case.model()
+    first, second = (secateur.attribute(model, case.task, case.examples, per_example=True) for _ in range(2))
+    assert first.equal(second)
+    assert first.per_example is not None
+    assert second.per_example is not None
+    assert all(torch.equal(rows, second.per_example[site]) for site, rows in first.per_example.items())
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_per_example_rows_are_in_input_order_and_sum_to_the_total(case: Case) -> None:
+    criterion = GradientActivation(over_examples="signed")
+    each = naive.scores(case, case.model(torch.float64), "head", "log_probability")
+    found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, per_example=True)
+    assert found.per_example is not None
+    assert error({s: v.double() for s, v in found.per_example.items()}, each, each) < 1e-4
+    sums = {site: rows.double().sum(0) for site, rows in found.per_example.items()}
+    assert error(sums, found, reduce(each, "absolute")[1]) < 1e-5
+    assert all(rows.dtype == torch.float32 for rows in found.per_example.values())
+
+
+def test_per_example_is_there_on_request_only(t5_case: Case) -> None:
+    assert secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples).per_example is None
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_dropout_is_off(t5_case: Case, mode: str) -> None:
+    model = t5_case.model().train(mode == "train")
+    expected = secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples)
+    assert secateur.attribute(model, t5_case.task, t5_case.examples).equal(expected)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+@pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
+def test_one_forward_and_one_backward_a_batch(case: Case, max_tokens: int) -> None:
+    model = case.model()
+    batches = len(case.batches(model, max_tokens))
+    forwards, backwards = 0, 0
+
+    def count_forward(module: nn.Module, arguments: Any, output: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+        output.logits.register_hook(count_backward)
+
+    def count_backward(gradient: Tensor) -> None:
+        nonlocal backwards
+        backwards += 1
+
+    model.register_forward_hook(count_forward)
+    secateur.attribute(model, case.task, case.examples, max_tokens=max_tokens)
+    assert (forwards, backwards) == (batches, batches)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_no_weight_gradient_is_computed(case: Case) -> None:
+    model = case.model()
+    computed: list[str] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:  # Marian's table of positions needs none.
+            parameter.register_hook(lambda gradient, name=name: computed.append(name))
+    secateur.attribute(model, case.task, case.examples, unit="channel")
+    assert computed == []
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("select", ["ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-1"])
+def test_a_selection_has_the_scores_of_the_whole(t5_case: Case, select: str) -> None:
+    whole = secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples)
+    part = secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples, select=select)
+    assert 0 < len(part) < len(whole)
+    assert list(part) == [site.name for site in secateur.sites(t5_case.model(), select=select)]
+    assert error(part, {site: whole[site] for site in part}, whole) < 1e-6
+
+
+def test_scores_tell_what_they_are_of(t5_case: Case) -> None:
+    model = t5_case.model()
+    found = secateur.attribute(model, t5_case.task, t5_case.examples, unit="channel")
+    lengths = [len(t5_case.task.tokenizer(example["input"])["input_ids"]) for example in t5_case.examples]
+    targets = [len(t5_case.task.tokenizer(example["target"])["input_ids"]) for example in t5_case.examples]
+    assert list(found.sites) == secateur.sites(model, unit="channel")
+    assert list(found.layers) == secateur.sites(model)
+    assert found.examples == len(lengths)
+    assert found.tokens == {"encoder": sum(lengths) / len(lengths), "decoder": sum(targets) / len(targets)}
+    assert found.criterion == GradientActivation().to_json()
+
+
+def test_any_iterable_of_examples(t5_case: Case) -> None:
+    expected = secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples)
+    lazily = secateur.attribute(t5_case.model(), t5_case.task, (dict(example) for example in t5_case.examples))
+    assert lazily.equal(expected)
+
+
+def test_progress_sees_every_batch(t5_case: Case) -> None:
+    model, seen = t5_case.model(), []
+
+    def progress(batches: Any, items: int) -> Any:
+        for batch in batches:
+            seen.append((len(batch.rows), items))
+            yield batch
+
+    secateur.attribute(model, t5_case.task, t5_case.examples, max_tokens=30, progress=progress)
+    assert len(seen) > 1
+    assert sum(rows for rows, _ in seen) == len(t5_case.examples)
+    assert {items for _, items in seen} == {len(t5_case.examples)}
+
+
+def test_lengths_of_the_stacks_do_not_depend_on_which_sites_are_scored(t5_case: Case) -> None:
+    """They weigh the FLOPs of all layers: a selection within the decoder once took the inputs' length for the targets'."""
+    model = t5_case.model()
+    whole = secateur.attribute(model, t5_case.task, t5_case.examples)
+    part = secateur.attribute(model, t5_case.task, t5_case.examples, select="decoder.ffn")
+    assert part.tokens == whole.tokens
+    assert part.tokens["decoder"] < part.tokens["encoder"]

@@ -1,0 +1,129 @@
+"""Feed-forward branches that score their own neurons: the scores are those of watched ones, and others are watched."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, Case
+from comparing import error
+from torch import Tensor, nn
+
+import secateur
+from secateur import GradientActivation, IntegratedGradients
+from secateur.attribution import fused_ffn as fused
+from secateur.attribution.fused_ffn import recognised
+from secateur.attribution.integrated import stream
+from secateur_kernels.backend import INTERPRETED
+from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
+
+FAMILIES = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "llama")]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The activations that the kernel was called with; branches are fused here although Triton doesn't run."""
+    found: list[str] = []
+    kernel = fused.scored_mlp_backward
+
+    def count(*tensors: Any, activation: Any, **options: Any) -> Any:
+        found.append(activation)
+        return kernel(*tensors, activation=activation, **options)
+
+    monkeypatch.setattr(fused, "scored_mlp_backward", count)
+    if not INTERPRETED:
+        monkeypatch.setattr(fused, "uses_triton", lambda backend, tensor: True)
+    return found
+
+
+def feed_forwards(model: nn.Module) -> int:
+    return len(secateur.sites(model, select="ffn"))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="float64 runs on the reference alone")
+@pytest.mark.parametrize("select", [None, "ffn.0"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_the_same_scores_as_when_watched(case: Case, select: str | None, calls: list[str]) -> None:
+    """Of all sites, and where the lowest branch needs a graph that starts in it."""
+    model = case.model(torch.float64)
+    found = secateur.attribute(model, case.task, case.examples, select=select)
+    assert len(calls) >= len([site for site in found.sites if site.unit == "neuron"])
+    assert len(set(calls)) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "uses_triton", lambda backend, tensor: False)
+        watched = secateur.attribute(model, case.task, case.examples, select=select)
+    assert error(found, watched, watched) < (1e-10 if case.exact else 1e-6)
+    assert found.sites == watched.sites
+
+
+@pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
+def test_a_branch_that_is_not_what_the_kernel_computes_is_watched(case: Case, calls: list[str]) -> None:
+    class Other(nn.Linear):
+        """As adapters and quantised layers are."""
+
+    model = case.model()
+    plain = secateur.attribute(model, case.task, case.examples)
+    assert calls
+    calls.clear()
+    changed = copy.deepcopy(model)
+    for module in changed.modules():
+        if isinstance(module, nn.Linear):
+            module.__class__ = Other
+    found = secateur.attribute(changed, case.task, case.examples)
+    assert calls == []
+    assert error(found, plain, plain) < 1e-4
+
+
+@pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")
+def test_nothing_stays_behind(calls: list[str]) -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    secateur.attribute(model, case.task, case.examples)
+    assert calls
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="runs under Triton's interpreter")
+@pytest.mark.parametrize("criterion", [GradientActivation(), IntegratedGradients(nodes=2)], ids=["gradient", "ig"])
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
+def test_triton_equals_the_reference_end_to_end(
+    case: Case, criterion: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, streams = stream.interpolated_norm, []
+    monkeypatch.setattr(stream, "interpolated_norm", lambda *arguments: streams.append("") or kernel(*arguments))
+    model, examples = case.model(), case.examples[:2]
+    found = secateur.attribute(model, case.task, examples, criterion=criterion, backend="triton")
+    assert bool(calls) == isinstance(criterion, GradientActivation)
+    assert bool(streams) == isinstance(criterion, IntegratedGradients)
+    calls.clear()
+    wanted = secateur.attribute(model, case.task, examples, criterion=criterion, backend="reference")
+    assert calls == []
+    assert error(found, wanted, wanted) < 1e-4
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_are_recognised(name: Any, dtype: torch.dtype, gated: bool) -> None:
+    pre, up = 2 * torch.randn(1, 9, 37).to(dtype), torch.randn(1, 9, 37).to(dtype)
+    hidden: Tensor = ACTIVATIONS[name][0](pre)
+    assert recognised(hidden * up if gated else hidden, pre, up if gated else None) == name
+
+
+@pytest.mark.parametrize("function", [torch.tanh, lambda x: x * torch.sigmoid(1.702 * x), lambda x: torch.relu(x) ** 2])
+def test_other_activations_are_not(function: Any) -> None:
+    pre = 2 * torch.randn(1, 9, 37)
+    assert recognised(function(pre), pre) is None
+
+
+@pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton runs here")
+def test_triton_is_refused_where_it_cannot_run(t5_case: Case) -> None:
+    with pytest.raises(secateur.InputError, match=r"^backend: expected "):
+        secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples, backend="triton")
+    with pytest.raises(secateur.InputError, match=r"^backend: expected one of 'auto', 'reference', 'triton', got 'cuda'"):
+        secateur.attribute(t5_case.model(), t5_case.task, t5_case.examples, backend="cuda")  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""Where integrated gradients' replay enters the residual stream: which sites do, what norms are recognised, the same scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, Case
+from comparing import error
+from torch import Tensor, nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+import secateur
+from secateur.attribution.integrated import replay
+from secateur.attribution.integrated.replay import Leaf, Replay
+from secateur.attribution.integrated.stream import Norm, norms, recognised
+from secateur.model.undisturbed import undisturbed
+
+# Norms of the sites' streams, post-norm ones as "", in the order of the sites; None where no module returns the stream.
+JOINS: dict[str, list[str | None]] = {
+    "t5-relu": [
+        *(f"encoder.{name}" for name in ("block.0.layer.1.layer_norm", "block.1.layer.0.layer_norm")),
+        *(f"encoder.{name}" for name in ("block.1.layer.1.layer_norm", "block.2.layer.0.layer_norm")),
+        *(f"encoder.{name}" for name in ("block.2.layer.1.layer_norm", "final_layer_norm")),
+        *(f"decoder.{name}" for name in ("block.0.layer.1.layer_norm", "block.0.layer.2.layer_norm")),
+        *(f"decoder.{name}" for name in ("block.1.layer.0.layer_norm", "block.1.layer.1.layer_norm")),
+        *(f"decoder.{name}" for name in ("block.1.layer.2.layer_norm", "final_layer_norm")),
+    ],
+    "bert-sequence": ["", "", "", ""],
+    "llama": [None, "model.layers.1.input_layernorm", None, "model.norm"],
+    "gemma3": [None, None, None, None],  # A norm lies between the branch and the stream.
+}
+
+
+def leaves(case: Case, model: nn.Module) -> list[Leaf]:
+    (batch, *_) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 60)
+    with undisturbed(model):
+        found = Replay(model, secateur.sites(model), lambda b: case.task.target(model, b, "probability"), batch)
+    return [leaf for each in found.leaves.values() for leaf in each]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", JOINS)
+def test_which_sites_enter_the_stream(name: str, dtype: torch.dtype) -> None:
+    found = leaves(CASES[name], CASES[name].model(dtype))
+    assert [None if leaf.join is None else leaf.join.norm or "" for leaf in found] == JOINS[name]
+
+
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_the_same_scores_as_where_the_branch_is_replaced(case: Case, unit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion = secateur.IntegratedGradients(nodes=3)
+    found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
+    monkeypatch.setattr(replay, "joined", lambda output, above, found: (None, output))
+    wanted = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
+    assert error(found, wanted, wanted) < 1e-4
+
+
+def ran(module: nn.Module, dtype: torch.dtype) -> Norm:
+    module = module.to(dtype)
+    with torch.no_grad(), norms(nn.Sequential(module)) as found:
+        for parameter in module.parameters():
+            parameter.uniform_(-1, 1)
+        module((3 * torch.randn(2, 5, 32) + 1).to(dtype))
+    (norm,) = found
+    return norm
+
+
+KNOWN = [nn.LayerNorm(32, eps=1e-3), nn.LayerNorm(32, bias=False), LlamaRMSNorm(32), T5LayerNorm(32), Gemma3RMSNorm(32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("module", KNOWN, ids=lambda module: type(module).__name__)
+def test_norms_are_recognised(module: nn.Module, dtype: torch.dtype) -> None:
+    norm = ran(module, dtype)
+    found = recognised(norm)
+    assert found is not None
+    kind, eps, weight, bias = found
+    assert kind == ("layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm")
+    assert eps == getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    assert torch.equal(weight, 1 + norm.module.weight if isinstance(module, Gemma3RMSNorm) else norm.module.weight)
+    assert bias is getattr(module, "bias", None)
+
+
+class Softened(LlamaRMSNorm):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normed: Tensor = super().forward(hidden_states)
+        return torch.tanh(normed)
+
+
+class Nameless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+@pytest.mark.parametrize("module", [Softened(32), Nameless()], ids=lambda module: type(module).__name__)
+def test_other_modules_are_not(module: nn.Module) -> None:
+    assert recognised(ran(module, torch.float32)) is None

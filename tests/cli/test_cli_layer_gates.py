@@ -1,0 +1,109 @@
+"""`secateur layer-gates`: what a run leaves, runs that are killed and go on, one line with exit code 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command import Run, killed_in, same_weights
+from safetensors.torch import load_file
+from tagged import CASE as TAGGER
+from tagged import saved, written
+
+import secateur
+
+LINE = (
+    "layer-gates builtin --data train.jsonl --examples 16 --keep-layers 3 --batch-size 4 --threads 1 --batch-sizes 1 "
+    "--lengths 8"
+)
+FAST = "--gate-learning-rate 1 --strength 3"
+
+
+def test_a_run_and_the_same_command_again(run: Run) -> None:
+    line = f"{LINE} {FAST} --steps 8 --eval test.jsonl --out r --json"
+    result = run(line)
+    assert result.code == 0, result.errors
+    document = result.document  # One JSON document, or it would not have been read.
+    z, gone = document["z"], document["deleted"]
+    assert isinstance(z, dict)
+    assert isinstance(gone, list)
+    assert len(z) == 7
+    assert gone == [name for name, value in z.items() if value == 0]
+    assert len(gone) == 4
+    training = document["training"]
+    assert isinstance(training, dict)
+    assert training["step"] == list(range(1, 9))
+    assert training["z"].keys() == z.keys()
+    assert {name for name in gone if training["z"][name][-1] > 0} == set(document["closed at the end"])  # type: ignore[call-overload]
+    assert document["verification"]["holds"] is True  # type: ignore[index]
+    report = json.loads(Path("r/model/report.json").read_text())
+    assert document == {"out": "r", "model": "builtin", **report}
+    assert sorted(path.name for path in Path("r").iterdir()) == ["cells.jsonl", "model", "settings.json"]
+    for plot in ("gates.png", "benchmark.png"):
+        assert Path("r/model", plot).read_bytes().startswith(b"\x89PNG")
+    assert secateur.load("r/model").dtype == torch.float16  # As the dense one is stored.
+    evaluated = run("evaluate r/model --data test.jsonl --json").document
+    assert evaluated["value"] == document["evaluation"]["pruned"]["value"]  # type: ignore[index]
+    before = Path("r/model/model.safetensors").stat().st_mtime_ns
+    assert run(line).document == document
+    assert Path("r/model/model.safetensors").stat().st_mtime_ns == before
+    refused = run(f"{line} --seed 1")
+    assert refused.code == 2
+    assert refused.errors[-1] == "secateur: seed: 'r' was begun with 0, got 1"
+
+
+def test_a_killed_run_goes_on(run: Run) -> None:
+    line = f"{LINE} {FAST} --steps 12 --drop 0.2"
+    killed_in(Path.cwd(), f"{line} --out broken", "broken/checkpoints")
+    assert not Path("broken/model").exists()
+    for folder in ("broken", "whole"):
+        assert run(f"{line} --out {folder}").code == 0
+    assert same_weights(Path("broken/model"), Path("whole/model"))
+    courses = [json.loads(Path(folder, "model/report.json").read_text())["training"] for folder in ("broken", "whole")]
+    assert courses[0] == courses[1]
+
+
+def test_frozen_weights_stay(run: Run) -> None:
+    """Of a tagger on a column file: all that is left is as it was, but for out-projections that gates were folded into."""
+    saved(TAGGER.model())
+    written("rows.txt", [{"tokens": ["a", "cat", "sat"], "tags": ["O", "B-PER", "I-PER"]}] * 8)
+    result = run(
+        "layer-gates m --data rows.txt --column 3 --token-column 2 --keep-layers 2 --unit branch --frozen --steps 4 "
+        f"--batch-size 2 --batch-sizes 1 --lengths 8 {FAST} --out r"
+    )
+    assert result.code == 0, result.errors
+    assert result.out.count(" deleted\n") == 2
+    dense, selected = (load_file(Path(folder, "model.safetensors")) for folder in ("m", "r/model"))
+    same = [name for name in selected if torch.equal(selected[name], dense[name])]
+    changed = {name for name in selected if name not in same and selected[name].shape == dense[name].shape}
+    assert len(same) > len(selected) / 2
+    assert all(".output.dense." in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--keep-layers 8", "keep_layers: expected a number from 1 to the model's 7, got 8"),
+        ("--strength -1", "strength: expected a number of at least 0, got -1.0"),
+        ("--drop 1", "drop: expected a share in [0, 1), got 1.0"),
+        ("--warmup 2", "warmup: expected a share in [0, 1), got 2.0"),
+        ("--unit head", "unit: expected some of block, branch, got 'head'"),
+        ("--labels fine,dull", "examples, row 1: expected a target among the labels 'fine', 'dull'"),
+        ("--eval other.jsonl", "examples, row 1: expected a target among the labels 'bad', 'good'"),
+        ("--data none.jsonl", "data: no such file: 'none.jsonl'"),
+        ("--out full", "out: expected a new folder or one that this command began, got 'full'"),
+        ("--steps 0", "Invalid value for '--steps'"),
+    ],
+)
+def test_bad_input_is_one_line(run: Run, options: str, message: str) -> None:
+    Path("full").mkdir()
+    Path("full/precious").touch()
+    Path("other.jsonl").write_text(json.dumps({"input": "movie review: fine", "target": "dull"}) + "\n")
+    result = run(f"{LINE} --out r {options}")
+    assert result.code == 2
+    assert result.errors[-1].startswith(f"secateur: {message}")
+    assert result.out == ""
+    assert not Path("r").exists()
+    assert [path.name for path in Path("full").iterdir()] == ["precious"]

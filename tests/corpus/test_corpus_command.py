@@ -1,0 +1,272 @@
+"""`secateur score`: the whole command, killed at random moments, interrupted, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import corpora
+import pytest
+import torch
+from cases import CASES
+from command import Run
+
+from secateur.corpus.output import Folder
+from secateur.corpus.pipeline import Runner
+from secateur.corpus.run import SETTINGS, SUMMARY, Job, Wanted, alone_in
+from secateur.corpus.shards import Reading
+from secateur.corpus.sources import find_sources
+from secateur.support.errors import InputError
+
+LABELS = "--labels hotels,medicine,products,reviews"
+FIXED = "--threads 1 --max-tokens 512 --dtype float32"
+CASE = CASES["bert-sequence"]
+
+
+def corpus(folder: Path, shards: int, rows: int = 40) -> None:
+    (folder / "corpus").mkdir()
+    for shard in range(shards):
+        of = corpora.texts(rows, seed=shard)
+        of[3] = "" if shard % 2 else of[3]
+        corpora.FORMATS[("jsonl", "jsonl.zst", "csv")[shard % 3]](folder, of)
+        (made,) = folder.glob("a.*")
+        made.rename(folder / "corpus" / f"{shard:02d}{''.join(made.suffixes)}")
+
+
+def test_the_whole_command(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 3)
+    found = run(f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out scored --json").document
+    assert (found["rows"], found["scored"], found["rejected"], found["shards"]) == (120, 119, 1, 3)
+    assert found["failed"] == []
+    assert json.loads((tmp_path / "scored" / SUMMARY).read_text()) == {k: v for k, v in found.items() if k != "out"}
+    rows = corpora.read(tmp_path / "scored")
+    assert {name: len(of) for name, of in rows.items()} == {
+        "00.jsonl.parquet": 40, "01.jsonl.zst.parquet": 39, "02.csv.parquet": 40,
+    }  # fmt: skip
+    assert corpora.rejects(tmp_path / "scored") == {"01.jsonl.zst.jsonl": [{"row": 3, "id": 3, "reason": "empty"}]}
+    assert run(f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out scored").code == 2
+    before = (tmp_path / "scored" / "shards" / "00.jsonl.parquet").stat().st_mtime_ns
+    again = run(f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out scored --resume --json").document
+    assert (again["rows"], again["scored"]) == (120, 119)
+    assert (tmp_path / "scored" / "shards" / "00.jsonl.parquet").stat().st_mtime_ns == before
+
+
+def test_settings_are_measured_once(run: Run, tmp_path: Path) -> None:
+    corpora.lines(tmp_path, corpora.texts(700))
+    options = f"--data a.txt {LABELS} --limit 600 --out scored"
+    first = run(f"score builtin {options} --json")
+    assert any("as fast" in line for line in first.errors)
+    (tmp_path / "scored" / "shards" / "a.txt.parquet").unlink()
+    second = run(f"score builtin {options} --resume --json")
+    assert any(line.startswith("as begun: max_tokens ") for line in second.errors)
+    assert first.document["settings"] == second.document["settings"]
+    assert first.document["measured"] == second.document["measured"]
+    assert first.document["measured"][-1].startswith("compilation left out: scoring takes about 0.")
+    assert first.document["rows"] == second.document["rows"] == 600
+
+
+def test_a_failed_shard_is_said_and_tried_again(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 3)
+    whole = (tmp_path / "corpus" / "01.jsonl.zst").read_bytes()
+    (tmp_path / "corpus" / "01.jsonl.zst").write_bytes(whole[:-30])
+    command = f"score builtin --data corpus/* {LABELS} {FIXED} --out scored --json"
+    broken = run(command)
+    assert broken.code == 1
+    (line,) = (line for line in broken.errors if line.startswith("secateur: "))
+    assert "corpus/01.jsonl.zst: cannot be read to its end" in line
+    assert (broken.document["shards"], broken.document["rows"]) == (2, 80)
+    (tmp_path / "corpus" / "01.jsonl.zst").write_bytes(whole)
+    mended = run(f"{command} --resume")
+    assert mended.code == 0
+    assert (mended.document["shards"], mended.document["rows"]) == (3, 120)
+
+
+def in_a_child(work: Callable[[], Any]) -> int:
+    """Does the work in a fork of this process, which has everything imported; returns its process id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return child
+
+
+def score_all(folder: Path, out: str) -> None:
+    torch.set_num_threads(1)
+    sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / out))
+    job = Job(sources, output, Reading(identity="id"), {}, resume=True)
+    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
+    with alone_in(output):
+        job.begin(found)
+        list(job.score(found))
+
+
+def test_thirty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
+    corpus(tmp_path, 12, rows=150)
+    draw = random.Random(time.time_ns())
+    began = time.perf_counter()
+    os.waitpid(in_a_child(lambda: score_all(tmp_path, "clean")), 0)
+    whole = time.perf_counter() - began
+    kills = 0
+    while kills < 30:
+        child = in_a_child(lambda: score_all(tmp_path, "killed"))
+        time.sleep(draw.uniform(0, whole / 4))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        if (tmp_path / "killed" / SUMMARY).exists():
+            # It was through before thirty were: from the beginning, with the kills that are left.
+            compare(tmp_path)
+            shutil.rmtree(tmp_path / "killed")
+    assert os.waitpid(in_a_child(lambda: score_all(tmp_path, "killed")), 0)[1] == 0
+    compare(tmp_path)
+
+
+def compare(folder: Path) -> None:
+    """The killed run's output is the clean one's, row for row and bit for bit."""
+    clean, killed = folder / "clean", folder / "killed"
+    assert corpora.read(killed) == corpora.read(clean)
+    assert corpora.rejects(killed) == corpora.rejects(clean)
+    assert not list(killed.rglob("*.partial"))
+    counts = ("rows", "scored", "rejected", "tokens", "padded", "shards")
+    first, second = (json.loads((out / SUMMARY).read_text()) for out in (clean, killed))
+    assert {name: first[name] for name in counts} == {name: second[name] for name in counts}
+    assert first["rows"] == 12 * 150 == first["scored"] + first["rejected"]
+
+
+JUST_NOW = "was begun by another process just now; --resume goes on with it"
+
+
+def begin_together(folder: Path, ready: int, go: int) -> None:
+    """Looks at a new folder, waits for the others to have looked, and scores once nobody else does."""
+    torch.set_num_threads(1)
+    sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / "raced"))
+    job = Job(sources, output, Reading(), {}, resume=False)
+    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=64, threads=1), print)
+    os.write(ready, b".")
+    os.read(go, 1)
+    in_use, begun = (f"out: '{output.place}' {why}" for why in ("is in use by another process", JUST_NOW))
+    said = in_use
+    while said == in_use:
+        try:
+            with alone_in(output):
+                job.begin(found)
+                list(job.score(found))
+            return
+        except InputError as error:
+            said = str(error)
+            time.sleep(0.01)
+    os._exit(7 if said == begun else 8)
+
+
+def test_of_two_first_runs_one_is_refused(tmp_path: Path) -> None:
+    corpus(tmp_path, 2)
+    (looked, ready), (wait, go) = os.pipe(), os.pipe()
+    children = [in_a_child(lambda: begin_together(tmp_path, ready, wait)) for _ in range(2)]
+    for _ in children:
+        os.read(looked, 1)
+    os.write(go, b"..")
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes == [0, 7]
+    assert len(corpora.read(tmp_path / "raced")) == 2
+    for end in (looked, ready, wait, go):
+        os.close(end)
+
+
+def test_other_data_on_resume(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 3)
+    assert run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored").code == 0
+    before = corpora.read(tmp_path / "scored")
+    corpora.lines(tmp_path / "corpus", ["the cat"], "new.txt")
+    fewer = run(f"score builtin --data corpus/0[12]*,corpus/new.txt {LABELS} {FIXED} --out scored --resume --json")
+    assert "1 finished shards are none of --data's; their scores stay, and are counted" in fewer.errors
+    assert (fewer.document["shards"], fewer.document["rows"]) == (4, 121)
+    assert {name: rows for name, rows in corpora.read(tmp_path / "scored").items() if name in before} == before
+    (tmp_path / "other").mkdir()
+    corpora.json_lines(tmp_path / "other", ["a dog"], "00.jsonl")
+    other = run(f"score builtin --data other/* {LABELS} {FIXED} --out scored --resume")
+    assert other.code == 2
+    assert other.errors[-1] == (
+        f"secateur: data: '00.jsonl' was scored from 'file://{tmp_path}/corpus/00.jsonl', got "
+        f"'file://{tmp_path}/other/00.jsonl'; another corpus needs a new folder"
+    )
+    assert len(corpora.read(tmp_path / "scored")) == 4
+
+
+def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 6, rows=1500)
+    command = f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out stopped"
+    # Whatever starts the tests in the background may have the signal ignored.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "secateur", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    shards = tmp_path / "stopped" / "shards"
+    while process.poll() is None and not list(shards.glob("*.parquet")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume goes on")
+    assert not list((tmp_path / "stopped").rglob("*.partial"))
+    assert 1 <= len(corpora.read(tmp_path / "stopped")) < 6
+
+
+REFUSED = [
+    ("", "out: 'scored' was begun already; --resume goes on with it"),
+    ("--resume --column words", "column: 'scored' was begun with 'text', got 'words'"),
+    ("--resume --max-length 9", "max_length: 'scored' was begun with 512, got 9"),
+    ("--resume --labels hotels,products", "labels: 'scored' was begun with ["),
+]
+BAD = [
+    ("--data corpus/*.csv --out new", "data: no such files: 'corpus/*.csv'"),
+    ("--data corpus/* --out corpus", "out: expected a new folder, or one that this command began, got 'corpus'"),
+    ("--data corpus/* --out new --column words", "data: file:"),
+    ("--data corpus/* --out new --threads many", "threads: expected auto or a number of at least 1, got 'many'"),
+    ("--data corpus/* --out new --max-tokens 0", "max-tokens: expected auto or a number of at least 1, got '0'"),
+    ("--data corpus/* --out new --compile maybe", "compile: expected auto, on, off, got 'maybe'"),
+    ("--data corpus/* --out new --on-long drop", "on-long: expected cut or error, got 'drop'"),
+    ("--data corpus/* --out nowhere/new", "out: expected an existing parent folder, got 'nowhere/new'"),
+]
+
+
+def test_other_settings_are_refused(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 1)
+    assert run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored").code == 0
+    for options, message in REFUSED:
+        result = run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored {options}")
+        assert result.code == 2
+        assert result.errors[-1].startswith(f"secateur: {message}")
+    settings = tmp_path / "scored" / SETTINGS
+    found = json.loads(settings.read_text())
+    found["settings"]["model"] = "another"
+    settings.write_text(json.dumps(found))
+    result = run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored --resume")
+    assert result.errors[-1].startswith("secateur: model: 'scored' was begun with 'another', got '")
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, options: str, message: str) -> None:
+    corpus(tmp_path, 1)
+    result = run(f"score builtin {LABELS} {options}")
+    assert result.code == 2
+    assert result.errors[-1].startswith(f"secateur: {message}")
+    assert result.out == ""
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
+    corpus(tmp_path, 1)
+    with alone_in(Folder(str(tmp_path / "scored"))):
+        result = run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored")
+    assert result.errors[-1] == "secateur: out: 'scored' is in use by another process"

@@ -1,0 +1,187 @@
+"""Bulk scoring compiled: the same probabilities, the same bits in a run that goes on, and when it is tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import corpora
+import pytest
+import torch
+from cases import CASES, CLASSES, LABELS
+from torch import Tensor, nn
+
+import secateur
+from secateur.corpus import pipeline
+from secateur.corpus.compiling import LabelScores
+from secateur.corpus.output import Folder
+from secateur.corpus.pipeline import Runner
+from secateur.corpus.run import SETTINGS, Job, Wanted, alone_in, as_tuned, tuned_as
+from secateur.corpus.shards import Reading, score_shards
+from secateur.corpus.sources import Row, find_sources
+from secateur.corpus.tuning import Sample, tuned
+from secateur.corpus.windows import windows
+from secateur.tasks import Task
+from secateur.tasks.batches import Batch
+
+T5, BERT = CASES["t5-gated"], CASES["bert-sequence"]
+
+
+def has_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return bool(get_cpp_compiler())
+    except InvalidCxxCompiler:
+        return False
+
+
+def score_into(folder: Path, name: str, runner: Runner) -> list[dict[str, Any]]:
+    """Each shard by a runner of its own, as runs that go on have it."""
+    for source in find_sources(f"{folder}/*.txt"):
+        (finished,) = score_shards(replace(runner), [source], Folder(str(folder / name)), Reading(), lambda source: {})
+        assert finished.error is None
+    return [row for rows in corpora.read(folder / name).values() for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Of modules that torch.compile imports.
+@pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+def test_compiled_probabilities_are_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    for name in "ab":
+        corpora.lines(tmp_path, corpora.texts(100, ord(name)), f"{name}.txt")
+    plain = Runner(T5.model(), T5.task, 40, workers=2, threads=1)
+    expected = score_into(tmp_path, "plain", plain)
+    hooks = [len(module._forward_hooks) for module in plain.model.modules()]
+    # Whatever the kernels that were compiled beforehand do not take, in whichever thread, would be an error.
+    stance = torch.compiler.set_stance
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda wanted: stance("fail_on_recompile"))
+    first = score_into(tmp_path, "first", replace(plain, compiled="default"))
+    graphs = counters["stats"]["unique_graphs"]
+    second = score_into(tmp_path, "second", replace(plain, compiled="default"))
+    assert counters["stats"]["unique_graphs"] == graphs  # A shard after another, as Ray's workers have them, compiles nothing.
+    assert first == second
+    assert first != expected  # Other kernels round otherwise.
+    for row, wanted in zip(first, expected, strict=True):
+        for label in LABELS:
+            assert row[f"p_{label}"] == pytest.approx(wanted[f"p_{label}"], rel=1e-4, abs=1e-6)
+    assert [len(module._forward_hooks) for module in plain.model.modules()] == hooks
+    assert score_into(tmp_path, "after", plain) == expected
+
+
+def sample(of: float | None) -> Sample:
+    rows = [Row(text) for text in corpora.texts(600)]
+    (window,) = windows([(rows, 1.0)], BERT.task, len(CLASSES), max_tokens=4096, on_long="cut")
+    return Sample(window.items, of)
+
+
+def choose(of: float | None, compile: bool | None) -> tuple[Runner, list[str]]:
+    """What tuning takes where nothing but compilation is open, and what it says."""
+    said: list[str] = []
+    runner = Runner(BERT.model(), BERT.task, 1)
+    return tuned(runner, sample(of), max_tokens=512, threads=1, compile=compile, say=said.append), said
+
+
+def instead(monkeypatch: pytest.MonkeyPatch, change: float = 0.0) -> None:
+    """What is compiled remembers what it computed, and adds so much to the first label's scores."""
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    @contextmanager
+    def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
+        def label_scores(model: nn.Module, batch: Batch) -> Tensor:
+            rows = tuple(batch.rows)
+            if rows not in known:
+                known[rows] = task.label_scores(model, batch) + change * torch.eye(len(CLASSES))[0]
+            return known[rows]
+
+        yield label_scores
+
+    monkeypatch.setattr(pipeline, "compiled", compiled)
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def search() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", search)
+
+
+def test_short_corpora_are_not_compiled() -> None:
+    for of, why in ((1e3, "scoring takes about 0.0 minutes without it, and it pays from 30 on"), (None, "how long the corpus")):
+        found, said = choose(of, None)
+        assert found.compiled is None
+        assert len(said) == 1
+        assert said[0].startswith(f"compilation left out: {why}")
+
+
+@pytest.mark.parametrize(("of", "compile"), [(1e9, None), (None, True), (1e3, True)])
+def test_what_is_faster_is_taken(of: float | None, compile: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch)
+    found, (line,) = choose(of, compile)
+    assert found.compiled == "default"
+    assert line.startswith("compiled (default) in ")
+    assert line.endswith("x as fast, taken")
+    assert as_tuned(Runner(BERT.model(), BERT.task, 1), json.loads(json.dumps(tuned_as(found)))).compiled == "default"
+    earlier = {name: value for name, value in tuned_as(found).items() if name != "compiled"}
+    assert as_tuned(Runner(BERT.model(), BERT.task, 1), earlier).compiled is None
+
+
+def test_what_changes_probabilities_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch, change=1.0)
+    found, (line,) = choose(1e9, None)
+    assert found.compiled is None
+    assert line.startswith("default compilation left out: expected probabilities within 0.01, got a change by 0.")
+    with pytest.raises(secateur.InputError, match=r"compile: expected probabilities within 0\.01, got"):
+        choose(1e9, True)
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_compiler(monkeypatch)
+    found, (line,) = choose(1e9, None)
+    assert found.compiled is None
+    assert line == "default compilation left out: expected a C++ compiler (the environment variable CXX names one), got none"
+    with pytest.raises(secateur.InputError, match=r"compile: expected a C\+\+ compiler \(.*\), got none"):
+        choose(1e9, True)
+    # A run that goes on where there is none.
+    corpora.lines(tmp_path, corpora.texts(20))
+    with pytest.raises(secateur.InputError, match=r"compile: expected a C\+\+ compiler"):
+        score_into(tmp_path, "out", Runner(BERT.model(), BERT.task, 64, threads=1, compiled="default"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_folder_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    instead(monkeypatch)
+    corpora.lines(tmp_path, corpora.texts(30))
+    sources, folder = find_sources(f"{tmp_path}/a.txt"), Folder(str(tmp_path / "out"))
+    wanted = Wanted(max_tokens=64, threads=1, compile=True)
+    with alone_in(folder):
+        first = Job(sources, folder, Reading(), {}, resume=False)
+        # Too few rows for anything but what was asked for.
+        runner = first.ready(Runner(BERT.model(), BERT.task, 1), wanted, print)
+        first.begin(runner)
+        list(first.score(runner))
+    assert json.loads((tmp_path / "out" / SETTINGS).read_text())["tuned"]["compiled"] == "default"
+    assert first.summary.to_json()["measured"][0].startswith("compiled (default) in ")
+    second = Job(sources, folder, Reading(), {}, resume=True)
+    assert second.ready(Runner(BERT.model(), BERT.task, 1), Wanted(), print).compiled == "default"
+
+
+@pytest.mark.parametrize(("limit", "share"), [(None, 1.0), (300, 0.1)])
+def test_the_corpus_is_estimated_from_its_sample(limit: int | None, share: float, tmp_path: Path) -> None:
+    for name in "abc":
+        corpora.lines(tmp_path, corpora.texts(1000, ord(name)), f"{name}.txt")
+    job = Job(find_sources(f"{tmp_path}/*.txt"), Folder(str(tmp_path / "out")), Reading(limit=limit), {}, resume=False)
+    found = job._sample(Runner(BERT.model(), BERT.task, 16))
+    tokens = sum(len(ids) for name in "abc" for ids in BERT.task.encode(corpora.texts(1000, ord(name))))
+    assert 2048 <= len(found.items) < 3000
+    assert found.of == pytest.approx(share * tokens, rel=0.05)

@@ -1,0 +1,251 @@
+"""Bulk scoring by Ray: the local engine's output, also where a worker or the driver is killed in the middle."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import corpora
+import pytest
+import torch
+from cases import CASES
+
+from secateur.cli import main
+from secateur.cli.commands.score import _Recipe
+from secateur.corpus.output import SCORED, Folder
+from secateur.corpus.pipeline import Runner
+from secateur.corpus.ray_engine import WorkerError, _Worker, cluster, score_on_ray
+from secateur.corpus.shards import Reading
+from secateur.corpus.sources import find_sources
+from secateur.model.offloading import weights_digest
+from secateur.support.errors import InputError
+
+BERT = CASES["bert-sequence"]
+ROWS = [2000 + 100 * k for k in range(6)]
+
+
+def command(folder: Path, out: str, *options: str) -> list[str]:
+    fixed = ["--threads", "1", "--max-tokens", "64", "--dtype", "float32", "--device", "cpu", "--id-column", "id"]
+    return ["secateur", "score", str(folder / "model"), "--data", f"{folder}/data/*.gz", "--out", out, *fixed, *options]
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny model, shards of which one is cut off, and what the local engine makes of them."""
+    folder = tmp_path_factory.mktemp("made")
+    BERT.model().save_pretrained(folder / "model")
+    BERT.task.tokenizer.save_pretrained(folder / "model")
+    (folder / "data").mkdir()
+    for k, rows in enumerate(ROWS):
+        path = corpora.json_lines(folder / "data", corpora.texts(rows, k), f"{k}.jsonl.gz")
+    (folder / "data" / "z.jsonl.gz").write_bytes(path.read_bytes()[:-1000])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert exit_code(monkeypatch, command(folder, str(folder / "local"))) == 1
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A cluster of two machines with a CPU each, all on this one."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'secateur[ray]'")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 100_000_000}
+    with pytest.MonkeyPatch.context() as patch:
+        here = Path(__file__).parent
+        for folder in (here, here.parent / "support"):  # Workers load functions of this file.
+            patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+        found.add_node(num_cpus=1, **memory)
+    yield found.address
+    found.shutdown()
+
+
+def require_same(made: Path, out: Path) -> None:
+    """All rows once and in order, the same bits; nothing half-written."""
+    expected, found = corpora.read(made / "local"), corpora.read(out)
+    assert len(expected) == len(ROWS)
+    assert found == expected
+    assert not list(out.rglob(".*.partial"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return found
+
+
+def half_written(out: Path) -> list[int]:
+    """The processes that have a whole shard under way."""
+    return [int(path.name.split(".")[-2].partition("-")[0]) for path in (out / SCORED).glob(".[0-9]*.partial")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own.
+def test_a_killed_worker_changes_nothing(
+    address: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, killed = tmp_path / "out", list[int]()
+
+    def kill() -> None:
+        (pid, *_) = until(lambda: half_written(out))
+        assert Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::")
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    code = exit_code(monkeypatch, command(made, str(out), "--engine", "ray", "--ray-address", address, "--json"))
+    thread.join()
+    assert code == 1
+    assert len(killed) == 1
+    require_same(made, out)
+    captured = capsys.readouterr()
+    assert captured.out.startswith("{")
+    assert f'"rows": {sum(ROWS)}' in captured.out
+    assert "z.jsonl.gz: cannot be read to its end" in captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_driver_is_resumed(address: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    arguments = command(made, str(out), "--engine", "ray", "--ray-address", address)
+    driver = subprocess.Popen([sys.executable, "-m", *arguments])
+    until(lambda: list((out / SCORED).glob("*.parquet")))
+    driver.kill()
+    driver.wait()
+    assert not (out / "summary.json").exists()
+    assert exit_code(monkeypatch, [*arguments, "--resume", "--workers", "1"]) == 1
+    require_same(made, out)
+
+
+def fails(error: Exception) -> Runner:
+    raise error
+
+
+FAILURES: list[tuple[Exception, str]] = [(InputError("model: no"), "model: no"), (KeyError("a\nb"), r"KeyError: 'a\nb'")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_worker_raises_is_one_line(address: str, made: Path, tmp_path: Path) -> None:
+    sources, folder = find_sources(f"{made}/data/0*"), Folder(str(tmp_path))
+    model = Runner(BERT.model(), BERT.task, 64, threads=1)
+    for error, line in FAILURES:
+        with cluster(address), pytest.raises(InputError if isinstance(error, InputError) else WorkerError) as raised:
+            list(score_on_ray(partial(fails, error), 1, model, sources, folder, Reading(), lambda source: {}))
+        assert str(raised.value) == line
+
+
+class Elsewhere:
+    """A loader that another machine lacks the module of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return importlib.import_module, ("no_such_module",)
+
+    def __call__(self) -> Runner:
+        raise NotImplementedError
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_that_cannot_start_says_why(address: str, made: Path, tmp_path: Path) -> None:
+    model = Runner(BERT.model(), BERT.task, 64, threads=1)
+    with cluster(address), pytest.raises(WorkerError) as raised:
+        list(
+            score_on_ray(
+                Elsewhere(), 1, model, find_sources(f"{made}/data/0*"), Folder(str(tmp_path)), Reading(), lambda source: {}
+            )
+        )
+    assert str(raised.value).startswith("Ray: The actor died")
+    assert str(raised.value).endswith(": ModuleNotFoundError: No module named 'no_such_module'")
+    assert "\n" not in str(raised.value)
+
+
+def worker(folder: Path, load: Callable[[], Runner]) -> _Worker:
+    sources = find_sources(str(corpora.lines(folder, corpora.texts(50))))
+    return _Worker(load, 1, sources, Folder(str(folder)), Reading(), lambda source: {})
+
+
+def test_a_worker_loads_its_model_once_and_counts(tmp_path: Path) -> None:
+    loads: list[Runner] = []
+
+    def load() -> Runner:
+        loads.append(Runner(BERT.model(), BERT.task, 64, threads=1))
+        return loads[-1]
+
+    of = worker(tmp_path, load)
+    first, second = of({"item": [0]}), of({"item": [0]})
+    assert (first["shard"], first["rows"], first["scored"], first["error"], first["raised"]) == ([0], [50], [50], [""], [""])
+    assert len(loads) == 1
+    assert first["busy"][0] + second["busy"][0] == pytest.approx(loads[0].busy)
+
+
+@pytest.mark.parametrize(("error", "line"), FAILURES)
+def test_a_worker_says_what_it_raised(error: Exception, line: str, tmp_path: Path) -> None:
+    row = worker(tmp_path, partial(fails, error))({"item": [0]})
+    assert (row["raised"], row["input_error"]) == ([line], [isinstance(error, InputError)])
+    assert not (tmp_path / SCORED).exists()
+
+
+def test_two_writers_of_a_shard_do_not_share_a_file(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    one, two = (folder.written_by(name).partial(SCORED, "b/a.parquet") for name in ("1", "2"))
+    assert one != two
+    for path in (one, two):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    folder.sweep()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+BAD = {
+    "--engine spark": "engine: expected local or ray, got 'spark'",
+    "--workers 2": "workers: expected none without --engine ray, got 2",
+    "--ray-address auto": "ray-address: expected none without --engine ray, got 'auto'",
+    "--engine ray --limit 3": "limit: expected none with --engine ray, whose workers do not know of each other's rows, got 3",
+    "--engine ray": "engine: expected Ray to be installed (pip install 'secateur[ray]'), got no Ray",
+}
+
+
+@pytest.mark.parametrize("options", BAD)
+def test_unusable_options_are_one_line(
+    options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    out = tmp_path / "out"
+    arguments = ["secateur", "score", "builtin", "--data", "builtin:movie", "--labels", "good,bad", "--out", str(out)]
+    assert exit_code(monkeypatch, [*arguments, *options.split()]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"secateur: {BAD[options]}"]
+    assert not out.exists()
+
+
+def test_other_weights_than_the_drivers_are_refused() -> None:
+    recipe = _Recipe("builtin", None, "good,bad", None, "cpu", "float32")
+    tuned = {"max_tokens": 64, "workers": 1, "threads": 1, "dtype": "bfloat16"}
+    runner, _ = recipe.make()
+    again = recipe.make_again(weights_digest(runner.model), tuned)
+    assert (again.max_tokens, again.threads, next(again.model.parameters()).dtype) == (64, 1, torch.bfloat16)
+    with pytest.raises(InputError, match="got other weights on"):
+        recipe.make_again("0" * 16, tuned)

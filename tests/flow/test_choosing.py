@@ -1,0 +1,75 @@
+"""choose: plans and recoveries are compared on examples that they were not fitted on; the model stays as it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, Case
+
+import secateur
+from secateur import InputError
+from secateur.flow.choose import alternatives, divergence
+
+ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_the_closest_to_the_dense_model_comes_first(case: Case) -> None:
+    model = case.model()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    scores = secateur.attribute(model, case.task, case.examples)
+    everything, most, half = (secateur.plan(scores, keep=keep) for keep in (1.0, 0.8, 0.4))
+    found = secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
+    assert found[0].plan is everything
+    assert found[0].divergence == pytest.approx(0.0, abs=1e-6)
+    distances = [candidate.divergence for candidate in found]
+    assert distances == sorted(distances, key=lambda each: each or 0.0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert [
+        c.to_json() for c in secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
+    ] == [candidate.to_json() for candidate in found]
+
+
+def test_divergence_is_that_of_kullback_and_leibler() -> None:
+    case = CASES["bert-sequence"]
+    model, other = case.model(), case.model(seed=1)
+    batches = list(case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 64))
+    expected = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            p, q = (case.task.logits(each.eval(), batch).double().softmax(-1) for each in (model, other))
+        for row, column in (batch.labels != -100).nonzero().tolist():
+            expected += sum(float(a * (a / b).log()) for a, b in zip(p[row, column], q[row, column], strict=True))
+    assert divergence(model, other, case.task, batches) == pytest.approx(expected / len(case.examples), rel=1e-6)
+
+
+def test_one_candidate_is_not_tried() -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
+    (only,) = secateur.choose(model, case.task, [plan], [], recoveries=["least_squares"])
+    assert (only.plan, only.recovery, only.divergence) == (plan, "least_squares", None)
+
+
+def test_alternatives_are_those_that_were_not_settled() -> None:
+    case = CASES["t5-gated"]
+    scores = secateur.attribute(case.model(), case.task, case.examples)
+    how = [(p.budget["allocation"], p.budget["floor"]) for p in alternatives(scores, flops=0.5)]
+    assert [allocation for allocation, _ in how] == ["uniform", *["knapsack"] * 3]
+    assert how[1][1] > 0.3 > 0.01 > how[2][1] > how[3][1] == 0.0
+    assert [p.budget["allocation"] for p in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
+    (fixed,) = alternatives(scores, flops=0.5, allocation="global", floor=0.2)
+    assert (fixed.budget["allocation"], fixed.budget["floor"]) == ("global", 0.2)
+    assert [p.budget["floor"] for p in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
+
+
+def test_bad_input() -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
+    with pytest.raises(InputError, match=r"^plans: expected one at least, and one recovery, got 0 and 3"):
+        secateur.choose(model, case.task, [], case.examples)
+    with pytest.raises(InputError, match=r"^examples: expected two at least, .* got 1"):
+        secateur.choose(model, case.task, [plan], case.examples[:1])
+    with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'best'"):
+        secateur.choose(model, case.task, [plan], case.examples, recoveries=["best", None])  # type: ignore[list-item]

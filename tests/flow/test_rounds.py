@@ -1,0 +1,62 @@
+"""Scoring in rounds: what is scored is the model that earlier rounds have left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+
+import secateur
+from secateur import InputError
+
+ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_one_round_is_attribute(case: Case) -> None:
+    model = case.model()
+    scores = secateur.attribute_in_rounds(model, case.task, case.examples, 1, {"flops": 0.5})
+    assert scores.equal(secateur.attribute(model, case.task, case.examples))
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_a_later_round_scores_the_pruned_model(case: Case) -> None:
+    model = case.model()
+    first = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.25**0.5)
+    scores = secateur.attribute_in_rounds(model, case.task, case.examples, 2, {"keep": 0.25})
+    left = secateur.attribute(secateur.prune(model, first), case.task, case.examples)
+    for site, kept in first.items():
+        torch.testing.assert_close(scores[site][kept], left[site], rtol=1e-3, atol=1e-6)
+        gone = sorted(set(range(len(scores[site]))) - set(kept.tolist()))
+        assert not gone or scores[site][gone].max() < scores[site][kept].min()
+    last = secateur.plan(scores, keep=0.25)
+    assert all(set(kept.tolist()) <= set(first[site].tolist()) for site, kept in last.items())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
+def test_what_a_round_removed_does_not_return(allocation: Any) -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    options: dict[str, Any] = {"allocation": allocation, "floor": 0.2}
+    scores = secateur.attribute_in_rounds(
+        model, case.task, case.examples, 3, {"flops": 0.5}, planning=options,
+        criterion=secateur.GradientActivation(over_examples="signed"),
+    )  # fmt: skip
+    plan = secateur.plan(scores, flops=0.5, **options)
+    for site, kept in plan.items():
+        values = scores[site]
+        removed = values == values.min()
+        if int(removed.sum()) > 1:
+            assert not removed[kept].any()
+
+
+def test_bad_input() -> None:
+    case = CASES["t5-gated"]
+    with pytest.raises(InputError, match=r"^rounds: expected one at least, got 0"):
+        secateur.attribute_in_rounds(case.model(), case.task, case.examples, 0, {"flops": 0.5})
+    with pytest.raises(InputError, match=r"^budget: expected exactly one of "):
+        secateur.attribute_in_rounds(case.model(), case.task, case.examples, 2, {})
+    with pytest.raises(InputError, match=r"^checkpoint: expected none for rounds"):
+        secateur.attribute_in_rounds(case.model(), case.task, case.examples, 2, {"flops": 0.5}, checkpoint="c")

@@ -1,0 +1,139 @@
+"""A model within `families.cheaper`: the same outputs in fewer operations, and nothing of it left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, Case, emptied_plan, uneven_plan
+from torch import nn
+from transformers.activations import NewGELUActivation
+from transformers.models.t5.modeling_t5 import T5Attention
+from undisturbed import state
+
+import secateur
+from secateur.model.cheaper import cheaper
+from secateur.model.families import t5
+
+T5 = CASES["t5-gated"]
+SPELT_OUT = ("t5-gated", "mt5", "gpt2")
+
+
+def first_attention(model: Any) -> Any:
+    return model.encoder.block[0].layer[0].SelfAttention
+
+
+def spelt_out(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, NewGELUActivation)]
+
+
+def assert_the_same(case: Case, model: nn.Module) -> None:
+    expected = case.logits(model)
+    with cheaper(model):
+        assert not spelt_out(model)
+        found = case.logits(model)
+    # An RMSNorm rounds to float32 in between.
+    assert float((found - expected).abs().max()) <= (1e-12 if case.exact else 1e-6) * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_the_outputs_are_the_same(case: Case) -> None:
+    model = case.model(torch.float64)
+    assert_the_same(case, model)
+    assert bool(spelt_out(model)) == (case.name in SPELT_OUT)
+
+
+@pytest.mark.parametrize("make_plan", [uneven_plan, emptied_plan])
+@pytest.mark.parametrize("name", ["t5-gated", "t5-relu", "mt5"])
+def test_the_outputs_of_pruned_models_are_the_same(name: str, make_plan: Callable[[Case, str], secateur.Plan]) -> None:
+    case = CASES[name]
+    assert_the_same(case, secateur.prune(case.model(torch.float64), make_plan(case, "head")))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 128, 129, 300])
+def test_the_bias_of_distances_is_the_bias_of_pairs(length: int) -> None:
+    model = T5.model()
+    attention = first_attention(model)
+    with torch.no_grad():
+        expected = attention.compute_bias(length, length)
+        with cheaper(model):
+            found = attention.compute_bias(length, length)
+    assert torch.equal(found, expected)
+
+
+def test_buckets_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = T5.model()
+    asked: list[int] = []
+    find = T5Attention._relative_position_bucket
+    monkeypatch.setattr(
+        T5Attention,
+        "_relative_position_bucket",
+        staticmethod(lambda d, **options: (asked.append(d.dim()), find(d, **options))[1]),
+    )
+    encoder: Any = model.get_submodule("encoder")
+    ids = torch.ones(1, 9, dtype=torch.int64)
+    encoder(input_ids=ids)
+    assert asked == [2]
+    with cheaper(model):
+        asked.clear()
+        encoder(input_ids=ids)
+        assert asked == []
+
+
+def test_gradients_after_inference() -> None:
+    model = T5.model()
+    encoder: Any = model.get_submodule("encoder")
+    ids = torch.ones(1, 9, dtype=torch.int64)
+    t5._encoder_buckets.cache_clear()
+    with cheaper(model):
+        with torch.inference_mode():
+            expected = encoder(input_ids=ids).last_hidden_state
+        found = encoder(input_ids=ids).last_hidden_state
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+        (found**2).sum().backward()
+    assert first_attention(model).relative_attention_bias.weight.grad.abs().max() > 0
+
+
+def raise_within(model: nn.Module, before: dict[str, Any]) -> None:
+    with cheaper(model):
+        assert state(model) != before
+        raise RuntimeError("inside")
+
+
+@pytest.mark.parametrize("name", SPELT_OUT)
+def test_nothing_is_left_behind(name: str) -> None:
+    model = CASES[name].model()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="inside"):
+        raise_within(model, before)
+    assert state(model) == before
+    # Two at once, the first of which ends first.
+    first, second = cheaper(model), cheaper(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not spelt_out(model)
+    second.__exit__(None, None, None)
+    assert state(model) == before
+
+
+def test_hooks_of_activations_run() -> None:
+    model = T5.model(torch.float64)
+    hooked, *others = spelt_out(model)
+    hooked.register_forward_hook(lambda module, arguments, output: 0 * output)
+    expected = T5.logits(model)
+    with cheaper(model):
+        assert spelt_out(model) == [hooked]
+        assert torch.allclose(T5.logits(model), expected, rtol=1e-5, atol=1e-6)
+    assert spelt_out(model) == [hooked, *others]
+
+
+def test_models_of_unknown_families() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), NewGELUActivation())
+    values = torch.linspace(-4, 4, 12).view(4, 3)
+    with cheaper(model):
+        found = model(values)
+        assert not spelt_out(model)
+    assert torch.allclose(found, model(values), atol=1e-6)

@@ -1,0 +1,181 @@
+"""Encoders whose head reads the first token alone: the last block runs for that token, with the same logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, CLASSES, Case, emptied_plan, sequence, uneven_plan
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    CamembertConfig,
+    CamembertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
+from undisturbed import state
+
+import secateur
+from secateur.model.branches import Attention, FeedForward
+from secateur.model.cheaper import cheaper
+from secateur.model.families import branches
+
+BERT = CASES["bert-sequence"]
+
+
+def small(cls: type[nn.Module], kind: type[Any], **options: Any) -> Case:
+    """A family that the case matrix has with another head, or not at all."""
+    config = dict(
+        vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37, pad_token_id=0,
+        max_position_embeddings=40, initializer_range=0.3, id2label=dict(enumerate(CLASSES)), **options,
+    )  # fmt: skip
+    return sequence(cls.__name__, lambda: cls(kind(**config)))
+
+
+READING = [
+    *(CASES[name] for name in ("bert-sequence", "roberta", "distilbert", "vit")),
+    small(ElectraForSequenceClassification, ElectraConfig, embedding_size=16),
+    small(XLMRobertaForSequenceClassification, XLMRobertaConfig),
+    small(CamembertForSequenceClassification, CamembertConfig),
+]
+OTHERS = [case for case in ALL if case.kind == "encoder" and case not in READING]
+
+
+@contextmanager
+def tokens_seen(model: nn.Module) -> Iterator[dict[str, set[int]]]:
+    """How many tokens of an example each linear layer of the branches saw meanwhile."""
+    paths = {model.get_submodule(path): path for path in layers(model)}
+    found: dict[str, set[int]] = {}
+
+    def see(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if module in paths:
+            found.setdefault(paths[module], set()).add(arguments[0].shape[1])
+
+    handle = nn.modules.module.register_module_forward_hook(see)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def layers(model: nn.Module) -> list[str]:
+    """The linear layers of the last block."""
+    *_, attention, feed_forward = branches(model).values()
+    assert isinstance(attention, Attention)
+    assert isinstance(feed_forward, FeedForward)
+    return [attention.query, attention.key, attention.value, attention.output, *feed_forward.inputs, feed_forward.output]
+
+
+def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: float = 1e-12) -> None:
+    with tokens_seen(model) as usual:
+        expected = case.logits(model)
+    with cheaper(model), tokens_seen(model) as seen:
+        found = case.logits(model)
+    assert all(max(tokens) > 1 for tokens in usual.values())
+    if reduced:
+        assert all(tokens == {1} for tokens in seen.values())
+        *_, attention, _ = branches(model).values()
+        assert isinstance(attention, Attention)
+        assert not {attention.key, attention.value} & seen.keys()
+    else:
+        assert seen == usual
+    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", READING, ids=str)
+def test_the_last_block_runs_for_one_token(case: Case, attention: str) -> None:
+    model: Any = case.model(torch.float64)
+    model.set_attn_implementation(attention)
+    # The eager ViT takes its softmax in float32.
+    tolerance = 1e-6 if (case.name, attention) == ("vit", "eager") else 1e-12
+    assert_the_same(case, model, reduced=True, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=str)
+def test_other_heads_are_given_all_tokens(case: Case) -> None:
+    assert_the_same(case, case.model(torch.float64), reduced=False)
+
+
+@pytest.mark.parametrize("make_plan", [uneven_plan, emptied_plan])
+@pytest.mark.parametrize("case", READING[:4], ids=str)
+def test_pruned_models(case: Case, make_plan: Callable[[Case, str], secateur.Plan]) -> None:
+    assert_the_same(case, secateur.prune(case.model(torch.float64), make_plan(case, "head")), reduced=True)
+
+
+@pytest.mark.parametrize("case", READING[:4], ids=str)
+def test_a_last_attention_without_heads(case: Case) -> None:
+    plan = uneven_plan(case, "head")
+    last = [site.name for site in plan.sites if site.kind == "self_attention"][-1]
+    kept = {name: units[:0] if name == last else units for name, units in plan.items()}
+    plan = secateur.Plan(kept, plan.sites, plan.fingerprint, {})
+    assert_the_same(case, secateur.prune(case.model(torch.float64), plan), reduced=True)
+
+
+@pytest.mark.parametrize("case", READING, ids=str)
+def test_gradients_are_the_same(case: Case) -> None:
+    model = case.model(torch.float64)
+    batch, *_ = case.batches(model)
+
+    def gradients() -> list[Tensor]:
+        loss = (case.task.logits(model, batch) ** 2).sum()
+        return list(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
+
+    expected = gradients()
+    with cheaper(model):
+        found = gradients()
+    for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
+        # A key's bias moves all scores alike; what is left of its gradient is rounding.
+        scale = max(float(theirs.abs().max()), 1.0 if name.endswith(("key.bias", "k_lin.bias", "k_proj.bias")) else 0.0)
+        assert float((ours - theirs).abs().max()) <= 1e-10 * scale, name
+
+
+@pytest.mark.parametrize("path", ["bert", "bert.encoder.layer.1.output", "bert.pooler", "classifier"])
+def test_hooks_see_what_they_saw(path: str) -> None:
+    model = BERT.model(torch.float64)
+    model.get_submodule(path).register_forward_hook(lambda *_: None)
+    assert_the_same(BERT, model, reduced=False)
+
+
+class Mean(nn.Module):
+    """A pooler of the user's own."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        return states.mean(1)
+
+
+def test_a_head_of_ones_own_is_given_all_tokens() -> None:
+    model: Any = BERT.model(torch.float64)
+    model.bert.pooler = Mean()
+    assert_the_same(BERT, model, reduced=False)
+
+
+def test_a_model_of_ones_own_is_given_all_tokens() -> None:
+    class Own(BertForSequenceClassification):
+        def forward(self, *arguments: Any, **named: Any) -> Any:
+            return super().forward(*arguments, **named)
+
+    model: Any = BERT.model(torch.float64)
+    model.__class__ = Own
+    assert_the_same(BERT, model, reduced=False)
+
+
+def test_tokens_that_see_those_before_them_alone() -> None:
+    case = small(BertForSequenceClassification, BertConfig, is_decoder=True)
+    assert_the_same(case, case.model(torch.float64), reduced=False)
+
+
+@pytest.mark.parametrize("case", READING, ids=str)
+def test_nothing_is_left_behind(case: Case) -> None:
+    model = case.model()
+    before = state(model)
+    with cheaper(model):
+        assert state(model) != before
+    assert state(model) == before

@@ -1,0 +1,338 @@
+"""Contract 2: a plan meets its budget exactly or says why not; plans and scores as pure data that files carry unchanged."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, CORE, Case, emptied_plan, empty_plan, scores_of, uniform_plan
+from safetensors.torch import save_file
+
+import secateur
+from secateur import Plan, Scores, Site
+
+
+def random_scores(name: str, unit: Any = "head", select: str | None = None, seed: int = 0) -> Scores:
+    """Random numbers at the sites of a case's model: a plan needs no more."""
+    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
+    names = {site.name for site in secateur.sites(CASES[name].model(), unit=unit, select=select)}
+    sites = tuple(site for site in whole.sites if site.name in names)
+    units = {s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in sites}
+    return replace(whole, units=units, sites=sites)
+
+
+def one_site(values: list[float]) -> Scores:
+    site = Site("encoder.0.ffn", "ffn", "encoder", 0, "neuron", len(values), 1, 10.0, 20.0, 0.0, 0.0)
+    units = {site.name: torch.tensor(values, dtype=torch.float64)}
+    return Scores(units, (site,), (site,), "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0}, 100)
+
+
+def share(scores: Scores, counts: Mapping[str, int], kind: str) -> float:
+    """What remains of the layers' cost, from the formulas in DESIGN.md, unit by unit."""
+
+    def unit(site: Site) -> float:
+        if kind == "params":
+            return site.parameters
+        own, source = scores.tokens[site.stack], scores.tokens["encoder"]
+        pairs = own * (source if site.kind == "cross_attention" else own)
+        return site.flops * own + site.source_flops * source + site.core_flops * pairs
+
+    total = sum(unit(site) * site.units for site in scores.layers)
+    return (total - sum(unit(s) * (s.units - counts[s.name]) for s in scores.sites)) / total
+
+
+@pytest.mark.parametrize("keep", ["0.01", "0.07", "0.3", "0.5", "0.6", "0.9", "1"])
+@pytest.mark.parametrize("units", [1, 2, 7, 37, 100, 1000])
+def test_keep_counts_are_rounded_up(keep: str, units: int) -> None:
+    scores = one_site([float(i) for i in range(units)])
+    kept = secateur.plan(scores, keep=float(keep))["encoder.0.ffn"]
+    count = math.ceil(Fraction(keep) * units)
+    assert kept.tolist() == list(range(units - count, units))
+    assert kept.dtype == torch.int64
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+@pytest.mark.parametrize("unit", ["head", "channel"])
+def test_keeps_the_highest_of_each_site(case: Case, unit: Any) -> None:
+    scores = random_scores(case.name, unit)
+    plan = secateur.plan(scores, keep=0.4)
+    assert list(plan) == list(scores)
+    for name, kept in plan.items():
+        assert kept.tolist() == sorted(kept.tolist())
+        gone = sorted(set(range(len(scores[name]))) - set(kept.tolist()))
+        assert scores[name][kept].min() > scores[name][gone].max()
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    scores = one_site([1, 3, 2, 2, 3, 2, 0, 2])
+    assert secateur.plan(scores, keep=0.5)["encoder.0.ffn"].tolist() == [1, 2, 3, 4]
+    everywhere_alike = one_site([0.0] * 100)
+    assert secateur.plan(everywhere_alike, keep=0.3)["encoder.0.ffn"].tolist() == list(range(30))
+
+
+def test_negative_scores_rank_lowest() -> None:
+    assert secateur.plan(one_site([-1, -3, 0, -2]), keep=0.5)["encoder.0.ffn"].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("budget", [{"keep": 0.3}, {"flops": 0.5}, {"params": 0.5}], ids=["keep", "flops", "params"])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_plans_never_mutate_scores(budget: dict[str, float], per_head: bool) -> None:
+    scores = random_scores("t5-gated", "channel")
+    before = {name: values.clone() for name, values in scores.items()}
+    sites = scores.sites
+    first = secateur.plan(scores, per_head=per_head, **budget)  # type: ignore[arg-type]
+    for kept in first.values():
+        kept.fill_(-1)  # Nor do they share memory with what they return.
+    second = secateur.plan(scores, per_head=per_head, **budget)  # type: ignore[arg-type]
+    assert all(torch.equal(scores[name], before[name]) for name in before)
+    assert scores.sites == sites
+    assert min(int(kept.min()) for kept in second.values()) >= 0
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+@pytest.mark.parametrize("value", [0.4, 0.5, 0.777, 0.95, 1.0])
+@pytest.mark.parametrize(
+    ("unit", "per_head", "align"),
+    [("head", False, 1), ("head", False, 8), ("channel", False, 1), ("channel", True, 1)],
+    ids=["head", "head-align8", "channel", "channel-per-head"],
+)
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama", "qwen3"])
+def test_cost_budgets_are_met_and_no_step_more_fits(
+    name: str, unit: Any, per_head: bool, align: int, value: float, kind: str
+) -> None:
+    scores = random_scores(name, unit)
+    plan = secateur.plan(scores, per_head=per_head, align=align, **{kind: value})  # type: ignore[arg-type]
+    counts = {site: len(kept) for site, kept in plan.items()}
+    assert min(counts.values()) >= 1
+    assert share(scores, counts, kind) <= value + 1e-12
+    for site in scores.sites:
+        step = align if site.unit == "neuron" else site.groups if per_head and "channel" in site.unit else 1
+        more = counts | {site.name: min(site.units, counts[site.name] + step)}
+        assert more == counts or share(scores, more, kind) > value, site.name
+    for other in ("flops", "params"):
+        assert plan.budget["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
+    assert plan.budget[kind] == value
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "llama", "bert-sequence"])
+def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
+    case, scores = CASES[name], random_scores(name)
+    plan = secateur.plan(scores, params=0.6)
+    dense = case.model()
+    removed = secateur.cost.parameters(dense) - secateur.cost.parameters(secateur.prune(dense, plan))
+    layers = sum(site.parameters * site.units for site in scores.layers)
+    # T5's position bias has an entry a head, which no unit counts.
+    assert 1 - removed / layers == pytest.approx(plan.budget["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+@pytest.mark.parametrize("select", [None, "ffn", "attention"])
+def test_an_unreachable_budget_says_what_can_be_reached(kind: str, select: str | None) -> None:
+    scores = random_scores("t5-gated", select=select)
+    smallest = share(scores, {site.name: 1 for site in scores.sites}, kind)
+    with pytest.raises(secateur.InputError, match=rf"^{kind}: expected at least {smallest:.4f}, .* got 0.01$"):
+        secateur.plan(scores, **{kind: 0.01})  # type: ignore[arg-type]
+    reached = secateur.plan(scores, **{kind: smallest + 1e-9})  # type: ignore[arg-type]
+    assert {len(kept) for kept in reached.values()} == {1}
+
+
+@pytest.mark.parametrize("align", [1, 2, 4, 8, 16, 32, 64])
+def test_align_rounds_ffn_widths_up_and_leaves_heads_alone(align: int) -> None:
+    scores = random_scores("t5-gated")
+    plan = secateur.plan(scores, keep=0.3, align=align)
+    for site in scores.sites:
+        wanted = math.ceil(0.3 * site.units)
+        expected = min(site.units, math.ceil(wanted / align) * align) if site.kind == "ffn" else wanted
+        assert len(plan[site.name]) == expected
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
+    scores = random_scores(case.name, "channel")
+    plan = secateur.plan(scores, keep=keep, per_head=True)
+    for site in scores.sites:
+        if site.kind == "ffn":
+            assert torch.equal(plan[site.name], secateur.plan(scores, keep=keep)[site.name])
+            continue
+        width = site.units // site.groups
+        expected: list[int] = []
+        for head in range(site.groups):
+            of_head = scores[site.name][head * width : (head + 1) * width]
+            best = of_head.argsort(descending=True)[: math.ceil(Fraction(str(keep)) * width)]
+            expected += sorted((best + head * width).tolist())
+        assert plan[site.name].tolist() == expected
+
+
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
+    plan = uniform_plan(case, unit)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert list(loaded) == list(plan)
+    assert all(torch.equal(loaded[name], kept) and loaded[name].dtype == torch.int64 for name, kept in plan.items())
+    assert (loaded.sites, loaded.fingerprint, loaded.budget) == (plan.sites, plan.fingerprint, plan.budget)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path: Path) -> None:
+    scores = secateur.attribute(case.model(), case.task, case.examples, unit="channel", per_example=per_example)
+    scores.save(tmp_path / "s.safetensors")
+    loaded = Scores.load(tmp_path / "s.safetensors")
+    assert loaded.equal(scores)
+    assert list(loaded) == list(scores)
+    assert all(loaded[name].dtype == torch.float64 for name in scores)
+    assert (loaded.per_example is not None) == per_example
+    for name, rows in (scores.per_example or {}).items():
+        assert loaded.per_example is not None
+        assert torch.equal(loaded.per_example[name], rows)
+    for field in ("sites", "layers", "fingerprint", "criterion", "examples", "tokens", "weights"):
+        assert getattr(loaded, field) == getattr(scores, field), field
+    again = secateur.plan(loaded, flops=0.6)
+    assert all(torch.equal(again[name], kept) for name, kept in secateur.plan(scores, flops=0.6).items())
+
+
+def test_saving_replaces_a_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("x" * 10_000_000)
+    uniform_plan(CASES["llama"], "head").save(path)
+    assert len(Plan.load(path)) == 4
+    assert path.stat().st_size < 5000
+
+
+def _edited(change: Any) -> str:
+    plan = uniform_plan(CASES["t5-gated"], "head")
+    sites = []
+    for site in plan.sites:
+        bits = sum(1 << int(i) for i in plan[site.name])
+        mask = base64.b64encode(bits.to_bytes(-(-site.units // 8), "little")).decode()
+        sites.append({**site.to_json(), "stay": len(plan[site.name]), "mask": mask})
+    about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.budget, "sites": sites}
+    change(about)
+    return json.dumps(about)
+
+
+def test_the_file_format_is_the_documented_one(tmp_path: Path) -> None:
+    """A plan written by hand: bit masks in base64, lowest unit first."""
+    (tmp_path / "plan.json").write_text(_edited(lambda about: None))
+    expected = uniform_plan(CASES["t5-gated"], "head")
+    assert all(torch.equal(kept, expected[name]) for name, kept in Plan.load(tmp_path / "plan.json").items())
+
+
+@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+def test_a_plan_may_keep_nothing_of_a_site(unit: str, make: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make(CASES["t5-gated"], unit)
+    plan.save(tmp_path / "plan.json")
+    found = Plan.load(tmp_path / "plan.json")
+    assert found.dumps() == plan.dumps()
+    assert all(torch.equal(found[name], kept) and found[name].dtype == torch.int64 for name, kept in plan.items())
+    assert not all(len(kept) for kept in found.values())
+
+
+PLAN_DAMAGE: dict[str, Any] = {
+    "another-format": lambda about: about.update(format="secateur-plan/99"),
+    "no-format": lambda about: about.pop("format"),
+    "no-sites": lambda about: about.pop("sites"),
+    "no-fingerprint": lambda about: about.pop("fingerprint"),
+    "count-does-not-fit": lambda about: about["sites"][1].update(stay=3),
+    "mask-not-base64": lambda about: about["sites"][0].update(mask="?!"),
+    "mask-too-short": lambda about: about["sites"][1].update(mask="AQ==", stay=1),
+    "mask-beyond-the-units": lambda about: about["sites"][0].update(mask="8A==", stay=4),
+    "mask-empty": lambda about: about["sites"][0].update(mask="", stay=0),
+    "mask-a-number": lambda about: about["sites"][0].update(mask=3),
+    "mask-missing": lambda about: about["sites"][0].pop("mask"),
+    "unknown-field": lambda about: about["sites"][0].update(colour="red"),
+    "site-not-an-object": lambda about: about.update(sites=["encoder.0.ffn"]),
+}
+
+
+@pytest.mark.parametrize("damage", PLAN_DAMAGE)
+def test_a_damaged_plan_is_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(_edited(PLAN_DAMAGE[damage]))
+    with pytest.raises(secateur.InputError, match=r"^plan: "):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not json", b"[]", b"null", b"3", b'{"format"', b"\xff\xfe\x00", b"{}"],
+    ids=["empty", "text", "list", "null", "number", "cut", "binary", "no-fields"],
+)
+def test_a_file_that_is_no_plan_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(content)
+    with pytest.raises(secateur.InputError, match=r"^plan: .*plan\.json.* is not a plan file"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def _scores_about(tmp_path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    scores_of("llama").save(tmp_path / "good.safetensors")
+    with safe_open(tmp_path / "good.safetensors", "pt") as file:
+        about: dict[str, Any] = json.loads(file.metadata()["secateur"])
+    return about
+
+
+SCORES_DAMAGE: dict[str, Any] = {
+    "another-format": lambda about: {**about, "format": "secateur-scores/99"},
+    "no-sites": lambda about: {k: v for k, v in about.items() if k != "sites"},
+    "no-tokens": lambda about: {k: v for k, v in about.items() if k != "tokens"},
+    "site-without-tensor": lambda about: {**about, "sites": [{**about["sites"][0], "name": "encoder.9.ffn"}]},
+    "unknown-field": lambda about: {**about, "sites": [{**about["sites"][0], "colour": "red"}]},
+    "another-count": lambda about: {**about, "sites": [{**about["sites"][0], "units": 99}]},
+    "not-an-object": lambda about: [],
+}
+
+
+@pytest.mark.parametrize("damage", SCORES_DAMAGE)
+def test_damaged_scores_are_refused(damage: str, tmp_path: Path) -> None:
+    about = SCORES_DAMAGE[damage](_scores_about(tmp_path))
+    path = tmp_path / "bad.safetensors"
+    save_file({name: values.contiguous() for name, values in scores_of("llama").items()}, path, {"secateur": json.dumps(about)})
+    with pytest.raises(secateur.InputError, match=r"^scores: "):
+        Scores.load(path)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -7])
+def test_cut_scores_are_refused(length: int, tmp_path: Path) -> None:
+    scores_of("llama").save(tmp_path / "s.safetensors")
+    whole = (tmp_path / "s.safetensors").read_bytes()
+    (tmp_path / "s.safetensors").write_bytes(whole[:length])
+    with pytest.raises(secateur.InputError, match=r"^scores: .* is not a scores file"):
+        Scores.load(tmp_path / "s.safetensors")
+
+
+def test_a_safetensors_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(secateur.InputError, match=r"^scores: expected the format 'secateur-scores/1'"):
+        Scores.load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("other", ["t5-relu", "llama"])
+@pytest.mark.parametrize("verb", ["prune", "prune_"])
+def test_a_plan_of_another_model_is_refused(other: str, verb: str) -> None:
+    model = CASES["t5-gated"].model()
+    with pytest.raises(
+        secateur.InputError, match=r"^plan: expected a plan of this model \(fingerprint \w+\), got one of another"
+    ):
+        getattr(secateur, verb)(model, uniform_plan(CASES[other], "head"))
+
+
+def test_a_plan_fits_another_checkpoint_of_the_same_shape() -> None:
+    """One plan format serves checkpoints that differ in their weights alone."""
+    case = CASES["t5-gated"]
+    pruned = secateur.prune(case.model(seed=1), uniform_plan(case, "head"))
+    assert secateur.cost.parameters(pruned) < secateur.cost.parameters(case.model())

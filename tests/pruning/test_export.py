@@ -1,0 +1,320 @@
+"""Contract 4: saved, then loaded in a fresh process, the logits are the same bit for bit; no pickle, no remote code unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_plan
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import secateur
+from secateur.pruning.prune import prune
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of pruned model: its case, how it is cut, whether stock transformers reads it."""
+
+    case: str
+    cut: Callable[[nn.Module], nn.Module]
+    stock: bool
+    dtype: str = "float32"
+
+
+def by_selection(name: str, select: str, *, unit: Any = "head", per_head: bool = False) -> Callable[[nn.Module], nn.Module]:
+    def cut(model: nn.Module) -> nn.Module:
+        scores = secateur.attribute(model, CASES[name].task, CASES[name].examples, unit=unit, select=select)
+        return prune(model, secateur.plan(scores, keep=0.5, per_head=per_head))
+
+    return cut
+
+
+def by_plan(name: str, unit: str, make: Any) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: prune(model, make(CASES[name], unit))
+
+
+def twice(name: str) -> Callable[[nn.Module], nn.Module]:
+    def cut(model: nn.Module) -> nn.Module:
+        once = prune(model, uneven_plan(CASES[name], "head"))
+        scores = secateur.attribute(once, CASES[name].task, CASES[name].examples)
+        return prune(once, secateur.plan(scores, keep=0.5))
+
+    return cut
+
+
+KINDS: dict[str, Kind] = {
+    "t5-ffn": Kind("t5-gated", by_selection("t5-gated", "ffn"), stock=True),
+    "t5-relu-tied-ffn": Kind("t5-relu", by_selection("t5-relu", "ffn"), stock=True),
+    "t5-channel-per-head": Kind("t5-relu", by_plan("t5-relu", "channel-per-head", uniform_plan), stock=True),
+    "llama-heads-and-ffn": Kind("llama", by_plan("llama", "head", uniform_plan), stock=True),
+    "llama-bfloat16": Kind("llama", by_plan("llama", "head", uniform_plan), stock=True, dtype="bfloat16"),
+    "qwen3-heads-and-ffn": Kind("qwen3", by_plan("qwen3", "head", uniform_plan), stock=True),
+    "gemma3-heads-and-ffn": Kind("gemma3", by_plan("gemma3", "head", uniform_plan), stock=True),
+    "bert-sequence-ffn": Kind("bert-sequence", by_selection("bert-sequence", "ffn"), stock=True),
+    "bert-token-ffn": Kind("bert-token", by_selection("bert-token", "ffn"), stock=True),
+    "t5-gated-heads": Kind("t5-gated", by_plan("t5-gated", "head", uneven_plan), stock=False),
+    "t5-relu-heads": Kind("t5-relu", by_plan("t5-relu", "head", uneven_plan), stock=False),
+    "t5-relu-channels": Kind("t5-relu", by_plan("t5-relu", "channel", uneven_plan), stock=False),
+    "t5-bfloat16": Kind("t5-gated", by_plan("t5-gated", "channel", uneven_plan), stock=False, dtype="bfloat16"),
+    "t5-twice": Kind("t5-gated", twice("t5-gated"), stock=False),
+    "bert-float64": Kind("bert-sequence", by_plan("bert-sequence", "head", uniform_plan), stock=False, dtype="float64"),
+    "bert-channels": Kind("bert-token", by_plan("bert-token", "channel", uneven_plan), stock=False),
+    "bart-ffn": Kind("bart", by_selection("bart", "ffn"), stock=True),
+    "bart-uneven": Kind("bart", by_plan("bart", "channel", uneven_plan), stock=False),
+    "marian-emptied": Kind("marian", by_plan("marian", "head", emptied_plan), stock=False),
+    "mt5-uneven": Kind("mt5", by_plan("mt5", "head", uneven_plan), stock=False),
+    "distilbert-uneven": Kind("distilbert", by_plan("distilbert", "channel", uneven_plan), stock=False),
+    "electra-uneven": Kind("electra", by_plan("electra", "channel", uneven_plan), stock=False),
+    "modernbert-ffn": Kind("modernbert", by_selection("modernbert", "ffn"), stock=True),
+    "modernbert-uneven": Kind("modernbert", by_plan("modernbert", "channel", uneven_plan), stock=False),
+    "modernbert-emptied": Kind("modernbert", by_plan("modernbert", "head", emptied_plan), stock=False),
+    "mqa-uniform": Kind("llama-mqa", by_plan("llama-mqa", "head", uniform_plan), stock=True),
+    "mistral-uniform": Kind("mistral", by_plan("mistral", "head", uniform_plan), stock=True),
+    "gemma2-uneven": Kind("gemma2", by_plan("gemma2", "channel", uneven_plan), stock=False),
+    "gpt2-ffn": Kind("gpt2", by_selection("gpt2", "ffn"), stock=True),
+    "gpt2-heads": Kind("gpt2", by_plan("gpt2", "head", uniform_plan), stock=False),
+    "gpt2-uneven": Kind("gpt2", by_plan("gpt2", "channel", uneven_plan), stock=False),
+    "gpt2-emptied": Kind("gpt2", by_plan("gpt2", "head", emptied_plan), stock=False),
+    "opt-uneven": Kind("opt", by_plan("opt", "channel", uneven_plan), stock=False),
+    "llama-heads": Kind("llama", by_plan("llama", "head", uneven_plan), stock=False),
+    "llama-channels": Kind("llama", by_plan("llama", "channel", uneven_plan), stock=False),
+    "qwen3-channels": Kind("qwen3", by_plan("qwen3", "channel", uneven_plan), stock=False),
+    "t5-emptied": Kind("t5-gated", by_plan("t5-gated", "head", emptied_plan), stock=False),
+    "t5-emptied-channels": Kind("t5-relu", by_plan("t5-relu", "channel", emptied_plan), stock=False, dtype="bfloat16"),
+    "t5-empty": Kind("t5-relu", by_plan("t5-relu", "head", empty_plan), stock=False),
+    "bert-emptied": Kind("bert-sequence", by_plan("bert-sequence", "channel", emptied_plan), stock=False),
+    "llama-emptied": Kind("llama", by_plan("llama", "channel", emptied_plan), stock=False),
+    "qwen3-empty": Kind("qwen3", by_plan("qwen3", "head", empty_plan), stock=False),
+    "gemma3-emptied": Kind("gemma3", by_plan("gemma3", "head", emptied_plan), stock=False, dtype="bfloat16"),
+    "gemma3-heads": Kind("gemma3", by_plan("gemma3", "head", uneven_plan), stock=False),
+}
+
+# One process reads all folders, since importing transformers takes longer than all else. Each job: folder, how, outputs.
+SCRIPT = """
+import json, sys
+jobs = json.load(open(sys.argv[1]))
+blocked = sys.argv[2] == "blocked"
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
+            raise ImportError(f"{name} is blocked")
+
+if blocked:
+    sys.meta_path.insert(0, Block())
+    try:
+        import secateur
+    except ImportError:
+        pass
+    else:
+        raise SystemExit("secateur can be imported")
+
+import torch, transformers
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+report = {}
+for job in jobs:
+    try:
+        if job["auto"] == "secateur":
+            import secateur
+            model = secateur.load(job["folder"])
+        else:
+            auto = getattr(transformers, job["auto"])
+            model = auto.from_pretrained(job["folder"], dtype="auto", trust_remote_code=job["trust"])
+        # A product's rounding may depend on where in memory its operands begin (MKL), which is not the folder's doing.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        with torch.inference_mode():
+            output = model(**load_file(job["inputs"]))
+        save_file({"output": (output.logits if "logits" in output else output[0]).contiguous()}, job["output"])
+        report[job["name"]] = f"{type(model).__name__} {model.training} {next(model.parameters()).dtype}"
+    except Exception as error:
+        report[job["name"]] = f"{type(error).__name__}: {error}"
+print("REPORT" + json.dumps(report))
+"""
+
+
+def run(jobs: list[dict[str, Any]], folder: Path, *, blocked: bool) -> dict[str, str]:
+    """What a fresh process says of each job; offline, with its own empty cache of remote code."""
+    path = folder / f"jobs-{blocked}.json"
+    path.write_text(json.dumps(jobs))
+    # The stock modules cache remote code under HF_HOME: an empty one, so that no earlier run's can serve.
+    variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", SCRIPT, str(path), "blocked" if blocked else "free"]
+    result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found: dict[str, str] = json.loads(result.stdout.partition("REPORT")[2])
+    return found
+
+
+def base_output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """What AutoModel gives: the base model's first output."""
+    body = model if model.config.is_encoder_decoder else model.base_model
+    if not model.config.is_encoder_decoder:
+        return body(**inputs)[0]  # type: ignore[no-any-return]
+    return model(**inputs, output_hidden_states=True).decoder_hidden_states[-1]  # type: ignore[no-any-return]
+
+
+@dataclass
+class World:
+    """All saved folders, what was expected of them, and what fresh processes found."""
+
+    root: Path
+    expected: dict[str, Tensor]
+    base: dict[str, Tensor]
+    reports: dict[str, str]
+
+    def output(self, name: str) -> Tensor:
+        assert (self.root / f"{name}.output").exists(), self.reports[name]
+        return load_file(self.root / f"{name}.output")["output"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("export")
+    torch.set_num_threads(1)
+    expected, base, alone, with_secateur = {}, {}, [], []
+    for name, kind in KINDS.items():
+        case = CASES[kind.case]
+        model = kind.cut(case.model(DTYPES[kind.dtype]))
+        secateur.save(model, root / name, tokenizer=case.task.tokenizer)
+        # Saved again by what loaded it: nothing may get lost on the second way.
+        secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.tokenizer)
+        batch = case.batches(model, 1000)[0]
+        inputs = dict(batch.inputs)
+        if case.kind == "encoder-decoder":
+            inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # type: ignore[operator]
+        save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, root / f"{name}.inputs")
+        with torch.inference_mode():
+            expected[name] = model(**inputs).logits
+            base[name] = base_output(model, inputs)
+        for job, folder, auto in (
+            (name, name, case.auto_class),
+            (f"{name}-again", f"{name}-again", case.auto_class),
+            (f"{name}-base", name, "AutoModel"),
+            (f"{name}-untrusted", name, case.auto_class),
+            (f"{name}-secateur", name, "secateur"),
+        ):
+            trust = not kind.stock and not job.endswith("untrusted")
+            about = {"name": job, "folder": str(root / folder), "auto": auto, "trust": trust}
+            about |= {"inputs": str(root / f"{name}.inputs"), "output": str(root / f"{job}.output")}
+            (with_secateur if auto == "secateur" else alone).append(about)
+    reports = run(alone, root, blocked=True) | run(with_secateur, root, blocked=False)
+    return World(root, expected, base, reports)
+
+
+every_kind = pytest.mark.parametrize("name", KINDS)
+
+
+@every_kind
+def test_auto_classes_read_it_without_secateur(world: World, name: str) -> None:
+    assert torch.equal(world.output(name), world.expected[name]), world.reports[name]
+    assert world.expected[name].dtype == DTYPES[KINDS[name].dtype]
+    assert " False " in world.reports[name]  # In eval mode, as from_pretrained gives it.
+
+
+@every_kind
+def test_auto_model_reads_its_body(world: World, name: str) -> None:
+    assert torch.equal(world.output(f"{name}-base"), world.base[name])
+
+
+@every_kind
+def test_secateur_load_reads_it(world: World, name: str) -> None:
+    assert torch.equal(world.output(f"{name}-secateur"), world.expected[name])
+
+
+@every_kind
+def test_saved_again_it_is_the_same(world: World, name: str) -> None:
+    assert torch.equal(world.output(f"{name}-again"), world.expected[name])
+    first, second = ({path.name: path for path in (world.root / n).iterdir()} for n in (name, f"{name}-again"))
+    assert set(first) == set(second)
+    for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        assert json.loads(first[file].read_text()) == json.loads(second[file].read_text()), file
+    weights = [load_file(files["model.safetensors"]) for files in (first, second)]
+    assert set(weights[0]) == set(weights[1])
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+
+
+@every_kind
+def test_remote_code_runs_only_if_asked_for(world: World, name: str) -> None:
+    if KINDS[name].stock:
+        assert torch.equal(world.output(f"{name}-untrusted"), world.expected[name])
+    else:
+        # The stock class is tried, and refuses the weights' shapes.
+        assert "ignore_mismatched_sizes" in world.reports[f"{name}-untrusted"]
+        assert not (world.root / f"{name}-untrusted.output").exists()
+
+
+@every_kind
+def test_the_folder_holds_no_pickle_and_stock_ones_no_code(world: World, name: str) -> None:
+    files = {path.name for path in (world.root / name).iterdir()}
+    assert {path.rpartition(".")[2] for path in files} <= {"safetensors", "json", "py"}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
+    assert ("modeling_secateur.py" in files) == (not KINDS[name].stock)
+    config = json.loads((world.root / name / "config.json").read_text())
+    assert ("secateur" in config) == ("auto_map" in config) == (not KINDS[name].stock)
+    assert not any(architecture.startswith("Pruned") for architecture in config["architectures"])
+
+
+@every_kind
+def test_the_folder_is_smaller_than_the_dense_models(world: World, name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    secateur.save(CASES[kind.case].model(DTYPES[kind.dtype]), tmp_path / "dense")
+    pruned, dense = ((folder / "model.safetensors").stat().st_size for folder in (world.root / name, tmp_path / "dense"))
+    saved = sum(p.numel() * p.element_size() for p in CASES[kind.case].model(DTYPES[kind.dtype]).parameters()) / 20
+    assert pruned < dense - saved
+
+
+def test_nothing_of_the_shared_folder_is_left_half_done(world: World) -> None:
+    assert not [path.name for path in world.root.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
+def test_a_dense_model_is_saved_as_it_is(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    model = case.model()
+    secateur.save(model, tmp_path / "dense")
+    loaded = secateur.load(tmp_path / "dense")
+    assert type(loaded) is type(model)
+    weights = loaded.state_dict()
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    assert {path.rpartition(".")[2] for path in map(str, (tmp_path / "dense").iterdir())} == {"safetensors", "json"}
+
+
+def test_extra_files_stand_in_the_folder(tmp_path: Path) -> None:
+    secateur.save(CASES["llama"].model(), tmp_path / "out", extra={"report.json": '{"a": 1}\n'})
+    assert (tmp_path / "out" / "report.json").read_text() == '{"a": 1}\n'
+
+
+def test_load_passes_its_options_on(world: World) -> None:
+    model = secateur.load(world.root / "t5-relu-heads", dtype=torch.float64)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", ["t5-relu-heads", "llama-channels", "t5-twice", "t5-emptied", "llama-emptied"])
+def test_a_loaded_model_works_on(world: World, name: str) -> None:
+    """It can be evaluated, and generates as the saved one did."""
+    case, model = CASES[KINDS[name].case], secateur.load(world.root / name)
+    saved = KINDS[name].cut(case.model())
+    result, expected = (secateur.evaluate(m, case.task, case.examples) for m in (model, saved))
+    assert result.value == pytest.approx(expected.value, rel=1e-5)
+    options: dict[str, Any] = {"input_ids": torch.tensor([[2, 7, 9, 12]]), "max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(model.generate(**options), saved.generate(**options))  # type: ignore[operator]
+
+
+def test_a_loaded_model_can_be_pruned_again(world: World) -> None:
+    case, model = CASES["t5-relu"], secateur.load(world.root / "t5-relu-heads")
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
+    pruned = secateur.prune(model, plan)
+    assert secateur.verify(model, pruned, plan, case.task, case.batches(model)).holds

@@ -1,0 +1,334 @@
+"""delete_layers: what the gates at zero compute, physically smaller; saved, loaded, generating; stock where it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, GENERATING, PRE_NORM, Case, emptied_plan, uneven_plan
+from hand_layers import branch_names, by_hand, relative
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import secateur
+from secateur.model.blocks import blocks, gated, layers
+from secateur.pruning.delete_layers import delete_layers
+from secateur.pruning.verify import verify_layers
+
+every_case = pytest.mark.parametrize("case", ALL, ids=str)
+
+
+def expected(case: Case, model: nn.Module, gone: list[str]) -> Tensor:
+    with by_hand(case, model, dict.fromkeys(gone, 0.0)):
+        return case.logits(model)
+
+
+def subsets(names: list[str], count: int) -> list[list[str]]:
+    """Every name alone, and random subsets."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = [[n for n, keep in zip(names, torch.rand(len(names), generator=generator) < 0.5, strict=True) if keep]
+             for _ in range(count)]  # fmt: skip
+    return [[name] for name in names] + [each for each in drawn if 0 < len(each) < len(names)]
+
+
+@pytest.mark.parametrize("unit", ["block", "branch"])
+@every_case
+def test_no_logit_changes_in_float64(case: Case, unit: Any) -> None:
+    model = case.model(torch.float64)
+    dense = case.logits(model)
+    for gone in subsets(list(layers(model, unit)), 6):
+        wanted = expected(case, model, gone)
+        made = delete_layers(model, gone)
+        assert relative(case.logits(made), wanted) < 1e-12, gone
+        assert relative(wanted, dense) > 1e-3
+        assert secateur.cost.parameters(made) < secateur.cost.parameters(model)
+        assert len(layers(made, "branch")) < len(layers(model, "branch"))
+
+
+@every_case
+def test_nothing_at_all_may_be_left(case: Case) -> None:
+    model = case.model(torch.float64)
+    made = delete_layers(model, layers(model))
+    assert relative(case.logits(made), expected(case, model, list(layers(model)))) < 1e-12
+    with pytest.raises(secateur.InputError, match="model: expected one with layers left to delete"):
+        layers(made)
+
+
+@every_case
+def test_the_gates_are_the_hand_written_ones(case: Case) -> None:
+    """`blocks.gated` is the specification that verify_layers compares with, with gates between 0 and 1 too."""
+    model = case.model(torch.float64)
+    values = {name: 0.2 + 0.07 * k for k, name in enumerate(branch_names(case, model))}
+    of = layers(model, "branch")
+    with gated(model, {of[name][0]: torch.tensor([value], dtype=torch.float64) for name, value in values.items()}):
+        found = case.logits(model)
+    with by_hand(case, model, values):
+        wanted = case.logits(model)
+    assert relative(found, wanted) < 1e-12
+    assert relative(wanted, case.logits(model)) > 1e-3
+
+
+@every_case
+def test_scales_are_folded_into_the_weights(case: Case) -> None:
+    model = case.model(torch.float64)
+    names = branch_names(case, model)
+    values = {name: 0.3 + 0.1 * k for k, name in enumerate(names[:-1])}
+    made = delete_layers(model, names[-1:], scales={name: min(value, 1.0) for name, value in values.items()})
+    with by_hand(case, model, {**{name: min(value, 1.0) for name, value in values.items()}, names[-1]: 0.0}):
+        wanted = case.logits(model)
+    # Gemma's norms compute in float32, whatever the model's dtype.
+    assert relative(case.logits(made), wanted) < (1e-6 if case.name in ("gemma2", "gemma3") else 1e-12)
+
+
+@every_case
+def test_the_callers_model_is_untouched(case: Case) -> None:
+    model = case.model()
+    weights, config = {n: t.clone() for n, t in model.state_dict().items()}, model.config.to_dict()  # type: ignore[operator, union-attr]
+    modules = {n: (type(m), id(m), len(m._forward_hooks)) for n, m in model.named_modules()}
+    indices = {n: getattr(m, "layer_idx", None) for n, m in model.named_modules()}
+    first, last = next(iter(layers(model))), list(layers(model, "branch"))[-1]
+    made = delete_layers(model, [first], scales={last: 0.5})
+    assert {n: (type(m), id(m), len(m._forward_hooks)) for n, m in model.named_modules()} == modules
+    assert {n: getattr(m, "layer_idx", None) for n, m in model.named_modules()} == indices
+    assert model.config.to_dict() == config  # type: ignore[operator, union-attr]
+    assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
+    shared = {p.data_ptr() for p in model.parameters() if p.numel()} & {p.data_ptr() for p in made.parameters() if p.numel()}
+    assert not shared
+
+
+@pytest.mark.parametrize("case", PRE_NORM, ids=str)
+def test_without_whole_blocks_it_is_a_stock_model(case: Case) -> None:
+    """The class built from its config takes its weights, for each single block."""
+    model: Any = case.model()
+    for name in layers(model):
+        made: Any = delete_layers(model, [name])
+        if case.name == "modernbert" and name == "encoder.0":  # The others have a norm that a first block lacks.
+            assert len(blocks(made)) == len(blocks(model))
+            continue
+        assert not hasattr(made.config, "secateur")
+        stock = type(model)(made.config)
+        stock.load_state_dict(made.state_dict())
+        assert torch.equal(case.logits(stock.eval()), case.logits(made)), name
+        count = (
+            ("num_layers" if name.startswith("encoder") else "num_decoder_layers")
+            if case.kind == "encoder-decoder"
+            else "num_hidden_layers"
+        )
+        assert getattr(made.config, count) == getattr(model.config, count) - 1
+        assert len(blocks(made)) == len(blocks(model)) - 1
+        if case.kind == "encoder-decoder":
+            assert made.decoder.config.num_layers == made.config.num_decoder_layers
+            assert made.encoder.config.num_layers == made.config.num_layers
+
+
+def test_blocks_whose_number_counts_are_not_numbered_anew() -> None:
+    """GPT-2 may scale attention by its block's number: the first block's place stays, without branches."""
+    case = CASES["gpt2"]
+    model: Any = case.model()
+    model.config.scale_attn_by_inverse_layer_idx = True
+    model = type(model)(model.config).eval()
+    made: Any = delete_layers(model, ["decoder.0"])
+    assert made.config.n_layer == 2
+    with by_hand(case, model, {"decoder.0": 0.0}):
+        assert relative(case.logits(made), case.logits(model)) < 1e-5
+
+
+def test_layer_types_go_with_their_layers() -> None:
+    model: Any = CASES["gemma3"].model()
+    assert model.config.layer_types == ["sliding_attention", "full_attention"]
+    for name, left in (("decoder.0", ["full_attention"]), ("decoder.1", ["sliding_attention"])):
+        assert delete_layers(model, [name]).config.layer_types == left  # type: ignore[union-attr]
+
+
+def test_t5_keeps_as_many_encoder_as_decoder_blocks() -> None:
+    """A shell, nothing but norms, stands for what is gone: transformers makes the decoder's cache by the encoder's number."""
+    model: Any = CASES["t5-relu"].model()
+    made: Any = delete_layers(model, ["encoder.0", "encoder.2"])
+    assert (made.config.num_layers, made.config.num_decoder_layers) == (2, 2)
+    assert hasattr(made.config, "secateur")
+    assert [name for name in layers(made) if name.startswith("encoder")] == ["encoder.1"]
+    shell = {name for name, parameter in made.encoder.block[0].named_parameters() if parameter.numel()}
+    assert shell == {"layer.0.layer_norm.weight", "layer.1.layer_norm.weight"}
+    # Once the decoder needs it no longer, it goes too.
+    fewer: Any = delete_layers(made, ["decoder.0"])
+    assert (fewer.config.num_layers, fewer.config.num_decoder_layers) == (1, 1)
+    assert not hasattr(fewer.config, "secateur")
+
+
+@pytest.mark.parametrize("case", GENERATING, ids=str)
+def test_generation_with_a_cache_is_that_without(case: Case) -> None:
+    model: Any = case.model(torch.float64)
+    options: dict[str, Any] = {"input_ids": torch.tensor([[2, 7, 9, 12, 20, 11]]), "max_new_tokens": 8, "do_sample": False}
+    options["eos_token_id"] = None
+    for gone in [*([name] for name in layers(model)), *([name] for name in layers(model, "branch")), list(layers(model))[:2]]:
+        made: Any = delete_layers(model, gone)
+        cached, plain = (made.generate(**options, use_cache=use) for use in (True, False))
+        assert torch.equal(cached, plain), gone
+        with by_hand(case, model, dict.fromkeys(gone, 0.0)):
+            assert torch.equal(plain, model.generate(**options, use_cache=False)), gone
+
+
+@pytest.mark.parametrize("case", [c for c in PRE_NORM if c.name != "vit"], ids=str)  # Its layers know no number.
+def test_layers_are_numbered_anew(case: Case) -> None:
+    made = delete_layers(case.model(), [next(iter(layers(case.model())))])
+    for block in blocks(made).values():
+        indices = {m.layer_idx for m in made.get_submodule(block.path).modules() if hasattr(m, "layer_idx")}
+        assert indices == {block.layer}
+
+
+@every_case
+def test_pruned_models_lose_layers_too(case: Case) -> None:
+    """The recipe in the config is numbered anew, and saved and loaded it is the same."""
+    for make in (uneven_plan, emptied_plan):
+        model = secateur.prune(case.model(torch.float64), make(case, "head"))
+        known = layers(model)
+        for name in (next(iter(known)), list(known)[-1]):
+            with gated(model, {branch: torch.zeros(1).double() for branch in known[name]}):
+                wanted = case.logits(model)
+            assert relative(case.logits(delete_layers(model, [name])), wanted) < 1e-12
+
+
+def test_a_factorised_model_loses_layers_too() -> None:
+    case = CASES["t5-relu"]
+    model = secateur.factorise(case.model(torch.float64), 0.5)
+    for name in ("encoder.0", "decoder.1.ffn", "encoder.1.self_attention"):
+        of = {**layers(model), **layers(model, "branch")}[name]
+        with gated(model, {branch: torch.zeros(1).double() for branch in of}):
+            wanted = case.logits(model)
+        assert relative(case.logits(delete_layers(model, [name])), wanted) < 1e-12
+
+
+@every_case
+def test_verify_layers_tells_equal_from_different(case: Case) -> None:
+    model = case.model()
+    first, second, *_ = layers(model)
+    batches = case.batches(model)
+    assert verify_layers(model, delete_layers(model, [first]), [first], case.task, batches).holds
+    assert not verify_layers(model, delete_layers(model, [second]), [first], case.task, batches).holds
+
+
+KINDS = {
+    "t5-block": ("t5-gated", ["encoder.0", "decoder.0"], {}, True),
+    "t5-shell": ("t5-relu", ["encoder.0", "encoder.1"], {"encoder.2": 0.5}, False),
+    "t5-branch": ("t5-relu", ["encoder.0.self_attention", "decoder.0.self_attention", "decoder.1.ffn"], {}, False),
+    "bert-block": ("bert-sequence", ["encoder.0"], {"encoder.1.ffn": 0.25}, False),
+    "bert-branch": ("bert-token", ["encoder.0.ffn", "encoder.1.self_attention"], {}, False),
+    "llama-block": ("llama", ["decoder.0"], {"decoder.1": 0.5}, True),
+    "llama-branch": ("llama", ["decoder.0.self_attention"], {}, False),
+    "qwen3-block": ("qwen3", ["decoder.1"], {}, True),
+    "gemma3-block": ("gemma3", ["decoder.0"], {"decoder.1": 0.75}, True),
+    "gpt2-block": ("gpt2", ["decoder.0"], {"decoder.1.ffn": 0.5}, True),
+    "gpt2-branch": ("gpt2", ["decoder.0.self_attention", "decoder.1.ffn"], {}, False),
+    "opt-block": ("opt", ["decoder.1"], {"decoder.0": 0.5}, True),
+    "modernbert-block": ("modernbert", ["encoder.1"], {}, True),
+    "bart-branch": ("bart", ["encoder.0.ffn", "decoder.1.cross_attention", "decoder.0.self_attention"], {}, False),
+    "gemma3-branch": ("gemma3", ["decoder.1.self_attention", "decoder.0.ffn"], {}, False),
+}
+
+# One process reads all folders, without secateur: stock classes, or the folder's own modelling file where there is one.
+SCRIPT = """
+import json, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+import torch, transformers
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+for job in json.load(open(sys.argv[1])):
+    auto = getattr(transformers, job["auto"])
+    model = auto.from_pretrained(job["folder"], dtype="auto", trust_remote_code=job["trust"])
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    with torch.inference_mode():
+        save_file({"output": model(**load_file(job["inputs"])).logits.contiguous()}, job["output"])
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tensor]]:
+    """Each kind's folder, and the logits of the model in it."""
+    root = tmp_path_factory.mktemp("deleted")
+    found, jobs = {}, []
+    for name, (of, gone, scales, stock) in KINDS.items():
+        case = CASES[of]
+        made: Any = delete_layers(case.model(), gone, scales=scales)
+        secateur.save(made, root / name, tokenizer=case.task.tokenizer)
+        batch = case.batches(made, 1000)[0]
+        inputs = dict(batch.inputs)
+        if case.kind == "encoder-decoder":
+            inputs["decoder_input_ids"] = made.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+        save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, root / f"{name}.inputs")
+        with torch.inference_mode():
+            found[name] = (root / name, made(**inputs).logits)
+        jobs.append(
+            {"folder": str(root / name), "auto": case.auto_class, "trust": not stock,
+             "inputs": str(root / f"{name}.inputs"), "output": str(root / f"{name}.output")}
+        )  # fmt: skip
+    (root / "jobs.json").write_text(json.dumps(jobs))
+    variables = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    variables.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", SCRIPT, str(root / "jobs.json")]
+    result = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_saved_it_is_the_same_in_a_fresh_process(saved: dict[str, tuple[Path, Tensor]], name: str) -> None:
+    folder, logits = saved[name]
+    assert torch.equal(load_file(f"{folder}.output")["output"], logits)
+    config = json.loads((folder / "config.json").read_text())
+    assert ("secateur" in config) == (folder / "modeling_secateur.py").exists() == (not KINDS[name][3])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_loaded_it_is_the_same_and_can_lose_more(saved: dict[str, tuple[Path, Tensor]], name: str) -> None:
+    folder, logits = saved[name]
+    model: Any = secateur.load(folder)
+    with torch.inference_mode():
+        assert torch.equal(model(**load_file(f"{folder}.inputs")).logits, logits)
+    case, last = CASES[KINDS[name][0]], list(layers(model))[-1]
+    with gated(model, {branch: torch.zeros(1) for branch in layers(model)[last]}):
+        wanted = case.logits(model)
+    assert relative(case.logits(delete_layers(model, [last])), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gone": ["encoder.7"]}, "layers: expected some of encoder.0, .*, got 'encoder.7'"),
+        ({"gone": "encoder.0"}, "layers: expected a collection of names, got the text 'encoder.0'"),
+        (
+            {"gone": ["encoder.0"], "scales": {"encoder.0.ffn": 0.5}},
+            "scales: expected names of what stays, got 'encoder.0.ffn'",
+        ),
+        ({"gone": [], "scales": {"encoder.0": 1.5}}, r"scales: expected factors in \(0, 1\], got 1.5 for 'encoder.0'"),
+        ({"gone": [], "scales": {"encoder.0": float("nan")}}, r"scales: expected factors in \(0, 1\], got nan"),
+        ({"gone": [], "scales": {"encoder.0": 0.5, "encoder.0.ffn": 0.5}}, "scales: expected one factor for each branch"),
+    ],
+)
+def test_bad_input(t5: nn.Module, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(secateur.InputError, match=message):
+        delete_layers(t5, **arguments)
+
+
+def test_what_is_gone_cannot_go_again() -> None:
+    bert = delete_layers(CASES["bert-token"].model(), ["encoder.0"])
+    with pytest.raises(secateur.InputError, match=r"layers: expected some of encoder.1, .*, got 'encoder.0'"):
+        delete_layers(bert, ["encoder.0"])
+    llama = delete_layers(CASES["llama"].model(), ["decoder.0.ffn"])
+    with pytest.raises(secateur.InputError, match=r"got 'decoder.0.ffn'"):
+        delete_layers(llama, ["decoder.0.ffn"])
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(secateur.InputError, match="model: expected one of the families"):
+        delete_layers(nn.Linear(2, 2), [])

@@ -1,0 +1,116 @@
+"""A pruned model elsewhere in PyTorch and transformers: torch.export with free batch and length, pipelines, 8-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, emptied_plan, sentences, uneven_plan, uniform_plan
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import pipeline
+
+import secateur
+from secateur.model.modeling import EmptyLinear, GatherLinear, ScatterLinear
+
+PLANS: dict[str, Any] = {
+    "uniform": lambda case: uniform_plan(case, "head"),
+    "heads": lambda case: emptied_plan(case, "head"),
+    "channels": lambda case: uneven_plan(case, "channel"),
+}
+every_shape = pytest.mark.parametrize("shape", PLANS)
+
+
+def pruned(name: str, shape: str) -> nn.Module:
+    case = CASES[name]
+    return secateur.prune(case.model(), PLANS[shape](case)).eval()
+
+
+class Logits(nn.Module):
+    """A model as exporters take it: tensors in, logits out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor | None = None) -> Tensor:
+        decoder = {} if decoder_input_ids is None else {"decoder_input_ids": decoder_input_ids}
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **decoder).logits  # type: ignore[no-any-return]
+
+
+def inputs_of(case: Case, size: tuple[int, int]) -> dict[str, Tensor]:
+    """A batch of random ids whose last row ends in padding."""
+    mask = torch.ones(size, dtype=torch.int64)
+    mask[-1, size[1] // 2 :] = 0
+    found = {"input_ids": torch.randint(4, 30, size) * mask, "attention_mask": mask}
+    return found | ({"decoder_input_ids": torch.randint(4, 30, (size[0], 4))} if case.kind == "encoder-decoder" else {})
+
+
+EXPORTED = [
+    ("bert-sequence", "uniform"),
+    ("t5-gated", "heads"),
+    ("bert-sequence", "heads"),
+    ("llama", "heads"),
+    ("llama", "channels"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), EXPORTED)
+def test_it_is_exported_for_any_batch_and_length(name: str, shape: str) -> None:
+    model = pruned(name, shape)
+    example, other = inputs_of(CASES[name], (3, 11)), inputs_of(CASES[name], (2, 17))
+    free = {key: dict.fromkeys(range(tensor.dim()), Dim.DYNAMIC) for key, tensor in example.items()}
+    program = torch.export.export(Logits(model), (), example, dynamic_shapes=free, strict=False).module()
+    with torch.inference_mode():
+        for inputs in (example, other):
+            torch.testing.assert_close(program(**inputs), model(**inputs).logits, rtol=1e-5, atol=1e-5)
+
+
+@every_shape
+def test_a_classifier_runs_in_a_pipeline(shape: str, tmp_path: Path) -> None:
+    model, task = pruned("bert-sequence", shape), CASES["bert-sequence"].task
+    secateur.save(model, tmp_path / "out", tokenizer=task.tokenizer)
+    texts = sentences(5)
+    found = pipeline("text-classification", model=secateur.load(tmp_path / "out"), tokenizer=task.tokenizer)(texts)
+    expected = task.probabilities(model, [{"input": text, "target": ""} for text in texts], 1000)
+    for answer, chances in zip(found, expected, strict=True):
+        assert answer["label"] == max(chances, key=chances.__getitem__)
+        assert answer["score"] == pytest.approx(chances[answer["label"]], abs=1e-5)
+
+
+@every_shape
+def test_a_decoder_generates_in_a_pipeline(shape: str, tmp_path: Path) -> None:
+    model, tokenizer = pruned("llama", shape), CASES["llama"].task.tokenizer
+    secateur.save(model, tmp_path / "out", tokenizer=tokenizer)
+    ids = tokenizer("the cat sat", return_tensors="pt")["input_ids"]
+    expected = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0]  # type: ignore[operator]
+    run = pipeline("text-generation", model=secateur.load(tmp_path / "out"), tokenizer=tokenizer)
+    (found,) = run("the cat sat", max_new_tokens=6, do_sample=False, return_tensors=True)
+    assert found["generated_token_ids"] == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
+def test_dynamic_quantisation_leaves_layers_that_scatter_or_gather_alone(name: str) -> None:
+    """They would lose their slots if they were replaced as ordinary linear layers."""
+    model = pruned(name, "channels")
+    kinds = {path: type(module) for path, module in model.named_modules() if isinstance(module, ScatterLinear | GatherLinear)}
+    assert kinds
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert {path: type(quantised.get_submodule(path)) for path in kinds} == kinds
+    assert any(type(module).__module__.startswith("torch.ao") for module in quantised.modules())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
+def test_dynamic_quantisation_takes_a_model_with_emptied_layers(name: str) -> None:
+    """The quantised range of no numbers is infinite: where an out-projection without inputs was quantised, so were logits."""
+    model, inputs = pruned(name, "heads"), inputs_of(CASES[name], (3, 11))
+    assert any(isinstance(module, EmptyLinear) for module in model.modules())
+    assert not [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not module.weight.numel()]
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    with torch.inference_mode():
+        expected, output = model(**inputs).logits, quantised(**inputs).logits
+    assert (output - expected).norm() < 0.3 * expected.norm()

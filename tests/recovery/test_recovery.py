@@ -1,0 +1,222 @@
+"""Recovery: exact where it can be, never worse on the examples, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import ALL, CASES, Case, emptied_plan, empty_plan
+from torch import Tensor, nn
+
+import secateur
+from secateur import InputError
+from secateur.model.branches import FeedForward
+from secateur.model.discovery import branches_of
+from secateur.model.families import branches
+from secateur.planning.plan import Plan
+
+ONE_EACH = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
+
+
+def halves(model: nn.Module) -> Plan:
+    """Of every FFN, all but the last half of the neurons."""
+    sites = tuple(secateur.sites(model, select="ffn"))
+    kept = {site.name: torch.arange(site.units - site.units // 2) for site in sites}
+    return Plan(kept, sites, secateur.discovery.fingerprint(model), {})
+
+
+def feed_forwards(model: nn.Module) -> list[FeedForward]:
+    found = branches_of(model, secateur.sites(model, select="ffn")).values()
+    return [branch for branch in found if isinstance(branch, FeedForward)]
+
+
+def logits(case: Case, model: nn.Module) -> Tensor:
+    (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
+    with torch.no_grad():
+        found = case.task.logits(model.eval(), batch)
+    return found[batch.labels != -100]
+
+
+def random_plan(model: nn.Module, case: Case, unit: str) -> Plan:
+    scores = secateur.attribute(model, case.task, case.examples, unit=unit)  # type: ignore[arg-type]
+    return secateur.plan(scores, keep=0.5)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
+    """The last half of each FFN's neurons computes what the first half does: the fit finds the sums of their weights."""
+    model = case.model(torch.float64)
+    with torch.no_grad():
+        for branch in feed_forwards(model):
+            for path in branch.inputs:
+                for parameter in model.get_submodule(path).parameters():
+                    parameter[-(branch.width // 2) :] = parameter[: branch.width // 2]
+    pruned = secateur.prune(model, halves(model))
+    wanted, before = logits(case, model), logits(case, pruned)
+    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    after = logits(case, pruned)
+    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
+    # A decoder sees fewer tokens here than it has neurons, so the fit is held where it was.
+    assert float((after - wanted).norm() / wanted.norm()) < 1e-3
+    assert all(refit.after <= (1e-5 if refit.branch.startswith("decoder") else 1e-12) for refit in refits)
+
+
+def test_a_bias_may_be_added_where_there_is_none() -> None:
+    """On average, what removed neurons gave is then given back."""
+    case = CASES["t5-relu"]
+    model = case.model(torch.float64)
+    pruned = secateur.prune(model, halves(model))
+    before = sum(r.before for r in secateur.recover_(copy.deepcopy(pruned), model, case.task, case.examples, method="scale"))
+    refits = secateur.recover_(pruned, model, case.task, case.examples, method="bias", add_biases=True)
+    assert sum(refit.after for refit in refits) < before
+
+
+@pytest.mark.parametrize("method", ["bias", "least_squares"])
+def test_exact_where_removed_neurons_are_constant(method: str) -> None:
+    case = CASES["bert-sequence"]
+    model = case.model(torch.float64)
+    with torch.no_grad():
+        for branch in feed_forwards(model):
+            layer = model.get_submodule(branch.inputs[0])
+            layer.get_parameter("weight")[-(branch.width // 2) :] = 0
+            layer.get_parameter("bias")[-(branch.width // 2) :] = 1
+    pruned = secateur.prune(model, halves(model))
+    wanted, before = logits(case, model), logits(case, pruned)
+    secateur.recover_(pruned, model, case.task, case.examples, method=method)  # type: ignore[arg-type]
+    limit = 1e-10 if method == "bias" else 1e-4
+    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
+    assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < limit
+
+
+@pytest.mark.parametrize("kind", ["ffn", "attention"])
+def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> None:
+    """The last half of the neurons, or heads, is the first half once more: each of those counts twice."""
+    case = CASES["bert-sequence"]
+    model = case.model(torch.float64)
+    sites = tuple(secateur.sites(model, select=kind))
+    with torch.no_grad():
+        for site, branch in branches_of(model, sites).items():
+            for port in branch.cut(site.unit):
+                weight = model.get_parameter(f"{port.path}.weight")
+                half = weight.shape[0 if port.side == "output" else 1] // 2
+                if port.side == "output":
+                    weight[-half:] = weight[:half]
+                    model.get_parameter(f"{port.path}.bias")[-half:] = model.get_parameter(f"{port.path}.bias")[:half]
+                else:
+                    weight[:, -half:] = weight[:, :half]
+    plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, secateur.discovery.fingerprint(model), {})
+    pruned = secateur.prune(model, plan)
+    wanted, before = logits(case, model), logits(case, pruned)
+    refits = secateur.recover_(pruned, model, case.task, case.examples, method="scale")
+    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
+    assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < 1e-4
+    assert all(refit.after < 1e-6 for refit in refits)
+
+
+@pytest.mark.parametrize("method", ["least_squares", "scale"])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
+    model = case.model()
+    plan = random_plan(model, case, unit)
+    pruned = secateur.prune(model, plan)
+    refits = secateur.recover_(pruned, model, case.task, case.examples, method=method)
+    assert [refit.branch for refit in refits] == [
+        b.name for b in dict.fromkeys(branches_of(model, secateur.sites(model)).values())
+    ]
+    assert all(refit.after <= refit.before for refit in refits)
+    if method == "least_squares":
+        assert sum(refit.after for refit in refits) < 0.9 * sum(refit.before for refit in refits)
+    again = secateur.prune(model, plan)
+    assert secateur.recover_(again, model, case.task, case.examples, method=method) == refits
+    for name, parameter in again.named_parameters():
+        assert torch.equal(parameter, pruned.get_parameter(name))
+
+
+@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_of_an_empty_branch_only_the_bias_is_fitted(case: Case, make: Callable[..., Plan]) -> None:
+    model = case.model()
+    pruned = secateur.prune(model, make(case, "channel"))
+    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    left = {b.name: pruned.get_submodule(b.output).get_parameter("weight").numel() for b in branches(pruned).values()}
+    assert all(refit.after <= refit.before for refit in refits)
+    empty = [refit for refit in refits if not left[refit.branch]]
+    biased = {name.removesuffix(".bias") for name, _ in pruned.named_parameters() if name.endswith(".bias")}
+    assert all(
+        refit.ridge is None and (refit.after < refit.before) == (branches(pruned)[refit.branch].output in biased)
+        for refit in empty
+    )
+    assert empty
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_half_precision_one_example_and_repeated_ones(case: Case) -> None:
+    """Fewer tokens than channels: the second moments are singular."""
+    model = case.model(torch.bfloat16)
+    plan = random_plan(model, case, "head")
+    for examples in (case.examples[:1], [case.examples[0]] * 6):
+        pruned = secateur.prune(model, plan)
+        refits = secateur.recover_(pruned, model, case.task, examples)
+        assert all(0 <= refit.after <= refit.before for refit in refits)
+        assert all(bool(parameter.isfinite().all()) for parameter in pruned.parameters())
+        assert all(parameter.dtype == torch.bfloat16 for parameter in pruned.parameters())
+
+
+def test_a_whole_model_stays_as_it_is() -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    same = copy.deepcopy(model)
+    refits = secateur.recover_(same, model, case.task, case.examples)
+    assert all(refit.before < 1e-10 for refit in refits)
+    torch.testing.assert_close(logits(case, same), logits(case, model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_nothing_else_changes(case: Case) -> None:
+    model = case.model().train()
+    weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    pruned = secateur.prune(model, random_plan(model, case, "head"))
+    outputs = {f"{branch.output}" for branch in branches_of(model, secateur.sites(model)).values()}
+    others = {n: p.clone() for n, p in pruned.named_parameters() if n.rpartition(".")[0] not in outputs}
+    secateur.recover_(pruned, model, case.task, case.examples)
+    for name, weight in weights.items():
+        assert torch.equal(model.get_parameter(name), weight)
+    for name, weight in others.items():
+        assert torch.equal(pruned.get_parameter(name), weight)
+    for each in (model, pruned):
+        assert all(module.training for module in each.modules())
+        assert all(parameter.requires_grad for parameter in each.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in each.modules())
+        assert not any("forward" in vars(module) for module in each.modules())
+
+
+@pytest.mark.parametrize("add_biases", [False, True])
+@pytest.mark.parametrize("unit", ["head", "channel"])
+@pytest.mark.parametrize("case", [CASES["llama"], CASES["t5-gated"]], ids=str)
+def test_a_recovered_model_is_saved_and_loaded(case: Case, unit: str, add_biases: bool, tmp_path: Path) -> None:
+    model = case.model()
+    pruned = secateur.prune(model, random_plan(model, case, unit))
+    secateur.recover_(pruned, model, case.task, case.examples, add_biases=add_biases)
+    biases = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
+    assert all((bias is not None) == add_biases for bias in biases)
+    assert not add_biases or any(bool(bias.any()) for bias in biases)
+    secateur.save(pruned, tmp_path / "out")
+    assert torch.equal(logits(case, secateur.load(tmp_path / "out")), logits(case, pruned))
+
+
+def test_bad_input() -> None:
+    case, other = CASES["t5-gated"], CASES["llama"]
+    model = case.model()
+    with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'lasso'"):
+        secateur.recover_(model, model, case.task, case.examples, method="lasso")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^method: expected least_squares for T5ForConditional.*, which has no biases"):
+        secateur.recover_(model, model, case.task, case.examples, method="bias")
+    with pytest.raises(InputError, match=r"^pruned: expected a model pruned from the dense one, got one with other branches"):
+        secateur.recover_(other.model(), model, case.task, case.examples)
+    with pytest.raises(InputError, match=r"^pruned: expected a plain linear layer at .*, got LowRankLinear"):
+        secateur.recover_(secateur.factorise(model, 0.9), model, case.task, case.examples)

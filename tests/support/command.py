@@ -1,0 +1,73 @@
+"""The command line in a test: run inside this process, or in one that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from secateur.cli import main
+from secateur.data import builtin
+
+Run = Callable[..., "Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, stdout, and the lines of stderr."""
+
+    code: int
+    out: str
+    errors: list[str]
+
+    @property
+    def document(self) -> dict[str, object]:
+        document: dict[str, object] = json.loads(self.out)
+        return document
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command in an empty folder that holds train.jsonl and test.jsonl of a built-in task."""
+    monkeypatch.chdir(tmp_path)
+    for name, file in (("movie", "train.jsonl"), ("movie.test", "test.jsonl")):
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in builtin.examples(name)[:48]))
+
+    def command(line: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["secateur", *line.split()])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return Result(code, captured.out, captured.err.strip().splitlines())
+
+    return command
+
+
+COMMAND = [sys.executable, "-c", "from secateur.cli import main; main()"]
+
+
+def killed_in(folder: Path, line: str, checkpoint: str) -> None:
+    """Runs a command, and kills it a moment after it wrote its first checkpoint there."""
+    process = subprocess.Popen([*COMMAND, *line.split()], cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob(f"{checkpoint}/checkpoint-*/trainer_state.json")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (load_file(path / "model.safetensors") for path in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,27 @@
+"""How far scores are from expected ones, and what totals over examples should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+COMBINE = {"signed": lambda s: s, "absolute": Tensor.abs, "squared": Tensor.square}
+
+
+REDUCED = ("head", "channel")
+
+
+def error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> float:
+    """The largest error, relative to the largest score of its site."""
+    assert set(found) == set(expected)
+    assert max(float(of_site.abs().max()) for of_site in scale.values()) > 0
+    return max(
+        float((found[site] - expected[site]).abs().max() / scale[site].abs().max().clamp(min=1e-30)) for site in expected
+    )
+
+
+def reduce(each: Mapping[str, Tensor], over: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Totals over the examples, and what their terms come to without cancellation."""
+    terms = {site: COMBINE[over](rows) for site, rows in each.items()}
+    return {s: t.sum(0) for s, t in terms.items()}, {s: t.abs().sum(0) for s, t in terms.items()}

@@ -1,0 +1,129 @@
+"""Tiny encoders with tokenizers, tasks and examples, which the tests of `secateur.learned` share."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, WORDS, piece_tokenizer, sentences
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, TrainingArguments
+
+from secateur.learned.multitask.encoder_tasks import Classification, EncoderTask, Regression, Span
+from secateur.learned.multitask.model import encoder_of
+from secateur.learned.multitask.pruning import MultitaskPruning, originals
+
+METHODS, GRANULARITIES, SCOPES = ("magnitude", "movement"), ("element", "rank"), ("global", "local")
+SETTINGS: list[dict[str, Any]] = [
+    {"method": method, "granularity": granularity, "scope": scope}
+    for method, granularity, scope in product(METHODS, GRANULARITIES, SCOPES)
+]
+NAMES = ["-".join(setting.values()) for setting in SETTINGS]
+# The cases whose models have an encoder: of BERT's kind, and T5's with a gated and a plain feed-forward branch.
+KINDS = ("bert-sequence", "t5-gated", "t5-relu")
+TASKS: dict[str, EncoderTask] = {"mood": Classification(("bad", "good", "so")), "size": Regression(), "where": Span(stride=4)}
+
+
+def encoder(kind: str) -> nn.Module:
+    """The encoder of a case, always with the same weights."""
+    return encoder_of(CASES[kind].model())
+
+
+def tokenizer(kind: str) -> Any:
+    return CASES[kind].task.tokenizer
+
+
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """BERT's kind, for pairs of texts too, with the numbers of their sides."""
+    made = piece_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    return made
+
+
+def examples(count: int = 12, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Examples of TASKS, whose targets can be read off their texts."""
+    texts = sentences(count, seed)
+    contexts = [" ".join(pair) for pair in zip(texts, sentences(count, seed + 1), strict=True)]
+    rows = {
+        "mood": [{"input": text, "target": TASKS["mood"].names[len(text) % 3]} for text in texts],  # type: ignore[attr-defined]
+        "size": [{"input": text, "target": len(text) / 20} for text in texts],
+        "where": [{"question": text.split()[0], "context": c} for text, c in zip(texts, contexts, strict=True)],
+    }
+    for number, row in enumerate(rows["where"]):
+        words = row["context"].split()
+        first = number % len(words)
+        start = len(" ".join([*words[:first], ""]))
+        row["answers"] = {"text": [" ".join(words[first : first + 2])], "answer_start": [start]}
+    return rows
+
+
+def still_encoder() -> nn.Module:
+    """One of BERT's kind without dropout, whose forward pass is the same in training and evaluation."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=4 + len(WORDS) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=40, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.3,
+    )  # fmt: skip
+    return BertModel(config).eval()  # type: ignore[no-any-return]
+
+
+def trained(model: nn.Module, tasks: dict[str, EncoderTask], **options: Any) -> MultitaskPruning:
+    """A pruning with all parameters moved at random, as training would, and its final masks; in eval mode. Singular values
+    may learn to be negative: every other one is."""
+    pruning = MultitaskPruning(model, tasks, **options)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in pruning.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.05)
+        if pruning.granularity == "rank":
+            for _, values, _ in weights(pruning).values():
+                values[::2].neg_()
+    pruning.update_masks_(10, 10)
+    return pruning.eval()
+
+
+def inputs(seed: int = 0) -> dict[str, Tensor]:
+    """A padded batch that every tokenizer's pieces allow."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(4, 9, dtype=torch.int64)
+    mask[0, 3:] = mask[2, 7:] = 0
+    return {"input_ids": torch.randint(3, 30, (4, 9), generator=generator), "attention_mask": mask}
+
+
+def logits(model: Any) -> dict[str, Tensor]:
+    """By task, for the batch of `inputs`."""
+    with torch.no_grad():
+        return {name: model(name, **inputs()).logits for name in model.tasks}
+
+
+def state(pruning: MultitaskPruning) -> dict[str, Tensor]:
+    """A copy of all that a training decides: parameters and masks."""
+    found = {name: tensor.clone() for name, tensor in pruning.state_dict().items()}
+    for path, mask in pruning.masks.items():
+        everything = torch.ones(mask.entries, dtype=torch.bool)
+        found[f"{path} (mask)"] = everything if mask.mask is None else mask.mask.clone()
+    return found
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def weights(pruning: MultitaskPruning) -> dict[str, list[Tensor]]:
+    """By linear layer, the parameters that its weight is made of."""
+    return {path: originals(pruning.encoder, path) for path in pruning.linears}
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    """A short training on one CPU core without anything random but the seed."""
+    defaults: dict[str, Any] = {
+        "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lr_scheduler_type": "linear",
+        "warmup_steps": 2, "save_strategy": "no", "logging_steps": 4, "report_to": "none", "disable_tqdm": True,
+        "use_cpu": True,
+    }  # fmt: skip
+    return TrainingArguments(str(folder / "checkpoints"), **{**defaults, **options})

@@ -1,0 +1,57 @@
+"""Gates on layers by hand: at hand-written paths of the modules whose output is added to the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import naive
+from cases import Case
+from torch import Tensor, nn
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def places(case: Case, name: str) -> tuple[str, str]:
+    """By hand: the module path of a branch's last step before it is added, and of its block."""
+    stack, layer, kind = name.split(".")
+    if case.kind == "encoder-decoder" and case.name not in ("bart", "marian"):
+        parts = ["self_attention", "cross_attention", "ffn"] if stack == "decoder" else ["self_attention", "ffn"]
+        inner = {"self_attention": "SelfAttention.o", "cross_attention": "EncDecAttention.o", "ffn": "DenseReluDense.wo"}[kind]
+        return f"{stack}.block.{layer}.layer.{parts.index(kind)}.{inner}", f"{stack}.block.{layer}"
+    if case.kind == "encoder-decoder":
+        path = f"model.{stack}.layers.{layer}"
+        inner = {"self_attention": "self_attn.out_proj", "cross_attention": "encoder_attn.out_proj", "ffn": "fc2"}[kind]
+        return f"{path}.{inner}", path
+    layers, attention, down = naive.BLOCKS[model_type(case)]
+    path = f"{layers}.{layer}"
+    if case.name in ("gemma2", "gemma3"):
+        return f"{path}.post_{'attention' if kind == 'self_attention' else 'feedforward'}_layernorm", path
+    return f"{path}.{attention[-1] if kind == 'self_attention' else down}", path
+
+
+def model_type(case: Case) -> str:
+    config: Any = case.build().config
+    return str(config.model_type)
+
+
+def branch_names(case: Case, model: Any) -> list[str]:
+    return list(naive.gates(case, model, "head"))
+
+
+@contextmanager
+def by_hand(case: Case, model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
+    """Branches times their values (numbers or tensors), by hooks; the names are those of blocks or of branches."""
+    handles = []
+    for branch in branch_names(case, model):
+        value = values.get(branch, values.get(branch.rpartition(".")[0], 1.0))
+        module = model.get_submodule(places(case, branch)[0])
+        handles.append(module.register_forward_hook(lambda m, a, out, v=value: out * v))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
