@@ -30,8 +30,8 @@ test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages
 	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu
 
 bench-gpu:  ## The kernels against the GPU's ceilings, whole models against bare passes, 8 minutes; writes bench/results/
-	PYTHONPATH=engine:kernels $(PYTHON) bench/gpu_models.py
-	PYTHONPATH=engine:kernels $(PYTHON) bench/gpu.py --seconds 330
+	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_models
+	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_kernels --seconds 330
 
 lint: $(READY)  ## ruff, and mypy --strict on both packages
 	$(BIN)/ruff check .
@@ -40,10 +40,10 @@ lint: $(READY)  ## ruff, and mypy --strict on both packages
 
 bench: $(READY)  ## Timings and comparisons on this machine, hours of them; writes bench/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
-	$(BIN)/python bench/run.py
+	$(BIN)/python -m bench.run
 
 readme: $(READY)  ## README.md's tables and plot from bench/results/
-	$(BIN)/python bench/readme.py
+	$(BIN)/python -m bench.report
 
 clean:  ## Removes what make made
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache

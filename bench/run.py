@@ -1,8 +1,8 @@
 """Runs the timings and the comparisons, and writes bench/results/*.json.
 
-python bench/run.py [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
+python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
     [layers] [corpus] [corpus-again] [real-models] [compatibility]
-python bench/run.py corpus-other-cpu
+python -m bench.run corpus-other-cpu
 """
 
 from __future__ import annotations
@@ -15,21 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-
-
-def commit() -> str:
-    """The commit that was measured, with a plus sign where the tree differs from it."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+from bench.support.provenance import RESULTS, ROOT, commit
 
 
 def speed() -> dict[str, Any]:
     """The ratios of bench_*.py."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "pytest", "-c", str(HERE / "pytest.ini"), "--rootdir", str(HERE), str(HERE)]
+        folder = ROOT / "bench"
+        command = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), "--rootdir", str(folder), str(folder)]
         subprocess.run([*command, f"--benchmark-json={raw}"], check=True)
         measured = json.loads(raw.read_text())
     machine = {key: measured["machine_info"]["cpu"].get(key) for key in ("brand_raw", "count")}
@@ -38,79 +32,79 @@ def speed() -> dict[str, Any]:
 
 
 def quality() -> dict[str, Any]:
-    from quality import compare_criteria
+    from bench.measurements.quality import compare_criteria
 
     return compare_criteria()
 
 
 def integrated_gradients() -> dict[str, Any]:
-    from integrated import integrated
+    from bench.measurements.integrated import integrated
 
     return integrated()
 
 
 def worth() -> dict[str, Any]:
-    from worth import compare_worth
+    from bench.measurements.worth import compare_worth
 
     return compare_worth()
 
 
 def task_plans() -> dict[str, Any]:
-    from routing import routing
+    from bench.measurements.routing import routing
 
     return routing()
 
 
 def recovery() -> dict[str, Any]:
-    from recovery import compare_recovery
+    from bench.measurements.recovery import compare_recovery
 
     return compare_recovery()
 
 
 def latency_budgets() -> dict[str, Any]:
-    from latency import latency
+    from bench.measurements.latency import latency
 
     return latency()
 
 
 def steps_of_pruning() -> dict[str, Any]:
-    from pruning import pruning
+    from bench.measurements.pruning import pruning
 
     return pruning()
 
 
 def multitask_pruning() -> dict[str, Any]:
-    from multitask import multitask
+    from bench.measurements.multitask import multitask
 
     return multitask()
 
 
 def layers_of_taggers() -> dict[str, Any]:
-    from ldnet import ldnet
+    from bench.measurements.ldnet import ldnet
 
     return ldnet()
 
 
 def bulk_scoring(memory: bool = True) -> dict[str, Any]:
-    from corpus import corpus
+    from bench.measurements.corpus import corpus
 
     return corpus(memory=memory)
 
 
 def deleted_layers() -> dict[str, Any]:
-    from layers import layers
+    from bench.measurements.layers import layers
 
     return layers()
 
 
 def whole_flow_on_real_weights() -> dict[str, Any]:
-    from real_models import real_models
+    from bench.measurements.real_models import real_models
 
     return real_models()
 
 
 def ways_to_run() -> dict[str, Any]:
-    from compatibility.runs import compatibility
+    from bench.compatibility.runs import compatibility
 
     return compatibility()
 

@@ -82,8 +82,8 @@ def attempt(name: str, folder: Path, result: Path, log: Path) -> None:
     warnings.simplefilter("ignore")
     import torch
 
-    from compatibility.folder import Folder
-    from compatibility.outcome import Outcome, missing
+    from bench.compatibility.folder import Folder
+    from bench.compatibility.outcome import Outcome, missing
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

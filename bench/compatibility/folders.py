@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import secateur
-from compatibility.folder import SHAPES, SIZES, Folder
+from bench.compatibility.folder import SHAPES, SIZES, Folder
 from secateur.data import builtin
 from secateur.tasks import Task
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome, installed
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome, installed
 
 CONVERTER = "convert_hf_to_gguf.py"
 

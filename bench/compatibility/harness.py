@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import secateur
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome
 
 NAME = "secateur_language"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome, differences, run
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome, differences, run
 
 STEPS = 12
 

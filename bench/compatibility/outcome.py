@@ -9,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
-from interleaved import compare
 from torch import Tensor, nn
 
-from compatibility.folder import Folder
+from bench.compatibility.folder import Folder
+from bench.support.interleaved import compare
 
 Verdict = Literal["works", "works, but", "fails", "not tried", "not run"]
 SLACK = 10.0

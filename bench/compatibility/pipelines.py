@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome
 
 
 def pipelines(folder: Folder) -> Outcome:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome, relative, run
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome, relative, run
 
 # Rounding to 8 bits moves what a layer gives by a few hundredths of its size; a lost scatter or gather, by its own size.
 BOUND = 0.2

@@ -1,6 +1,6 @@
 """Tries every way on every folder, each in a process of its own with a time limit, and writes the table.
 
-python bench/run.py compatibility runs them all. PYTHONPATH=bench python -m compatibility.runs WAY ... runs some of them again
+python -m bench.run compatibility runs them all. PYTHONPATH=bench python -m compatibility.runs WAY ... runs some of them again
 and leaves what is known of the others.
 """
 
@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from run import commit
+from bench.compatibility.attempt import WAYS, attempt
+from bench.compatibility.folder import FAMILIES, SHAPES
+from bench.compatibility.outcome import installed
+from bench.support.provenance import RESULTS, commit
 
-from compatibility.attempt import WAYS, attempt
-from compatibility.folder import FAMILIES, SHAPES
-from compatibility.outcome import installed
-
-RESULT = Path(__file__).parent.parent / "results" / "compatibility.json"
+RESULT = RESULTS / "compatibility.json"
 PACKAGES = (
     "torch",
     "transformers",
@@ -87,7 +86,7 @@ def _folders(scratch: Path) -> list[Path]:
 def _make(out: Path) -> None:
     import torch
 
-    from compatibility.folders import make_folders
+    from bench.compatibility.folders import make_folders
 
     torch.set_num_threads(1)
     for folder in make_folders(out):

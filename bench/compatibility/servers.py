@@ -8,8 +8,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome
 
 Shapes = dict[str, list[int]]
 Config = dict[str, Any]

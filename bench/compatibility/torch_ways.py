@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from compatibility.folder import Folder
-from compatibility.outcome import Outcome, differences, dynamic_shapes, logits_of, ratio, run, same_outputs, timed
+from bench.compatibility.folder import Folder
+from bench.compatibility.outcome import Outcome, differences, dynamic_shapes, logits_of, ratio, run, same_outputs, timed
 
 
 def without_secateur(folder: Folder) -> Outcome:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from bench.rivals import flap as flap_
+from bench.rivals import kwon as kwon_
+from bench.support import budgeted
 from cases import CASES, Case
 from torch import nn
 
 import secateur
 from secateur.attribution.criteria import GradientActivation
 from secateur.model.discovery import branches_of
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))  # At the end: both folders have a models.py.
-import budgeted
-import flap as flap_
-import kwon as kwon_
 
 BOTH = [CASES["t5-gated"], CASES["bert-sequence"]]
 

@@ -1,0 +1,1 @@
+"""One measurement a file: each writes a file of bench/results/."""

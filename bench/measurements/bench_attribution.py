@@ -1,0 +1,44 @@
+"""Attribution of all sites against the bare forward and backward to the inputs, and against a Taylor pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.subjects import shapes as models
+from bench.subjects.shapes import Case, bare
+from bench.support.interleaved import compare
+from secateur.attribution.criteria import GradientActivation
+from secateur.model.discovery import sites
+from secateur.model.undisturbed import undisturbed
+
+
+def taylor(case: Case) -> dict[str, Tensor]:
+    """What weight-based Taylor importance does: gradients of all parameters, then |sum of w * dw| for each output row."""
+    case.model.zero_grad(set_to_none=True)
+    case.task.target(case.model, case.batch, "log_probability").sum().backward()
+    return {
+        name: (p.detach() * p.grad).flatten(1).sum(1).abs()
+        for name, p in case.model.named_parameters()
+        if p.grad is not None and p.dim() == 2
+    }
+
+
+@pytest.mark.parametrize("name", models.cases())
+def bench_attribution(name: str, benchmark: Any) -> None:
+    torch.set_num_threads(1)
+    case = models.cases()[name]()
+    chosen = sites(case.model)
+    scorer = GradientActivation().scorer(case.model, case.task, chosen, max_tokens=4096)
+
+    def attribution() -> None:
+        with undisturbed(case.model):
+            assert len(scorer.scores(case.batch)) == len(chosen)
+
+    functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
+    benchmark.group = "attribution"
+    benchmark.extra_info.update(compare(functions), model=name, threads=torch.get_num_threads(), batch=[32, 64])
+    benchmark.pedantic(attribution, rounds=5, warmup_rounds=1)

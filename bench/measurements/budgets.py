@@ -1,0 +1,320 @@
+"""Methods of pruning under the same budgets of FLOPs: accuracy by model, task, method, budget and draw of the examples.
+
+python -m bench.measurements.budgets --out DIR [--models t5,bert] [--methods NAME,...] [--tasks NAME,...] [--draws N]
+python -m bench.measurements.budgets --out DIR --timed [...]    times one task's models, on a quiet machine
+python -m bench.measurements.budgets --out DIR --collect        writes bench/results/budgets.json
+
+A killed run goes on where it was. A model's cells are in a ledger of its own, so two models can be run at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import secateur
+from bench.rivals.flap import CHANNELS, flap
+from bench.rivals.kwon import CRITERION, Stage, kwon
+from bench.rivals.torch_pruning_taylor import T5, torch_pruning
+from bench.subjects import minilm
+from bench.support.budgeted import layer_flops
+from bench.support.provenance import RESULTS, commit
+from secateur.attribution.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
+from secateur.data import builtin
+from secateur.flow.choose import alternatives
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.sites import AttentionUnit
+from secateur.support.environment import environment
+from secateur.support.errors import InputError
+from secateur.support.ledger import Ledger
+from secateur.tasks import Task
+
+SHARES = (0.7, 0.5, 0.33)
+TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # What --timed times, on one thread.
+BERT_TASKS = ("domain", "qtype", "movie", "language", "sentiment")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """On the clock, and of this process's own: what a method takes where it need not share the machine."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @classmethod
+    def now(cls) -> Seconds:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall - other.wall, self.cpu - other.cpu)
+
+
+@dataclass
+class Draw:
+    """A model, a task, and one draw of the examples to prune with. Scores are computed once for all budgets; `owed` adds up
+    the seconds that a method was spared by that, which count as its own."""
+
+    model: nn.Module
+    task: Task
+    rows: list[dict[str, Any]]
+    number: int
+    owed: Seconds = field(default_factory=Seconds)
+    _scores: dict[str, tuple[secateur.Scores, Seconds]] = field(default_factory=dict)
+
+    def scores(
+        self, criterion: Criterion, unit: AttentionUnit = "head", select: str | None = None, per_example: bool = False
+    ) -> secateur.Scores:
+        key = json.dumps([criterion.to_json(), unit, select, per_example])
+        if key in self._scores:
+            scores, seconds = self._scores[key]
+            self.owed = self.owed + seconds
+            return scores
+        start = Seconds.now()
+        scores = secateur.attribute(
+            self.model, self.task, self.rows, criterion=criterion, unit=unit, select=select, per_example=per_example
+        )
+        self._scores[key] = scores, Seconds.now() - start
+        return scores
+
+    @property
+    def tokens(self) -> Mapping[str, float]:
+        """Mean lengths, which weigh FLOPs. No pass over the model: no method owes for it."""
+        owed = self.owed
+        tokens = self.scores(RandomScores()).tokens
+        self.owed = owed
+        return tokens
+
+
+Method = Callable[[Draw, float], nn.Module]
+
+
+def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
+    """As `secateur prune` does it: allocation and recovery picked by trying, then refitted on all examples."""
+
+    def method(draw: Draw, share: float) -> nn.Module:
+        if rounds == 1:
+            scores = draw.scores(GradientActivation(), unit=unit)
+        else:
+            scores = secateur.attribute_in_rounds(draw.model, draw.task, draw.rows, rounds, {"flops": share}, unit=unit)
+        plans = alternatives(scores, flops=share, per_head=unit == "channel")
+        best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
+        pruned = secateur.prune(draw.model, best.plan)
+        if best.recovery is not None:
+            secateur.recover_(pruned, draw.model, draw.task, draw.rows, method=best.recovery)
+        return pruned
+
+    return method
+
+
+def by_kwon(stage: Stage) -> Method:
+    """Kwon et al., up to a stage."""
+
+    def method(draw: Draw, share: float) -> nn.Module:
+        return kwon(draw.model, draw.task, draw.rows, share, stage=stage, scores=draw.scores(CRITERION, per_example=True))
+
+    return method
+
+
+def by_flap(draw: Draw, share: float) -> nn.Module:
+    """FLAP, with its bias compensation."""
+    scores = draw.scores(Fluctuation(), unit="channel", select=CHANNELS)
+    return flap(draw.model, draw.task, draw.rows, share, scores=scores)
+
+
+def uniform(criterion: Callable[[Draw], Criterion]) -> Method:
+    """The best heads and neurons of each layer by a criterion, at one rate for all, without recovery."""
+    return lambda draw, share: secateur.prune(draw.model, secateur.plan(draw.scores(criterion(draw)), flops=share))
+
+
+def by_torch_pruning(ranking: str, hidden: bool = False) -> Method:
+    """Torch-Pruning's Taylor importance."""
+
+    def method(draw: Draw, share: float) -> nn.Module:
+        return torch_pruning(draw.model, draw.task, draw.rows, share, draw.tokens, ranking=ranking, hidden=hidden)
+
+    return method
+
+
+METHODS: dict[str, Method] = {
+    "secateur": by_secateur("head"),
+    "secateur, 3 rounds": by_secateur("head", 3),
+    "secateur, channels": by_secateur("channel"),
+    "Kwon et al.": by_kwon("tuning"),
+    "Kwon et al., without tuning": by_kwon("rearrangement"),
+    "Kwon et al., search alone": by_kwon("search"),
+    "FLAP": by_flap,
+    "Wanda, structured": uniform(lambda draw: Wanda()),
+    "magnitude": uniform(lambda draw: WeightMagnitude()),
+    "random": uniform(lambda draw: RandomScores(seed=draw.number)),
+    "Torch-Pruning Taylor": by_torch_pruning("local"),
+    "Torch-Pruning Taylor, global": by_torch_pruning("global"),
+    "Torch-Pruning Taylor, d_model too": by_torch_pruning("local", hidden=True),
+}
+LEFT_OUT = {("t5", name): T5 for name in METHODS if name.startswith("Torch-Pruning")}
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    model: nn.Module
+    task: Task
+    test: list[dict[str, Any]]
+
+
+def t5_jobs(names: Sequence[str] | None, tested: int) -> Iterator[Job]:
+    """The built-in model with all its tasks."""
+    model, tokenizer = builtin.load()
+    for name in names or builtin.tasks():
+        targets = sorted({row["target"] for row in builtin.examples(name)})
+        task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
+        yield Job(name, model, task, builtin.examples(f"{name}.test")[:tested])
+
+
+def bert_jobs(names: Sequence[str] | None, tested: int, source: Callable[[str], Any] = minilm.fine_tuned) -> Iterator[Job]:
+    """A classifier for each task, all of it fine-tuned."""
+    for name in names or BERT_TASKS:
+        if name in BERT_TASKS:
+            model, tokenizer = source(name)
+            yield Job(name, model, secateur.SequenceClassification(tokenizer), builtin.examples(f"{name}.test")[:tested])
+
+
+def frozen_bert_jobs(names: Sequence[str] | None, tested: int) -> Iterator[Job]:
+    """Classifiers with a trained head alone, for a quick look: made in half a minute."""
+    return bert_jobs(names, tested, minilm.classifier)
+
+
+MODELS = {"t5": t5_jobs, "bert": bert_jobs, "bert-frozen": frozen_bert_jobs}
+
+
+def main() -> None:
+    """The command line; see the file's first lines."""
+    parser = argparse.ArgumentParser(description="Methods of pruning under the same budgets of FLOPs.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished cells")
+    parser.add_argument("--models", default="t5,bert", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--methods", help=f"of {'; '.join(METHODS)} (between semicolons)")
+    parser.add_argument("--tasks", help="all by default")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="of the layers' FLOPs")
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=300, help="to prune with, at most 1000")
+    parser.add_argument("--tested", type=int, default=500)
+    parser.add_argument("--timed", action="store_true", help="time the pruned models of one task, draw 0, instead")
+    parser.add_argument("--collect", action="store_true", help="write the results of all cells, and run none")
+    given = parser.parse_args()
+    if given.collect:
+        collect(given.out)
+        return
+    methods = [name.strip() for name in given.methods.split(";")] if given.methods else list(METHODS)
+    models = given.models.split(",")
+    for kind, chosen, known in (("models", models, MODELS), ("methods", methods, METHODS)):
+        if set(chosen) - set(known):
+            sys.exit(f"{kind}: expected some of {'; '.join(known)}, got {'; '.join(chosen)}")
+    torch.set_num_threads(1)
+    shares = [float(share) for share in given.shares.split(",")]
+    tasks = given.tasks.split(",") if given.tasks else None
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.timed:
+        for model in models:
+            time_models(given.out, model, methods, shares, given.examples, given.tested)
+        return
+    for model in models:
+        with Ledger(given.out / model, {"examples": given.examples, "tested": given.tested}) as ledger:
+            for job in MODELS[model](tasks, given.tested):
+                run_job(ledger, model, job, methods, shares, given.draws, given.examples)
+
+
+def run_job(
+    ledger: Ledger, model: str, job: Job, methods: Sequence[str], shares: Sequence[float], draws: int, examples: int
+) -> None:
+    """The cells of one model and task that are not finished yet."""
+    dense = secateur.evaluate(job.model, job.task, job.test)
+    at = commit()
+    for number in range(draws):
+        rows = random.Random(number).sample(builtin.examples(job.name), examples)
+        draw = Draw(job.model, job.task, rows, number)
+        for name in methods:
+            for share in shares:
+                cell = {"model": model, "task": job.name, "draw": number, "method": name, "share": share}
+                if cell in ledger or (model, name) in LEFT_OUT:
+                    continue
+                found = {"metric": dense.metric, "dense": dense.value, "commit": at, **run_cell(draw, name, share, job.test)}
+                ledger.add(cell, found)
+                shown = {key: found[key] for key in ("flops", "cpu_seconds", "accuracy", "error") if key in found}
+                print(*cell.values(), shown, flush=True)
+
+
+def run_cell(draw: Draw, name: str, share: float, test: list[dict[str, Any]]) -> dict[str, Any]:
+    """The share of the layers' FLOPs really left, the whole method's seconds, and the accuracy; or why there is none."""
+    dense = layer_flops(draw.model, draw.tokens)
+    draw.owed, start = Seconds(), Seconds.now()
+    try:
+        pruned = METHODS[name](draw, share)
+    except InputError as error:
+        return {"error": str(error)}
+    spent = Seconds.now() - start + draw.owed
+    left = layer_flops(pruned, draw.tokens) / dense
+    value = secateur.evaluate(pruned, draw.task, test).value
+    seconds = {"seconds": round(spent.wall, 2), "cpu_seconds": round(spent.cpu, 2)}
+    return {"flops": round(left, 4), **seconds, "accuracy": value}
+
+
+def time_models(out: Path, model: str, methods: Sequence[str], shares: Sequence[float], examples: int, tested: int) -> None:
+    """Each method's model of one task against the dense one, in turn: accuracy and measured speed-up of a batch."""
+    (job,) = MODELS[model]([TIMED[model]], tested)
+    rows = random.Random(0).sample(builtin.examples(job.name), examples)
+    draw = Draw(job.model, job.task, rows, 0)
+    dense = secateur.evaluate(job.model, job.task, job.test).value
+    batches = synthetic_batches(job.model, [SHAPE[0]], [SHAPE[1]])
+    with Ledger(
+        out / f"timed-{model}", {"examples": examples, "tested": tested, "task": job.name, "batch": list(SHAPE)}
+    ) as ledger:
+        for name in methods:
+            for share in shares:
+                cell = {"model": model, "task": job.name, "method": name, "share": share}
+                if cell in ledger or (model, name) in LEFT_OUT:
+                    continue
+                try:
+                    pruned = METHODS[name](draw, share)
+                except InputError:
+                    continue
+                (timing,) = secateur.benchmark(job.model, pruned, batches).timings
+                value = secateur.evaluate(pruned, job.task, job.test).value
+                found = {"dense": dense, "accuracy": value, "speedup": timing.speedup, "flops_speedup": timing.flops_speedup}
+                ledger.add(cell, {**found, "quartiles": [timing.speedup_low, timing.speedup_high]})
+                print(*cell.values(), found, flush=True)
+
+
+def collect(out: Path) -> None:
+    """Writes all cells to bench/results/budgets.json."""
+    rows, timed, settings = [], [], {}
+    for name in MODELS:
+        if (out / f"timed-{name}").is_dir():
+            with Ledger(out / f"timed-{name}", json.loads((out / f"timed-{name}" / "settings.json").read_text())) as ledger:
+                timed += ledger.rows()
+        if (out / name).is_dir():
+            settings = json.loads((out / name / "settings.json").read_text())
+            with Ledger(out / name, settings) as ledger:
+                rows += ledger.rows()
+    if not rows:
+        sys.exit(f"out: expected finished cells in {str(out)!r}, got none")
+    commits = sorted({row.pop("commit") for row in rows})
+    left_out = [{"model": model, "method": method, "why": why} for (model, method), why in LEFT_OUT.items()]
+    about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0]), **settings}
+    found = {**about, "shares": SHARES, "left_out": left_out, "rows": rows, "timed": timed}
+    (RESULTS / "budgets.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What measurements share: the commit that is measured, results as JSON, timing in turns, packages of weights."""
