@@ -42,7 +42,7 @@ def main() -> None:
     scores = secateur.attribute(model, task, train[:SCORED])
     pruned = secateur.prune(model, secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.2))
     cut = secateur.evaluate(pruned, task, test)
-    secateur.recover_(pruned, model, task, train[:SCORED])
+    secateur.recover_(model, pruned, task, train[:SCORED])
     for name, found in (
         ("dense", secateur.evaluate(model, task, test)),
         ("half of the layers' FLOPs", cut),

@@ -113,7 +113,7 @@ def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
         best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
         pruned = secateur.prune(draw.model, best.plan)
         if best.recovery is not None:
-            secateur.recover_(pruned, draw.model, draw.task, draw.rows, method=best.recovery)
+            secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
         return pruned
 
     return method

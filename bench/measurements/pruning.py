@@ -61,7 +61,7 @@ def _steps(name: str, model: nn.Module, task: Task, examples: list[dict[str, Any
     timed("verify", lambda: secateur.verify(model, pruned, best.plan, task, some))
     if best.recovery is not None:
         method = best.recovery
-        timed("recover", lambda: secateur.recover_(pruned, model, task, examples, method=method))
+        timed("recover", lambda: secateur.recover_(model, pruned, task, examples, method=method))
     timed("forward again", forward)
     bare = (seconds.pop("forward") + seconds.pop("forward again")) / 2
     passes = {step: round(value / bare, 3) for step, value in seconds.items()}

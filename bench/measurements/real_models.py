@@ -135,7 +135,7 @@ def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, 
             "examples": len(calibration), "tested": len(test), "tokens": scores.tokens, "sites": _sites(scores),
             "dense": {
                 "evaluation": dense.to_json(), "parameters": parameters(model), "seconds": seconds,
-                "layers": sum(site.parameters * site.units for site in scores.layers),
+                "layers": sum(site.parameters * site.units for site in scores.all_sites),
                 "megabytes": _saved(model, Path(scratch) / "dense"),
             },
             "budgets": [],
@@ -172,7 +172,7 @@ def _pruned(
     plain = step("evaluate", lambda: secateur.evaluate(pruned, task, test, max_tokens=tokens))
     method: Method = best.recovery or "least_squares"
     fitted = calibration[: subject.refitted]
-    refits = step("recover", lambda: secateur.recover_(pruned, model, task, fitted, method=method, max_tokens=tokens))
+    refits = step("recover", lambda: secateur.recover_(model, pruned, task, fitted, method=method, max_tokens=tokens))
     recovered = secateur.evaluate(pruned, task, test, max_tokens=tokens)
     megabytes = step("save", lambda: _saved(pruned, place))
     batches = synthetic_batches(model, [subject.shape[0]], [subject.shape[1]])

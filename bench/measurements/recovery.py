@@ -31,7 +31,7 @@ def compare_recovery(examples: int = 300, tested: int = 500) -> dict[str, Any]:
                 pruned = secateur.prune(model, plan)
                 plain = secateur.evaluate(pruned, task, test).value
                 start = time.perf_counter()
-                refits = secateur.recover_(pruned, model, task, calibration)
+                refits = secateur.recover_(model, pruned, task, calibration)
                 row = {
                     "task": name, "metric": dense.metric, "dense": dense.value, "unit": unit, "keep": keep,
                     "flops": plan.budget["remaining"]["flops"], "seconds": round(time.perf_counter() - start, 2),

@@ -80,7 +80,7 @@ def _compensate_(pruned: nn.Module, model: nn.Module, task: Task, rows: Any, pla
     for site, branch in branches_of(model, plan.sites).items():
         removed = torch.ones(site.units, dtype=torch.bool)
         removed[plan[site.name]] = False
-        channels = branch.cut(site.unit)[-1].map.expand(removed)
+        channels = branch.cut_at(site.unit)[-1].map.expand(removed)
         weight = model.get_submodule(branch.output).get_parameter("weight").detach().double()
         lost = weight[:, channels] @ means[site][channels]
         layer = pruned.get_submodule(branch.output)
@@ -93,7 +93,7 @@ def _compensate_(pruned: nn.Module, model: nn.Module, task: Task, rows: Any, pla
 def _mean_inputs(model: nn.Module, task: Task, rows: Any, found: Sequence[Site]) -> dict[Site, Tensor]:
     """The mean over real tokens of what each out-projection reads, float64 [channels]."""
     owners = branches_of(model, found)
-    ports = {branch.cut(site.unit)[-1]: site for site, branch in owners.items()}
+    ports = {branch.cut_at(site.unit)[-1]: site for site, branch in owners.items()}
     has_encoder = any(site.stack == "encoder" for site in found)
     sums, counts = dict.fromkeys(found, torch.zeros((), dtype=torch.float64)), dict.fromkeys(found, 0)
 

@@ -150,7 +150,7 @@ def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mappin
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         wanted, prefix = _streams(model, task, batches), _Prefix(pruned, task, batches)
         for tuned, (site, branch) in enumerate(found.items()):
-            layer, port = pruned.get_submodule(branch.output), branch.cut(site.unit)[-1]
+            layer, port = pruned.get_submodule(branch.output), branch.cut_at(site.unit)[-1]
             parameter = layer.get_parameter("weight")
             weight, moments, crossed = parameter.double(), [], []
             for k, batch in enumerate(batches):

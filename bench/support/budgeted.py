@@ -36,13 +36,13 @@ def unit_flops(site: Site, scores: secateur.Scores) -> float:
 
 def all_flops(scores: secateur.Scores) -> float:
     """FLOPs of the dense model's layers for an example of mean length."""
-    return sum(unit_flops(site, scores) * site.units for site in scores.layers)
+    return sum(unit_flops(site, scores) * site.units for site in scores.all_sites)
 
 
 def plan_of(scores: secateur.Scores, kept: Mapping[Site, Tensor], asked: Mapping[str, Any]) -> secateur.Plan:
     """A plan that keeps these units; the scores tell the model, its layers and the lengths."""
     sites = tuple(kept)
     counts = {site.name: len(units) for site, units in kept.items()}
-    left = {kind: cost.remaining(scores.layers, sites, counts, kind, scores.tokens) for kind in ("flops", "params")}
+    left = {kind: cost.remaining(scores.all_sites, sites, counts, kind, scores.tokens) for kind in ("flops", "params")}
     units = {site.name: stay.sort().values for site, stay in kept.items()}
     return secateur.Plan(units, sites, scores.fingerprint, {**asked, "remaining": left})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import secateur
 from secateur import GradientActivation, IntegratedGradients
 from secateur.attribution import fused_ffn as fused
-from secateur.attribution.fused_ffn import recognised
+from secateur.attribution.fused_ffn import activation_of
 from secateur.attribution.integrated import stream
 from secateur_kernels.backend import INTERPRETED
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
@@ -112,13 +112,13 @@ def test_triton_equals_the_reference_end_to_end(
 def test_activations_are_recognised(name: Any, dtype: torch.dtype, gated: bool) -> None:
     pre, up = 2 * torch.randn(1, 9, 37).to(dtype), torch.randn(1, 9, 37).to(dtype)
     hidden: Tensor = ACTIVATIONS[name][0](pre)
-    assert recognised(hidden * up if gated else hidden, pre, up if gated else None) == name
+    assert activation_of(hidden * up if gated else hidden, pre, up if gated else None) == name
 
 
 @pytest.mark.parametrize("function", [torch.tanh, lambda x: x * torch.sigmoid(1.702 * x), lambda x: torch.relu(x) ** 2])
 def test_other_activations_are_not(function: Any) -> None:
     pre = 2 * torch.randn(1, 9, 37)
-    assert recognised(function(pre), pre) is None
+    assert activation_of(function(pre), pre) is None
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton runs here")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.attribution.integrated.adaptive import FIRST, PLACED, Estimates, Integrator, Policy, corrected, fixed, pilot
-from secateur.attribution.integrated.paths import Pass, Path, Sums
+from secateur.attribution.integrated.paths import Pass, Path, PathSums
 from secateur.attribution.integrated.quadrature import PANEL, Floats, Profile, gauss, nearest, radau
 
 LAST = 96
@@ -150,12 +150,12 @@ def even(path: Steps, nodes: int) -> Tensor:
     return path.error(Integrator(path, everyone(path), placed=False).run(fixed(nodes)).scores)
 
 
-def sums(gradients: list[list[float]], weights: Tensor, change: float) -> Sums:
+def sums(gradients: list[list[float]], weights: Tensor, change: float) -> PathSums:
     """Of one row: dF/dc [K + 1, units] at the nodes and at a = 1, whose integral over all units is `change`."""
     table = torch.tensor(gradients, dtype=torch.float64)
     slopes = table.sum(1) - change
     plain, tilted = ((weights[0] * by)[:, None].mul(table).sum(0)[None] for by in (torch.ones_like(slopes), slopes))
-    return Sums(torch.zeros(1, len(table) - 1), slopes[None], plain, plain, tilted)
+    return PathSums(torch.zeros(1, len(table) - 1), slopes[None], plain, plain, tilted)
 
 
 WEIGHTS = torch.tensor([[0.4, 0.4, 0.2]], dtype=torch.float64)

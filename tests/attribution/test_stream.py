@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 import secateur
 from secateur.attribution.integrated import replay
 from secateur.attribution.integrated.replay import Leaf, Replay
-from secateur.attribution.integrated.stream import Norm, norms, recognised
+from secateur.attribution.integrated.stream import CapturedNorm, norm_arguments, norms
 from secateur.model.undisturbed import undisturbed
 
 # Norms of the sites' streams, post-norm ones as "", in the order of the sites; None where no module returns the stream.
@@ -59,7 +59,7 @@ def test_the_same_scores_as_where_the_branch_is_replaced(case: Case, unit: Any, 
     assert error(found, wanted, wanted) < 1e-4
 
 
-def ran(module: nn.Module, dtype: torch.dtype) -> Norm:
+def ran(module: nn.Module, dtype: torch.dtype) -> CapturedNorm:
     module = module.to(dtype)
     with torch.no_grad(), norms(nn.Sequential(module)) as found:
         for parameter in module.parameters():
@@ -76,7 +76,7 @@ KNOWN = [nn.LayerNorm(32, eps=1e-3), nn.LayerNorm(32, bias=False), LlamaRMSNorm(
 @pytest.mark.parametrize("module", KNOWN, ids=lambda module: type(module).__name__)
 def test_norms_are_recognised(module: nn.Module, dtype: torch.dtype) -> None:
     norm = ran(module, dtype)
-    found = recognised(norm)
+    found = norm_arguments(norm)
     assert found is not None
     kind, eps, weight, bias = found
     assert kind == ("layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm")
@@ -102,4 +102,4 @@ class Nameless(nn.Module):
 
 @pytest.mark.parametrize("module", [Softened(32), Nameless()], ids=lambda module: type(module).__name__)
 def test_other_modules_are_not(module: nn.Module) -> None:
-    assert recognised(ran(module, torch.float32)) is None
+    assert norm_arguments(ran(module, torch.float32)) is None

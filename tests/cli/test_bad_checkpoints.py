@@ -19,6 +19,7 @@ import secateur
 from secateur.cli import main
 from secateur.model import families
 from secateur.model.branches import Attention, Branch, FeedForward
+from secateur.model.families import registry
 from secateur.model.families.bert import BERT
 from secateur.model.families.llama import LLAMA
 
@@ -176,7 +177,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
             yield from map(change, family.branches(model))
 
         made = replace(family, model_types=("outsider",), branches=branches)
-        monkeypatch.setattr(families, "_FAMILIES", [made, *families._FAMILIES])
+        monkeypatch.setattr(registry, "_FAMILIES", [made, *registry._FAMILIES])
         model: Any = CASES[case].model()
         model.config.model_type = "outsider"
         return model

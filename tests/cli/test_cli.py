@@ -29,7 +29,7 @@ def test_each_step_alone(run: Run) -> None:
     evaluated = run("evaluate d --data test.jsonl --json").document
     assert evaluated["metric"] == "accuracy"
     assert evaluated["examples"] == 48
-    benched = run("bench builtin d --batch-sizes 2,4 --lengths 8 --pairs 3 --out b --json").document
+    benched = run("benchmark builtin d --batch-sizes 2,4 --lengths 8 --pairs 3 --out b --json").document
     assert len(benched["timings"]) == 2
     assert benched["pruned_parameters"] < benched["dense_parameters"]
     assert Path("b/benchmark.png").read_bytes().startswith(b"\x89PNG")
@@ -78,7 +78,7 @@ def test_prune_is_the_library_step_by_step(run: Run) -> None:
     plan = secateur.plan(secateur.attribute(model, task, "train.jsonl"), keep=0.6, align=16)
     assert {k: v.tolist() for k, v in secateur.Plan.load("d/plan.json").items()} == {k: v.tolist() for k, v in plan.items()}
     pruned = secateur.prune(model, plan)
-    secateur.recover_(pruned, model, task, "train.jsonl")
+    secateur.recover_(model, pruned, task, "train.jsonl")
     evaluation = secateur.evaluate(pruned.half().float(), task, "test.jsonl")  # As it is stored.
     assert result.document["evaluation"]["pruned"] == evaluation.to_json()
     assert json.loads(Path("d/report.json").read_text()) == result.document

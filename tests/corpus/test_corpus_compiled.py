@@ -20,7 +20,7 @@ from secateur.corpus import pipeline
 from secateur.corpus.compiling import LabelScores
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
-from secateur.corpus.run import SETTINGS, Job, Wanted, alone_in, as_tuned, tuned_as
+from secateur.corpus.run import SETTINGS, Job, Wanted, alone_in, tuning_of, with_tuning
 from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import Row, find_sources
 from secateur.corpus.tuning import Sample, tuned
@@ -131,9 +131,9 @@ def test_what_is_faster_is_taken(of: float | None, compile: bool | None, monkeyp
     assert found.compiled == "default"
     assert line.startswith("compiled (default) in ")
     assert line.endswith("x as fast, taken")
-    assert as_tuned(Runner(BERT.model(), BERT.task, 1), json.loads(json.dumps(tuned_as(found)))).compiled == "default"
-    earlier = {name: value for name, value in tuned_as(found).items() if name != "compiled"}
-    assert as_tuned(Runner(BERT.model(), BERT.task, 1), earlier).compiled is None
+    assert with_tuning(Runner(BERT.model(), BERT.task, 1), json.loads(json.dumps(tuning_of(found)))).compiled == "default"
+    earlier = {name: value for name, value in tuning_of(found).items() if name != "compiled"}
+    assert with_tuning(Runner(BERT.model(), BERT.task, 1), earlier).compiled is None
 
 
 def test_what_changes_probabilities_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

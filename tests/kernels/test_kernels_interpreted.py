@@ -11,15 +11,15 @@ import pytest
 
 from secateur_kernels.backend import FOUND, INTERPRETED
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced", "fused"]
 
 
 @pytest.mark.skipif(not FOUND, reason="triton is not installed")
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_under_the_interpreter() -> None:
-    files = [str(HERE / f"test_{name}.py") for name in NAMES]
+    files = [str(next(TESTS.rglob(f"test_{name}.py"))) for name in NAMES]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--maxfail=5", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    result = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, timeout=900)
+    result = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-6000:]

@@ -76,7 +76,7 @@ def test_a_large_model_in_seconds(run: Run) -> None:
     assert (batch, tokens) == (2, 64)
     of_layers = 2 * tokens * layer_parameters(GROUPS, WIDTH) + 4 * tokens * tokens * HIDDEN
     assert dense["flops"] == batch * (LAYERS * of_layers + 2 * HIDDEN * VOCABULARY)
-    assert {site["stay"] for site in found["sites"] if site["kind"] == "ffn"} == {WIDTH // 2}
+    assert {site["kept"] for site in found["sites"] if site["kind"] == "ffn"} == {WIDTH // 2}
     assert pruned["parameters"] == parameters(GROUPS // 2, WIDTH // 2)
     assert found["stock"] is True
     assert found["attribution"]["weights"] > dense["weight_bytes"]["bfloat16"]

@@ -400,7 +400,7 @@ def test_milliseconds_are_met(setting: Any, monkeypatch: pytest.MonkeyPatch) -> 
     model, table, make = setting
     Machine(monkeypatch, lambda x: x)
     dense = 20 + sum(branch_ms(model).values())
-    met = secateur.meet_latency(model, make, table, target_ms=dense / 1.15, tolerance=0.04, rounds=5)
+    met = secateur.meet_latency(model, make, table, latency=dense / 1.15, tolerance=0.04, rounds=5)
     assert dense / 1.15 / 1.04 <= met.timing.pruned_ms <= dense / 1.15 * 1.04
 
 
@@ -412,10 +412,8 @@ def test_an_unreachable_target_says_what_is_reachable(setting: Any, monkeypatch:
     with pytest.raises(secateur.InputError) as caught:
         secateur.meet_latency(model, make, table, speedup=50)
     assert str(caught.value) == f"speedup: expected at most {best:.2f}, the highest that was measured, got 50"
-    with pytest.raises(
-        secateur.InputError, match=r"target_ms: expected at least \d+\.\d\d, the lowest that was measured, got 1"
-    ):
-        secateur.meet_latency(model, make, table, target_ms=1)
+    with pytest.raises(secateur.InputError, match=r"latency: expected at least \d+\.\d\d, the lowest that was measured, got 1"):
+        secateur.meet_latency(model, make, table, latency=1)
 
 
 def test_a_target_between_two_plans_names_them(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,10 +436,10 @@ def test_the_real_clock_ends_in_a_plan() -> None:
 def test_targets_are_checked(setting: Any) -> None:
     model, table, make = setting
     for options, expected in [
-        ({}, "target: expected exactly one of speedup, target_ms, got none"),
-        ({"speedup": 2, "target_ms": 3}, "got speedup, target_ms"),
+        ({}, "target: expected exactly one of speedup, latency, got none"),
+        ({"speedup": 2, "latency": 3}, "got speedup, latency"),
         ({"speedup": 0.5}, "speedup: expected a number of at least 1, got 0.5"),
-        ({"target_ms": -1}, "target_ms: expected a positive number, got -1"),
+        ({"latency": -1}, "latency: expected a positive number, got -1"),
         ({"speedup": 2, "rounds": 0}, "rounds: expected positive"),
     ]:
         with pytest.raises(secateur.InputError, match=expected):

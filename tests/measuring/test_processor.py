@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur import processor
+from secateur.support.environment import cpu_name
 
 CPUINFO = Path("/proc/cpuinfo")
 LINES = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
@@ -21,10 +21,10 @@ NAMES = [line.partition(":")[2].strip() for line in LINES if line.startswith("mo
 )
 def test_its_instructions_are_told(monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], said: str) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    assert processor.processor().rpartition(", ")[2] == said
+    assert cpu_name().rpartition(", ")[2] == said
 
 
 @pytest.mark.skipif(not NAMES, reason="needs Linux's names of CPUs")
 def test_without_instructions_it_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # As in older releases of torch.
-    assert processor.processor() in NAMES
+    assert cpu_name() in NAMES

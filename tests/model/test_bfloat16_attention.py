@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import eager_attention_forward
 from undisturbed import state
 
-from secateur.model.cheaper import cheaper
+from secateur.model.faster_forward import faster_forward
 
 OURS: Any = sys.modules["secateur.model.shortcuts.bfloat16_attention"]
 BERT = CASES["bert-sequence"]
@@ -88,7 +88,7 @@ def test_every_family(case: Case, calls: list[tuple[int, ...]]) -> None:
     model = case.model(torch.bfloat16)
     exact, usual = case.logits(case.model(torch.float32)), case.logits(model)
     assert not calls
-    with cheaper(model):
+    with faster_forward(model):
         found = case.logits(model)
     assert bool(calls) == (case.name in BOTH_SIDES)
     if not calls:
@@ -100,17 +100,17 @@ def test_every_family(case: Case, calls: list[tuple[int, ...]]) -> None:
 def test_others_are_as_they_were(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     narrow: Any = BERT.model(torch.bfloat16)
     batch, *_ = BERT.batches(narrow)
-    with cheaper(narrow):
+    with faster_forward(narrow):
         BERT.task.logits(narrow, batch)  # Gradients may be wanted.
-    with cheaper(narrow.train()):
+    with faster_forward(narrow.train()):
         BERT.logits(narrow)
     narrow.eval().set_attn_implementation("eager")
     for model in (BERT.model(), BERT.model(torch.float16), narrow):
-        with cheaper(model):
+        with faster_forward(model):
             BERT.logits(model)
     narrow.set_attn_implementation("sdpa")
     monkeypatch.setattr(OURS, "_products_are_faster", lambda: False)
-    with cheaper(narrow):
+    with faster_forward(narrow):
         BERT.logits(narrow)
     assert not calls
 
@@ -120,7 +120,7 @@ def test_nothing_is_left_behind(name: str) -> None:
     model: Any = CASES[name].model(torch.bfloat16)
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     before = state(model)
-    with cheaper(model):
+    with faster_forward(model):
         assert {config._attn_implementation for config in configs} == {OURS._NAME}
     assert {config._attn_implementation for config in configs} == {"sdpa"}
     assert state(model) == before
@@ -137,7 +137,7 @@ def test_compiled_it_is_one_operation() -> None:
         names.extend(str(node.target) for node in graph.graph.nodes)
         return graph
 
-    with torch.inference_mode(), cheaper(model):
+    with torch.inference_mode(), faster_forward(model):
         expected = BERT.task.logits(model, batch)
         found = torch.compile(BERT.task.logits, backend=see, fullgraph=True)(model, batch)
     assert any(OURS._NAME in name for name in names)

@@ -14,8 +14,8 @@ from undisturbed import state
 
 import secateur
 from secateur.model.branches import Attention
-from secateur.model.cheaper import cheaper
 from secateur.model.families import branches
+from secateur.model.faster_forward import faster_forward
 
 ENCODER_DECODERS = [case for case in ALL if case.kind == "encoder-decoder"]
 T5 = CASES["t5-gated"]
@@ -64,7 +64,7 @@ def test_few_tokens_make_no_keys(case: Case, attention: str) -> None:
     assert all(FEW <= branch.head_dim // 2 < MANY for branch in cross)
     for tokens in (FEW, MANY):
         expected = decoded(model, tokens)
-        with cheaper(model), called() as modules:
+        with faster_forward(model), called() as modules:
             found = decoded(model, tokens)
         assert (keys_and_values & modules) == (keys_and_values if tokens == MANY else set())
         assert_close(case, found, expected)
@@ -75,7 +75,7 @@ def test_few_tokens_make_no_keys(case: Case, attention: str) -> None:
 def test_pruned_models(case: Case, make_plan: Callable[[Case, str], secateur.Plan]) -> None:
     model = secateur.prune(case.model(torch.float64), make_plan(case, "head"))
     expected = decoded(model, FEW)
-    with cheaper(model):
+    with faster_forward(model):
         assert_close(case, decoded(model, FEW), expected)
 
 
@@ -92,7 +92,7 @@ def test_gradients_are_the_same(case: Case) -> None:
         return list(torch.autograd.grad((decoded(model, FEW) ** 2).sum(), list(parameters.values()), materialize_grads=True))
 
     expected = gradients()
-    with cheaper(model):
+    with faster_forward(model):
         found = gradients()
     for name, ours, theirs in zip(parameters, found, expected, strict=True):
         # A key's bias moves all scores alike; what is left of its gradient is rounding.
@@ -105,7 +105,7 @@ def test_hooks_of_keys_run() -> None:
     first, second = cross_attentions(model)
     model.get_submodule(first.key).register_forward_hook(lambda module, arguments, output: 3 * output)
     expected = decoded(model, FEW)
-    with cheaper(model), called() as modules:
+    with faster_forward(model), called() as modules:
         found = decoded(model, FEW)
     assert model.get_submodule(first.key) in modules
     assert model.get_submodule(second.key) not in modules
@@ -117,7 +117,7 @@ def test_generation_keeps_its_keys(case: Case) -> None:
     model: Any = case.model(torch.float64)
     ids = torch.full((1, 6), 5)
     expected = model.generate(ids, max_new_tokens=4, do_sample=False, num_beams=1)
-    with cheaper(model), called() as modules:
+    with faster_forward(model), called() as modules:
         found = model.generate(ids, max_new_tokens=4, do_sample=False, num_beams=1)
     assert {model.get_submodule(branch.key) for branch in cross_attentions(model)} <= modules
     assert torch.equal(found, expected)
@@ -127,6 +127,6 @@ def test_generation_keeps_its_keys(case: Case) -> None:
 def test_nothing_is_left_behind(case: Case) -> None:
     model = case.model()
     before, usual = state(model), {type(model.get_submodule(branch.path)) for branch in cross_attentions(model)}
-    with cheaper(model):
+    with faster_forward(model):
         assert {type(model.get_submodule(branch.path)) for branch in cross_attentions(model)} != usual
     assert state(model) == before

@@ -24,8 +24,8 @@ from undisturbed import state
 
 import secateur
 from secateur.model.branches import Attention, FeedForward
-from secateur.model.cheaper import cheaper
 from secateur.model.families import branches
+from secateur.model.faster_forward import faster_forward
 
 BERT = CASES["bert-sequence"]
 
@@ -76,7 +76,7 @@ def layers(model: nn.Module) -> list[str]:
 def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: float = 1e-12) -> None:
     with tokens_seen(model) as usual:
         expected = case.logits(model)
-    with cheaper(model), tokens_seen(model) as seen:
+    with faster_forward(model), tokens_seen(model) as seen:
         found = case.logits(model)
     assert all(max(tokens) > 1 for tokens in usual.values())
     if reduced:
@@ -129,7 +129,7 @@ def test_gradients_are_the_same(case: Case) -> None:
         return list(torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True))
 
     expected = gradients()
-    with cheaper(model):
+    with faster_forward(model):
         found = gradients()
     for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
         # A key's bias moves all scores alike; what is left of its gradient is rounding.
@@ -176,6 +176,6 @@ def test_tokens_that_see_those_before_them_alone() -> None:
 def test_nothing_is_left_behind(case: Case) -> None:
     model = case.model()
     before = state(model)
-    with cheaper(model):
+    with faster_forward(model):
         assert state(model) != before
     assert state(model) == before

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import secateur
 from secateur.model import families
+from secateur.model.families import registry
 from secateur.pruning.masked import masked
 
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-family.md"
@@ -72,7 +73,7 @@ class ToyModel(PreTrainedModel):
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> ToyModel:
     """The model, with its family registered by the code of the page, for as long as the test runs."""
-    monkeypatch.setattr(families, "_FAMILIES", list(families._FAMILIES))
+    monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert "toy" not in families.supported()
     exec(compile(code, str(PAGE), "exec"), {})

@@ -148,8 +148,8 @@ def test_the_planners_flops_are_what_torch_counts(case: Case, make: Callable[[Ca
     scores, plan = scores_of(case.name), make(case, "head")
     counts = {name: len(kept) for name, kept in plan.items()}
     removed = cost.flops(case.model(), inputs) - cost.flops(secateur.prune(case.model(), plan), inputs)
-    layers = 3 * sum(cost.unit_cost(site, "flops", tokens) * site.units for site in scores.layers)
-    remaining = cost.remaining(scores.layers, scores.sites, counts, "flops", tokens)
+    layers = 3 * sum(cost.unit_cost(site, "flops", tokens) * site.units for site in scores.all_sites)
+    remaining = cost.remaining(scores.all_sites, scores.sites, counts, "flops", tokens)
     assert removed == pytest.approx(layers * (1 - remaining), rel=1e-12)
 
 

@@ -106,7 +106,7 @@ def test_global_ranking_keeps_the_highest_of_all_sites() -> None:
 def test_floors_hold_and_without_one_a_site_may_go(allocation: Any) -> None:
     scores = random_scores("t5-gated")
     worthless = "decoder.0.ffn"
-    scores.units[worthless].zero_().sub_(1e-9)
+    scores.by_site[worthless].zero_().sub_(1e-9)
     empty = secateur.plan(scores, flops=0.5, allocation=allocation)
     assert len(empty[worthless]) == 0
     floored = secateur.plan(scores, flops=0.5, allocation=allocation, floor=0.3)
@@ -118,7 +118,7 @@ def test_floors_hold_and_without_one_a_site_may_go(allocation: Any) -> None:
 
 def test_negative_scores_are_not_bought() -> None:
     scores = drawn(2)
-    scores.units["encoder.0.ffn"].neg_()
+    scores.by_site["encoder.0.ffn"].neg_()
     plan = secateur.plan(scores, params=1.0, allocation="knapsack")
     assert [len(plan[name]) for name in scores] == [0, 4, 5]
 

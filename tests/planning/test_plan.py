@@ -45,7 +45,7 @@ def share(scores: Scores, counts: Mapping[str, int], kind: str) -> float:
         pairs = own * (source if site.kind == "cross_attention" else own)
         return site.flops * own + site.source_flops * source + site.core_flops * pairs
 
-    total = sum(unit(site) * site.units for site in scores.layers)
+    total = sum(unit(site) * site.units for site in scores.all_sites)
     return (total - sum(unit(s) * (s.units - counts[s.name]) for s in scores.sites)) / total
 
 
@@ -128,7 +128,7 @@ def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
     plan = secateur.plan(scores, params=0.6)
     dense = case.model()
     removed = secateur.cost.parameters(dense) - secateur.cost.parameters(secateur.prune(dense, plan))
-    layers = sum(site.parameters * site.units for site in scores.layers)
+    layers = sum(site.parameters * site.units for site in scores.all_sites)
     # T5's position bias has an entry a head, which no unit counts.
     assert 1 - removed / layers == pytest.approx(plan.budget["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12)
 
@@ -217,7 +217,7 @@ def _edited(change: Any) -> str:
     for site in plan.sites:
         bits = sum(1 << int(i) for i in plan[site.name])
         mask = base64.b64encode(bits.to_bytes(-(-site.units // 8), "little")).decode()
-        sites.append({**site.to_json(), "stay": len(plan[site.name]), "mask": mask})
+        sites.append({**site.to_json(), "kept": len(plan[site.name]), "mask": mask})
     about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.budget, "sites": sites}
     change(about)
     return json.dumps(about)

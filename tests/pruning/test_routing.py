@@ -342,7 +342,7 @@ def build(plans: Any, tasks: Any = None, case: Case = T5, **options: Any) -> Tas
 def corrupted(folder: Path) -> TaskPlans:
     path = saved(plans_of(T5), folder)["even"]
     about = json.loads(path.read_text())
-    about["sites"][1]["stay"] += 1
+    about["sites"][1]["kept"] += 1
     path.write_text(json.dumps(about))
     return build({"good": plans_of(T5)["uneven"], "sst2": path})
 

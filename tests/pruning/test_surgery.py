@@ -207,7 +207,7 @@ def test_every_cut_layer_is_really_smaller(case: Case, unit: str, kind: str) -> 
     checked = 0
     for site, branch in branches_of(model, plan.sites).items():
         left = 0 if branch in gone(model, plan) else len(plan[site.name])
-        for port in branch.cut(site.unit):
+        for port in branch.cut_at(site.unit):
             dense, ours = (weight_of(m.get_submodule(port.path)).shape for m in (model, pruned))
             side = 0 if port.side == "output" else 1
             if port.map.size == dense[side]:  # What else such a layer makes may be another site's.
@@ -444,7 +444,7 @@ def test_the_pruned_model_can_be_trained_and_copied(case: Case, unit: str, kind:
     missing = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
     # A unit may be all that a site has left; but no rebuilt layer is cut off from the output.
     found = branches_of(case.model(), PLANS[kind](case, unit).sites)
-    rebuilt = {port.path for site, branch in found.items() for port in branch.cut(site.unit)}
+    rebuilt = {port.path for site, branch in found.items() for port in branch.cut_at(site.unit)}
     assert not [name for name in missing if name.rpartition(".")[0] in rebuilt]
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, CASES, Case, emptied_plan, empty_plan
+from cases import ALL, CASES, CORE, Case, emptied_plan, empty_plan, uniform_plan
 from torch import Tensor, nn
 
 import secateur
 from secateur import InputError
 from secateur.model.branches import FeedForward
-from secateur.model.discovery import branches_of
+from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import branches
 from secateur.planning.plan import Plan
 
@@ -26,7 +26,7 @@ def halves(model: nn.Module) -> Plan:
     """Of every FFN, all but the last half of the neurons."""
     sites = tuple(secateur.sites(model, select="ffn"))
     kept = {site.name: torch.arange(site.units - site.units // 2) for site in sites}
-    return Plan(kept, sites, secateur.discovery.fingerprint(model), {})
+    return Plan(kept, sites, fingerprint(model), {})
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
@@ -57,7 +57,7 @@ def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
                     parameter[-(branch.width // 2) :] = parameter[: branch.width // 2]
     pruned = secateur.prune(model, halves(model))
     wanted, before = logits(case, model), logits(case, pruned)
-    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    refits = secateur.recover_(model, pruned, case.task, case.examples)
     after = logits(case, pruned)
     assert float((before - wanted).norm() / wanted.norm()) > 1e-3
     # A decoder sees fewer tokens here than it has neurons, so the fit is held where it was.
@@ -70,8 +70,8 @@ def test_a_bias_may_be_added_where_there_is_none() -> None:
     case = CASES["t5-relu"]
     model = case.model(torch.float64)
     pruned = secateur.prune(model, halves(model))
-    before = sum(r.before for r in secateur.recover_(copy.deepcopy(pruned), model, case.task, case.examples, method="scale"))
-    refits = secateur.recover_(pruned, model, case.task, case.examples, method="bias", add_biases=True)
+    before = sum(r.before for r in secateur.recover_(model, copy.deepcopy(pruned), case.task, case.examples, method="scale"))
+    refits = secateur.recover_(model, pruned, case.task, case.examples, method="bias", add_biases=True)
     assert sum(refit.after for refit in refits) < before
 
 
@@ -86,7 +86,7 @@ def test_exact_where_removed_neurons_are_constant(method: str) -> None:
             layer.get_parameter("bias")[-(branch.width // 2) :] = 1
     pruned = secateur.prune(model, halves(model))
     wanted, before = logits(case, model), logits(case, pruned)
-    secateur.recover_(pruned, model, case.task, case.examples, method=method)  # type: ignore[arg-type]
+    secateur.recover_(model, pruned, case.task, case.examples, method=method)  # type: ignore[arg-type]
     limit = 1e-10 if method == "bias" else 1e-4
     assert float((before - wanted).norm() / wanted.norm()) > 1e-3
     assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < limit
@@ -100,7 +100,7 @@ def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> 
     sites = tuple(secateur.sites(model, select=kind))
     with torch.no_grad():
         for site, branch in branches_of(model, sites).items():
-            for port in branch.cut(site.unit):
+            for port in branch.cut_at(site.unit):
                 weight = model.get_parameter(f"{port.path}.weight")
                 half = weight.shape[0 if port.side == "output" else 1] // 2
                 if port.side == "output":
@@ -108,10 +108,10 @@ def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> 
                     model.get_parameter(f"{port.path}.bias")[-half:] = model.get_parameter(f"{port.path}.bias")[:half]
                 else:
                     weight[:, -half:] = weight[:, :half]
-    plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, secateur.discovery.fingerprint(model), {})
+    plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, fingerprint(model), {})
     pruned = secateur.prune(model, plan)
     wanted, before = logits(case, model), logits(case, pruned)
-    refits = secateur.recover_(pruned, model, case.task, case.examples, method="scale")
+    refits = secateur.recover_(model, pruned, case.task, case.examples, method="scale")
     assert float((before - wanted).norm() / wanted.norm()) > 1e-3
     assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < 1e-4
     assert all(refit.after < 1e-6 for refit in refits)
@@ -124,7 +124,7 @@ def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
     model = case.model()
     plan = random_plan(model, case, unit)
     pruned = secateur.prune(model, plan)
-    refits = secateur.recover_(pruned, model, case.task, case.examples, method=method)
+    refits = secateur.recover_(model, pruned, case.task, case.examples, method=method)
     assert [refit.branch for refit in refits] == [
         b.name for b in dict.fromkeys(branches_of(model, secateur.sites(model)).values())
     ]
@@ -132,7 +132,7 @@ def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
     if method == "least_squares":
         assert sum(refit.after for refit in refits) < 0.9 * sum(refit.before for refit in refits)
     again = secateur.prune(model, plan)
-    assert secateur.recover_(again, model, case.task, case.examples, method=method) == refits
+    assert secateur.recover_(model, again, case.task, case.examples, method=method) == refits
     for name, parameter in again.named_parameters():
         assert torch.equal(parameter, pruned.get_parameter(name))
 
@@ -142,7 +142,7 @@ def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
 def test_of_an_empty_branch_only_the_bias_is_fitted(case: Case, make: Callable[..., Plan]) -> None:
     model = case.model()
     pruned = secateur.prune(model, make(case, "channel"))
-    refits = secateur.recover_(pruned, model, case.task, case.examples)
+    refits = secateur.recover_(model, pruned, case.task, case.examples)
     left = {b.name: pruned.get_submodule(b.output).get_parameter("weight").numel() for b in branches(pruned).values()}
     assert all(refit.after <= refit.before for refit in refits)
     empty = [refit for refit in refits if not left[refit.branch]]
@@ -161,7 +161,7 @@ def test_half_precision_one_example_and_repeated_ones(case: Case) -> None:
     plan = random_plan(model, case, "head")
     for examples in (case.examples[:1], [case.examples[0]] * 6):
         pruned = secateur.prune(model, plan)
-        refits = secateur.recover_(pruned, model, case.task, examples)
+        refits = secateur.recover_(model, pruned, case.task, examples)
         assert all(0 <= refit.after <= refit.before for refit in refits)
         assert all(bool(parameter.isfinite().all()) for parameter in pruned.parameters())
         assert all(parameter.dtype == torch.bfloat16 for parameter in pruned.parameters())
@@ -171,7 +171,7 @@ def test_a_whole_model_stays_as_it_is() -> None:
     case = CASES["t5-gated"]
     model = case.model()
     same = copy.deepcopy(model)
-    refits = secateur.recover_(same, model, case.task, case.examples)
+    refits = secateur.recover_(model, same, case.task, case.examples)
     assert all(refit.before < 1e-10 for refit in refits)
     torch.testing.assert_close(logits(case, same), logits(case, model), rtol=1e-4, atol=1e-5)
 
@@ -183,7 +183,7 @@ def test_nothing_else_changes(case: Case) -> None:
     pruned = secateur.prune(model, random_plan(model, case, "head"))
     outputs = {f"{branch.output}" for branch in branches_of(model, secateur.sites(model)).values()}
     others = {n: p.clone() for n, p in pruned.named_parameters() if n.rpartition(".")[0] not in outputs}
-    secateur.recover_(pruned, model, case.task, case.examples)
+    secateur.recover_(model, pruned, case.task, case.examples)
     for name, weight in weights.items():
         assert torch.equal(model.get_parameter(name), weight)
     for name, weight in others.items():
@@ -201,7 +201,7 @@ def test_nothing_else_changes(case: Case) -> None:
 def test_a_recovered_model_is_saved_and_loaded(case: Case, unit: str, add_biases: bool, tmp_path: Path) -> None:
     model = case.model()
     pruned = secateur.prune(model, random_plan(model, case, unit))
-    secateur.recover_(pruned, model, case.task, case.examples, add_biases=add_biases)
+    secateur.recover_(model, pruned, case.task, case.examples, add_biases=add_biases)
     biases = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
     assert all((bias is not None) == add_biases for bias in biases)
     assert not add_biases or any(bool(bias.any()) for bias in biases)
@@ -217,6 +217,16 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match=r"^method: expected least_squares for T5ForConditional.*, which has no biases"):
         secateur.recover_(model, model, case.task, case.examples, method="bias")
     with pytest.raises(InputError, match=r"^pruned: expected a model pruned from the dense one, got one with other branches"):
-        secateur.recover_(other.model(), model, case.task, case.examples)
+        secateur.recover_(model, other.model(), case.task, case.examples)
     with pytest.raises(InputError, match=r"^pruned: expected a plain linear layer at .*, got LowRankLinear"):
-        secateur.recover_(secateur.factorise(model, 0.9), model, case.task, case.examples)
+        secateur.recover_(model, secateur.factorise(model, 0.9), case.task, case.examples)
+
+
+@pytest.mark.parametrize("case", CORE, ids=str)
+def test_the_swapped_order_is_refused_and_changes_nothing(case: Case) -> None:
+    model = case.model()
+    pruned = secateur.prune(model, uniform_plan(case, "head"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"^pruned: expected the dense model first and the pruned one second, got "):
+        secateur.recover_(pruned, model, case.task, case.examples)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

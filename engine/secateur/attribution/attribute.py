@@ -79,15 +79,15 @@ def attribute(
             scorer = criterion.scorer(model, task, chosen, max_tokens)
             pilot, checked = _samples(items, max_tokens)
             scorer.prepare(task.collate(pilot, model_device(model)), frozenset(item.row for item in checked), len(rows))
-            sums = _Sums(model, task, criterion, scorer, chosen, len(rows) if per_example else 0)
+            sums = ScoreSums(model, task, criterion, scorer, chosen, len(rows) if per_example else 0)
             batches = buckets(items, criterion.batch_tokens(max_tokens))
             own = [batches[k] for k in ranks.deal([len(batch) * batch[0].length for batch in batches])]
             sums.add(own, ranks, saved, progress)
             totals, convergence = scorer.finish(sums.totals), scorer.convergence()
     return Scores(
-        units=totals,
+        by_site=totals,
         sites=tuple(chosen),
-        layers=tuple(layers),
+        all_sites=tuple(layers),
         fingerprint=fingerprint(model),
         criterion=criterion.to_json(),
         examples=len(rows),
@@ -98,7 +98,7 @@ def attribute(
     )
 
 
-class _Sums:
+class ScoreSums:
     """The sums over examples, batch by batch: float64 [units] by site in `totals`; in `kept`, for each of `rows` examples."""
 
     def __init__(

@@ -74,11 +74,11 @@ class FusedFeedForward:
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled() or not uses_triton("auto", hidden):
             return False
         if self._activation is None:
-            self._activation = recognised(hidden[:1].detach(), *(each[:1].detach() for each in seen))
+            self._activation = activation_of(hidden[:1].detach(), *(each[:1].detach() for each in seen))
         return self._activation is not None
 
 
-def recognised(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Activation | None:
+def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Activation | None:
     """The activation with hidden = act(pre), or act(pre) * up, up to rounding; None if it is none of the kernels'."""
     limit, wide = 8 * torch.finfo(hidden.dtype).eps, accumulator(hidden)
     best, least = None, float("inf")

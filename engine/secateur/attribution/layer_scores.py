@@ -38,7 +38,7 @@ def layer_scores(
 ) -> dict[str, float]:
     """How much each layer is needed, by name, in the order of the forward pass. The model is left as it was.
 
-    criterion: "influence" (`block_influence`), "gradient" (`gate_gradients`), "ig" (`closing_effects`), "ig-joint"
+    criterion: "influence" (`block_influence`), "gradient" (`layer_gate_gradients`), "ig" (`closing_effects`), "ig-joint"
     (`joint_gradients`); but for the first, the mean over the examples of absolute values. target: F, which is attributed.
     unit: "block", or "branch" for self-attention, cross-attention and FFN apart. nodes: of the rule of "ig-joint". progress: as
     in `attribute`.
@@ -57,7 +57,7 @@ def layer_scores(
         return {name: influence[name] for name in chosen}
 
     found: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
-        "gradient": lambda batch: gate_gradients(model, task, chosen, batch, target),
+        "gradient": lambda batch: layer_gate_gradients(model, task, chosen, batch, target),
         "ig": lambda batch: closing_effects(model, task, chosen, batch, target),
         "ig-joint": lambda batch: joint_gradients(model, task, chosen, batch, target, nodes=nodes),
     }
@@ -112,7 +112,7 @@ def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> d
     return {name: sums[name] / counts[name] for name in sums}
 
 
-def gate_gradients(
+def layer_gate_gradients(
     model: nn.Module, task: Task, chosen: Layers, batch: Batch, target: Target, at: float = 1.0
 ) -> dict[str, Tensor]:
     """dF/dz [B] of each layer's gate, by name, with all gates at one value: at 1, gradient x activation of what the layer adds
@@ -151,7 +151,7 @@ def joint_gradients(
         raise InputError(f"nodes: expected a positive number, got {nodes!r}")
     found: dict[str, Tensor] = {}
     for at, weight in zip(*gauss(nodes), strict=True):
-        for name, gradient in gate_gradients(model, task, chosen, batch, target, float(at)).items():
+        for name, gradient in layer_gate_gradients(model, task, chosen, batch, target, float(at)).items():
             found[name] = found[name] + float(weight) * gradient if name in found else float(weight) * gradient
     return found
 

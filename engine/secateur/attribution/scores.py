@@ -25,15 +25,15 @@ FORMAT = "secateur-scores/1"
 class Scores(Mapping[str, Tensor]):
     """scores[site name]: float64 [units]; higher means more needed.
 
-    sites: what the scores are of. layers: every site of the model's layers with attention by heads, which budgets refer to.
+    sites: what the scores are of. all_sites: every site of the model's layers with attention by heads, which budgets refer to.
     tokens: mean length of the examples in each stack, which weighs FLOPs. weights: how many the whole model has.
     per_example: site name to float32 [examples, units], in the order of the examples, if it was asked for.
     convergence: how exact the scores are, where they are integrals.
     """
 
-    units: dict[str, Tensor]
+    by_site: dict[str, Tensor]
     sites: tuple[Site, ...]
-    layers: tuple[Site, ...]
+    all_sites: tuple[Site, ...]
     fingerprint: str
     criterion: dict[str, Any]
     examples: int
@@ -43,20 +43,20 @@ class Scores(Mapping[str, Tensor]):
     convergence: Convergence | None = field(default=None, repr=False)
 
     def __getitem__(self, site: str) -> Tensor:
-        return self.units[site]
+        return self.by_site[site]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.units)
+        return iter(self.by_site)
 
     def __len__(self) -> int:
-        return len(self.units)
+        return len(self.by_site)
 
     def save(self, path: str | Path) -> None:
         """One safetensors file."""
         about = {
             "format": FORMAT,
             "sites": [site.to_json() for site in self.sites],
-            "layers": [site.to_json() for site in self.layers],
+            "layers": [site.to_json() for site in self.all_sites],
             "fingerprint": self.fingerprint,
             "criterion": self.criterion,
             "examples": self.examples,
@@ -64,7 +64,7 @@ class Scores(Mapping[str, Tensor]):
             "weights": self.weights,
             "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
-        tensors = dict(self.units)
+        tensors = dict(self.by_site)
         tensors.update({f"per_example/{name}": value for name, value in (self.per_example or {}).items()})
         tensors.update({} if self.convergence is None else self.convergence.tensors())
         write_atomically(path, save(tensors, {"secateur": json.dumps(about)}))
@@ -96,9 +96,9 @@ class Scores(Mapping[str, Tensor]):
         examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
         convergence = about.get("convergence")
         return cls(
-            units={site.name: tensors[site.name] for site in sites},
+            by_site={site.name: tensors[site.name] for site in sites},
             sites=sites,
-            layers=tuple(Site(**site) for site in about["layers"]),
+            all_sites=tuple(Site(**site) for site in about["layers"]),
             fingerprint=about["fingerprint"],
             criterion=about["criterion"],
             examples=about["examples"],
@@ -111,7 +111,7 @@ class Scores(Mapping[str, Tensor]):
     def of(self, select: str) -> Scores:
         """The scores of the selected sites alone: a plan from them leaves the other sites whole. `select` as in `sites`."""
         kept = tuple(selected(self.sites, select))
-        return replace(self, sites=kept, units={site.name: self[site.name] for site in kept})
+        return replace(self, sites=kept, by_site={site.name: self[site.name] for site in kept})
 
     def equal(self, other: Scores) -> bool:
         """Bit for bit the same scores of the same sites."""

@@ -10,7 +10,7 @@ import typer
 import secateur
 from secateur.cli.commands import ldnet
 from secateur.cli.commands.attribute import attribute
-from secateur.cli.commands.bench import bench
+from secateur.cli.commands.benchmark import benchmark
 from secateur.cli.commands.demo import demo
 from secateur.cli.commands.evaluate import evaluate
 from secateur.cli.commands.layer_gates import layer_gates
@@ -39,7 +39,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "prune": prune,
     "evaluate": evaluate,
-    "bench": bench,
+    "benchmark": benchmark,
     "sweep": sweep_,
     "score": score,
     "layers": layers,
@@ -48,6 +48,7 @@ _VERBS: dict[str, Callable[..., None]] = {
 }
 for _name, _verb in _VERBS.items():
     app.command(name=_name)(_verb)
+app.command(name="bench", hidden=True)(benchmark)  # The earlier name.
 app.add_typer(ldnet.app, name="ldnet")
 
 reproduce = typer.Typer(help="Run papers' experiments: resumable, with figures and the claims that held.", no_args_is_help=True)

@@ -110,7 +110,7 @@ class Job:
             found = json.loads(self._began)
             self._measured = found.get("measured", [])
             say(f"as begun: {', '.join(f'{name} {value}' for name, value in found['tuned'].items())}")
-            return as_tuned(runner, found["tuned"])
+            return with_tuning(runner, found["tuned"])
 
         def note(line: str) -> None:
             self._measured.append(line)
@@ -135,7 +135,7 @@ class Job:
         if self._began is not None:
             self.finished = self.folder.finished()
             _require_places(self.sources, self.finished)
-        self.tuned = tuned_as(runner)
+        self.tuned = tuning_of(runner)
         if self._began is None:
             found = {"settings": self.settings, "tuned": self.tuned, "measured": self._measured}
             self.folder.write(SETTINGS, json.dumps(found, indent=1) + "\n")
@@ -235,14 +235,14 @@ def _require_column(source: Source, reading: Reading) -> None:
         raise InputError(f"data: {source.place}: expected the column {reading.column!r}, which none of its first rows has")
 
 
-def tuned_as(runner: Runner) -> dict[str, Any]:
+def tuning_of(runner: Runner) -> dict[str, Any]:
     """How the model is run, as JSON knows it."""
     found = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled")}
     return {**found, "dtype": str(next(runner.model.parameters()).dtype).removeprefix("torch.")}
 
 
-def as_tuned(runner: Runner, tuned: Mapping[str, Any]) -> Runner:
-    """The runner as `tuned_as` found another one to be run, in an earlier run or another process."""
+def with_tuning(runner: Runner, tuned: Mapping[str, Any]) -> Runner:
+    """The runner as `tuning_of` found another one to be run, in an earlier run or another process."""
     options = {name: value for name, value in tuned.items() if name != "dtype"}
     dtype = getattr(torch, tuned["dtype"])
     # Only if it has to be: a model that was loaded in that dtype may hold single parameters in a wider one.

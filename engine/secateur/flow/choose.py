@@ -100,7 +100,7 @@ def choose(
             each, method = min(found[: len(plans)], key=_distance).plan, recoveries[number - len(plans) + 1]
         pruned = prune(model, each)
         if method is not None:
-            recover_(pruned, model, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)
+            recover_(model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)
         found.append(Candidate(each, method, divergence(model, pruned, task, batches)))
     return sorted(found, key=_distance)
 

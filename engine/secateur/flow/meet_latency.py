@@ -57,7 +57,7 @@ def meet_latency(
     table: LatencyTable,
     *,
     speedup: float | None = None,
-    target_ms: float | None = None,
+    latency: float | None = None,
     batch: Mapping[str, Tensor] | None = None,
     tolerance: float = 0.03,
     rounds: int = 5,
@@ -68,12 +68,12 @@ def meet_latency(
     the milliseconds, to within a factor of 1 + tolerance, to either side.
 
     make: milliseconds to a plan for which the table predicts at most that many, and about that many; it raises InputError
-    where there is none. Exactly one of speedup (dense over pruned) and target_ms (of a pass on the machine as it is now).
+    where there is none. Exactly one of speedup (dense over pruned) and latency (of a pass on the machine as it is now).
     batch: the model's keyword arguments; by default one of the table's shape. rounds: plans to measure at most. pairs,
     seconds: as in `benchmark`.
     Raises InputError: no target or two, one that no plan delivers (the message says what was measured), another model's table.
     """
-    name, wanted = _target(speedup, target_ms)
+    name, wanted = _target(speedup, latency)
     if table.fingerprint != fingerprint(model):
         raise InputError(f"table: expected one of this model (fingerprint {fingerprint(model)}), got {table.fingerprint}")
     if not tolerance > 0 or rounds < 1:
@@ -107,10 +107,10 @@ def corrected(measured: Sequence[tuple[float, float]]) -> float:
     return fast[0] + (slow[0] - fast[0]) * (1 - fast[1]) / (slow[1] - fast[1])
 
 
-def _target(speedup: float | None, target_ms: float | None) -> tuple[str, float]:
-    given = {name: value for name, value in (("speedup", speedup), ("target_ms", target_ms)) if value is not None}
+def _target(speedup: float | None, latency: float | None) -> tuple[str, float]:
+    given = {name: value for name, value in (("speedup", speedup), ("latency", latency)) if value is not None}
     if len(given) != 1:
-        raise InputError(f"target: expected exactly one of speedup, target_ms, got {', '.join(given) or 'none'}")
+        raise InputError(f"target: expected exactly one of speedup, latency, got {', '.join(given) or 'none'}")
     ((name, value),) = given.items()
     if not math.isfinite(value) or value <= 0 or (name == "speedup" and value < 1):
         raise InputError(

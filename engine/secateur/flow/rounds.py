@@ -63,4 +63,4 @@ def _below(scores: Scores, made: Plan) -> Scores:
         gone = torch.ones(len(values), dtype=torch.bool)
         gone[made[site]] = False
         units[site] = values.masked_fill(gone, min(0.0, float(values.min())) - gone.any().item())
-    return replace(scores, units=units)
+    return replace(scores, by_site=units)

@@ -73,7 +73,7 @@ def within_budget(
     say("correcting by the whole model's time")
     met = meet_latency(
         model, lambda milliseconds: plan(scores, latency=milliseconds, **options), table,
-        **{"speedup" if name == "speedup" else "target_ms": value},  # type: ignore[arg-type]
+        **{name: value},  # type: ignore[arg-type]
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
 

@@ -82,7 +82,7 @@ class DryRun:
             "attribution": {**asdict(self.attribution), "total": self.attribution.total},
             "stock": self.stock,
             "plan": self.plan.budget,
-            "sites": [{**site.to_json(), "stay": len(self.plan[site.name])} for site in self.plan.sites],
+            "sites": [{**site.to_json(), "kept": len(self.plan[site.name])} for site in self.plan.sites],
         }
 
 
@@ -182,9 +182,9 @@ def _drawn(model: nn.Module, chosen: Sequence[Site], length: int) -> Scores:
     generator, layers = torch.Generator().manual_seed(0), sites(model)
     has_encoder = any(site.stack == "encoder" for site in layers)
     return Scores(
-        units={site.name: torch.randperm(site.units, generator=generator).double() for site in chosen},
+        by_site={site.name: torch.randperm(site.units, generator=generator).double() for site in chosen},
         sites=tuple(chosen),
-        layers=tuple(layers),
+        all_sites=tuple(layers),
         fingerprint=fingerprint(model),
         criterion={"criterion": "drawn"},
         examples=0,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.model.branches import Branch, FeedForward
-from secateur.model.families import Contribution, branches, family_of, in_rows
+from secateur.model.families import Contribution, branches, family_of, split_token_rows
 from secateur.model.sites import Stack
 from secateur.support.errors import InputError
 
@@ -82,7 +82,7 @@ def attach(model: nn.Module, transforms: Mapping[str, Transform]) -> list[Remova
     """Replaces the output of the module at each path by what its function makes of it, until the handles are removed."""
     # In front of other hooks, so that it sees the activations by example.
     return [
-        *in_rows(model),
+        *split_token_rows(model),
         *(model.get_submodule(path).register_forward_hook(_after(t), prepend=True) for path, t in transforms.items()),
     ]
 

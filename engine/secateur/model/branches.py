@@ -95,19 +95,19 @@ class FeedForward:
         """The paths of its linear layers, in forward order."""
         return (*self.inputs, self.output)
 
-    def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
+    def sites(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
         """Site names of this branch, with unit kind and count."""
         return {self.name: ("neuron", self.width)}
 
-    def cut(self, unit: Unit) -> tuple[Port, ...]:
+    def cut_at(self, unit: Unit) -> tuple[Port, ...]:
         """Every side of a linear layer that loses channels when units go."""
         read = UnitMap((self.width,))
         made = UnitMap((self.parts, self.width), (0,)) if self.parts > 1 else read
         return (*(Port(path, "output", made) for path in self.inputs), Port(self.output, "input", read))
 
-    def scored(self, unit: Unit) -> tuple[Port, ...]:
+    def observed_at(self, unit: Unit) -> tuple[Port, ...]:
         """Where the units' activations are seen."""
-        return (self.cut(unit)[-1],)
+        return (self.cut_at(unit)[-1],)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Attention:
         """The paths of its linear layers, in forward order."""
         return tuple(dict.fromkeys((self.query, self.key, self.value, self.output)))
 
-    def units(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
+    def sites(self, unit: AttentionUnit) -> dict[str, tuple[Unit, int]]:
         """Site names of this branch, with unit kind and count. A key-value head goes with its query heads; where there is but
         one (multi-query attention), single query heads go."""
         if unit == "head":
@@ -156,7 +156,7 @@ class Attention:
             found = {f"{self.name}.qk": ("qk_channel", channels // 2 if self.rotary else channels), **found}
         return found
 
-    def cut(self, unit: Unit) -> tuple[Port, ...]:
+    def cut_at(self, unit: Unit) -> tuple[Port, ...]:
         """Every side of a linear layer that loses channels when units go."""
         groups, repeat, width = self.groups, self.heads // max(self.groups, 1), self.head_dim
         if unit == "query_head":
@@ -191,11 +191,11 @@ class Attention:
             query, key = replace(query, after=2 * query.size), replace(key, before=key.size, after=key.size)
         return Port(self.query, "output", query), Port(self.key, "output", key)
 
-    def scored(self, unit: Unit) -> tuple[Port, ...]:
+    def observed_at(self, unit: Unit) -> tuple[Port, ...]:
         """Where the units' activations are seen: the head output, the V channels, or the Q and K channels."""
         if unit == "qk_channel":
             return self.query_and_key()
-        ports = self.cut(unit)
+        ports = self.cut_at(unit)
         return ports[:1] if unit == "vo_channel" else ports[-1:]
 
 

@@ -38,7 +38,7 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     found = [
         _site(model, branch, name, kind, count)
         for branch in of_model
-        for name, (kind, count) in branch.units(unit).items()
+        for name, (kind, count) in branch.sites(unit).items()
         if count
     ]
     if not found:
@@ -61,7 +61,7 @@ def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
 
 def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[Port, ...]]:
     """Where each site's activations are seen."""
-    return {site: branch.scored(site.unit) for site, branch in branches_of(model, chosen).items()}
+    return {site: branch.observed_at(site.unit) for site, branch in branches_of(model, chosen).items()}
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -78,7 +78,7 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
     if isinstance(branch, Attention):
         of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
         core_flops = 4.0 * branch.head_dim * branch.heads / count if unit in ("head", "query_head") else 0.0
-    for port in branch.cut(unit):
+    for port in branch.cut_at(unit):
         module = model.get_submodule(port.path)
         weight = weight_of(module)
         per_unit = port.map.size / count

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from secateur.model.families import in_rows
+from secateur.model.families import split_token_rows
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     own = {module: dict(module._parameters) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    handles = in_rows(model)
+    handles = split_token_rows(model)
     try:
         model.eval()
         for parameter in flags:

@@ -47,8 +47,8 @@ class Plan(Mapping[str, Tensor]):
 
     def dumps(self) -> str:
         """JSON of a few kB: the kept units of a site are a bit mask in base64, lowest unit first."""
-        stay = {site.name: {"stay": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
-        sites = [{**site.to_json(), **stay[site.name]} for site in self.sites]
+        kept = {site.name: {"kept": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
+        sites = [{**site.to_json(), **kept[site.name]} for site in self.sites]
         about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.budget, "sites": sites}
         return json.dumps(about, indent=1) + "\n"
 
@@ -67,13 +67,13 @@ class Plan(Mapping[str, Tensor]):
                 raise InputError(f"plan: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
             kept, sites = {}, []
             for entry in about["sites"]:
-                mask, stay = entry.pop("mask"), entry.pop("stay")
+                mask, count = entry.pop("mask"), entry.pop("kept")
                 site = Site(**entry)
                 kept[site.name] = _unmask(mask, site.units)
                 sites.append(site)
-                if len(kept[site.name]) != stay:
+                if len(kept[site.name]) != count:
                     raise InputError(
-                        f"plan: {str(path)!r} is corrupted: {site.name} says {stay} units and marks {len(kept[site.name])}"
+                        f"plan: {str(path)!r} is corrupted: {site.name} says {count} units and marks {len(kept[site.name])}"
                     )
             return cls(kept, tuple(sites), about["fingerprint"], about["budget"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -126,7 +126,7 @@ def plan(
         rungs, gap = _within(found, name, value, allocation)
     counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
-    remaining = {k: cost.remaining(scores.layers, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
+    remaining = {k: cost.remaining(scores.all_sites, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
     how = {"allocation": allocation, "floor": floor, "gap": gap, "align": align}
     return Plan(kept, scores.sites, scores.fingerprint, {name: value, **how, "remaining": remaining})
 
@@ -141,7 +141,7 @@ def _price(scores: Scores, budget: str, table: LatencyTable | None) -> Price:
         measured, total = table, table.total
         return lambda site, counts: [measured.of(site.name, count) / total for count in counts]
     kind = "flops" if budget in ("keep", "flops") else "params"
-    whole = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.layers)
+    whole = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.all_sites)
     whole = scores.weights if budget == "memory" else whole
 
     def share(site: Site, counts: Sequence[int]) -> list[float]:

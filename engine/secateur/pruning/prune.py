@@ -109,7 +109,7 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
     for site, branch in branches_of(model, cut).items():
         kept = plan[site.name]
         if not isinstance(branch, Attention):
-            _cut_units(model, branch.cut(site.unit), kept, site.units, rebuild)
+            _cut_units(model, branch.cut_at(site.unit), kept, site.units, rebuild)
         elif site.unit in ("head", "query_head") or (site.unit == "vo_channel" and not len(kept)):
             heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
         else:
@@ -137,9 +137,9 @@ def _cut_units(model: nn.Module, ports: Iterable[Port], kept: Tensor, units: int
 
 
 def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor, rebuild: Rebuild) -> None:
-    ((unit, count),) = branch.units("head").values()
+    ((unit, count),) = branch.sites("head").values()
     # Without query heads the one key-value head goes, too.
-    ports = branch.cut(unit if len(kept) else "head")
+    ports = branch.cut_at(unit if len(kept) else "head")
     _cut_units(model, ports, kept, count if len(kept) else branch.groups, rebuild)
     if len(kept):
         heads, groups = (len(kept), 1) if unit == "query_head" else (branch.heads // branch.groups * len(kept), len(kept))

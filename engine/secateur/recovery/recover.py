@@ -41,8 +41,8 @@ class Refit:
 
 
 def recover_(
-    pruned: nn.Module,
     model: nn.Module,
+    pruned: nn.Module,
     task: Task,
     examples: Examples,
     *,
@@ -72,6 +72,7 @@ def recover_(
     found = list(branches(pruned).values())
     if [branch.name for branch in found] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
+    _require_order(model, pruned)
     layers = {branch: _layer(pruned, branch) for branch in found}
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
@@ -95,6 +96,22 @@ def recover_(
                     moments.add(inputs[which], outputs[which])
             refits.append(_refit(branch.name, layer, _units(branch, layer), fitted, held_out, method))
     return refits
+
+
+def _require_order(model: nn.Module, pruned: nn.Module) -> None:
+    """Raises InputError where the second model has a wider branch than the first: the first is the one that was pruned."""
+    dense = branches(model)
+    for name, branch in branches(pruned).items():
+        if _width(branch) > _width(dense[name]):
+            raise InputError(
+                f"pruned: expected the dense model first and the pruned one second, got a pruned model whose {name} is wider "
+                f"than the dense model's ({_width(branch)} channels and {_width(dense[name])})"
+            )
+
+
+def _width(branch: Branch) -> int:
+    """The channels that the out-projection of a branch reads."""
+    return branch.heads * branch.head_dim if isinstance(branch, Attention) else branch.width
 
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:

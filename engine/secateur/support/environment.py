@@ -20,7 +20,7 @@ def environment(model: nn.Module) -> dict[str, Any]:
     cuda = parameter.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(parameter.device) if cuda else f"CPU ({platform.machine()})",
-        "processor": processor(),
+        "processor": cpu_name(),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -35,7 +35,7 @@ def capabilities() -> dict[str, Any]:
     return found
 
 
-def processor() -> str:
+def cpu_name() -> str:
     """The CPU's name, as far as a virtual machine tells it, and the fastest of its instructions for matrix products."""
     name = platform.processor()
     if Path("/proc/cpuinfo").is_file():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example, require_text
-from secateur.model.cheaper import cheaper
+from secateur.model.faster_forward import faster_forward
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device, pad
 from secateur.tasks.metrics import Evaluation
@@ -67,7 +67,7 @@ class Task(ABC):
         """Within it, `label_scores` may be called, also from several threads; some of the model's modules are others that
         compute the same. Raises InputError as `ranked`."""
         self.label_names(model)
-        with cheaper(model):
+        with faster_forward(model):
             yield
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:

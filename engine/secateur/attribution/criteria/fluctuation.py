@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from secateur.attribution.criteria.base import Criterion, Scorer
-from secateur.attribution.criteria.token_sums import Sums, TokenSums, read_ports, read_weights
+from secateur.attribution.criteria.token_sums import TokenMoments, TokenSums, read_ports, read_weights
 from secateur.model.branches import Port
 from secateur.model.sites import Site
 from secateur.tasks import Task
@@ -28,7 +28,7 @@ class Fluctuation(Criterion):
         ports = read_ports(model, sites)
         weights = read_weights(model, ports, lambda weight: weight.double().square().sum(0))
 
-        def unit_scores(site: Site, seen: Sequence[tuple[Port, Sums]]) -> Tensor:
+        def unit_scores(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
             if site in weights:
                 ((port, sums),) = seen
                 return port.map.fold(sums.variance() * weights[site].to(sums.plain))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.criteria.base import Criterion, Scorer
-from secateur.attribution.criteria.token_sums import Sums, TokenSums
+from secateur.attribution.criteria.token_sums import TokenMoments, TokenSums
 from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
 from secateur.model.sites import Site
@@ -28,6 +28,6 @@ class MeanActivation(Criterion):
         return TokenSums(model, task, scored_ports(model, sites), _mean)
 
 
-def _mean(site: Site, seen: Sequence[tuple[Port, Sums]]) -> Tensor:
+def _mean(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
     means = [port.map.fold(sums.absolute / sums.count) * site.units / port.map.size for port, sums in seen]
     return torch.stack(means).sum(0)

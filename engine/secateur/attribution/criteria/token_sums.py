@@ -21,7 +21,7 @@ from secateur.tasks import Batch, Task
 
 
 @dataclass(frozen=True)
-class Sums:
+class TokenMoments:
     """Over real tokens, float64: their count [B, 1], and the sums of |x|, x and x^2 of a port's channels [B, channels]."""
 
     count: Tensor
@@ -30,18 +30,18 @@ class Sums:
     square: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, real: Tensor) -> Sums:
+    def of(cls, x: Tensor, real: Tensor) -> TokenMoments:
         """x [B, T, channels]; real [B, T]: which tokens count."""
         real = real.to(x.device)
         x = x.double().masked_fill(~real.unsqueeze(-1), 0)
         return cls(real.sum(1, keepdim=True).double(), x.abs().sum(1), x.sum(1), x.square().sum(1))
 
     @classmethod
-    def zero(cls, channels: int) -> Sums:
+    def zero(cls, channels: int) -> TokenMoments:
         """Of no tokens, B = 1, on the CPU."""
         return cls(*(torch.zeros(1, width, dtype=torch.float64) for width in (1, channels, channels, channels)))
 
-    def add_(self, batch: Sums) -> None:
+    def add_(self, batch: TokenMoments) -> None:
         """All examples of a batch to those that are there as one."""
         for total, sums in zip(vars(self).values(), vars(batch).values(), strict=True):
             total += sums.sum(0, keepdim=True).cpu()
@@ -51,7 +51,7 @@ class Sums:
         return (self.square - self.plain.square() / self.count).clamp(min=0) / (self.count - 1).clamp(min=1)
 
 
-UnitScores = Callable[[Site, Sequence[tuple[Port, Sums]]], Tensor]
+UnitScores = Callable[[Site, Sequence[tuple[Port, TokenMoments]]], Tensor]
 
 
 class TokenSums(Scorer):
@@ -65,13 +65,13 @@ class TokenSums(Scorer):
         self._model, self._task, self._ports, self._unit_scores = model, task, ports, unit_scores
         self._has_encoder = any(branch.stack == "encoder" for branch in branches(model).values())
         self._branches = branches_of(model, ports)
-        self._totals = {port: Sums.zero(port.map.channels) for each in ports.values() for port in each}
+        self._totals = {port: TokenMoments.zero(port.map.channels) for each in ports.values() for port in each}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        seen: dict[Port, Sums] = {}
+        seen: dict[Port, TokenMoments] = {}
 
         def observe(port: Port, real: Tensor, activation: Tensor) -> None:
-            seen[port] = Sums.of(activation, real)
+            seen[port] = TokenMoments.of(activation, real)
 
         observers = {
             port: partial(observe, port, self._real(self._branches[site], port, batch))
@@ -92,7 +92,7 @@ class TokenSums(Scorer):
     def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         return {site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()}
 
-    def _scores(self, sums: Mapping[Port, Sums]) -> dict[Site, Tensor]:
+    def _scores(self, sums: Mapping[Port, TokenMoments]) -> dict[Site, Tensor]:
         return {site: self._unit_scores(site, [(port, sums[port]) for port in ports]) for site, ports in self._ports.items()}
 
     def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
@@ -108,7 +108,8 @@ def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port
     """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
     found = branches_of(model, sites).items()
     return {
-        site: branch.scored(site.unit) if site.unit == "qk_channel" else branch.cut(site.unit)[-1:] for site, branch in found
+        site: branch.observed_at(site.unit) if site.unit == "qk_channel" else branch.cut_at(site.unit)[-1:]
+        for site, branch in found
     }
 
 

@@ -25,7 +25,7 @@ class WeightMagnitude(Criterion):
 
     def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
         found = branches_of(model, sites).items()
-        return FixedScores({site: _magnitudes(model, branch.cut(site.unit)) for site, branch in found})
+        return FixedScores({site: _magnitudes(model, branch.cut_at(site.unit)) for site, branch in found})
 
 
 def _magnitudes(model: nn.Module, ports: Iterable[Port]) -> Tensor:

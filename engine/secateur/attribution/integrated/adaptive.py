@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.attribution.integrated.paths import Path, Sums
+from secateur.attribution.integrated.paths import Path, PathSums
 from secateur.attribution.integrated.quadrature import PANEL, Floats, Profile, nearest, radau
 
 FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
@@ -147,7 +147,7 @@ class Integrator:
         return torch.from_numpy(values).to(self.rows.device, self.path.end.dtype)
 
 
-def corrected(sums: Sums, weights: Tensor) -> Tensor:
+def corrected(sums: PathSums, weights: Tensor) -> Tensor:
     """Scores [R, units] of rules whose sums and weights [R, K + 1] are given, with completeness as a control variate.
 
     The rule's sum of F' should be F(1) - F(0), and is d less. So the weights become w_k (1 + l (F'_k - mean F')), whose sum

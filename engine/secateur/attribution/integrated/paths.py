@@ -28,7 +28,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Sums:
+class PathSums:
     """values [R, K]: F at the nodes. slopes [R, K + 1]: F' there and at a = 1, less a constant of each row.
     plain, coarse, tilted [R, units]: sum_k w_k dF/dc, the same by a coarser rule, and sum_k w_k slope_k dF/dc."""
 
@@ -55,7 +55,7 @@ class Path(ABC):
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
         """F [n] of the rows [n] of the batch at the gate values [n], without a backward pass."""
 
-    def sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, less: Tensor) -> Sums:
+    def sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, less: Tensor) -> PathSums:
         """For rows [R]: nodes [R, K] in 0 ... 1, the weights [2, R, K + 1] of these and of a = 1 by a rule and a coarser one,
         and what is taken from F' [R]."""
         own = torch.arange(len(rows), device=rows.device)
@@ -74,7 +74,9 @@ class Path(ABC):
             for total, tensor in zip(totals, found.tensors, strict=True):
                 total += _mixed(owner, inner[:, chunk], slopes[-1], tensor, len(rows))
         every = torch.cat([torch.cat(slopes).view_as(nodes), ends[:, None]], 1)
-        return Sums(torch.cat(values).view_as(nodes), every, *(self._scores(rows, [t[k] for t in totals]) for k in range(3)))
+        return PathSums(
+            torch.cat(values).view_as(nodes), every, *(self._scores(rows, [t[k] for t in totals]) for k in range(3))
+        )
 
     @abstractmethod
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.attribution.integrated.stream import Join, Norm, holds, joined, norms
+from secateur.attribution.integrated.stream import CapturedNorm, Join, holds, joined, norms
 from secateur.model.branches import Attention, Branch, Port, UnitMap
 from secateur.model.discovery import branches_of
 from secateur.model.families import branches
@@ -80,7 +80,7 @@ def leaf_ports(branch: Branch, site: Site) -> tuple[Port, ...]:
 
     A common gate on the V channels passes through the attention, which is linear in them, to the out-projection's input.
     """
-    ports = branch.cut(site.unit)
+    ports = branch.cut_at(site.unit)
     return ports if site.unit == "qk_channel" else ports[-1:]
 
 
@@ -178,7 +178,7 @@ class Replay:
         returned: dict[str, Any],
         inputs: dict[str, Tensor],
         gradients: dict[str, Tensor],
-        found: Sequence[Norm],
+        found: Sequence[CapturedNorm],
     ) -> Leaf:
         output: Tensor = returned[port.path]
         above = {path: returned[path] for path in prefixes(port.path) if path in returned}

@@ -17,7 +17,7 @@ from secateur_kernels.backend import Norm as Kind
 
 
 @dataclass(frozen=True)
-class Norm:
+class CapturedNorm:
     """A norm as it ran in a captured pass: its path, its parameters, and what went in and came out [B, T, D]."""
 
     path: str
@@ -52,13 +52,13 @@ class Join:
 
 
 @contextmanager
-def norms(model: nn.Module) -> Iterator[list[Norm]]:
+def norms(model: nn.Module) -> Iterator[list[CapturedNorm]]:
     """Inside, what might be norms is written down, in the order in which it runs."""
-    found: list[Norm] = []
+    found: list[CapturedNorm] = []
 
     def keep(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if arguments and isinstance(output, Tensor) and output.dim() == 3:
-            found.append(Norm(path, module, arguments[0], output))
+            found.append(CapturedNorm(path, module, arguments[0], output))
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
@@ -68,7 +68,7 @@ def norms(model: nn.Module) -> Iterator[list[Norm]]:
         yield found
 
 
-def joined(output: Tensor, above: Mapping[str, Any], found: Sequence[Norm]) -> tuple[Join | None, Tensor]:
+def joined(output: Tensor, above: Mapping[str, Any], found: Sequence[CapturedNorm]) -> tuple[Join | None, Tensor]:
     """How a branch's output joins the residual stream, and the tensor that a module above it returns: the stream, its norm, or
     the output itself where no such module is found.
 
@@ -82,14 +82,14 @@ def joined(output: Tensor, above: Mapping[str, Any], found: Sequence[Norm]) -> t
         earlier = [tensor for before in found[:k] for tensor in (before.stream, before.normed)]
         residual = next((each for each in reversed(earlier) if _adds_up(each, output, norm.stream)), None)
         once = sum(other.path == norm.path for other in found) == 1
-        spec = recognised(norm) if residual is not None and once else None
+        spec = norm_arguments(norm) if residual is not None and once else None
         if residual is not None and spec is not None:
             join = Join(residual.detach(), norm.path if inside else None, *spec)
             return join, norm.stream if inside else norm.normed
     return None, output
 
 
-def recognised(norm: Norm) -> tuple[Kind, float, Tensor, Tensor | None] | None:
+def norm_arguments(norm: CapturedNorm) -> tuple[Kind, float, Tensor, Tensor | None] | None:
     """The kernel's kind, eps, weight and bias that give what the norm gave for the first example, up to rounding; or None."""
     eps = getattr(norm.module, "variance_epsilon", getattr(norm.module, "eps", None))
     if not isinstance(eps, float):

@@ -45,7 +45,7 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])
         points = sweep(
             loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress,
-            recovery=lambda pruned: secateur.recover_(pruned, loaded.model, task, rows[:REFITTED]),
+            recovery=lambda pruned: secateur.recover_(loaded.model, pruned, task, rows[:REFITTED]),
         )  # fmt: skip
         plan = secateur.plan(scores, keep=keep, per_head=True)
         report, shown = prune_folder(

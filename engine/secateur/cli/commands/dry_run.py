@@ -84,7 +84,7 @@ def _first_sites(plan: Plan) -> Table:
     rows = [(f"{number} x {kind}", unit, f"{units:,}", f"{stay:,}") for (kind, unit, units, stay), number in kinds.items()]
     rows = rows[:_SHOWN] + [("...", "", "", "")] * (len(rows) > _SHOWN)
     rows += [(site.name, site.unit, f"{site.units:,}", f"{len(plan[site.name]):,}") for site in plan.sites[:_SHOWN]]
-    return output.table(("sites", "unit", "units", "stay"), rows)
+    return output.table(("sites", "unit", "units", "kept"), rows)
 
 
 def _lines(found: DryRun, model: Any) -> list[str]:

@@ -19,7 +19,7 @@ from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
-from secateur.corpus.run import Job, Wanted, alone_in, as_tuned, tuned_as
+from secateur.corpus.run import Job, Wanted, alone_in, tuning_of, with_tuning
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
@@ -118,7 +118,7 @@ class _Recipe:
             raise InputError(
                 f"model: expected {self.model!r} to be one model on all machines, got other weights on {gethostname()}"
             )
-        return as_tuned(runner, tuned)
+        return with_tuning(runner, tuned)
 
     def elsewhere(self, device: str) -> _Recipe:
         """The same for processes with another working folder. device: its kind; of several GPUs Ray shows a worker its own."""
@@ -130,7 +130,7 @@ def _on_ray(runner: Runner, recipe: _Recipe, weights: str, workers: int | None) 
     room = ray_engine.room_for(runner)
     if workers is not None and workers > room:
         output.say(f"{workers} workers wanted, of which the cluster has room for {room} now")
-    load = partial(recipe.elsewhere(model_device(runner.model).type).make_again, weights, tuned_as(runner))
+    load = partial(recipe.elsewhere(model_device(runner.model).type).make_again, weights, tuning_of(runner))
     return partial(ray_engine.score_on_ray, load, workers or room)
 
 

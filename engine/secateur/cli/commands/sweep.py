@@ -89,7 +89,7 @@ def sweep_(
         loaded.model, job, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
         progress=output.step_progress,
         recovery=None if refit is None else lambda pruned: secateur.recover_(
-            pruned, loaded.model, job, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
+            loaded.model, pruned, job, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
         ),
     )  # fmt: skip
     document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}

@@ -100,7 +100,7 @@ def plan_table(plan: Plan) -> Table:
         (site.name, site.unit, str(site.units), str(len(plan[site.name])), f"{len(plan[site.name]) / site.units:.2f}")
         for site in plan.sites
     )
-    return table(("site", "unit", "units", "stay", "share"), rows)
+    return table(("site", "unit", "units", "kept", "share"), rows)
 
 
 def sites_table(sites: Sequence[Site]) -> Table:

@@ -116,7 +116,7 @@ def write_folder(
 def _recovered(loaded: inputs.Loaded, task: Task, pruned: nn.Module, rows: Sequence[Example], method: Method) -> list[Refit]:
     output.say(f"recovering on {len(rows)} examples")
     computed = next(pruned.parameters()).dtype
-    refits = secateur.recover_(pruned, loaded.model, task, rows, method=method, unlabeled=without_targets(task, rows))
+    refits = secateur.recover_(loaded.model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows))
     pruned.to(loaded.stored).to(computed)  # What is evaluated is what is written. Other weights lose nothing by it.
     return refits
 

@@ -1,6 +1,8 @@
 """Model families: the only place that knows the module paths of Hugging Face's models. One short file each."""
 
 from secateur.model.families.base import Contribution, Family
-from secateur.model.families.registry import branches, family_of, in_rows, register, supported
+from secateur.model.families.registry import branches, family_of, register_family, split_token_rows, supported
 
-__all__ = ["Contribution", "Family", "branches", "family_of", "in_rows", "register", "supported"]
+register = register_family  # The earlier name.
+
+__all__ = ["Contribution", "Family", "branches", "family_of", "register", "register_family", "split_token_rows", "supported"]

@@ -54,5 +54,5 @@ BART = Family(
         else {f"{branch.stack}_attention_heads": branch.heads}
     ),
     place_in_decoder=_place_in_decoder,
-    cheaper=lambda model: few_queries(model, _branches(model)),
+    faster_forward=lambda model: few_queries(model, _branches(model)),
 )

@@ -43,9 +43,9 @@ class Family:
     keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack, and
     returns True; or False where no config does. None where a block without its branches always does something, as the norms of
     post-norm blocks do.
-    cheaper: a context in which a model computes the same in fewer operations, where its own code repeats itself.
-    in_rows: of models that run some branch on all tokens in one row [B * T, channels]: registers hooks under which its linear
-    layers see [B, T, channels] as all others do, and returns their handles.
+    faster_forward: a context in which a model computes the same in fewer operations, where its own code repeats itself.
+    split_token_rows: of models that run some branch on all tokens in one row [B * T, channels]: registers hooks under which its
+    linear layers see [B, T, channels] as all others do, and returns their handles.
     """
 
     model_types: tuple[str, ...]
@@ -56,8 +56,8 @@ class Family:
     contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
-    cheaper: Callable[[nn.Module], AbstractContextManager[None]] | None = None
-    in_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
+    faster_forward: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    split_token_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 
 def attention(

@@ -39,5 +39,5 @@ BERT = Family(
     config_fields=lambda branch: (
         {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
     ),
-    cheaper=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
+    faster_forward=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
 )

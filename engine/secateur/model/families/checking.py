@@ -32,7 +32,7 @@ def _expected(branch: Branch) -> Iterator[tuple[str, str, int | None, int | None
         paths = {field: getattr(branch, field) for field in ("query", "key", "value", "output")}
     else:
         paths = {**{f"inputs[{number}]": path for number, path in enumerate(branch.inputs)}, "output": branch.output}
-    cut = branch.cut("head") if isinstance(branch, Attention) else branch.cut("neuron")
+    cut = branch.cut_at("head") if isinstance(branch, Attention) else branch.cut_at("neuron")
     widths = {(port.path, port.side): port.map.channels for port in cut}
     for field, path in paths.items():
         yield field, path, widths.get((path, "output")), widths.get((path, "input"))

@@ -29,7 +29,7 @@ DISTILBERT = Family(
         "dim": heads * head_dim,
     },
     config_fields=lambda branch: {"hidden_dim": branch.width} if isinstance(branch, FeedForward) else {"n_heads": branch.heads},
-    cheaper=lambda model: first_token_alone(
+    faster_forward=lambda model: first_token_alone(
         model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
     ),
 )

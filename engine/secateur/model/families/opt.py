@@ -28,12 +28,12 @@ def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
     return True
 
 
-def _in_rows(model: nn.Module) -> list[RemovableHandle]:
+def _split_token_rows(model: nn.Module) -> list[RemovableHandle]:
     """Each FFN's first layer takes the tokens by example, and its last gives them back in one row, for the residual stream."""
-    return [handle for _, block in blocks(model, "decoder.layers") for handle in _block_in_rows(model.get_submodule(block))]
+    return [handle for _, block in blocks(model, "decoder.layers") for handle in _split_block_rows(model.get_submodule(block))]
 
 
-def _block_in_rows(block: Any) -> list[RemovableHandle]:
+def _split_block_rows(block: Any) -> list[RemovableHandle]:
     examples = 0
 
     def count(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -65,5 +65,5 @@ OPT = Family(
         {"ffn_dim": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
     ),
     keep_blocks=_keep_blocks,
-    in_rows=_in_rows,
+    split_token_rows=_split_token_rows,
 )

@@ -24,7 +24,7 @@ from secateur.support.errors import InputError
 _FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, OPT, VIT]
 
 
-def register(family: Family) -> None:
+def register_family(family: Family) -> None:
     """Adds a family; a later one wins where two name the same model type. Raises InputError for what is none."""
     if not isinstance(family, Family):
         raise InputError(f"family: expected a secateur.families.Family, got {type(family).__name__}")
@@ -42,7 +42,7 @@ def family_of(model: nn.Module) -> Family:
     if family is None:
         raise InputError(
             f"model: expected one of the families {', '.join(supported())}, got model_type {_model_type(model)!r}; "
-            "docs/add-a-family.md shows how to add one with secateur.families.register"
+            "docs/add-a-family.md shows how to add one with secateur.register_family"
         )
     return family
 
@@ -60,7 +60,7 @@ def branches(model: nn.Module) -> dict[str, Branch]:
     return {branch.name: branch for branch in checked(family_of(model), model)}
 
 
-def in_rows(model: nn.Module) -> list[RemovableHandle]:
+def split_token_rows(model: nn.Module) -> list[RemovableHandle]:
     """Hooks under which the linear layers of all branches see [B, T, channels], until the handles are removed."""
-    hooks = family_of(model).in_rows
+    hooks = family_of(model).split_token_rows
     return [] if hooks is None else hooks(model)

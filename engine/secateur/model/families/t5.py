@@ -93,7 +93,7 @@ def _buckets(attention: Any, distances: Tensor) -> Tensor:
 
 
 @contextmanager
-def _cheaper(model: nn.Module) -> Iterator[None]:
+def _faster_forward(model: nn.Module) -> Iterator[None]:
     with _distances_looked_up(model), few_queries(model, _branches(model), mask="mask", outputs=_attention_outputs):
         yield
 
@@ -171,5 +171,5 @@ T5 = Family(
     cut_position_bias=_cut_position_bias,
     keep_blocks=_keep_blocks,
     place_in_decoder=_place_in_decoder,
-    cheaper=_cheaper,
+    faster_forward=_faster_forward,
 )

@@ -37,7 +37,7 @@ VIT = Family(
         else {"num_attention_heads": branch.heads, "head_dim": branch.head_dim}
     ),
     keep_blocks=_keep_blocks,
-    cheaper=lambda model: first_token_alone(
+    faster_forward=lambda model: first_token_alone(
         model, "layers", _branches(model), {"ViTForImageClassification": ""}, "layernorm_before"
     ),
 )

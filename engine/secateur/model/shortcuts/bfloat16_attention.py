@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.support.environment import capabilities, processor
+from secateur.support.environment import capabilities, cpu_name
 
 _NAME = "bfloat16_by_products"
 
@@ -42,7 +42,7 @@ def _is_bfloat16_on_cpu(model: nn.Module) -> bool:
 
 @cache
 def _products_are_faster() -> bool:
-    return "AMD" in processor() and bool(capabilities().get("avx512_bf16"))
+    return "AMD" in cpu_name() and bool(capabilities().get("avx512_bf16"))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`secateur bench`: dense against pruned, timed over shapes."""
+"""`secateur benchmark`: dense against pruned, timed over shapes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+import secateur
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
     Device,
@@ -19,12 +20,11 @@ from secateur.cli.shared.options import (
     Threads,
 )
 from secateur.cli.shared.plots import benchmark_plot
-from secateur.measuring.benchmark import benchmark
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.support.files import new_folder, require_absent
 
 
-def bench(
+def benchmark(
     dense: Annotated[str, typer.Argument(help="The dense model.")],
     pruned: Annotated[str, typer.Argument(help="The pruned model.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the report and the plot; must not exist yet.")] = None,
@@ -46,7 +46,7 @@ def bench(
     first = inputs.load_model(dense, task=task, device=device, dtype=dtype)
     second = inputs.load_model(pruned, task=task or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
-    report = benchmark(first.model, second.model, batches, pairs=pairs)
+    report = secateur.benchmark(first.model, second.model, batches, pairs=pairs)
     if out is not None:
         with new_folder(out) as folder:
             (folder / "benchmark.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""A model within `families.cheaper`: the same outputs in fewer operations, and nothing of it left behind."""
+"""A model within `faster_forward`: the same outputs in fewer operations, and nothing of it left behind."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from undisturbed import state
 
 import secateur
-from secateur.model.cheaper import cheaper
 from secateur.model.families import t5
+from secateur.model.faster_forward import faster_forward
 
 T5 = CASES["t5-gated"]
 SPELT_OUT = ("t5-gated", "mt5", "gpt2")
@@ -31,7 +31,7 @@ def spelt_out(model: nn.Module) -> list[nn.Module]:
 
 def assert_the_same(case: Case, model: nn.Module) -> None:
     expected = case.logits(model)
-    with cheaper(model):
+    with faster_forward(model):
         assert not spelt_out(model)
         found = case.logits(model)
     # An RMSNorm rounds to float32 in between.
@@ -58,7 +58,7 @@ def test_the_bias_of_distances_is_the_bias_of_pairs(length: int) -> None:
     attention = first_attention(model)
     with torch.no_grad():
         expected = attention.compute_bias(length, length)
-        with cheaper(model):
+        with faster_forward(model):
             found = attention.compute_bias(length, length)
     assert torch.equal(found, expected)
 
@@ -76,7 +76,7 @@ def test_buckets_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.ones(1, 9, dtype=torch.int64)
     encoder(input_ids=ids)
     assert asked == [2]
-    with cheaper(model):
+    with faster_forward(model):
         asked.clear()
         encoder(input_ids=ids)
         assert asked == []
@@ -87,7 +87,7 @@ def test_gradients_after_inference() -> None:
     encoder: Any = model.get_submodule("encoder")
     ids = torch.ones(1, 9, dtype=torch.int64)
     t5._encoder_buckets.cache_clear()
-    with cheaper(model):
+    with faster_forward(model):
         with torch.inference_mode():
             expected = encoder(input_ids=ids).last_hidden_state
         found = encoder(input_ids=ids).last_hidden_state
@@ -97,7 +97,7 @@ def test_gradients_after_inference() -> None:
 
 
 def raise_within(model: nn.Module, before: dict[str, Any]) -> None:
-    with cheaper(model):
+    with faster_forward(model):
         assert state(model) != before
         raise RuntimeError("inside")
 
@@ -110,7 +110,7 @@ def test_nothing_is_left_behind(name: str) -> None:
         raise_within(model, before)
     assert state(model) == before
     # Two at once, the first of which ends first.
-    first, second = cheaper(model), cheaper(model)
+    first, second = faster_forward(model), faster_forward(model)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -124,7 +124,7 @@ def test_hooks_of_activations_run() -> None:
     hooked, *others = spelt_out(model)
     hooked.register_forward_hook(lambda module, arguments, output: 0 * output)
     expected = T5.logits(model)
-    with cheaper(model):
+    with faster_forward(model):
         assert spelt_out(model) == [hooked]
         assert torch.allclose(T5.logits(model), expected, rtol=1e-5, atol=1e-6)
     assert spelt_out(model) == [hooked, *others]
@@ -133,7 +133,7 @@ def test_hooks_of_activations_run() -> None:
 def test_models_of_unknown_families() -> None:
     model = nn.Sequential(nn.Linear(3, 3), NewGELUActivation())
     values = torch.linspace(-4, 4, 12).view(4, 3)
-    with cheaper(model):
+    with faster_forward(model):
         found = model(values)
         assert not spelt_out(model)
     assert torch.allclose(found, model(values), atol=1e-6)

@@ -1,0 +1,51 @@
+"""The public names of secateur and where they live. `__init__.py` reads this file: a name is imported when it is first used."""
+
+from secateur import corpus as corpus
+from secateur import learned as learned
+from secateur.attribution.attribute import attribute as attribute
+from secateur.attribution.criteria import Criterion as Criterion
+from secateur.attribution.criteria import GradientActivation as GradientActivation
+from secateur.attribution.criteria import IntegratedGradients as IntegratedGradients
+from secateur.attribution.layer_scores import choose_layers as choose_layers
+from secateur.attribution.layer_scores import layer_scores as layer_scores
+from secateur.attribution.scores import Scores as Scores
+from secateur.data import builtin as builtin
+from secateur.flow.choose import alternatives as alternatives
+from secateur.flow.choose import choose as choose
+from secateur.flow.meet_latency import MetLatency as MetLatency
+from secateur.flow.meet_latency import meet_latency as meet_latency
+from secateur.flow.rounds import attribute_in_rounds as attribute_in_rounds
+from secateur.flow.sweep import sweep as sweep
+from secateur.measuring.benchmark import benchmark as benchmark
+from secateur.measuring.dry_run import dry_run as dry_run
+from secateur.measuring.evaluate import evaluate as evaluate
+from secateur.measuring.latency import latency_table as latency_table
+from secateur.measuring.synthetic import synthetic_batches as synthetic_batches
+from secateur.model import cost as cost
+from secateur.model import families as families
+from secateur.model.discovery import sites as sites
+from secateur.model.families import register_family as register_family
+from secateur.model.sites import Site as Site
+from secateur.planning.latency_table import LatencyTable as LatencyTable
+from secateur.planning.plan import Plan as Plan
+from secateur.planning.plan import plan as plan
+from secateur.pruning.delete_layers import delete_layers as delete_layers
+from secateur.pruning.factorise import factorise as factorise
+from secateur.pruning.masked import masked as masked
+from secateur.pruning.prune import prune as prune
+from secateur.pruning.prune import prune_ as prune_
+from secateur.pruning.save import load as load
+from secateur.pruning.save import save as save
+from secateur.pruning.task_plans import TaskPlans as TaskPlans
+from secateur.pruning.verify import verify as verify
+from secateur.pruning.verify import verify_layers as verify_layers
+from secateur.recovery import recover_ as recover_
+from secateur.support.errors import InputError as InputError
+from secateur.tasks import CausalLM as CausalLM
+from secateur.tasks import ImageClassification as ImageClassification
+from secateur.tasks import SequenceClassification as SequenceClassification
+from secateur.tasks import Task as Task
+from secateur.tasks import TextToText as TextToText
+from secateur.tasks import TokenClassification as TokenClassification
+
+__version__: str
