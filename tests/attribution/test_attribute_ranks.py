@@ -140,7 +140,7 @@ def test_killed_processes_go_on_to_the_same_bits(files: Run) -> None:
 def test_bad_input_by_processes_is_one_line(files: Run) -> None:
     Path("rows.jsonl").write_text('{"input": "the cat"}\n')
     command = [sys.executable, *LAUNCHER, "-m", "secateur", *f"{COMMAND} --out s".split()]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("secateur: ")]
@@ -172,7 +172,7 @@ def test_no_thread_of_the_group_is_left(files: Run, options: str, code: int) -> 
     Path("other", "thesis.tex").write_text("precious")
     Path("job.py").write_text(WITH_THREADS)
     command = [sys.executable, *LAUNCHER, "job.py", *f"{COMMAND} --out s {options}".split()]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     assert ("secateur: checkpoint: expected a new folder" in done.stderr) == bool(code)
     for rank in range(2):

@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     root.mkdir()
     command = [sys.executable, "-c", FULL_DISK, str(root), str(Path(__file__).parents[1] / "support")]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.partition("REPORT")[2])
     assert len(found) == 5

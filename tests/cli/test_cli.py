@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
         f"sys.argv = {line.split()!r};"
         "from secateur.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1
     assert "File too large" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

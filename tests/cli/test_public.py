@@ -25,7 +25,7 @@ DOCUMENTED = [
 def loaded_by(code: str) -> set[str]:
     """The modules in a fresh process after some code."""
     code += "\nimport json, sys; print('MODULES' + json.dumps(sorted(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     return set(json.loads(result.stdout.partition("MODULES")[2]))
 
 

@@ -210,7 +210,7 @@ def test_folders_are_read_by_fresh_processes(tmp_path: Path) -> None:
     # The stock modules cache remote code under HF_HOME: an empty one, so that no earlier run's can serve.
     variables = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(jobs)]
-    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found = load_file(tmp_path / "outputs")
     assert found.keys() == expected.keys()

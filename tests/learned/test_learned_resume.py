@@ -113,7 +113,7 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["script.py", str(tmp_path)]
-    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert same(first, second)

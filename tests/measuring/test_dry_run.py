@@ -206,7 +206,7 @@ print(json.dumps([told.activations, peak - before]))
 def test_the_memory_is_within_a_factor_of_the_measured_one() -> None:
     """1.4, either way: what the operating system gave the process at its peak, beyond what it had with the model loaded."""
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parents[1] / "support")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     told, measured = json.loads(result.stdout)
     assert told > 100e6

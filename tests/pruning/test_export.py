@@ -152,7 +152,7 @@ def run(jobs: list[dict[str, Any]], folder: Path, *, blocked: bool) -> dict[str,
     variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)
     command = [sys.executable, "-c", SCRIPT, str(path), "blocked" if blocked else "free"]
-    result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found: dict[str, str] = json.loads(result.stdout.partition("REPORT")[2])
     return found

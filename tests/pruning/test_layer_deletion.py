@@ -276,7 +276,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ten
     variables = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)
     command = [sys.executable, "-c", SCRIPT, str(root / "jobs.json")]
-    result = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+    result = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     return found
 

@@ -227,7 +227,7 @@ def test_threads_that_want_one_task_gather_it_once(monkeypatch: pytest.MonkeyPat
 def test_threads_that_want_several_tasks_gather_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     router = TaskPlans(T5.model(), plans_of(T5))
     calls = patched(monkeypatch, lambda: together.wait())
-    together = threading.Barrier(3, timeout=30)
+    together = threading.Barrier(3, timeout=600)
     with ThreadPoolExecutor(3) as pool:
         assert len(list(pool.map(router.__getitem__, router))) == len(calls) == 3
 
