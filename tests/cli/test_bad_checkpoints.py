@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from secateur.model.branches import Attention, Branch, FeedForward
 from secateur.model.families import registry
 from secateur.model.families.bert import BERT
 from secateur.model.families.llama import LLAMA
+from secateur.tasks import fitting
 
 Run = Callable[[str], str]
 BERT_CASE, T5_CASE = CASES["bert-sequence"], CASES["t5-gated"]
@@ -100,6 +103,58 @@ def test_quantised_checkpoints(run: Run, about: dict[str, Any], method: str) -> 
         said = run(line)
         assert said.startswith("model: expected ordinary weights (float32, float16 or bfloat16), got 'm', quantised by")
         assert f"quantised by {method}: load it dequantised" in said
+
+
+def sentencepiece_folder(case: str, tokenizer_class: str, *files: str) -> None:
+    """A folder whose tokenizer is read with sentencepiece: no tokenizer.json, only files of the kind that it reads."""
+    secateur.save(CASES[case].model(), "m")
+    Path("m/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": tokenizer_class}))
+    Path("m/vocab.json").write_text(json.dumps({"<pad>": 0, "</s>": 1, "<unk>": 2}))
+    for file in files:
+        Path("m", file).write_bytes(b"pieces")
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in GOOD))
+
+
+MISSING_PACKAGE = "to be installed, which the tokenizer of 'm' needs, got none; pip install 'secateur[sentencepiece]'"
+
+
+@pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+@pytest.mark.parametrize(
+    "line",
+    ["prune m --task text-to-text --data data.jsonl --keep 0.5 --out d", "evaluate m --task text-to-text --data data.jsonl"],
+)
+@pytest.mark.parametrize(
+    "folder", [("marian", "MarianTokenizer", "source.spm", "target.spm"), ("t5-gated", "T5Tokenizer", "spiece.model")]
+)
+def test_a_tokenizer_that_needs_sentencepiece(run: Run, line: str, folder: tuple[str, ...]) -> None:
+    sentencepiece_folder(*folder)
+    said = run(line)
+    assert said.startswith("tokenizer: expected sentencepiece")
+    assert said.endswith(MISSING_PACKAGE)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("\nMarianTokenizer requires the SentencePiece library but it was not found in your environment.\n"),
+        ValueError("`tiktoken` is required to read a `tiktoken` file. Install it with `pip install tiktoken`."),
+        ImportError("requires the protobuf library but it was not found in your environment."),
+    ],
+    ids=["sentencepiece", "tiktoken", "protobuf"],
+)
+def test_what_transformers_says_without_sentencepiece(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    sentencepiece_folder("marian", "MarianTokenizer")
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    monkeypatch.setattr(fitting, "_installed", lambda module: False)
+    said = run("prune m --task text-to-text --data data.jsonl --keep 0.5 --out d")
+    assert said == f"tokenizer: expected sentencepiece and protobuf {MISSING_PACKAGE}"
+    # With both packages the error is another one, and it is not reworded.
+    monkeypatch.setattr(fitting, "_installed", lambda module: True)
+    with pytest.raises(type(error), match=re.escape(str(error).strip())):
+        fitting.read_tokenizer("m")
 
 
 @pytest.mark.parametrize("name", ["m/weights-q4.gguf", "m"])

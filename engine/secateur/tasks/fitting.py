@@ -1,7 +1,8 @@
-"""Whether a task's tokenizer and a model belong together, found out before a pass fails deep inside."""
+"""Load a tokenizer, and check that a task's tokenizer and a model belong together before a forward pass fails."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from torch import nn
@@ -38,3 +39,41 @@ def require_rows(model: nn.Module, tokenizer: Any) -> None:
             f"tokenizer: expected at most {rows} pieces, the rows of the model's embedding, got a tokenizer with {pieces}: "
             "does it belong to the model?"
         )
+
+
+def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
+    """Load a tokenizer or an image processor.
+
+    Args:
+        folder: A folder or a name on the Hub.
+        auto_class: The class of transformers that loads it, e.g. "AutoTokenizer" or "AutoImageProcessor".
+
+    Returns:
+        The tokenizer or the image processor.
+
+    Raises:
+        InputError: The tokenizer needs sentencepiece or protobuf, and the package is not installed. Marian folders need it,
+            and so do mT5 and T5 folders without a tokenizer.json.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, auto_class).from_pretrained(folder)
+    except (ImportError, ValueError) as error:
+        # ImportError for Marian and ValueError for T5; T5's names tiktoken where sentencepiece and protobuf are enough.
+        needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+        missing = [package for package, module in needed.items() if not _installed(module)]
+        if missing and any(package in str(error).lower() for package in (*needed, "tiktoken")):
+            raise InputError(
+                f"tokenizer: expected {' and '.join(missing)} to be installed, which the tokenizer of {folder!r} needs, "
+                "got none; pip install 'secateur[sentencepiece]'"
+            ) from error
+        raise
+
+
+def _installed(package: str) -> bool:
+    """Return True if the package can be imported. The import does not run."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False  # The parent of a dotted name is missing.

@@ -16,6 +16,7 @@ from secateur.model.cost import parameters
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import write_atomically
 from secateur.support.ledger import CELLS, Ledger
+from secateur.tasks.fitting import read_tokenizer
 
 
 def multitask(
@@ -92,7 +93,7 @@ def lines(document: dict[str, Any], out: Path) -> list[str]:
 
 def load_encoder(name: str) -> tuple[nn.Module, Any]:
     """An encoder in float32, and its tokenizer, by folder, Hub name or "builtin" (the encoder of the built-in T5)."""
-    from transformers import AutoModelForTextEncoding, AutoTokenizer
+    from transformers import AutoModelForTextEncoding
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -103,6 +104,8 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
         model, tokenizer = builtin.load()
         return encoder_of(model), tokenizer
     try:
-        return AutoModelForTextEncoding.from_pretrained(name, dtype="float32").eval(), AutoTokenizer.from_pretrained(name)
+        return AutoModelForTextEncoding.from_pretrained(name, dtype="float32").eval(), read_tokenizer(name)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as an encoder: {first_line(error)}") from error

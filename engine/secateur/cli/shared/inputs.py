@@ -20,7 +20,7 @@ from secateur.flow.choose import RECOVERIES
 from secateur.pruning import save as export
 from secateur.recovery import Method
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.fitting import require_rows
+from secateur.tasks.fitting import read_tokenizer, require_rows
 from secateur.tasks.sequence import class_names
 
 TASK_FILE = "secateur.json"
@@ -66,7 +66,6 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
     dtype "auto" is the stored one on an accelerator and float32 on a CPU, where half precision is slow and coarse.
     device_map: how Accelerate spreads it, in place of `device`.
     """
-    import transformers
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # Loading takes less than reading of it; our own bars show what takes time.
@@ -79,7 +78,9 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
         options["device_map"] = _device_map(device_map, device, config)
     try:
         model = _load(path, config, TASKS[kind].auto_class, options)
-        tokenizer = getattr(transformers, reader).from_pretrained(path)
+        tokenizer = read_tokenizer(path, reader)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
     require_rows(model, tokenizer)
