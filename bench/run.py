@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def speed() -> dict[str, Any]:
     """The ratios of bench_*.py."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        folder = ROOT / "bench"
-        command = [sys.executable, "-m", "pytest", "-c", str(folder / "pytest.ini"), "--rootdir", str(folder), str(folder)]
+        bench = ROOT / "bench"
+        command = [sys.executable, "-m", "pytest", "-c", str(bench / "pytest.ini"), "--rootdir", str(bench), str(bench)]
         subprocess.run([*command, f"--benchmark-json={raw}"], check=True)
         measured = json.loads(raw.read_text())
     machine = {key: measured["machine_info"]["cpu"].get(key) for key in ("brand_raw", "count")}
@@ -109,7 +110,7 @@ def ways_to_run() -> dict[str, Any]:
     return compatibility()
 
 
-RUNS = {
+RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed,
     "quality": quality,
     "integrated": integrated_gradients,

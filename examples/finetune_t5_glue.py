@@ -57,7 +57,7 @@ def main() -> None:
         for start in range(0, len(items), arguments.micro_batch):
             batch = tasks[name].collate(items[start : start + arguments.micro_batch], device)
             loss = -tasks[name].target(model, batch, "log_probability").sum() / len(items)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss)
         optimizer.step()
         optimizer.zero_grad()

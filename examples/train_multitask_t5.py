@@ -82,7 +82,8 @@ def principal_components(embeddings: Tensor, width: int) -> Tensor:
     centred = embeddings - embeddings.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     reduced = centred @ directions[:width].T
-    return reduced / reduced.std()
+    scaled: Tensor = reduced / reduced.std()
+    return scaled
 
 
 @torch.inference_mode()
@@ -146,11 +147,11 @@ class Auxiliary(nn.Module):
         [B, labels] marks the labels of each row's task."""
         weights = mask[:, :, None].float()
         mapped = self.to_teacher(states)
-        distance = ((mapped - teacher).square() * weights).sum() / (weights.sum() * teacher.shape[-1])
+        distance: Tensor = ((mapped - teacher).square() * weights).sum() / (weights.sum() * teacher.shape[-1])
         mean = ((weights * torch.cat([states, mapped], -1)).sum(1)) / weights.sum(1)
         logits = self.classify(mean).masked_fill(~allowed, -1e4)
         if bool((classes >= 0).any()):
-            return 2.0 * distance + F.cross_entropy(logits, classes, ignore_index=-100)
+            return 2 * distance + F.cross_entropy(logits, classes, ignore_index=-100)
         return 2.0 * distance
 
 

@@ -64,7 +64,7 @@ def fit(model: ViTForImageClassification, task: secateur.ImageClassification, tr
         rows = torch.randint(len(labels), (BATCH,))
         loss = torch.nn.functional.cross_entropy(model(pixel_values=pixels[rows]).logits, labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     model.eval()

@@ -45,6 +45,8 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
             names = [f"secateur.{alias.name}" for alias in node.names] if node.module == "secateur" else [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
+        else:
+            continue
         yield from ((node.lineno, name) for name in names if name.partition(".")[0] in ("secateur", "secateur_kernels"))
 
 

@@ -78,7 +78,7 @@ def attempt(name: str, folder: Path, result: Path, log: Path) -> None:
         os.dup2(file.fileno(), 2)
     way = WAYS[name]
     if way.alone:
-        sys.meta_path.insert(0, Forbidden())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Forbidden())
     warnings.simplefilter("ignore")
     import torch
 

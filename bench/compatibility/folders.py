@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -42,14 +42,16 @@ def labels(rows: list[dict[str, Any]]) -> list[str]:
 def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[dict[str, Any]]) -> nn.Module:
     if shape == "uniform":
         # What a stock config can say: T5 narrower heads, BERT the dense model's heads, Llama fewer heads.
-        unit, select, per_head = {
+        stock: dict[str, tuple[Literal["head", "channel"], str | None, bool]] = {
             "t5": ("channel", None, True),
             "bert": ("head", "ffn", False),
             "llama": ("head", None, False),
-        }[family]
+        }
+        unit, select, per_head = stock[family]
         scores = secateur.attribute(model, task, rows, unit=unit, select=select)
         return secateur.prune(model, secateur.plan(scores, keep=0.5, per_head=per_head))
-    unit = {"heads": "head", "channels": "channel"}[shape]
+    units: dict[str, Literal["head", "channel"]] = {"heads": "head", "channels": "channel"}
+    unit = units[shape]
     scores = secateur.attribute(model, task, rows, unit=unit)
     plan = secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.25)
     if shape == "heads":

@@ -30,13 +30,14 @@ def _texts(folder: Folder) -> list[str]:
 def _classifies(folder: Folder) -> Outcome:
     texts, model, tokenizer = _texts(folder), folder.load(), folder.tokenizer()
     found = _pipeline("text-classification", folder)(texts)
+    config: Any = model.config
     away = 0.0
     for text, answer in zip(texts, found, strict=True):
         with torch.inference_mode():
             chances = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
         best = int(chances.argmax())
-        if model.config.id2label[best] != answer["label"]:
-            return Outcome("fails", f"label {answer['label']}, the model's is {model.config.id2label[best]}")
+        if config.id2label[best] != answer["label"]:
+            return Outcome("fails", f"label {answer['label']}, the model's is {config.id2label[best]}")
         away = max(away, abs(float(chances[best]) - answer["score"]))
     return Outcome("works", f"text-classification: labels the same, scores within {away:.1e}", {"score_difference": away})
 
@@ -46,7 +47,8 @@ def _generates(folder: Folder) -> Outcome:
     found = _pipeline("text-generation", folder)(text, max_new_tokens=12, do_sample=False, return_full_text=False)
     ids = tokenizer(text, return_tensors="pt")
     ids.pop("token_type_ids", None)
-    made = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    generate: Any = model.generate
+    made = generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
     expected = tokenizer.decode(made, skip_special_tokens=True)
     if found[0]["generated_text"].strip() != expected.strip():
         return Outcome("fails", f"text-generation: {found[0]['generated_text']!r}, by hand {expected!r}")

@@ -51,7 +51,7 @@ def torchao_dynamic(folder: Folder) -> Outcome:
 def torch_dynamic(folder: Folder) -> Outcome:
     """`torch.ao.quantization.quantize_dynamic` of linear layers."""
     torch.backends.quantized.engine = "x86"
-    model: Any = torch.ao.quantization.quantize_dynamic(folder.load(), {nn.Linear}, dtype=torch.qint8)
+    model: Any = torch.ao.quantization.quantize_dynamic(folder.load(), {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     return _compared(folder, model)
 
 

@@ -19,7 +19,7 @@ from secateur.model.undisturbed import undisturbed
 def taylor(case: Case) -> dict[str, Tensor]:
     """What weight-based Taylor importance does: gradients of all parameters, then |sum of w * dw| for each output row."""
     case.model.zero_grad(set_to_none=True)
-    case.task.target(case.model, case.batch, "log_probability").sum().backward()
+    case.task.target(case.model, case.batch, "log_probability").sum().backward()  # type: ignore[no-untyped-call]
     return {
         name: (p.detach() * p.grad).flatten(1).sum(1).abs()
         for name, p in case.model.named_parameters()

@@ -266,4 +266,4 @@ def _memory(folder: Path, documents: int = 6000) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    corpus(*map(int, sys.argv[1:]))
+    corpus(*map(int, sys.argv[1:]))  # type: ignore[arg-type]

@@ -80,7 +80,9 @@ def works() -> Iterator[Work]:
     for model, d, f, n, gated in SHAPES:
         scores = 4 * f * (n // LENGTH)
 
-        def work(operation: str, bytes_: int, operations: int = 0, shape: Any = (model, d, f, n, gated)) -> Work:
+        def work(
+            operation: str, bytes_: int, operations: int = 0, shape: tuple[str, int, int, int, bool] = (model, d, f, n, gated)
+        ) -> Work:
             return Work(operation, *shape, bytes_, operations)
 
         yield work("product_sum", BYTES * 2 * n * f + scores)
@@ -208,7 +210,8 @@ def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
         def run() -> Tensor:
             if not outputs:
                 outputs.extend(function(*values))
-            return torch.autograd.grad(outputs, values[0], cotangents, retain_graph=True)[0]
+            grad: Tensor = torch.autograd.grad(outputs, values[0], cotangents, retain_graph=True)[0]
+            return grad
 
         return run
 

@@ -44,10 +44,12 @@ def measure(case: Case, few: int, rounds: int) -> dict[str, Any]:
     backends: list[Backend] = ["reference"]
     if uses_triton("auto", next(case.model.parameters())):
         backends.insert(0, "triton")
-    gradient = {name: scoring(case, GradientActivation(), name) for name in backends}
+    gradient: dict[str, Callable[[], Any]] = {name: scoring(case, GradientActivation(), name) for name in backends}
     with_bare = compare({"bare": finished(lambda: bare(case)), **gradient}, rounds=rounds)
     first = Case(case.model, case.task, case.batch.take(torch.arange(few, device=case.batch.labels.device)))
-    integrated = {name: scoring(first, IntegratedGradients(nodes=NODES), name) for name in reversed(backends)}
+    integrated: dict[str, Callable[[], Any]] = {
+        name: scoring(first, IntegratedGradients(nodes=NODES), name) for name in reversed(backends)
+    }
     return {"gradient": with_bare, "integrated": compare(integrated, rounds=max(2, rounds // 3), warmup=1)}
 
 

@@ -173,7 +173,7 @@ def passes(case: Case) -> dict[str, Any]:
             below: list[int] = []
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 module = case.model.get_submodule(port.path)
-                handle = module.register_forward_hook(lambda m, a, o, c=counter, b=below: b.append(c.get_total_flops()))  # type: ignore[misc]
+                handle = module.register_forward_hook(lambda m, a, o, c=counter, b=below: b.append(c.get_total_flops()))
                 case.task.target(case.model, batch, "probability")
                 handle.remove()
             counted["ideal"] += counter.get_total_flops() - below[0]
@@ -193,8 +193,14 @@ def by_nodes(case: Case, reference: int) -> dict[str, Any]:
         rows.append({"setting": f"{nodes} nodes", "nodes": nodes, **_likeness(scores, exact), "time": seconds / unit})
     for tolerance in TOLERANCES[:-1]:
         scores, seconds = case.score(IntegratedGradients(tolerance=tolerance, max_nodes=96))
-        nodes = _mean_nodes(scores)
-        rows.append({"setting": f"tolerance {tolerance}", "nodes": nodes, **_likeness(scores, exact), "time": seconds / unit})
+        rows.append(
+            {
+                "setting": f"tolerance {tolerance}",
+                "nodes": _mean_nodes(scores),
+                **_likeness(scores, exact),
+                "time": seconds / unit,
+            }
+        )
     return {"examples": len(case.rows), "reference": reference, "rows": rows, "other half": _halves(exact)}
 
 

@@ -69,7 +69,7 @@ def layers() -> dict[str, Any]:
         "speeds": [],
     }
     for make in (lambda: _text("question", 5), _entities):
-        study = make()
+        study = make()  # type: ignore[no-untyped-call]
         rows, speeds = _study(study)
         document["studies"][study.name] = study.title
         document["rows"] += rows

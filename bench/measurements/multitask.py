@@ -56,7 +56,8 @@ def multitask(rounds: int = 15, pairs: int = 20, seconds: float = 20.0) -> dict[
 
 def bert_base_layers() -> nn.Module:
     """Four layers of BERT-base's width: the paper's model, whose twelve take three times as long, pruned and dense."""
-    return BertModel(BertConfig(num_hidden_layers=4)).eval()
+    encoder: nn.Module = BertModel(BertConfig(num_hidden_layers=4)).eval()
+    return encoder
 
 
 def masked_steps(encoder: nn.Module, shape: tuple[int, int], rounds: int) -> dict[str, Any]:

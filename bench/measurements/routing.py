@@ -8,6 +8,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,7 +60,7 @@ def _gathering(name: str, model: nn.Module, plans: dict[str, Plan], rounds: int 
     first = []
     for plan in plans:
         router = TaskPlans(model, {plan: plans[plan]})
-        first.append(_milliseconds(lambda router=router, plan=plan: router[plan]))
+        first.append(_milliseconds(partial(router.__getitem__, plan)))
     largest = max(TaskPlans(model, plans).sizes.values())
     router = TaskPlans(model, plans, cache_bytes=largest)
     weights = _own(router[next(iter(plans))], model)
@@ -118,7 +119,7 @@ def _throughput(model: nn.Module, paths: dict[str, Path], tasks: dict[str, secat
             found = routers[label].score([name for name, _ in batch], [row["input"] for _, row in batch])
             right[label] += sum(max(p, key=p.__getitem__) == row["target"] for p, (_, row) in zip(found, batch, strict=True))
 
-    times = compare({label: lambda label=label: serve(label) for label in routers}, rounds=9, warmup=1)
+    times = compare({label: partial(serve, label) for label in routers}, rounds=9, warmup=1)
     speeds = {label: round(1e3 * len(rows) / times[f"{label}_ms"], 1) for label in routers}
     ratios = {label: times[f"{label}_over_dense"] for label in routers if label != "dense"}
     accuracy = {label: round(count / len(rows), 4) for label, count in right.items()}

@@ -106,7 +106,7 @@ def latency() -> str:
 def _refusal(asked: dict[str, Any]) -> str:
     """What was reachable, in the words of the error."""
     text = asked["refused"]
-    return "refused: " + (text.partition("; ")[2] or text.partition("expected ")[2].partition(", got")[0])
+    return f"refused: {text.partition('; ')[2] or text.partition('expected ')[2].partition(', got')[0]}"
 
 
 def budgets_plot() -> None:
@@ -160,4 +160,4 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _mean(values: Any) -> float:
-    return statistics.mean(values)
+    return float(statistics.mean(values))

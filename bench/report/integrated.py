@@ -46,7 +46,7 @@ def _named(method: str, setting: Any) -> str:
 
 
 def _equal_error(t5: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for goal, of_goal in t5["goals"].items():
         first = of_goal["methods"]["secateur"]["seconds"]
         rows += [

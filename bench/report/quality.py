@@ -116,7 +116,7 @@ def recovery() -> str:
     units = {"head": "neurons and heads", "channel": "neurons and channels (as many in each head)"}
 
     def mean(unit: str, keep: float, name: str) -> float:
-        return statistics.mean(row[name] for row in found["rows"] if row["unit"] == unit and row["keep"] == keep)
+        return float(statistics.mean(row[name] for row in found["rows"] if row["unit"] == unit and row["keep"] == keep))
 
     rows = [
         (units[unit], how, *(f"{mean(unit, keep, how):.3f}" for keep in keeps))

@@ -40,8 +40,9 @@ def take(name: str, run: Path) -> None:
 
 def reproduction() -> str:
     """The page's part on attribution-based pruning; draws the figures beside the page."""
-    found = result("reproduce-ap")["settings"]
-    settings = grid.Settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    recorded = result("reproduce-ap")["settings"]
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    settings = grid.Settings(**fields)
     means = results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"}))
     _draw("ap", figures.draw(means, settings))
     return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="ap-"))

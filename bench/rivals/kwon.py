@@ -143,7 +143,7 @@ def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mappin
     The least squares are in m - 1, damped as LSMR damps, but solved by their normal equations. A classifier reads the last
     layer at its first token alone, so its last filters are fitted there.
     """
-    batches = list(task.batches(task.items(model, list(rows)), model_device(model), max_tokens))
+    batches = list(task.batches(task.items(model, [dict(row) for row in rows]), model_device(model), max_tokens))
     found = branches_of(pruned, sites(pruned))
     last = list(found.values())[-1]
     has_encoder_below = {branch.stack for branch in found.values()} == {"encoder", "decoder"}

@@ -36,7 +36,7 @@ def riemann(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, 
 
 def captum(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, target: Any, tokens: int) -> Tensor:
     """Captum's IntegratedGradients with its default rule (Gauss-Legendre), passes of at most `tokens` tokens. [B, units]"""
-    from captum.attr import IntegratedGradients  # type: ignore[import-not-found]
+    from captum.attr import IntegratedGradients
 
     port = _port(model, site)
     with torch.no_grad():

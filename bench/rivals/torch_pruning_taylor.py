@@ -44,8 +44,8 @@ def torch_pruning(
     """
     # Frozen parameters would have no gradient to weigh.
     model = copy.deepcopy(model).eval().requires_grad_(True)
-    for batch in task.batches(task.items(model, list(rows)), model_device(model), max_tokens):
-        (-task.target(model, batch, "log_probability").sum() / len(rows)).backward()
+    for batch in task.batches(task.items(model, [dict(row) for row in rows]), model_device(model), max_tokens):
+        (-task.target(model, batch, "log_probability").sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
     example = dict(batch.inputs)
     budget, best, head_ratio, high = flops * layer_flops(model, tokens), None, None, 1.0
     # One ratio for all first. Heads are few, so that leaves room: the other ratio alone then fills it.
@@ -69,7 +69,7 @@ def _pruned(
     model: nn.Module, example: dict[str, Any], ratio: float, head_ratio: float, ranking: str, hidden: bool
 ) -> nn.Module | None:
     """None where a layer would go whole, which leaves a model that doesn't run."""
-    import torch_pruning as tp  # type: ignore[import-not-found]
+    import torch_pruning as tp
     from transformers.models.bert.modeling_bert import BertSelfAttention
 
     made: Any = copy.deepcopy(model)
@@ -107,4 +107,5 @@ def _pruned(
             made(**example)
     except (RuntimeError, ValueError):
         return None
-    return made
+    pruned: nn.Module = made
+    return pruned

@@ -39,9 +39,9 @@ def classifier(task: str = "domain", seed: int = 0) -> tuple[nn.Module, Any]:
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), model.classifier)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     for _ in range(30):
-        for chosen in torch.randperm(len(rows)).split(64):
+        for chosen in torch.randperm(len(rows)).split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(features[chosen]), classes[chosen]).backward()
+            nn.functional.cross_entropy(head(features[chosen]), classes[chosen]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model, tokenizer
 
@@ -60,7 +60,7 @@ def fine_tuned(task: str, epochs: int = 2, rows: int = 4000, seed: int = 0) -> t
     return AutoModelForSequenceClassification.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
 
 
-def _fine_tune(rows: list[dict[str, str]], epochs: int, seed: int, size: int = 32) -> tuple[nn.Module, Any]:
+def _fine_tune(rows: list[dict[str, str]], epochs: int, seed: int, size: int = 32) -> tuple[Any, Any]:
     model, tokenizer, classes = _start(rows, seed)
     steps = epochs * -(-len(rows) // size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -74,7 +74,7 @@ def _fine_tune(rows: list[dict[str, str]], epochs: int, seed: int, size: int = 3
             optimizer.zero_grad()
             logits = model(**_batch(tokenizer, [rows[k] for k in batches[step]])).logits
             loss = nn.functional.cross_entropy(logits, classes[batches[step]])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
@@ -86,7 +86,7 @@ def _rows(task: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in gzip.decompress((DATA / f"{task}.train.jsonl.gz").read_bytes()).splitlines()]
 
 
-def _start(rows: list[dict[str, str]], seed: int) -> tuple[nn.Module, Any, torch.Tensor]:
+def _start(rows: list[dict[str, str]], seed: int) -> tuple[Any, Any, torch.Tensor]:
     """The model with a new head for the rows' labels, its tokenizer, and the number of each row's label."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 

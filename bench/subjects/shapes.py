@@ -83,7 +83,7 @@ def bare(case: Case) -> None:
     handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
     try:
         with undisturbed(case.model):
-            case.task.target(case.model, case.batch, "log_probability").sum().backward()
+            case.task.target(case.model, case.batch, "log_probability").sum().backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()

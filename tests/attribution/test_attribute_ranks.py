@@ -206,11 +206,17 @@ def test_a_checkpoint_stands_for_the_batches_before(interrupted: Path) -> None:
     (interrupted / ".process-0-of-1.safetensors.x1").write_text("What a kill leaves of a file that is being written.")
     whole: list[int] = []
     left: list[int] = []
-    expected = attribute("gradient", SMALL, progress=lambda batches, items: (whole.append(b.rows) or b for b in batches))
-    found = attribute(
-        "gradient", SMALL, checkpoint=interrupted,
-        progress=lambda batches, items: (left.append(b.rows) or b for b in batches),
-    )  # fmt: skip
+
+    def recording(rows: list[int]) -> Any:
+        def progress(batches: Any, items: int) -> Any:
+            for batch in batches:
+                rows.append(batch.rows)
+                yield batch
+
+        return progress
+
+    expected = attribute("gradient", SMALL, progress=recording(whole))
+    found = attribute("gradient", SMALL, checkpoint=interrupted, progress=recording(left))
     assert left == whole[3:]
     assert found.equal(expected)
     assert found.per_example is not None
@@ -281,7 +287,7 @@ def test_offloaded_models_have_the_same_scores(case: Case, where: str, tmp_path:
         expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
         found = secateur.attribute(model, case.task, case.examples, criterion=criterion, checkpoint=tmp_path / "c")
         assert found.equal(expected), name
-        assert (found.weights, found.layers) == (expected.weights, expected.layers)
+        assert (found.weights, found.all_sites) == (expected.weights, expected.all_sites)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == own
     assert all(parameter.requires_grad == before.get(name, True) for name, parameter in model.named_parameters())
     assert fingerprint(model) == fingerprint(case.model())

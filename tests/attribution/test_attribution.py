@@ -21,7 +21,7 @@ from secateur.attribution.criteria import GradientActivation
 def test_equals_naive_float32(case: Case, unit: str, target: Any) -> None:
     each = naive.scores(case, case.model(torch.float64), unit, target)
     for over in ("signed", "absolute", "squared"):
-        criterion = GradientActivation(target=target, over_examples=over)  # type: ignore[arg-type]
+        criterion = GradientActivation(target=target, over_examples=over)
         found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit_argument(unit))
         assert error(found, *reduce(each, over)) < 1e-4, over
         assert all(scores.dtype == torch.float64 for scores in found.values())
@@ -49,7 +49,7 @@ def test_all_labels_equals_naive(case: Case, labels: list[str]) -> None:
     found = secateur.attribute(case.model(), case.task, inputs, criterion=criterion, per_example=True)
     model = case.model(torch.float64)
     each = [naive.scores(case, model, "head", "probability", [label] * len(inputs)) for label in labels]
-    rows = {site: sum(of_label[site].abs() for of_label in each) for site in each[0]}
+    rows: dict[str, Any] = {site: sum(of_label[site].abs() for of_label in each) for site in each[0]}
     assert error(found, *reduce(rows, "absolute")) < 1e-4
     assert found.per_example is not None
     assert error({s: v.double() for s, v in found.per_example.items()}, rows, rows) < 1e-4
@@ -155,7 +155,7 @@ def test_no_weight_gradient_is_computed(case: Case) -> None:
     computed: list[str] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:  # Marian's table of positions needs none.
-            parameter.register_hook(lambda gradient, name=name: computed.append(name))
+            parameter.register_hook(lambda gradient, name=name: computed.append(name))  # type: ignore[no-untyped-call]
     secateur.attribute(model, case.task, case.examples, unit="channel")
     assert computed == []
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -176,7 +176,7 @@ def test_scores_tell_what_they_are_of(t5_case: Case) -> None:
     lengths = [len(t5_case.task.tokenizer(example["input"])["input_ids"]) for example in t5_case.examples]
     targets = [len(t5_case.task.tokenizer(example["target"])["input_ids"]) for example in t5_case.examples]
     assert list(found.sites) == secateur.sites(model, unit="channel")
-    assert list(found.layers) == secateur.sites(model)
+    assert list(found.all_sites) == secateur.sites(model)
     assert found.examples == len(lengths)
     assert found.tokens == {"encoder": sum(lengths) / len(lengths), "decoder": sum(targets) / len(targets)}
     assert found.criterion == GradientActivation().to_json()

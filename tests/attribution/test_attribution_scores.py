@@ -175,9 +175,9 @@ BAD: dict[str, tuple[Any, str]] = {
         r"^initial_scores: expected a model of the tasks \{\"mood\": .*\"where\": .*, got \{\"mood\": ",
     ),
     "method": (
-        lambda: MultitaskPruning(still_encoder(), TASKS, method="luck"),
+        lambda: MultitaskPruning(still_encoder(), TASKS, method="luck"),  # type: ignore[arg-type]
         r"^method: expected magnitude or movement, got",
-    ),  # type: ignore[arg-type]
+    ),
     "granularity": (
         lambda: MultitaskPruning(still_encoder(), TASKS, granularity="head"),  # type: ignore[arg-type]
         r"^granularity: expected element or rank, got 'head'$",

@@ -106,7 +106,8 @@ def mean_activation(model: nn.Module, places: list[Gated], seen: list[Tensor], u
 def wanda(model: nn.Module, places: list[Gated], seen: list[Tensor], unit: int) -> Tensor:
     if len(places) == 2:
         of_unit = [x[:, place.unit_of_channel == unit] for place, x in zip(places, seen, strict=True)]
-        return of_unit[0].norm() * of_unit[1].norm()
+        product: Tensor = of_unit[0].norm() * of_unit[1].norm()
+        return product
     (place,), (x,) = places, seen
     weight = weight_at(model, place)
     channels = (place.unit_of_channel == unit).nonzero().flatten().tolist()
@@ -250,7 +251,7 @@ def test_random_scores_are_uniform_and_of_the_site(t5_case: Case) -> None:
     )
     assert all(torch.equal(scores, whole[site]) for site, scores in part.items())
     every = torch.cat(list(whole.values()))
-    assert len(every.unique()) == len(every)
+    assert len(every.unique()) == len(every)  # type: ignore[no-untyped-call]
     assert 0 <= float(every.min()) < float(every.max()) < 1
     assert float(every.mean()) == pytest.approx(0.5, abs=0.05)
 

@@ -17,6 +17,8 @@ from secateur.attribution import fused_ffn as fused
 from secateur.attribution.fused_ffn import activation_of
 from secateur.attribution.integrated import stream
 from secateur_kernels.backend import INTERPRETED
+from secateur_kernels.interpolated_norm import interpolated_norm
+from secateur_kernels.scored_mlp_backward import scored_mlp_backward
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
 
 FAMILIES = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "llama")]
@@ -26,7 +28,7 @@ FAMILIES = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "ll
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The activations that the kernel was called with; branches are fused here although Triton doesn't run."""
     found: list[str] = []
-    kernel = fused.scored_mlp_backward
+    kernel = scored_mlp_backward
 
     def count(*tensors: Any, activation: Any, **options: Any) -> Any:
         found.append(activation)
@@ -94,8 +96,13 @@ def test_nothing_stays_behind(calls: list[str]) -> None:
 def test_triton_equals_the_reference_end_to_end(
     case: Case, criterion: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel, streams = stream.interpolated_norm, []
-    monkeypatch.setattr(stream, "interpolated_norm", lambda *arguments: streams.append("") or kernel(*arguments))
+    streams: list[str] = []
+
+    def count(*arguments: Any) -> Any:
+        streams.append("")
+        return interpolated_norm(*arguments)
+
+    monkeypatch.setattr(stream, "interpolated_norm", count)
     model, examples = case.model(), case.examples[:2]
     found = secateur.attribute(model, case.task, examples, criterion=criterion, backend="triton")
     assert bool(calls) == isinstance(criterion, GradientActivation)

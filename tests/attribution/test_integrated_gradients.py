@@ -128,7 +128,7 @@ def test_all_labels_equals_naive(case: Case, labels: list[str], path: str) -> No
     found = attribute(case, case.model(), integrated(path, over_examples="absolute", labels="all"))
     model, count, joint = case.model(torch.float64), len(case.examples), path == "joint"
     wanted = [naive.integrated(case, model, "head", "log_probability", NODES, joint, [label] * count)[0] for label in labels]
-    rows = {site: sum(of_label[site].abs() for of_label in wanted) for site in wanted[0]}
+    rows: dict[str, Any] = {site: sum(of_label[site].abs() for of_label in wanted) for site in wanted[0]}
     assert error(each(found), rows, rows) < 1e-4
     convergence = found.convergence
     assert convergence is not None
@@ -282,7 +282,7 @@ def test_train_mode_gives_the_same_scores(case: Case, path: str) -> None:
 def test_no_weight_gradient_is_computed(case: Case, path: str) -> None:
     model, computed = case.model(), []
     for name, parameter in model.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: computed.append(name))
+        parameter.register_hook(lambda gradient, name=name: computed.append(name))  # type: ignore[no-untyped-call]
     attribute(case, model, integrated(path), "channel")
     assert computed == []
 

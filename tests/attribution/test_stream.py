@@ -81,11 +81,12 @@ def test_norms_are_recognised(module: nn.Module, dtype: torch.dtype) -> None:
     kind, eps, weight, bias = found
     assert kind == ("layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm")
     assert eps == getattr(module, "eps", getattr(module, "variance_epsilon", None))
-    assert torch.equal(weight, 1 + norm.module.weight if isinstance(module, Gemma3RMSNorm) else norm.module.weight)
+    expected: Any = norm.module.weight
+    assert torch.equal(weight, 1 + expected if isinstance(module, Gemma3RMSNorm) else expected)
     assert bias is getattr(module, "bias", None)
 
 
-class Softened(LlamaRMSNorm):
+class Softened(LlamaRMSNorm):  # type: ignore[misc]
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed: Tensor = super().forward(hidden_states)
         return torch.tanh(normed)

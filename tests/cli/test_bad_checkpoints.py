@@ -233,8 +233,9 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
 
         made = replace(family, model_types=("outsider",), branches=branches)
         monkeypatch.setattr(registry, "_FAMILIES", [made, *registry._FAMILIES])
-        model: Any = CASES[case].model()
-        model.config.model_type = "outsider"
+        model = CASES[case].model()
+        config: Any = model.config
+        config.model_type = "outsider"
         return model
 
     return make

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_prune_recovers(run: Run) -> None:
     assert sum(refit["after"] for refit in refits) < 0.5 * sum(refit["before"] for refit in refits)
     # What is evaluated is what is written, in the dtype that it is stored in.
     evaluated = run("evaluate d --data test.jsonl --json").document
-    assert evaluated["value"] == result.document["evaluation"]["pruned"]["value"]  # type: ignore[index]
+    assert evaluated["value"] == result.document["evaluation"]["pruned"]["value"]
     unlabeled = run(f"{common} --unlabeled --labels bad,good --out u")
     assert unlabeled.code == 0
     assert "recovery: the branches' outputs were " in unlabeled.out
@@ -260,7 +261,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(run: Run, name: str) -> None:
     line, message = BAD[name]
     good = {"input": "movie review: fine", "target": "good"}
-    files = {
+    files: dict[str, list[dict[str, Any]]] = {
         "empty": [],
         "column": [{"input": "x"}],
         "null": [good, {"input": None, "target": "bad"}],

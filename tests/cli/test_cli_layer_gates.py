@@ -36,8 +36,8 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     assert isinstance(training, dict)
     assert training["step"] == list(range(1, 9))
     assert training["z"].keys() == z.keys()
-    assert {name for name in gone if training["z"][name][-1] > 0} == set(document["closed at the end"])  # type: ignore[call-overload]
-    assert document["verification"]["holds"] is True  # type: ignore[index]
+    assert {name for name in gone if training["z"][name][-1] > 0} == set(document["closed at the end"])
+    assert document["verification"]["holds"] is True
     report = json.loads(Path("r/model/report.json").read_text())
     assert document == {"out": "r", "model": "builtin", **report}
     assert sorted(path.name for path in Path("r").iterdir()) == ["cells.jsonl", "model", "settings.json"]
@@ -45,7 +45,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
         assert Path("r/model", plot).read_bytes().startswith(b"\x89PNG")
     assert secateur.load("r/model").dtype == torch.float16  # As the dense one is stored.
     evaluated = run("evaluate r/model --data test.jsonl --json").document
-    assert evaluated["value"] == document["evaluation"]["pruned"]["value"]  # type: ignore[index]
+    assert evaluated["value"] == document["evaluation"]["pruned"]["value"]
     before = Path("r/model/model.safetensors").stat().st_mtime_ns
     assert run(line).document == document
     assert Path("r/model/model.safetensors").stat().st_mtime_ns == before

@@ -25,13 +25,13 @@ def test_it_is_the_library_step_by_step(run: Run) -> None:
     scores = layer_scores(model, task, "train.jsonl", "ig")
     assert document["scores"] == pytest.approx(scores, rel=1e-3)
     assert document["deleted"] == choose_layers(scores, 5)
-    assert document["verification"]["holds"] is True  # type: ignore[index]
-    assert document["parameters"]["pruned"] < document["parameters"]["dense"]  # type: ignore[index]
+    assert document["verification"]["holds"] is True
+    assert document["parameters"]["pruned"] < document["parameters"]["dense"]
     assert json.loads(Path("d/report.json").read_text()) == document
     assert Path("d/benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert secateur.load("d").dtype == torch.float16  # As the dense one is stored.
     evaluated = run("evaluate d --data test.jsonl --json").document
-    assert evaluated["value"] == document["evaluation"]["pruned"]["value"]  # type: ignore[index]
+    assert evaluated["value"] == document["evaluation"]["pruned"]["value"]
 
 
 def test_it_shows_which_layers_go(run: Run) -> None:

@@ -65,9 +65,9 @@ def document(folder: str) -> dict[str, Any]:
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
-    return load_file(Path(folder, "model", "encoder", "model.safetensors")) | load_file(
-        Path(folder, "model", "heads.safetensors")
-    )
+    encoder: dict[str, torch.Tensor] = load_file(Path(folder, "model", "encoder", "model.safetensors"))
+    heads: dict[str, torch.Tensor] = load_file(Path(folder, "model", "heads.safetensors"))
+    return encoder | heads
 
 
 def test_a_run_writes_its_model_and_its_report(run_here: Run) -> None:

@@ -148,7 +148,8 @@ def test_where_lengths_are_few(compiled: str | None, dtype: torch.dtype, few: bo
     model = replace(runner(BERT), model=BERT.model(dtype), compiled=compiled)
     assert [model.padded(length) for length in (31, 33)] == ([31, 34] if few else [31, 33])
     # BERT takes no more than that, of which the lengths know nothing.
-    most = model.model.config.max_position_embeddings
+    config: Any = model.model.config
+    most = config.max_position_embeddings
     assert isinstance(most, int)
     assert model.padded(most - 1) == (most if few else most - 1)
     task = SequenceClassification(BERT.task.tokenizer, max_length=33)
@@ -299,7 +300,7 @@ def test_events_keep_their_order() -> None:
 
 def test_a_stream_in_the_library(tmp_path: Path) -> None:
     rows = [{"text": text, "key": f"k{k}"} for k, text in enumerate(corpora.texts(50))]
-    rows[7]["text"] = None
+    rows[7]["text"] = None  # type: ignore[assignment]
     (batch,) = score(T5.model(), T5.task, rows, identity="key")
     found = batch.to_pylist()
     assert [row["key"] for row in found] == [row["key"] for row in rows]
@@ -333,9 +334,9 @@ BAD: dict[str, tuple[Any, str]] = {
         "on-long: expected cut or error, got 'drop'",
     ),
     "dataset": (
-        lambda: next(score(BERT.model(), BERT.task, 3)),
+        lambda: next(score(BERT.model(), BERT.task, 3)),  # type: ignore[arg-type]
         "dataset: expected texts, mappings or the name of data, got int",
-    ),  # type: ignore[arg-type]
+    ),
     "tags": (
         lambda: next(score(CASES["bert-token"].model(), CASES["bert-token"].task, ["a"])),
         "task: expected one with a label for each input, got TokenClassification",

@@ -50,7 +50,8 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int | st
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny model, shards of which one is cut off, and what the local engine makes of them."""
     folder = tmp_path_factory.mktemp("made")
-    BERT.model().save_pretrained(folder / "model")
+    model: Any = BERT.model()
+    model.save_pretrained(folder / "model")
     BERT.task.tokenizer.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     for k, rows in enumerate(ROWS):

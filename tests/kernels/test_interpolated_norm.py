@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from secateur_kernels import interpolated_norm
 from secateur_kernels.backend import Backend, Norm
 
 EPS = 1e-5
+norm: Callable[..., tuple[Tensor, Tensor]] = interpolated_norm  # Called with lists of its tensors.
 SHAPES = [(1, 1, 1, 1), (3, 2, 9, 60), (2, 3, 5, 123), (4, 1, 2, 1030), (2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4)]
 
 
@@ -20,7 +22,7 @@ def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, full: bool, whe
     """r, u, bias, nodes, norm_weight, norm_bias; full: with all of the vectors, and nodes of each example's own."""
     count, batch, tokens, width = shape
     r, u = (torch.randn(batch, tokens, width).to(where, dtype).requires_grad_() for _ in range(2))
-    vectors = [torch.randn(width).to(where) if full else None for _ in range(3)]
+    vectors: list[Any] = [torch.randn(width).to(where) if full else None for _ in range(3)]
     if full:
         vectors[0] = vectors[0].requires_grad_()
     nodes = torch.rand((count, batch) if full else (count,)).to(where)
@@ -63,7 +65,7 @@ def test_equals_loop(shape: tuple[int, int, int, int], dtype: torch.dtype, full:
     values = inputs(shape, dtype, full, device(backend))
     cotangents = [torch.randn(shape).to(device(backend), dtype) for _ in range(2)]
     with poisoned():
-        found = interpolated_norm(*values, EPS, kind, backend=backend)
+        found = norm(*values, EPS, kind, backend=backend)
         grads = gradients(found, values, cotangents) if 0 not in shape else []
     right, eager = wide(values, torch.float64), wide(values, torch.float32)
     exact, rough = loop(right, kind), loop(eager, kind)
@@ -83,7 +85,7 @@ def test_equals_loop(shape: tuple[int, int, int, int], dtype: torch.dtype, full:
 @pytest.mark.parametrize("kind", get_args(Norm))
 def test_gradcheck_of_the_reference(kind: Norm) -> None:
     values = [x.detach().requires_grad_() for x in wide(inputs((2, 2, 3, 5), torch.float64, True, "cpu"), torch.float64)]
-    assert torch.autograd.gradcheck(lambda *x: interpolated_norm(*x, EPS, kind), values)
+    assert torch.autograd.gradcheck(lambda *x: norm(*x, EPS, kind), values)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -94,7 +96,7 @@ def test_one_output_and_one_input(used: int, backend: Backend) -> None:
     values[2] = values[2].detach()
     right = wide(values, torch.float64)
     cotangent = torch.randn(3, 2, 4, 10)
-    found = interpolated_norm(*values, EPS, "layer_norm", backend=backend)[used]
+    found = norm(*values, EPS, "layer_norm", backend=backend)[used]
     exact = loop(right, "layer_norm")[used]
     (one,) = torch.autograd.grad(found, values[0], cotangent.to(found))
     (other,) = torch.autograd.grad(exact, right[0], cotangent.double())
@@ -106,12 +108,12 @@ def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
     where = device(backend)
     r = torch.randn(9, 3, 10, device=where).transpose(0, 1)
     u = torch.randn(3, 9, 20, device=where)[..., ::2]
-    values = [r, u, torch.randn(20, device=where)[::2], torch.rand(3, 4, device=where).T, None, None]
-    copies = [None if x is None else x.clone() for x in values]
-    found = interpolated_norm(*values, EPS, "rms_norm", backend=backend)
+    values: list[Any] = [r, u, torch.randn(20, device=where)[::2], torch.rand(3, 4, device=where).T, None, None]
+    copies: list[Any] = [None if x is None else x.clone() for x in values]
+    found = norm(*values, EPS, "rms_norm", backend=backend)
     for each, right in zip(found, loop(wide(values, torch.float64), "rms_norm"), strict=True):
         torch.testing.assert_close(each.cpu().double(), right, rtol=1e-4, atol=1e-5)
-    again = interpolated_norm(*values, EPS, "rms_norm", backend=backend)
+    again = norm(*values, EPS, "rms_norm", backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     assert all(x is None or torch.equal(x, before) for x, before in zip(values, copies, strict=True))
 
@@ -121,7 +123,7 @@ def test_large_mean(backend: Backend) -> None:
     """The variance is that of the centred residual, not a difference of large numbers."""
     values = inputs((2, 2, 3, 64), torch.float32, False, device(backend))
     values[0] = values[0].detach() + 1000
-    found = interpolated_norm(*values, EPS, "layer_norm", backend=backend)[1].detach()
+    found = norm(*values, EPS, "layer_norm", backend=backend)[1].detach()
     exact = loop(wide(values, torch.float64), "layer_norm")[1].detach()
     torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-3, atol=1e-3)
 
@@ -148,7 +150,7 @@ def test_arguments_that_do_not_fit(position: int, value: Any, message: str) -> N
     arguments: list[Any] = [X, X, V, N, V, V, EPS, "rms_norm"]
     arguments[position] = value
     with pytest.raises(ValueError, match=message):
-        interpolated_norm(*arguments)
+        norm(*arguments)
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="runs under Triton's interpreter")
@@ -157,6 +159,6 @@ def test_gradients_that_the_kernel_lacks(position: int, name: str) -> None:
     arguments: list[Any] = [X, X, V, N, V, V, EPS, "rms_norm"]
     arguments[position] = arguments[position].clone().requires_grad_()
     with pytest.raises(ValueError, match=rf"^{name}: expected requires_grad=False with Triton"):
-        interpolated_norm(*arguments, backend="triton")
+        norm(*arguments, backend="triton")
     with torch.no_grad():
-        interpolated_norm(*arguments, backend="triton")
+        norm(*arguments, backend="triton")

@@ -22,7 +22,10 @@ def call(operation: str, backend: Backend) -> tuple[Callable[..., Any], tuple[Te
     mask, nodes, vector = torch.ones(2, 5, device=where), torch.rand(3, device=where), torch.randn(6, device=where)
     made: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         "product_sum": (lambda x, dx, m: product_sum(x, dx, m, backend=backend), (h, h + 1, mask)),
-        "neuron_attribution": (lambda *x: neuron_attribution(*x, "abs_sum", backend=backend), (h, g, weight, mask)),
+        "neuron_attribution": (
+            lambda h, g, w, m: neuron_attribution(h, g, w, m, "abs_sum", backend=backend),
+            (h, g, weight, mask),
+        ),
         "interpolated_norm": (
             lambda r, u, n, v: interpolated_norm(r, u, None, n, v, None, 1e-6, "rms_norm", backend=backend),
             (g, g + 1, nodes, vector),
@@ -71,7 +74,8 @@ def test_gradients_through_a_compiled_graph(backend: Backend) -> None:
 
     def value(r: Tensor, u: Tensor) -> Tensor:
         residuals, normed = function(r, u, nodes, vector)
-        return (residuals * normed).sum()
+        total: Tensor = (residuals * normed).sum()
+        return total
 
     compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
     found = torch.autograd.grad(compiled(*leaves), leaves)

@@ -48,7 +48,8 @@ def check(
     with poisoned():
         out = neuron_attribution(h, g, weight, mask, reduction, backend=backend)
     assert out.dtype == torch.float32
-    eager = neuron_attribution(*(x.cpu().float() for x in (h, g, weight)), None if mask is None else mask.cpu(), reduction)
+    on_cpu = None if mask is None else mask.cpu()
+    eager = neuron_attribution(h.cpu().float(), g.cpu().float(), weight.cpu().float(), on_cpu, reduction)
     assert_exact(out, loop(h, g, weight, mask, reduction), eager, size(h, g, weight, reduction))
 
 

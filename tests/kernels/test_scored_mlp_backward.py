@@ -57,13 +57,14 @@ def check(
     mask = random_mask(tokens, masked, where)
     options: Any = {"activation": activation, "reduction": reduction}
     with poisoned():
-        found = scored_mlp_backward(g, weight, pre, up, mask, **options, backend=backend)
-    wide = [None if x is None else x.cpu().float() for x in (g, weight, pre, up)]
-    eager = scored_mlp_backward(*wide, None if mask is None else mask.cpu(), **options, backend="reference")
+        found: Any = scored_mlp_backward(g, weight, pre, up, mask, **options, backend=backend)
+    wide: list[Any] = [None if x is None else x.cpu().float() for x in (g, weight, pre, up)]
+    on_cpu = None if mask is None else mask.cpu()
+    eager: Any = scored_mlp_backward(wide[0], wide[1], wide[2], wide[3], on_cpu, **options, backend="reference")
     # All that is multiplied is at most this large; activations are at most 1.2 times their input, and slopes 1.2. An
     # activation's slope is the outcome of ten roundings, of which a square root of ten or so adds up.
     dh = 3 * 1.2 * (wide[0].double().abs() @ wide[1].double().abs())
-    gate = 1 if wide[3] is None else wide[3].double().abs()
+    gate: Any = 1 if wide[3] is None else wide[3].double().abs()
     value = wide[2].double().abs()
     terms = dh * value * gate
     sizes = (dh * gate * (1 + value), dh * value, (2 * terms.square() if reduction == "square_sum" else terms).sum(1))
@@ -105,10 +106,10 @@ def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
     both = torch.randn(3, 9, 20, device=where)  # As a fused projection returns them.
     tensors = [torch.randn(9, 3, 12, device=where).transpose(0, 1), torch.randn(10, 12, device=where).T, *both.chunk(2, -1)]
     copies = [tensor.clone() for tensor in tensors]
-    first = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
-    for found, right in zip(first, exact(*tensors, None, "gelu", "sum"), strict=True):
+    first: Any = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
+    for found, right in zip(first, exact(tensors[0], tensors[1], tensors[2], tensors[3], None, "gelu", "sum"), strict=True):
         torch.testing.assert_close(found.cpu().double(), right, rtol=1e-4, atol=1e-5)
-    again = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
+    again: Any = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(torch.equal(now, before) for now, before in zip(tensors, copies, strict=True))
 

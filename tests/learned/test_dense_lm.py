@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ SENTENCES = [list("abcade"), ["h"], ["g", "unheard-of", "a", "B2"]]
 WIDTHS = (3, 5, 2)
 
 
-def tagger(**settings: object) -> Tagger:
+def tagger(**settings: Any) -> Tagger:
     """In float64 and eval mode, with gates of no particular value."""
     chosen = TaggerSettings(
         tags=("O", "B-x", "E-x", "S-x"), scheme="bioes", lm_width=4, ahead=WIDTHS, back=(4, 1, 3), features=6, word_width=3,
@@ -79,12 +80,11 @@ def test_a_dropped_layer_is_hidden_from_later_ones_but_reaches_the_output() -> N
 
 def test_a_hidden_layer_learns_through_the_output_alone() -> None:
     dense = DenseLSTM(2, (3, 3), layer_dropout=0.999)
+    first_layer: Any = dense.layers[0]
     found = dense.train()(torch.randn(1, 4, 2))
-    (gradient,) = torch.autograd.grad(
-        found[..., 5:].sum(), dense.layers[0].weight_ih_l0, retain_graph=True, materialize_grads=True
-    )
+    (gradient,) = torch.autograd.grad(found[..., 5:].sum(), first_layer.weight_ih_l0, retain_graph=True, materialize_grads=True)
     assert not gradient.any()
-    (gradient,) = torch.autograd.grad(found[..., 2:5].sum(), dense.layers[0].weight_ih_l0)
+    (gradient,) = torch.autograd.grad(found[..., 2:5].sum(), first_layer.weight_ih_l0)
     assert gradient.any()
 
 
@@ -173,9 +173,10 @@ def test_states_are_aligned() -> None:
         differs = (states(changed, mask) != found)[0]
         assert differs[:4, :ahead_size].any(1).tolist() == [t >= position for t in range(4)]
         assert differs[:4, ahead_size:].any(1).tolist() == [t <= position for t in range(4)]
+    embeddings: Any = states.embeddings
     # The word's own embedding is in both, and the states are those of a model that reads marks and words.
-    assert torch.equal(found[0, 2, :4], states.embeddings[0].weight[4])
-    assert torch.equal(found[0, 2, ahead_size : ahead_size + 4], states.embeddings[1].weight[4])
+    assert torch.equal(found[0, 2, :4], embeddings[0].weight[4])
+    assert torch.equal(found[0, 2, ahead_size : ahead_size + 4], embeddings[1].weight[4])
     read = states.directions[1](states.embeddings[1](torch.tensor([[1, 5, 4, 3, 2]])))
     torch.testing.assert_close(found[0, :4, ahead_size:], read[0, 1:].flip(0), rtol=0, atol=1e-14)
 
@@ -331,7 +332,7 @@ def test_shrinking_stops_at_the_wanted_number(wanted: int) -> None:
     optimizer = torch.optim.SGD([gates], lr=penalty.learning_rate)
     for _ in range(1500):
         optimizer.zero_grad()
-        ((harm * gates).sum() + penalty.of(gates)).backward()
+        ((harm * gates).sum() + penalty.of(gates)).backward()  # type: ignore[no-untyped-call]
         before = gates.detach().clone()
         optimizer.step()
         with torch.no_grad():

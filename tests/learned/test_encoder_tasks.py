@@ -73,7 +73,7 @@ def test_pearsons_correlation_is_numpys() -> None:
 def test_losses_are_those_of_the_formulas() -> None:
     logits = torch.randn(3, 4)
     classes = Classification(("a", "b", "c", "d"))
-    exact = -sum(logits[row].log_softmax(0)[label] for row, label in enumerate([2, 0, 3])) / 3
+    exact: Any = -sum(logits[row].log_softmax(0)[label] for row, label in enumerate([2, 0, 3])) / 3
     assert torch.allclose(classes.loss(logits, classes.labels([2, 0, 3], CPU)), exact)
     numbers = Regression()
     loss = numbers.loss(logits[:, :1], numbers.labels([1, 2.5, -1], CPU))
@@ -219,7 +219,7 @@ def test_a_head_reads_the_tokens_that_are_there() -> None:
     with torch.no_grad():
         states = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         for pooling in ("mean", "first"):
-            model = MultitaskModel(encoder, tasks, pooling=pooling).eval()  # type: ignore[arg-type]
+            model = MultitaskModel(encoder, tasks, pooling=pooling).eval()
             pooled = torch.stack([states[0, :4].mean(0), states[1].mean(0)]) if pooling == "mean" else states[:, 0]
             linear: Any = model.heads["a"].get_submodule("linear")
             assert torch.allclose(model("a", ids, mask).logits, linear(pooled), atol=1e-6)

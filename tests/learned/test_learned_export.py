@@ -67,7 +67,8 @@ def require_layers(pruning: MultitaskPruning, made: Any) -> None:
         layer = made.encoder.get_submodule(path)
         if pruning.granularity == "element":
             assert type(layer) is nn.Linear
-            assert torch.equal(layer.weight, pruning.encoder.get_submodule(path).weight)
+            masked: Any = pruning.encoder.get_submodule(path)
+            assert torch.equal(layer.weight, masked.weight)
             stored += int((layer.weight != 0).sum())
         elif mask.kept * sum(mask.shape) < mask.weights:
             assert type(layer) is LowRankLinear
@@ -191,7 +192,7 @@ save_file(outputs, root / "outputs")
 def test_folders_are_read_by_fresh_processes(tmp_path: Path) -> None:
     """An element-wise encoder is stock; one of low rank carries its classes, which stock auto classes take if they may."""
     jobs: list[tuple[str, str, bool]] = []
-    expected = {}
+    expected: dict[str, Any] = {}
     save_file(inputs(), tmp_path / "inputs")
     for kind in KINDS:
         for setting in (ELEMENT, RANK):

@@ -17,6 +17,7 @@ from cases import CASES, Case, scores_of, uniform_plan
 import secateur
 from secateur.cli import main
 from secateur.measuring import dry_run as sizing
+from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
 
 Run = Callable[[str], tuple[int, str, str]]
@@ -151,10 +152,10 @@ def test_sizes_are_those_of_the_real_model(case: Case) -> None:
     model, found = case.model(), secateur.dry_run(shaped(case), keep=0.5, batch_size=2, length=8, max_tokens=32)
     scored, pruned = uniform_plan(case, "head"), secateur.prune(model, found.plan)
     assert {name: len(kept) for name, kept in found.plan.items()} == {name: len(kept) for name, kept in scored.items()}
-    (batch,) = sizing.synthetic_batches(model, [2], [8])
+    (batch,) = synthetic_batches(model, [2], [8])
     for sizes, real in ((found.dense, model), (found.pruned, pruned)):
         assert sizes.parameters == cost.parameters(real)
-        assert sizes.flops == cost.flops(real, {**batch, **sizing.forward_options(real)})
+        assert sizes.flops == cost.flops(real, {**batch, **forward_options(real)})
     assert found.stock is not hasattr(pruned.config, "secateur")
 
 
@@ -220,7 +221,7 @@ def test_the_meta_device_counts_what_is_alive_on_a_real_one() -> None:
         with torch.device(device), sizing._Live() as live:
             weight = torch.ones(64, 64, requires_grad=True)
             hidden = (torch.ones(32, 64) @ weight).relu() @ weight
-            hidden.sum().backward()
+            hidden.sum().backward()  # type: ignore[no-untyped-call]
             del hidden
         found[device] = live.peak
     assert found["meta"] == found["cpu"]

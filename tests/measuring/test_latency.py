@@ -28,7 +28,7 @@ from secateur.model.discovery import fingerprint
 from secateur.model.families import branches
 from secateur.support.environment import environment
 
-SMALL = {"batch_size": 2, "length": 6, "target_length": 3}
+SMALL: dict[str, Any] = {"batch_size": 2, "length": 6, "target_length": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -435,13 +435,14 @@ def test_the_real_clock_ends_in_a_plan() -> None:
 
 def test_targets_are_checked(setting: Any) -> None:
     model, table, make = setting
-    for options, expected in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({}, "target: expected exactly one of speedup, latency, got none"),
         ({"speedup": 2, "latency": 3}, "got speedup, latency"),
         ({"speedup": 0.5}, "speedup: expected a number of at least 1, got 0.5"),
         ({"latency": -1}, "latency: expected a positive number, got -1"),
         ({"speedup": 2, "rounds": 0}, "rounds: expected positive"),
-    ]:
+    ]
+    for options, expected in refused:
         with pytest.raises(secateur.InputError, match=expected):
             secateur.meet_latency(model, make, table, **options)
     with pytest.raises(secateur.InputError, match="table: expected one of this model"):

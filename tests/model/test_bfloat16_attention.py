@@ -32,7 +32,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the queries that were attended with by products."""
     found: list[tuple[int, ...]] = []
     attend = OURS._attend
-    monkeypatch.setattr(OURS, "_attend", lambda query, *rest: (found.append(tuple(query.shape)), attend(query, *rest))[1])
+
+    def record(query: Tensor, *rest: Any) -> Any:
+        found.append(tuple(query.shape))
+        return attend(query, *rest)
+
+    monkeypatch.setattr(OURS, "_attend", record)
     return found
 
 

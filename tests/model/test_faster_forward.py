@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import ALL, CASES, Case, emptied_plan, uneven_plan
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.models.t5.modeling_t5 import T5Attention
 from undisturbed import state
@@ -67,11 +67,12 @@ def test_buckets_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
     model = T5.model()
     asked: list[int] = []
     find = T5Attention._relative_position_bucket
-    monkeypatch.setattr(
-        T5Attention,
-        "_relative_position_bucket",
-        staticmethod(lambda d, **options: (asked.append(d.dim()), find(d, **options))[1]),
-    )
+
+    def bucket(distance: Tensor, **options: Any) -> Any:
+        asked.append(distance.dim())
+        return find(distance, **options)
+
+    monkeypatch.setattr(T5Attention, "_relative_position_bucket", staticmethod(bucket))
     encoder: Any = model.get_submodule("encoder")
     ids = torch.ones(1, 9, dtype=torch.int64)
     encoder(input_ids=ids)

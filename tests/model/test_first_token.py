@@ -158,7 +158,7 @@ def test_a_head_of_ones_own_is_given_all_tokens() -> None:
 
 
 def test_a_model_of_ones_own_is_given_all_tokens() -> None:
-    class Own(BertForSequenceClassification):
+    class Own(BertForSequenceClassification):  # type: ignore[misc]
         def forward(self, *arguments: Any, **named: Any) -> Any:
             return super().forward(*arguments, **named)
 

@@ -21,7 +21,7 @@ from secateur.pruning.masked import masked
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-family.md"
 
 
-class ToyConfig(PretrainedConfig):
+class ToyConfig(PretrainedConfig):  # type: ignore[misc]
     model_type = "toy"
 
     def __init__(self, heads: int = 3, head_dim: int = 8, inner: int = 37, **options: Any) -> None:
@@ -53,7 +53,7 @@ class Block(nn.Module):
         return mixed
 
 
-class ToyModel(PreTrainedModel):
+class ToyModel(PreTrainedModel):  # type: ignore[misc]
     config_class = ToyConfig
 
     def __init__(self, config: ToyConfig) -> None:
@@ -79,11 +79,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ToyModel:
     exec(compile(code, str(PAGE), "exec"), {})
     assert "toy" in families.supported()
     torch.manual_seed(0)
-    model = ToyModel(ToyConfig())
+    model: ToyModel = ToyModel(ToyConfig()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
-    return model.eval()
+    return model
 
 
 def task() -> secateur.CausalLM:

@@ -59,9 +59,9 @@ def test_bad_selection(t5: nn.Module, select: str) -> None:
 def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
     """Everything in the projections belongs to a unit, save the out-projections' biases."""
     model = case.model()
-    marks = ("SelfAttention", "EncDecAttention", "DenseReluDense", "attn.", "mlp.", "encoder.layer.")
+    marks: tuple[str, ...] = ("SelfAttention", "EncDecAttention", "DenseReluDense", "attn.", "mlp.", "encoder.layer.")
     marks += ("fc1", "fc2", "attention.", "ffn.")
-    aside = ("norm", "Norm", "relative_attention_bias")
+    aside: tuple[str, ...] = ("norm", "Norm", "relative_attention_bias")
     aside += tuple(
         f"{name}.bias" for name in ("output.dense", "fc2", "out_proj", "attention.o_proj", "lin2", "out_lin", "c_proj")
     )
@@ -176,7 +176,8 @@ def test_models_of_equal_shapes_and_other_heads_do_not_share_a_fingerprint() -> 
 
     def bert(heads: int) -> nn.Module:
         config = BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=heads, intermediate_size=37)
-        return BertForSequenceClassification(config)
+        model: nn.Module = BertForSequenceClassification(config)
+        return model
 
     four, six = bert(4), bert(6)
     sites = tuple(secateur.sites(four))

@@ -82,7 +82,7 @@ def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
         raise RuntimeError("the device went away")
 
     last = [m for m in model.modules() if isinstance(m, nn.Linear)][-2]
-    last.forward = fail  # type: ignore[method-assign]
+    last.forward = fail  # type: ignore[assignment]
 
     def call() -> None:
         with pytest.raises(RuntimeError, match="the device went away"):
@@ -156,7 +156,7 @@ def test_a_forward_that_another_library_has_wrapped_stays(name: str, paths: list
     expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
     for path in paths:
         module = model.get_submodule(path)
-        module.forward = functools.partial(module.forward)  # type: ignore[method-assign]
+        module.forward = functools.partial(module.forward)
 
     def call() -> None:
         assert secateur.attribute(model, case.task, case.examples, criterion=criterion).equal(expected)

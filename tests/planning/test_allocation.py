@@ -33,7 +33,7 @@ def drawn(seed: int, units: Sequence[int] = (3, 4, 5)) -> Scores:
 
 def random_scores(name: str, unit: Any = "head", seed: int = 0) -> Scores:
     whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
-    return replace(whole, units={s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in whole.sites})
+    return replace(whole, by_site={s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in whole.sites})
 
 
 def attribution(scores: Scores, plan: secateur.Plan) -> float:
@@ -85,10 +85,10 @@ def test_a_larger_budget_keeps_no_less_attribution(name: str, unit: Any, allocat
 @pytest.mark.parametrize("seed", range(3))
 def test_knapsack_keeps_more_attribution_than_the_others(name: str, seed: int) -> None:
     scores = random_scores(name, seed=seed)
-    options = {"flops": 0.5, "floor": 0.1}
     kept = {
-        how: attribution(scores, secateur.plan(scores, allocation=how, **options)) for how in ("uniform", "global", "knapsack")
-    }  # type: ignore[arg-type]
+        how: attribution(scores, secateur.plan(scores, allocation=how, flops=0.5, floor=0.1))
+        for how in ("uniform", "global", "knapsack")
+    }
     assert kept["knapsack"] >= max(kept.values()) - 1e-9
 
 

@@ -26,7 +26,7 @@ def random_scores(name: str, unit: Any = "head", select: str | None = None, seed
     names = {site.name for site in secateur.sites(CASES[name].model(), unit=unit, select=select)}
     sites = tuple(site for site in whole.sites if site.name in names)
     units = {s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in sites}
-    return replace(whole, units=units, sites=sites)
+    return replace(whole, by_site=units, sites=sites)
 
 
 def one_site(values: list[float]) -> Scores:

@@ -177,14 +177,18 @@ class World:
 
     def output(self, name: str) -> Tensor:
         assert (self.root / f"{name}.output").exists(), self.reports[name]
-        return load_file(self.root / f"{name}.output")["output"]
+        output: Tensor = load_file(self.root / f"{name}.output")["output"]
+        return output
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("export")
     torch.set_num_threads(1)
-    expected, base, alone, with_secateur = {}, {}, [], []
+    expected: dict[str, Tensor] = {}
+    base: dict[str, Any] = {}
+    alone: list[Any] = []
+    with_secateur: list[Any] = []
     for name, kind in KINDS.items():
         case = CASES[kind.case]
         model = kind.cut(case.model(DTYPES[kind.dtype]))

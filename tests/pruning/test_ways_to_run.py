@@ -98,7 +98,7 @@ def test_dynamic_quantisation_leaves_layers_that_scatter_or_gather_alone(name: s
     model = pruned(name, "channels")
     kinds = {path: type(module) for path, module in model.named_modules() if isinstance(module, ScatterLinear | GatherLinear)}
     assert kinds
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     assert {path: type(quantised.get_submodule(path)) for path in kinds} == kinds
     assert any(type(module).__module__.startswith("torch.ao") for module in quantised.modules())
 
@@ -110,7 +110,7 @@ def test_dynamic_quantisation_takes_a_model_with_emptied_layers(name: str) -> No
     model, inputs = pruned(name, "heads"), inputs_of(CASES[name], (3, 11))
     assert any(isinstance(module, EmptyLinear) for module in model.modules())
     assert not [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not module.weight.numel()]
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         expected, output = model(**inputs).logits, quantised(**inputs).logits
     assert (output - expected).norm() < 0.3 * expected.norm()

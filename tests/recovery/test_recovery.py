@@ -202,7 +202,7 @@ def test_a_recovered_model_is_saved_and_loaded(case: Case, unit: str, add_biases
     model = case.model()
     pruned = secateur.prune(model, random_plan(model, case, unit))
     secateur.recover_(model, pruned, case.task, case.examples, add_biases=add_biases)
-    biases = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
+    biases: list[Any] = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
     assert all((bias is not None) == add_biases for bias in biases)
     assert not add_biases or any(bool(bias.any()) for bias in biases)
     secateur.save(pruned, tmp_path / "out")

@@ -150,7 +150,8 @@ def _vit() -> nn.Module:
         intermediate_size=37, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, initializer_range=0.3,
         id2label=dict(enumerate(CLASSES)), label2id={name: i for i, name in enumerate(CLASSES)},
     )  # fmt: skip
-    return ViTForImageClassification(config)
+    model: nn.Module = ViTForImageClassification(config)
+    return model
 
 
 def pictures(targets: Sequence[str], count: int = 7) -> list[dict[str, Any]]:

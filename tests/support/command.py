@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,8 +32,8 @@ class Result:
     errors: list[str]
 
     @property
-    def document(self) -> dict[str, object]:
-        document: dict[str, object] = json.loads(self.out)
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(self.out)
         return document
 
 

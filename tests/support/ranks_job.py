@@ -36,7 +36,8 @@ def poisoned() -> torch.nn.Module:
     """A model that gives NaN for an example with one word."""
     model = CASE.model()
     with torch.no_grad():
-        model.get_input_embeddings().weight[CASE.task.tokenizer.convert_tokens_to_ids(POISONED)] = float("nan")
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+        embedding.weight[CASE.task.tokenizer.convert_tokens_to_ids(POISONED)] = float("nan")
     return model
 
 

@@ -82,7 +82,7 @@ def test_labels_are_ranked_with_gradients_after_inference(name: str) -> None:
     with torch.inference_mode():
         expected = task.ranked(model, inputs, 50)
     scores = task.ranked(model, inputs, 50)
-    scores.sum().backward()
+    scores.sum().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(scores, expected.clone())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
@@ -111,7 +111,7 @@ def first_word() -> Any:
     for _ in range(60):
         for batch in batches:
             optimizer.zero_grad()
-            (-task.target(model, batch, "log_probability").mean()).backward()
+            (-task.target(model, batch, "log_probability").mean()).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model
 
@@ -210,7 +210,7 @@ def test_bootstrap_is_seeded_and_covers_the_value() -> None:
     values = torch.randn(80).tolist()
 
     def mean(rows: list[int]) -> float:
-        return sum(values[row] for row in rows) / len(rows)
+        return float(sum(values[row] for row in rows) / len(rows))
 
     found = bootstrap("mean", 80, mean)
     assert found == bootstrap("mean", 80, mean)
