@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow test-gpu lint bench bench-gpu readme clean
+.PHONY: help demo check test test-slow test-gpu lint bench bench-check bench-gpu readme clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## The main job on the built-in model and data; writes demo-out/
 	@rm -rf demo-out
 	$(BIN)/secateur demo --out demo-out
+
+check: lint  ## Before a commit: ruff, mypy and the fast tests, in under 3 minutes on two free cores
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m 'not (slow or long or cli or kernels or learned or corpus)'
 
 test: $(READY)  ## The test suite, as CI runs it: a process on each core, a file of tests at a time
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
@@ -33,14 +36,18 @@ bench-gpu:  ## The kernels against the GPU's ceilings, whole models against bare
 	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_models
 	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_kernels --seconds 330
 
-lint: $(READY)  ## ruff, and mypy --strict on both packages
+lint: $(READY)  ## ruff, and mypy --strict on the packages, tests, bench and examples; the hooks' configuration is valid
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/pre-commit validate-config
 
 bench: $(READY)  ## Timings and comparisons on this machine, hours of them; writes bench/results/
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m bench.run
+
+bench-check: $(READY)  ## A small part of each result file again, in minutes; fails where a ratio or an accuracy differs
+	$(BIN)/python -m bench.check
 
 readme: $(READY)  ## README.md's tables and plot from bench/results/
 	$(BIN)/python -m bench.report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,13 @@ from command import run  # noqa: F401 A fixture of every test.
 from torch import nn
 
 torch.set_num_threads(1)
+
+TESTS = Path(__file__).parent
+# Folders whose name is a marker: `-m cli`, `-m "not learned"`.
+MARKED_FOLDERS = ("cli", "kernels", "learned", "corpus")
+# Files of other folders that `make check` leaves out by the marker `long`. Each takes more than LIMIT seconds.
+LONG_FILES = (
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +40,13 @@ def t5(t5_case: Case) -> nn.Module:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped, visibly, where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Mark tests by folder and by file. Skip tests marked `gpu`, visibly, where there is no CUDA device."""
+    for item in items:
+        name = item.path.relative_to(TESTS).as_posix()
+        folder = name.partition("/")[0]
+        if folder in MARKED_FOLDERS:
+            item.add_marker(folder)
+        if name in LONG_FILES:
+            item.add_marker("long")
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
