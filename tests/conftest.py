@@ -17,8 +17,7 @@ TESTS = Path(__file__).parent
 # Folders whose name is a marker: `-m cli`, `-m "not learned"`.
 MARKED_FOLDERS = ("cli", "kernels", "learned", "corpus")
 # Files of other folders that `make check` leaves out by the marker `long`. Each takes more than LIMIT seconds.
-LONG_FILES = (
-)
+LONG_FILES = ()
 
 
 @pytest.fixture(autouse=True)

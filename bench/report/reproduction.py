@@ -38,13 +38,17 @@ def take(name: str, run: Path) -> None:
     (RESULTS / f"reproduce-{name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def reproduction() -> str:
-    """The page's part on attribution-based pruning; draws the figures beside the page."""
+def ap_runs() -> tuple[results.Results, grid.Settings]:
+    """Return the committed runs of attribution-based pruning and their settings."""
     recorded = result("reproduce-ap")["settings"]
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
     settings = grid.Settings(**fields)
-    means = results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"}))
-    _draw("ap", figures.draw(means, settings))
+    return results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"})), settings
+
+
+def reproduction() -> str:
+    """Return the page's part on attribution-based pruning."""
+    means, settings = ap_runs()
     return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="ap-"))
 
 
@@ -58,16 +62,26 @@ def multitask_runs() -> multitask_results.Results:
 def reproduction_multitask() -> str:
     """The page's part on pruning with a multitask objective."""
     runs = multitask_runs()
-    _draw("multitask", multitask_figures.draw(runs))
     return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="multitask-"))
 
 
-def reproduction_ldnet() -> str:
-    """The page's part on LD-Net."""
+def ldnet_runs() -> ldnet_results.Results:
+    """Return the committed runs of LD-Net."""
     settings = ldnet_grid.Settings.from_json(result("reproduce-ldnet")["settings"])
-    runs = ldnet_results.Results(_cells("ldnet", {"lm", "task", "metric", *ldnet_results.LISTS}), settings)
-    _draw("ldnet", ldnet_figures.draw(runs))
+    return ldnet_results.Results(_cells("ldnet", {"lm", "task", "metric", *ldnet_results.LISTS}), settings)
+
+
+def reproduction_ldnet() -> str:
+    """Return the page's part on LD-Net."""
+    runs = ldnet_runs()
     return "\n".join(ldnet_report.lines(runs, ldnet_claims.claims(runs), images="ldnet-"))
+
+
+def reproduction_plots() -> None:
+    """Write the page's figures beside the page."""
+    _draw("ap", figures.draw(*ap_runs()))
+    _draw("multitask", multitask_figures.draw(multitask_runs()))
+    _draw("ldnet", ldnet_figures.draw(ldnet_runs()))
 
 
 def _draw(name: str, pngs: dict[str, bytes]) -> None:

@@ -197,7 +197,7 @@ def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path:
     for name, rows in (scores.per_example or {}).items():
         assert loaded.per_example is not None
         assert torch.equal(loaded.per_example[name], rows)
-    for field in ("sites", "layers", "fingerprint", "criterion", "examples", "tokens", "weights"):
+    for field in ("sites", "all_sites", "fingerprint", "criterion", "examples", "tokens", "weights"):
         assert getattr(loaded, field) == getattr(scores, field), field
     again = secateur.plan(loaded, flops=0.6)
     assert all(torch.equal(again[name], kept) for name, kept in secateur.plan(scores, flops=0.6).items())
