@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,11 @@ def layers() -> dict[str, Any]:
     return {"environment": environment(study.model), **document, "steps": steps()}
 
 
-def steps(rounds: int = 7) -> Rows:
+def steps(rounds: int = 7, names: Sequence[str] = ("builtin-t5", "minilm-shape")) -> Rows:
     """A training step with gates over the same step without, in CPU time; batches of 32 x 64 tokens. On a frozen model, both go
     back to the embeddings."""
     rows = []
-    for name in ("builtin-t5", "minilm-shape"):
+    for name in names:
         for frozen in (True, False):
             case = cases()[name]()
             model: Any = case.model.train().requires_grad_(not frozen)

@@ -1,0 +1,297 @@
+"""Measure a small fixed part of each result file again, and compare ratios and accuracies with the committed ones.
+
+python -m bench.check [NAME ...]     minutes on a CPU; NAME is a result file without its ending. Exit code 1: a figure differs.
+
+Seconds are not compared: they belong to a machine. A part that cannot be measured in minutes on a CPU is printed as "not rerun"
+with the reason. It does not count as passed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import secateur
+from bench.support.provenance import RESULTS
+from bench.support.tables import result
+from secateur.data import builtin
+
+Pair = tuple[str, float, float]  # The figure's name, the committed value and the value measured now.
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part of a result file that is measured again.
+
+    Attributes:
+        name: The result file, without its ending.
+        part: What is measured again.
+        tolerance: The largest difference that is accepted.
+        relative: The tolerance is a share of the committed value. Otherwise it is absolute.
+        why: The reason for the tolerance.
+        measure: Measures, and yields pairs of figures.
+    """
+
+    name: str
+    part: str
+    tolerance: float
+    relative: bool
+    why: str
+    measure: Callable[[], Iterator[Pair]]
+
+    def accepts(self, committed: float, measured: float) -> bool:
+        """Return True if the measured value is within the tolerance of the committed one."""
+        scale = abs(committed) if self.relative else 1.0
+        return abs(measured - committed) <= self.tolerance * scale + 1e-12
+
+
+def committed_row(file: str, part: str, /, **wanted: Any) -> dict[str, Any]:
+    """Return the one row of a result file that has these values."""
+    rows: list[dict[str, Any]] = result(file)[part]
+    (row,) = (row for row in rows if all(row[key] == value for key, value in wanted.items()))
+    return row
+
+
+def domain_job(examples: int, tested: int) -> Any:
+    """Return the built-in model and the built-in task `domain` with its examples."""
+    from bench.support.jobs import jobs
+
+    model, tokenizer = builtin.load()
+    return model, next(job for job in jobs(tokenizer, examples, tested) if job.name == "domain")
+
+
+def quality() -> Iterator[Pair]:
+    """Accuracies of gradient x activation with the default settings."""
+    from secateur.attribution.criteria import GradientActivation
+
+    wanted = {"task": "domain", "units": "heads and neurons", "setting": "log-probability, absolute"}
+    row = committed_row("quality", "rows", **wanted)
+    model, job = domain_job(300, 500)
+    yield "dense", row["dense"], secateur.evaluate(model, job.task, job.test).value
+    scores = secateur.attribute(model, job.task, job.calibration, criterion=GradientActivation())
+    for keep, accuracy in row["accuracy"].items():
+        pruned = secateur.prune(model, secateur.plan(scores, keep=float(keep)))
+        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, job.task, job.test).value
+
+
+def recovery() -> Iterator[Pair]:
+    """Accuracies before and after the refit."""
+    row = committed_row("recovery", "rows", task="domain", unit="head", keep=0.5)
+    model, job = domain_job(300, 500)
+    scores = secateur.attribute(model, job.task, job.calibration)
+    pruned = secateur.prune(model, secateur.plan(scores, keep=0.5))
+    yield "plain", row["plain"], secateur.evaluate(pruned, job.task, job.test).value
+    secateur.recover_(model, pruned, job.task, job.calibration)
+    yield "recovered", row["recovered"], secateur.evaluate(pruned, job.task, job.test).value
+
+
+def worth() -> Iterator[Pair]:
+    """Accuracies of one draw of the calibration examples."""
+    wanted = {"task": "domain", "draw": 0, "criterion": "gradient x activation", "stack": "both"}
+    row = committed_row("worth", "rows", **wanted)
+    model, job = domain_job(1000, 200)
+    calibration = random.Random(0).sample(builtin.examples("domain"), result("worth")["examples"])
+    scores = secateur.attribute(model, job.task, calibration)
+    for keep, accuracy in row["accuracy"].items():
+        pruned = secateur.prune(model, secateur.plan(scores, keep=float(keep)))
+        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, job.task, job.test).value
+
+
+def budgets() -> Iterator[Pair]:
+    """The share of FLOPs that is left and the accuracy, of secateur's own method."""
+    from bench.measurements.budgets import Draw, run_cell, t5_jobs
+
+    row = committed_row("budgets", "rows", model="t5", task="domain", draw=0, method="secateur", share=0.5)
+    (job,) = t5_jobs(["domain"], 500)
+    examples = random.Random(0).sample(builtin.examples("domain"), 300)
+    cell = run_cell(Draw(job.model, job.task, examples, 0), "secateur", 0.5, job.test)
+    yield "share of FLOPs", row["flops"], cell["flops"]
+    yield "accuracy", row["accuracy"], cell["accuracy"]
+
+
+def integrated() -> Iterator[Pair]:
+    """FLOPs of a replayed forward pass over those above the site."""
+    from bench.measurements.integrated import passes, t5
+
+    yield "FLOPs run / FLOPs above the sites", result("integrated")["passes"]["t5"]["ratio"], passes(t5(16))["ratio"]
+
+
+def latency() -> Iterator[Pair]:
+    """The measured speed-up of a uniform plan, and the one that FLOPs imply."""
+    from bench.measurements.latency import _uniform
+    from secateur.measuring.synthetic import synthetic_batches
+
+    predicted = committed_row("latency", "models", name="builtin-t5")["predicted"]
+    (row,) = (row for row in predicted if row["keep"] == 0.5)
+    model, _ = builtin.load()
+    (batch,) = synthetic_batches(model, [32], [64])
+    (timing,) = secateur.benchmark(model, secateur.prune(model, _uniform(model, 0.5)), [batch], pairs=15).timings
+    yield "speed-up, keep 0.5", row["measured"], timing.speedup
+
+
+def speed() -> Iterator[Pair]:
+    """The bare passes over attribution, in turns."""
+    from bench.measurements.bench_attribution import taylor
+    from bench.subjects.shapes import bare, cases
+    from bench.support.interleaved import compare
+    from secateur.attribution.criteria import GradientActivation
+    from secateur.model.undisturbed import undisturbed
+
+    row = committed_row("speed", "rows", group="attribution", model="builtin-t5")
+    case = cases()["builtin-t5"]()
+    scorer = GradientActivation().scorer(case.model, case.task, secateur.sites(case.model), max_tokens=4096)
+
+    def attribution() -> None:
+        with undisturbed(case.model):
+            scorer.scores(case.batch)
+
+    times = compare({"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)})
+    for name in ("bare_over_attribution", "taylor_over_attribution"):
+        yield name, row[name]["median"], times[name]["median"]
+
+
+def pruning() -> Iterator[Pair]:
+    """All steps of pruning, in forward passes over the calibration examples."""
+    from bench.measurements.pruning import _steps
+
+    row = committed_row("pruning", "rows", name="builtin-t5")
+    model, tokenizer = builtin.load()
+    labels = sorted({example["target"] for example in builtin.examples("language")})
+    measured = _steps("builtin-t5", model, secateur.TextToText(tokenizer, labels=labels), builtin.examples("language")[:1000])
+    yield "forward passes in all", row["total"], measured["total"]
+    yield "speed-up", row["speedup"], measured["speedup"]
+
+
+def routing() -> Iterator[Pair]:
+    """The time to gather a task's model over the time to copy its weights."""
+    from bench.measurements.routing import KEEP, _gathering
+
+    row = committed_row("routing", "gathering", name="builtin-t5")
+    model, tokenizer = builtin.load()
+    plans = {}
+    for name in ("domain", "language"):
+        examples = builtin.examples(name)
+        task = secateur.TextToText(tokenizer, labels=sorted({example["target"] for example in examples}))
+        plans[name] = secateur.plan(secateur.attribute(model, task, examples[:128]), keep=KEEP)
+    measured = _gathering("builtin-t5", model, plans)
+    for name in ("cuts_over_copy", "model_over_copy"):
+        yield name, row[name]["median"], measured[name]["median"]
+
+
+def multitask() -> Iterator[Pair]:
+    """A training step with masks over the step without."""
+    from bench.measurements.multitask import masked_steps
+    from secateur.cli.commands.multitask import load_encoder
+
+    row = committed_row("multitask", "steps", model="builtin-t5", length=64)
+    encoder, _ = load_encoder("builtin")
+    measured = masked_steps(encoder, (32, 64), rounds=5)
+    for name in ("element movement global_over_dense", "rank movement global_over_dense"):
+        yield name, row[name]["median"], measured[name]["median"]
+
+
+def ldnet() -> Iterator[Pair]:
+    """The speed-up of a tagger with one layer left."""
+    from bench.measurements.ldnet import ldnet
+
+    row = committed_row("ldnet", "rows", tagger="1 left")
+    measured = ldnet(lefts=(1,), rounds=3)["rows"][1]
+    yield "speed-up by FLOPs", row["implied"], measured["implied"]
+    yield "measured speed-up", row["measured"], measured["measured"]
+
+
+def layers() -> Iterator[Pair]:
+    """A training step with gates over the step without."""
+    from bench.measurements.layers import steps
+
+    for measured in steps(rounds=5, names=["builtin-t5"]):
+        row = committed_row("layers", "steps", model="builtin-t5", frozen=measured["frozen"])
+        name = f"gated over plain, {'frozen' if measured['frozen'] else 'trained'}"
+        yield name, row["gated_over_plain"]["median"], measured["gated_over_plain"]["median"]
+
+
+def demo() -> Iterator[Pair]:
+    """The whole of `secateur demo`: accuracies of its sweep."""
+    from secateur.cli import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        before, sys.argv = sys.argv, ["secateur", "demo", "--json", "--out", f"{folder}/demo"]
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+        finally:
+            sys.argv = before
+        (document,) = (json.loads(path.read_text()) for path in Path(folder, "demo").glob("demo.json"))
+    for row, measured in zip(result("demo")["sweep"], document["sweep"], strict=True):
+        yield f"keep {row['keep']}", row["value"], measured["value"]
+
+
+ROUNDING = "rounding of another CPU or release changes some answers"
+CLOCK = "a ratio of times that drifts with the CPU's caches and with other processes"
+CHECKS = (
+    Check("quality", "domain, heads and neurons, log-probability", 0.02, False, f"10 of 500 answers: {ROUNDING}", quality),
+    Check("recovery", "domain, heads, keep 0.5", 0.02, False, f"10 of 500 answers: {ROUNDING}", recovery),
+    Check("worth", "domain, draw 0, gradient x activation", 0.03, False, f"6 of 200 answers: {ROUNDING}", worth),
+    Check("budgets", "built-in T5, domain, draw 0, secateur, half", 0.02, False, f"10 of 500 answers: {ROUNDING}", budgets),
+    Check("demo", "the sweep of `secateur demo`", 0.02, False, f"20 of 1,000 answers: {ROUNDING}", demo),
+    Check("integrated", "passes of the built-in T5", 0.001, False, "FLOPs are counted, not timed", integrated),
+    Check("latency", "built-in T5, keep 0.5", 0.25, True, CLOCK, latency),
+    Check("speed", "attribution of the built-in T5", 0.25, True, CLOCK, speed),
+    Check("pruning", "steps of pruning the built-in T5", 0.3, True, f"{CLOCK}; the recovery that is picked differs", pruning),
+    Check("routing", "gathering plans of two tasks", 0.4, True, f"{CLOCK}; calls of a millisecond", routing),
+    Check("multitask", "masked steps of the built-in encoder", 0.25, True, CLOCK, multitask),
+    Check("ldnet", "one layer left of 20", 0.3, True, f"{CLOCK}; 27 times as fast, so 4 ms count", ldnet),
+    Check("layers", "training steps with gates, built-in T5", 0.25, True, CLOCK, layers),
+)
+NOT_RERUN = {
+    "compatibility": "needs packages of other projects, g++ and llama.cpp, and an hour",
+    "corpus": "tuning, compilation and three rounds of every way take more than minutes",
+    "corpus-again": "as corpus",
+    "corpus-other-cpu": "is of another CPU",
+    "corpus-ray": "needs Ray",
+    "real-models": "needs packages with weights, and hours",
+    "reproduce-ap": "hours of runs; a page's test recomputes the claims from the cells",
+    "reproduce-ldnet": "hours of training; a page's test recomputes the claims from the cells",
+    "reproduce-multitask": "hours of training; a page's test recomputes the claims from the cells",
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the checks of these result files, or of all, and return the exit code."""
+    known = {path.stem for path in RESULTS.glob("*.json")}
+    if unknown := set(names) - known:
+        raise SystemExit(f"name: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)
+    passed, differing = 0, 0
+    for check in CHECKS:
+        if names and check.name not in names:
+            continue
+        start = time.perf_counter()
+        limit = f"{check.tolerance:.0%} of it" if check.relative else f"{check.tolerance:g}"
+        for figure, committed, measured in check.measure():
+            right = check.accepts(committed, measured)
+            passed, differing = passed + right, differing + (not right)
+            word = "same" if right else "DIFFERS"
+            print(f"{word:8}{check.name}: {figure}: committed {committed:.4g}, now {measured:.4g}, within {limit}", flush=True)
+        print(f"        {check.name}: {check.part}; {check.why}; {time.perf_counter() - start:.0f} s", flush=True)
+    missing = [name for name in sorted(known) if not names or name in names]
+    for name in missing:
+        if name in NOT_RERUN:
+            print(f"not rerun: {name}: {NOT_RERUN[name]}")
+    print(f"{passed} figures the same, {differing} differ, {sum(name in NOT_RERUN for name in missing)} files not rerun")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
