@@ -16,8 +16,24 @@ torch.set_num_threads(1)
 TESTS = Path(__file__).parent
 # Folders whose name is a marker: `-m cli`, `-m "not learned"`.
 MARKED_FOLDERS = ("cli", "kernels", "learned", "corpus")
-# Files of other folders that `make check` leaves out by the marker `long`. Each takes more than LIMIT seconds.
-LONG_FILES = ()
+# Files of other folders that `make check` leaves out by the marker `long`: each takes more than 25 seconds of one core.
+LONG_FILES = (
+    "attribution/test_attribute_ranks.py",
+    "attribution/test_attribution.py",
+    "attribution/test_criteria.py",
+    "attribution/test_integrated_gradients.py",
+    "measuring/test_dry_run.py",
+    "measuring/test_latency.py",
+    "model/test_sites.py",
+    "pruning/test_export.py",
+    "pruning/test_layer_deletion.py",
+    "pruning/test_routing.py",
+    "pruning/test_surgery.py",
+    "reproduction/test_reproduction.py",
+    "reproduction/test_reproduction_ldnet.py",
+    "reproduction/test_reproduction_multitask.py",
+    "tasks/test_tasks.py",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +56,8 @@ def t5(t5_case: Case) -> nn.Module:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by folder and by file. Skip tests marked `gpu`, visibly, where there is no CUDA device."""
+    if gone := [name for name in LONG_FILES if not (TESTS / name).is_file()]:
+        raise pytest.UsageError(f"LONG_FILES: expected files of tests, got {', '.join(gone)}")
     for item in items:
         name = item.path.relative_to(TESTS).as_posix()
         folder = name.partition("/")[0]
