@@ -232,7 +232,7 @@ def demo() -> Iterator[Pair]:
                 raise
         finally:
             sys.argv = before
-        (document,) = (json.loads(path.read_text()) for path in Path(folder, "demo").glob("demo.json"))
+        document = json.loads(Path(folder, "demo", "report.json").read_text())
     for row, measured in zip(result("demo")["sweep"], document["sweep"], strict=True):
         yield f"keep {row['keep']}", row["value"], measured["value"]
 
