@@ -140,21 +140,12 @@ def latency() -> Iterator[Pair]:
 
 def speed() -> Iterator[Pair]:
     """The bare passes over attribution, in turns."""
-    from bench.measurements.bench_attribution import taylor
-    from bench.subjects.shapes import bare, cases
+    from bench.measurements.bench_attribution import passes
+    from bench.subjects.shapes import cases
     from bench.support.interleaved import compare
-    from secateur.attribution.criteria import GradientActivation
-    from secateur.model.undisturbed import undisturbed
 
     row = committed_row("speed", "rows", group="attribution", model="builtin-t5")
-    case = cases()["builtin-t5"]()
-    scorer = GradientActivation().scorer(case.model, case.task, secateur.sites(case.model), max_tokens=4096)
-
-    def attribution() -> None:
-        with undisturbed(case.model):
-            scorer.scores(case.batch)
-
-    times = compare({"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)})
+    times = compare(passes(cases()["builtin-t5"]()))
     for name in ("bare_over_attribution", "taylor_over_attribution"):
         yield name, row[name]["median"], times[name]["median"]
 

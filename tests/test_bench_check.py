@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 from bench import check
+from bench.compatibility import attempt
 from bench.support.provenance import RESULTS
 
 
@@ -42,3 +44,8 @@ def test_the_exit_code_tells_a_difference(
 def test_a_name_that_no_result_has_is_refused() -> None:
     with pytest.raises(SystemExit, match="expected some of"):
         check.main(["nothing"])
+
+
+def test_every_way_to_run_a_folder_has_its_module() -> None:
+    for way in attempt.WAYS.values():
+        assert find_spec(f"bench.compatibility.{way.function.partition(':')[0]}") is not None, way

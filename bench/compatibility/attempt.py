@@ -93,7 +93,7 @@ def attempt(name: str, folder: Path, result: Path, log: Path) -> None:
     else:
         module, _, function = way.function.partition(":")
         try:
-            outcome = getattr(import_module(f"compatibility.{module}"), function)(Folder.read(folder))
+            outcome = getattr(import_module(f"bench.compatibility.{module}"), function)(Folder.read(folder))
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome("fails", first_line(error))

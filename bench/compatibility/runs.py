@@ -1,6 +1,6 @@
 """Tries every way on every folder, each in a process of its own with a time limit, and writes the table.
 
-python -m bench.run compatibility runs them all. PYTHONPATH=bench python -m compatibility.runs WAY ... runs some of them again
+python -m bench.run compatibility runs them all. python -m bench.compatibility.runs WAY ... runs some of them again
 and leaves what is known of the others.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,10 +28,8 @@ def taylor(case: Case) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("name", models.cases())
-def bench_attribution(name: str, benchmark: Any) -> None:
-    torch.set_num_threads(1)
-    case = models.cases()[name]()
+def passes(case: Case) -> dict[str, Callable[[], Any]]:
+    """Return the functions that are timed in turn: attribution, the bare passes and the Taylor pass."""
     chosen = sites(case.model)
     scorer = GradientActivation().scorer(case.model, case.task, chosen, max_tokens=4096)
 
@@ -38,7 +37,13 @@ def bench_attribution(name: str, benchmark: Any) -> None:
         with undisturbed(case.model):
             assert len(scorer.scores(case.batch)) == len(chosen)
 
-    functions = {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
+    return {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
+
+
+@pytest.mark.parametrize("name", models.cases())
+def bench_attribution(name: str, benchmark: Any) -> None:
+    torch.set_num_threads(1)
+    functions = passes(models.cases()[name]())
     benchmark.group = "attribution"
     benchmark.extra_info.update(compare(functions), model=name, threads=torch.get_num_threads(), batch=[32, 64])
-    benchmark.pedantic(attribution, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(functions["attribution"], rounds=5, warmup_rounds=1)
