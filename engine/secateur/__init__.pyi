@@ -26,6 +26,7 @@ from secateur.model import families as families
 from secateur.model.discovery import sites as sites
 from secateur.model.families import register_family as register_family
 from secateur.model.sites import Site as Site
+from secateur.planning.budget import Budget as Budget
 from secateur.planning.latency_table import LatencyTable as LatencyTable
 from secateur.planning.plan import Plan as Plan
 from secateur.planning.plan import plan as plan

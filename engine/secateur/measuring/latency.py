@@ -172,7 +172,7 @@ def _plan(model: nn.Module, some: Sequence[Site], counts: Mapping[str, int]) -> 
         size = site.units // heads
         first = torch.arange(counts[site.name] // heads) + (site.layer if site.unit == "head" else 0)
         kept[site.name] = (first.sort().values % size + size * torch.arange(heads).unsqueeze(1)).flatten().sort().values
-    return Plan(kept, tuple(some), fingerprint(model), {})
+    return Plan(kept, tuple(some), fingerprint(model))
 
 
 def _in_turn(model: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], pairs: int, seconds: float) -> list[Pair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from secateur.attribution.scores import Scores
 from secateur.cli.shared import inputs, output
 from secateur.measuring.dry_run import DryRun, dry_run
-from secateur.planning.budget import the_budget
+from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
 
@@ -23,7 +23,7 @@ def run(
     name: str,
     given: Plan | None,
     scores: Path | None,
-    budget: Mapping[str, float | None],
+    budget: Budget | None,
     shapes: tuple[Sequence[int], Sequence[int]],
     *,
     task: str | None,
@@ -33,9 +33,8 @@ def run(
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """What to print of a dry run. given: the plan of --plan; scores: the file of --scores; options: what else
     `sizing.dry_run` takes. Passes are of the largest of the shapes."""
-    if given is None:
-        wanted, value = the_budget(**budget)
-        options[wanted] = value
+    if budget is not None:
+        options[budget.kind] = budget.amount
     loaded = None if scores is None else Scores.load(scores)
     if loaded is not None and select is not None:
         loaded = loaded.of(select)
@@ -89,7 +88,7 @@ def _first_sites(plan: Plan) -> Table:
 
 def _lines(found: DryRun, model: Any) -> list[str]:
     memory, name = found.attribution, type(model).__name__
-    left = found.plan.budget.get("remaining")
+    left = found.plan.summary().get("remaining")
     lines = [
         f"to score it, {memory.batch_size} examples of {memory.length} tokens a batch: about {amount(memory.total)}: weights "
         f"{amount(memory.weights)}, activations and their gradients {amount(memory.activations)}, sums {amount(memory.sums)}",

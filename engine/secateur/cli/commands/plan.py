@@ -53,8 +53,8 @@ def plan(
         per_head=per_head,
     )
     made.save(out)
-    document = {"out": str(out), "budget": made.budget, "kept": {name: len(made[name]) for name in made}}
-    left = made.budget["remaining"]
+    document = {"out": str(out), "budget": made.summary(), "kept": {name: len(made[name]) for name in made}}
+    left = made.summary()["remaining"]
     line = (
         f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
     )

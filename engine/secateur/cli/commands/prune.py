@@ -50,7 +50,7 @@ from secateur.cli.shared.options import (
 )
 from secateur.cli.shared.pruned_folder import prune_folder
 from secateur.flow.within_budget import between_rounds, tried, within_budget
-from secateur.planning.budget import check_spread, the_budget
+from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
 from secateur.support.files import require_absent
@@ -99,12 +99,12 @@ def prune(
     """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
     inputs.use_threads(threads)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
-    if plan_file is None:
-        # Before the scoring, which takes longer than to find out at its end.
-        check_spread(the_budget(**budget)[0], "uniform" if allocation == "auto" else allocation, floor or 0.0, align=1)
-    elif any(value is not None for value in budget.values()):
+    amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
+    if plan_file is not None and any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected --plan or a budget, got both")
+    budget = None if plan_file is not None else Budget.of(**amounts)
+    if budget is not None:  # Checked before the scoring, which takes long.
+        budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
     recoveries = inputs.recoveries(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
@@ -124,7 +124,9 @@ def prune(
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    if given is None:
+    if given is not None:
+        candidates, met = tried(loaded.model, job, rows, [given], recoveries, max_tokens, output.step_progress), None
+    elif budget is not None:
         scores = secateur.attribute_in_rounds(
             loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
             criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
@@ -134,7 +136,5 @@ def prune(
             floor=floor, per_head=per_head, allocation=None if allocation == "auto" else allocation,
             align=inputs.alignment(align, loaded.device),
         )  # fmt: skip
-    else:
-        candidates, met = tried(loaded.model, job, rows, [given], recoveries, max_tokens, output.step_progress), None
     document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
     output.emit(document, as_json, *shown)

@@ -48,7 +48,7 @@ def prune_folder(
     refits = [] if recover is None else _recovered(loaded, task, pruned, rows, recover)
     compared, tables, report = compare(model, pruned, task, held_out, shapes)
     document = {
-        "plan": plan.budget,
+        "plan": plan.summary(),
         "candidates": [candidate.to_json() for candidate in candidates],
         "met": None if met is None else met.to_json(),
         "verification": verification.to_json(),

@@ -201,7 +201,7 @@ class Laboratory:
         plans = [plan(scores.of(words[stack]), keep=1 - rate) for stack, rate in rates.items()]
         kept = {name: each[name] for each in plans for name in each}
         sites = tuple(site for each in plans for site in each.sites)
-        return prune(self.model, Plan(kept, sites, scores.fingerprint, {"rates": rates}))
+        return prune(self.model, Plan(kept, sites, scores.fingerprint))
 
     def _scored(self, cell: Cell) -> Scores:
         """The scores that a cell prunes by: made once, and read from the folder by a run that goes on."""
