@@ -12,6 +12,8 @@ from secateur.attribution.scores import Scores as Scores
 from secateur.data import builtin as builtin
 from secateur.flow.choose import alternatives as alternatives
 from secateur.flow.choose import choose as choose
+from secateur.flow.compress import Compressed as Compressed
+from secateur.flow.compress import compress as compress
 from secateur.flow.meet_latency import MetLatency as MetLatency
 from secateur.flow.meet_latency import meet_latency as meet_latency
 from secateur.flow.rounds import attribute_in_rounds as attribute_in_rounds

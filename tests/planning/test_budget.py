@@ -38,7 +38,7 @@ def test_exactly_one_budget() -> None:
         Budget.of(keep=None)
     with pytest.raises(secateur.InputError, match=f"{expected}keep, flops$"):
         Budget.of(keep=0.5, flops=0.5)
-    with pytest.raises(secateur.InputError, match="^budget: expected one of keep, .*, got 'size'$"):
+    with pytest.raises(secateur.InputError, match=r"^budget: expected one of keep, .*, got 'size'$"):
         Budget.of(size=0.5)
 
 

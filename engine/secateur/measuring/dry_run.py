@@ -121,10 +121,12 @@ def dry_run(
         raise InputError(f"allocation: expected uniform in a dry run without scores, which others need, got {named!r}")
     chosen = sites(model, unit=unit, select=select)
     length = image_tokens(model) if reads_images(model) else length
-    planned = given if budget is None else plan_within(scores or _drawn(model, chosen, length), budget, **planning)
-    pruned = prune(model, planned)
+    if budget is not None:
+        given = plan_within(scores or _drawn(model, chosen, length), budget, **planning)
+    assert given is not None  # The budget is missing only where a plan is given.
+    pruned = prune(model, given)
     return DryRun(
-        plan=planned,
+        plan=given,
         shape=(batch_size, length),
         dense=sizes_of(model, batch_size, length),
         pruned=sizes_of(pruned, batch_size, length),

@@ -76,7 +76,7 @@ class Plan(Mapping[str, Tensor]):
 
     def summary(self) -> dict[str, Any]:
         """The budget and its spread as one JSON object: the budget's amount under its kind, then the fields of `Spread`."""
-        asked = {} if self.budget is None else {self.budget.kind: self.budget.amount}
+        asked: dict[str, Any] = {} if self.budget is None else {self.budget.kind: self.budget.amount}
         return {**asked, **({} if self.spread is None else _spread_json(self.spread))}
 
     def dumps(self) -> str:

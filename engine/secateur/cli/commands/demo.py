@@ -17,9 +17,8 @@ from secateur.cli.shared.options import (
     UnitOption,
 )
 from secateur.cli.shared.plots import sweep_plot
-from secateur.cli.shared.pruned_folder import prune_folder
 from secateur.data import builtin
-from secateur.flow.choose import Candidate
+from secateur.flow.loaded import load_model, make_task
 from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.sites import AttentionUnit
@@ -32,25 +31,25 @@ REFITTED = 300  # Examples that the out-projections are refitted on.
 
 
 def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[str, Any], list[Table | str]]:
-    """Scores the built-in model on one task's calibration examples, prunes it at several rates, compares them on the task's
-    test examples, and writes the model pruned at `keep` with the sweep's table and plot."""
+    """Score the built-in model on one task's calibration examples, prune it at several rates and compare the results on the
+    task's test examples. Write the model pruned at `keep` with the sweep's table and plot. Returns the document and what to
+    show of it."""
     if name not in builtin.tasks():
         raise InputError(f"task: expected one of {', '.join(builtin.tasks())}, got {name!r}")
     with new_folder(out) as folder:
-        loaded = inputs.load_model("builtin", task=None, device="auto", dtype="auto")
+        loaded = load_model("builtin", task=None, device="auto", dtype="auto")
         rows = inputs.read(f"builtin:{name}", loaded)
         held_out = inputs.read(f"builtin:{name}.test", loaded)
-        task = inputs.make_task(loaded, "auto", rows, None)
+        task = make_task(loaded, "auto", rows, None)
         scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])
         points = sweep(
             loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress,
             recovery=lambda pruned: secateur.recover_(loaded.model, pruned, task, rows[:REFITTED]),
         )  # fmt: skip
-        plan = secateur.plan(scores, keep=keep, per_head=True)
-        report, shown = prune_folder(
-            loaded, task, [Candidate(plan, "least_squares", None)], folder / "model", rows=rows[:REFITTED], held_out=held_out,
-            shapes=([1, 8, BATCH_SIZE], [LENGTH]),
+        compressed = secateur.compress(
+            loaded, rows[:REFITTED], task, plan=secateur.plan(scores, keep=keep, per_head=True), recoveries=["least_squares"],
+            evaluation=held_out, out=folder / "model", batch_sizes=[1, 8, BATCH_SIZE], lengths=[LENGTH], say=output.say,
         )  # fmt: skip
         document = {
             "task": name,
@@ -58,7 +57,7 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
             "refitted": REFITTED,
             "batch": {"size": BATCH_SIZE, "tokens": LENGTH},
             "sweep": [point.to_json() for point in points],
-            "pruned": {**report, "out": str(out / "model")},
+            "pruned": {**compressed.to_json(), "out": str(out / "model")},
         }
         scores.save(folder / "scores.safetensors")
         (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -75,7 +74,8 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         output.points_table(points),
         "",
         f"The model at keep = {keep}:",
-        *shown[:-1],
+        *output.compared(compressed.comparison),
+        *compressed.lines(),
         f"written to {out}: model/ (load it with secateur.load), report.json, sweep.csv, sweep.png, scores.safetensors",
     ]
 

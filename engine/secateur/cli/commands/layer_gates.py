@@ -32,8 +32,10 @@ from secateur.cli.shared.options import (
     TokenColumn,
 )
 from secateur.cli.shared.plots import gates_plot
-from secateur.cli.shared.pruned_folder import compare, write_folder
 from secateur.data.examples import Example
+from secateur.flow.folder import write_folder
+from secateur.flow.loaded import Loaded
+from secateur.measuring.compare import compare
 from secateur.model.blocks import LayerUnit
 from secateur.pruning.verify import Verification, VerificationError, some_batches, verify_layers
 from secateur.support.ledger import Ledger
@@ -79,7 +81,7 @@ def layer_gates(
     inputs.use_threads(threads)
     (of,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    # Trained in float32, whatever it is stored in: half precision loses what a step changes.
+    # The model is trained in float32, whatever dtype it is stored in: half precision loses the changes of a step.
     loaded, job, rows = inputs.prepare(
         model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
         columns=(column, token_column),
@@ -94,7 +96,7 @@ def layer_gates(
         copy.deepcopy(loaded.model), keep_layers=keep_layers, unit=cast(LayerUnit, of), strength=strength, warmup=warmup,
         drop=drop, frozen=frozen,
     )  # fmt: skip
-    # Before the folder is begun: unusable examples leave nothing behind.
+    # Examples are checked before the folder is begun, so that unusable ones leave nothing behind.
     features = task_features(job, gates, rows)
     if held_out is not None:
         job.items(loaded.model, held_out)
@@ -124,7 +126,7 @@ def layer_gates(
 
 
 def _write_selected(
-    loaded: inputs.Loaded,
+    loaded: Loaded,
     gates: LayerGates,
     task: Task,
     log: Sequence[Mapping[str, Any]],
@@ -134,8 +136,8 @@ def _write_selected(
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
 ) -> dict[str, Any]:
-    """Closes what is open beyond the wanted number, deletes the closed layers, checks that against the gated model, and writes
-    the folder. Returns the report."""
+    """Close the smallest gates beyond the wanted number, delete the closed layers, verify the result against the gated model,
+    and write the folder. Returns the report."""
     late = gates.close_smallest_()
     gone = [name for name in gates.names if name not in gates.left]
     output.say("deleting and verifying")
@@ -145,8 +147,8 @@ def _write_selected(
     verification = verify_layers(gates.model, selected, gone, task, batches, scales={n: gates.values[n] for n in gates.left})
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    selected.to(loaded.stored).float()  # What is evaluated is what is written.
-    compared, _, report = compare(loaded.model, selected, task, held_out, shapes)
+    selected.to(loaded.stored).float()  # The evaluated weights are those that are written.
+    comparison = compare(loaded.model, selected, task, held_out, *shapes, say=output.say)
     course = [row for row in log if "loss" in row]
     document = {
         "settings": learned, "deleted": gone, "closed at the end": late, "z": gates.values,
@@ -154,15 +156,18 @@ def _write_selected(
             "step": [row["step"] for row in course], "loss": [row["loss"] for row in course],
             "z": {name: [row[f"z/{name}"] for row in course] for name in gates.names},
         },
-        "verification": verification.to_json(), **compared,
+        "verification": verification.to_json(), **comparison.to_json(),
     }  # fmt: skip
     if not out.exists():
-        write_folder(loaded, task, selected, out, document, report, {"gates.png": gates_plot(document["training"], "gates")})
+        write_folder(
+            selected, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored,
+            document=document, report=comparison.benchmark, files={"gates.png": gates_plot(document["training"], "gates")},
+        )  # fmt: skip
     return document
 
 
 def _shown(document: Mapping[str, Any]) -> list[Table | str]:
-    """The report: what of each layer is left, and both models' sizes, metrics and times."""
+    """The report as tables: the gate of each layer, and the sizes, metrics and times of both models."""
     left = {name: "deleted" if name in document["deleted"] else f"{value:.3f}" for name, value in document["z"].items()}
     sizes = document["parameters"]
     rows = [("parameters", f"{sizes['dense']:,}", f"{sizes['pruned']:,} ({sizes['pruned'] / sizes['dense']:.0%})")]
@@ -170,8 +175,8 @@ def _shown(document: Mapping[str, Any]) -> list[Table | str]:
         dense, pruned = (document["evaluation"][name] for name in ("dense", "pruned"))
         rows.insert(0, (dense["metric"], f"{dense['value']:.4f}", f"{pruned['value']:.4f}"))
     rows += [
-        (f"ms, {each['batch_size']} x {each['length']}", f"{each['dense_ms']:.1f}", f"{each['pruned_ms']:.1f}")
-        for each in document["benchmark"]["timings"]
+        (f"ms, {timing['batch_size']} x {timing['length']}", f"{timing['dense_ms']:.1f}", f"{timing['pruned_ms']:.1f}")
+        for timing in document["benchmark"]["timings"]
     ]
     proof = Verification(**{name: value for name, value in document["verification"].items() if name != "holds"})
-    return [output.table(("layer", "gate"), left.items()), output.comparison(rows), str(proof)]
+    return [output.table(("layer", "gate"), left.items()), output.side_by_side(rows), str(proof)]

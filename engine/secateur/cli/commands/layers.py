@@ -32,8 +32,10 @@ from secateur.cli.shared.options import (
     Threads,
     TokenColumn,
 )
-from secateur.cli.shared.pruned_folder import compare, write_folder
 from secateur.data.examples import Example
+from secateur.flow.folder import write_folder
+from secateur.flow.loaded import Loaded
+from secateur.measuring.compare import compare
 from secateur.model.blocks import LayerUnit
 from secateur.model.blocks import layers as layers_of
 from secateur.pruning.delete_layers import delete_layers
@@ -77,7 +79,7 @@ def layers(
         columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    # Before the scoring, which takes longer than to find out at its end.
+    # Checks the number before the scoring, which takes long.
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, of)), 0.0), keep_layers)
     scores = layer_scores(
         loaded.model, job, rows, kind, unit=cast(LayerUnit, of), target=cast(Target, wanted), max_tokens=max_tokens,
@@ -90,7 +92,7 @@ def layers(
 
 
 def write_deleted(
-    loaded: inputs.Loaded,
+    loaded: Loaded,
     task: Task,
     chosen: Mapping[str, Any],
     out: Path,
@@ -99,21 +101,24 @@ def write_deleted(
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """Deletes the layers `chosen["deleted"]`, checks it, and writes the folder: the model in the dtype that it was stored in,
-    its tokenizer, report.json and a plot. Returns the report and what to show of it."""
+    """Delete the layers `chosen["deleted"]`, verify the result, and write the folder: the model in its stored dtype, its
+    tokenizer, report.json and a plot. Returns the report and what to show of it."""
     model, gone = loaded.model, chosen["deleted"]
     output.say("deleting and verifying")
     deleted = delete_layers(model, gone)
     verification = verify_layers(model, deleted, gone, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    compared, tables, report = compare(model, deleted, task, held_out, shapes)
-    document = {**chosen, "verification": verification.to_json(), **compared, "out": str(out)}
-    write_folder(loaded, task, deleted, out, document, report, {})
-    return document, [*tables, str(verification), f"written to {out}"]
+    comparison = compare(model, deleted, task, held_out, *shapes, say=output.say)
+    document = {**chosen, "verification": verification.to_json(), **comparison.to_json(), "out": str(out)}
+    write_folder(
+        deleted, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored, document=document,
+        report=comparison.benchmark, files={},
+    )  # fmt: skip
+    return document, [*output.compared(comparison), str(verification), f"written to {out}"]
 
 
 def scores_table(scores: Mapping[str, float], gone: Collection[str]) -> Table:
-    """Each layer with its score, and whether it stays."""
+    """Each layer with its score, and whether it is deleted."""
     rows = ((name, f"{score:.4g}", "deleted" if name in gone else "") for name, score in scores.items())
     return output.table(("layer", "score", ""), rows)

@@ -18,6 +18,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
+from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.support.errors import InputError
 from secateur.support.files import write_atomically
@@ -64,7 +65,7 @@ def train_lm(
     from secateur.learned.ldnet.vocabulary import Vocabulary
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     require_positive(learning_rate=learning_rate)
     settings = {
         "texts": [[str(path), file_size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
@@ -135,7 +136,7 @@ def train_tagger(
     from secateur.learned.ldnet.tagger_training import GatePenalty
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     penalty = GatePenalty(lambda0, wanted, regulariser, gate_learning_rate, reopen)  # type: ignore[arg-type]
     require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
     models, _, vocabulary = load_lm(lm)
@@ -175,7 +176,7 @@ def tag(
     from secateur.learned.ldnet.tagging import tag as tags_of
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     if scheme not in SCHEMES:
         raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
     tagger = load_tagger(model).to(place)

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads
+from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import write_atomically
@@ -34,7 +35,7 @@ def multitask(
     inputs.use_threads(threads)
     read, said = configs.read_config(config)
     data = {name: TaskData(*configs.load_task(name, about)) for name, about in read.tasks.items()}
-    place = inputs.device_named(device)
+    place = device_named(device)
     arguments = configs.training_arguments(
         read, {name: len(each.train) for name, each in data.items()}, out / "checkpoints", place.type
     )

@@ -1,9 +1,10 @@
-"""`secateur prune`: scores, plans, cuts, proves and measures, or tells what would come of it."""
+"""`secateur prune`: the whole flow of `secateur.compress`, or a dry run of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -48,8 +49,9 @@ from secateur.cli.shared.options import (
     UnitOption,
     Unlabeled,
 )
-from secateur.cli.shared.pruned_folder import prune_folder
-from secateur.flow.within_budget import between_rounds, tried, within_budget
+from secateur.flow.compress import SCORING
+from secateur.flow.loaded import device_named
+from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
@@ -112,7 +114,7 @@ def prune(
         document, shown = dry_run.run(
             model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
             max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head,
-            align=inputs.alignment(align, inputs.device_named(device).type),
+            align=inputs.alignment(align, device_named(device).type),
             allocation="uniform" if allocation == "auto" else allocation,
         )  # fmt: skip
         output.emit(document, as_json, *shown)
@@ -124,17 +126,18 @@ def prune(
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    if given is not None:
-        candidates, met = tried(loaded.model, job, rows, [given], recoveries, max_tokens, output.step_progress), None
-    elif budget is not None:
-        scores = secateur.attribute_in_rounds(
-            loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
-            criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
-        )  # fmt: skip
-        candidates, met = within_budget(
-            loaded.model, job, rows, scores, budget, shapes, recoveries, max_tokens, output.say, output.step_progress,
-            floor=floor, per_head=per_head, allocation=None if allocation == "auto" else allocation,
-            align=inputs.alignment(align, loaded.device),
-        )  # fmt: skip
-    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
+    compressed = secateur.compress(
+        loaded, rows, job, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
+        evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
+        rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
+        align=inputs.alignment(align, loaded.device), per_head=per_head, recoveries=recoveries, max_tokens=max_tokens,
+        batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=_progress,
+    )  # fmt: skip
+    document = {**compressed.to_json(), "out": str(out)}
+    shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
     output.emit(document, as_json, *shown)
+
+
+def _progress(steps: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Steps with a bar. That of the scoring counts examples."""
+    return output.batch_progress(steps, total) if what == SCORING else output.step_progress(steps, total, what)

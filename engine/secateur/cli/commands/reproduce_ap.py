@@ -14,6 +14,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads, UnitOption
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
+from secateur.flow.loaded import Loaded, load_model
 from secateur.reproduction.ap import glue, report
 from secateur.reproduction.ap import grid as ap
 from secateur.support.environment import environment
@@ -63,7 +64,7 @@ def ap_(
         if experiments is not None:
             raise InputError(f"tasks: {needed}, got {', '.join(chosen)}")
         output.say(f"{needed}: left out")
-    loaded = inputs.load_model(model, task="text-to-text", device=device, dtype="auto")
+    loaded = load_model(model, task="text-to-text", device=device, dtype="auto")
     small = preset == "builtin"
     settings = ap.Settings(
         model=model,
@@ -88,7 +89,7 @@ def ap_(
     )  # fmt: skip
 
 
-def _job(loaded: inputs.Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.Job:
+def _job(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.Job:
     if preset == "builtin":
         pool, test = builtin.examples(name), builtin.examples(f"{name}.test")
     else:

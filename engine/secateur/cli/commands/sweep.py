@@ -1,4 +1,4 @@
-"""`secateur sweep`: accuracy against size and speed over several rates."""
+"""`secateur sweep`: measure accuracy, size and speed at several rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots as PNG bytes."""
+"""Plots of sweeps and of training, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.flow.sweep import Point
-from secateur.measuring.benchmark import Report
-from secateur.planning.plan import Plan
-from secateur.support.figures import figure, png
+from secateur.measuring.plots import row_of_axes
+from secateur.support.figures import png
 
-_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
+_BLUE, _GREY = "#1f5fa8", "#8a8a8a"
 
 
 def sweep_plot(points: Sequence[Point], title: str) -> bytes:
-    """Accuracy against the share of units kept (with its interval), and against the measured speed-up."""
-    made, (left, right) = _plain(2)
+    """Draw the metric with its interval against the share of units kept, and against the measured speed-up."""
+    drawing, (left, right) = row_of_axes(2)
     ordered = sorted(points, key=lambda point: point.keep)
     values = [point.value for point in ordered]
     errors = [[p.value - p.low for p in ordered], [p.high - p.value for p in ordered]]
@@ -28,66 +27,18 @@ def sweep_plot(points: Sequence[Point], title: str) -> bytes:
         axes.set_xlabel(label)
         axes.set_ylabel(ordered[0].metric)
     left.invert_xaxis()
-    made.suptitle(title)
-    return png(made)
-
-
-def benchmark_plot(report: Report, title: str) -> bytes:
-    """Measured speed-up with its quartiles for each shape, beside what the counted FLOPs allow."""
-    made, (axes,) = _plain(1)
-    timings = report.timings
-    xs = range(len(timings))
-    speedups = [t.speedup for t in timings]
-    errors = [[t.speedup - t.speedup_low for t in timings], [t.speedup_high - t.speedup for t in timings]]
-    axes.bar(xs, speedups, yerr=errors, color=_BLUE, capsize=2, width=0.6, label="measured")
-    axes.plot(xs, [t.flops_speedup for t in timings], "_", color=_ORANGE, markersize=24, markeredgewidth=2, label="FLOPs allow")
-    axes.axhline(1, color=_GREY, linewidth=1)
-    axes.set_xticks(list(xs), [f"{t.batch_size} x {t.length}" for t in timings], rotation=30)
-    axes.set_xlabel("batch size x tokens")
-    axes.set_ylabel("dense / pruned time")
-    axes.legend()
-    made.suptitle(title)
-    return png(made)
-
-
-def widths_plot(plan: Plan, title: str) -> bytes:
-    """The share of its units that each site keeps, by layer: a panel a stack, a line a kind of site."""
-    stacks = list(dict.fromkeys(site.stack for site in plan.sites))
-    made, grid = _plain(len(stacks))
-    for stack, axes in zip(stacks, grid, strict=True):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for site in plan.sites:
-            if site.stack == stack:
-                kind = site.name.split(".", 2)[2].replace("_", " ")
-                lines.setdefault(kind, []).append((site.layer, len(plan[site.name]) / site.units))
-        for kind, points in lines.items():
-            axes.plot(*zip(*points, strict=True), marker="o", linewidth=1.5, label=kind)
-        axes.set_ylim(-0.03, 1.03)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel(f"{stack} layer")
-        axes.set_ylabel("share of units kept")
-        axes.legend(fontsize=7)
-    made.suptitle(title)
-    return png(made)
+    drawing.suptitle(title)
+    return png(drawing)
 
 
 def gates_plot(training: Mapping[str, Any], title: str) -> bytes:
-    """Each layer's gate over the steps of training. training: "step" [logged], and "z" by layer [logged]."""
-    made, (axes,) = _plain(1)
+    """Draw each layer's gate over the steps of training. training: "step" [logged], and "z" by layer [logged]."""
+    drawing, (axes,) = row_of_axes(1)
     for name, values in training["z"].items():
         axes.plot(training["step"], values, linewidth=1.5, label=name)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("step")
     axes.set_ylabel("gate")
     axes.legend(fontsize=7)
-    made.suptitle(title)
-    return png(made)
-
-
-def _plain(count: int) -> tuple[Any, Any]:
-    """A row of axes with a grid, without a frame."""
-    made, grid = figure(1, count)
-    for axes in grid[0]:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    return made, grid[0]
+    drawing.suptitle(title)
+    return png(drawing)

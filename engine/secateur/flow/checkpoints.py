@@ -1,4 +1,4 @@
-"""What a checkpoint must be before a model is made of it; each refusal says the way out."""
+"""Checks of a checkpoint before a model is made of it. Each refusal tells the user what to do instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.tasks import Task
 
 
 def require_no_gguf(name: str) -> None:
-    """Raises InputError for a GGUF file, or a folder that holds nothing else to load."""
+    """Check that the name is neither a GGUF file nor a folder that holds only GGUF files to load. Raises InputError if it is."""
     path = Path(name)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
     if path.suffix == ".gguf" or files:
@@ -24,12 +24,14 @@ def require_no_gguf(name: str) -> None:
 
 
 def require_plain(name: str, config: Any) -> None:
-    """Raises InputError for a quantised checkpoint: its linear layers hold packed codes, of which no rows can be cut."""
+    """Check that a checkpoint is not quantised. Raises InputError if it is: quantised linear layers hold packed codes, so no
+    rows can be cut from them."""
     about = getattr(config, "quantization_config", None)
     if about is None:
         return
-    told = about if isinstance(about, Mapping) else vars(about)
-    method = told.get("quant_method") or ("bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unknown")
+    settings = about if isinstance(about, Mapping) else vars(about)
+    in_bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    method = settings.get("quant_method") or ("bitsandbytes" if in_bits else "unknown")
     raise InputError(
         f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
         f"{getattr(method, 'value', method)}: "
@@ -38,10 +40,17 @@ def require_plain(name: str, config: Any) -> None:
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:
-    """Raises InputError where transformers has no model of this architecture for the task."""
+    """Check that transformers has a model of this architecture for the task. Raises InputError if it has none.
+
+    Args:
+        name: The folder or Hub name of the model.
+        config: Its config.
+        kind: The name of the task.
+        tasks: The classes of all tasks by name.
+    """
     import transformers
 
-    fitting = [each for each, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
+    fitting = [known for known, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
     if kind not in fitting:
         raise InputError(
             f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "
@@ -50,7 +59,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
 
 
 def unreachable(name: str, error: Exception) -> InputError:
-    """What to say of a model that could not be had."""
+    """The InputError for a model whose config could not be read: whether it is gated, missing, or out of reach."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -64,6 +73,7 @@ def unreachable(name: str, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, its cause, the cause's cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
