@@ -11,7 +11,7 @@ from secateur.tasks import Task
 
 
 def require_no_gguf(name: str) -> None:
-    """Check that the name is neither a GGUF file nor a folder that holds only GGUF files to load. Raises InputError if it is."""
+    """Check that the name is no GGUF file, and no folder with only GGUF files to load. Raises InputError if it is."""
     path = Path(name)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
     if path.suffix == ".gguf" or files:

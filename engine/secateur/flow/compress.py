@@ -292,8 +292,10 @@ def _criterion(criterion: Criterion | str, unlabeled: bool) -> Criterion:
     if "labels" not in {field.name for field in fields(criterion)}:
         name = type(criterion).__name__
         raise InputError(f"unlabeled: expected a criterion with the setting 'labels', such as gradient, got {name}")
-    signed = getattr(criterion, "over_examples", None) == "signed"
-    return replace(criterion, labels="all", **({"over_examples": "absolute"} if signed else {}))
+    changes: dict[str, Any] = {"labels": "all"}
+    if getattr(criterion, "over_examples", None) == "signed":
+        changes["over_examples"] = "absolute"
+    return replace(criterion, **changes)
 
 
 def _loaded(

@@ -49,5 +49,5 @@ def write_folder(
     extra: dict[str, str | bytes] = {} if task_name is None else {TASK_FILE: task_file(task, task_name)}
     extra["report.json"] = json.dumps(document, indent=1) + "\n"
     extra["benchmark.png"] = benchmark_plot(report, "dense against pruned")
-    narrow = all(parameter.dtype == stored for parameter in pruned.parameters())
-    save(pruned if narrow else copy.deepcopy(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
+    as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
+    save(pruned if as_stored else copy.deepcopy(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
