@@ -50,7 +50,7 @@ class Compressed:
         comparison: The evaluation, size and speed of the dense and the pruned model.
         task: The task.
         tokenizer: The tokenizer or image processor.
-        task_name: The name of the task in secateur.json, None for a task of another class.
+        task_name: The name of the task in secateur.json, empty for a task of another class.
         stored: The dtype that `save` writes.
     """
 
@@ -63,7 +63,7 @@ class Compressed:
     comparison: Comparison
     task: Task
     tokenizer: Any
-    task_name: str | None
+    task_name: str
     stored: torch.dtype
 
     def to_json(self) -> dict[str, Any]:

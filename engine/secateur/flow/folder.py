@@ -23,7 +23,7 @@ def write_folder(
     out: str | Path,
     *,
     task: Task,
-    task_name: str | None,
+    task_name: str,
     tokenizer: Any,
     stored: torch.dtype,
     document: Mapping[str, Any],
@@ -36,7 +36,7 @@ def write_folder(
         pruned: The model. It is left untouched.
         out: The folder, which must not exist yet.
         task: Its task.
-        task_name: The name of the task, by which later commands know it; None to leave that file out.
+        task_name: The name of the task, by which later commands know it; empty to leave that file out.
         tokenizer: The tokenizer or image processor.
         stored: The dtype of the written weights.
         document: The content of report.json.
@@ -46,7 +46,7 @@ def write_folder(
     Raises:
         InputError: As `save` does.
     """
-    extra: dict[str, str | bytes] = {} if task_name is None else {TASK_FILE: task_file(task, task_name)}
+    extra: dict[str, str | bytes] = {TASK_FILE: task_file(task, task_name)} if task_name else {}
     extra["report.json"] = json.dumps(document, indent=1) + "\n"
     extra["benchmark.png"] = benchmark_plot(report, "dense against pruned")
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())

@@ -45,14 +45,14 @@ class Loaded:
         model: The model.
         tokenizer: Its tokenizer, or its image processor.
         stored: The dtype that the folder stores it in.
-        task: The name of its task, a key of `TASKS`; None for a task of another class.
+        task: The name of its task, a key of `TASKS`; empty for a task of another class.
         labels: The candidate labels that the folder remembers, if it does.
     """
 
     model: nn.Module
     tokenizer: Any
     stored: torch.dtype
-    task: str | None
+    task: str
     labels: list[str] | None
 
     @property
@@ -63,8 +63,6 @@ class Loaded:
     @property
     def task_class(self) -> type[tasks.Task]:
         """The class of its task."""
-        if self.task is None:
-            raise InputError("task: expected the name of a task, got none")
         return TASKS[self.task]
 
 
@@ -141,9 +139,9 @@ def loaded_from(model: nn.Module, task: tasks.Task, tokenizer: Any) -> Loaded:
     return Loaded(model, task.tokenizer if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
 
 
-def name_of(task: tasks.Task) -> str | None:
-    """The name of a task, a key of `TASKS`; None for a task of another class."""
-    return next((name for name, cls in TASKS.items() if type(task) is cls), None)
+def name_of(task: tasks.Task) -> str:
+    """The name of a task, a key of `TASKS`; empty for a task of another class."""
+    return next((name for name, cls in TASKS.items() if type(task) is cls), "")
 
 
 def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example], max_length: int | None) -> tasks.Task:

@@ -284,10 +284,14 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
 
 
 def _read_summary(fields: Mapping[str, Any]) -> tuple[Budget | None, Spread | None]:
-    """The budget and its spread from `Plan.summary`. Raises TypeError for other fields, InputError for several budgets."""
+    """The budget and its spread from `Plan.summary`. Raises TypeError for other fields, ValueError for a wrong budget."""
     amounts = {name: fields[name] for name in get_args(BudgetKind) if name in fields}
     of_spread = {name: value for name, value in fields.items() if name not in amounts}
-    return Budget.of(**amounts) if amounts else None, Spread(**of_spread) if of_spread else None
+    try:
+        budget = Budget.of(**amounts) if amounts else None
+    except InputError as error:
+        raise ValueError(str(error)) from error  # `load` names the file.
+    return budget, Spread(**of_spread) if of_spread else None
 
 
 def _mask(kept: Tensor, units: int) -> str:

@@ -292,7 +292,7 @@ def _comparison(document: dict[str, Any]) -> Table:
     evaluations, layers, flops = (document[name] for name in ("evaluation", "layers", "flops per word"))
     values = [f"{e['value']:.4f} [{e['low']:.4f}, {e['high']:.4f}]" for e in evaluations.values()]
     millions = [f"{found['all'] / 1e6:.2f} ({found['language models'] / 1e6:.2f} in the models)" for found in flops.values()]
-    return output.comparison(
+    return output.side_by_side(
         (
             (evaluations["before"]["metric"], values[0], values[1]),
             ("layers", str(layers["before"]), str(layers["after"])),
