@@ -178,6 +178,20 @@ def test_the_command_and_the_library_do_the_same(run: Run) -> None:
     assert again.task.labels == ["bad", "good"]
 
 
+def test_a_task_of_ones_own_has_no_name_to_write(tmp_path: Path) -> None:
+    class Own(secateur.SequenceClassification):
+        """A task of a class that no command knows."""
+
+    case = CASES["bert-sequence"]
+    task = Own(case.task.tokenizer, labels=case.task.labels)
+    found = secateur.compress(
+        case.model(), case.examples, task, keep=0.5, align=1, recoveries=[None], out=tmp_path / "d", **QUICK
+    )  # fmt: skip
+    assert not (tmp_path / "d/secateur.json").exists()
+    assert (tmp_path / "d/plan.json").read_text() == found.plan.dumps()
+    assert same_state(secateur.load(tmp_path / "d"), found.pruned)
+
+
 def test_labels_may_be_named(run: Run) -> None:
     rows = builtin.examples("movie")[:16]
     inputs = [{"input": row["input"]} for row in rows]
