@@ -118,7 +118,7 @@ def test_cost_budgets_are_met_and_no_step_more_fits(
         more = counts | {site.name: min(site.units, counts[site.name] + step)}
         assert more == counts or share(scores, more, kind) > value, site.name
     for other in ("flops", "params"):
-        assert plan.spread.remaining[other] == pytest.approx(share(scores, counts, other), rel=1e-12)
+        assert plan.summary()["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
     assert plan.budget == secateur.Budget(kind, value)  # type: ignore[arg-type]
 
 
@@ -130,7 +130,9 @@ def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
     removed = secateur.cost.parameters(dense) - secateur.cost.parameters(secateur.prune(dense, plan))
     layers = sum(site.parameters * site.units for site in scores.all_sites)
     # T5's position bias has an entry a head, which no unit counts.
-    assert 1 - removed / layers == pytest.approx(plan.spread.remaining["params"], rel=0.02 if name == "t5-gated" else 1e-12)
+    assert 1 - removed / layers == pytest.approx(
+        plan.summary()["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["flops", "params"])
