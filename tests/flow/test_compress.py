@@ -101,6 +101,7 @@ def test_a_budget_of_time_is_met(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setattr("secateur.flow.within_budget.meet_latency", meet)
     found = secateur.compress(case.model(), case.examples, case.task, latency=1000.0, recoveries=[None], **QUICK)
+    assert found.met is not None
     assert found.met is met[0]
     assert same_plan(found.plan, met[0].plan)
     assert "delivered: " in str(found)
@@ -165,7 +166,7 @@ def test_the_command_and_the_library_do_the_same(run: Run) -> None:
     document, other = json.loads(Path("l/report.json").read_text()), command.document
     assert document["evaluation"] == other["evaluation"]
     for name in ("plan", "recovery"):
-        assert [each[name] for each in document["candidates"]] == [each[name] for each in other["candidates"]]  # type: ignore[attr-defined]
+        assert [each[name] for each in document["candidates"]] == [each[name] for each in other["candidates"]]
     assert document.keys() == other.keys()
     assert Path("l/secateur.json").read_text() == Path("c/secateur.json").read_text()
     assert json.loads(json.dumps(found.to_json())) == {name: value for name, value in document.items() if name != "out"}
