@@ -92,8 +92,14 @@ def test_large_scores_do_not_overflow() -> None:
     [
         (torch.ones(2, 3), "mask: expected bool [2, 3], got float32 [2, 3]"),
         (torch.ones(2, 2, dtype=torch.bool), "mask: expected bool [2, 3], got bool [2, 2]"),
-        (torch.tensor([[True, True, True], [False, False, False]]), "mask: expected each row's tokens first, one at least"),
-        (torch.tensor([[True, True, True], [True, False, True]]), "mask: expected each row's tokens first, one at least"),
+        (
+            torch.tensor([[True, True, True], [False, False, False]]),
+            "mask: expected at least one token in each row, then padding",
+        ),
+        (
+            torch.tensor([[True, True, True], [True, False, True]]),
+            "mask: expected at least one token in each row, then padding",
+        ),
     ],
 )
 def test_other_masks_are_refused(mask: Tensor, message: str) -> None:

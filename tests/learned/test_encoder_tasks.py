@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no room for a text": (
         lambda: Regression().features(pair_tokenizer(), rows([1.0]), 2),
-        r"^max_length: expected more than 2, which the tokenizer's marks take, got 2$",
+        r"^max_length: expected more than 2, the number of the tokenizer's marks, got 2$",
     ),
     "no answer": (
         lambda: Span(stride=4).features(

@@ -189,5 +189,5 @@ def test_closed_gates_stay_closed_unless_they_may_open(tmp_path: Path, reopen: b
 
 def test_a_tag_that_is_not_known_is_named(tmp_path: Path) -> None:
     tagger = new(sentences(4))
-    with pytest.raises(InputError, match=r"data: sentence of line 7: tags: expected some of .*, got 'S-ORG'"):
+    with pytest.raises(InputError, match=r"data: sentence at line 7: tags: expected some of .*, got 'S-ORG'"):
         train_stage(tagger, [Sentence(["x"], ["S-ORG"], 7)], [], Stage(1), tmp_path / "c", "cpu")

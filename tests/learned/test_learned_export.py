@@ -134,7 +134,7 @@ def test_a_sparse_file_of_another_model_is_refused(tmp_path: Path) -> None:
         load_sparse(tmp_path / "t5-gated" / ENCODER, tmp_path / "t5-relu" / SPARSE)
     for content in (b"", b"no tensors", (tmp_path / "t5-gated" / ENCODER / "model.safetensors").read_bytes()):
         (tmp_path / "t5-gated" / SPARSE).write_bytes(content)
-        with pytest.raises(InputError, match=r"^model: .*encoder.sparse.safetensors' is no sparse checkpoint"):
+        with pytest.raises(InputError, match=r"^model: .*encoder.sparse.safetensors' is not a sparse checkpoint"):
             load(tmp_path / "t5-gated", sparse=True)
 
 
@@ -272,7 +272,7 @@ def test_a_classifier_is_a_model_for_the_rest_of_secateur(tmp_path: Path) -> Non
     result = secateur.evaluate(classifier, case.task, case.examples)
     assert (result.metric, result.examples) == ("accuracy", len(case.examples))
     for task in ("size", "nothing"):
-        with pytest.raises(InputError, match=rf"^task: expected one that classifies, of mood, got '{task}'$"):
+        with pytest.raises(InputError, match=rf"^task: expected a classification task, of mood, got '{task}'$"):
             made.classifier(task)
 
 

@@ -78,7 +78,7 @@ def test_batches_are_the_seeds() -> None:
 
 @pytest.mark.parametrize("sizes", [[], [5, 0]])
 def test_a_task_without_examples_is_refused(sizes: list[int]) -> None:
-    with pytest.raises(InputError, match=r"^sizes: expected an example of each task at least, got "):
+    with pytest.raises(InputError, match=r"^sizes: expected at least one example of every task, got "):
         UniformTasks(sizes, 4, 10, 0)
 
 

@@ -79,5 +79,5 @@ def test_a_budget_is_met_to_the_last_weight() -> None:
 
 
 def test_a_task_without_models_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^models: expected at least one of each task, got none of 'b'$"):
+    with pytest.raises(InputError, match=r"^models: expected at least one for every task, got none for 'b'$"):
         frontier({"a": [(1, 1)], "b": []})

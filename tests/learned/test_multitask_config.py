@@ -169,7 +169,7 @@ def test_epochs_are_of_all_tasks_examples(tmp_path: Path) -> None:
             r"^training.gradient_accumulation_steps: expected at least 1, got -2$",
         ),
         ({"max_steps": 5, "eval_strategy": "epoch"}, r"^training.eval_strategy: expected 'no' \(tasks are .*\), got 'epoch'$"),
-        ({"max_steps": 5, "report_to": "frob"}, r"^training.report_to: expected what is installed, got frob$"),
+        ({"max_steps": 5, "report_to": "frob"}, r"^training.report_to: expected installed integrations, got frob$"),
         ({"max_steps": 5, "frob": 1}, r"^training: .* got an unexpected keyword argument 'frob'$"),
         ({"max_steps": 5, "output_dir": "x"}, r"^training: .* got multiple values for argument 'output_dir'$"),
         ({"max_steps": 5, "optim": "frob"}, r"^training: frob is not a valid OptimizerNames"),

@@ -92,5 +92,5 @@ def test_a_count_beyond_the_values_is_refused(count: int) -> None:
 def test_values_that_are_no_numbers_are_refused() -> None:
     """A run that has diverged would otherwise go on with another density than was asked for."""
     values = torch.randn(10).index_fill_(0, torch.tensor([2, 5, 7]), math.nan)
-    with pytest.raises(InputError, match=r"^values: expected at least 8 numbers, got 3 that are none$"):
+    with pytest.raises(InputError, match=r"^values: expected at least 8 that are not NaN, got 3 NaN$"):
         largest(values, 8)
