@@ -94,11 +94,11 @@ def test_large_scores_do_not_overflow() -> None:
         (torch.ones(2, 2, dtype=torch.bool), "mask: expected bool [2, 3], got bool [2, 2]"),
         (
             torch.tensor([[True, True, True], [False, False, False]]),
-            "mask: expected at least one token in each row, then padding",
+            "mask: expected at least one token in each row",
         ),
         (
             torch.tensor([[True, True, True], [True, False, True]]),
-            "mask: expected at least one token in each row, then padding",
+            "mask: expected at least one token in each row",
         ),
     ],
 )
