@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of
 from secateur.support.errors import InputError
 from secateur.tasks import CausalLM, Item, SequenceClassification, Task
 from secateur.tasks.batches import IGNORED, pad
@@ -92,15 +91,12 @@ def train(
         Liu et al. 2018, arXiv 1804.07827, section 3.2 (projected SGD in two stages).
     """
     _require(gates, arguments)
-    rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}
-    if set(rates) != set(LEARNING_RATES):
-        raise InputError(f"learning_rates: expected some of {', '.join(LEARNING_RATES)}, got {', '.join(learning_rates or {})}")
+    rates = learning_rates_of({**LEARNING_RATES, "weights": arguments.learning_rate}, learning_rates)
     # The gates' forward takes any keyword, so the Trainer would drop all columns that it does not name.
     trainer_arguments = copy.copy(arguments)
     trainer_arguments.remove_unused_columns = False
     trainer = _Trainer(gates, trainer_arguments, progress, rates, train_dataset=features, data_collator=collate)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
-    return list(trainer.state.log_history)
+    return trainer.run(resume=resume)
 
 
 class GatedAdamW(torch.optim.AdamW):

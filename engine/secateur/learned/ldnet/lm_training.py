@@ -19,7 +19,7 @@ from secateur.data.conll import numbered_lines
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device, pad
 
@@ -123,8 +123,7 @@ def train(
     if arguments.max_steps < 1:
         raise InputError(f"steps: expected at least 1, got {arguments.max_steps}")
     trainer = _Trainer(models, arguments, progress, callbacks=[], train_dataset=lines, data_collator=collate)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
-    return list(trainer.state.log_history)
+    return trainer.run(resume=resume)
 
 
 def run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from secateur.data.conll import Sentence
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.shared.gate_regularisers import REGULARISERS, Regulariser, regulariser
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer
 from secateur.support.errors import InputError
 
 
@@ -108,10 +107,10 @@ def train(
     for gates in tagger.gates:
         gates.requires_grad_(penalty is not None)
     trainer = _Trainer(tagger, rows, dev, arguments, penalty, momentum, decay, progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
+    log = trainer.run(resume=resume)
     for gates in tagger.gates:
         gates.requires_grad_(False)
-    return list(trainer.state.log_history)
+    return log
 
 
 def _featurised(tagger: Tagger, sentence: Sentence) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from secateur.data.examples import Example
 from secateur.learned.multitask.encoder_tasks import Feature
 from secateur.learned.multitask.model import MultitaskModel
 from secateur.learned.multitask.pruning import MultitaskPruning
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint, require_accelerate
+from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of, require_accelerate
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device, pad
 from secateur.tasks.metrics import Evaluation
@@ -157,12 +156,9 @@ def train(
     require_accelerate()
     if arguments.max_steps < 1:
         raise InputError(f"max_steps: expected at least 1, got {arguments.max_steps}")
-    rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}
-    if set(rates) != set(LEARNING_RATES):
-        raise InputError(f"learning_rates: expected some of {', '.join(LEARNING_RATES)}, got {', '.join(learning_rates or {})}")
+    rates = learning_rates_of({**LEARNING_RATES, "weights": arguments.learning_rate}, learning_rates)
     trainer = _Trainer(pruning, features, arguments, tokenizer, rates, progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
-    return list(trainer.state.log_history)
+    return trainer.run(resume=resume)
 
 
 def evaluate_task(

@@ -52,6 +52,25 @@ def trainer_arguments(folder: Path, device: str, given: Mapping[str, Any]) -> Tr
         raise InputError(f"training: {first_line(error)}") from error
 
 
+def learning_rates_of(defaults: Mapping[str, float], given: Mapping[str, float] | None) -> dict[str, float]:
+    """Complete the learning rates of the parameter groups.
+
+    Args:
+        defaults: The default rate of every group.
+        given: The rates to use instead, by group.
+
+    Returns:
+        The rate of every group.
+
+    Raises:
+        InputError: A group is unknown.
+    """
+    rates = {**defaults, **(given or {})}
+    if set(rates) != set(defaults):
+        raise InputError(f"learning_rates: expected some of {', '.join(defaults)}, got {', '.join(given or {})}")
+    return rates
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """Find the last complete checkpoint in a folder.
 
@@ -105,6 +124,12 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
         # These two write to stdout, which is reserved for results.
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+
+    def run(self, *, resume: bool) -> list[dict[str, Any]]:
+        """Train, from the last complete checkpoint if `resume` is set and there is one; return the log."""
+        checkpoint = last_checkpoint(Path(str(self.args.output_dir))) if resume else None
+        self.train(resume_from_checkpoint=checkpoint)
+        return list(self.state.log_history)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save one name for each tensor: safetensors refuses parameters that share memory, as T5's embeddings do."""
