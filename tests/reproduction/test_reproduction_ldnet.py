@@ -222,7 +222,7 @@ BAD = [
     ("--column tag=3 --wanted 2,21", "wanted: expected numbers up to 20, one of them below it, got '2,21'"),
     ("--column tag=3 --lambda0 -1", "lambda0: expected at least 0, got -1.0"),
     ("--column tag=3 --epochs 0", "epochs: expected a number above 0, got 0.0"),
-    ("--column tag=3 --text rare", "text: expected words that come at least 3 times, got none"),
+    ("--column tag=3 --text rare", "text: expected words that occur at least 3 times, got none"),
     ("--column tag=3 --text nowhere", "data: no such file: 'nowhere'"),
 ]
 
