@@ -130,14 +130,14 @@ def accuracy(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFa
         chunk = rows[start : start + 64]
         batch = tokenizer([r["input"] for r in chunk], return_tensors="pt", padding=True)
         output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24)
-        wanted = [tokenizer.decode(tokenizer(r["target"])["input_ids"], skip_special_tokens=True) for r in chunk]
-        right += sum(a == b for a, b in zip(tokenizer.batch_decode(output, skip_special_tokens=True), wanted, strict=True))
+        targets = [tokenizer.decode(tokenizer(r["target"])["input_ids"], skip_special_tokens=True) for r in chunk]
+        right += sum(a == b for a, b in zip(tokenizer.batch_decode(output, skip_special_tokens=True), targets, strict=True))
     model.train()
     return right / len(rows)
 
 
 class Auxiliary(nn.Module):
-    """The heads that only training uses: a map to the teacher's states, and a classifier over the labels of all closed tasks."""
+    """Heads for training only: a map to the teacher's states, and a classifier over the labels of all closed tasks."""
 
     def __init__(self, width: int, teacher_width: int, labels: int) -> None:
         super().__init__()
@@ -261,13 +261,13 @@ def loss_of(
     """Compute the text-to-text loss and the auxiliary loss of a batch of rows."""
     ids, mask = pad([corpus.encoded[i] for i in batch], model.config.pad_token_id)
     target, _ = pad([corpus.targets[i] for i in batch], -100)
-    wanted = torch.zeros(*ids.shape, states[0].shape[-1])
+    teacher_states = torch.zeros(*ids.shape, states[0].shape[-1])
     for row, i in enumerate(batch):
-        wanted[row, : len(corpus.encoded[i])] = states[i].float()
+        teacher_states[row, : len(corpus.encoded[i])] = states[i].float()
     output = model(input_ids=ids, attention_mask=mask, labels=target)
     owners = torch.tensor([corpus.task_of[i] for i in batch])
     classes = torch.tensor([corpus.classes[i] for i in batch])
-    extra = auxiliary(output.encoder_last_hidden_state, mask, wanted, classes, owners[:, None] == corpus.owner[None])
+    extra = auxiliary(output.encoder_last_hidden_state, mask, teacher_states, classes, owners[:, None] == corpus.owner[None])
     return output.loss, extra
 
 

@@ -27,9 +27,9 @@ def require_reachable(masks: Masks, scope: Scope, density: float) -> None:
         density: The share of the linear layers' weights to keep, in (0, 1].
 
     Raises:
-        InputError: The density is out of range, or keeps less than one element; or less than one rank of each matrix (local),
-            or less than one rank of the matrix that is ranked first, whichever it is (global). The message names the nearest
-            density that can be reached.
+        InputError: The density is out of range or too low. The least density keeps one element; with ranks and local scope, one
+            rank of each matrix; with ranks and global scope, one rank of any matrix. The message names it, rounded up to three
+            digits.
     """
     if not 0 < density <= 1:
         raise InputError(f"density: expected a share of the encoder's weights in (0, 1], got {density}")

@@ -121,12 +121,12 @@ def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
     return Config(**settings), content
 
 
-def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example], list[Example]]:
+def load_task(name: str, section: TaskConfig) -> tuple[EncoderTask, list[Example], list[Example]]:
     """Read a task's examples and build the task.
 
     Args:
         name: The task's name, for error messages.
-        about: The task's section of the config.
+        section: The task's section of the config.
 
     Returns:
         The task, its training examples and its evaluation examples (empty without `eval`).
@@ -134,22 +134,22 @@ def load_task(name: str, about: TaskConfig) -> tuple[EncoderTask, list[Example],
     Raises:
         InputError: As in `read_examples`, or the labels and the metric do not fit each other.
     """
-    columns = KINDS[about.kind].columns
-    columns = ("input", "pair", "target") if about.pair and about.kind != Span.kind else columns
-    train = read_examples(about.data, columns, limit=about.examples)
-    test = [] if about.eval is None else read_examples(about.eval, columns)
+    columns = KINDS[section.kind].columns
+    columns = ("input", "pair", "target") if section.pair and section.kind != Span.kind else columns
+    train = read_examples(section.data, columns, limit=section.examples)
+    test = [] if section.eval is None else read_examples(section.eval, columns)
     task: EncoderTask
-    if about.kind == Classification.kind:
+    if section.kind == Classification.kind:
         train_labels = sorted({str(row["target"]) for row in train})
         try:
-            task = Classification(about.labels or tuple(train_labels), about.metric)  # type: ignore[arg-type]
+            task = Classification(section.labels or tuple(train_labels), section.metric)  # type: ignore[arg-type]
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         # Without `labels`, the label names are the targets as text; files often have class numbers.
         for row in (*train, *test):
-            row["target"] = str(row["target"]) if about.labels is None else row["target"]
+            row["target"] = str(row["target"]) if section.labels is None else row["target"]
     else:
-        task = Regression() if about.kind == Regression.kind else Span()
+        task = Regression() if section.kind == Regression.kind else Span()
     return task, train, test
 
 

@@ -261,11 +261,11 @@ class Span(EncoderTask):
 KINDS: dict[str, type[EncoderTask]] = {cls.kind: cls for cls in (Classification, Regression, Span)}
 
 
-def task_from_json(about: Mapping[str, Any]) -> EncoderTask:
+def task_from_json(description: Mapping[str, Any]) -> EncoderTask:
     """Build a task from what `EncoderTask.to_json` returned.
 
     Args:
-        about: The kind and the settings by name.
+        description: The kind and the settings by name.
 
     Returns:
         The task.
@@ -273,11 +273,15 @@ def task_from_json(about: Mapping[str, Any]) -> EncoderTask:
     Raises:
         InputError: The kind or a setting is unknown, or a setting is missing.
     """
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items() if name != "kind"}
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in description.items() if name != "kind"
+    }
     try:
-        return KINDS[about["kind"]](**settings)
+        return KINDS[description["kind"]](**settings)
     except (KeyError, TypeError) as error:
-        raise InputError(f"tasks: expected one of the kinds {', '.join(KINDS)} with its settings, got {about!r}") from error
+        raise InputError(
+            f"tasks: expected one of the kinds {', '.join(KINDS)} with its settings, got {description!r}"
+        ) from error
 
 
 def word_f1(answer: str, wanted: str) -> float:

@@ -75,7 +75,7 @@ def save(model: MultitaskModel, out: str | Path, *, tokenizer: Any, sparse: bool
     Raises:
         InputError: `out` exists.
     """
-    about = {
+    description = {
         "pooling": model.pooling,
         "tasks": {name: task.to_json() for name, task in model.tasks.items()},
     }
@@ -84,7 +84,7 @@ def save(model: MultitaskModel, out: str | Path, *, tokenizer: Any, sparse: bool
         save_file(model.heads.state_dict(), folder / HEADS)
         if sparse:
             save_sparse(model.encoder, folder / SPARSE)
-        (folder / TASKS).write_text(json.dumps(about, indent=1) + "\n")
+        (folder / TASKS).write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
@@ -102,9 +102,9 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
     """
     folder = Path(folder)
     try:
-        about = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-        tasks = {name: task_from_json(task) for name, task in about["tasks"].items()}
-        heads, pooling = load_file(folder / HEADS), about["pooling"]
+        description = json.loads((folder / TASKS).read_text(encoding="utf-8"))
+        tasks = {name: task_from_json(task) for name, task in description["tasks"].items()}
+        heads, pooling = load_file(folder / HEADS), description["pooling"]
         encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else folders.load(folder / ENCODER)
     except InputError:
         raise

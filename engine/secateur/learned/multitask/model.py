@@ -170,12 +170,12 @@ class MultitaskModel(nn.Module):
 class _Classifier(nn.Module):
     """An encoder and one head, with the labels in its config."""
 
-    def __init__(self, model: MultitaskModel, task: str, about: Classification) -> None:
+    def __init__(self, model: MultitaskModel, task: str, classification: Classification) -> None:
         super().__init__()
         self.encoder, self.head = model.encoder, model.heads[task]
         self.config = config = copy.deepcopy(cast(Any, model.config))
-        config.id2label = dict(enumerate(about.names))
-        config.label2id = {name: number for number, name in enumerate(about.names)}
+        config.id2label = dict(enumerate(classification.names))
+        config.label2id = {name: number for number, name in enumerate(classification.names)}
         self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> HeadOutput:

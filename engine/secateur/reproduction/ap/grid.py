@@ -95,7 +95,7 @@ class Settings:
         rates: The pruning rates p of most experiments.
         coarse: The pruning rates p of the experiments "both", "low-resource" and "layers".
         sizes: The numbers of examples in "low-resource".
-        draws: The number of draws of what is random.
+        draws: The number of draws of random criteria and of examples.
         unit: The unit of attention pruning.
         examples: The number of examples of each task to score on; None for all.
         tested: The number of examples of each task to test on; None for all.

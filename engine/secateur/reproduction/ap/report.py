@@ -15,14 +15,14 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
     """Write cells.csv, cells.json, a PNG for each experiment and report.md.
 
     Args:
         folder: The folder to write to.
         rows: The finished cells.
         settings: The run's settings.
-        about: The environment of the run.
+        environment: The environment of the run.
 
     Returns:
         The claims, with the paper's and the run's figures.
@@ -31,7 +31,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, a
     checked = claims(results, settings)
     title = "Attribution-based pruning (arXiv 2205.04157), reproduced"
     figures = draw(results, settings)
-    write_run(folder, title, rows, settings.to_json(), about, checked, figures, lines(results, settings, checked))
+    write_run(folder, title, rows, settings.to_json(), environment, checked, figures, lines(results, settings, checked))
     return checked
 
 
@@ -50,7 +50,7 @@ def lines(results: Results, settings: Settings, checked: Sequence[Claim], images
     scored, tested = settings.examples or "all", settings.tested or "all"
     yield (
         f"Model {settings.model}; tasks {', '.join(settings.tasks)}; {scored} examples of each to score on, {tested} to test "
-        f"on; attention pruned by {settings.unit}; what is random is the mean of {settings.draws} draws."
+        f"on; attention pruned by {settings.unit}; random criteria are means of {settings.draws} draws."
     )
     yield ""
     yield from claims_table(checked)

@@ -118,7 +118,7 @@ def _speed_follows_flops(results: Results, task: str) -> Iterator[Claim]:
     cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     row, implied = results.row(cell), results.shrinkage(cell)
     yield Claim(
-        f"{task}: words a second rise by at least {OF_IMPLIED:.0%} of what the FLOPs imply",
+        f"{task}: words a second rise by at least {OF_IMPLIED:.0%} of the factor that the FLOPs imply",
         "entities 26k to 98k on a GPU, 3.7 times of 10",
         f"{row['whole_words_per_second']:,.0f} to {row['words_per_second']:,.0f}, {row['speedup']:.1f} times of {implied:.1f}",
         row["speedup"] >= OF_IMPLIED * implied,

@@ -14,14 +14,14 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
     """Write cells.csv, cells.json, the figures and report.md.
 
     Args:
         folder: The folder to write to.
         rows: The finished cells.
         settings: The run's settings.
-        about: The environment of the run.
+        environment: The environment of the run.
 
     Returns:
         The claims, with the paper's and the run's figures.
@@ -29,7 +29,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, a
     results = Results(rows, settings)
     checked = claims(results)
     title = "LD-Net (arXiv 1804.07827), reproduced"
-    write_run(folder, title, rows, settings.to_json(), about, checked, draw(results), lines(results, checked))
+    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
     return checked
 
 
@@ -50,7 +50,7 @@ def lines(results: Results, checked: Sequence[Claim], images: str = "") -> Itera
         f"Language models of {settings.layers} layers of {settings.width} in each direction, {settings.steps:,} steps of "
         f"{settings.lm_batch_size} sentences; taggers on {examples} sentences, {settings.epochs:g} epochs whole and "
         f"{settings.prune_epochs:g} with the penalty (lambda0 {settings.lambda0:g}, gates' learning rate "
-        f"{settings.gate_learning_rate:g}); claims are about --{'test' if results.split == 'test' else 'eval'}; seed "
+        f"{settings.gate_learning_rate:g}); claims are checked on --{'test' if results.split == 'test' else 'eval'}; seed "
         f"{settings.seed}."
     )
     yield ""

@@ -14,14 +14,14 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
     """Write cells.csv, cells.json, a PNG for each experiment and report.md.
 
     Args:
         folder: The folder to write to.
         rows: The finished cells.
         settings: The run's settings.
-        about: The environment of the run.
+        environment: The environment of the run.
 
     Returns:
         The claims, with the paper's and the run's figures.
@@ -29,7 +29,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, a
     results = Results(rows, settings)
     checked = claims(results)
     title = "Pruning with a multitask objective (arXiv 2112.05705), reproduced"
-    write_run(folder, title, rows, settings.to_json(), about, checked, draw(results), lines(results, checked))
+    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
     return checked
 
 

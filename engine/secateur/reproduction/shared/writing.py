@@ -18,7 +18,7 @@ def write_run(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    about: Mapping[str, Any],
+    environment: Mapping[str, Any],
     claims: Sequence[Claim],
     figures: Mapping[str, bytes],
     lines: Iterable[str],
@@ -30,13 +30,13 @@ def write_run(
         title: The report's title.
         rows: The finished cells; all have the same fields.
         settings: The run's settings as JSON values.
-        about: The environment of the run.
+        environment: The environment of the run.
         claims: The claims.
         figures: PNG data by file name.
         lines: The lines of the report in Markdown, without its title.
     """
     document = {
-        "settings": settings, "environment": about, "claims": [claim.to_json() for claim in claims], "cells": rows,
+        "settings": settings, "environment": environment, "claims": [claim.to_json() for claim in claims], "cells": rows,
     }  # fmt: skip
     write_atomically(folder / "cells.json", json.dumps(document, indent=1) + "\n")
     write_atomically(folder / "cells.csv", _csv(rows))
