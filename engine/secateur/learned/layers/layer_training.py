@@ -129,6 +129,7 @@ class _Trainer(QuietTrainer):
         super().__init__(gates, arguments, progress, callbacks=[_Stages(gates)], **options)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build `GatedAdamW` with the groups of the gates and of the weights."""
         args = self.args
         groups = self.gates.parameter_groups(self.learning_rates, args.weight_decay)
         betas = (args.adam_beta1, args.adam_beta2)
@@ -136,6 +137,7 @@ class _Trainer(QuietTrainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the number of open layers and all gates."""
         gates = {f"z/{name}": value for name, value in self.gates.values.items()}
         super().log({**logs, "layers_left": len(self.gates.left), **gates}, *arguments, **options)
 
@@ -163,6 +165,7 @@ class _Stages(TrainerCallback):  # type: ignore[misc]
         self._at_step(state)
 
     def _at_step(self, state: Any) -> None:
+        """Project the gates and set lambda_0."""
         self.gates.project_()
         self.gates.at_step_(state.global_step, state.max_steps)
 

@@ -195,5 +195,6 @@ class _Trainer(QuietTrainer):
     """A Trainer that also logs the perplexity."""
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the perplexity to logs that hold a loss."""
         more = {"perplexity": math.exp(logs["loss"])} if "loss" in logs else {}
         super().log({**logs, **more}, *arguments, **options)

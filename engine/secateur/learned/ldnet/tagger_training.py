@@ -147,6 +147,7 @@ class _Trainer(QuietTrainer):
         return tagger
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Build SGD with the group of the weights and, with a penalty, the group of the gates."""
         gates = self.tagger.gates if self.penalty is not None else []
         gate_ids = {id(parameter) for parameter in gates}
         weights = [
@@ -170,6 +171,7 @@ class _Trainer(QuietTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Compute the tagger's loss plus the penalty."""
         outputs = model(**inputs)
         loss = outputs["loss"]
         if self.penalty is not None:
@@ -177,6 +179,7 @@ class _Trainer(QuietTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        """Evaluate the tagger on `dev`; log and return its metric."""
         evaluation = evaluate(self.tagger, self.dev, batch_size=self.args.eval_batch_size)
         metrics = {"eval_f1" if evaluation.metric == "F1" else "eval_accuracy": evaluation.value}
         self.log(dict(metrics))
@@ -184,6 +187,7 @@ class _Trainer(QuietTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the number of open layers and, with a penalty, the penalty and the gates."""
         gate_logs: dict[str, Any] = {"layers": self.tagger.layers_left}
         if self.penalty is not None:
             with torch.no_grad():
@@ -199,10 +203,12 @@ class _Projection(TrainerCallback):  # type: ignore[misc]
         self.tagger, self.reopen = tagger, reopen
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Zero the gradients of closed gates unless they may reopen."""
         if not self.reopen:
             for gates in self.tagger.gates:
                 if gates.grad is not None:
                     gates.grad.masked_fill_(gates == 0, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clamp the gates to [0, 1]."""
         project_(self.tagger)

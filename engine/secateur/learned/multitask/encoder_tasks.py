@@ -129,19 +129,24 @@ class Classification(EncoderTask):
 
     @property
     def outputs(self) -> int:
+        """The number of labels."""
         return len(self.names)
 
     def features(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Feature]:
+        """Tokenise texts; a feature's label is the number of its class."""
         labels = [class_number(self.names, e["target"], f"examples, row {n}") for n, e in enumerate(examples, start=1)]
         return _features(tokenizer, examples, max_length, labels)
 
     def labels(self, values: Sequence[Any], device: torch.device) -> Tensor:
+        """Build class numbers, int64 [B]."""
         return torch.tensor(values, dtype=torch.int64, device=device)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross-entropy of logits [B, labels]."""
         return nn.functional.cross_entropy(logits.float(), labels)
 
     def score(self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[Tensor]) -> Evaluation:
+        """Compute the accuracy, or Matthews' correlation."""
         predicted = torch.stack(list(logits)).argmax(-1)  # [examples]
         true = torch.tensor([feature["label"] for feature in features])  # [examples]
         if self.metric == "matthews":  # For two classes it equals Pearson's correlation of the class numbers.
@@ -157,19 +162,24 @@ class Regression(EncoderTask):
 
     @property
     def outputs(self) -> int:
+        """One logit, the predicted number."""
         return 1
 
     def features(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Feature]:
+        """Tokenise texts; a feature's label is the target number."""
         numbers = [_number(example["target"], row) for row, example in enumerate(examples, start=1)]
         return _features(tokenizer, examples, max_length, numbers)
 
     def labels(self, values: Sequence[Any], device: torch.device) -> Tensor:
+        """Build numbers, float32 [B]."""
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean squared error of logits [B, 1]."""
         return nn.functional.mse_loss(logits.squeeze(-1).float(), labels)
 
     def score(self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[Tensor]) -> Evaluation:
+        """Compute Pearson's correlation."""
         predicted = torch.cat(list(logits))  # [examples]
         true = torch.tensor([feature["label"] for feature in features])  # [examples]
         return bootstrap("pearson", len(true), lambda rows: _correlation(predicted[rows], true[rows]))
@@ -200,9 +210,11 @@ class Span(EncoderTask):
 
     @property
     def outputs(self) -> int:
+        """Two logits for each token: for the first and for the last piece of the answer."""
         return 2
 
     def features(self, tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Feature]:
+        """Tokenise questions with windows of their contexts; a label is the first and last piece of the answer, or (0, 0)."""
         if max_length < self.shortest:
             raise InputError(f"max_length: expected at least {self.shortest} for a question and its context, got {max_length}")
         questions = [require_text(e, "question", n).strip() for n, e in enumerate(examples, start=1)]
@@ -228,13 +240,16 @@ class Span(EncoderTask):
         return features
 
     def labels(self, values: Sequence[Any], device: torch.device) -> Tensor:
+        """Build first and last pieces, int64 [B, 2]."""
         return torch.tensor(values, dtype=torch.int64, device=device)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean cross-entropy of the first and of the last piece, for logits [B, T, 2]."""
         starts, ends = logits.float().unbind(-1)  # [B, T] each
         return (nn.functional.cross_entropy(starts, labels[:, 0]) + nn.functional.cross_entropy(ends, labels[:, 1])) / 2
 
     def score(self, examples: Sequence[Example], features: Sequence[Feature], logits: Sequence[Tensor]) -> Evaluation:
+        """Compute SQuAD's F1: the best answer over the windows of a question, against the nearest true answer."""
         best: dict[int, tuple[float, str]] = {}  # by example: the logit and the text of its best span over all windows
         for feature, feature_logits in zip(features, logits, strict=True):
             row = feature["row"]

@@ -179,6 +179,7 @@ class _Classifier(nn.Module):
         self.train(model.training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> HeadOutput:
+        """Compute the logits [B, labels] of the task."""
         states = _states(self.encoder, input_ids, attention_mask, token_type_ids)
         return HeadOutput(None, self.head(states, attention_mask))
 

@@ -117,9 +117,11 @@ class ElementMask(Mask):
         super().__init__((rows, columns), (rows, columns), method, weight)
 
     def stored(self, kept: int) -> int:
+        """Count `kept` weights."""
         return kept
 
     def values(self, *originals: Tensor) -> Tensor:
+        """Return the weight [m, n]."""
         (weight,) = originals
         return weight
 
@@ -154,6 +156,7 @@ class RankMask(Mask):
         return min(kept * sum(self.shape), self.weights)
 
     def values(self, *originals: Tensor) -> Tensor:
+        """Return the singular values [ranks]."""
         return originals[1]
 
     def forward(self, left: Tensor, values: Tensor, right: Tensor) -> Tensor:

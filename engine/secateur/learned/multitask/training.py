@@ -220,6 +220,7 @@ class _Trainer(QuietTrainer):
         super().__init__(pruning, arguments, progress, train_dataset=_Rows(features), callbacks=[_Schedule(pruning)])
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """Build the loader of batches from `UniformTasks`."""
         args = self.args
         batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
         sampler = UniformTasks([len(rows) for rows in self.features.values()], self._train_batch_size, batches, args.seed)
@@ -231,6 +232,7 @@ class _Trainer(QuietTrainer):
         return prepared
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the arguments' optimizer with the pruning's parameter groups."""
         cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         groups = self.model.parameter_groups(self.learning_rates, self.args.weight_decay)
         optimizer: torch.optim.Optimizer = cls(groups, **options)
@@ -238,6 +240,7 @@ class _Trainer(QuietTrainer):
         return optimizer
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the current density."""
         super().log({**logs, "density": self.pruning.reached}, *arguments, **options)
 
     def _collate(self, rows: Sequence[tuple[str, Feature]]) -> dict[str, Any]:

@@ -158,4 +158,5 @@ class _ProgressReport(TrainerCallback):  # type: ignore[misc]
         self.progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the steps done and the total."""
         self.progress(state.global_step, state.max_steps)

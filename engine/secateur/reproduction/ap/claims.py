@@ -49,6 +49,7 @@ def claims(results: Results, settings: Settings) -> list[Claim]:
 
 
 def _beats_other_criteria(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that AP beats the other criteria on each stack."""
     for stack in STACKS:
         for other, name in NAMES.items():
             if {"ap", other} <= set(settings.criteria):
@@ -60,6 +61,7 @@ def _beats_other_criteria(results: Results, settings: Settings) -> Iterator[Clai
 
 
 def _random_targets_are_close(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that attribution towards random targets comes close to AP."""
     if {"ap", "rap"} <= set(settings.criteria):
         ours, theirs = (_mean(results, settings.tasks, "encoder", 0.3, criterion) for criterion in ("ap", "rap"))
         yield Claim(
@@ -71,6 +73,7 @@ def _random_targets_are_close(results: Results, settings: Settings) -> Iterator[
 
 
 def _decoder_is_robust(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that the decoder loses less than the encoder, and little."""
     encoder, decoder = (_mean(results, settings.tasks, stack, 0.4, "ap") for stack in STACKS)
     yield Claim(
         "at p = 0.4 a pruned decoder keeps more accuracy than a pruned encoder, as a mean over the tasks",
@@ -89,6 +92,7 @@ def _decoder_is_robust(results: Results, settings: Settings) -> Iterator[Claim]:
 
 
 def _encoder_falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that the encoder's accuracy falls off beyond p = 0.3."""
     dense = statistics.mean(results.dense(task) for task in settings.tasks)
     early, late = (dense - _mean(results, settings.tasks, "encoder", rate, "ap") for rate in (0.3, 0.5))
     yield Claim(
@@ -100,6 +104,7 @@ def _encoder_falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
 
 
 def _few_examples_suffice(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that scores of few examples are nearly as good."""
     few, means = min(settings.sizes), {}
     for examples in (0, few):  # 0 stands for all examples.
         cells = [(task, stack) for task in settings.detailed for stack in STACKS]
@@ -113,6 +118,7 @@ def _few_examples_suffice(results: Results, settings: Settings) -> Iterator[Clai
 
 
 def _labels_are_not_needed(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that scores without labels are no worse."""
     with_labels, without = (
         statistics.mean(_mean(results, settings.tasks, stack, rate, criterion) for stack in STACKS for rate in settings.rates)
         for criterion in ("ap", "ap-unsupervised")
@@ -126,6 +132,7 @@ def _labels_are_not_needed(results: Results, settings: Settings) -> Iterator[Cla
 
 
 def _related_task_is_better(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that a related task's scores are better than an unrelated one's."""
     tested, related, unrelated = settings.unseen
     paper = {"encoder": "QNLI with scores of RTE .770, of SST-2 .680", "decoder": "QNLI with scores of RTE .920, of SST-2 .505"}
     for stack, rate in (("encoder", 0.3), ("decoder", 0.5)):

@@ -144,6 +144,7 @@ def grid(settings: Settings) -> list[Cell]:
 
 
 def _accuracy(settings: Settings) -> Iterator[Cell]:
+    """List all criteria at all rates, for the encoder alone and the decoder alone."""
     for task in settings.tasks:
         for criterion in settings.criteria:
             for draw in range(settings.draws if criterion in RANDOM else 1):
@@ -152,6 +153,7 @@ def _accuracy(settings: Settings) -> Iterator[Cell]:
 
 
 def _both(settings: Settings) -> Iterator[Cell]:
+    """List AP with encoder and decoder pruned together, at the coarse rates."""
     for task in settings.tasks:
         for encoder in (0.0, *settings.coarse):
             for decoder in (0.0, *settings.coarse):
@@ -160,6 +162,7 @@ def _both(settings: Settings) -> Iterator[Cell]:
 
 
 def _low_resource(settings: Settings) -> Iterator[Cell]:
+    """List AP with few examples, for several sizes and draws."""
     for task in settings.detailed:
         for size in settings.sizes:
             for draw in range(settings.draws):
@@ -168,6 +171,7 @@ def _low_resource(settings: Settings) -> Iterator[Cell]:
 
 
 def _unsupervised(settings: Settings) -> Iterator[Cell]:
+    """List AP with and without labels at all rates."""
     for task in settings.tasks:
         for criterion in ("ap", "ap-unsupervised"):
             for rates in _one_stack_rates(settings.rates):
@@ -175,6 +179,7 @@ def _unsupervised(settings: Settings) -> Iterator[Cell]:
 
 
 def _unseen(settings: Settings) -> Iterator[Cell]:
+    """List the first unseen task, pruned by the scores of that task, a related one and an unrelated one."""
     tested = settings.unseen[0] if settings.unseen else ""
     for scored in settings.unseen:
         for rates in _one_stack_rates(settings.rates):
@@ -182,6 +187,7 @@ def _unseen(settings: Settings) -> Iterator[Cell]:
 
 
 def _layers(settings: Settings) -> Iterator[Cell]:
+    """List AP on parts of a stack, by type of layer and by depth."""
     for task in settings.detailed:
         for stack in STACKS:
             for selection in settings.parts(stack):

@@ -35,6 +35,7 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _lm_helps(results: Results, task: str) -> Iterator[Claim]:
+    """Check that language models help a tagger."""
     scores = {lm: results.score(Cell(lm, task)) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT, NO_LM)}
     yield Claim(
         f"{task}: a tagger on the whole language models (with layer dropout) is better than one without any",
@@ -45,6 +46,7 @@ def _lm_helps(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _wanted_is_reached(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the penalty closes as many layers as wanted."""
     wanted = results.settings.wanted[0]
     left = {lm: int(results.row(Cell(lm, task, wanted))["layers"]) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT)}
     yield Claim(
@@ -56,6 +58,7 @@ def _wanted_is_reached(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _loss_is_small(results: Results, task: str) -> Iterator[Claim]:
+    """Check that pruning costs little."""
     cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     loss = results.loss(cell)
     yield Claim(
@@ -81,6 +84,7 @@ def _loss_against_control(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _dropout_helps_pruning(results: Results, task: str) -> Iterator[Claim]:
+    """Check that pruning costs less with layer dropout."""
     losses = {lm: results.loss(Cell(lm, task, results.settings.wanted[0])) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT)}
     yield Claim(
         f"{task}: pruning costs less with layer dropout than without",
@@ -91,6 +95,7 @@ def _dropout_helps_pruning(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _dropout_helps_detaching(results: Results, task: str) -> Iterator[Claim]:
+    """Check that deleting random layers costs less with layer dropout."""
     lost = {}
     for lm in (WITH_DROPOUT, WITHOUT_DROPOUT):
         (_, whole), *fewer = results.row(Cell(lm, task))["detached"]
@@ -104,6 +109,7 @@ def _dropout_helps_detaching(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _flops_shrink(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the FLOPs shrink by a large factor."""
     whole, cell = Cell(WITH_DROPOUT, task), Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     before, after = results.row(whole)["flops"] / 1e6, results.row(cell)["flops"] / 1e6
     yield Claim(
@@ -115,6 +121,7 @@ def _flops_shrink(results: Results, task: str) -> Iterator[Claim]:
 
 
 def _speed_follows_flops(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the speed-up comes close to the FLOPs' factor."""
     cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     row, implied = results.row(cell), results.shrinkage(cell)
     yield Claim(

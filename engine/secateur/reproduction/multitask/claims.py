@@ -39,6 +39,7 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _multitask_beats_mixture(results: Results) -> Iterator[Claim]:
+    """Check that one multitask model beats the best ensemble at every density."""
     for setting in results.settings.mixture:
         comparisons = []
         for density, ours in results.curve(setting):
@@ -56,6 +57,7 @@ def _multitask_beats_mixture(results: Results) -> Iterator[Claim]:
 
 
 def _movement_is_better(results: Results) -> Iterator[Claim]:
+    """Check that movement beats magnitude, by element at the lowest density."""
     density = results.settings.densities["element"][0]
     means = {
         method: statistics.mean(_at(results, (method, "element", scope), density) for scope in ("global", "local"))
@@ -70,10 +72,12 @@ def _movement_is_better(results: Results) -> Iterator[Claim]:
 
 
 def _magnitude_prefers_local(results: Results) -> Iterator[Claim]:
+    """Check that magnitude is better with local scope."""
     yield _better_scope(results, "magnitude", "local", "global")
 
 
 def _movement_prefers_global(results: Results) -> Iterator[Claim]:
+    """Check that movement is better with global scope."""
     yield _better_scope(results, "movement", "global", "local")
 
 
@@ -90,6 +94,7 @@ def _better_scope(results: Results, method: str, better: str, worse: str) -> Cla
 
 
 def _few_examples_gain(results: Results) -> Iterator[Claim]:
+    """Check that a task with few examples gains from the other tasks, dense and pruned."""
     settings = results.settings
     kinds = {"dense": Cell(()), f"pruned to {settings.low_density:g}": Cell((), *settings.low_setting, settings.low_density)}
     for kind, cell in kinds.items():
@@ -114,6 +119,7 @@ def _few_examples_gain(results: Results) -> Iterator[Claim]:
 
 
 def _attribution_start_is_better(results: Results) -> Iterator[Claim]:
+    """Check that movement scores should start from attribution."""
     for granularity in ("element", "rank"):
         setting = ("movement", granularity, "global")
         attributed = results.curve(setting, scores=ATTRIBUTION)

@@ -132,12 +132,14 @@ def grid(settings: Settings) -> list[Cell]:
 
 
 def _settings(settings: Settings) -> Iterator[Cell]:
+    """List the shared models of all eight settings, at all densities."""
     for setting in EIGHT:
         for density in settings.densities[setting[1]]:
             yield Cell(settings.tasks, *setting, density)
 
 
 def _mixture(settings: Settings) -> Iterator[Cell]:
+    """List shared and single-task models of the settings to compare, and dense single-task models."""
     for setting in settings.mixture:
         for density in settings.densities[setting[1]]:
             yield Cell(settings.tasks, *setting, density)
@@ -149,6 +151,7 @@ def _mixture(settings: Settings) -> Iterator[Cell]:
 
 
 def _low_resource(settings: Settings) -> Iterator[Cell]:
+    """List models in which one task has few examples: alone and with the others, dense and pruned."""
     for low in settings.tasks:
         for tasks in ((low,), settings.tasks):
             yield Cell(tasks, low=low)
@@ -156,6 +159,7 @@ def _low_resource(settings: Settings) -> Iterator[Cell]:
 
 
 def _initial_scores(settings: Settings) -> Iterator[Cell]:
+    """List movement models with scores that start from zeros, magnitude and attribution."""
     for granularity in ("element", "rank"):
         for density in settings.densities[granularity]:
             for scores in STARTS:
