@@ -88,7 +88,7 @@ def train(
             detached.
 
     References:
-        Liu et al. 2018, arXiv 1804.07827, section 3.2 (projected SGD in two stages).
+        Liu et al. 2018, arXiv 1804.07827 (projected SGD in two stages).
     """
     _require(gates, arguments)
     rates = learning_rates_of({**LEARNING_RATES, "weights": arguments.learning_rate}, learning_rates)

@@ -23,7 +23,7 @@ def delete_closed(tagger: Tagger) -> Tagger:
         A new tagger in the same mode. In eval mode it has the same logits, up to the rounding of sums in another order.
 
     References:
-        Liu et al. 2018, arXiv 1804.07827, section 3.2.
+        Liu et al. 2018, arXiv 1804.07827.
     """
     open_layers, columns = zip(*(_open_layers(dense) for dense in tagger.context.directions), strict=True)
     widths = [tuple(dense.widths) for dense in open_layers]

@@ -100,7 +100,7 @@ class DirectedLM(nn.Module):
             width below 1 remains.
 
     References:
-        Liu et al. 2018, arXiv 1804.07827, section 3.1.
+        Liu et al. 2018, arXiv 1804.07827.
         Grave et al. 2017, arXiv 1609.04309 (adaptive softmax).
     """
 

@@ -101,7 +101,7 @@ def train(
         InputError: A tag is not one of the tagger's.
 
     References:
-        Liu et al. 2018, arXiv 1804.07827, section 3.2.
+        Liu et al. 2018, arXiv 1804.07827 (projected SGD on the gates).
     """
     rows = [_featurised(tagger, sentence) for sentence in sentences]
     for gates in tagger.gates:

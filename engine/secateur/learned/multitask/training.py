@@ -151,7 +151,7 @@ def train(
         InputError: max_steps is not set, a group of learning rates is unknown, or accelerate is not installed.
 
     References:
-        Xia and Shin 2021, arXiv 2112.05705, section 4.
+        Xia and Shin 2021, arXiv 2112.05705, section 4 (learning rates).
     """
     require_accelerate()
     if arguments.max_steps < 1:
