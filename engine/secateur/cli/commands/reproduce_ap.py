@@ -80,8 +80,8 @@ def ap_(
         tested=tested or (200 if small else None),
     )
     cells = ap.grid(settings)
-    tasks = {name: _task_examples(loaded, preset, name, settings, data_root) for name in chosen}
-    laboratory = ap.Laboratory(loaded.model, tasks, settings.unit, out / "scores")
+    task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in chosen}
+    laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
     run_cells(
         out, settings.to_json(), cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
