@@ -81,15 +81,15 @@ def ap_(
         tested=tested or (200 if small else None),
     )
     cells = ap.grid(settings)
-    jobs = {name: _job(loaded, preset, name, settings, data_root) for name in chosen}
-    laboratory = ap.Laboratory(loaded.model, jobs, settings.unit, out / "scores")
+    task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in chosen}
+    laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
     run_cells(
         out, settings.to_json(), cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
     )  # fmt: skip
 
 
-def _job(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.Job:
+def _task_examples(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.TaskExamples:
     if preset == "builtin":
         pool, test = builtin.examples(name), builtin.examples(f"{name}.test")
     else:
@@ -98,7 +98,7 @@ def _job(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Pa
     task = secateur.TextToText(loaded.tokenizer, labels=labels, max_length=512)
     if name in settings.detailed and "low-resource" in settings.experiments and max(settings.sizes) > len(pool):
         raise InputError(f"sizes: expected at most {len(pool)}, the examples of {name}, got {max(settings.sizes)}")
-    return ap.Job(task, pool, settings.examples, test[: settings.tested])
+    return ap.TaskExamples(task, pool, settings.examples, test[: settings.tested])
 
 
 def _layers(model: nn.Module) -> tuple[int, int]:
