@@ -21,7 +21,7 @@ from secateur.tasks.fitting import read_tokenizer
 
 
 def multitask(
-    config: Annotated[Path, typer.Argument(help="YAML: model, tasks, pruning, schedule, training (docs/multitask.md).")],
+    config: Annotated[Path, typer.Argument(help="YAML: model, tasks, pruning, schedule, training (docs/usage/multitask.md).")],
     out: Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same config goes on.")],
     device: Device = "auto",
     threads: Threads = None,
