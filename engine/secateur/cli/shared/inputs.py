@@ -19,6 +19,7 @@ from secateur.data.examples import Example, read_examples
 from secateur.flow.choose import RECOVERIES
 from secateur.pruning import save as export
 from secateur.recovery import Method
+from secateur.support.compat import model_from_config
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.fitting import read_tokenizer, require_rows
 from secateur.tasks.sequence import class_names
@@ -96,10 +97,11 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = export.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
-    build: Any = pruned._from_config if pruned else getattr(transformers, TASKS[kind].auto_class).from_config
+    stock: Any = getattr(transformers, TASKS[kind].auto_class)
     try:
         with torch.device("meta"):
-            model: nn.Module = build(config, dtype=computed)
+            model: nn.Module
+            model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
     except ValueError as error:
         raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
     return model.eval()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_accelerate_available
 
+from secateur.support.compat import use_one_gpu
 from secateur.support.errors import InputError, first_line
 
 logger = logging.getLogger("secateur")
@@ -63,7 +64,7 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         if arguments.n_gpu > 1:
             logger.warning("one of %d devices is used; torchrun --nproc-per-node starts a process for each", arguments.n_gpu)
-            arguments._n_gpu = 1  # The Trainer would take torch.nn.DataParallel, which cannot gather what our models return.
+            use_one_gpu(arguments)  # torch.nn.DataParallel cannot gather what our models return.
         steps = [] if progress is None else [_Steps(progress)]
         super().__init__(model=model, args=arguments, callbacks=[*callbacks, *steps], **options)
         # They write to stdout, which is for results.
