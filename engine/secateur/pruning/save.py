@@ -13,7 +13,7 @@ from secateur.model import modeling
 from secateur.model.modeling import pruned_class
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, has_auto_model
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 MODELING_FILE = "modeling_secateur.py"
@@ -78,11 +78,9 @@ def class_of(folder: str | Path) -> type[nn.Module]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
-    try:
+    with reading("model", path, "is not a model's config"):
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["architectures"][0]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")

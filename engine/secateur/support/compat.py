@@ -37,6 +37,7 @@ __all__ = [
     "saved_data_files",
     "set_attention_implementation",
     "t5_position_buckets",
+    "train_batch_size",
     "tree_leaves",
     "use_one_gpu",
 ]
@@ -179,6 +180,12 @@ def t5_position_buckets(distances: Tensor, **options: Any) -> Tensor:
 
     buckets: Tensor = T5Attention._relative_position_bucket(distances, **options)
     return buckets
+
+
+def train_batch_size(trainer: Any) -> int:
+    """Return the rows of one training step on one process. `Trainer._train_batch_size`, which the Trainer may lower."""
+    size: int = trainer._train_batch_size
+    return size
 
 
 def use_one_gpu(arguments: Any) -> None:

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, Vocabularies
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 Built = TypeVar("Built", bound=tuple[Any, ...])
@@ -88,7 +87,8 @@ def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[s
     place = folder if (folder / CONFIG).is_file() else folder / "model"
     if not (place / CONFIG).is_file():
         raise InputError(f"model: expected a folder with {CONFIG}, {VOCABULARY} and {WEIGHTS}, got {str(folder)!r}")
-    try:
+    # The weights may be another model's.
+    with reading("model", folder, "cannot be loaded", typed=False, also=(RuntimeError,)):
         said = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         found = said.pop("kind", None)
         if found != kind:
@@ -96,10 +96,5 @@ def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[s
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
         built = build(fields, json.loads((place / VOCABULARY).read_text(encoding="utf-8")))
         built[0].load_state_dict(load_file(place / WEIGHTS))
-    except InputError:
-        raise
-    # A missing file, no JSON, other fields, other weights.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model: {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     built[0].eval()
     return built

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from secateur.model.recipe import Rebuild
 from secateur.pruning import save as folders
 from secateur.pruning.factorise import balanced
 from secateur.pruning.prune import rebuilt
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 ENCODER, HEADS, TASKS, SPARSE = "encoder", "heads.safetensors", "tasks.json", "encoder.sparse.safetensors"
@@ -67,17 +66,11 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
     """The model that `save` wrote, in eval mode: the same outputs bit for bit. sparse: the encoder's weights come from the
     sparse file. Raises InputError: no such folder, one that is incomplete, or holds something else."""
     folder = Path(folder)
-    try:
+    with reading("model", folder, "is no folder of a multitask model"):
         about = json.loads((folder / TASKS).read_text(encoding="utf-8"))
         tasks = {name: task_from_json(task) for name, task in about["tasks"].items()}
         heads, pooling = load_file(folder / HEADS), about["pooling"]
         encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else folders.load(folder / ENCODER)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"model: {str(folder)!r} is no folder of a multitask model ({type(error).__name__}: {error})"
-        ) from error
     made = MultitaskModel(encoder, tasks, pooling=pooling)
     try:
         made.heads.load_state_dict(heads)
