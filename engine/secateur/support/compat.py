@@ -111,7 +111,8 @@ def inductor_kernels(graph: Any, inputs: Any, options: dict[str, Any]) -> Callab
     """Compile a graph with Inductor. `torch._inductor.compile_fx.compile_fx`: torch.compile takes no backend around it."""
     from torch._inductor.compile_fx import compile_fx
 
-    kernels: Callable[..., Any] = compile_fx(graph, inputs, config_patches=options)
+    compiled: Any = compile_fx(graph, inputs, config_patches=options)
+    kernels: Callable[..., Any] = compiled
     return kernels
 
 

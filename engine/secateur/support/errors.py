@@ -10,7 +10,10 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 # What a file that is missing, cut off, of another format or of another program's making raises while it is read.
-_UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zlib.error, SafetensorError)
+_UNREADABLE: tuple[type[Exception], ...] = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(zlib.error, SafetensorError),
+)
 
 
 class InputError(ValueError):
@@ -45,11 +48,12 @@ def reading(
         >>> with reading("plan", path, "is not a plan file"):
         ...     plan = json.loads(Path(path).read_text())
     """
+    kinds: tuple[type[Exception], ...] = (*_UNREADABLE, *also)
     try:
         yield
     except InputError:
         raise
-    except (*_UNREADABLE, *also) as error:
+    except kinds as error:
         line = first_line(error)
         detail = f" ({type(error).__name__}: {line})" if typed else f": {line}"
         raise InputError(f"{argument}: {str(path)!r} {problem}{detail}") from error
