@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.corpus.shapes import longest
+from secateur.support.compat import has_cpp_compiler, inductor_freezing, inductor_kernels, inductor_options
 from secateur.support.errors import InputError, first_line
 from secateur.tasks import Item, Task
 from secateur.tasks.batches import Batch, model_device
@@ -40,8 +41,6 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     the first. Meanwhile this process compiles nothing else. On a CPU the weights are laid out anew for its matrix products, a
     second copy of them, which no longer follows the model's own. Raises CompileError.
     """
-    from torch._inductor import config
-
     on_cpu = model_device(model).type == "cpu"
     if on_cpu:
         _require_compiler()
@@ -49,7 +48,7 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with config.patch(freezing=on_cpu):  # Not an option of the backend's alone: what traces the model asks for it too.
+        with inductor_freezing(on_cpu):
             _compile(function, task, model)
     finally:
         torch.set_num_threads(before)
@@ -91,14 +90,11 @@ def _in_turn(function: LabelScores) -> LabelScores:
 @functools.cache  # The same one each time: what another has compiled would be compiled again.
 def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]]:
     """Inductor, whose kernels begin where the guards are done with."""
-    from torch._inductor import list_mode_options
-    from torch._inductor.compile_fx import compile_fx
-
     # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
-    options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else list_mode_options(mode)
+    options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else inductor_options(mode)
 
     def made(graph: Any, inputs: Any) -> Callable[..., Any]:
-        kernels: Any = compile_fx(graph, inputs, config_patches=options)
+        kernels = inductor_kernels(graph, inputs, options)
 
         def run(*arguments: Any) -> Any:
             _TURN.give()
@@ -122,10 +118,5 @@ def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
 
 
 def _require_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none") from error
+    if not has_cpp_compiler():
+        raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none")

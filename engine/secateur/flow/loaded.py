@@ -15,6 +15,7 @@ from secateur import tasks
 from secateur.data.examples import Example
 from secateur.flow import checkpoints
 from secateur.pruning import save
+from secateur.support.compat import model_from_config
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.fitting import read_tokenizer, require_rows
 
@@ -124,10 +125,11 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
-    build: Any = pruned._from_config if pruned else getattr(transformers, TASKS[kind].auto_class).from_config
+    stock: Any = getattr(transformers, TASKS[kind].auto_class)
     try:
         with torch.device("meta"):
-            model: nn.Module = build(config, dtype=computed)
+            model: nn.Module
+            model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
     except ValueError as error:
         raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
     return model.eval()

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from secateur.attribution.criteria.gradient_activation import OnePass
 from secateur.attribution.scores import Scores
@@ -28,6 +26,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.prune import prune
+from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_value, tree_leaves
 from secateur.support.errors import InputError
 from secateur.tasks import Batch
 from secateur.tasks.base import target_of
@@ -237,7 +236,7 @@ class _Untold(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, a question that a model asks of values which the meta device does not have is answered with no."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asked = func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta"
+        asked = reads_a_value(func) and args[0].device.type == "meta"
         return False if asked and args[0].dtype == torch.bool else func(*args, **(kwargs or {}))
 
 
@@ -256,10 +255,7 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-    return attended
+    return flash_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
 @contextmanager

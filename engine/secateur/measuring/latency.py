@@ -24,6 +24,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.planning.latency_table import FORMAT, LatencyTable
 from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
+from secateur.support.compat import attention_implementation
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
@@ -88,7 +89,7 @@ def latency_table(
 def cached_at(model: nn.Module, about: Mapping[str, Any]) -> Path:
     """The file of a measurement: named by a hash of what it is of, of the model's modules (activations, for example, which
     the fingerprint doesn't tell), and of how attention and products run."""
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_implementation(model.config)
     how = [FORMAT, about, repr(model), attention, torch.get_float32_matmul_precision()]
     name = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

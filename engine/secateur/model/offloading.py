@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from torch import Tensor, nn
 
 from secateur.model.linear_layers import weight_of
+from secateur.support.compat import has_accelerate_hook
 from secateur.support.errors import InputError
 
 _SAMPLED = 64
@@ -25,7 +26,7 @@ def read_weight(module: nn.Module) -> Tensor:
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """All parameters, tied ones once, also where Accelerate's hooks have given each module its own."""
-    tied = getattr(model, "all_tied_weights_keys", {}) if hasattr(model, "_hf_hook") else {}
+    tied = getattr(model, "all_tied_weights_keys", {}) if has_accelerate_hook(model) else {}
     return ((name, parameter) for name, parameter in model.named_parameters() if name not in tied)
 
 
@@ -60,7 +61,7 @@ def require_one_device(model: nn.Module, criterion: str) -> None:
 @contextmanager
 def _in_place(module: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
-        if _empty(module) and hasattr(module, "_hf_hook"):
+        if _empty(module) and has_accelerate_hook(module):
             from accelerate.utils import align_module_device
 
             stack.enter_context(align_module_device(module))

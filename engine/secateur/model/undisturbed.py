@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from secateur.model.families import split_token_rows
+from secateur.support.compat import own_parameters
 
 
 @contextmanager
@@ -17,7 +18,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     So are the parameters themselves: Accelerate makes new ones at each pass of what it offloads, which are tied no more.
     """
     modes = {module: module.training for module in model.modules()}
-    own = {module: dict(module._parameters) for module in model.modules()}
+    own = {module: dict(own_parameters(module)) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     handles = split_token_rows(model)
     try:
@@ -30,6 +31,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-            module._parameters.update(own[module])
+            own_parameters(module).update(own[module])
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)

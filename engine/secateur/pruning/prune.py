@@ -17,6 +17,7 @@ from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan
+from secateur.support.compat import own_modules, own_parameters
 from secateur.support.errors import InputError
 
 
@@ -86,14 +87,14 @@ def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], made: dict[nn.M
     vars(copied).update(
         {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
     )
-    for name, parameter in module._parameters.items():
+    for name, parameter in own_parameters(module).items():
         if parameter is not None:
             if parameter not in made:
                 made[parameter] = nn.Parameter(tensors.get(parameter, parameter).detach(), requires_grad=False)
-            copied._parameters[name] = made[parameter]
-    for name, child in module._modules.items():
+            own_parameters(copied)[name] = made[parameter]
+    for name, child in own_modules(module).items():
         if child is not None:
-            copied._modules[name] = replica(child, tensors, made)
+            own_modules(copied)[name] = replica(child, tensors, made)
     return copied
 
 

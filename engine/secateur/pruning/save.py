@@ -12,7 +12,8 @@ from torch import nn
 from secateur.model import modeling
 from secateur.model.modeling import pruned_class
 from secateur.pruning.prune import stock_class
-from secateur.support.errors import InputError
+from secateur.support.compat import auto_model_classes, has_auto_model
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 MODELING_FILE = "modeling_secateur.py"
@@ -77,11 +78,9 @@ def class_of(folder: str | Path) -> type[nn.Module]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
-    try:
+    with reading("model", path, "is not a model's config"):
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["architectures"][0]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
@@ -91,23 +90,20 @@ def class_of(folder: str | Path) -> type[nn.Module]:
 
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
-    import transformers
-    from transformers import AutoModel, AutoModelForTextEncoding
-
     stock = stock_class(model)
-    if type(model.config) not in AutoModel._model_mapping:
+    if not has_auto_model("AutoModel", model.config):
         raise InputError(
             f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
             f"got {stock.__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
         )
-    encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
+    encoder = auto_model_classes("AutoModelForTextEncoding", model.config)
     # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
-    base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]
+    base = stock if encoder == (stock,) else auto_model_classes("AutoModel", model.config)[0]
     auto = {"AutoModel": base.__name__}
-    if base is encoder:
+    if encoder == (base,):
         auto["AutoModelForTextEncoding"] = base.__name__
     for name in _AUTO_CLASSES:
-        if getattr(transformers, name)._model_mapping.get(type(model.config), None) is stock:
+        if auto_model_classes(name, model.config) == (stock,):
             auto[name] = stock.__name__
     lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
     for cls in dict.fromkeys((base, stock)):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.tasks.base import Task
 
@@ -17,12 +18,9 @@ def require_fit(model: nn.Module, task: Task) -> None:
     import transformers
 
     config: Any = getattr(model, "config", None)
-    if isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers."):
-        known = getattr(transformers, task.auto_class)._model_mapping.get(type(config), ())
-        if not isinstance(model, tuple(known) if isinstance(known, (list, tuple)) else known):
-            raise InputError(
-                f"model: expected one of {task.auto_class} for {type(task).__name__}, got a {type(model).__name__}"
-            )
+    stock = isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers.")
+    if stock and not isinstance(model, auto_model_classes(task.auto_class, config)):
+        raise InputError(f"model: expected one of {task.auto_class} for {type(task).__name__}, got a {type(model).__name__}")
     require_rows(model, task.tokenizer)
 
 

@@ -17,6 +17,7 @@ from secateur.model.paths import blocks
 from secateur.model.recipe import Rebuild
 from secateur.model.shortcuts.few_queries import few_queries
 from secateur.model.sites import Stack
+from secateur.support.compat import own_modules, t5_position_buckets
 
 _HEAD_DIM = "key_value_proj_dim"
 
@@ -49,7 +50,7 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
         alike = all(torch.equal(heads[left[0]], heads[a]) for a in left)
         for layer in layers:
             path = f"{layer.path}.relative_attention_bias"
-            own = "relative_attention_bias" in model.get_submodule(layer.path)._modules
+            own = "relative_attention_bias" in own_modules(model.get_submodule(layer.path))
             makes = layer in (left[:1] if alike else left)
             if own or makes:
                 rebuild.embedding(model, path, path if own else f"{layers[0].path}.relative_attention_bias", heads[layer])
@@ -84,7 +85,7 @@ def _bias_makers(model: nn.Module, stack: Stack) -> list[Any]:
 
 def _buckets(attention: Any, distances: Tensor) -> Tensor:
     """The buckets of distances from queries to keys, in their shape."""
-    return _bucket(
+    return t5_position_buckets(
         distances,
         bidirectional=not attention.is_decoder,
         num_buckets=attention.relative_attention_num_buckets,
@@ -137,15 +138,9 @@ def _encoder_buckets(buckets: int, max_distance: int, device: torch.device) -> T
     """The buckets [2 * n + 1] of the distances from -n to n; larger ones share those of the last."""
     n = max(max_distance, buckets)
     with torch.inference_mode(False):  # Others may want gradients with it.
-        found = _bucket(torch.arange(-n, n + 1, device=device), num_buckets=buckets, max_distance=max_distance)
+        distances = torch.arange(-n, n + 1, device=device)
+        found = t5_position_buckets(distances, num_buckets=buckets, max_distance=max_distance)
         return nn.Parameter(found, requires_grad=False)  # Which a compiler takes to be constant.
-
-
-def _bucket(distances: Tensor, **options: Any) -> Tensor:
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    found: Tensor = T5Attention._relative_position_bucket(distances, **options)
-    return found
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:

@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from secateur.support.compat import has_hooks
+
 
 def untouched(module: nn.Module) -> bool:
-    """Whether nobody hooked a module or replaced its forward, as Accelerate does: something else may stand in for it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(getattr(module, name) for name in hooks) and "forward" not in vars(module)
+    """Tell whether nobody hooked the module or replaced its forward, as Accelerate does.
+
+    Where somebody did, something else may stand in for the module.
+    """
+    return not has_hooks(module) and "forward" not in vars(module)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.support.compat import attention_implementation, set_attention_implementation
 from secateur.support.environment import capabilities, cpu_name
 
 _NAME = "bfloat16_by_products"
@@ -22,18 +23,18 @@ def bfloat16_attention(model: nn.Module) -> Iterator[None]:
     three quarters of that kernel's time on Zen 4 and 5. (An Intel that does so too, without AMX, takes as long.) Scores are
     rounded to bfloat16, as in transformers' "eager"."""
     configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    changed = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+    changed = [config for config in configs.values() if attention_implementation(config) == "sdpa"]
     if not (changed and _products_are_faster() and _is_bfloat16_on_cpu(model)):
         yield
         return
     _register()
     for config in changed:
-        config._attn_implementation = _NAME
+        set_attention_implementation(config, _NAME)
     try:
         yield
     finally:
         for config in changed:
-            config._attn_implementation = "sdpa"
+            set_attention_implementation(config, "sdpa")
 
 
 def _is_bfloat16_on_cpu(model: nn.Module) -> bool:
