@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import FeedForward
+from secateur.model.branches import FeedForward, feed_forwards
 from secateur.model.discovery import branches_of
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.sites import Site
@@ -112,5 +112,5 @@ class _Scored(torch.autograd.Function):
 
 def fused_feed_forwards(model: nn.Module, sites: Iterable[Site]) -> Mapping[Site, FusedFeedForward]:
     """Of the sites, those of feed-forward branches."""
-    found = branches_of(model, sites).items()
-    return {site: FusedFeedForward(model, branch) for site, branch in found if isinstance(branch, FeedForward)}
+    found = {branch: site for site, branch in branches_of(model, sites).items()}
+    return {found[branch]: FusedFeedForward(model, branch) for branch in feed_forwards(found)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.measuring.synthetic import forward_options
 from secateur.model import cost
-from secateur.model.branches import FeedForward
+from secateur.model.branches import feed_forwards
 from secateur.model.families import branches
 from secateur.model.images import image_tokens, reads_images
 from secateur.model.undisturbed import undisturbed
@@ -140,7 +140,7 @@ def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -
         return ["the pruned model does under 2% fewer FLOPs: (almost) nothing was removed that costs time"]
     best = max(t.dense_flops / t.dense_ms for t in timings)
     align = 64 if device.type == "cuda" else 8
-    widths = [branch.width for branch in branches(pruned).values() if isinstance(branch, FeedForward)]
+    widths = [branch.width for branch in feed_forwards(branches(pruned).values())]
     odd = [width for width in widths if width % align]
     notes = []
     for timing in timings:

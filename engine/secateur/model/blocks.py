@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Branch, FeedForward
+from secateur.model.branches import Branch
 from secateur.model.families import Contribution, branches, family_of, split_token_rows
 from secateur.model.sites import Stack
 from secateur.support.errors import InputError
@@ -69,8 +69,7 @@ def layers(model: nn.Module, unit: LayerUnit = "block") -> dict[str, tuple[Branc
 
 def contributes(model: nn.Module, branch: Branch) -> bool:
     """Whether a branch adds anything: without units its out-projection still gives its bias."""
-    units = branch.width if isinstance(branch, FeedForward) else branch.heads
-    return units > 0 or getattr(model.get_submodule(branch.output), "bias", None) is not None
+    return not branch.empty or getattr(model.get_submodule(branch.output), "bias", None) is not None
 
 
 def contribution(model: nn.Module, branch: Branch) -> Contribution:

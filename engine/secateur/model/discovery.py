@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from secateur.model.branches import Attention, Branch, Port
+from secateur.model.branches import Branch, Port
 from secateur.model.families import branches
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
-from secateur.model.sites import AttentionUnit, Kind, Site, Unit, branch_name, selected
+from secateur.model.sites import AttentionUnit, Site, Unit, branch_name, selected
 from secateur.support.errors import InputError
 
 
@@ -43,7 +43,7 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     ]
     if not found:
         raise InputError("model: expected one with units left to remove, got one whose branches are all empty")
-    refused = {branch.channels_refused for branch in of_model if isinstance(branch, Attention)} - {None}
+    refused = {branch.channels_refused for branch in of_model} - {None}
     why = [f"; no site is what Q/K channels are: {reason}" for reason in refused]
     return found if select is None else selected(found, select, "".join(why))
 
@@ -73,11 +73,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -> Site:
-    parameters = flops = source_flops = core_flops = 0.0
-    of_source: tuple[str, ...] = ()
-    if isinstance(branch, Attention):
-        of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
-        core_flops = 4.0 * branch.head_dim * branch.heads / count if unit in ("head", "query_head") else 0.0
+    parameters = flops = source_flops = 0.0
     for port in branch.cut_at(unit):
         module = model.get_submodule(port.path)
         weight = weight_of(module)
@@ -85,10 +81,11 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
         other = weight.shape[1] if port.side == "output" else weight.shape[0]
         has_bias = port.side == "output" and getattr(module, "bias", None) is not None
         parameters += per_unit * (other + has_bias)
-        if port.path in of_source:
+        if port.path in branch.source_linears:
             source_flops += 2 * per_unit * other
         else:
             flops += 2 * per_unit * other
-    kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
-    groups = branch.groups if isinstance(branch, Attention) else 1
-    return Site(name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops)
+    core_flops = branch.core_flops(unit) / count
+    return Site(
+        name, branch.kind, branch.stack, branch.layer, unit, count, branch.groups, parameters, flops, source_flops, core_flops
+    )

@@ -53,7 +53,7 @@ def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: flo
     be emptied, none."""
     found = []
     for site in scores.sites:
-        step = _step(site, align, per_head)
+        step = site.step(align, per_head)
         counts = torch.arange(1, -(-site.units // step) + 1).mul(step).clamp(max=site.units)
         counts = counts[counts.double() >= min(floor, 1.0) * site.units]
         if may_empty:
@@ -69,15 +69,7 @@ def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: flo
 def ranks(scores: Tensor, site: Site, per_head: bool) -> Tensor:
     """The units of each head from the highest score to the lowest [heads, units of a head], where channels are ranked within
     heads; else of the site [1, units]. Ties go to the lower index."""
-    heads = site.groups if per_head and site.unit.endswith("channel") else 1
-    return scores.view(heads, -1).argsort(dim=1, descending=True, stable=True)
-
-
-def _step(site: Site, align: int, per_head: bool) -> int:
-    """Units that come or go together."""
-    if site.unit == "neuron":
-        return align
-    return site.groups * min(align, 8) if per_head and site.unit.endswith("channel") else 1
+    return scores.view(site.ranked_groups(per_head), -1).argsort(dim=1, descending=True, stable=True)
 
 
 def spread(found: Sequence[Ladder], limit: float, allocation: Allocation) -> tuple[list[int], float]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.model.blocks import Block, blocks, contributes, contribution, layers
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch, attentions
 from secateur.model.families import family_of
 from secateur.model.linear_layers import shape_of
 from secateur.model.recipe import Rebuild
@@ -78,10 +78,9 @@ def _emptied(model: nn.Module, gone: set[Branch]) -> Rebuild:
         for path in branch.linears[:-1]:
             _resize(model, path, rebuild, outputs=0)
         _resize(model, branch.output, rebuild, inputs=0)
-        if isinstance(branch, Attention) and branch.heads:
-            own = branch.output.startswith(f"{branch.path}.")
-            rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
-    heads = {branch.name: torch.empty(0, dtype=torch.int64) for branch in gone if isinstance(branch, Attention)}
+        if not branch.empty:
+            branch.replaced_by_nothing(rebuild)
+    heads = {branch.name: torch.empty(0, dtype=torch.int64) for branch in attentions(gone)}
     if heads and family.cut_position_bias is not None:
         family.cut_position_bias(model, heads, rebuild)
     return rebuild

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import Attention, FeedForward, Port
+from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
 from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
@@ -104,23 +104,22 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
         raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
     family, rebuild = family_of(model), Rebuild()
     cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
-    heads: dict[Attention, Tensor] = {}
-    channels: dict[Attention, dict[Unit, Tensor]] = {}
+    kept: dict[Branch, dict[Unit, Tensor]] = {}
     for site, branch in branches_of(model, cut).items():
-        kept = plan[site.name]
-        if not isinstance(branch, Attention):
-            _cut_units(model, branch.cut_at(site.unit), kept, site.units, rebuild)
-        elif site.unit in ("head", "query_head") or (site.unit == "vo_channel" and not len(kept)):
-            heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
+        kept.setdefault(branch, {})[site.unit] = plan[site.name]
+    for ffn in feed_forwards(kept):
+        for unit, units in kept[ffn].items():
+            _cut_units(model, ffn.cut_at(unit), units, ffn.width, rebuild)
+    heads: dict[str, Tensor] = {}
+    for attention in attentions(kept):
+        whole = attention.whole_heads(kept[attention])
+        if whole is None:
+            _cut_channels(model, family, attention, kept[attention], rebuild)
         else:
-            channels.setdefault(branch, {})[site.unit] = kept
-    for attention, kept in heads.items():
-        _cut_heads(model, family, attention, kept, rebuild)
-    for attention, by_unit in channels.items():
-        if attention not in heads:
-            _cut_channels(model, family, attention, by_unit, rebuild)
+            _cut_heads(model, family, attention, whole, rebuild)
+            heads[attention.name] = whole
     if heads and family.cut_position_bias is not None:
-        family.cut_position_bias(model, {attention.name: kept for attention, kept in heads.items()}, rebuild)
+        family.cut_position_bias(model, heads, rebuild)
     return rebuild
 
 
@@ -145,8 +144,7 @@ def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor
         heads, groups = (len(kept), 1) if unit == "query_head" else (branch.heads // branch.groups * len(kept), len(kept))
         rebuild.attributes(branch.path, family.attention_attributes(heads, groups, branch.head_dim))
     else:
-        own = branch.output.startswith(f"{branch.path}.")
-        rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
+        branch.replaced_by_nothing(rebuild)
 
 
 def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Mapping[Unit, Tensor], rebuild: Rebuild) -> None:
@@ -257,7 +255,7 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
     family = family_of(model)
     fields: dict[str, Any] = {}
     for branch in branches(model).values():
-        if isinstance(branch, FeedForward) and not branch.width:
+        if branch.empty:
             return None
         for name, value in family.config_fields(branch).items():
             if fields.setdefault(name, value) != value:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples, read_examples
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
@@ -102,24 +102,17 @@ def _require_order(model: nn.Module, pruned: nn.Module) -> None:
     """Raises InputError where the second model has a wider branch than the first: the first is the one that was pruned."""
     dense = branches(model)
     for name, branch in branches(pruned).items():
-        if _width(branch) > _width(dense[name]):
+        if branch.output_width > dense[name].output_width:
             raise InputError(
                 f"pruned: expected the dense model first and the pruned one second, got a pruned model whose {name} is wider "
-                f"than the dense model's ({_width(branch)} channels and {_width(dense[name])})"
+                f"than the dense model's ({branch.output_width} channels and {dense[name].output_width})"
             )
-
-
-def _width(branch: Branch) -> int:
-    """The channels that the out-projection of a branch reads."""
-    return branch.heads * branch.head_dim if isinstance(branch, Attention) else branch.width
 
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:
     """Which unit each input of the out-projection belongs to: a head, where heads are whole, or a channel or neuron."""
     inputs = torch.arange(weight_of(layer).shape[1], device=layer.weight.device)
-    if isinstance(branch, Attention) and len(inputs) == branch.heads * branch.head_dim:
-        return inputs // branch.head_dim
-    return inputs
+    return inputs // branch.channels_of_unit(len(inputs))
 
 
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:

@@ -90,6 +90,13 @@ def feed_forward(
     return FeedForward(f"{stack}.{layer}.ffn", stack, layer, tuple(inputs), output, width, parts)
 
 
+def fields(
+    *, ffn: Callable[[FeedForward], dict[str, Any]], attention: Callable[[Attention], dict[str, Any]]
+) -> Callable[[Branch], dict[str, Any]]:
+    """Return `Family.config_fields` from one function for feed-forward branches and one for attention branches."""
+    return lambda branch: branch.match(ffn=ffn, attention=attention)
+
+
 def linear_width(model: nn.Module, path: str) -> int:
     """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
     module = model.get_submodule(path)

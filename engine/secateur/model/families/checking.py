@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch
 from secateur.model.families.base import Family
 from secateur.model.linear_layers import is_transposed, shape_of
 from secateur.support.errors import InputError
@@ -27,14 +27,9 @@ def checked(family: Family, model: nn.Module) -> Iterator[Branch]:
 
 
 def _expected(branch: Branch) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """The fields of a branch that are paths of linear layers, with the outputs and inputs that follow from its other fields."""
-    if isinstance(branch, Attention):
-        paths = {field: getattr(branch, field) for field in ("query", "key", "value", "output")}
-    else:
-        paths = {**{f"inputs[{number}]": path for number, path in enumerate(branch.inputs)}, "output": branch.output}
-    cut = branch.cut_at("head") if isinstance(branch, Attention) else branch.cut_at("neuron")
-    widths = {(port.path, port.side): port.map.channels for port in cut}
-    for field, path in paths.items():
+    """Yield the fields that are paths of linear layers, with the outputs and inputs that follow from the other fields."""
+    widths = {(port.path, port.side): port.map.channels for port in branch.cut_whole()}
+    for field, path in branch.linear_fields.items():
         yield field, path, widths.get((path, "output")), widths.get((path, "input"))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.sites import Stack
 
@@ -61,8 +61,9 @@ OPT = Family(
         "head_dim": head_dim,
         "embed_dim": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {"ffn_dim": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    config_fields=fields(
+        ffn=lambda ffn: {"ffn_dim": ffn.width},
+        attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     keep_blocks=_keep_blocks,
     split_token_rows=_split_token_rows,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Attention, Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch, attentions
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.recipe import Rebuild
 from secateur.model.shortcuts.few_queries import few_queries
@@ -39,10 +39,10 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebuild) -> None:
     """A stack's first attention makes the bias of its own heads and hands it on. Once it has none, the next one does. Where
     layers keep other heads than the first, each gets the table of its own heads and makes its bias itself."""
-    attentions = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.heads]
-    heads = {a: kept.get(a.name, torch.arange(a.heads)) for a in attentions}
+    present = [branch for branch in attentions(_branches(model)) if branch.heads]
+    heads = {branch: kept.get(branch.name, torch.arange(branch.heads)) for branch in present}
     for stack in ("encoder", "decoder"):
-        layers = [a for a in attentions if a.stack == stack and a.kind == "self_attention"]
+        layers = [a for a in present if a.stack == stack and a.kind == "self_attention"]
         if not any(a.name in kept for a in layers):
             continue
         left = [a for a in layers if len(heads[a])]
@@ -57,7 +57,7 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
                 rebuild.attributes(layer.path, {"has_relative_attention_bias": True})
             if makes and not alike:
                 rebuild.recipe["own_position_bias"].append(layer.path)
-    cross = [a for a in attentions if a.kind == "cross_attention" and len(heads[a])]
+    cross = [a for a in present if a.kind == "cross_attention" and len(heads[a])]
     if len({len(heads[a]) for a in cross}) > 1:  # Their bias is zero, but has a place for each head.
         rebuild.recipe["own_position_bias"] += [a.path for a in cross]
 
@@ -77,8 +77,7 @@ def _instead(attention: Any, positions: Tensor, table: nn.Embedding, arguments: 
 
 def _bias_makers(model: nn.Module, stack: Stack) -> list[Any]:
     """The attentions of a stack that hold a bias table."""
-    attentions = [branch for branch in _branches(model) if branch.stack == stack and isinstance(branch, Attention)]
-    modules = [model.get_submodule(attention.path) for attention in attentions]
+    modules = [model.get_submodule(branch.path) for branch in attentions(_branches(model)) if branch.stack == stack]
     return [module for module in modules if hasattr(module, "relative_attention_bias")]
 
 
@@ -165,8 +164,9 @@ T5 = Family(
         "key_value_proj_dim": head_dim,
         "inner_dim": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {"d_ff": branch.width} if isinstance(branch, FeedForward) else {"num_heads": branch.heads, "d_kv": branch.head_dim}
+    config_fields=fields(
+        ffn=lambda ffn: {"d_ff": ffn.width},
+        attention=lambda attention: {"num_heads": attention.heads, "d_kv": attention.head_dim},
     ),
     cut_position_bias=_cut_position_bias,
     keep_blocks=_keep_blocks,

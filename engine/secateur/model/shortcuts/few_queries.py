@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Attention, Branch, attentions
 from secateur.model.shortcuts.base import of_class, untouched
 
 Outputs = Callable[[Tensor, dict[str, Any]], tuple[Any, ...]]
@@ -32,8 +32,8 @@ def few_queries(
     its arguments. Modules for which `makes_keys` does not hold stay as they are.
     """
     with ExitStack() as undo:
-        for branch in branches:
-            if isinstance(branch, Attention) and branch.kind == "cross_attention" and makes_keys(model, branch):
+        for branch in attentions(branches):
+            if branch.kind == "cross_attention" and makes_keys(model, branch):
                 undo.enter_context(of_class(model.get_submodule(branch.path), attending(model, branch, mask, outputs)))
         yield
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch, attentions
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.base import of_class, untouched
 from secateur.model.shortcuts.few_queries import attending, makes_keys
@@ -43,7 +43,7 @@ def _changed(
     model: nn.Module, layers: Sequence[str], branches: Iterable[Branch], norm: str | None
 ) -> list[tuple[nn.Module, type[Any]]]:
     """The modules of the last block that have another class meanwhile, and which; none where it cannot be."""
-    attention = [branch for branch in branches if isinstance(branch, Attention)][-1]
+    attention = attentions(branches)[-1]
     block, attends = model.get_submodule(layers[-1]), model.get_submodule(attention.path)
     usual: Any = type(block)
     if attention.heads == 0:  # Nothing is attended to.
