@@ -192,9 +192,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name, kind in KINDS.items():
         case = CASES[kind.case]
         model = kind.cut(case.model(DTYPES[kind.dtype]))
-        secateur.save(model, root / name, tokenizer=case.task.tokenizer)
+        secateur.save(model, root / name, tokenizer=case.task.reader)
         # Saved again by what loaded it: nothing may get lost on the second way.
-        secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.tokenizer)
+        secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.reader)
         batch = case.batches(model, 1000)[0]
         inputs = dict(batch.inputs)
         if case.kind == "encoder-decoder":

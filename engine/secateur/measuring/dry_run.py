@@ -21,7 +21,7 @@ from secateur.model import cost
 from secateur.model.branches import attentions
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
-from secateur.model.images import image_tokens, reads_images
+from secateur.model.images import fixed_length
 from secateur.model.offloading import named_parameters
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
@@ -118,7 +118,7 @@ def dry_run(
         named = planning["allocation"]
         raise InputError(f"allocation: expected uniform in a dry run without scores, which others need, got {named!r}")
     chosen = sites(model, unit=unit, select=select)
-    length = image_tokens(model) if reads_images(model) else length
+    length = fixed_length(model) or length
     if given is None:
         given = plan(scores or _drawn(model, chosen, length), **planning)
     pruned = prune(model, given)

@@ -16,16 +16,6 @@ from secateur.support.errors import InputError
 from secateur.support.files import new_folder
 
 MODELING_FILE = "modeling_secateur.py"
-# The ways in which `AutoModel...` may be asked for a model with a head.
-_AUTO_CLASSES = (
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoModelForCausalLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForQuestionAnswering",
-    "AutoModelForImageClassification",
-)
 
 
 def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
@@ -106,8 +96,8 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     auto = {"AutoModel": base.__name__}
     if base is encoder:
         auto["AutoModelForTextEncoding"] = base.__name__
-    for name in _AUTO_CLASSES:
-        if getattr(transformers, name)._model_mapping.get(type(model.config), None) is stock:
+    for name in dir(transformers):  # All ways in which `AutoModelFor...` may be asked for a model with this head.
+        if name.startswith("AutoModelFor") and _auto_class(name, model.config) is stock:
             auto[name] = stock.__name__
     lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
     for cls in dict.fromkeys((base, stock)):
@@ -119,3 +109,10 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     config["auto_map"] = {key: f"{Path(MODELING_FILE).stem}.Pruned{name}" for key, name in auto.items()}
     config["architectures"] = [stock.__name__]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _auto_class(name: str, config: Any) -> Any:
+    """The class that an `AutoModelFor...` of transformers makes from a config, or None."""
+    import transformers
+
+    return getattr(transformers, name)._model_mapping.get(type(config), None)

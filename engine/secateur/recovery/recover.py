@@ -76,7 +76,7 @@ def recover_(
     layers = {branch: _layer(pruned, branch) for branch in found}
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
-    rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)
+    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     if add_biases:

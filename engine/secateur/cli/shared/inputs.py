@@ -20,25 +20,19 @@ from secateur.flow.choose import RECOVERIES
 from secateur.pruning import save as export
 from secateur.recovery import Method
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.fitting import read_tokenizer, require_rows
-from secateur.tasks.sequence import class_names
+from secateur.tasks.classification import class_names
+from secateur.tasks.fitting import read_tokenizer
 
 TASK_FILE = "secateur.json"
 COLUMN_FILE = ".conll"
-TASKS: dict[str, type[tasks.Task]] = {
-    "text-to-text": tasks.TextToText,
-    "sequence-classification": tasks.SequenceClassification,
-    "token-classification": tasks.TokenClassification,
-    "causal-lm": tasks.CausalLM,
-    "image-classification": tasks.ImageClassification,
-}
-_ENDINGS = {
-    "ForConditionalGeneration": "text-to-text",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForCausalLM": "causal-lm",
-    "ForImageClassification": "image-classification",
-}
+_CLASSES: tuple[type[tasks.Task], ...] = (
+    tasks.TextToText,
+    tasks.SequenceClassification,
+    tasks.TokenClassification,
+    tasks.CausalLM,
+    tasks.ImageClassification,
+)
+TASKS = {cls.name: cls for cls in _CLASSES}
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 # Of a column file: that of the tags, where the data is such a file, and that of the tokens.
@@ -73,17 +67,16 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
     path, config = _described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
-    reader = "AutoImageProcessor" if kind == "image-classification" else "AutoTokenizer"
     if device_map is not None:
         options["device_map"] = _device_map(device_map, device, config)
     try:
         model = _load(path, config, TASKS[kind].auto_class, options)
-        tokenizer = read_tokenizer(path, reader)
+        tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
-    require_rows(model, tokenizer)
+    TASKS[kind].require_reader(model, tokenizer)
     return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
 
 
@@ -128,8 +121,9 @@ def prepare(
 
 def make_task(loaded: Loaded, labels: str, rows: Sequence[Example], max_length: int | None) -> tasks.Task:
     """The task of a loaded model. labels: "auto", "open", or names between commas."""
-    cls = TASKS[loaded.task]
-    return cls(loaded.tokenizer, labels=_labels(loaded, labels, rows), max_length=max_length)
+    cls: Any = TASKS[loaded.task]
+    task: tasks.Task = cls(loaded.tokenizer, labels=_labels(loaded, labels, rows), max_length=max_length)
+    return task
 
 
 def read(
@@ -143,8 +137,8 @@ def read(
             raise InputError(f"column: expected the column of the tags, as {data!r} is a column file, got none")
         names = TASKS[loaded.task].columns
         return read_examples(data, names[:1] if unlabeled else names)
-    if loaded.task != "token-classification":
-        raise InputError(f"column: expected a model for token-classification, got one for {loaded.task}")
+    if "tags" not in TASKS[loaded.task].columns:
+        raise InputError(f"column: expected a model for {tasks.TokenClassification.name}, got one for {loaded.task}")
     return tagged_examples(data, column, token, class_names(loaded.model, _labels(loaded, labels, [])))
 
 
@@ -213,7 +207,7 @@ def _labels(loaded: Loaded, labels: str, rows: Sequence[Example]) -> list[str] |
         return None
     if labels != "auto":
         return [label.strip() for label in labels.split(",")]
-    if loaded.labels is not None or loaded.task not in ("text-to-text", "causal-lm"):
+    if loaded.labels is not None or TASKS[loaded.task].labels_from_model:
         return loaded.labels
     if not all("target" in row for row in rows):
         raise InputError("labels: expected the candidate labels between commas where examples have no targets, got 'auto'")
@@ -273,8 +267,8 @@ def _remembered(folder: str) -> dict[str, Any]:
 
 def _task_of(config: Any) -> str:
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for ending, task in _ENDINGS.items():
-        if architecture.endswith(ending):
+    for task, cls in TASKS.items():
+        if architecture.endswith(cls.architecture):
             return task
     raise InputError(
         f"task: expected one of {', '.join(TASKS)}, got none, and the model ({architecture or 'no architecture'}) does not tell"

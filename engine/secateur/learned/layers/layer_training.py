@@ -15,8 +15,7 @@ from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
 from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
 from secateur.support.errors import InputError
-from secateur.tasks import CausalLM, Item, SequenceClassification, Task
-from secateur.tasks.batches import IGNORED, pad
+from secateur.tasks import Item, Task
 
 Collator = Callable[[Sequence[Any]], dict[str, Tensor]]
 LEARNING_RATES = {"gates": 1e-2, "weights": 3e-5}
@@ -24,25 +23,12 @@ _ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) -> tuple[list[Item], Collator]:
-    """A task's examples as features, and what makes batches of them, with labels for the model's own loss.
+    """Return a task's examples as features, and the function that makes batches of them with labels for the model's own loss.
 
-    Raises InputError where an example does not fit the task.
+    Raises:
+        InputError: An example does not fit the task.
     """
-    cpu = torch.device("cpu")
-
-    def collate(items: Sequence[Item]) -> dict[str, Tensor]:
-        batch = task.collate(items, cpu)
-        labels = batch.labels
-        if isinstance(task, SequenceClassification):
-            labels = labels.squeeze(1)
-        elif isinstance(task, CausalLM):
-            # The model shifts them itself: each input piece has its own place, and those of the target count.
-            prompts = [len(item.input_ids) - len(item.target) for item in items]
-            rows = [[IGNORED] * prompt + item.target for prompt, item in zip(prompts, items, strict=True)]
-            labels = pad(rows, IGNORED, cpu)
-        return {**batch.inputs, "labels": labels}
-
-    return task.items(gates.model, examples), collate
+    return task.items(gates.model, examples), task.training_batch
 
 
 def train(
