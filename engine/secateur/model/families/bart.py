@@ -31,7 +31,7 @@ def _projections(path: str) -> list[str]:
 
 
 def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:
-    """The decoder's table gives the rows of these positions, whatever it is asked for."""
+    """Make the decoder's table return the rows of these positions, whatever positions it gets."""
     tables = [module for path, module in model.named_modules() if path.endswith("decoder.embed_positions")]
 
     def instead(table: Any, arguments: Any, output: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
 
 
-# The modules that read the first token alone, by the class that hands them all tokens.
+# By model class, the module that gets all tokens and reads the first one alone.
 _READERS = {
     "BertForSequenceClassification": "bert.pooler",
     "RobertaForSequenceClassification": "classifier",

@@ -21,7 +21,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
-    if config.scale_attn_by_inverse_layer_idx:  # A block of another number would be another block.
+    if config.scale_attn_by_inverse_layer_idx:  # A block with another number would compute something else.
         return False
     config.n_layer = len(kept["decoder"])
     return True

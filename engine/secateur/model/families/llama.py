@@ -31,8 +31,11 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _contribution(model: nn.Module, branch: Branch) -> Contribution:
-    """Gemma normalises what a branch gives before it is added: a factor on the out-projection would be divided out again. Its
-    norms multiply by 1 + weight. Elsewhere the norm of the same name stands before the FFN."""
+    """Return the norm behind a branch for Gemma, otherwise the out-projection.
+
+    Gemma normalises the output of a branch before it is added, so that the norm would divide out a factor on the
+    out-projection. Gemma's norms multiply by 1 + weight. In other models the norm of the same name stands before the FFN.
+    """
     inner, norm = _INNER_AND_NORM[branch.kind]
     block = branch.output.partition(f".{inner}.")[0]
     if not hasattr(model.get_submodule(block), "post_feedforward_layernorm"):

@@ -21,7 +21,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
-    if kept["encoder"][0] != 0:  # The first block alone has no norm before its attention.
+    if kept["encoder"][0] != 0:  # Only the first block has no norm before its attention.
         return False
     config.layer_types = [config.layer_types[layer] for layer in kept["encoder"]]
     config.num_hidden_layers = len(kept["encoder"])

@@ -29,7 +29,7 @@ def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
 
 
 def _split_token_rows(model: nn.Module) -> list[RemovableHandle]:
-    """Each FFN's first layer takes the tokens by example, and its last gives them back in one row, for the residual stream."""
+    """Make each FFN's first layer read [B, T, channels] and its last return [B * T, channels] for the residual stream."""
     return [handle for _, block in blocks(model, "decoder.layers") for handle in _split_block_rows(model.get_submodule(block))]
 
 

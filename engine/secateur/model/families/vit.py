@@ -30,7 +30,7 @@ VIT = Family(
     model_types=("vit",),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {"num_attention_heads": heads, "head_dim": head_dim},
-    # The stock attention reads head_dim where a config has it; by default it is the hidden size over the heads.
+    # The stock attention reads head_dim from a config that has it. The default is the hidden size divided by the heads.
     config_fields=fields(
         ffn=lambda ffn: {"intermediate_size": ffn.width},
         attention=lambda attention: {"num_attention_heads": attention.heads, "head_dim": attention.head_dim},
