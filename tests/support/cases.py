@@ -196,7 +196,7 @@ class Case:
 
     @property
     def auto_class(self) -> str:
-        return self.task.auto_class
+        return str(self.task.auto_class)
 
     @property
     def generates(self) -> bool:

@@ -24,7 +24,8 @@ PIXELS = [example["image"] for example in CASE.examples]
 def pixels(image: Any) -> torch.Tensor:
     """What the model reads of one image."""
     (item,) = CASE.task.items(CASE.model(), [{"image": image, "target": "neutral"}])
-    return CASE.task.collate([item], torch.device("cpu")).inputs["pixel_values"]
+    read: torch.Tensor = CASE.task.collate([item], torch.device("cpu")).inputs["pixel_values"]
+    return read
 
 
 def test_images_of_every_kind_are_read_alike(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_labels_are_ranked_with_gradients_after_inference(name: str) -> None:
     with torch.inference_mode():
         expected = task.ranked(model, inputs, 50)
     scores = task.ranked(model, inputs, 50)
-    scores.sum().backward()  # type: ignore[no-untyped-call]
+    scores.sum().backward()
     torch.testing.assert_close(scores, expected.clone())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
