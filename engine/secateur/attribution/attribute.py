@@ -14,7 +14,7 @@ from secateur.attribution.checkpoint import Checkpoint, digest
 from secateur.attribution.criteria import Criterion, GradientActivation, Result, ScoringContext, criterion_named
 from secateur.attribution.ranks import Ranks
 from secateur.attribution.scores import Scores
-from secateur.data.examples import Example, Examples, read_examples
+from secateur.data.examples import Examples, read_examples
 from secateur.model.cost import parameters
 from secateur.model.discovery import branches_of, fingerprint, sites
 from secateur.model.sites import AttentionUnit, Site
@@ -22,10 +22,8 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.batches import buckets, model_device
-from secateur.tasks.fitting import require_fit
 from secateur_kernels.backend import Backend, uses_triton
 
-_OF_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForImageClassification")
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
@@ -78,11 +76,13 @@ def attribute(
     ranks = Ranks(group)
     with ranks.agreeing():
         _require_backend(backend, model)
-        require_fit(model, task)
+        task.require_fit(model)
         chosen, layers = sites(model, unit=unit, select=select), sites(model)
-        rows = read_examples(examples, _columns(task, criterion))
-        _require_variety(task, criterion, rows)
-        items = task.items(model, rows, all_labels=criterion.labels == "all")
+        all_labels = criterion.labels == "all"
+        rows = read_examples(examples, task.columns_for(all_labels=all_labels))
+        if not all_labels:
+            task.require_variety(rows)
+        items = task.items(model, rows, all_labels=all_labels)
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
         with undisturbed(model), torch.enable_grad():
@@ -230,18 +230,6 @@ def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]
     count = max(1, min(max(4, len(items) // 32), 8, len(items) // 2, max_tokens // by_length[-1].length))
     picked = [by_length[k * len(items) // (2 * count)] for k in range(2 * count)]
     return picked[::2], picked[1::2]
-
-
-def _columns(task: Task, criterion: Criterion) -> tuple[str, ...]:
-    return task.columns[:1] if criterion.labels == "all" else task.columns
-
-
-def _require_variety(task: Task, criterion: Criterion, rows: list[Example]) -> None:
-    if task.columns[-1] != "target" or criterion.labels == "all" or len(rows) < 2:
-        return
-    targets = {str(row["target"]) for row in rows}
-    if len(targets) < 2 and (task.labels is not None or task.auto_class in _OF_CLASSES):
-        raise InputError(f"examples: expected at least two different targets, got {targets.pop()!r} in all {len(rows)} rows")
 
 
 def _mean_tokens(layers: list[Site], items: list[Item]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import FeedForward
+from secateur.model.branches import FeedForward, feed_forwards
 from secateur.model.discovery import branches_of
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.sites import Site
@@ -129,5 +129,5 @@ class _Scored(torch.autograd.Function):
 
 def fused_feed_forwards(model: nn.Module, sites: Iterable[Site], backend: Backend) -> Mapping[Site, FusedFeedForward]:
     """Return the fused branches of those sites that are feed-forward."""
-    branches = branches_of(model, sites).items()
-    return {site: FusedFeedForward(model, branch, backend) for site, branch in branches if isinstance(branch, FeedForward)}
+    site_of = {branch: site for site, branch in branches_of(model, sites).items()}
+    return {site_of[branch]: FusedFeedForward(model, branch, backend) for branch in feed_forwards(site_of)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur.corpus.shapes import longest
 from secateur.support.compat import has_cpp_compiler, inductor_freezing, inductor_kernels, inductor_options
 from secateur.support.errors import InputError, first_line
-from secateur.tasks import Item, Task
+from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, model_device
 
 LabelScores = Callable[[nn.Module, Batch], Tensor]
@@ -32,7 +32,7 @@ class CompileError(InputError):
 
 
 @contextmanager
-def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
+def compiled(task: TextTask, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
     """`task.label_scores` compiled for this model, to be called within the context and `task.scoring`, in inference mode, from
     any thread with so many CPU threads (None: torch's own number).
 
@@ -105,7 +105,7 @@ def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]
     return made
 
 
-def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
+def _compile(function: LabelScores, task: TextTask, model: nn.Module) -> None:
     with torch.inference_mode():
         for rows, length in SHAPES:
             batch = task.collate_inputs([Item(0, [1] * min(length, longest(task, model)), [])] * rows, model_device(model))

@@ -41,14 +41,14 @@ def score(
     Raises InputError: a task without closed labels, an unknown on_long, a shard that cannot be read.
     """
     require_on_long(on_long)
-    runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
+    runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels = task.label_names(model)
     sources = find_sources(dataset) if isinstance(dataset, str) else [Source("dataset", "dataset", 0, _rows(dataset, column))]
 
     def events() -> Iterator[Window]:
         for source in sources:
             chunks = source.read(column, identity)
-            yield from windows(chunks, task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
+            yield from windows(chunks, runner.task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
 
     try:
         for window in scored(events(), runner):
@@ -65,13 +65,13 @@ def mapper(
     """A function for `datasets.map(mapper(...), batched=True)`: adds label, p_<label> and reason as in `score`, in this process
     and with torch's threads. The larger the map's batch_size, the less padding. Raises InputError as `score`."""
     labels = task.label_names(model)
-    runner = Runner(model, task, max_tokens)
+    runner = Runner(model, task.require_texts(), max_tokens)
 
     def of(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [Row(value) for value in batch[column]]
         columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
         with task.scoring(model), torch.inference_mode():
-            for window in windows([(rows, 1.0)], task, len(labels), max_tokens=max_tokens, on_long="cut"):
+            for window in windows([(rows, 1.0)], runner.task, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
                 found = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)

@@ -7,7 +7,7 @@ import sys
 
 from torch import nn
 
-from secateur.tasks import Task
+from secateur.tasks import TextTask
 
 # Kernels kept, where oneDNN alone keeps 1,024. A pruned model has a shape for each width and length, and a run that goes
 # through more of them than are kept, in the same order again and again, finds none.
@@ -20,7 +20,7 @@ def stepped(length: int) -> int:
     return -(-length // step) * step
 
 
-def longest(task: Task, model: nn.Module) -> int:
+def longest(task: TextTask, model: nn.Module) -> int:
     """Tokens of the longest input that the task's model takes."""
     limits = (task.room, getattr(getattr(model, "config", None), "max_position_embeddings", None))
     return min((limit for limit in limits if limit is not None), default=sys.maxsize)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.corpus.sources import Row
 from secateur.support.errors import InputError
-from secateur.tasks import Item, Task
+from secateur.tasks import Item, TextTask
 
 # Of a window: enough that texts of like length find each other. Where lengths spread evenly, about 1 / BATCHES is padding.
 BATCHES = 64
@@ -80,7 +80,7 @@ class Window:
 
 def windows(
     chunks: Iterable[tuple[list[Row], float]],
-    task: Task,
+    task: TextTask,
     labels: int,
     *,
     max_tokens: int,
@@ -114,7 +114,7 @@ class _Rows:
         self.items: list[Item] = []
         self.tokens = 0
 
-    def add(self, chunk: Sequence[Row], task: Task, on_long: str) -> None:
+    def add(self, chunk: Sequence[Row], task: TextTask, on_long: str) -> None:
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]
         self.reasons += [row.reason or why_not(row.value) for row in chunk]

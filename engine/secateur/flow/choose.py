@@ -125,7 +125,7 @@ def choose(
     total = len(plans) + len(recoveries) - 1
     if total == 1:
         return [Candidate(plans[0], recoveries[0], None)]
-    rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)[:_AT_MOST]
+    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
     every = min(_COMPARED, len(rows))

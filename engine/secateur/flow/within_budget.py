@@ -82,7 +82,7 @@ def within_budget(
         return tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress), None
     say("measuring what each site costs")
     table = latency_table(
-        model, unit="channel" if any(site.unit.endswith("channel") for site in scores.sites) else "head",
+        model, unit="channel" if any(site.is_channel for site in scores.sites) else "head",
         batch_size=max(shapes[0]), length=max(shapes[1]),
         progress=lambda widths, total: progress(widths, total, "widths"),
     )  # fmt: skip

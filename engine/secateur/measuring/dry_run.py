@@ -16,10 +16,10 @@ from secateur.attribution.criteria.gradient_activation import OnePass
 from secateur.attribution.scores import Scores
 from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
-from secateur.model.branches import Attention
+from secateur.model.branches import attentions
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
-from secateur.model.images import image_tokens, reads_images
+from secateur.model.images import fixed_length
 from secateur.model.offloading import named_parameters
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
@@ -119,7 +119,7 @@ def dry_run(
         named = planning["allocation"]
         raise InputError(f"allocation: expected uniform in a dry run without scores, which others need, got {named!r}")
     chosen = sites(model, unit=unit, select=select)
-    length = image_tokens(model) if reads_images(model) else length
+    length = fixed_length(model) or length
     if budget is not None:
         given = plan_within(scores or _drawn(model, chosen, length), budget, **planning)
     assert given is not None  # The budget is missing only where a plan is given.
@@ -197,12 +197,11 @@ def _drawn(model: nn.Module, chosen: Sequence[Site], length: int) -> Scores:
 
 def _cache_bytes(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     """Keys and values that a cache holds for each token, by the stack whose tokens they are."""
-    found: dict[str, int] = {}
-    for branch in branches(model).values():
-        if isinstance(branch, Attention) and branch.stack == "decoder":
-            of = "encoder" if branch.kind == "cross_attention" else "decoder"
-            found[of] = found.get(of, 0) + 2 * branch.groups * branch.head_dim * dtype.itemsize
-    return found
+    sizes: dict[str, int] = {}
+    for branch in attentions(branches(model).values()):
+        if branch.stack == "decoder":
+            sizes[branch.source] = sizes.get(branch.source, 0) + branch.cached_channels * dtype.itemsize
+    return sizes
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -110,8 +110,9 @@ def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
 
 def _sweeps(chosen: Sequence[Site]) -> list[list[Site]]:
     """The sites that are cut at the same time: channels of the two kinds apart, then all."""
-    kinds = [[site for site in chosen if site.unit == unit] for unit in ("qk_channel", "vo_channel")]
-    return [*(kinds if all(kinds) else []), list(chosen)]
+    units = dict.fromkeys(site.unit for site in chosen if site.is_channel)
+    apart = [[site for site in chosen if site.unit == unit] for unit in units]
+    return [*(apart if len(apart) > 1 else []), list(chosen)]
 
 
 def _rows(
@@ -134,7 +135,7 @@ def _rows(
         for site, name in zip(cut, names, strict=True):
             if names.count(name) == 1:
                 row = alone[site.name]
-            elif site.unit == "vo_channel":
+            elif site.read_by_output:
                 row = both.setdefault(name, {})
             else:
                 continue
@@ -161,7 +162,7 @@ def _grid(some: Sequence[Site], shares: Sequence[float]) -> list[dict[str, int]]
 
 def _count(site: Site, share: float) -> int:
     """Units at a share: neurons in multiples of 8, channels alike in each head."""
-    step = {"neuron": 8, "head": 1}.get(site.unit, site.groups)
+    step = 8 if site.unit == "neuron" else site.channel_groups
     return min(site.units, step * max(1, math.ceil(share * site.units / step - 1e-9)))
 
 
@@ -169,9 +170,9 @@ def _plan(model: nn.Module, some: Sequence[Site], counts: Mapping[str, int]) -> 
     """Which units stay doesn't matter for time, but for heads: layers that keep the same ones may share a position bias."""
     kept = {}
     for site in some:
-        heads = 1 if site.unit in ("neuron", "head") else site.groups
+        heads = site.channel_groups
         size = site.units // heads
-        first = torch.arange(counts[site.name] // heads) + (site.layer if site.unit == "head" else 0)
+        first = torch.arange(counts[site.name] // heads) + (site.layer if site.is_head else 0)
         kept[site.name] = (first.sort().values % size + size * torch.arange(heads).unsqueeze(1)).flatten().sort().values
     return Plan(kept, tuple(some), fingerprint(model))
 
@@ -202,9 +203,9 @@ def _alike(model: nn.Module) -> dict[str, list[str]]:
 
 
 def _shape(model: nn.Module, branch: Branch) -> Any:
-    paths = sorted({*branch.linears, getattr(branch, "path", branch.output)})
+    paths = sorted({*branch.linears, branch.path})
     sizes = [tuple(p.shape) for path in paths for p in model.get_submodule(path).parameters()]
-    return getattr(branch, "kind", "ffn"), branch.stack, tuple(sizes)
+    return branch.kind, branch.stack, tuple(sizes)
 
 
 def _sum(times: Times, group: Sequence[str]) -> float:

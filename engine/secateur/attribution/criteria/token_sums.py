@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.attribution.checkpoint import PartialSums
 from secateur.attribution.criteria.base import Result, Scorer, ScoringContext
-from secateur.model.branches import Attention, Branch, Port
+from secateur.model.branches import Branch, Port
 from secateur.model.discovery import branches_of
 from secateur.model.families import branches
 from secateur.model.hooks import observed
@@ -103,19 +103,13 @@ class TokenSums(Scorer):
     def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
         """Which of the tokens that a port sees are real [B, T]: a decoder that has an encoder runs over the target, but for
         the keys and values of cross-attention; everything else runs over the input."""
-        of_source = (
-            isinstance(branch, Attention) and branch.kind == "cross_attention" and port.path in (branch.key, branch.value)
-        )
+        of_source = port.path in branch.source_linears
         return batch.real(target=branch.stack == "decoder" and self._has_encoder and not of_source)
 
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:
     """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
-    found = branches_of(model, sites).items()
-    return {
-        site: branch.observed_at(site.unit) if site.unit == "qk_channel" else branch.cut_at(site.unit)[-1:]
-        for site, branch in found
-    }
+    return {site: branch.read_at(site.unit) for site, branch in branches_of(model, sites).items()}
 
 
 def read_weights(

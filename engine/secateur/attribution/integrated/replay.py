@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.integrated.stream import CapturedNorm, Join, holds, joined, norms
-from secateur.model.branches import Attention, Branch, Port, UnitMap
+from secateur.model.branches import Port, UnitMap
 from secateur.model.discovery import branches_of
 from secateur.model.families import branches
 from secateur.model.hooks import replaced
@@ -82,15 +82,6 @@ class Leaf:
         if self.weight is None:
             return self.units.fold(product_sum(activation, gradient, backend=self.backend))
         return self.units.fold(neuron_attribution(activation, gradient, self.weight.to(activation), backend=self.backend))
-
-
-def leaf_ports(branch: Branch, site: Site) -> tuple[Port, ...]:
-    """The ports whose tensors a common gate on all of the site's units scales by that gate.
-
-    A common gate on the V channels passes through the attention, which is linear in them, to the out-projection's input.
-    """
-    ports = branch.cut_at(site.unit)
-    return ports if site.unit == "qk_channel" else ports[-1:]
 
 
 class Replay:
@@ -166,7 +157,7 @@ class Replay:
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
         returned: dict[str, Any] = {}
-        ports = {site: leaf_ports(branch, site) for site, branch in self._branches.items()}
+        ports = {site: branch.gated_at(site.unit) for site, branch in self._branches.items()}
 
         def leaf(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             inputs[path] = arguments[0].detach()
@@ -225,14 +216,12 @@ class Replay:
         """The largest modules that need not run for the site, and whether what they return is read, or its shape alone."""
         branch, carriers = self._branches[site], {leaf.carrier for leaf in self.leaves[site]}
         earlier = self._all[: self._all.index(branch)]
-        own = {branch.value} if site.unit == "qk_channel" and isinstance(branch, Attention) else set(branch.linears[:-1])
+        own = set(branch.unchanged_by_gate(site.unit))
         done = {path for each in earlier for path in each.linears} | own
-        unread = set() if site.unit == "qk_channel" else own
+        unread = own if site.read_by_output else set()
         if site.stack == "decoder":
             unread |= {path for each in earlier if each.stack == "encoder" for path in each.linears}
-            for each in self._all:
-                if isinstance(each, Attention) and each.kind == "cross_attention":
-                    done |= {each.key, each.value}
+            done |= {path for each in self._all for path in each.source_linears}
         found: dict[str, bool] = {}
         for path in sorted(returned, key=len):
             below = self._below[path]

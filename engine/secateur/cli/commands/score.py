@@ -110,7 +110,8 @@ class _Recipe:
     def make(self) -> tuple[Runner, str]:
         """The model, not tuned yet, and the name of its task."""
         loaded = load_model(self.model, task=self.task, device=self.device, dtype=self.dtype)
-        return Runner(loaded.model, make_task(loaded, self.labels, [{}], self.max_length), max_tokens=1), loaded.task
+        task = make_task(loaded, self.labels, [{}], self.max_length)
+        return Runner(loaded.model, task.require_texts(), max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
         """The model as it is run in a worker. weights: their digest. Raises InputError: others than those."""
