@@ -15,7 +15,7 @@ from secateur.reproduction.multitask.encoder_sets import SETS
 
 
 def rows_of(name: str, count: int) -> list[dict[str, Any]]:
-    """Rows in the Hub's columns, those that are not read among them."""
+    """Rows in the Hub's columns, including columns that nothing reads."""
     known, texts = SETS[name], sentences(2 * count)
     rows: list[dict[str, Any]] = []
     for number in range(count):

@@ -22,13 +22,13 @@ SETTINGS: list[dict[str, Any]] = [
     for method, granularity, scope in product(METHODS, GRANULARITIES, SCOPES)
 ]
 NAMES = ["-".join(setting.values()) for setting in SETTINGS]
-# The cases whose models have an encoder: of BERT's kind, and T5's with a gated and a plain feed-forward branch.
+# The cases whose models have an encoder: BERT, and T5 with a gated and with a plain feed-forward branch.
 KINDS = ("bert-sequence", "t5-gated", "t5-relu")
 TASKS: dict[str, EncoderTask] = {"mood": Classification(("bad", "good", "so")), "size": Regression(), "where": Span(stride=4)}
 
 
 def encoder(kind: str) -> nn.Module:
-    """The encoder of a case, always with the same weights."""
+    """The encoder of a case. It always has the same weights."""
     return encoder_of(CASES[kind].model())
 
 
@@ -37,16 +37,16 @@ def tokenizer(kind: str) -> Any:
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's kind, for pairs of texts too, with the numbers of their sides."""
-    made = piece_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
-    made.backend_tokenizer.post_processor = TemplateProcessing(
+    """A tokenizer like BERT's that also takes pairs of texts and returns token_type_ids."""
+    pairs = piece_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    pairs.backend_tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    return made
+    return pairs
 
 
 def examples(count: int = 12, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Examples of TASKS, whose targets can be read off their texts."""
+    """Examples of TASKS. The text of an example determines its target."""
     texts = sentences(count, seed)
     contexts = [" ".join(pair) for pair in zip(texts, sentences(count, seed + 1), strict=True)]
     rows = {
@@ -63,7 +63,7 @@ def examples(count: int = 12, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
 
 
 def still_encoder() -> nn.Module:
-    """One of BERT's kind without dropout, whose forward pass is the same in training and evaluation."""
+    """A BERT without dropout: its forward pass is the same in training and in evaluation."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=4 + len(WORDS) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -96,18 +96,18 @@ def inputs(seed: int = 0) -> dict[str, Tensor]:
 
 
 def logits(model: Any) -> dict[str, Tensor]:
-    """By task, for the batch of `inputs`."""
+    """Targets for the batch of `inputs`, by task."""
     with torch.no_grad():
         return {name: model(name, **inputs()).logits for name in model.tasks}
 
 
 def state(pruning: MultitaskPruning) -> dict[str, Tensor]:
-    """A copy of all that a training decides: parameters and masks."""
-    found = {name: tensor.clone() for name, tensor in pruning.state_dict().items()}
+    """Copy the parameters and the masks, which are all that training changes."""
+    tensors = {name: tensor.clone() for name, tensor in pruning.state_dict().items()}
     for path, mask in pruning.masks.items():
         everything = torch.ones(mask.entries, dtype=torch.bool)
-        found[f"{path} (mask)"] = everything if mask.mask is None else mask.mask.clone()
-    return found
+        tensors[f"{path} (mask)"] = everything if mask.mask is None else mask.mask.clone()
+    return tensors
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -115,12 +115,12 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def weights(pruning: MultitaskPruning) -> dict[str, list[Tensor]]:
-    """By linear layer, the parameters that its weight is made of."""
+    """The parameters that make the weight of a linear layer, by layer."""
     return {path: originals(pruning.encoder, path) for path in pruning.linears}
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    """A short training on one CPU core without anything random but the seed."""
+    """A short training on one CPU core. Only the seed makes it random."""
     defaults: dict[str, Any] = {
         "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lr_scheduler_type": "linear",
         "warmup_steps": 2, "save_strategy": "no", "logging_steps": 4, "report_to": "none", "disable_tqdm": True,

@@ -1,4 +1,4 @@
-"""Gates on layers by hand: at hand-written paths of the modules whose output is added to the residual stream."""
+"""Gates on layers at hand-written paths: the paths of the modules whose output is added to the residual stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def places(case: Case, name: str) -> tuple[str, str]:
-    """By hand: the module path of a branch's last step before it is added, and of its block."""
+    """Hand-written module paths: of the last step of a branch before the residual sum, and of its block."""
     stack, layer, kind = name.split(".")
     if case.kind == "encoder-decoder" and case.name not in ("bart", "marian"):
         parts = ["self_attention", "cross_attention", "ffn"] if stack == "decoder" else ["self_attention", "ffn"]
@@ -44,7 +44,7 @@ def branch_names(case: Case, model: Any) -> list[str]:
 
 @contextmanager
 def by_hand(case: Case, model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Branches times their values (numbers or tensors), by hooks; the names are those of blocks or of branches."""
+    """Hooks multiply branches by their values (numbers or tensors). Names are those of blocks or of branches."""
     handles = []
     for branch in branch_names(case, model):
         value = values.get(branch, values.get(branch.rpartition(".")[0], 1.0))

@@ -1,4 +1,4 @@
-"""A toy language with tags for LD-Net's tests: names follow titles, and words of places are spelled like places."""
+"""A tagged toy language for the tests of LD-Net: names follow titles, and the spelling of a place shows that it is one."""
 
 from __future__ import annotations
 
