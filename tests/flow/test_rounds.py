@@ -53,9 +53,8 @@ def test_what_a_round_removed_does_not_return(allocation: Any) -> None:
     assert sum(len(units) for units in removed.values()) > 5
     for site, kept in plan.items():
         assert not removed[site] & set(kept.tolist())
-        assert float(scores[site][sorted(removed[site])].max() if removed[site] else -1) < min(
-            0, float(scores[site][kept].min())
-        )
+        lowest = min(0.0, float(scores[site][kept].min()))
+        assert all(float(scores[site][unit]) < lowest for unit in removed[site])
 
 
 def test_rounds_plan_with_a_knapsack_that_leaves_each_site_a_unit() -> None:
