@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo check test test-slow test-gpu lint bench bench-check bench-gpu readme docs clean
+.PHONY: help demo check test test-slow test-gpu mutants lint bench bench-check bench-gpu readme docs clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ test: $(READY)  ## The test suite, as CI runs it: a process on each core, a file
 test-slow: $(READY)  ## The tests that take minutes, those on a local cluster of Ray among them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(READY)  ## A sample of changes to the engine, each of which a test must notice; writes tests/mutants/result.json
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mutants]'
+	$(BIN)/python tests/mutants/run.py
 
 # On a GPU host these two take the Python that is there, with its torch and Triton, and install nothing.
 test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages

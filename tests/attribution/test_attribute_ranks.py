@@ -61,6 +61,7 @@ def test_two_processes_give_the_scores_of_one(by_ranks: Path, name: str, max_tok
         for site in expected:
             assert close(found[site], expected[site]), site
             assert close(found.per_example[site], expected.per_example[site]), site
+        assert (found.convergence is None) == (expected.convergence is None)
         if expected.convergence is not None:
             assert found.convergence is not None
             assert found.convergence.doubled == pytest.approx(expected.convergence.doubled, rel=1e-12)

@@ -286,7 +286,7 @@ def test_open_targets_may_be_alike() -> None:
 def test_a_wrong_call_leaves_the_arguments_alone() -> None:
     examples: list[dict[str, Any]] = [GOOD, {**GOOD, "target": "perhaps"}]
     before = copy.deepcopy(examples)
-    with pytest.raises(secateur.InputError):
+    with pytest.raises(secateur.InputError, match="perhaps"):
         secateur.attribute(T5.model(), T5.task, examples)
     assert examples == before
 

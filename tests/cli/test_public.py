@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_version() -> None:
-    assert secateur.__version__.count(".") == 2
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert secateur.__version__ == project["version"]
 
 
 def test_input_error_is_a_value_error() -> None:

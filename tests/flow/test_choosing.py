@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, CLASSES, WORDS, Case
 
 import secateur
 from secateur import InputError
@@ -41,6 +44,49 @@ def test_divergence_is_that_of_kullback_and_leibler() -> None:
         for row, column in (batch.labels != -100).nonzero().tolist():
             expected += sum(float(a * (a / b).log()) for a, b in zip(p[row, column], q[row, column], strict=True))
     assert divergence(model, other, case.task, batches) == pytest.approx(expected / len(case.examples), rel=1e-6)
+
+
+def different_examples(count: int) -> list[dict[str, Any]]:
+    """Examples of which no two have the same text."""
+    pairs = [f"{first} {second}" for first in WORDS for second in WORDS]
+    return [{"input": text, "target": CLASSES[i % len(CLASSES)]} for i, text in enumerate(pairs[:count])]
+
+
+@pytest.mark.parametrize(("count", "used"), [(2, 2), (7, 7), (120, 120), (130, 120)])
+def test_candidates_are_compared_on_examples_that_they_are_not_fitted_on(
+    count: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES["bert-sequence"]
+    model, task, examples = case.model(), case.make_task(), different_examples(count)
+    scores = secateur.attribute(model, case.task, case.examples)
+    plans = [secateur.plan(scores, keep=keep) for keep in (0.8, 0.4)]
+    runs: list[set[str]] = []
+    items = task.items
+
+    def recorded(model: Any, rows: Sequence[dict[str, Any]], **options: Any) -> Any:
+        runs.append({row["input"] for row in rows})
+        return items(model, rows, **options)
+
+    monkeypatch.setattr(task, "items", recorded)
+    secateur.choose(model, task, plans, examples, recoveries=["scale"])
+    first, *others = [rows for k, rows in enumerate(runs) if rows not in runs[:k]]
+    (second,) = others
+    assert not first & second
+    assert first | second == {example["input"] for example in examples[:used]}
+    assert min(len(first), len(second)) == -(-used // 5)
+
+
+def test_the_best_plan_is_tried_with_the_other_recoveries() -> None:
+    case = CASES["bert-sequence"]
+    model = case.model()
+    scores = secateur.attribute(model, case.task, case.examples)
+    least, most, half = (secateur.plan(scores, keep=keep) for keep in (0.1, 0.95, 0.5))
+    candidates = secateur.choose(model, case.task, [least, most, half], case.examples, recoveries=[None, "scale", "bias"])
+    assert len(candidates) == 5
+    plans = {method: [c.plan for c in candidates if c.recovery == method] for method in (None, "scale", "bias")}
+    assert sorted(map(id, plans[None])) == sorted(map(id, (least, most, half)))
+    assert [len(plans["scale"]), len(plans["bias"])] == [1, 1]
+    assert plans["scale"][0] is plans["bias"][0] is most
 
 
 def test_one_candidate_is_not_tried() -> None:

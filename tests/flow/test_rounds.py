@@ -30,26 +30,46 @@ def test_a_later_round_scores_the_pruned_model(case: Case) -> None:
     for site, kept in first.items():
         torch.testing.assert_close(scores[site][kept], left[site], rtol=1e-3, atol=1e-6)
         gone = sorted(set(range(len(scores[site]))) - set(kept.tolist()))
-        assert not gone or scores[site][gone].max() < scores[site][kept].min()
+        assert gone
+        assert scores[site][gone].max() < scores[site][kept].min()
     last = secateur.plan(scores, keep=0.25)
     assert all(set(kept.tolist()) <= set(first[site].tolist()) for site, kept in last.items())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
 def test_what_a_round_removed_does_not_return(allocation: Any) -> None:
+    """Signed scores fall below zero, where a removed unit's own score, which is zero, would be ahead of kept units."""
+    case = CASES["t5-gated"]
+    model, signed = case.model(), secateur.GradientActivation(over_examples="signed")
+    options: dict[str, Any] = {"allocation": allocation, "floor": 0.2}
+    first = secateur.plan(
+        secateur.attribute(model, case.task, case.examples, criterion=signed), flops=0.5 ** (1 / 3), **options
+    )
+    scores = secateur.attribute_in_rounds(
+        model, case.task, case.examples, 3, {"flops": 0.5}, planning=options, criterion=signed
+    )
+    plan = secateur.plan(scores, flops=0.5, **options)
+    removed = {site.name: set(range(site.units)) - set(first[site.name].tolist()) for site in plan.sites}
+    assert sum(len(units) for units in removed.values()) > 5
+    for site, kept in plan.items():
+        assert not removed[site] & set(kept.tolist())
+        lowest = min(0.0, float(scores[site][kept].min()))
+        assert all(float(scores[site][unit]) < lowest for unit in removed[site])
+
+
+def test_rounds_plan_with_a_knapsack_that_leaves_each_site_a_unit() -> None:
     case = CASES["t5-gated"]
     model = case.model()
-    options: dict[str, Any] = {"allocation": allocation, "floor": 0.2}
-    scores = secateur.attribute_in_rounds(
-        model, case.task, case.examples, 3, {"flops": 0.5}, planning=options,
-        criterion=secateur.GradientActivation(over_examples="signed"),
-    )  # fmt: skip
-    plan = secateur.plan(scores, flops=0.5, **options)
-    for site, kept in plan.items():
-        values = scores[site]
-        removed = values == values.min()
-        if int(removed.sum()) > 1:
-            assert not removed[kept].any()
+
+    def scores(**options: Any) -> secateur.Scores:
+        return secateur.attribute_in_rounds(model, case.task, case.examples, 2, {"flops": 0.1}, **options)
+
+    default = scores()
+    assert default.equal(scores(planning={"allocation": "knapsack", "floor": 1e-6}))
+    assert default.equal(scores(planning={"allocation": "knapsack"}))
+    assert not default.equal(scores(planning={"allocation": "uniform"}))
+    assert not default.equal(scores(planning={"allocation": "global"}))
+    assert not default.equal(scores(planning={"floor": 0.0}))
 
 
 def test_bad_input() -> None:

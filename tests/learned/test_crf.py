@@ -107,5 +107,6 @@ def test_other_masks_are_refused(mask: Tensor, message: str) -> None:
     with pytest.raises(InputError) as error:
         crf.log_likelihood(emissions, torch.zeros(2, 3, dtype=torch.int64), mask)
     assert str(error.value).startswith(message)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError) as error:
         crf.decode(emissions, mask)
+    assert str(error.value).startswith(message)

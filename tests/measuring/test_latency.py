@@ -138,6 +138,15 @@ def test_channels_of_both_kinds_save_what_they_save_together() -> None:
     assert saved(0, 8) == saved(0, 0) == saved(4, 0) == 20
 
 
+def test_a_branch_saves_no_more_than_it_costs() -> None:
+    """The channels of Q and K save 12 ms and those of V and O 11 ms, measured apart, of a branch of 20 ms."""
+    attention = "encoder.0.self_attention"
+    table = table_of({f"{attention}.qk": {1: 8.0, 4: 20.0}, f"{attention}.vo": {1: 9.0, 8: 20.0}})
+    assert table.milliseconds({f"{attention}.qk": 1, f"{attention}.vo": 8}) == 100 - 12
+    assert table.milliseconds({f"{attention}.qk": 4, f"{attention}.vo": 1}) == 100 - 11
+    assert table.milliseconds({f"{attention}.qk": 1, f"{attention}.vo": 1}) == 100 - 20
+
+
 @pytest.mark.parametrize(("site", "count"), [("encoder.1.ffn", 8), ("encoder.0.ffn", 41), ("encoder.0.ffn", -1)])
 def test_what_was_not_measured_is_refused(site: str, count: int) -> None:
     table = table_of({"encoder.0.ffn": {8: 3.0, 40: 10.0}})

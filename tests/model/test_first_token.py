@@ -79,6 +79,7 @@ def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: f
     with faster_forward(model), tokens_seen(model) as seen:
         found = case.logits(model)
     assert all(max(tokens) > 1 for tokens in usual.values())
+    assert seen
     if reduced:
         assert all(tokens == {1} for tokens in seen.values())
         *_, attention, _ = branches(model).values()

@@ -174,6 +174,20 @@ def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
         assert plan[site.name].tolist() == expected
 
 
+@pytest.mark.parametrize("align", [1, 2, 3, 7, 8, 9, 16, 64])
+def test_channels_of_a_head_align_to_eight_at_most(align: int) -> None:
+    site = Site("encoder.0.self_attention.vo", "self_attention", "encoder", 0, "vo_channel", 4 * 32, 4, 10.0, 20.0, 0.0, 0.0)
+    values = torch.rand(site.units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = replace(one_site([0.0]), by_site={site.name: values}, sites=(site,), all_sites=(site,))
+    step = min(align, 8)
+    for keep, wanted in ((0.6, 0.6 * 32), (0.3, 0.3 * 32)):
+        kept = secateur.plan(scores, keep=keep, align=align, per_head=True)[site.name]
+        expected = min(32, math.ceil(wanted / step) * step)
+        assert (kept // 32).bincount().tolist() == [expected] * 4
+    kept = secateur.plan(scores, params=0.6, align=align, per_head=True)[site.name]
+    assert (kept // 32).bincount().tolist() == [math.floor(0.6 * 32 / step) * step] * 4
+
+
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", CORE, ids=str)
 def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
@@ -264,32 +278,37 @@ def test_a_plan_may_keep_nothing_of_a_site(unit: str, make: Callable[..., Plan],
     assert not all(len(kept) for kept in found.values())
 
 
-PLAN_DAMAGE: dict[str, Any] = {
-    "another-format": lambda about: about.update(format="secateur-plan/99"),
-    "no-format": lambda about: about.pop("format"),
-    "no-sites": lambda about: about.pop("sites"),
-    "no-fingerprint": lambda about: about.pop("fingerprint"),
-    "count-does-not-fit": lambda about: about["sites"][1].update(kept=3),
-    "mask-not-base64": lambda about: about["sites"][0].update(mask="?!"),
-    "mask-too-short": lambda about: about["sites"][1].update(mask="AQ==", kept=1),
-    "mask-beyond-the-units": lambda about: about["sites"][0].update(mask="8A==", kept=4),
-    "mask-empty": lambda about: about["sites"][0].update(mask="", kept=0),
-    "mask-a-number": lambda about: about["sites"][0].update(mask=3),
-    "mask-missing": lambda about: about["sites"][0].pop("mask"),
-    "unknown-field": lambda about: about["sites"][0].update(colour="red"),
-    "two-budgets": lambda about: about["budget"].update(flops=0.5),
-    "budget-out-of-range": lambda about: about["budget"].update(keep=2.0),
-    "unknown-field-of-the-budget": lambda about: about["budget"].update(colour="red"),
-    "count-under-both-names": lambda about: about["sites"][0].update(stay=3),
-    "site-not-an-object": lambda about: about.update(sites=["encoder.0.ffn"]),
-}
+# How a plan file is damaged, and what the refusal says of it.
+PLAN_DAMAGE: dict[str, tuple[Any, str]] = {
+    "another-format": (lambda about: about.update(format="secateur-plan/99"), "expected the format .*, got 'secateur-plan/99'"),
+    "no-format": (lambda about: about.pop("format"), "is not a plan file .*'format'"),
+    "no-sites": (lambda about: about.pop("sites"), "is not a plan file .*'sites'"),
+    "no-fingerprint": (lambda about: about.pop("fingerprint"), "is not a plan file .*'fingerprint'"),
+    "count-does-not-fit": (lambda about: about["sites"][1].update(kept=3), "is corrupted: .* says 3 units and marks 19"),
+    "mask-not-base64": (lambda about: about["sites"][0].update(mask="?!"), "is not a plan file .*base64"),
+    "mask-too-short": (lambda about: about["sites"][1].update(mask="AQ==", kept=1), "expected a mask of 37 units, got 1 bytes"),
+    "mask-beyond-the-units": (
+        lambda about: about["sites"][0].update(mask="EA==", kept=1),
+        "expected a mask of 4 units, got 1 bytes whose last mark is 4",
+    ),
+    "mask-empty": (lambda about: about["sites"][0].update(mask="", kept=0), "expected a mask of 4 units, got 0 bytes"),
+    "mask-a-number": (lambda about: about["sites"][0].update(mask=3), "is not a plan file .*int"),
+    "mask-missing": (lambda about: about["sites"][0].pop("mask"), "is not a plan file .*'mask'"),
+    "unknown-field": (lambda about: about["sites"][0].update(colour="red"), "is not a plan file .*'colour'"),
+    "two-budgets": (lambda about: about["budget"].update(flops=0.5), "is not a plan file .*exactly one of"),
+    "budget-out-of-range": (lambda about: about["budget"].update(keep=2.0), "is not a plan file .*keep: expected a number in"),
+    "unknown-field-of-the-budget": (lambda about: about["budget"].update(colour="red"), "is not a plan file .*'colour'"),
+    "count-under-both-names": (lambda about: about["sites"][0].update(stay=3), "is not a plan file .*'stay'"),
+    "site-not-an-object": (lambda about: about.update(sites=["encoder.0.ffn"]), "is not a plan file .*'str'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", PLAN_DAMAGE)
 def test_a_damaged_plan_is_refused(damage: str, tmp_path: Path) -> None:
+    change, reason = PLAN_DAMAGE[damage]
     path = tmp_path / "plan.json"
-    path.write_text(_edited(PLAN_DAMAGE[damage]))
-    with pytest.raises(secateur.InputError, match=r"^plan: "):
+    path.write_text(_edited(change))
+    with pytest.raises(secateur.InputError, match=f"^plan: .*{reason}"):
         Plan.load(path)
 
 
@@ -313,23 +332,29 @@ def _scores_about(tmp_path: Path) -> dict[str, Any]:
     return about
 
 
-SCORES_DAMAGE: dict[str, Any] = {
-    "another-format": lambda about: {**about, "format": "secateur-scores/99"},
-    "no-sites": lambda about: {k: v for k, v in about.items() if k != "sites"},
-    "no-tokens": lambda about: {k: v for k, v in about.items() if k != "tokens"},
-    "site-without-tensor": lambda about: {**about, "sites": [{**about["sites"][0], "name": "encoder.9.ffn"}]},
-    "unknown-field": lambda about: {**about, "sites": [{**about["sites"][0], "colour": "red"}]},
-    "another-count": lambda about: {**about, "sites": [{**about["sites"][0], "units": 99}]},
-    "not-an-object": lambda about: [],
-}
+# How the description of a scores file is damaged, and what the refusal says of it.
+SCORES_DAMAGE: dict[str, tuple[Any, str]] = {
+    "another-format": (
+        lambda about: {**about, "format": "secateur-scores/99"}, "expected the format .*, got 'secateur-scores/99'"
+    ),
+    "no-sites": (lambda about: {k: v for k, v in about.items() if k != "sites"}, "'sites'"),
+    "no-tokens": (lambda about: {k: v for k, v in about.items() if k != "tokens"}, "'tokens'"),
+    "site-without-tensor": (
+        lambda about: {**about, "sites": [{**about["sites"][0], "name": "encoder.9.ffn"}]}, "'encoder.9.ffn'"
+    ),
+    "unknown-field": (lambda about: {**about, "sites": [{**about["sites"][0], "colour": "red"}]}, "'colour'"),
+    "another-count": (lambda about: {**about, "sites": [{**about["sites"][0], "units": 99}]}, r"expected float64 \[99\], got"),
+    "not-an-object": (lambda about: [], "'list'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", SCORES_DAMAGE)
 def test_damaged_scores_are_refused(damage: str, tmp_path: Path) -> None:
-    about = SCORES_DAMAGE[damage](_scores_about(tmp_path))
+    change, reason = SCORES_DAMAGE[damage]
+    about = change(_scores_about(tmp_path))
     path = tmp_path / "bad.safetensors"
     save_file({name: values.contiguous() for name, values in scores_of("llama").items()}, path, {"secateur": json.dumps(about)})
-    with pytest.raises(secateur.InputError, match=r"^scores: "):
+    with pytest.raises(secateur.InputError, match=f"^scores: .*{reason}"):
         Scores.load(path)
 
 

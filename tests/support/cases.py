@@ -1,4 +1,4 @@
-"""The case matrix: each family as a tiny random model with its task, its examples, its units and a tokenizer made in code."""
+"""The case matrix: every family as a tiny random model, with its task, examples, units and a tokenizer made in code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Kind = Literal["encoder-decoder", "encoder", "decoder"]
 
 
 def word_tokenizer(*, start: bool, end: bool, **options: Any) -> PreTrainedTokenizerFast:
-    """One piece a word, with the marks that a decoder (start) or an encoder-decoder (end) wants."""
+    """A tokenizer with one piece a word. start adds the first token of a decoder, end the last token of an encoder-decoder."""
     special = ["<pad>", "</s>", "<s>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -83,7 +83,7 @@ def word_tokenizer(*, start: bool, end: bool, **options: Any) -> PreTrainedToken
 
 
 def piece_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    """BERT's kind: words of several pieces between [CLS] and [SEP]."""
+    """A tokenizer like BERT's: it splits words into pieces and puts them between [CLS] and [SEP]."""
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     pieces = [*special, *WORDS, "##s", "##ish", "##er", "play", "sing"]
     tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(pieces)}, unk_token="[UNK]"))
@@ -114,7 +114,7 @@ def tagged(count: int = 7) -> list[dict[str, Any]]:
 def _t5(cls: type[nn.Module] = T5ForConditionalGeneration, kind: type[Any] = T5Config, **options: Any) -> nn.Module:
     config = kind(
         vocab_size=len(word_tokenizer(start=False, end=True)), d_model=24, d_kv=5, d_ff=37, num_heads=4,
-        # Not more decoder than encoder layers: transformers' cache cannot serve such a T5.
+        # No more decoder than encoder layers: the cache of transformers cannot serve a T5 with more.
         num_layers=3, num_decoder_layers=2, relative_attention_num_buckets=8, relative_attention_max_distance=6,
         dropout_rate=0.2, decoder_start_token_id=0, **options,
     )  # fmt: skip
@@ -122,7 +122,7 @@ def _t5(cls: type[nn.Module] = T5ForConditionalGeneration, kind: type[Any] = T5C
 
 
 def _bart(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
-    """Stacks of different shapes, as BART's config allows."""
+    """A BART whose encoder and decoder have different shapes, as its config allows."""
     config = kind(
         vocab_size=len(word_tokenizer(start=False, end=True)), d_model=24, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=4, decoder_attention_heads=6, encoder_ffn_dim=37, decoder_ffn_dim=29,
@@ -155,7 +155,7 @@ def _vit() -> nn.Module:
 
 
 def pictures(targets: Sequence[str], count: int = 7) -> list[dict[str, Any]]:
-    """Images of noise, taller than wide, so that each is resized."""
+    """Images of noise. They are taller than wide, so that the processor resizes them."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(256, (count, 12, 10, 3), generator=generator, dtype=torch.uint8).numpy()
     return [{"image": image, "target": targets[i % len(targets)]} for i, image in enumerate(drawn)]
@@ -177,7 +177,7 @@ def _grouped(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module
 
 @dataclass(frozen=True)
 class Case:
-    """One family: how its model is built, with which task and examples it is tested. kind: what the model is for secateur."""
+    """One family: how its model is built, and the task and examples that test it. kind: the kind of model."""
 
     name: str
     kind: Kind
@@ -191,7 +191,7 @@ class Case:
 
     @property
     def exact(self) -> bool:
-        """Whether a float64 model is float64 throughout: an RMSNorm computes in float32 whatever the model's dtype."""
+        """Whether a float64 model computes in float64 throughout. An RMSNorm computes in float32 in a model of any dtype."""
         return not any("RMSNorm" in type(m).__name__ or "T5LayerNorm" in type(m).__name__ for m in self.build().modules())
 
     @property
@@ -203,14 +203,14 @@ class Case:
         return self.kind != "encoder"
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-        """A fresh model, always with the same weights; no weight is at a value (0 or 1) that could hide a mistake."""
+        """Build a model. A seed always gives the same weights. No weight is 0 or 1, which could hide a mistake."""
         torch.manual_seed(seed)
         model = self.build()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=0.2)
-                # As from_pretrained does it: weights in the dtype, buffers such as rotary frequencies as they were made.
+                # As from_pretrained does: weights get the dtype, buffers such as rotary frequencies keep theirs.
                 parameter.data = parameter.data.to(dtype)
         return model.eval()
 
@@ -223,7 +223,7 @@ class Case:
         return list(self.task.batches(self.task.items(model, self.examples), torch.device("cpu"), max_tokens=max_tokens))
 
     def logits(self, model: nn.Module) -> Tensor:
-        """All logits of the examples at positions that count, [positions, classes], in float64."""
+        """The logits of the examples at all target positions, [positions, classes], in float64."""
         with torch.inference_mode():
             parts = [self.task.logits(model, batch)[batch.labels != -100] for batch in self.batches(model)]
         return torch.cat(parts).double()
@@ -247,10 +247,10 @@ def causal(name: str, build: Callable[[], nn.Module], **options: Any) -> Case:
     return Case(name, "decoder", build, task, labelled(LABELS), **options)
 
 
-# A window shorter than the texts, so that sliding attention differs from full.
+# The window is shorter than the texts, so that sliding attention differs from full attention.
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}
 
-# One model of each way of being built: what does not look at a family's code is tested on these.
+# One model of each architecture. Tests of code that does not depend on the family use these.
 CORE = [
     text_to_text("t5-gated", lambda: _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
     text_to_text("t5-relu", lambda: _t5(feed_forward_proj="relu")),
@@ -285,7 +285,7 @@ ALL = [
         "qwen2",
         lambda: _grouped(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, max_window_layers=1, sliding_window=4),
     ),
-    # Its attention in float64 is no number where a padded token sees nothing, so that the window reaches over the padding.
+    # Attention in float64 is NaN where a padded token sees no token. The window is long enough to reach over the padding.
     causal("gemma2", lambda: _grouped(Gemma2ForCausalLM, Gemma2Config, **_SLIDING | {"sliding_window": 12})),
     causal("llama-mqa", lambda: _grouped(LlamaForCausalLM, LlamaConfig, num_key_value_heads=1)),
     causal("gpt2", lambda: _decoder(GPT2LMHeadModel, GPT2Config, n_head=4, n_inner=37, initializer_range=0.3)),
@@ -312,18 +312,18 @@ PRE_NORM = [case for case in ALL if case.name not in POST_NORM]
 
 @functools.cache
 def scores_of(name: str, unit: Unit = "head") -> secateur.Scores:
-    """Scores of a case's float32 model, made once: they are pure data."""
+    """Scores of a case's float32 model. They are computed once and shared, because they are pure data."""
     case = CASES[name]
     return secateur.attribute(case.model(), case.task, case.examples, unit=unit)
 
 
 def uniform_plan(case: Case, unit: str, keep: float = 0.5) -> secateur.Plan:
-    """The same rate at every site; unit is one of UNITS."""
+    """Keep the same share of the units at every site. unit: one of UNITS."""
     return secateur.plan(scores_of(case.name, unit_argument(unit)), keep=keep, per_head=unit == "channel-per-head")
 
 
 def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
-    """Random units, of another number at every layer: all at one site, a single one at another."""
+    """Keep random units, a different number at every site: one site keeps all, another site one."""
     scores, generator = scores_of(case.name, unit_argument(unit)), torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}
     for number, site in enumerate(scores.sites):
@@ -337,8 +337,8 @@ def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
 
 
 def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
-    """The uneven plan without any unit at some of its sites: at random ones, and at each stack's first self-attention, where T5
-    has its position bias and a cache its length. The default seed leaves each family something to prune in a second go."""
+    """The uneven plan with some sites emptied: random sites, and the first self-attention of every stack, where T5 has its
+    position bias and where a cache finds its length. The default seed leaves every family units to prune a second time."""
     plan, generator = uneven_plan(case, unit, seed), torch.Generator().manual_seed(seed)
     kept = {
         site.name: plan[site.name][:0] if drawn < 0.5 or _first(site) else plan[site.name]
@@ -348,7 +348,7 @@ def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
 
 
 def empty_plan(case: Case, unit: str) -> secateur.Plan:
-    """No unit stays at any site."""
+    """Keep no unit at any site."""
     plan = uneven_plan(case, unit)
     return secateur.Plan({name: kept[:0] for name, kept in plan.items()}, plan.sites, plan.fingerprint)
 

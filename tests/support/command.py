@@ -1,4 +1,4 @@
-"""The command line in a test: run inside this process, or in one that is killed."""
+"""Run the command line in a test: in this process, or in a process that the test kills."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ COMMAND = [sys.executable, "-c", "from secateur.cli import main; main()"]
 
 
 def killed_in(folder: Path, line: str, checkpoint: str) -> None:
-    """Runs a command, and kills it a moment after it wrote its first checkpoint there."""
+    """Run a command and kill it shortly after it has written its first checkpoint."""
     process = subprocess.Popen([*COMMAND, *line.split()], cwd=folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(folder.glob(f"{checkpoint}/checkpoint-*/trainer_state.json")):
         time.sleep(0.01)

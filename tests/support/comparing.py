@@ -1,4 +1,4 @@
-"""How far scores are from expected ones, and what totals over examples should be."""
+"""The error of scores against expected scores, and the expected totals over examples."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], scale: Ma
 
 
 def reduce(each: Mapping[str, Tensor], over: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Totals over the examples, and what their terms come to without cancellation."""
+    """Totals over the examples, and the sums of their terms' absolute values, which do not cancel."""
     terms = {site: COMBINE[over](rows) for site, rows in each.items()}
     return {s: t.sum(0) for s, t in terms.items()}, {s: t.abs().sum(0) for s, t in terms.items()}

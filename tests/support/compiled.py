@@ -1,4 +1,4 @@
-"""Triton kernels compiled ahead of time, as their launchers would call them, and what the binaries use. Needs no GPU."""
+"""Compile Triton kernels ahead of time, as their launchers call them, and read what the binaries use. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Usage:
 
 
 def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
-    """The launches that a call makes of the module's kernels, none of them carried out."""
-    found: list[Launch] = []
+    """The launches that a call makes of the module's kernels. No launch is carried out."""
+    recorded: list[Launch] = []
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
@@ -50,7 +50,7 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
             def record(*positional: Any, **named: Any) -> None:
                 names = self.kernel.arg_names
                 arguments = dict(zip(names, positional, strict=False)) | {k: v for k, v in named.items() if k in names}
-                found.append(Launch(self.kernel, arguments, {k: v for k, v in named.items() if k not in names}))
+                recorded.append(Launch(self.kernel, arguments, {k: v for k, v in named.items() if k not in names}))
 
             return record
 
@@ -59,11 +59,11 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
             if hasattr(value, "arg_names"):
                 patch.setattr(module, name, Recorder(value))
         call()
-    return found
+    return recorded
 
 
 def candidates(launch: Launch) -> Iterator[Launch]:
-    """The launch with each of the options that tuning chooses from."""
+    """The launch, once with every set of options that tuning chooses from."""
     if not hasattr(launch.kernel, "configs"):
         yield launch
         return
@@ -74,7 +74,7 @@ def candidates(launch: Launch) -> Iterator[Launch]:
 
 
 def usage(launch: Launch, capability: int) -> Usage:
-    """Compiles the launch for a compute capability, with what Triton assumes of such arguments."""
+    """Compile the launch for a compute capability, with what Triton assumes of these arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -106,6 +106,6 @@ def _usage(compiled: Any) -> Usage:
         binary.write_bytes(compiled.asm["cubin"])
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # Spilled registers lie on the stack.
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])
+    # The stack holds spilled registers.
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Usage(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])

@@ -18,7 +18,7 @@ Writer = Callable[[Path, Sequence[str]], Path]
 
 
 def texts(count: int, seed: int = 0) -> list[str]:
-    """Of one to a few dozen words."""
+    """Texts of one word to a few dozen words."""
     words = " ".join(sentences(count * 4, seed=seed)).split()
     return [" ".join(words[k * 3 : k * 3 + 1 + (k * 7919 + seed) % 30]) for k in range(count)]
 
@@ -50,7 +50,7 @@ def lines(folder: Path, of: Sequence[str], name: str = "a.txt") -> Path:
 
 
 def write(path: Path, content: bytes) -> Path:
-    """The content, compressed as the name says."""
+    """The content, compressed as the ending of the name says."""
     if path.suffix == ".gz":
         content = gzip.compress(content)
     elif path.suffix == ".zst":
@@ -74,15 +74,15 @@ FORMATS: dict[str, Writer] = {
 
 
 def read(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """The scored rows of each shard."""
-    found = sorted((out / "shards").rglob("*.parquet"))
-    return {path.relative_to(out / "shards").as_posix(): pyarrow.parquet.read_table(path).to_pylist() for path in found}
+    """The scored rows of every shard, by the shard's path."""
+    paths = sorted((out / "shards").rglob("*.parquet"))
+    return {path.relative_to(out / "shards").as_posix(): pyarrow.parquet.read_table(path).to_pylist() for path in paths}
 
 
 def rejects(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rejected rows of each shard."""
-    found = sorted((out / "rejects").rglob("*.jsonl"))
+    """The rejected rows of every shard, by the shard's path."""
+    paths = sorted((out / "rejects").rglob("*.jsonl"))
     return {
         path.relative_to(out / "rejects").as_posix(): [json.loads(line) for line in path.read_text().splitlines()]
-        for path in found
+        for path in paths
     }

@@ -1,4 +1,4 @@
-"""What the kernels' tests share: where each implementation runs, shapes, poisoned memory, and how large an error may be."""
+"""Shared by the tests of the kernels: devices of the implementations, shapes, poisoned memory, and the error allowed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def random_mask(shape: tuple[int, int], dtype: torch.dtype | None, where: str = 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Inside, memory that nothing has written holds NaN."""
+    """Memory that nothing has written holds NaN inside this context."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all()

@@ -18,7 +18,7 @@ import secateur
 
 @dataclass(frozen=True)
 class Gated:
-    """One linear layer's input or output, and the unit that each of its channels belongs to."""
+    """The input or output of a linear layer, and the unit of every channel."""
 
     path: str
     side: Literal["input", "output"]
@@ -99,7 +99,7 @@ def _attention(
         return {site: [Gated(v, "output", of_values if v != k else _last(of_values))]}
     found = {f"{site}.vo": [Gated(o, "input", group_of * width + channel_of)]}
     if qk:
-        # Rotary positions turn channels c and c + width/2 into each other: one unit.
+        # Rotary positions rotate channel c with channel c + width/2, so the pair is one unit.
         pairs = width // 2 if rotary else width
         of_query = group_of * pairs + channel_of % pairs
         of_key = torch.arange(groups * width) // width * pairs + torch.arange(groups * width) % width % pairs
@@ -114,13 +114,13 @@ NONE = -1  # Instead of a unit: the channel has no gate.
 
 
 def _last(units: Tensor) -> Tensor:
-    """Of a layer that makes queries, keys and values, the values."""
+    """The values out of a layer that computes queries, keys and values."""
     return torch.cat([torch.full_like(units, NONE).repeat(2), units])
 
 
 @contextmanager
 def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiplies each site's channels by its units' gate values inside."""
+    """Multiply the channels of every site by the gate values of its units, inside this context."""
     with ExitStack() as stack:
         for site, of_site in places.items():
             for place in of_site:
@@ -162,7 +162,7 @@ def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None
 
 
 def value(logits: Tensor, gold: Sequence[int], kind: str) -> Tensor:
-    """F: the sum over the target's positions, one at a time."""
+    """F: the sum over the target positions, one position at a time."""
     total = logits.new_zeros(())
     for row, wanted in zip(logits, gold, strict=True):
         others = torch.cat([row[:wanted], row[wanted + 1 :]])
@@ -246,7 +246,7 @@ def paths(case: Case, model: nn.Module, unit: str, joint: bool) -> dict[str, dic
 
 
 def counts(places: Mapping[str, Sequence[Gated]]) -> dict[str, int]:
-    """How many units each site has."""
+    """The number of units of every site."""
     return {site: int(of_site[0].unit_of_channel.max()) + 1 for site, of_site in places.items()}
 
 

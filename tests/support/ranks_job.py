@@ -33,7 +33,7 @@ def attribute(name: str, max_tokens: int, **options: Any) -> secateur.Scores:
 
 
 def poisoned() -> torch.nn.Module:
-    """A model that gives NaN for an example with one word."""
+    """A model that returns NaN for an example of one word."""
     model = CASE.model()
     with torch.no_grad():
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
@@ -60,7 +60,7 @@ def by_ranks(folder: Path) -> None:
 
 
 def slowly() -> None:
-    """A command whose every batch takes a while, and has its checkpoint."""
+    """A command that is slow and writes a checkpoint after every batch."""
     partial_sums._SECONDS, partial_sums._SHARE = 0.0, float("inf")
     Path(f"process-{os.getpid()}").touch()  # Whom to kill: torchrun's processes outlive it.
     keep = partial_sums.Checkpoint.keep

@@ -1,4 +1,4 @@
-"""A model as a training script may hold it, and a check that a call leaves all of it as it was."""
+"""A model in the state that a training script may leave it in, and a check that a call does not change that state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def lived_in(case: Case) -> nn.Module:
-    """A model as a training script might hold it: modes, flags and gradients mixed, with the user's own hooks."""
+    """A model as a training script may leave it: with mixed modes, flags and gradients, and with hooks of the user."""
     model = case.model()
     for number, module in enumerate(model.modules()):
         module.training = number % 3 == 0
@@ -28,7 +28,7 @@ def lived_in(case: Case) -> nn.Module:
 
 
 def state(model: Any) -> dict[str, Any]:
-    """All that a call could disturb. Gradients and parameters by identity and value."""
+    """All state that a call could disturb. Parameters and gradients stand by identity; `values` has their values."""
     return {
         "hooks": {(n, kind): dict(getattr(m, kind)) for n, m in model.named_modules() for kind in HOOKS},
         "attributes": {n: sorted(vars(m)) for n, m in model.named_modules()},
@@ -44,8 +44,8 @@ def state(model: Any) -> dict[str, Any]:
 
 
 def values(model: nn.Module) -> dict[str, Tensor]:
-    found = {n: t.clone() for n, t in model.state_dict().items()}
-    return found | {f"{n}.grad": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    tensors = {n: t.clone() for n, t in model.state_dict().items()}
+    return tensors | {f"{n}.grad": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_undisturbed(model: nn.Module, call: Callable[[], Any]) -> None:
