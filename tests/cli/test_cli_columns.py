@@ -97,7 +97,7 @@ def test_the_models_labels_tell_the_scheme(run: Run, labels: list[str], written_
         (
             "the B-PER\ncat frob\n",
             "--column 2",
-            "data: 'd.conll', line 2: expected O or B-, I-, E- or S- and a type, got 'frob'",
+            "data: 'd.conll', line 2: expected O, or B-, I-, E- or S- with a type, got 'frob'",
         ),
         ("the B-PER\ncat\n", "--column 2", "data: 'd.conll', line 2: expected 2 columns, got 1"),
         ("the O\n", "--column 3", "column: expected a number from 1 to 2, the columns of 'd.conll', got 3"),

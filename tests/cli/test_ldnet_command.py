@@ -163,7 +163,7 @@ def test_bad_text_is_one_line(run: Run, files: Path, options: str, message: str)
 BAD_TAGGER = [
     ("--column 4", "column: expected a number from 1 to 3, the columns of 'train.conll', got 4"),
     ("--column NER", "column: expected a number, as 'train.conll' does not begin with "),
-    ("--column 2", "data: 'train.conll', line 1: expected O or B-, I-, E- or S- and a type"),
+    ("--column 2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
     ("--data ragged", "data: 'ragged', line 3: expected 3 columns, got 2"),
     ("--eval nowhere", "data: cannot read 'nowhere': No such file or directory"),
     ("--scheme iob", "scheme: expected one of auto, bio1, bio2, bioes, plain, got 'iob'"),
