@@ -1,4 +1,4 @@
-"""What a checkpoint must be before a model is made of it; each refusal says the way out."""
+"""Checks of a checkpoint before its model is built. Error messages say what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from secateur.tasks import Task
 
 
 def require_no_gguf(name: str) -> None:
-    """Raises InputError for a GGUF file, or a folder that holds nothing else to load."""
+    """Refuse GGUF files.
+
+    Raises:
+        InputError: The name is a GGUF file, or a folder that holds no other model.
+    """
     path = Path(name)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
     if path.suffix == ".gguf" or files:
@@ -24,12 +28,18 @@ def require_no_gguf(name: str) -> None:
 
 
 def require_plain(name: str, config: Any) -> None:
-    """Raises InputError for a quantised checkpoint: its linear layers hold packed codes, of which no rows can be cut."""
-    about = getattr(config, "quantization_config", None)
-    if about is None:
+    """Refuse quantised checkpoints: their linear layers hold packed codes, whose rows cannot be cut.
+
+    Raises:
+        InputError: The checkpoint is quantised.
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is None:
         return
-    told = about if isinstance(about, Mapping) else vars(about)
-    method = told.get("quant_method") or ("bitsandbytes" if told.get("load_in_4bit") or told.get("load_in_8bit") else "unknown")
+    fields = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
+    method = fields.get("quant_method") or (
+        "bitsandbytes" if fields.get("load_in_4bit") or fields.get("load_in_8bit") else "unknown"
+    )
     raise InputError(
         f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
         f"{getattr(method, 'value', method)}: "
@@ -38,10 +48,20 @@ def require_plain(name: str, config: Any) -> None:
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:
-    """Raises InputError where transformers has no model of this architecture for the task."""
+    """Check that transformers has a model of this architecture for the task.
+
+    Args:
+        name: The model's name, for the message.
+        config: Its config.
+        kind: The kind of task.
+        tasks: All kinds of task.
+
+    Raises:
+        InputError: It has none.
+    """
     import transformers
 
-    fitting = [each for each, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
+    fitting = [name for name, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
     if kind not in fitting:
         raise InputError(
             f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "
@@ -50,7 +70,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
 
 
 def unreachable(name: str, error: Exception) -> InputError:
-    """What to say of a model that could not be had."""
+    """Return the error for a model that cannot be downloaded or read."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -64,6 +84,7 @@ def unreachable(name: str, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

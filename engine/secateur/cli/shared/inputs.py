@@ -149,19 +149,29 @@ def read(
 
 
 def among(name: str, text: str | None, known: Collection[str], default: Collection[str] | None = None) -> tuple[str, ...]:
-    """Names between commas, which must be known; without any the default, all known ones if there is none."""
+    """Return the names between commas; without any, the default, or else all known names.
+
+    Raises:
+        InputError: A name is unknown.
+    """
     if text is None:
         return tuple(known if default is None else default)
     chosen = tuple(text.split(","))
-    for each in chosen:
-        if each not in known:
-            raise InputError(f"{name}: expected some of {', '.join(known)}, got {each!r}")
+    for choice in chosen:
+        if choice not in known:
+            raise InputError(f"{name}: expected some of {', '.join(known)}, got {choice!r}")
     return chosen
 
 
 def make_criterion(name: str, target: str | None, over_examples: str | None, unlabeled: bool) -> Criterion:
-    """A criterion with the fields that options change. unlabeled: for all candidate labels, whose signed scores would cancel:
-    they become absolute unless told otherwise."""
+    """Return the criterion, with the fields that options set.
+
+    With `unlabeled`, it scores for all candidate labels. Their signed scores would cancel, so they become absolute, unless an
+    option says otherwise.
+
+    Raises:
+        InputError: The criterion is unknown, or lacks a setting that an option sets.
+    """
     criterion = criterion_named(name)
     if unlabeled and getattr(criterion, "over_examples", None) == "signed":
         over_examples = over_examples or "absolute"
@@ -178,7 +188,7 @@ def make_criterion(name: str, target: str | None, over_examples: str | None, unl
 
 
 def unit(name: str) -> Literal["head", "channel"]:
-    """The unit of attention that is pruned."""
+    """Return the unit of attention that is pruned."""
     if name == "head":
         return "head"
     if name == "channel":
@@ -187,24 +197,24 @@ def unit(name: str) -> Literal["head", "channel"]:
 
 
 def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
-    """Positive numbers between commas."""
+    """Parse positive numbers between commas. `name` is the option, for error messages."""
     try:
-        found = [kind(part) for part in text.split(",")]
+        parsed = [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{name}: expected numbers between commas, got {text!r}") from error
-    if not all(number > 0 for number in found):
+    if not all(number > 0 for number in parsed):
         raise InputError(f"{name}: expected positive numbers, got {text!r}")
-    return found
+    return parsed
 
 
 def use_threads(threads: int | None) -> None:
-    """CPU threads from here on, if they were given."""
+    """Set the number of CPU threads, if it is given."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def remember(loaded: Loaded, task: tasks.Task) -> str:
-    """What a pruned folder keeps so that later commands need not be told the task again."""
+    """Return the file in a pruned folder that tells later commands its task."""
     return json.dumps({"task": loaded.task, "labels": task.labels}, indent=1) + "\n"
 
 
@@ -312,7 +322,7 @@ def _device_map(name: str, device: str, config: Any) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """A device by name; "auto" is CUDA where there is one."""
+    """Return a device by name; "auto" is CUDA where it is available."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -323,19 +333,19 @@ def device_named(name: str) -> torch.device:
 
 
 def recoveries(name: str, tries: bool) -> tuple[Method | None, ...]:
-    """The recoveries that a name stands for."""
-    found: dict[str, tuple[Method | None, ...]] = {
+    """Return the methods of recovery that a name stands for. `tries` also allows auto."""
+    by_name: dict[str, tuple[Method | None, ...]] = {
         "least-squares": ("least_squares",), "scale": ("scale",), "bias": ("bias",), "none": (None,)
     }  # fmt: skip
     if tries:
-        found["auto"] = RECOVERIES
-    if name not in found:
-        raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
-    return found[name]
+        by_name["auto"] = RECOVERIES
+    if name not in by_name:
+        raise InputError(f"recover: expected one of {', '.join(by_name)}, got {name!r}")
+    return by_name[name]
 
 
 def alignment(value: str, device: str) -> int:
-    """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
+    """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU."""
     if value == "auto":
         return 16 if device == "cpu" else 64
     if not value.isdigit() or int(value) < 1:

@@ -1,4 +1,4 @@
-"""Plots as PNG bytes."""
+"""Plots as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
 
 
 def sweep_plot(points: Sequence[Point], title: str) -> bytes:
-    """Accuracy against the share of units kept (with its interval), and against the measured speed-up."""
-    made, (left, right) = _plain(2)
+    """Plot the metric, with its interval, against the share of units kept and against the measured speed-up."""
+    plot, (left, right) = _plain(2)
     ordered = sorted(points, key=lambda point: point.keep)
     values = [point.value for point in ordered]
     errors = [[p.value - p.low for p in ordered], [p.high - p.value for p in ordered]]
@@ -28,13 +28,13 @@ def sweep_plot(points: Sequence[Point], title: str) -> bytes:
         axes.set_xlabel(label)
         axes.set_ylabel(ordered[0].metric)
     left.invert_xaxis()
-    made.suptitle(title)
-    return png(made)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def benchmark_plot(report: Report, title: str) -> bytes:
-    """Measured speed-up with its quartiles for each shape, beside what the counted FLOPs allow."""
-    made, (axes,) = _plain(1)
+    """Plot the measured speed-up with its quartiles, and the speed-up that the FLOPs allow, for each batch shape."""
+    plot, (axes,) = _plain(1)
     timings = report.timings
     xs = range(len(timings))
     speedups = [t.speedup for t in timings]
@@ -46,14 +46,14 @@ def benchmark_plot(report: Report, title: str) -> bytes:
     axes.set_xlabel("batch size x tokens")
     axes.set_ylabel("dense / pruned time")
     axes.legend()
-    made.suptitle(title)
-    return png(made)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def widths_plot(plan: Plan, title: str) -> bytes:
-    """The share of its units that each site keeps, by layer: a panel a stack, a line a kind of site."""
+    """Plot the share of units that each site keeps by layer: a panel for each stack, a line for each kind of site."""
     stacks = list(dict.fromkeys(site.stack for site in plan.sites))
-    made, grid = _plain(len(stacks))
+    plot, grid = _plain(len(stacks))
     for stack, axes in zip(stacks, grid, strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for site in plan.sites:
@@ -67,27 +67,32 @@ def widths_plot(plan: Plan, title: str) -> bytes:
         axes.set_xlabel(f"{stack} layer")
         axes.set_ylabel("share of units kept")
         axes.legend(fontsize=7)
-    made.suptitle(title)
-    return png(made)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def gates_plot(training: Mapping[str, Any], title: str) -> bytes:
-    """Each layer's gate over the steps of training. training: "step" [logged], and "z" by layer [logged]."""
-    made, (axes,) = _plain(1)
+    """Plot each layer's gate over the steps of training.
+
+    Args:
+        training: "step" [logged steps], and "z" with a list [logged steps] for each layer.
+        title: The plot's title.
+    """
+    plot, (axes,) = _plain(1)
     for name, values in training["z"].items():
         axes.plot(training["step"], values, linewidth=1.5, label=name)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("step")
     axes.set_ylabel("gate")
     axes.legend(fontsize=7)
-    made.suptitle(title)
-    return png(made)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def _plain(count: int) -> tuple[Any, Any]:
-    """A row of axes with a grid, without a frame."""
-    made, grid = figure(1, count)
+    """A row of axes with a grid and without a frame."""
+    plot, grid = figure(1, count)
     for axes in grid[0]:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    return made, grid[0]
+    return plot, grid[0]
