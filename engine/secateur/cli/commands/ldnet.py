@@ -165,7 +165,10 @@ def train_tagger(
         write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
     if document["layers"]["after"] != wanted:
         left = document["layers"]["after"]
-        output.say(f"{left} layers stay, {wanted} were wanted: more epochs or a larger lambda0 close more gates")
+        output.say(
+            f"{left} layers stay, {wanted} were wanted: more epochs or a larger lambda0 close more gates, "
+            "fewer epochs or a smaller lambda0 close fewer"
+        )
     output.emit({"out": str(out), **document}, as_json, _comparison(document), f"the pruned tagger is in {out / 'model'}")
 
 
