@@ -144,7 +144,7 @@ def compare(folder: Path) -> None:
     assert first["rows"] == 12 * 150 == first["scored"] + first["rejected"]
 
 
-JUST_NOW = "was begun by another process just now; --resume goes on with it"
+JUST_NOW = "was begun by another process just now; --resume continues it"
 
 
 def begin_together(folder: Path, ready: int, go: int) -> None:
@@ -217,13 +217,13 @@ def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume goes on")
+    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume continues the run")
     assert not list((tmp_path / "stopped").rglob("*.partial"))
     assert 1 <= len(corpora.read(tmp_path / "stopped")) < 6
 
 
 REFUSED = [
-    ("", "out: 'scored' was begun already; --resume goes on with it"),
+    ("", "out: 'scored' was begun already; --resume continues it"),
     ("--resume --column words", "column: 'scored' was begun with 'text', got 'words'"),
     ("--resume --max-length 9", "max_length: 'scored' was begun with 512, got 9"),
     ("--resume --labels hotels,products", "labels: 'scored' was begun with ["),

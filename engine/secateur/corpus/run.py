@@ -115,7 +115,7 @@ class CorpusRun:
             raise InputError(f"out: expected a new folder, or one that this command began, got {folder.place!r}")
         if self._began is not None:
             if not resume:
-                raise InputError(f"out: {folder.place!r} was begun already; --resume goes on with it")
+                raise InputError(f"out: {folder.place!r} was begun already; --resume continues it")
             require_same(folder.place, json.loads(self._began)["settings"], self.settings)
         _require_column(sources[0], reading)
         self.finished: dict[str, dict[str, Any]] = {}
@@ -171,7 +171,7 @@ class CorpusRun:
                 scored from another place.
         """
         if self.folder.read(SETTINGS) != self._began:
-            raise InputError(f"out: {self.folder.place!r} was begun by another process just now; --resume goes on with it")
+            raise InputError(f"out: {self.folder.place!r} was begun by another process just now; --resume continues it")
         if self._began is not None:
             self.finished = self.folder.finished()
             _require_places(self.sources, self.finished)

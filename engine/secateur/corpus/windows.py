@@ -78,7 +78,7 @@ class Window:
         """
         values, rows = scores.float().cpu().numpy(), [item.row for item in items]
         with self._lock:
-            self.scores[rows] = values
+            self.scores[rows] = values  # [items, labels]
             self.padded += padded
             self._finish(len(items))
 
@@ -156,7 +156,7 @@ class _Rows:
 
     def window(self, first: int, share: float, labels: int) -> Window:
         """The finished window."""
-        scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)
+        scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
         return Window(first, share, self.identities, self.reasons, self.items, scores)
 
 

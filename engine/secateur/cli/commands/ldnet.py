@@ -32,6 +32,11 @@ Scheme = Annotated[
     str, typer.Option(help="Scheme of the tags in the files: auto, bio1, bio2, bioes; plain: tags that mark no spans.")
 ]
 
+TrainFile = Annotated[Path, typer.Option("--data", help="Column file to train on: a token and its tags on each line.")]
+EvalFile = Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")]
+Lambda0 = Annotated[float, typer.Option(help="Weight of the penalty; the paper has 0.05 for entities and 0.5 for chunks.")]
+GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning rate of the gates' projected SGD.")]
+
 
 @app.command()
 def train_lm(
@@ -111,16 +116,14 @@ def train_lm(
 @app.command()
 def train_tagger(
     lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder that train-lm wrote.")],
-    data: Annotated[Path, typer.Option(help="Column file to train on: a token and its tags a line.")],
-    evaluation: Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")],
+    data: TrainFile,
+    evaluation: EvalFile,
     column: Annotated[
         str, typer.Option(help="Column of the tags: a number from 1, or a name of the files' global.columns line.")
     ],
     out: RunFolder,
     wanted: Annotated[int, typer.Option(help="Number of layers to keep, in both directions together.", min=0)] = 2,
-    lambda0: Annotated[
-        float, typer.Option(help="Weight of the penalty; the paper has 0.05 for entities and 0.5 for chunks.")
-    ] = 0.05,
+    lambda0: Lambda0 = 0.05,
     regulariser: Annotated[str, typer.Option(help="Penalty: R1, R2 or R3. R3 stops at the wanted number of layers.")] = "R3",
     reopen: Annotated[bool, typer.Option(help="Let closed gates open again, as in the paper.")] = True,
     scheme: Scheme = "auto",
@@ -129,7 +132,7 @@ def train_tagger(
     prune_epochs: Annotated[float, typer.Option(help="Epochs of the training with the penalty.")] = 30.0,
     batch_size: Annotated[int, typer.Option(help="Sentences in a training step.", min=1)] = 10,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.015,
-    gate_learning_rate: Annotated[float, typer.Option(help="Learning rate of the gates' projected SGD.")] = 0.15,
+    gate_learning_rate: GateRate = 0.15,
     features: Annotated[
         int, typer.Option(help="Width of the features that are computed from the language models' states.", min=1)
     ] = 300,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from secateur.cli.commands.ldnet import file_size, require_positive
+from secateur.cli.commands.ldnet import EvalFile, GateRate, Lambda0, Seed, TrainFile, file_size, require_positive
 from secateur.cli.shared import inputs
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
@@ -38,8 +38,8 @@ Preset = Annotated[
 
 
 def ldnet(
-    data: Annotated[Path, typer.Option(help="Column file to train on: a token and its tags a line.")],
-    evaluation: Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")],
+    data: TrainFile,
+    evaluation: EvalFile,
     column: Columns,
     out: RunFolder,
     test: Annotated[Path | None, typer.Option(help="A second column file to evaluate on.")] = None,
@@ -64,16 +64,14 @@ def ldnet(
     wanted: Annotated[
         str, typer.Option(help="Numbers of layers to keep, in both directions together, separated by commas.")
     ] = "2",
-    lambda0: Annotated[
-        float, typer.Option(help="Weight of the penalty; the paper has 0.05 for entities and 0.5 for chunks.")
-    ] = 0.05,
+    lambda0: Lambda0 = 0.05,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of the taggers' SGD.")] = 0.015,
-    gate_learning_rate: Annotated[float, typer.Option(help="Learning rate of the gates' projected SGD.")] = 0.15,
+    gate_learning_rate: GateRate = 0.15,
     batch_size: Annotated[int, typer.Option(help="Sentences in a training step of the taggers.", min=1)] = 10,
     examples: Annotated[int | None, typer.Option(help="Most sentences to train a tagger on; by default, all.", min=1)] = None,
     tested: Annotated[int | None, typer.Option(help="Most sentences of --eval to evaluate on; by default, all.", min=1)] = None,
     token_column: Annotated[str, typer.Option(help="Column of the tokens, in the same form as a column of --column.")] = "1",
-    seed: Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0)] = 0,
+    seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,

@@ -177,7 +177,7 @@ def _score(corpus_run: CorpusRun, runner: Runner, engine: Engine) -> None:
 
 def _so_far(corpus_run: CorpusRun) -> str:
     """A line about the finished shards."""
-    return f"{len(corpus_run.finished)} of {len(corpus_run.sources)} shards are finished; --resume goes on"
+    return f"{len(corpus_run.finished)} of {len(corpus_run.sources)} shards are finished; --resume continues the run"
 
 
 def _require_engine(engine: str, workers: int | None, address: str | None, limit: int | None) -> None:

@@ -43,7 +43,7 @@ def require_plain(name: str, config: Any) -> None:
     raise InputError(
         f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
         f"{getattr(method, 'value', method)}: "
-        "load it dequantised (model.dequantize(), then save_pretrained), or prune what it was made from and quantise that"
+        "load it dequantised (model.dequantize(), then save_pretrained), or prune the unquantised model and quantise the result"
     )
 
 
