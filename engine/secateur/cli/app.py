@@ -61,6 +61,7 @@ app.add_typer(reproduce, name="reproduce")
 
 
 def _print_version(requested: bool) -> None:
+    """Print the version and exit, if --version is given."""
     if requested:
         print(secateur.__version__)
         raise typer.Exit

@@ -79,10 +79,12 @@ class _GuardLock(threading.local):
     held = False
 
     def acquire(self) -> None:
+        """Wait for the lock, for this thread."""
         self.lock.acquire()
         self.held = True
 
     def release(self) -> None:
+        """Release the lock, if this thread holds it."""
         if self.held:
             self.held = False
             self.lock.release()

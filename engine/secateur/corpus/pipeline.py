@@ -147,6 +147,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
     errors: list[BaseException] = []
 
     def guarded(work: Any) -> None:
+        """Run a thread's work, and stop all threads if it fails."""
         try:
             work()
         except _Closed:
@@ -157,6 +158,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
             batches.close()
 
     def feed() -> None:
+        """Read events, and hand out their batches."""
         for event in events:
             waiting.put(event)
             if isinstance(event, Window):
@@ -166,6 +168,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
         batches.end()
 
     def run() -> None:
+        """Score batches, as one of the runner's workers."""
         if runner.threads is not None:
             torch.set_num_threads(runner.threads)
         with torch.inference_mode():
