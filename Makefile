@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo check test test-slow test-gpu lint bench bench-check bench-gpu readme clean
+.PHONY: help demo check test test-slow test-gpu lint bench bench-check bench-gpu readme docs clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,12 @@ bench: $(READY)  ## Timings and comparisons on this machine, hours of them; writ
 bench-check: $(READY)  ## A small part of each result file again, in minutes; fails where a ratio or an accuracy differs
 	$(BIN)/python -m bench.check
 
-readme: $(READY)  ## README.md's tables and plot from bench/results/
+readme: $(READY)  ## The tables and figures of README.md and docs/ from bench/results/
 	$(BIN)/python -m bench.report
 
+docs: $(READY)  ## The documentation as a site, in site/; fails on a broken link
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:  ## Removes what make made
-	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out site .pytest_cache .mypy_cache .ruff_cache

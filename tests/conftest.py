@@ -22,6 +22,8 @@ LONG_FILES = (
     "attribution/test_attribution.py",
     "attribution/test_criteria.py",
     "attribution/test_integrated_gradients.py",
+    "docs/test_guides.py",
+    "docs/test_readme.py",
     "measuring/test_dry_run.py",
     "measuring/test_latency.py",
     "model/test_sites.py",

@@ -57,7 +57,7 @@ def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[di
     if shape == "heads":
         first = next(site for site in plan.sites if site.kind == "self_attention" and site.layer == 1)
         kept = {name: units[:0] if name == first.name else units for name, units in plan.items()}
-        plan = secateur.Plan(kept, plan.sites, plan.fingerprint, plan.budget)
+        plan = secateur.Plan(kept, plan.sites, plan.fingerprint, plan.budget, plan.spread)
     return secateur.prune(model, plan)
 
 

@@ -20,7 +20,9 @@ def bench_pruned(name: str, benchmark: Any) -> None:
     model = models.cases()[name]().model
     found = tuple(sites(model))
     # Which units stay makes no difference to speed: every other one does.
-    plan = Plan({site.name: torch.arange(0, site.units, 2) for site in found}, found, fingerprint(model), {"keep": 0.5})
+    plan = Plan(
+        {site.name: torch.arange(0, site.units, 2) for site in found}, found, fingerprint(model), secateur.Budget("keep", 0.5)
+    )
     pruned = secateur.prune(model, plan)
     (batch,) = synthetic_batches(model, [32], [64])
     report = secateur.benchmark(model, pruned, [batch], pairs=15, seconds=60)

@@ -87,4 +87,4 @@ def _uniform(model: nn.Module, keep: float) -> Plan:
         step = 8 if site.unit == "neuron" else 1
         count = min(site.units, step * max(1, round(keep * site.units / step)))
         kept[site.name] = torch.randperm(site.units, generator=generator)[:count].sort().values
-    return Plan(kept, sites, fingerprint(model), {})
+    return Plan(kept, sites, fingerprint(model))

@@ -178,7 +178,7 @@ def _pruned(
     batches = synthetic_batches(model, [subject.shape[0]], [subject.shape[1]])
     (timing,) = step("benchmark", lambda: secateur.benchmark(model, pruned, batches, seconds=5.0)).timings
     return {
-        "flops": flops, "candidates": [str(each) for each in candidates], "remaining": best.plan.budget["remaining"],
+        "flops": flops, "candidates": [str(each) for each in candidates], "remaining": best.plan.summary()["remaining"],
         "emptied": [site.name for site in best.plan.sites if not len(best.plan[site.name])],
         "verification": verification.to_json(), "plain": plain.to_json(), "recovered": recovered.to_json(),
         "recovery": method, "before": _mean([r.before for r in refits]), "after": _mean([r.after for r in refits]),

@@ -128,13 +128,13 @@ def _throughput(model: nn.Module, paths: dict[str, Path], tasks: dict[str, secat
 
 
 def _everything(plan: Plan) -> Plan:
-    return Plan({site.name: torch.arange(site.units) for site in plan.sites}, plan.sites, plan.fingerprint, {})
+    return Plan({site.name: torch.arange(site.units) for site in plan.sites}, plan.sites, plan.fingerprint)
 
 
 def _random_plan(model: nn.Module, seed: int) -> Plan:
     generator, sites = torch.Generator().manual_seed(seed), tuple(secateur.sites(model))
     kept = {s.name: torch.randperm(s.units, generator=generator)[: round(KEEP * s.units)].sort().values for s in sites}
-    return Plan(kept, sites, fingerprint(model), {})
+    return Plan(kept, sites, fingerprint(model))
 
 
 def _own(model: nn.Module, dense: nn.Module) -> list[torch.Tensor]:

@@ -1,1 +1,1 @@
-"""The tables and plots of the documentation, made of bench/results/."""
+"""The tables and figures of the documentation, made from bench/results/."""

@@ -1,13 +1,12 @@
-"""Fills the tables of README.md and docs/ from bench/results/."""
+"""Fill the tables and the figures of README.md and docs/ from bench/results/."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.report.budgets import budgets, budgets_plot, latency, pruning
+from bench.report.budgets import budgets, budgets_plot, budgets_summary, latency, pruning
 from bench.report.compatibility import (
-    COMPATIBILITY_PAGE,
     compatibility_bert,
     compatibility_llama,
     compatibility_t5,
@@ -15,54 +14,81 @@ from bench.report.compatibility import (
 )
 from bench.report.corpus import corpus
 from bench.report.integrated import integrated_nodes, integrated_plot, integrated_speed
-from bench.report.layers import LAYERS_PAGE, layers, layers_speed
+from bench.report.layers import layers, layers_speed
 from bench.report.multitask import multitask, multitask_speed
 from bench.report.quality import demo, quality, recovery, speed, worth
-from bench.report.real import REAL_PAGE, real_models, real_proofs, real_steps
-from bench.report.reproduction import PAGE, reproduction, reproduction_ldnet, reproduction_multitask, reproduction_plots
+from bench.report.real import real_models, real_proofs, real_steps
+from bench.report.reproduction import (
+    reproduction,
+    reproduction_ldnet,
+    reproduction_ldnet_plots,
+    reproduction_multitask,
+    reproduction_multitask_plots,
+    reproduction_plots,
+)
 from bench.report.routing import routing
 from bench.support.provenance import ROOT
 
 Maker = Callable[[], str]
+Drawer = Callable[[], dict[str, bytes]]
 
 # Every page with generated parts, and the functions that make the parts.
 PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
+    (ROOT / "README.md", (budgets_summary,)),
+    (ROOT / "docs/results/demo.md", (demo,)),
+    (ROOT / "docs/results/budgets.md", (budgets,)),
+    (ROOT / "docs/results/speed.md", (speed, pruning, latency)),
+    (ROOT / "docs/results/criteria.md", (quality,)),
+    (ROOT / "docs/results/integrated-gradients.md", (worth, integrated_speed, integrated_nodes)),
+    (ROOT / "docs/results/recovery.md", (recovery,)),
+    (ROOT / "docs/results/task-plans.md", (routing,)),
+    (ROOT / "docs/results/multitask.md", (multitask, multitask_speed)),
+    (ROOT / "docs/results/corpus.md", (corpus,)),
+    (ROOT / "docs/results/layers.md", (layers, layers_speed)),
+    (ROOT / "docs/results/real-models.md", (real_models, real_proofs, real_steps)),
+    (ROOT / "docs/results/reproduction.md", (reproduction, reproduction_multitask, reproduction_ldnet)),
     (
-        ROOT / "README.md",
-        (
-            demo, budgets, pruning, latency, quality, integrated_speed, integrated_nodes, worth, recovery, speed, routing,
-            multitask, multitask_speed, corpus, real_models,
-        ),
+        ROOT / "docs/results/compatibility.md",
+        (compatibility_versions, compatibility_t5, compatibility_bert, compatibility_llama),
     ),
-    (PAGE, (reproduction, reproduction_multitask, reproduction_ldnet)),
-    (LAYERS_PAGE, (layers, layers_speed)),
-    (REAL_PAGE, (real_steps, real_proofs)),
-    (COMPATIBILITY_PAGE, (compatibility_versions, compatibility_t5, compatibility_bert, compatibility_llama)),
-)  # fmt: skip
+)
+# Each returns PNG files by name, which go to docs/images/.
+PLOTS: tuple[Drawer, ...] = (
+    budgets_plot,
+    integrated_plot,
+    reproduction_plots,
+    reproduction_multitask_plots,
+    reproduction_ldnet_plots,
+)
+IMAGES = ROOT / "docs/images"
 
 
 def main() -> None:
     """Write all pages and all figures."""
-    integrated_plot()
-    budgets_plot()
-    reproduction_plots()
     for path, makers in PAGES:
-        path.write_text(filled(path, *makers))
+        path.write_text(filled(path, *makers), encoding="utf-8")
+    for draw in PLOTS:
+        for name, content in draw().items():
+            (IMAGES / name).write_bytes(content)
 
 
 def filled(path: Path, *makers: Maker) -> str:
     """Return a page's text with what each maker returns between the marks of the maker's name. Nothing is written.
 
+    Args:
+        path: the page. It has a line `<!-- begin:NAME -->` and a line `<!-- end:NAME -->` for each maker.
+        makers: functions without arguments that return Markdown.
+
     Raises:
-        ValueError: The page lacks a maker's marks.
+        ValueError: the page lacks a maker's marks.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for make in makers:
-        name = make.__name__
-        before, begin, rest = text.partition(f"<!-- begin:{name} -->")
-        _, end, after = rest.partition(f"<!-- end:{name} -->")
-        if not begin or not end:
-            raise ValueError(f"{path}: expected the marks of {name}, got none")
+        begin, end = f"<!-- begin:{make.__name__} -->", f"<!-- end:{make.__name__} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"{path}: expected the marks of {make.__name__} once each")
+        before, _, rest = text.partition(begin)
+        after = rest.partition(end)[2]
         text = f"{before}{begin}\n{make()}\n{end}{after}"
     return text
 

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from bench.support.provenance import ROOT
 from bench.support.tables import markdown, result
 from secateur.support.figures import figure, png
 
@@ -14,9 +13,12 @@ MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "B
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each model, method and share: the mean over tasks of accuracy / dense, each task's own being the mean of its draws;
-    the standard deviation over draws of that mean; the worst task; CPU seconds; tasks for which there is a result."""
-    found = []
+    """Summarise the runs of each model, method and share.
+
+    mean: the mean over tasks of accuracy / dense, where a task's value is the mean of its draws. deviation: the standard
+    deviation over draws of that mean. Also the worst task, CPU seconds, and the number of tasks that have a result.
+    """
+    summaries = []
     for model, method, share in dict.fromkeys((row["model"], row["method"], row["share"]) for row in rows):
         same = [row for row in rows if (row["model"], row["method"], row["share"]) == (model, method, share)]
         done = [row for row in same if "error" not in row]
@@ -29,7 +31,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for draw in dict.fromkeys(row["draw"] for row in done)
         ]
         worst = min(of_task, key=lambda task: of_task[task])
-        found.append(
+        summaries.append(
             {
                 "model": model, "method": method, "share": share, "mean": _mean(of_task.values()),
                 "deviation": statistics.stdev(of_draw) if len(of_draw) > 1 else 0.0,
@@ -37,13 +39,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "flops": _mean(row["flops"] for row in done), "tasks": len(tasks), "failed": len(same) - len(done),
             }
         )  # fmt: skip
-    return found
+    return summaries
 
 
 def budgets() -> str:
-    """A table a model: mean over tasks of accuracy / dense, and the worst task, for each method and share."""
-    found = result("budgets")
-    rows, shares = summary(found["rows"]), found["shares"]
+    """Make a table for each model: mean over tasks of accuracy / dense, and the worst task, for each method and share."""
+    run = result("budgets")
+    rows, shares = summary(run["rows"]), run["shares"]
     tables = []
     for model in dict.fromkeys(row["model"] for row in rows):
         lines = []
@@ -51,72 +53,98 @@ def budgets() -> str:
             at = {row["share"]: row for row in rows if row["model"] == model and row["method"] == method}
             cells = [_cell(at[share]) if share in at else "-" for share in shares]
             lines.append((method, *cells, f"{_mean(row['seconds'] for row in at.values()):.1f}"))
-        of_model = [row for row in found["rows"] if row["model"] == model]
+        of_model = [row for row in run["rows"] if row["model"] == model]
         tasks = list(dict.fromkeys(row["task"] for row in of_model))
         dense = _mean({row["task"]: row["dense"] for row in of_model}.values())
         draws = len({row["draw"] for row in of_model})
         head = ("method", *(f"{share:g} of the FLOPs" for share in shares), "CPU seconds")
         tables.append(
             f"{MODELS[model]}, {_counted(len(tasks), 'task')} (mean of the dense models {dense:.3f}): accuracy "
-            f"over the dense model's, mean over tasks of {_counted(draws, 'draw')} of {found['examples']} examples, "
-            f"with the standard deviation over draws of that mean, and the worst task; {found['tested']} examples to test on."
+            f"over the dense model's, mean over tasks of {_counted(draws, 'draw')} of {run['examples']} examples, "
+            f"with the standard deviation over draws of that mean, and the worst task; {run['tested']} examples to test on."
             f"\n\n{markdown(head, lines)}"
         )
-    reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(found["left_out"])}
+    reasons = {(entry["model"], entry["why"]): entry["method"] for entry in reversed(run["left_out"])}
     tables += [f"{method} was left out for {model}: {why}." for (model, why), method in reasons.items()]
     return "\n\n".join(tables)
 
 
+def budgets_summary() -> str:
+    """Make the README's table: the mean over tasks of accuracy / dense, for each method, model and share of the FLOPs."""
+    run = result("budgets")
+    means, shares = summary(run["rows"]), run["shares"]
+    models = ("t5", "bert")
+    cells = {(row["model"], row["method"], row["share"]): f"{row['mean']:.3f}" for row in means}
+    columns = [(model, share) for model in models for share in shares if any(key[::2] == (model, share) for key in cells)]
+    methods = sorted(
+        {row["method"] for row in means if row["model"] in models},
+        key=lambda method: (not method.startswith("secateur"), method.lower()),
+    )
+    lines = [(method, *(cells.get((model, method, share), "-") for model, share in columns)) for method in methods]
+    short = {"t5": "T5", "bert": "BERT"}
+    head = ("method", *(f"{short[model]}, {share:g} of the FLOPs" for model, share in columns))
+    tasks = {model: len({row["task"] for row in run["rows"] if row["model"] == model}) for model in models}
+    draws = len({row["draw"] for row in run["rows"] if row["model"] in models})
+    return (
+        f"Accuracy over the dense model's, mean over tasks and {draws} draws of {run['examples']} examples: the built-in "
+        f"T5 ({_counted(tasks['t5'], 'task')}) and BERT classifiers ({_counted(tasks['bert'], 'task')}). No method trains.\n\n"
+        f"{markdown(head, lines)}"
+    )
+
+
 def pruning() -> str:
-    """What the steps of pruning take, in forward passes, and what the counted FLOPs give in time."""
-    found = result("pruning")
-    steps = list(dict.fromkeys(step for row in found["rows"] for step in row["passes"]))
+    """Make the table of the steps of pruning: their time in forward passes, and the speed-up beside the counted FLOPs."""
+    run = result("pruning")
+    steps = list(dict.fromkeys(step for row in run["rows"] for step in row["passes"]))
     rows = [
         (row["name"], *(f"{row['passes'].get(step, 0.0):.1f}" for step in steps), f"{row['total']:.1f}",
          f"{row['speedup']:.2f}x", f"{row['flops_speedup']:.2f}x", f"{row['reached']:.0%}")
-        for row in found["rows"]
+        for row in run["rows"]
     ]  # fmt: skip
-    size, length = found["rows"][0]["batch"]
+    size, length = run["rows"][0]["batch"]
     return (
-        f"Pruning to {found['flops']:g} of the layers' FLOPs, widths multiples of {found['align']}: time of each step "
-        f"in forward passes over the {found['examples']:,} calibration examples, and the pruned model's speed-up at {size} x "
-        f"{length} tokens beside what its FLOPs allow; one thread, {found['environment']['device']}.\n\n"
+        f"Pruning to {run['flops']:g} of the layers' FLOPs, widths multiples of {run['align']}: time of each step "
+        f"in forward passes over the {run['examples']:,} calibration examples, and the pruned model's speed-up at {size} x "
+        f"{length} tokens beside what its FLOPs allow; one thread, {run['environment']['device']}.\n\n"
         + markdown(("model", *steps, "all", "speed-up", "FLOPs allow", "reached"), rows)
     )
 
 
 def latency() -> str:
-    """Speed-ups asked for and delivered, and how far the table's predictions were off."""
-    found = result("latency")
-    asked = list(dict.fromkeys(each["asked"] for row in found["models"] for each in row["asked"]))
+    """Make the table of speed-ups asked for and delivered, and of the errors of the latency table's predictions."""
+    run = result("latency")
+    asked = list(dict.fromkeys(request["asked"] for row in run["models"] for request in row["asked"]))
     rows = []
-    for row in found["models"]:
-        delivered = {each["asked"]: each for each in row["asked"]}
+    for row in run["models"]:
+        delivered = {request["asked"]: request for request in row["asked"]}
         cells = [f"{delivered[a]['delivered']:.2f}x" if "delivered" in delivered[a] else _refusal(delivered[a]) for a in asked]
-        errors = [each["error"] for each in row["predicted"]]
+        errors = [prediction["error"] for prediction in row["predicted"]]
         rows.append((row["name"], *cells, f"{min(errors):+.0%} to {max(errors):+.0%}"))
     return (
         "Speed-ups asked for and delivered (32 x 64 tokens, one thread, "
-        f"{found['environment']['device']}): the table of each site's latency plans the widths, the whole model is rebuilt, "
+        f"{run['environment']['device']}): the table of each site's latency plans the widths, the whole model is rebuilt, "
         "timed and corrected. Last: a whole model's measured speed-up against what the table alone predicts.\n\n"
         + markdown(("model", *(f"asked for {a:g}x" for a in asked), "prediction off by"), rows)
     )
 
 
 def _refusal(asked: dict[str, Any]) -> str:
-    """What was reachable, in the words of the error."""
+    """The reachable speed-ups, in the words of the error."""
     text = asked["refused"]
     return f"refused: {text.partition('; ')[2] or text.partition('expected ')[2].partition(', got')[0]}"
 
 
-def budgets_plot() -> None:
-    """docs/budgets.png: accuracy over dense, mean over tasks, against the share of FLOPs really left, and one task's against
-    the measured speed-up; a curve a method."""
-    found = result("budgets")
-    means = summary(found["rows"])
-    models = list(dict.fromkeys(row["model"] for row in found["rows"]))
-    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
-    made, grid = figure(2, len(models), (5.2, 3.8))
+def budgets_plot() -> dict[str, bytes]:
+    """Draw budgets.png, a curve for each method.
+
+    Above: the mean over tasks of accuracy / dense against the share of FLOPs that the built model has. Below: one task's
+    accuracy / dense against the measured speed-up.
+    """
+    run = result("budgets")
+    means = summary(run["rows"])
+    models = list(dict.fromkeys(row["model"] for row in run["rows"]))
+    methods = list(dict.fromkeys(row["method"] for row in run["rows"]))
+    drawing, grid = figure(2, len(models), (5.2, 3.8))
     for model, axes in zip(models, grid[0], strict=True):
         rows = [row for row in means if row["model"] == model]
         _curves(axes, methods, [(row["method"], row["flops"], row["mean"], row["deviation"]) for row in rows])
@@ -125,15 +153,15 @@ def budgets_plot() -> None:
         axes.set_xlabel("share of the layers' FLOPs left")
         axes.set_ylabel("accuracy / dense, mean over tasks")
     for model, axes in zip(models, grid[1], strict=True):
-        rows = [row for row in found["timed"] if row["model"] == model]
+        rows = [row for row in run["timed"] if row["model"] == model]
         _curves(axes, methods, [(row["method"], row["speedup"], row["accuracy"] / row["dense"], 0.0) for row in rows])
         axes.set_xlabel("measured speed-up of 32 x 64 tokens, one thread")
         axes.set_ylabel(f"accuracy / dense of {rows[0]['task'] if rows else 'no task'}")
-    (ROOT / "docs" / "budgets.png").write_bytes(png(made))
+    return {"budgets.png": png(drawing)}
 
 
 def _curves(axes: Any, methods: Sequence[str], points: Sequence[tuple[str, float, float, float]]) -> None:
-    """points: method, x, y and its error; the dense model is at (1, 1)."""
+    """Draw a curve for each method. points: method, x, y and the error of y; the dense model is at (1, 1)."""
     for number, method in enumerate(methods):
         own = sorted(point[1:] for point in points if point[0] == method)
         if not own:

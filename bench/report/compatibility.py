@@ -1,13 +1,11 @@
-"""The tables of docs/compatibility.md: one cell for each way of running and each pruned folder that it was tried on."""
+"""The tables of docs/results/compatibility.md: one cell for each way of running and each pruned folder that it was tried on."""
 
 from __future__ import annotations
 
 from bench.compatibility.attempt import WAYS
 from bench.compatibility.folder import SHAPES
-from bench.support.provenance import ROOT
 from bench.support.tables import markdown, result
 
-COMPATIBILITY_PAGE = ROOT / "docs" / "compatibility.md"
 WIDTHS = {
     "uniform": "the same in all layers",
     "heads": "heads and neurons differ by layer",
@@ -16,9 +14,9 @@ WIDTHS = {
 
 
 def compatibility_versions() -> str:
-    found = result("compatibility")
-    versions = ", ".join(f"{name} {number or '(not installed)'}" for name, number in found["versions"].items())
-    return f"On a CPU ({found['machine']}), one thread, Python {found['python']}: {versions}."
+    run = result("compatibility")
+    versions = ", ".join(f"{name} {number or '(not installed)'}" for name, number in run["versions"].items())
+    return f"On a CPU ({run['machine']}), one thread, Python {run['python']}: {versions}."
 
 
 def compatibility_t5() -> str:

@@ -1,4 +1,4 @@
-"""The README's table of bulk scoring, from bench/results/corpus.json, and how far other runs were from it."""
+"""The table of bulk scoring, from bench/results/corpus.json, and how far other runs were from it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ OWN = ("secateur", "secateur, compiled", "secateur, half of the FLOPs", "secateu
 
 def corpus() -> str:
     """Documents a second by model and way, beside transformers and the bare model, and peak memory."""
-    found = result("corpus")
+    run = result("corpus")
     rows = []
-    for each in found["models"]:
-        speeds, over, bare = each["documents/s"], each["over_pipeline"], each["over_bare"]
-        rows.append((each["model"], "transformers", f"{speeds['pipeline']:.1f}", "1.0x", "", ""))
+    for subject in run["models"]:
+        speeds, over, bare = subject["documents/s"], subject["over_pipeline"], subject["over_bare"]
+        rows.append((subject["model"], "transformers", f"{speeds['pipeline']:.1f}", "1.0x", "", ""))
         for way in OWN:
             ratio = f"{over[way]['median']:.1f}x ({over[way]['least']:.1f} to {over[way]['most']:.1f})"
             ceiling = f"{bare[way]['median']:.0%}" if way in bare else ""
-            name = f"{way} ({each['settings'][way]['dtype'].removeprefix('torch.')})"
-            rows.append((each["model"], name, f"{speeds[way]:.1f}", ratio, ceiling, f"{each['busy'][way]:.0%}"))
+            name = f"{way} ({subject['settings'][way]['dtype'].removeprefix('torch.')})"
+            rows.append((subject["model"], name, f"{speeds[way]:.1f}", ratio, ceiling, f"{subject['busy'][way]:.0%}"))
     head = ("model", "scored by", "documents/s", "over transformers", "of the bare model, same batches", "model busy")
-    padding = " and ".join(f"{each['padding']:.1%}" for each in found["models"])
-    seconds = " and ".join(f"{each['compile_seconds']['secateur, compiled']:.0f} s" for each in found["models"])
-    memory = found["memory"]
+    padding = " and ".join(f"{subject['padding']:.1%}" for subject in run["models"])
+    seconds = " and ".join(f"{subject['compile_seconds']['secateur, compiled']:.0f} s" for subject in run["models"])
+    memory = run["memory"]
     few, many = (f"{name.partition('_')[0]} documents {value:.0f} MiB" for name, value in list(memory.items())[:2])
-    environment = found["environment"]
+    environment = run["environment"]
     processor = environment.get("processor", environment["device"])  # Not in results of before it was told.
-    sizes = ", ".join(found["models"][0]["pipeline_batch_sizes"])
+    sizes = ", ".join(run["models"][0]["pipeline_batch_sizes"])
     lines = [
-        f"{found['documents']:,} documents of 5 to 400 words in {found['rounds']} Parquet shards, {found['cores']} cores of "
+        f"{run['documents']:,} documents of 5 to 400 words in {run['rounds']} Parquet shards, {run['cores']} cores of "
         f"{processor}, torch {environment['torch']}; medians over the shards (and range), each scored in every "
         f"way in turn. Transformers has its best batch size of {sizes}. Padding: {padding}. Compilation took {seconds}.",
         markdown(head, rows),
@@ -41,8 +41,8 @@ def corpus() -> str:
 
 def _ratios(name: str) -> str:
     """A run's ratios over transformers, in the order of the table."""
-    found = []
-    for each in result(name)["models"]:
-        medians = ", ".join(f"{each['over_pipeline'][way]['median']:.1f}x" for way in OWN)
-        found.append(f"{each['model']} {medians}")
-    return "; ".join(found)
+    ratios = []
+    for subject in result(name)["models"]:
+        medians = ", ".join(f"{subject['over_pipeline'][way]['median']:.1f}x" for way in OWN)
+        ratios.append(f"{subject['model']} {medians}")
+    return "; ".join(ratios)

@@ -1,20 +1,20 @@
-"""The README's tables and the plot of integrated gradients, from bench/results/integrated.json."""
+"""The tables and the plot of integrated gradients, from bench/results/integrated.json."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from bench.support.provenance import ROOT
 from bench.support.tables import markdown, result
 
 
 def integrated_speed() -> str:
     """Time at a given error against Captum and a loop of full passes."""
-    found = result("integrated")
-    bert, t5, about = found["bert"], found["t5"], found["environment"]
+    run = result("integrated")
+    bert, t5, about = run["bert"], run["t5"], run["environment"]
     fastest = bert["rows"][0]["seconds"]
     rows = [
         (
@@ -34,10 +34,10 @@ def integrated_speed() -> str:
         "exact being 256 nodes, and 1,024 at "
         "the sites at which 128 and 256 differ by more than 1%, which the goal of 1% leaves out:\n\n"
         f"{markdown(('error below', 'method', 'passes', 'error', 'time', 'ratio'), _equal_error(t5))}\n\n"
-        f"Those sites, {found['rough']['examples']} examples, with nodes spread evenly and with nodes where F moves, against "
-        f"1,024 nodes:\n\n{markdown(('site', 'nodes', 'spread evenly', 'where F moves'), _placed(found['rough']))}\n\n"
+        f"Those sites, {run['rough']['examples']} examples, with nodes spread evenly and with nodes where F moves, against "
+        f"1,024 nodes:\n\n{markdown(('site', 'nodes', 'spread evenly', 'where F moves'), _placed(run['rough']))}\n\n"
         "FLOPs of a replayed pass against those of the layers above its site: "
-        f"{found['passes']['bert']['ratio']:.2f} (BERT) and {found['passes']['t5']['ratio']:.2f} (T5)."
+        f"{run['passes']['bert']['ratio']:.2f} (BERT) and {run['passes']['t5']['ratio']:.2f} (T5)."
     )
 
 
@@ -69,10 +69,10 @@ def _placed(rough: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def integrated_nodes() -> str:
     """Error, rank correlation, kept units and time against nodes and tolerances."""
-    found = result("integrated")["nodes"]
+    run = result("integrated")["nodes"]
     tables = []
     for name, label in (("t5", "The built-in T5"), ("bert", "The BERT classifier")):
-        of_model = found[name]
+        of_model = run[name]
         rows = [
             (
                 row["setting"], f"{row['nodes']:.1f}" if "nodes" in row else "", f"{row['error']:.2%}",
@@ -94,23 +94,25 @@ def integrated_nodes() -> str:
     return "\n\n".join(tables)
 
 
-def integrated_plot() -> None:
-    """docs/integrated.png: error against time, and kept units against error, for the two models."""
-    found = result("integrated")["nodes"]
+def integrated_plot() -> dict[str, bytes]:
+    """Draw integrated.png: error against time, and kept units against error, for the two models."""
+    run = result("integrated")["nodes"]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, color in (("t5", "#1f5fa8"), ("bert", "#d9772b")):
         for word, line, marker in (("nodes", "--", "o"), ("tolerance", "-", "s")):
-            rows = [row for row in found[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
+            rows = [row for row in run[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
             label = f"{name}, {'given nodes' if word == 'nodes' else 'given tolerance'}"
             left.plot(
                 [r["time"] for r in rows], [r["error"] for r in rows], line, marker=marker, color=color, ms=3, label=label
             )
             kept = [r["kept 0.5"] for r in rows]
             right.plot([r["error"] for r in rows], kept, line, marker=marker, color=color, ms=3, label=label)
-        right.axhline(found[name]["other half"]["kept 0.5"], color=color, linestyle=":", linewidth=1)
+        right.axhline(run[name]["other half"]["kept 0.5"], color=color, linestyle=":", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="time, in gradient x activation runs", ylabel="error")
     left.xaxis.set_minor_formatter(NullFormatter())
     right.set(xscale="log", xlabel="error", ylabel="kept units alike, keep 0.5")
     left.legend(fontsize=7)
-    figure.savefig(ROOT / "docs" / "integrated.png", dpi=130, metadata={"Software": None})
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    return {"integrated.png": content.getvalue()}

@@ -1,25 +1,22 @@
-"""The tables of docs/layers.md, from bench/results/layers.json."""
+"""The tables of docs/results/layers.md, from bench/results/layers.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.support.provenance import ROOT
 from bench.support.tables import markdown, result
-
-LAYERS_PAGE = ROOT / "docs" / "layers.md"
 
 
 def layers() -> str:
     """The metric by number of layers and by what deleted the others, a table for each study."""
-    found = result("layers")
+    run = result("layers")
     parts = []
-    for name, title in found["studies"].items():
-        rows = [row for row in found["rows"] if row["study"] == name]
+    for name, title in run["studies"].items():
+        rows = [row for row in run["rows"] if row["study"] == name]
         cells = [
             (row["method"], str(row["keep"]), _metric(row), f"{row['parameters'] / 1e6:.2f} M", _deleted(row)) for row in rows
         ]
-        speeds = ", ".join(_speed(row) for row in found["speeds"] if row["study"] == name)
+        speeds = ", ".join(_speed(row) for row in run["speeds"] if row["study"] == name)
         parts.append(
             f"{title}: {rows[0]['metric']} with its 95% interval on {rows[0]['examples']} examples.\n\n"
             f"{markdown(('', 'layers', rows[0]['metric'], 'parameters', 'deleted'), cells)}\n\n"
@@ -30,13 +27,13 @@ def layers() -> str:
 
 def layers_speed() -> str:
     """A training step with gates over the same step without."""
-    found = result("layers")
+    run = result("layers")
     names = {"builtin-t5": "the built-in T5", "minilm-shape": "BERT, 6 layers (the shape of all-MiniLM-L6-v2)"}
     rows = [
         (names[row["model"]], "the gates" if row["frozen"] else "gates and weights", _ratio(row["gated_over_plain"]))
-        for row in found["steps"]
+        for row in run["steps"]
     ]
-    about = found["environment"]
+    about = run["environment"]
     return (
         "A training step with gates over the same step of the same model without them: batches of 32 x 64 tokens, CPU time of "
         f"one thread ({about['device']}, torch {about['torch']}), medians of interleaved ratios and their quartiles. Where the "
@@ -58,6 +55,6 @@ def _speed(row: dict[str, Any]) -> str:
     return f"with {row['keep']} layers {row['speedup']:.2f}x ({quartiles}; FLOPs allow {row['flops']:.2f}x)"
 
 
-def _ratio(found: dict[str, Any]) -> str:
-    low, high = found["quartiles"]
-    return f"{found['median']:.3f} ({low:.3f} to {high:.3f})"
+def _ratio(measured: dict[str, Any]) -> str:
+    low, high = measured["quartiles"]
+    return f"{measured['median']:.3f} ({low:.3f} to {high:.3f})"

@@ -1,4 +1,4 @@
-"""The README's tables on multitask pruning: scores of the settings, and what masks and exported encoders cost."""
+"""The tables on multitask pruning: scores of the settings, and what masks and exported encoders cost."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def multitask() -> str:
             rows.append((f"movement, global, scores from {start}", *(f"{curve[density]:.3f}" for density in densities)))
         for setting in settings.mixture:
             if setting[1] == granularity:
-                found = [runs.mixture(setting, density) for density in densities]
-                cells = ["" if each is None else f"{each.score:.3f}" for each in found]
+                ensembles = [runs.mixture(setting, density) for density in densities]
+                cells = ["" if ensemble is None else f"{ensemble.score:.3f}" for ensemble in ensembles]
                 rows.append((f"best single-task models of the same total ({setting[0]}, {setting[2]})", *cells))
         parts.append(markdown((f"by {granularity}", *(f"{density:g}" for density in densities)), rows))
     return "\n\n".join(parts)
@@ -40,24 +40,24 @@ def multitask() -> str:
 
 def multitask_speed() -> str:
     """A masked training step against the dense one; exported encoders of low rank against what FLOPs allow; bytes."""
-    found = result("multitask")
+    run = result("multitask")
     rows = []
-    for row in found["steps"]:
+    for row in run["steps"]:
         cells = [_ratio(row[f"{name}_over_dense"]) for name in _masked(row)]
         rows.append((row["model"], f"{row['batch']} x {row['length']}", *cells))
-    names = [name.replace("element ", "").replace(" ", ", ", 1) for name in _masked(found["steps"][0])]
+    names = [name.replace("element ", "").replace(" ", ", ", 1) for name in _masked(run["steps"][0])]
     ranks = [
         (
             row["model"], f"{row['density']:g}", f"{row['speedup']:.2f}x", f"{row['by_flops']:.2f}x",
             f"{row['of_flops_allowed']:.0%}", f"{row['linears_of_flops_allowed']:.0%}",
         )
-        for row in found["ranks"]
+        for row in run["ranks"]
     ]  # fmt: skip
     elements = [
         (row["model"], f"{row['density']:g}", *(_bytes(row["bytes"][kind]) for kind in FILES), f"{row['speedup']:.2f}x")
-        for row in found["elements"]
+        for row in run["elements"]
     ]
-    about = f"one thread, {found['environment']['device']}"
+    about = f"one thread, {run['environment']['device']}"
     return (
         f"A training step with masks over the same step without (element-wise, density 0.1; {about}):\n\n"
         + markdown(("encoder", "batch", *names), rows)
@@ -74,9 +74,9 @@ def _masked(row: dict[str, Any]) -> list[str]:
     return [name for name in names if name.startswith("element") and "alone" not in name]
 
 
-def _ratio(found: dict[str, Any]) -> str:
-    low, high = found["quartiles"]
-    return f"{found['median']:.2f} ({low:.2f} to {high:.2f})"
+def _ratio(measured: dict[str, Any]) -> str:
+    low, high = measured["quartiles"]
+    return f"{measured['median']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _bytes(count: int) -> str:

@@ -1,13 +1,11 @@
-"""The tables of the whole flow on real weights, of the README and docs/real-models.md, from bench/results/real-models.json."""
+"""The tables of docs/results/real-models.md: the whole flow on real weights, from bench/results/real-models.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.support.provenance import ROOT
 from bench.support.tables import markdown, result
 
-REAL_PAGE = ROOT / "docs" / "real-models.md"
 TITLES = {
     "bert-topics": "BERT, 6 layers: topics of reviews",
     "gemma-topics": "Gemma 3 270M: topics of reviews, by prompt",
@@ -18,8 +16,8 @@ TITLES = {
 def real_models() -> str:
     """Dense against pruned: the metric, with what is given back, size, and speed."""
     rows = []
-    found = result("real-models")
-    for name, subject in found["subjects"].items():
+    run = result("real-models")
+    for name, subject in run["subjects"].items():
         dense = subject["dense"]
         size = f"{dense['parameters'] / 1e6:.1f} M", f"{dense['megabytes']:.0f}"
         metric = dense["evaluation"]["metric"]
@@ -33,7 +31,7 @@ def real_models() -> str:
         "model and task", "metric", "layers' FLOPs", "pruned", "and recovered", "parameters", "MB on disk", "speed-up",
         "FLOPs allow",
     )  # fmt: skip
-    about = next(iter(found["subjects"].values()))["environment"]
+    about = next(iter(run["subjects"].values()))["environment"]
     return (
         "Real weights, nothing trained after pruning: values with their 95% intervals, speed-ups with their quartiles; "
         f"float32, {about['threads']} thread of {about['device']}, torch {about['torch']}, transformers "

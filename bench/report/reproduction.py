@@ -1,4 +1,4 @@
-"""docs/reproduction.md's tables and figures, from the committed cells of runs of `secateur reproduce`.
+"""The tables and figures of docs/results/reproduction.md, from the committed cells of runs of `secateur reproduce`.
 
 python -m bench.report.reproduction ap|multitask|ldnet RUN     takes the cells of the run in the folder RUN to bench/results/
 """
@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from bench.support.provenance import RESULTS, ROOT
+from bench.support.provenance import RESULTS
 from bench.support.tables import result
 from secateur.reproduction.ap import claims, figures, grid, report, results
 from secateur.reproduction.ldnet import claims as ldnet_claims
@@ -27,70 +27,77 @@ from secateur.reproduction.multitask import grid as multitask_grid
 from secateur.reproduction.multitask import report as multitask_report
 from secateur.reproduction.multitask import results as multitask_results
 
-PAGE = ROOT / "docs" / "reproduction.md"
-
 
 def take(name: str, run: Path) -> None:
-    """The cells as CSV; the settings and the environment as JSON."""
+    """Copy a run's cells as CSV, and write its settings, environment and claims as JSON."""
     shutil.copy(run / "cells.csv", RESULTS / f"reproduce-{name}.csv")
     document = json.loads((run / "cells.json").read_text())
     about = {part: document[part] for part in ("settings", "environment", "claims")}
     (RESULTS / f"reproduce-{name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-def ap_runs() -> tuple[results.Results, grid.Settings]:
-    """Return the committed runs of attribution-based pruning and their settings."""
-    recorded = result("reproduce-ap")["settings"]
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
-    settings = grid.Settings(**fields)
-    return results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"})), settings
-
-
 def reproduction() -> str:
-    """Return the page's part on attribution-based pruning."""
-    means, settings = ap_runs()
-    return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="ap-"))
+    """Make the page's part on attribution-based pruning."""
+    settings, means = _attribution_runs()
+    return "\n".join(report.lines(means, settings, claims.claims(means, settings), images="../images/ap-"))
+
+
+def reproduction_plots() -> dict[str, bytes]:
+    """Draw the figures of attribution-based pruning: PNG files by name."""
+    settings, means = _attribution_runs()
+    return _prefixed("ap", figures.draw(means, settings))
 
 
 def multitask_runs() -> multitask_results.Results:
-    """The committed runs of pruning with a multitask objective."""
+    """Read the committed runs of pruning with a multitask objective."""
     settings = multitask_grid.Settings.from_json(result("reproduce-multitask")["settings"])
     words = {"tasks", "method", "granularity", "scope", "scores", "low"}
     return multitask_results.Results(_cells("multitask", words), settings)
 
 
 def reproduction_multitask() -> str:
-    """The page's part on pruning with a multitask objective."""
+    """Make the page's part on pruning with a multitask objective."""
     runs = multitask_runs()
-    return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="multitask-"))
+    return "\n".join(multitask_report.lines(runs, multitask_claims.claims(runs), images="../images/multitask-"))
 
 
-def ldnet_runs() -> ldnet_results.Results:
-    """Return the committed runs of LD-Net."""
+def reproduction_multitask_plots() -> dict[str, bytes]:
+    """Draw the figures of pruning with a multitask objective: PNG files by name."""
+    return _prefixed("multitask", multitask_figures.draw(multitask_runs()))
+
+
+def reproduction_ldnet() -> str:
+    """Make the page's part on LD-Net."""
+    runs = _ldnet_runs()
+    return "\n".join(ldnet_report.lines(runs, ldnet_claims.claims(runs), images="../images/ldnet-"))
+
+
+def reproduction_ldnet_plots() -> dict[str, bytes]:
+    """Draw the figures of LD-Net: PNG files by name."""
+    return _prefixed("ldnet", ldnet_figures.draw(_ldnet_runs()))
+
+
+def _attribution_runs() -> tuple[grid.Settings, results.Results]:
+    """The settings and the means of the committed run of attribution-based pruning."""
+    recorded = result("reproduce-ap")["settings"]
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    settings = grid.Settings(**fields)
+    return settings, results.Results(_cells("ap", {"scored", "tested", "criterion", "sites", "metric"}))
+
+
+def _ldnet_runs() -> ldnet_results.Results:
+    """The committed runs of LD-Net."""
     settings = ldnet_grid.Settings.from_json(result("reproduce-ldnet")["settings"])
     return ldnet_results.Results(_cells("ldnet", {"lm", "task", "metric", *ldnet_results.LISTS}), settings)
 
 
-def reproduction_ldnet() -> str:
-    """Return the page's part on LD-Net."""
-    runs = ldnet_runs()
-    return "\n".join(ldnet_report.lines(runs, ldnet_claims.claims(runs), images="ldnet-"))
-
-
-def reproduction_plots() -> None:
-    """Write the page's figures beside the page."""
-    _draw("ap", figures.draw(*ap_runs()))
-    _draw("multitask", multitask_figures.draw(multitask_runs()))
-    _draw("ldnet", ldnet_figures.draw(ldnet_runs()))
-
-
-def _draw(name: str, pngs: dict[str, bytes]) -> None:
-    for file, png in pngs.items():
-        (PAGE.parent / f"{name}-{file}").write_bytes(png)
+def _prefixed(name: str, pngs: dict[str, bytes]) -> dict[str, bytes]:
+    """The figures under the names that the page links to."""
+    return {f"{name}-{file}": png for file, png in pngs.items()}
 
 
 def _cells(name: str, words: Collection[str]) -> list[dict[str, Any]]:
-    """The rows of a CSV; what is not among the words is a number, or nothing."""
+    """Read the rows of a CSV. Columns outside `words` are numbers, or None where the field is empty."""
     with open(RESULTS / f"reproduce-{name}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{key: value if key in words else float(value) if value else None for key, value in row.items()} for row in rows]

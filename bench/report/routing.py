@@ -1,4 +1,4 @@
-"""The README's tables of many tasks on one model, from bench/results/routing.json."""
+"""The tables of many tasks on one model, from bench/results/routing.json."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bench.support.tables import markdown, result
 
 def routing() -> str:
     """Time to gather a task's model, memory, and throughput of a mixed stream."""
-    found = result("routing")
-    about, memory, stream, count = found["environment"], found["memory"], found["throughput"], len(found["tasks"])
+    run = result("routing")
+    about, memory, stream, count = run["environment"], run["memory"], run["throughput"], len(run["tasks"])
     rows = [
         (
             row["name"], str(row["modules"]), _megabytes(row["gathered_bytes"]), f"{row['first_ms']:.0f} ms",
             f"{row['copy_ms']:.1f} ms", _times(row["cuts_ms"], row["cuts_over_copy"]),
             _times(row["model_ms"], row["model_over_copy"]),
         )
-        for row in found["gathering"]
+        for row in run["gathering"]
     ]  # fmt: skip
     head = ("model", "modules", "gathered", "first request", "copy", "gathering alone", "request after eviction")
-    one = memory["dense"] + found["gathering"][0]["gathered_bytes"]
+    one = memory["dense"] + run["gathering"][0]["gathered_bytes"]
     sizes = [
         ("in memory, all cached", _megabytes(memory["dense"] + memory["gathered"]), _megabytes(memory["separate"])),
         ("in memory, one task cached", _megabytes(one), _megabytes(memory["separate"])),
@@ -32,7 +32,7 @@ def routing() -> str:
         for name, speed in stream["examples_per_second"].items()
     ]
     return (
-        f"The {count} closed tasks of the built-in T5 (other shapes: random plans), {found['keep']:.0%} of heads and neurons "
+        f"The {count} closed tasks of the built-in T5 (other shapes: random plans), {run['keep']:.0%} of heads and neurons "
         f"kept; one thread, {about['device']}, {about['dtype']}, torch {about['torch']}. Copy: a clone of the same weights, in "
         f"turn with the others; medians, and medians of the ratios to it.\n\n{markdown(head, rows)}\n\n"
         f"Weights of all {count} tasks through the router (the dense model and the gathered ones; on disk the dense model and "

@@ -41,7 +41,7 @@ def flap(
     """
     scores = scores or secateur.attribute(model, task, rows, criterion=Fluctuation(), unit="channel", select=CHANNELS)
     kept = _ranked(_standardised(model, scores), scores, flops)
-    plan = plan_of(scores, kept, {"flops": flops})
+    plan = plan_of(scores, kept, secateur.Budget("flops", flops))
     pruned = secateur.prune(model, plan)
     if compensate:
         _compensate_(pruned, model, task, rows, plan)

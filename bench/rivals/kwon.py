@@ -49,7 +49,7 @@ def kwon(
     kept = searched(scores, flops)
     if stage != "search":
         kept = {site: rearranged(_gradients(scores, site), units) for site, units in kept.items()}
-    pruned = secateur.prune(model, plan_of(scores, kept, {"flops": flops}))
+    pruned = secateur.prune(model, plan_of(scores, kept, secateur.Budget("flops", flops)))
     if stage == "tuning":
         tune_(pruned, model, task, rows)
     return pruned

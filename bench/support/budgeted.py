@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +11,7 @@ from secateur.model import cost
 from secateur.model.branches import Attention
 from secateur.model.families import branches
 from secateur.model.sites import Site
+from secateur.planning.plan import Spread
 
 
 def layer_flops(model: nn.Module, tokens: Mapping[str, float]) -> float:
@@ -39,10 +39,10 @@ def all_flops(scores: secateur.Scores) -> float:
     return sum(unit_flops(site, scores) * site.units for site in scores.all_sites)
 
 
-def plan_of(scores: secateur.Scores, kept: Mapping[Site, Tensor], asked: Mapping[str, Any]) -> secateur.Plan:
+def plan_of(scores: secateur.Scores, kept: Mapping[Site, Tensor], budget: secateur.Budget | None) -> secateur.Plan:
     """A plan that keeps these units; the scores tell the model, its layers and the lengths."""
     sites = tuple(kept)
     counts = {site.name: len(units) for site, units in kept.items()}
     left = {kind: cost.remaining(scores.all_sites, sites, counts, kind, scores.tokens) for kind in ("flops", "params")}
     units = {site.name: stay.sort().values for site, stay in kept.items()}
-    return secateur.Plan(units, sites, scores.fingerprint, {**asked, "remaining": left})
+    return secateur.Plan(units, sites, scores.fingerprint, budget, Spread(left))

@@ -1,4 +1,4 @@
-"""What the README's tables are made with: the committed results, and Markdown."""
+"""The committed results, and tables in Markdown."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ from secateur.attribution.scores import Scores as Scores
 from secateur.data import builtin as builtin
 from secateur.flow.choose import alternatives as alternatives
 from secateur.flow.choose import choose as choose
+from secateur.flow.compress import Compressed as Compressed
+from secateur.flow.compress import compress as compress
 from secateur.flow.meet_latency import MetLatency as MetLatency
 from secateur.flow.meet_latency import meet_latency as meet_latency
 from secateur.flow.rounds import attribute_in_rounds as attribute_in_rounds
@@ -26,6 +28,7 @@ from secateur.model import families as families
 from secateur.model.discovery import sites as sites
 from secateur.model.families import register_family as register_family
 from secateur.model.sites import Site as Site
+from secateur.planning.budget import Budget as Budget
 from secateur.planning.latency_table import LatencyTable as LatencyTable
 from secateur.planning.plan import Plan as Plan
 from secateur.planning.plan import plan as plan

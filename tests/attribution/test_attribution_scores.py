@@ -163,12 +163,12 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "attribution by magnitude": (
         lambda: attribution_scores(MultitaskPruning(still_encoder(), TASKS, method="magnitude"), []),
-        r"^pruning: expected one by movement, got 'magnitude'$",
+        r"^pruning: expected method 'movement', got 'magnitude'$",
     ),
     "no batches": (lambda: attribution_scores(by_movement("rank"), []), r"^batches: expected at least one, got none$"),
     "of another encoder": (
         lambda: from_model(still_encoder(), encoder("bert-sequence"), TASKS),
-        r"^initial_scores: expected a model with an encoder of the same shapes, got one with others$",
+        r"^initial_scores: expected a model whose encoder has the same shapes, got other shapes$",
     ),
     "of other tasks": (
         lambda: from_model(still_encoder(), still_encoder(), {"mood": TASKS["mood"]}),

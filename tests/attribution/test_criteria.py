@@ -174,7 +174,7 @@ def test_magnitude_is_that_of_the_weights_that_pruning_takes_away(case: Case, un
     found = secateur.attribute(model, case.task, case.examples[:2], criterion=WeightMagnitude(), unit=unit_argument(unit))
     for site in found.sites:
         kept = torch.cat([torch.arange(1), torch.arange(2, site.units)])
-        pruned = secateur.prune(model, secateur.Plan({site.name: kept}, (site,), found.fingerprint, {}))
+        pruned = secateur.prune(model, secateur.Plan({site.name: kept}, (site,), found.fingerprint))
         assert float(found[site.name][1]) == pytest.approx(magnitude(model) - magnitude(pruned), rel=1e-9), site.name
 
 

@@ -296,7 +296,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     ),
     "schedule": (changed(schedule={"warmup": 0.5, "cooldown": 0.5}), "cooldown: expected less than 1 - warmup = 0.5, got 0.5"),
     "pooling": (changed(pooling="max"), "pooling: expected mean or first, got 'max'"),
-    "length": (changed(max_length=0), "movie: max_length: expected more than 1, which the tokenizer's marks take, got 0"),
+    "length": (changed(max_length=0), "movie: max_length: expected more than 1, the number of the tokenizer's marks, got 0"),
     "no such model": (changed(model="./nothing"), "model: './nothing' cannot be loaded as an encoder: "),
     "a decoder": (decoder, "model: './llama' cannot be loaded as an encoder: "),
     "a task with a point": (changed(tasks={"a.b": "movie.jsonl"}), "tasks: expected names without points, got 'a.b'"),
@@ -315,7 +315,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "no such scores": (changed(pruning={"initial_scores": "none"}), "model: 'none' is no folder of a multitask model"),
     "scores of another encoder": (
         scores_of_another_encoder,
-        "initial_scores: expected a model with an encoder of the same shapes, got one with others",
+        "initial_scores: expected a model whose encoder has the same shapes, got other shapes",
     ),
     "scores by magnitude": (
         scores_by_magnitude,

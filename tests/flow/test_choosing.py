@@ -54,13 +54,13 @@ def test_one_candidate_is_not_tried() -> None:
 def test_alternatives_are_those_that_were_not_settled() -> None:
     case = CASES["t5-gated"]
     scores = secateur.attribute(case.model(), case.task, case.examples)
-    how = [(p.budget["allocation"], p.budget["floor"]) for p in alternatives(scores, flops=0.5)]
+    how = [(p.summary()["allocation"], p.summary()["floor"]) for p in alternatives(scores, flops=0.5)]
     assert [allocation for allocation, _ in how] == ["uniform", *["knapsack"] * 3]
     assert how[1][1] > 0.3 > 0.01 > how[2][1] > how[3][1] == 0.0
-    assert [p.budget["allocation"] for p in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
+    assert [p.summary()["allocation"] for p in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
     (fixed,) = alternatives(scores, flops=0.5, allocation="global", floor=0.2)
-    assert (fixed.budget["allocation"], fixed.budget["floor"]) == ("global", 0.2)
-    assert [p.budget["floor"] for p in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
+    assert (fixed.summary()["allocation"], fixed.summary()["floor"]) == ("global", 0.2)
+    assert [p.summary()["floor"] for p in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
 
 
 def test_bad_input() -> None:

@@ -1,4 +1,4 @@
-"""Dense layers, language models' directions, penalties on gates, and layers that are deleted without a trace in the logits."""
+"""Dense layers, the two directions of language models, gate penalties, and deletion of layers without a change of logits."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ WIDTHS = (3, 5, 2)
 
 
 def tagger(**settings: Any) -> Tagger:
-    """In float64 and eval mode, with gates of no particular value."""
-    chosen = TaggerSettings(
+    """Build a tagger in float64 and eval mode, with random gates."""
+    chosen_settings = TaggerSettings(
         tags=("O", "B-x", "E-x", "S-x"), scheme="bioes", lm_width=4, ahead=WIDTHS, back=(4, 1, 3), features=6, word_width=3,
         character_width=3, character_filters=4, hidden=5, **settings,
     )  # fmt: skip
-    made = Tagger(chosen, Vocabularies(WORDS, WORDS, WORDS)).double().eval()
+    built = Tagger(chosen_settings, Vocabularies(WORDS, WORDS, WORDS)).double().eval()
     with torch.no_grad():
-        for gates in made.gates:
+        for gates in built.gates:
             gates.uniform_(0.2, 1.0)
-    return made
+    return built
 
 
-def batch(made: Tagger) -> dict[str, Tensor]:
-    return collate([made.featurise(tokens) for tokens in SENTENCES])
+def batch(on: Tagger) -> dict[str, Tensor]:
+    return collate([on.featurise(tokens) for tokens in SENTENCES])
 
 
 def test_each_layer_reads_all_before_it() -> None:
@@ -65,14 +65,14 @@ def test_a_dropped_layer_is_hidden_from_later_ones_but_reaches_the_output() -> N
         state = torch.get_rng_state()
         hidden = tuple((torch.rand(3) < 0.5).tolist())
         torch.set_rng_state(state)
-        found = dense.train()(x)
+        outputs = dense.train()(x)
         output, visible = [x], [x]
         for layer, is_hidden in zip(dense.layers, hidden, strict=True):
             output.append(layer(torch.cat(visible, -1))[0])
             visible.append(output[-1] * (not is_hidden))
-        torch.testing.assert_close(found, torch.cat(output, -1), rtol=0, atol=1e-15)
+        torch.testing.assert_close(outputs, torch.cat(output, -1), rtol=0, atol=1e-15)
         seen.add(hidden)
-    assert len(seen) == 8  # Each subset of the layers.
+    assert len(seen) == 8  # All subsets of the layers.
     whole = DenseLSTM(4, WIDTHS).double()
     whole.load_state_dict(dense.state_dict())
     assert torch.equal(dense.eval()(x), whole(x))
@@ -81,10 +81,11 @@ def test_a_dropped_layer_is_hidden_from_later_ones_but_reaches_the_output() -> N
 def test_a_hidden_layer_learns_through_the_output_alone() -> None:
     dense = DenseLSTM(2, (3, 3), layer_dropout=0.999)
     first_layer: Any = dense.layers[0]
-    found = dense.train()(torch.randn(1, 4, 2))
-    (gradient,) = torch.autograd.grad(found[..., 5:].sum(), first_layer.weight_ih_l0, retain_graph=True, materialize_grads=True)
+    outputs = dense.train()(torch.randn(1, 4, 2))
+    weight = first_layer.weight_ih_l0
+    (gradient,) = torch.autograd.grad(outputs[..., 5:].sum(), weight, retain_graph=True, materialize_grads=True)
     assert not gradient.any()
-    (gradient,) = torch.autograd.grad(found[..., 2:5].sum(), first_layer.weight_ih_l0)
+    (gradient,) = torch.autograd.grad(outputs[..., 2:5].sum(), weight)
     assert gradient.any()
 
 
@@ -117,7 +118,7 @@ def language_models(**options: float) -> LanguageModels:
 
 
 def test_the_backward_model_reads_reversed_text() -> None:
-    """Its losses are those that the forward model of the same weights has on the reversed sentences."""
+    """The backward model has the same losses as a forward model with the same weights on the reversed sentences."""
     models = language_models()
     models.back.load_state_dict(models.ahead.state_dict())
     rows = [[1, 2, 3, 4, 1], [1, 5, 1], [1, 6, 7, 1]]
@@ -131,11 +132,11 @@ def test_the_backward_model_reads_reversed_text() -> None:
     assert not torch.allclose(ahead, back)
     alone = [models.losses(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool)) for row in rows]
     for together, number in ((ahead, 0), (back, 1)):
-        torch.testing.assert_close(together, torch.cat([each[number] for each in alone]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(together, torch.cat([losses[number] for losses in alone]), rtol=0, atol=1e-12)
 
 
 def test_perplexity_by_hand() -> None:
-    """With a softmax that has learned nothing, all words are equally likely."""
+    """With a softmax whose parameters are zero, all words are equally likely."""
     models = language_models()
     rows = [[1, 2, 3, 1], [1, 4, 1]]
     losses = [models.losses(torch.tensor([row]), torch.ones(1, len(row), dtype=torch.bool))[0] for row in rows]
@@ -146,8 +147,8 @@ def test_perplexity_by_hand() -> None:
             parameter.zero_()
     # Adaptive softmax: 4 words, and a cluster of 6 more.
     first, second = 5.0, 5.0 * 6
-    wanted = math.exp((math.log(first) * 4 + math.log(second)) / 5)  # Targets 2, 3, 1 and 1 are frequent, 4 is not.
-    assert perplexity(models, rows)[0] == pytest.approx(wanted, rel=1e-12)
+    expected = math.exp((math.log(first) * 4 + math.log(second)) / 5)  # Targets 2, 3, 1 and 1 are frequent, 4 is not.
+    assert perplexity(models, rows)[0] == pytest.approx(expected, rel=1e-12)
     with pytest.raises(InputError, match="text: expected at least one sentence"):
         perplexity(models, [])
 
@@ -159,49 +160,49 @@ def test_cutoffs_by_the_vocabulary() -> None:
 
 
 def test_states_are_aligned() -> None:
-    """Word t's forward state knows nothing of what comes after it, its backward state nothing of what comes before."""
+    """The forward state of word t does not depend on later words, and its backward state not on earlier words."""
     states = ContextStates(len(WORDS), 4, WIDTHS, (2,), boundary=1).double().eval()
     words, mask = (
         torch.tensor([[2, 3, 4, 5, 0], [6, 7, 0, 0, 0]]),
         torch.tensor([[True] * 4 + [False], [True] * 2 + [False] * 3]),
     )
     ahead_size = states.directions[0].output_size
-    found = states(words, mask)
+    unchanged = states(words, mask)
     for position in range(4):
         changed = words.clone()
         changed[0, position] = 9
-        differs = (states(changed, mask) != found)[0]
+        differs = (states(changed, mask) != unchanged)[0]
         assert differs[:4, :ahead_size].any(1).tolist() == [t >= position for t in range(4)]
         assert differs[:4, ahead_size:].any(1).tolist() == [t <= position for t in range(4)]
     embeddings: Any = states.embeddings
-    # The word's own embedding is in both, and the states are those of a model that reads marks and words.
-    assert torch.equal(found[0, 2, :4], embeddings[0].weight[4])
-    assert torch.equal(found[0, 2, ahead_size : ahead_size + 4], embeddings[1].weight[4])
+    # Both states contain the word's own embedding, and equal those of a model that reads marks and words.
+    assert torch.equal(unchanged[0, 2, :4], embeddings[0].weight[4])
+    assert torch.equal(unchanged[0, 2, ahead_size : ahead_size + 4], embeddings[1].weight[4])
     read = states.directions[1](states.embeddings[1](torch.tensor([[1, 5, 4, 3, 2]])))
-    torch.testing.assert_close(found[0, :4, ahead_size:], read[0, 1:].flip(0), rtol=0, atol=1e-14)
+    torch.testing.assert_close(unchanged[0, :4, ahead_size:], read[0, 1:].flip(0), rtol=0, atol=1e-14)
 
 
 def test_padding_does_not_matter() -> None:
-    made = tagger()
-    together = made.emissions(**batch(made))
+    model = tagger()
+    together = model.emissions(**batch(model))
     for row, tokens in enumerate(SENTENCES):
-        alone = made.emissions(**collate([made.featurise(tokens)]))
+        alone = model.emissions(**collate([model.featurise(tokens)]))
         torch.testing.assert_close(together[row, : len(tokens)], alone[0], rtol=0, atol=1e-13)
 
 
 def test_words_are_cut_and_may_be_marks() -> None:
-    made = tagger()
-    long = made.featurise(["a" * 500, "<s>"])
+    model = tagger()
+    long = model.featurise(["a" * 500, "<s>"])
     assert len(long["characters"][0]) == LONGEST_WORD + 2
-    assert long["lm_words"] == [0, 0]  # A mark in the text is not the mark.
+    assert long["lm_words"] == [0, 0]  # "<s>" in a text is an unknown word, not the mark.
 
 
-def closed(made: Tagger, layers: set[int]) -> Tagger:
-    """The layers of both directions are numbered in a row."""
+def closed(model: Tagger, layers: set[int]) -> Tagger:
+    """Close the gates of some layers, numbered from the forward model's first to the backward model's last."""
     with torch.no_grad():
         for layer in layers:
-            made.gates[layer // 3][layer % 3] = 0
-    return made
+            model.gates[layer // 3][layer % 3] = 0
+    return model
 
 
 SUBSETS = [set(chosen) for count in range(7) for chosen in itertools.combinations(range(6), count)]
@@ -209,70 +210,70 @@ SUBSETS = [set(chosen) for count in range(7) for chosen in itertools.combination
 
 @pytest.mark.parametrize("layers", SUBSETS, ids=str)
 def test_deleting_closed_layers_changes_no_logit(layers: set[int]) -> None:
-    made = closed(tagger(), layers)
-    pruned = delete_closed(made)
-    inputs = batch(made)
+    whole = closed(tagger(), layers)
+    pruned = delete_closed(whole)
+    inputs = batch(whole)
     assert [len(dense.layers) for dense in pruned.context.directions] == [
         3 - len(layers & {0, 1, 2}),
         3 - len(layers & {3, 4, 5}),
     ]
-    kept = torch.cat([_kept(made, direction, layers) for direction in range(2)])
-    before, after = (each.context(inputs["lm_words"], inputs["mask"]) for each in (made, pruned))
+    kept = torch.cat([_kept(whole, direction, layers) for direction in range(2)])
+    before, after = (each.context(inputs["lm_words"], inputs["mask"]) for each in (whole, pruned))
     torch.testing.assert_close(after, before[..., kept], rtol=0, atol=1e-12)
-    torch.testing.assert_close(pruned.emissions(**inputs), made.emissions(**inputs), rtol=0, atol=1e-12)
-    assert pruned.decode(**inputs) == made.decode(**inputs)
-    assert list(tag(pruned, SENTENCES)) == list(tag(made, SENTENCES))
+    torch.testing.assert_close(pruned.emissions(**inputs), whole.emissions(**inputs), rtol=0, atol=1e-12)
+    assert pruned.decode(**inputs) == whole.decode(**inputs)
+    assert list(tag(pruned, SENTENCES)) == list(tag(whole, SENTENCES))
     assert pruned.layers_left == 6 - len(layers)
-    saved = sum(each.numel() for each in made.parameters()) - sum(each.numel() for each in pruned.parameters())
+    saved = sum(each.numel() for each in whole.parameters()) - sum(each.numel() for each in pruned.parameters())
     assert (saved > 0) == bool(layers)
 
 
-def _kept(made: Tagger, direction: int, layers: set[int]) -> Tensor:
-    """Which columns of both directions' states are left."""
-    dense = made.context.directions[direction]
+def _kept(model: Tagger, direction: int, layers: set[int]) -> Tensor:
+    """The columns of one direction's states that are left, numbered over both directions."""
+    dense = model.context.directions[direction]
     parts = [torch.ones(dense.input_size)]
     parts += [torch.full((width,), float(3 * direction + n not in layers)) for n, width in enumerate(dense.widths)]
-    offset = direction * made.context.directions[0].output_size
+    offset = direction * model.context.directions[0].output_size
     return offset + torch.cat(parts).nonzero().squeeze(1)
 
 
 def test_a_pruned_tagger_can_be_pruned_again_and_trained_on() -> None:
-    made = tagger()
-    once = delete_closed(closed(made, {1, 3}))
+    whole = tagger()
+    once = delete_closed(closed(whole, {1, 3}))
     twice = delete_closed(closed(once, {0}))
     direct = delete_closed(closed(tagger(), set()))
     assert [len(dense.layers) for dense in twice.context.directions] == [1, 2]
-    assert {name for name, each in twice.named_parameters() if each.requires_grad} == {
-        name for name, each in direct.named_parameters() if each.requires_grad
+    assert {name for name, parameter in twice.named_parameters() if parameter.requires_grad} == {
+        name for name, parameter in direct.named_parameters() if parameter.requires_grad
     }
-    assert not any(each.requires_grad for each in twice.context.parameters())
+    assert not any(parameter.requires_grad for parameter in twice.context.parameters())
 
 
 def test_flops_are_those_of_the_products() -> None:
-    """By shapes: an LSTM's step is 8 h (input + h), whatever is deleted."""
-    made = tagger()
+    """A step of an LSTM of width h costs 8 h (input + h) FLOPs, before and after deletion."""
+    whole = tagger()
     lm = [sum(8 * h * (4 + sum(widths[:n]) + h) for n, h in enumerate(widths)) for widths in (WIDTHS, (4, 1, 3))]
     rest = 2 * 6 * (14 + 12) + 2 * 8 * 5 * (13 + 5) + 2 * 10 * 4 + 2 * 10 * 3 * 3 * 4 + 2 * 16
-    assert flops_per_word(made) == {"language models": sum(lm), "all": sum(lm) + rest}
-    pruned = delete_closed(closed(made, {0, 2, 3, 4, 5}))
+    assert flops_per_word(whole) == {"language models": sum(lm), "all": sum(lm) + rest}
+    pruned = delete_closed(closed(whole, {0, 2, 3, 4, 5}))
     assert flops_per_word(pruned)["language models"] == 8 * 5 * (4 + 5)
 
 
 def test_folders_give_the_same_logits(tmp_path: Path) -> None:
-    made = tagger().float()
-    for number, each in enumerate((made, delete_closed(closed(made, {0, 5})))):
-        save_tagger(each, tmp_path / str(number))
+    whole = tagger().float()
+    for number, saved in enumerate((whole, delete_closed(closed(whole, {0, 5})))):
+        save_tagger(saved, tmp_path / str(number))
         loaded = load_tagger(tmp_path / str(number))
-        assert torch.equal(loaded.emissions(**batch(made)), each.emissions(**batch(made)))
-        assert loaded.settings == each.settings
+        assert torch.equal(loaded.emissions(**batch(whole)), saved.emissions(**batch(whole)))
+        assert loaded.settings == saved.settings
     config = LMConfig(4, WIDTHS, (4, 7), projection=16)
     models = config.build(len(WORDS)).eval()
     save_lm(models, config, WORDS, tmp_path / "lm")
-    found, said, vocabulary = load_lm(tmp_path / "lm")
-    assert said == config
+    loaded_models, loaded_config, vocabulary = load_lm(tmp_path / "lm")
+    assert loaded_config == config
     assert vocabulary.entries == WORDS.entries
     words, mask = torch.tensor([[1, 4, 5, 1]]), torch.ones(1, 4, dtype=torch.bool)
-    assert all(torch.equal(a, b) for a, b in zip(found.losses(words, mask), models.losses(words, mask), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(loaded_models.losses(words, mask), models.losses(words, mask), strict=True))
     assert {path.name for path in (tmp_path / "lm").iterdir()} == {"config.json", "model.safetensors", "vocabulary.json"}
 
 
@@ -302,8 +303,8 @@ def test_penalties_by_hand() -> None:
         (r3(z, 3), 0.4375, second),
         (r3(z, 4), 0.4375, second),
     ]
-    for value, wanted, gradient in cases:
-        assert float(value.detach()) == wanted
+    for value, expected, gradient in cases:
+        assert float(value.detach()) == expected
         assert torch.autograd.grad(value, z)[0].tolist() == gradient
 
 
@@ -315,17 +316,19 @@ def test_penalties_outside_the_range() -> None:
 
 
 def test_projection() -> None:
-    made = tagger()
+    model = tagger()
     with torch.no_grad():
-        made.gates[0].copy_(torch.tensor([-0.2, 0.4, 1.3], dtype=torch.float64))
-    project_(made)
-    assert made.gates[0].tolist() == [0.0, 0.4, 1.0]
+        model.gates[0].copy_(torch.tensor([-0.2, 0.4, 1.3], dtype=torch.float64))
+    project_(model)
+    assert model.gates[0].tolist() == [0.0, 0.4, 1.0]
 
 
 @pytest.mark.parametrize("wanted", range(7))
 def test_shrinking_stops_at_the_wanted_number(wanted: int) -> None:
-    """Layers that cost more than they give, each four times as much as the one before, under projected SGD from 1 until nothing
-    moves: when one has closed, the next one is still above 0.5."""
+    """Each layer harms the loss four times as much as the one before. Projected SGD starts from 1 and runs until no gate moves.
+
+    When a gate has closed, the next one is still above 0.5.
+    """
     gates, counts = nn.Parameter(torch.ones(6, dtype=torch.float64)), []
     harm = 0.02 * 4.0 ** torch.arange(-5, 1, dtype=torch.float64)
     penalty = GatePenalty(0.05, wanted, "R3")

@@ -1,4 +1,4 @@
-"""What heads learn: classes, numbers and spans, their features, losses and metrics, against what one finds by hand."""
+"""Tasks of heads (classes, numbers, spans): their features, losses and metrics are compared with hand-made ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def scored(task: Classification | Regression, targets: list[Any], logits: Tensor
 def test_accuracy_is_the_share_of_right_classes() -> None:
     task = Classification(("bad", "good", "so"))
     logits = torch.tensor([[0.1, 0.7, 0.2], [2.0, 1.0, 0.0], [0.0, 0.1, 0.3], [5.0, 4.9, 1.0]])
-    found = scored(task, ["good", "bad", "good", "so"], logits)
-    assert (found.metric, found.value, found.examples) == ("accuracy", 0.5, 4)
-    assert 0 < found.low < 0.5 < found.high < 1
+    evaluation = scored(task, ["good", "bad", "good", "so"], logits)
+    assert (evaluation.metric, evaluation.value, evaluation.examples) == ("accuracy", 0.5, 4)
+    assert 0 < evaluation.low < 0.5 < evaluation.high < 1
     assert scored(task, [1, 0, 2, 0], logits).value == 1  # Classes by number.
 
 
@@ -48,26 +48,26 @@ def test_matthews_correlation_is_the_formula() -> None:
     task = Classification(("no", "yes"), metric="matthews")
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
-        wanted, found = (torch.randint(0, 2, (40,), generator=generator) for _ in range(2))
-        tp, tn = int((found & wanted).sum()), int(((1 - found) & (1 - wanted)).sum())
-        fp, fn = int((found & (1 - wanted)).sum()), int(((1 - found) & wanted).sum())
+        true, predicted = (torch.randint(0, 2, (40,), generator=generator) for _ in range(2))
+        tp, tn = int((predicted & true).sum()), int(((1 - predicted) & (1 - true)).sum())
+        fp, fn = int((predicted & (1 - true)).sum()), int(((1 - predicted) & true).sum())
         exact = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-        logits = nn.functional.one_hot(found, 2).float()
-        result = scored(task, [task.names[k] for k in wanted], logits)
+        logits = nn.functional.one_hot(predicted, 2).float()
+        result = scored(task, [task.names[k] for k in true], logits)
         assert result.metric == "matthews"
         assert result.value == pytest.approx(exact, abs=1e-12)
         assert result.low <= result.value <= result.high
-    # One class alone tells nothing.
+    # A single predicted class has no correlation.
     assert scored(task, ["yes", "no", "yes"], torch.tensor([[0.0, 1.0]] * 3)).value == 0
 
 
 def test_pearsons_correlation_is_numpys() -> None:
-    wanted = [0.0, 1.5, 5, 3.25, 2]
-    found = torch.tensor([[0.4], [1.0], [4.0], [4.5], [-1.0]])
-    result = scored(Regression(), wanted, found)
+    true = [0.0, 1.5, 5, 3.25, 2]
+    predicted = torch.tensor([[0.4], [1.0], [4.0], [4.5], [-1.0]])
+    result = scored(Regression(), true, predicted)
     assert result.metric == "pearson"
-    assert result.value == pytest.approx(float(np.corrcoef(wanted, found[:, 0].double())[0, 1]), abs=1e-12)
-    assert scored(Regression(), wanted, torch.ones(5, 1)).value == 0
+    assert result.value == pytest.approx(float(np.corrcoef(true, predicted[:, 0].double())[0, 1]), abs=1e-12)
+    assert scored(Regression(), true, torch.ones(5, 1)).value == 0
 
 
 def test_losses_are_those_of_the_formulas() -> None:
@@ -87,12 +87,12 @@ def test_losses_are_those_of_the_formulas() -> None:
 
 def test_features_are_the_tokenizers() -> None:
     examples = [{"input": "the cat", "pair": "a dog sat", "target": 2}, {"input": "so", "pair": "plays", "target": -1.5}]
-    found = Regression().features(pair_tokenizer(), examples, 16)
-    assert found == [
+    features = Regression().features(pair_tokenizer(), examples, 16)
+    assert features == [
         {"row": 0, "label": 2.0, "input_ids": [1, 4, 6, 2, 5, 7, 9, 2], "token_type_ids": [0, 0, 0, 0, 1, 1, 1, 1]},
         {"row": 1, "label": -1.5, "input_ids": [1, 28, 2, 34, 31, 2], "token_type_ids": [0, 0, 0, 1, 1, 1]},
     ]
-    # Too long pairs lose pieces of the longer text; single texts have the marks of one.
+    # A pair that is too long loses pieces of its longer text. A single text has the marks of a single text.
     assert Regression().features(pair_tokenizer(), examples, 7)[0]["input_ids"] == [1, 4, 6, 2, 5, 7, 2]
     del examples[0]["pair"]
     assert Regression().features(pair_tokenizer(), examples[:1], 3)[0]["input_ids"] == [1, 4, 2]
@@ -101,26 +101,26 @@ def test_features_are_the_tokenizers() -> None:
 
 
 def windows(task: Span, example: dict[str, Any], max_length: int) -> list[dict[str, Any]]:
-    """The features of one example, each with the pieces' texts in it."""
-    found = task.features(pair_tokenizer(), [example], max_length)
-    for feature in found:
+    """Return the features of an example, with the texts of their pieces."""
+    features = task.features(pair_tokenizer(), [example], max_length)
+    for feature in features:
         feature["pieces"] = [None if place is None else CONTEXT[place[0] : place[1]] for place in feature["places"]]
-    return found
+    return features
 
 
 def test_windows_overlap_by_the_stride_and_cover_the_context() -> None:
     words = CONTEXT.split()
     for max_length, stride in ((20, 3), (20, 6), (21, 1), (22, 0), (64, 20)):
-        found = windows(Span(stride=stride), asked("red dog"), max_length)
+        features = windows(Span(stride=stride), asked("red dog"), max_length)
         width = max_length - 5  # Three marks and two pieces of question.
         starts = list(range(0, max(1, len(words) - stride), width - stride))
-        assert len(found) == len(starts), (max_length, stride)
-        for feature, start in zip(found, starts, strict=True):
+        assert len(features) == len(starts), (max_length, stride)
+        for feature, start in zip(features, starts, strict=True):
             assert feature["row"] == 0
             assert feature["pieces"] == [None] * 4 + words[start : start + width] + [None]
             assert len(feature["input_ids"]) == len(feature["token_type_ids"]) == len(feature["places"]) <= max_length
             inside = [piece for piece, word in enumerate(feature["pieces"]) if word in ("red", "dog")]
-            # Both words in the window, or it points at the mark at its start.
+            # The label points at both words if the window has both, else at the mark at the start.
             assert feature["label"] == ((inside[0], inside[1]) if len(inside) == 2 else (0, 0))
 
 
@@ -129,10 +129,10 @@ def test_windows_overlap_by_the_stride_and_cover_the_context() -> None:
     [("a", ["a"]), ("red dog sat", ["red", "dog", "sat"]), ("flew", ["flew"]), ("og sa", ["dog", "sat"]), (" mat ", ["mat"])],
 )
 def test_a_label_is_the_first_and_last_piece_of_the_answer(answer: str, pieces: list[str]) -> None:
-    """Whole words where the answer has parts of them; spaces at its ends are no part of it."""
-    (found,) = windows(Span(stride=4), asked(answer), 64)
-    first, last = found["label"]
-    assert found["pieces"][first : last + 1] == pieces
+    """If an answer has parts of words, the label has the whole words. Spaces around an answer do not count."""
+    (window,) = windows(Span(stride=4), asked(answer), 64)
+    first, last = window["label"]
+    assert window["pieces"][first : last + 1] == pieces
 
 
 @pytest.mark.parametrize(("answer", "offsets"), [("bird", [(4, 8)]), ("birds", [(4, 8), (8, 9)]), ("s", [(8, 9)])])
@@ -146,7 +146,7 @@ def test_a_piece_beside_the_answer_is_no_part_of_it(answer: str, offsets: list[t
 
 
 def test_the_best_span_is_the_one_that_logits_point_at() -> None:
-    """From labels to logits and back, through windows: F1 is 1, and less where they point elsewhere."""
+    """Logits that point at the labels, in several windows, give F1 = 1. Logits that point elsewhere give less."""
     task = Span(stride=4)
     answers = ["red dog", "ran under", "the bird flew", "a big"]
     examples = [asked(answer) for answer in answers]
@@ -154,18 +154,18 @@ def test_the_best_span_is_the_one_that_logits_point_at() -> None:
     assert len(features) > len(examples)
     logits = []
     for feature in features:
-        made = torch.randn(len(feature["input_ids"]), 2)
+        feature_logits = torch.randn(len(feature["input_ids"]), 2)
         start, end = feature["label"]
-        made[start, 0] += 20
-        made[end, 1] += 20
-        logits.append(made)
-    found = task.score(examples, features, logits)
-    assert (found.metric, found.value, found.examples) == ("f1", 1.0, 4)
-    # One of two words of the first; of the others the first word of the context, an article.
-    for feature, made in zip(features, logits, strict=True):
-        made.zero_()
+        feature_logits[start, 0] += 20
+        feature_logits[end, 1] += 20
+        logits.append(feature_logits)
+    evaluation = task.score(examples, features, logits)
+    assert (evaluation.metric, evaluation.value, evaluation.examples) == ("f1", 1.0, 4)
+    # One of the two words of the first answer; for the other answers the context's first word, an article.
+    for feature, feature_logits in zip(features, logits, strict=True):
+        feature_logits.zero_()
         if feature["row"] == 0 and feature["label"] != (0, 0):
-            made[feature["label"][0]] = 10.0
+            feature_logits[feature["label"][0]] = 10.0
     assert task.score(examples, features, logits).value == pytest.approx((2 / 3) / 4)
 
 
@@ -182,7 +182,7 @@ def test_the_best_span_against_a_loop_over_all() -> None:
             for last, end in enumerate(feature["places"])
             if place is not None and end is not None and first <= last < first + longest
         ]
-        assert Span(longest=longest)._best(logits, feature["places"]) == max(spans)
+        assert Span(longest=longest)._best_span(logits, feature["places"]) == max(spans)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_the_nearest_of_several_answers_counts() -> None:
 
 
 def test_a_head_reads_the_tokens_that_are_there() -> None:
-    """The mean of those that are no padding, or the first; a span's logits are lowest where there is none."""
+    """A head reads the mean of all tokens but padding, or the first token. A span's logits are lowest at padding."""
     encoder, ids = still_encoder(), torch.tensor([[1, 5, 6, 2, 0, 0], [1, 7, 8, 9, 4, 2]])
     mask, tasks = (ids != 0).long(), {"a": Classification(("x", "y")), "b": Span()}
     with torch.no_grad():
@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "no room for a text": (
         lambda: Regression().features(pair_tokenizer(), rows([1.0]), 2),
-        r"^max_length: expected more than 2, which the tokenizer's marks take, got 2$",
+        r"^max_length: expected more than 2, the number of the tokenizer's marks, got 2$",
     ),
     "no answer": (
         lambda: Span(stride=4).features(
@@ -324,7 +324,7 @@ def test_bad_tasks_and_examples(name: str) -> None:
 
 
 def test_a_long_question_about_a_short_text_is_none() -> None:
-    """Windows are only made of what does not fit."""
+    """A context that fits is not split into windows, even beside a long question."""
     answers = {"text": ["red"], "answer_start": [4]}
     example = {"question": "the cat sat on the mat so", "context": "big red", "answers": answers}
     (feature,) = Span(stride=4).features(pair_tokenizer(), [example], 28)

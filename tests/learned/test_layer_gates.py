@@ -1,4 +1,4 @@
-"""LayerGates: LD-Net's regularisers, gates that learn within [0, 1], and a model that is left as it was."""
+"""LayerGates: LD-Net's regularisers, training of gates within [0, 1], and restoring of the model."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def set_(gates: LayerGates, values: Any) -> None:
 
 
 def slope(value: Tensor, z: Tensor) -> list[float]:
-    (found,) = torch.autograd.grad(value, z)
-    return [round(x, 6) for x in found.tolist()]
+    (gradient,) = torch.autograd.grad(value, z)
+    return [round(x, 6) for x in gradient.tolist()]
 
 
 def test_the_regularisers_by_hand() -> None:
     z = torch.tensor([0.0, 0.25, 0.5, 1.0], requires_grad=True)
     values = [float(value.detach()) for value in (r1(z), r2(z), r3(z, 2), r3(z, 3))]
-    # Three gates are open: with two wanted the first term counts, with three it does not.
+    # Three gates are open. The first term counts if two are wanted, not if three are.
     assert values == [1.75, 1.75 + 0.1875 + 0.25, 1.75 + 0.1875 + 0.25, 0.1875 + 0.25]
-    assert slope(r1(z), z) == [1, 1, 1, 1]  # At 0 that from within, too.
+    assert slope(r1(z), z) == [1, 1, 1, 1]  # At 0 the one-sided derivative from inside [0, 1].
     assert slope(r2(z), z) == [2, 1.5, 1, 0]
     assert slope(r3(z, 2), z) == [2, 1.5, 1, 0]
     assert slope(r3(z, 3), z) == [1, 0.5, 0, -1]
@@ -57,14 +57,14 @@ def test_a_step_that_would_close_too_many_opens_the_largest_again() -> None:
     gates = LayerGates(CASES["t5-relu"].model(), keep_layers=2)
     set_(gates, [0.2, 0.1, 0.4, 0.3, 0.0])
     gates.project_()
-    set_(gates, [-0.2, -0.1, 0.1, -0.3, -0.05])  # The last one was closed before: it stays so.
+    set_(gates, [-0.2, -0.1, 0.1, -0.3, -0.05])  # The last gate was closed before, and stays closed.
     gates.project_()
     assert gates.z.tolist() == pytest.approx([0, 1, 0.1, 0, 0])
 
 
 @pytest.mark.parametrize("keep_layers", [1, 2, 3, 4])
 def test_the_shrinking_stops_at_the_wanted_number(keep_layers: int) -> None:
-    """A task that needs each layer a little more than the one before, but none as much as lambda_0 costs."""
+    """The task needs every layer a little more than the one before, but no layer as much as lambda_0 costs."""
     gates = LayerGates(CASES["t5-relu"].model(), keep_layers=keep_layers, strength=1.0)
     worth = torch.tensor([0.02, 0.04, 0.06, 0.08, 0.1])
     set_(gates, torch.full((5,), 0.9))
@@ -102,14 +102,14 @@ def test_gates_and_their_gradient_are_the_naive_ones(case: Case, unit: Any) -> N
         assert gates.z.dtype == torch.float64
         set_(gates, torch.linspace(0.3, 1, len(gates.names)))
         value = case.task.target(model, batch, "log_probability").sum()
-        (found,) = torch.autograd.grad(value, gates.z)
+        (gradient,) = torch.autograd.grad(value, gates.z)
     leaves = {name: torch.tensor(v, dtype=torch.float64, requires_grad=True) for name, v in gates.values.items()}
     with by_hand(case, model, leaves):
         naive = case.task.target(model, batch, "log_probability").sum()
     assert float(value.detach()) == pytest.approx(float(naive.detach()), rel=1e-12)
     expected = torch.stack(torch.autograd.grad(naive, list(leaves.values())))
     # Gemma's norms compute in float32, whatever the model's dtype.
-    assert relative(found, expected) < (1e-5 if case.name == "gemma3" else 1e-9)
+    assert relative(gradient, expected) < (1e-5 if case.name == "gemma3" else 1e-9)
 
 
 @pytest.mark.parametrize("unit", ["block", "branch"])
@@ -119,22 +119,22 @@ def test_export_computes_what_the_gated_model_computes(case: Case, unit: Any) ->
     with LayerGates(model, keep_layers=1, unit=unit, drop=0.5) as gates:
         set_(gates, [0.0, 0.4, 1.0, 0.7, 0.6, 0.9, 0.0, 1.0, 0.8, 0.5, 0.2, 0.3][: len(gates.names)])
         gated = case.logits(model)
-        made = gates.export()
+        exported = gates.export()
         assert torch.equal(case.logits(model), gated)
-    assert relative(case.logits(made), gated) < (1e-6 if case.name == "gemma3" else 1e-12)
-    assert not [module for module in made.modules() if module._forward_hooks or module._forward_pre_hooks]
-    assert len(layers(made, unit)) == len(gates.left) < len(gates.names)
-    assert torch.equal(case.logits(gates.export()), case.logits(made))
+    assert relative(case.logits(exported), gated) < (1e-6 if case.name == "gemma3" else 1e-12)
+    assert not [module for module in exported.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert len(layers(exported, unit)) == len(gates.left) < len(gates.names)
+    assert torch.equal(case.logits(gates.export()), case.logits(exported))
 
 
 def test_export_of_open_gates_is_the_model_itself() -> None:
     case = CASES["bert-token"]
     model = case.model()
     with LayerGates(model, keep_layers=2, frozen=True) as gates:
-        made = gates.export()
-        assert all(parameter.requires_grad for parameter in made.parameters())
+        exported = gates.export()
+        assert all(parameter.requires_grad for parameter in exported.parameters())
         assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert torch.equal(case.logits(made), case.logits(model))
+    assert torch.equal(case.logits(exported), case.logits(model))
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -189,26 +189,26 @@ def test_layer_drop_drops_whole_blocks_in_training_alone() -> None:
     for module in model.modules():
         module.attention_dropout = 0.0  # type: ignore[assignment]
     batch = case.batches(model, 1000)[0]
-    ways: dict[tuple[str, ...], Tensor] = {}
-    for gone in ((), ("decoder.0",), ("decoder.1",), ("decoder.0", "decoder.1")):
-        with torch.inference_mode(), by_hand(case, model, dict.fromkeys(gone, 0.0)):
-            ways[gone] = case.task.logits(model, batch)
-    counts = dict.fromkeys(ways, 0)
+    logits_of: dict[tuple[str, ...], Tensor] = {}
+    for dropped in ((), ("decoder.0",), ("decoder.1",), ("decoder.0", "decoder.1")):
+        with torch.inference_mode(), by_hand(case, model, dict.fromkeys(dropped, 0.0)):
+            logits_of[dropped] = case.task.logits(model, batch)
+    counts = dict.fromkeys(logits_of, 0)
     with LayerGates(model, keep_layers=1, unit="branch", drop=0.3) as gates, torch.inference_mode():
-        assert all(torch.equal(case.task.logits(model, batch), ways[()]) for _ in range(5))
+        assert all(torch.equal(case.task.logits(model, batch), logits_of[()]) for _ in range(5))
         gates.train()
         for _ in range(800):
             logits = case.task.logits(model, batch)
-            (way,) = [gone for gone, of in ways.items() if torch.allclose(of, logits)]
-            counts[way] += 1
+            (matching,) = [dropped for dropped, expected in logits_of.items() if torch.allclose(expected, logits)]
+            counts[matching] += 1
     shares: dict[tuple[str, ...], float] = {
         (): 0.49,
         ("decoder.0",): 0.21,
         ("decoder.1",): 0.21,
         ("decoder.0", "decoder.1"): 0.09,
     }
-    for way, share in shares.items():
-        assert abs(counts[way] / 800 - share) < 0.06, counts
+    for matching, share in shares.items():
+        assert abs(counts[matching] / 800 - share) < 0.06, counts
 
 
 @every_case
@@ -286,13 +286,13 @@ def test_training_selects_layers_of_a_frozen_model(name: str, tmp_path: Path, ca
             gates, features, arguments(tmp_path, 24, lr_scheduler_type="constant"), collate=collate,
             learning_rates={"gates": 0.05}, progress=lambda done, total: steps.append((done, total)),
         )  # fmt: skip
-        made = gates.export()
+        exported = gates.export()
         gates.eval()
         gated = case.logits(model)
-    # The task's own pull may open some again for a step, but there are never fewer.
+    # The task's gradient may open gates again for a step, but there are never fewer than wanted.
     assert 2 <= len(gates.left) < len(gates.names)
     assert all(0 <= value <= 1 for value in gates.values.values())
-    assert relative(case.logits(made), gated) < 1e-5
+    assert relative(case.logits(exported), gated) < 1e-5
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert capsys.readouterr().out == ""
     assert steps == [(done, 24) for done in range(1, 25)]
@@ -302,7 +302,7 @@ def test_training_selects_layers_of_a_frozen_model(name: str, tmp_path: Path, ca
 
 
 class _Interrupted:
-    """As progress: ends the run at its fifth step."""
+    """A progress callback that ends the run at its fifth step."""
 
     def __call__(self, done: int, total: int) -> None:
         if done == 5:
@@ -311,22 +311,22 @@ class _Interrupted:
 
 def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tmp_path: Path) -> None:
     case = CASES["t5-relu"]
-    found = []
+    results = []
     for folder, stops in (("whole", [8]), ("broken", [4, 8])):
         for stop in stops:
             with LayerGates(case.model(), keep_layers=3, strength=0.5, drop=0.2, warmup=0.5) as gates:
                 features, collate = task_features(case.task, gates, case.examples)
                 options = arguments(tmp_path / folder, 8, save_strategy="steps", save_steps=4, lr_scheduler_type="constant")
-                # Interrupted in the step after the checkpoint.
+                # The run is interrupted in the step after the checkpoint.
                 stopping = _Interrupted() if stop == 4 else None
                 with pytest.raises(KeyboardInterrupt) if stopping else nullcontext():
                     train(
                         gates, features, options, collate=collate, learning_rates={"gates": 0.1}, resume=True, progress=stopping
                     )
-        found.append((gates.z.detach().clone(), {n: p.detach().clone() for n, p in gates.model.named_parameters()}))
-    assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(tensor, found[1][1][name]) for name, tensor in found[0][1].items())
-    assert not torch.equal(found[0][0], torch.ones(5))
+        results.append((gates.z.detach().clone(), {n: p.detach().clone() for n, p in gates.model.named_parameters()}))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
+    assert not torch.equal(results[0][0], torch.ones(5))
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_the_smallest_gates_close_until_the_wanted_number_is_open() -> None:
     assert gates.close_smallest_() == ["decoder.0", "decoder.1"]
     assert gates.z.tolist() == [0.5, 0, 1, 0, 0]
     assert gates.close_smallest_() == []
-    set_(gates, [0.5, 0.0, 0.0, 0.0, 0.0])  # Fewer than wanted: nothing opens.
+    set_(gates, [0.5, 0.0, 0.0, 0.0, 0.0])  # Fewer gates are open than wanted. No gate opens.
     assert gates.close_smallest_() == []
     assert gates.left == ["encoder.0"]
 
@@ -410,7 +410,7 @@ def test_verification_sees_a_gate_that_was_not_folded_in() -> None:
     model = case.model()
     with LayerGates(model, keep_layers=1) as gates:
         set_(gates, [0.5, 0.0])
-        made = gates.export()
+        exported = gates.export()
     for scales, holds in (({"encoder.0": 0.5}, True), ({"encoder.0": 0.51}, False), ({}, False)):
-        found = verify_layers(model, made, ["encoder.1"], case.task, case.batches(model), scales=scales)
-        assert found.holds is holds
+        verification = verify_layers(model, exported, ["encoder.1"], case.task, case.batches(model), scales=scales)
+        assert verification.holds is holds

@@ -1,4 +1,4 @@
-"""Training of LD-Net's language models and taggers: what they learn, what stays frozen, penalties, runs that are killed."""
+"""Training of LD-Net's language models and taggers: learning, frozen weights, penalties, and errors."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_perplexity_falls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     before = perplexity(models, held_out)
     log = train(models, Lines([text], words, 20), lm_arguments(tmp_path / "c"))
     after = perplexity(models, held_out)
-    assert all(found > 0.8 * len(words) for found in before)
-    assert all(found < 0.4 * len(words) for found in after)
-    found = [row["perplexity"] for row in log if "perplexity" in row]
-    assert len(found) == 6
-    assert found[-1] < 0.6 * found[0]
-    assert [math.log(value) for value in found] == pytest.approx([row["loss"] for row in log if "loss" in row])
+    assert all(value > 0.8 * len(words) for value in before)
+    assert all(value < 0.4 * len(words) for value in after)
+    logged = [row["perplexity"] for row in log if "perplexity" in row]
+    assert len(logged) == 6
+    assert logged[-1] < 0.6 * logged[0]
+    assert [math.log(value) for value in logged] == pytest.approx([row["loss"] for row in log if "loss" in row])
     assert capsys.readouterr().out == ""  # Stdout is for results.
 
 
@@ -107,11 +107,11 @@ def test_a_tagger_learns_and_its_language_models_do_not(tmp_path: Path, capsys: 
     before = frozen_weights(tagger)
     assert evaluate(tagger, dev).value < 0.6
     log, _ = train_stage(tagger, train_rows, dev, Stage(8, 4, 0.1), tmp_path / "c", "cpu")
-    found = evaluate(tagger, dev)
-    assert found.metric == "F1"
-    assert found.value > 0.95
-    assert found.low <= found.value <= found.high
-    assert [row["eval_f1"] for row in log if "eval_f1" in row][-1] == found.value
+    evaluation = evaluate(tagger, dev)
+    assert evaluation.metric == "F1"
+    assert evaluation.value > 0.95
+    assert evaluation.low <= evaluation.value <= evaluation.high
+    assert [row["eval_f1"] for row in log if "eval_f1" in row][-1] == evaluation.value
     assert all(torch.equal(value, before[name]) for name, value in frozen_weights(tagger).items())
     assert tagger.all_gates.tolist() == [1.0] * 4  # Without a penalty they are not trained.
     assert not (tmp_path / "c").exists()
@@ -129,23 +129,23 @@ def test_plain_tags_are_scored_by_word(tmp_path: Path) -> None:
     words = Vocabulary.count(token for row in rows for token in row.tokens)
     tagger = new_tagger(built(words), words, rows, "plain", **SIZES, **NO_DROPOUT)
     log, _ = train_stage(tagger, rows, rows, Stage(6, 4, 0.1), tmp_path / "c", "cpu")
-    found = evaluate(tagger, rows)
-    assert found.metric == "word accuracy"
-    assert [row["eval_accuracy"] for row in log if "eval_accuracy" in row][-1] == found.value
-    assert found.value > 0.9
-    assert found.examples == sum(len(row.tokens) for row in rows)
+    evaluation = evaluate(tagger, rows)
+    assert evaluation.metric == "word accuracy"
+    assert [row["eval_accuracy"] for row in log if "eval_accuracy" in row][-1] == evaluation.value
+    assert evaluation.value > 0.9
+    assert evaluation.examples == sum(len(row.tokens) for row in rows)
     assert set(next(tag(tagger, [rows[0].tokens]))[1]) <= {"NN", "NP"}
 
 
 @pytest.mark.parametrize("wanted", [1, 3])
 def test_gates_close_until_the_wanted_number_is_left(tmp_path: Path, wanted: int) -> None:
-    """Layers of the language models that a trained tagger can do without. Those that are below 0.5 when it is met close too."""
+    """A trained tagger can do without its language models' layers. Gates below 0.5 close too once the number is reached."""
     rows = sentences(40)
     tagger = new(rows, **NO_DROPOUT)
     train_stage(tagger, rows, rows[:5], Stage(6, 4, 0.1), tmp_path / "c", "cpu")
     whole = {name: value.clone() for name, value in tagger.state_dict().items()}
     before = frozen_weights(tagger)
-    with torch.no_grad():  # Apart from each other, as noise sets them.
+    with torch.no_grad():  # Different start values, as noise would make them.
         for gates, start in zip(tagger.gates, (torch.tensor([0.2, 1.0]), torch.tensor([0.9, 0.8])), strict=True):
             gates.copy_(start)
     penalty = GatePenalty(2.0, wanted, learning_rate=0.02)
@@ -175,7 +175,7 @@ def test_gates_stay_in_their_range_in_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reopen", [False, True])
 def test_closed_gates_stay_closed_unless_they_may_open(tmp_path: Path, reopen: bool) -> None:
-    """Without a penalty's pull, the loss alone moves them."""
+    """With a penalty of weight 0, only the loss moves the gates."""
     rows = sentences(20)
     tagger = new(rows, **NO_DROPOUT)
     with torch.no_grad():
@@ -189,5 +189,5 @@ def test_closed_gates_stay_closed_unless_they_may_open(tmp_path: Path, reopen: b
 
 def test_a_tag_that_is_not_known_is_named(tmp_path: Path) -> None:
     tagger = new(sentences(4))
-    with pytest.raises(InputError, match=r"data: sentence of line 7: tags: expected some of .*, got 'S-ORG'"):
+    with pytest.raises(InputError, match=r"data: sentence at line 7: tags: expected some of .*, got 'S-ORG'"):
         train_stage(tagger, [Sentence(["x"], ["S-ORG"], 7)], [], Stage(1), tmp_path / "c", "cpu")

@@ -1,4 +1,4 @@
-"""How much stays: the schedule of the density, and how many elements or ranks of each matrix it leaves."""
+"""The schedule of the density, and the number of elements or ranks that a density keeps of each matrix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def masks(granularity: Granularity) -> dict[str, Mask]:
 
 
 def drawn(of: dict[str, Mask], seed: int, values: int = 7) -> dict[str, Tensor]:
-    """Whole numbers as importance, so that there are many ties."""
+    """Draw whole numbers as importance, so that there are many ties."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randint(0, values, (mask.entries,), generator=generator).float() for name, mask in of.items()}
 
@@ -37,9 +37,9 @@ def stored(of: dict[str, Mask], chosen: dict[str, Tensor]) -> int:
 
 
 def ranking(of: dict[str, Mask], importance: dict[str, Tensor]) -> list[tuple[str, int]]:
-    """All entries of all matrices, the most important first; of equal ones the first matrix's first."""
-    found = [(-float(value), place, name, k) for place, name in enumerate(of) for k, value in enumerate(importance[name])]
-    return [(name, k) for _, _, name, k in sorted(found, key=lambda entry: (entry[0], entry[1], entry[3]))]
+    """List the entries of all matrices, the most important first. Ties go to the first matrix."""
+    entries = [(-float(value), place, name, k) for place, name in enumerate(of) for k, value in enumerate(importance[name])]
+    return [(name, k) for _, _, name, k in sorted(entries, key=lambda entry: (entry[0], entry[1], entry[3]))]
 
 
 @pytest.mark.parametrize(("warmup", "cooldown"), [(0.25, 0.25), (0.0, 0.0), (0.1, 0.6), (0.5, 0.0)])
@@ -62,7 +62,7 @@ def test_the_density_falls_by_the_formula(warmup: float, cooldown: float) -> Non
 
 
 def test_the_defaults_are_the_papers() -> None:
-    """Two epochs of eight with all weights, two with the last mask."""
+    """Of eight epochs, the first two keep all weights, and the last two keep the last mask."""
     remaining = [CubicSchedule().remaining(epoch, 8) for epoch in range(9)]
     assert remaining == [1, 1, 1, 27 / 64, 1 / 8, 1 / 64, 0, 0, 0]
     assert CubicSchedule().to_json() == {"warmup": 0.25, "cooldown": 0.25}
@@ -106,7 +106,7 @@ def test_ranks_of_all_matrices_are_the_most_that_fit(density: float) -> None:
     for seed in range(20):
         importance = drawn(of, seed)
         chosen = choose(of, importance, "global", density, 0.0)
-        # Ranks are added one by one, as long as what is then stored is within the density.
+        # Add ranks one by one, as long as the stored weights fit the density.
         naive = {name: torch.zeros(mask.entries, dtype=torch.bool) for name, mask in of.items()}
         for name, k in ranking(of, importance):
             naive[name][k] = True
@@ -122,8 +122,8 @@ def test_each_matrix_keeps_the_same_share_of_its_ranks(density: float) -> None:
     of = masks("rank")
     importance = drawn(of, 0)
     chosen = choose(of, importance, "local", density, 0.0)
-    counts = {name: int(each.sum()) for name, each in chosen.items()}
-    # Every share of ranks, in steps that are finer than any matrix's; the largest that fits.
+    counts = {name: int(kept.sum()) for name, kept in chosen.items()}
+    # Try every share of ranks in steps finer than any matrix has; keep the largest that fits.
     best: dict[str, int] = {}
     for thousandth in range(1001):
         tried = {name: max(1, thousandth * mask.entries // 1000) for name, mask in of.items()}
@@ -143,7 +143,7 @@ def test_on_the_way_a_share_of_what_is_to_go_remains(granularity: Granularity, s
     counts = []
     for remaining in (1.0, 0.7, 0.3, 0.01, 0.0):
         chosen = choose(of, importance, scope, 0.5, remaining)
-        counts.append({name: int(each.sum()) for name, each in chosen.items()})
+        counts.append({name: int(kept.sum()) for name, kept in chosen.items()})
         entries = sum(mask.entries for mask in of.values())
         total, final = sum(counts[-1].values()), sum(choose(of, importance, scope, 0.5, 0.0)[n].sum().item() for n in of)
         slack = 0.5 if scope == "global" else len(of) / 2
@@ -158,8 +158,8 @@ def test_a_models_density_is_met(kind: str, setting: dict[str, Any]) -> None:
     pruning = trained(encoder(kind), TASKS, density=0.3, **setting)
     sizes = {path: mask.weights for path, mask in pruning.masks.items()}
     total = sum(sizes.values())
-    # Of the linear layers in the encoder's blocks, and of nothing else.
-    dense = {f"{path}.weight" for path, each in encoder(kind).named_modules() if isinstance(each, nn.Linear)}
+    # Only the linear layers in the encoder's blocks have masks.
+    dense = {f"{path}.weight" for path, module in encoder(kind).named_modules() if isinstance(module, nn.Linear)}
     assert {f"{path}.weight" for path in sizes} == {name for name in dense if "block." in name or "layer." in name}
     held = {path: mask.stored(mask.kept) for path, mask in pruning.masks.items()}
     assert pruning.stored == sum(held.values())
@@ -189,7 +189,7 @@ def test_density_1_keeps_everything(setting: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_stays_is_the_most_important_at_that_step(method: str) -> None:
-    """The masks follow the weights and scores as they are now: nothing that was pruned is lost for good."""
+    """The masks follow the current weights and scores, so a pruned entry can come back."""
     pruning = trained(encoder("bert-sequence"), TASKS, method=method, density=0.2)
     path = pruning.linears[3]
     gone = ~pruning.masks[path].mask  # type: ignore[operator]
@@ -214,9 +214,9 @@ def test_a_density_that_cannot_be_reached_names_the_nearest_which_works(kind: st
     message = r"^density: expected at least (\S+), the nearest that keeps one .*, got 1e-05$"
     with pytest.raises(InputError, match=message) as refused:
         MultitaskPruning(encoder(kind), TASKS, density=1e-5, **setting)
-    found = re.match(message, str(refused.value))
-    assert found is not None
-    nearest = float(found[1])
+    parsed = re.match(message, str(refused.value))
+    assert parsed is not None
+    nearest = float(parsed[1])
     pruning = trained(encoder(kind), TASKS, density=nearest, **setting)
     kept = [mask.kept for mask in pruning.masks.values()]
     if setting["scope"] == "local" and what == "rank":
@@ -231,7 +231,7 @@ def test_a_density_that_cannot_be_reached_names_the_nearest_which_works(kind: st
 
 @pytest.mark.parametrize("scope", ["global", "local"])
 def test_the_nearest_density_is_rounded_up_to_one_that_works(scope: Scope) -> None:
-    """Also of large matrices, where the third digit is worth many weights."""
+    """This also holds for large matrices, where the third digit stands for many weights."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         shapes = torch.randint(100, 3000, (6, 2), generator=generator).tolist()
@@ -245,7 +245,7 @@ def test_the_nearest_density_is_rounded_up_to_one_that_works(scope: Scope) -> No
 
 
 def test_whichever_rank_comes_first_fits_into_the_least_density() -> None:
-    """Not only one of the smallest matrix: no model is left without any rank."""
+    """The least density fits a rank of any matrix, not only of the smallest one. So every model keeps a rank."""
     of = masks("rank")
     for density in (thousandth / 1000 for thousandth in range(1, 200)):
         try:

@@ -1,4 +1,4 @@
-"""From masks to ordinary folders: the same outputs, saved, loaded, sparse, in fresh processes; and nothing given is changed."""
+"""Export and folders: same outputs after saving and loading, sparse, in fresh processes; given models stay unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ELEMENT, RANK = ({"method": "movement", "granularity": granularity} for granular
 
 
 def pruned(kind: str, setting: dict[str, Any], dtype: str = "float32", density: float = 0.2) -> MultitaskPruning:
-    """With random parameters, and the masks that they make."""
+    """Build a pruning with random parameters, and the masks that follow from them."""
     return trained(encoder(kind).to(DTYPES[dtype]), TASKS, density=density, **setting)
 
 
@@ -44,27 +44,27 @@ def test_what_is_exported_computes_what_was_masked(kind: str, setting: dict[str,
     for dtype, bound in (("float32", 1e-5), ("float64", 1e-13)):
         pruning = pruned(kind, setting, dtype)
         masked = logits(pruning)
-        made = export(pruning)
-        require_layers(pruning, made)
-        found = logits(made)
-        assert found.keys() == TASKS.keys()
-        assert all(float((found[n] - masked[n]).abs().max() / masked[n].abs().max()) < bound for n in ("mood", "size"))
+        exported = export(pruning)
+        require_layers(pruning, exported)
+        outputs = logits(exported)
+        assert outputs.keys() == TASKS.keys()
+        assert all(float((outputs[n] - masked[n]).abs().max() / masked[n].abs().max()) < bound for n in ("mood", "size"))
         inside = inputs()["attention_mask"].bool()
-        assert float((found["where"] - masked["where"])[inside].abs().max()) < 10 * bound
-        # The masks did something: without them the outputs are others.
+        assert float((outputs["where"] - masked["where"])[inside].abs().max()) < 10 * bound
+        # The masks matter: without them the outputs differ.
         for mask in pruning.masks.values():
             mask.keep_(None)
         assert float((logits(pruning)["mood"] - masked["mood"]).abs().max()) > 1000 * bound
-        assert not made.training
-        assert not any(parameter.requires_grad for parameter in made.parameters())
-        assert not any("parametrizations" in name for name, _ in made.named_modules())
+        assert not exported.training
+        assert not any(parameter.requires_grad for parameter in exported.parameters())
+        assert not any("parametrizations" in name for name, _ in exported.named_modules())
 
 
-def require_layers(pruning: MultitaskPruning, made: Any) -> None:
-    """Dense layers with zeros, or two factors where they hold fewer weights than their product; in all what the masks tell."""
+def require_layers(pruning: MultitaskPruning, exported: Any) -> None:
+    """Check that layers are dense with zeros, or two factors if these hold fewer weights, and that the total is right."""
     stored = 0
     for path, mask in pruning.masks.items():
-        layer = made.encoder.get_submodule(path)
+        layer = exported.encoder.get_submodule(path)
         if pruning.granularity == "element":
             assert type(layer) is nn.Linear
             masked: Any = pruning.encoder.get_submodule(path)
@@ -83,38 +83,38 @@ def require_layers(pruning: MultitaskPruning, made: Any) -> None:
 @every_kind
 @every_setting
 def test_saved_and_loaded_bit_for_bit(kind: str, setting: dict[str, Any], tmp_path: Path) -> None:
-    made = export(pruned(kind, setting))
+    exported = export(pruned(kind, setting))
     element = setting["granularity"] == "element"
-    save(made, tmp_path / "out", tokenizer=tokenizer(kind), sparse=True)
+    save(exported, tmp_path / "out", tokenizer=tokenizer(kind), sparse=True)
     for loaded in (load(tmp_path / "out"), load(tmp_path / "out", sparse=True)):
-        assert loaded.tasks == made.tasks
+        assert loaded.tasks == exported.tasks
         assert not loaded.training
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
-        assert same(dict(loaded.state_dict()), dict(made.state_dict()))
-        assert equal(logits(loaded), logits(made))
-    # With the sparse file alone, too: of elements it is the whole encoder. Low rank needs the folder's own classes.
+        assert same(dict(loaded.state_dict()), dict(exported.state_dict()))
+        assert equal(logits(loaded), logits(exported))
+    # The sparse file alone is enough for elements. Low rank also needs the classes in the folder.
     (tmp_path / "out" / ENCODER / "model.safetensors").unlink()
     if element:
-        assert equal(logits(load(tmp_path / "out", sparse=True)), logits(made))
+        assert equal(logits(load(tmp_path / "out", sparse=True)), logits(exported))
         with pytest.raises(InputError, match="model"):
             load(tmp_path / "out")
 
 
 @every_kind
 def test_a_matrix_may_lose_all_its_ranks(kind: str, tmp_path: Path) -> None:
-    """A bias stays, where it had one; the first and the last linear layer of the encoder lose theirs."""
+    """The encoder's first and last linear layers lose all ranks. They keep their biases if they have some."""
     pruning = trained(encoder(kind), TASKS, **RANK, density=0.4)
     lost = (pruning.linears[0], pruning.linears[-1])
     for path in lost:
         torch.nn.init.constant_(pruning.masks[path].scores, -1.0)  # type: ignore[arg-type]
     pruning.update_masks_(10, 10)
     assert [pruning.masks[path].kept for path in lost] == [0, 0]
-    made = export(pruning)
-    assert [made.encoder.get_parameter(f"{path}.basis").numel() for path in lost] == [0, 0]
-    found, masked = logits(made), logits(pruning)
-    assert all(torch.allclose(found[name], masked[name], atol=1e-5) for name in ("mood", "size"))
-    save(made, tmp_path / "out", tokenizer=tokenizer(kind))
-    assert equal(logits(load(tmp_path / "out")), found)
+    exported = export(pruning)
+    assert [exported.encoder.get_parameter(f"{path}.basis").numel() for path in lost] == [0, 0]
+    outputs, masked = logits(exported), logits(pruning)
+    assert all(torch.allclose(outputs[name], masked[name], atol=1e-5) for name in ("mood", "size"))
+    save(exported, tmp_path / "out", tokenizer=tokenizer(kind))
+    assert equal(logits(load(tmp_path / "out")), outputs)
 
 
 def test_a_sparse_file_is_smaller_than_the_dense_one_by_the_zeros(tmp_path: Path) -> None:
@@ -134,23 +134,23 @@ def test_a_sparse_file_of_another_model_is_refused(tmp_path: Path) -> None:
         load_sparse(tmp_path / "t5-gated" / ENCODER, tmp_path / "t5-relu" / SPARSE)
     for content in (b"", b"no tensors", (tmp_path / "t5-gated" / ENCODER / "model.safetensors").read_bytes()):
         (tmp_path / "t5-gated" / SPARSE).write_bytes(content)
-        with pytest.raises(InputError, match=r"^model: .*encoder.sparse.safetensors' is no sparse checkpoint"):
+        with pytest.raises(InputError, match=r"^model: .*encoder.sparse.safetensors' is not a sparse checkpoint"):
             load(tmp_path / "t5-gated", sparse=True)
 
 
 @pytest.mark.parametrize("numel", [1, 7, 8, 9, 64])
 def test_bits_of_any_number_of_elements(numel: int, tmp_path: Path) -> None:
-    made = export(pruned("bert-sequence", ELEMENT))
-    layer: Any = made.encoder.get_submodule("encoder.layer.0.output.dense")
+    exported = export(pruned("bert-sequence", ELEMENT))
+    layer: Any = exported.encoder.get_submodule("encoder.layer.0.output.dense")
     with torch.no_grad():
         layer.weight.zero_()
         layer.weight.view(-1)[-numel:] = torch.arange(1.0, numel + 1)
-    save(made, tmp_path / "out", tokenizer=tokenizer("bert-sequence"), sparse=True)
-    found = load(tmp_path / "out", sparse=True)
-    assert torch.equal(found.encoder.get_parameter("encoder.layer.0.output.dense.weight"), layer.weight)
+    save(exported, tmp_path / "out", tokenizer=tokenizer("bert-sequence"), sparse=True)
+    loaded = load(tmp_path / "out", sparse=True)
+    assert torch.equal(loaded.encoder.get_parameter("encoder.layer.0.output.dense.weight"), layer.weight)
 
 
-# First without secateur, then with it, since importing transformers takes longer than all else.
+# One process reads the folders without secateur, then with it, because importing transformers takes most of the time.
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -190,38 +190,38 @@ save_file(outputs, root / "outputs")
 
 
 def test_folders_are_read_by_fresh_processes(tmp_path: Path) -> None:
-    """An element-wise encoder is stock; one of low rank carries its classes, which stock auto classes take if they may."""
+    """An element-wise encoder is a stock model. A low-rank one brings its classes, which auto classes load if allowed to."""
     jobs: list[tuple[str, str, bool]] = []
     expected: dict[str, Any] = {}
     save_file(inputs(), tmp_path / "inputs")
     for kind in KINDS:
         for setting in (ELEMENT, RANK):
             low, folder = setting is RANK, f"{kind}-{setting['granularity']}"
-            made = export(pruned(kind, setting))
-            save(made, tmp_path / folder, tokenizer=tokenizer(kind))
+            exported = export(pruned(kind, setting))
+            save(exported, tmp_path / folder, tokenizer=tokenizer(kind))
             config = json.loads((tmp_path / folder / ENCODER / "config.json").read_text())
             assert ("auto_map" in config) == ("secateur" in config) == low
             # Stock T5's AutoModel is a whole T5, decoder and all.
             autos = ["AutoModelForTextEncoding", *(["AutoModel"] if low or kind == "bert-sequence" else [])]
             jobs += [(folder, auto, low) for auto in autos]
             with torch.inference_mode():
-                states = made.encoder(**inputs()).last_hidden_state
+                states = exported.encoder(**inputs()).last_hidden_state
             expected |= {f"{folder} by {way}": states for way in (*autos, "secateur")}
-            expected[f"{folder} mood"] = logits(made)["mood"]
-    # The stock modules cache remote code under HF_HOME: an empty one, so that no earlier run's can serve.
+            expected[f"{folder} mood"] = logits(exported)["mood"]
+    # transformers caches remote code under HF_HOME. An empty folder rules out code of an earlier run.
     variables = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(jobs)]
     result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    found = load_file(tmp_path / "outputs")
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+    outputs = load_file(tmp_path / "outputs")
+    assert outputs.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(outputs[name], expected[name])] == []
 
 
 @every_kind
 @local
 def test_a_pruning_leaves_the_given_model_alone(kind: str, setting: dict[str, Any]) -> None:
-    """Its weights, classes and modes, and it computes what it computed; so does one with a decoder or a head of its own."""
+    """Weights, classes and modes stay, also for a model with a decoder or a head of its own."""
     for model in (encoder(kind), CASES[kind].model()):
         part = next(iter(model.children()))
         part.train()  # An odd mode, to be found again.
@@ -249,7 +249,7 @@ def test_export_leaves_the_pruning_trainable(kind: str, setting: dict[str, Any],
     save(made, tmp_path / "out", tokenizer=tokenizer(kind))
     assert same(state(pruning), before)
     assert {name: module.training for name, module in pruning.named_modules()} == modes
-    exported = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    exported_state = {name: tensor.clone() for name, tensor in made.state_dict().items()}
     optimizer = torch.optim.SGD(pruning.parameters(), lr=0.1)
     pruning("mood", **inputs(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
     optimizer.step()
@@ -258,22 +258,22 @@ def test_export_leaves_the_pruning_trainable(kind: str, setting: dict[str, Any],
         held: Any = pruning.encoder.get_submodule(path)
         assert any(not torch.equal(p, before[f"encoder.{path}.{name}"]) for name, p in held.named_parameters())
         assert mask.kept > int(before[f"{path} (mask)"].sum())
-    # And what was exported shares nothing with it.
-    assert same(dict(made.state_dict()), exported)
+    # The exported model shares nothing with the pruning.
+    assert same(dict(made.state_dict()), exported_state)
 
 
 def test_a_classifier_is_a_model_for_the_rest_of_secateur(tmp_path: Path) -> None:
-    """Scores of units, plans and evaluation, of one task's head on the shared encoder."""
-    made = export(trained(encoder("bert-sequence"), {**TASKS, "mood": type(TASKS["mood"])(tuple(CLASSES))}, density=0.5))  # type: ignore[call-arg]
+    """The encoder with one task's head is a model that `secateur.evaluate` accepts."""
+    model = export(trained(encoder("bert-sequence"), {**TASKS, "mood": type(TASKS["mood"])(tuple(CLASSES))}, density=0.5))  # type: ignore[call-arg]
     case = CASES["bert-sequence"]
-    classifier = made.classifier("mood")
+    classifier = model.classifier("mood")
     with torch.no_grad():
-        assert torch.equal(classifier(**inputs()).logits, made("mood", **inputs()).logits)
+        assert torch.equal(classifier(**inputs()).logits, model("mood", **inputs()).logits)
     result = secateur.evaluate(classifier, case.task, case.examples)
     assert (result.metric, result.examples) == ("accuracy", len(case.examples))
     for task in ("size", "nothing"):
-        with pytest.raises(InputError, match=rf"^task: expected one that classifies, of mood, got '{task}'$"):
-            made.classifier(task)
+        with pytest.raises(InputError, match=rf"^task: expected a classification task, of mood, got '{task}'$"):
+            model.classifier(task)
 
 
 def no_folder(folder: Path) -> None:
@@ -339,7 +339,7 @@ def test_a_folder_that_cannot_be_used(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_without_zeros_is_kept_as_it_is(tmp_path: Path) -> None:
-    """Where a bit for each element would cost more than it saves."""
+    """A matrix stays dense if the bits would take more space than its zeros."""
     model = encoder("t5-relu")
     save_sparse(model, tmp_path / "sparse")
     secateur.save(model, tmp_path / "dense")

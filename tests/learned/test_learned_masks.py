@@ -1,4 +1,4 @@
-"""Masks as parametrizations: what they compute, and the gradients that pass straight through them."""
+"""Masks as parametrizations: their outputs and their straight-through gradients."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def masked(shape: tuple[int, int], granularity: Granularity, method: Method) -> tuple[Any, Mask]:
-    """A float64 linear layer with a mask on its weight, and the mask."""
+    """Build a float64 linear layer with a mask on its weight; return both."""
     layer = nn.Linear(shape[1], shape[0], dtype=torch.float64)
     mask = MASKS[granularity](layer.weight, method)
     parametrize.register_parametrization(layer, "weight", mask)
@@ -25,21 +25,21 @@ def masked(shape: tuple[int, int], granularity: Granularity, method: Method) -> 
 
 
 def half(mask: Mask) -> Tensor:
-    """Sets a mask with every other entry, and returns it."""
+    """Set a mask that keeps every other entry, and return it."""
     chosen = torch.arange(mask.entries) % 2 == 0
     mask.keep_(chosen)
     return chosen
 
 
 def backward(layer: nn.Linear) -> Tensor:
-    """Runs a loss of the layer's outputs backwards; dL/d(the layer's weight)."""
+    """Backpropagate a loss of the layer's outputs; return dL/d(the layer's weight)."""
     x = torch.randn(11, layer.in_features, dtype=torch.float64)
     with parametrize.cached():
         layer.weight.retain_grad()
         (layer(x) ** 3).mean().backward()
-        found = layer.weight.grad
-    assert isinstance(found, Tensor)
-    return found
+        gradient = layer.weight.grad
+    assert isinstance(gradient, Tensor)
+    return gradient
 
 
 def close(first: Tensor | None, second: Tensor) -> bool:
@@ -58,7 +58,7 @@ def test_a_score_of_an_element_learns_as_if_it_were_its_mask(shape: tuple[int, i
     assert scores.grad is not None
     for row in range(shape[0]):
         for column in range(shape[1]):
-            # dL/dS = dL/d(W M) * W, also where the element is gone; dL/dW = dL/d(W M) * M.
+            # dL/dS = dL/d(W M) * W, also for a pruned element; dL/dW = dL/d(W M) * M.
             assert scores.grad[row, column] == gradient[row, column] * weight[row, column] != 0
             stays = bool(chosen.view(shape)[row, column])
             assert weight.grad[row, column] == (gradient[row, column] if stays else 0)
@@ -103,7 +103,7 @@ def test_by_magnitude_what_is_pruned_has_no_gradient(shape: tuple[int, int], gra
 @pytest.mark.parametrize("granularity", MASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gradients_are_those_of_autograd_through_a_plain_product(method: Method, granularity: Granularity) -> None:
-    """The same loss with M as a tensor of its own: the gradient of the scores is the one that M gets."""
+    """Compute the same loss with M as a tensor with a gradient: the scores get the gradient of M."""
     layer, mask = masked((5, 7), granularity, method)
     chosen = half(mask).double().requires_grad_()
     held = [p.detach().clone().requires_grad_() for p in layer.parametrizations.weight.parameters() if p is not mask.scores]
@@ -124,7 +124,7 @@ def test_importance_is_the_value_or_the_score(granularity: Granularity) -> None:
     held = list(layer.parametrizations.weight.parameters())
     entries = held[0] if granularity == "element" else held[1]
     with torch.no_grad():
-        entries.neg_()  # A singular value may learn to be negative: it is as large as its absolute value.
+        entries.neg_()  # Training can make singular values negative. Their absolute value counts.
     assert torch.equal(mask.importance(*held), entries.abs().flatten())
     layer, mask = masked((5, 7), granularity, "movement")
     assert mask.scores is not None
@@ -133,7 +133,7 @@ def test_importance_is_the_value_or_the_score(granularity: Granularity) -> None:
     with torch.no_grad():
         mask.scores.copy_(torch.randn(mask.scores.shape))
     importance = mask.importance(*held)
-    assert torch.equal(importance, mask.scores.flatten())  # And a score may be negative: it is less than zero.
+    assert torch.equal(importance, mask.scores.flatten())  # A negative score is less important than zero.
     assert not importance.requires_grad
 
 
@@ -145,20 +145,20 @@ def test_a_mask_with_all_entries_is_none() -> None:
     assert mask.kept == 35
     half(mask)
     assert mask.kept == 18
-    assert "mask" not in mask.state_dict()  # Importance and step decide it.
+    assert "mask" not in mask.state_dict()  # Importance and step determine the mask.
 
 
 @pytest.mark.parametrize("shape", [(23, 17), (17, 23), (20, 20), (1, 9)], ids=str)
 def test_at_full_rank_the_layer_is_reproduced(shape: tuple[int, int]) -> None:
-    """Within what a decomposition in float32 may miss: the machine's epsilon times size and norm, both known in float64."""
+    """The error stays below that of a float32 decomposition: the machine epsilon times size and norm, computed in float64."""
     weight = torch.randn(shape)
     layer = nn.Linear(shape[1], shape[0])
     layer.weight.data = weight.clone()
     parametrize.register_parametrization(layer, "weight", MASKS["rank"](layer.weight, "magnitude"))
-    found = layer.weight.detach()
-    assert found.dtype == torch.float32
+    reproduced = layer.weight.detach()
+    assert reproduced.dtype == torch.float32
     bound = torch.finfo(torch.float32).eps * max(shape) * float(torch.linalg.matrix_norm(weight.double(), 2))
-    assert float((found.double() - weight.double()).abs().max()) < bound < 3e-5
+    assert float((reproduced.double() - weight.double()).abs().max()) < bound < 3e-5
     x = torch.randn(5, shape[1], dtype=torch.float64)
     exact = nn.functional.linear(x, weight.double(), layer.bias.double())
     assert float((layer(x.float()) - exact).detach().abs().max()) < bound * float(x.norm(dim=1).max())

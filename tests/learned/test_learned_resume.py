@@ -1,4 +1,4 @@
-"""A training that stops and goes on ends as one that never stopped; and one on two processes has one set of masks."""
+"""A resumed training ends like an uninterrupted one, and two processes train one set of masks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ RATES = {"weights": 1e-3, "scores": 0.3, "sigma": 0.02}
 
 
 class Stopped(Exception):
-    """What ends a run in the middle."""
+    """Raised to end a run in the middle."""
 
 
 def trained(kind: str, folder: Path, setting: dict[str, Any], *, stop: int | None = None, **options: Any) -> dict[str, Tensor]:
-    """What a run, or one that goes on, has in the end. Dropout is drawn in it, as the Trainer's checkpoints remember.
-    stop: it ends with an exception after that many steps."""
+    """Train, or resume a training, and return the final state. Dropout is on: the Trainer's checkpoints restore its state.
+
+    stop: Raise `Stopped` after this many steps.
+    """
     pruning = MultitaskPruning(encoder(kind), TASKS, density=0.3, **setting)
     pieces = pair_tokenizer() if kind == "bert-sequence" else tokenizer(kind)
     features = features_of(pruning, pieces, examples(), 24)
@@ -46,14 +48,14 @@ CASES = [("bert-sequence", number) for number in (2, 4)] + [("t5-gated", 0), ("t
 
 @pytest.mark.parametrize(("kind", "number"), CASES, ids=[f"{kind}-{NAMES[number]}" for kind, number in CASES])
 def test_a_run_that_goes_on_ends_like_one_that_never_stopped(kind: str, number: int, tmp_path: Path) -> None:
-    """Bit for bit: weights, scores and masks. It stops after a step that no checkpoint knows, in the middle of the schedule."""
+    """Weights, scores and masks are bit-identical. The run stops in the middle of the schedule, a step after a checkpoint."""
     setting = SETTINGS[number]
     whole = trained(kind, tmp_path / "whole", setting)
     with pytest.raises(Stopped):
         trained(kind, tmp_path / "stopped", setting, stop=5)
     assert str(last_checkpoint(tmp_path / "stopped" / "checkpoints")).endswith("checkpoint-4")
     assert same(trained(kind, tmp_path / "stopped", setting), whole)
-    # From the checkpoint of the last step, no step is left to be made, and the masks are made again.
+    # From the checkpoint of the last step, there is no step left to train; the masks are chosen again.
     assert same(trained(kind, tmp_path / "stopped", setting), whole)
 
 
@@ -91,7 +93,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from encoders import TASKS, arguments, encoder, examples, pair_tokenizer, state
-from secateur.learned.multitask import MultitaskPruning
+from secateur.learned.multitask.pruning import MultitaskPruning
 from secateur.learned.multitask.training import features_of, train
 
 torch.set_num_threads(1)
@@ -108,7 +110,7 @@ torch.distributed.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
-    """Each with batches of its own, whose tasks may differ, and gradients that are averaged."""
+    """Every process has its own batches, whose tasks may differ. Gradients are averaged."""
     (tmp_path / "script.py").write_text(DISTRIBUTED)
     path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -122,5 +124,5 @@ def test_two_processes_have_the_same_masks(tmp_path: Path) -> None:
     features = features_of(alone, pair_tokenizer(), examples(), 24)
     train(alone, features, arguments(tmp_path, max_steps=6), tokenizer=pair_tokenizer(), learning_rates={"scores": 0.3})
     assert sum(int(tensor.sum()) for name, tensor in first.items() if "(mask)" in name) == alone.stored
-    # Two batches a step: other weights than one process has.
+    # Two processes see two batches a step, so their weights differ from those of one process.
     assert not same(first, state(alone))

@@ -1,4 +1,4 @@
-"""Training: batches of one task each, groups of learning rates, and a Trainer that does what a plain loop does."""
+"""Training: batches of a single task, groups of learning rates, and equality of the Trainer with a plain loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RATES = {"weights": 1e-3, "scores": 0.3, "sigma": 0.02}
 
 
 def sampled(sizes: list[int], batch_size: int, batches: int, seed: int = 0) -> Iterator[tuple[int, list[int]]]:
-    """Task and examples of each batch."""
+    """Yield the task and the examples of each batch."""
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     for batch in UniformTasks(sizes, batch_size, batches, seed):
         tasks = {next(number for number, end in enumerate(ends) if row < end) for row in batch}
@@ -63,22 +63,22 @@ def test_every_example_is_seen_once_before_any_is_seen_twice(batch_size: int) ->
     for size, rows in zip(sizes, seen, strict=True):
         rounds = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
         assert len(rounds) > 2
-        assert all(sorted(each) == list(range(size)) for each in rounds)
+        assert all(sorted(order) == list(range(size)) for order in rounds)
         if size > 5:
-            assert len({tuple(each) for each in rounds}) > len(rounds) / 2  # In another order each time.
+            assert len({tuple(order) for order in rounds}) > len(rounds) / 2  # The order changes from round to round.
 
 
 def test_batches_are_the_seeds() -> None:
-    made = UniformTasks([20, 7], 4, 50, seed=3)
-    assert len(made) == 50
-    assert list(made) == list(made) == list(UniformTasks([20, 7], 4, 50, seed=3))
-    assert list(made) == list(UniformTasks([20, 7], 4, 99, seed=3))[:50]
-    assert list(made) != list(UniformTasks([20, 7], 4, 50, seed=4))
+    sampler = UniformTasks([20, 7], 4, 50, seed=3)
+    assert len(sampler) == 50
+    assert list(sampler) == list(sampler) == list(UniformTasks([20, 7], 4, 50, seed=3))
+    assert list(sampler) == list(UniformTasks([20, 7], 4, 99, seed=3))[:50]
+    assert list(sampler) != list(UniformTasks([20, 7], 4, 50, seed=4))
 
 
 @pytest.mark.parametrize("sizes", [[], [5, 0]])
 def test_a_task_without_examples_is_refused(sizes: list[int]) -> None:
-    with pytest.raises(InputError, match=r"^sizes: expected an example of each task at least, got "):
+    with pytest.raises(InputError, match=r"^sizes: expected at least one example of every task, got "):
         UniformTasks(sizes, 4, 10, 0)
 
 
@@ -88,9 +88,9 @@ def test_each_parameter_is_in_one_group(kind: str, setting: dict[str, Any]) -> N
     pruning = MultitaskPruning(encoder(kind), TASKS, density=0.3, **setting)
     frozen = pruning.heads["size"].get_parameter("linear.bias").requires_grad_(False)
     groups = pruning.parameter_groups(RATES, weight_decay=0.01)
-    found = [id(parameter) for group in groups for parameter in group["params"]]
-    assert len(found) == len(set(found))
-    assert set(found) == {id(parameter) for parameter in pruning.parameters()} - {id(frozen)}
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in pruning.parameters()} - {id(frozen)}
     expected = {"weights"}
     scores = {id(mask.scores) for mask in pruning.masks.values() if mask.scores is not None}
     sigma = {id(held[1]) for held in weights(pruning).values()} if setting["granularity"] == "rank" else set()
@@ -111,7 +111,7 @@ def prepared(model: nn.Module, **options: Any) -> tuple[MultitaskPruning, dict[s
 
 
 def by_hand(pruning: MultitaskPruning, features: dict[str, list[Feature]], steps: int, size: int, accumulated: int) -> None:
-    """AdamW with warm-up and clipping, in a plain loop; the masks follow each step."""
+    """Train in a plain loop: AdamW with warm-up and clipping; the masks are chosen after each step."""
     rows = [(name, feature) for name, of_task in features.items() for feature in of_task]
     batches = iter(UniformTasks([len(of_task) for of_task in features.values()], size, steps * accumulated, seed=42))
     optimizer = torch.optim.AdamW(pruning.parameter_groups(RATES, 0.01))
@@ -149,7 +149,7 @@ def test_the_trainer_does_what_a_plain_loop_does(method: str, granularity: str, 
             assert torch.equal(tensor, second[name]), name
         else:
             assert torch.allclose(tensor, second[name], rtol=1e-5, atol=1e-7), name
-    # Everything has learned: weights, scores and singular values, and the heads of all tasks.
+    # All parameters have changed: weights, scores, singular values, and the heads of all tasks.
     learned = {name for name, tensor in first.items() if not torch.equal(tensor, before[name])}
     assert {name for name in first if "pooler" not in name and "key.bias" not in name and "position" not in name} <= learned
 
@@ -172,15 +172,15 @@ def test_in_the_end_the_density_is_exact(setting: dict[str, Any], tmp_path: Path
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_same_seed_gives_the_same_masks(granularity: str, tmp_path: Path) -> None:
-    """With dropout, which the seed draws too; another seed gives others."""
-    found = []
+    """Dropout is on, and also depends on the seed. Another seed gives other masks."""
+    states = []
     for number, seed in enumerate((5, 5, 6)):
         torch.manual_seed(number)  # What came before does not matter.
         pruning, features = prepared(encoder("bert-sequence"), granularity=granularity)
         train(pruning, features, arguments(tmp_path, seed=seed), tokenizer=pair_tokenizer(), learning_rates=RATES)
-        found.append(state(pruning))
-    assert same(found[0], found[1])
-    masks = [{name: tensor for name, tensor in each.items() if "(mask)" in name} for each in found]
+        states.append(state(pruning))
+    assert same(states[0], states[1])
+    masks = [{name: tensor for name, tensor in final.items() if "(mask)" in name} for final in states]
     assert not same(masks[0], masks[2])
 
 
@@ -193,18 +193,18 @@ def test_progress_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
     train(pruning, features, arguments(tmp_path), tokenizer=pair_tokenizer(), progress=progress)
     assert told == [(step, 8) for step in range(1, 9)]
-    assert capsys.readouterr().out == ""  # It is for results.
+    assert capsys.readouterr().out == ""  # Stdout is for results.
 
 
 def test_each_task_is_evaluated_as_one_example_at_a_time_is() -> None:
-    """In batches of several sizes, and the model keeps its modes and its masks."""
+    """Batches of several sizes give the same metrics. The model keeps its modes and its masks."""
     pruning, features = prepared(encoder("bert-sequence"))
     pruning.update_masks_(1, 1)
     pruning.encoder.train()
     pruning.heads["mood"].eval()
     modes = {name: module.training for name, module in pruning.named_modules()}
     before, rows = state(pruning), examples()
-    found = {
+    evaluations = {
         size: [
             evaluate_task(pruning, name, rows[name], features[name], pair_tokenizer(), max_tokens=size).to_json()
             for name in TASKS
@@ -217,13 +217,13 @@ def test_each_task_is_evaluated_as_one_example_at_a_time_is() -> None:
     for place, (name, task) in enumerate(TASKS.items()):
         logits: list[Tensor] = []
         for feature in features[name]:
-            kinds = {"token_type_ids": torch.tensor([feature["token_type_ids"]])}
+            type_ids = {"token_type_ids": torch.tensor([feature["token_type_ids"]])}
             ids = torch.tensor([feature["input_ids"]])
             with torch.no_grad():
-                logits.append(pruning(name, ids, torch.ones_like(ids), **kinds).logits[0])
+                logits.append(pruning(name, ids, torch.ones_like(ids), **type_ids).logits[0])
         expected = task.score(rows[name], features[name], logits).to_json()
-        for size in found:
-            assert found[size][place] == pytest.approx(expected, abs=1e-5), (name, size)
+        for size in evaluations:
+            assert evaluations[size][place] == pytest.approx(expected, abs=1e-5), (name, size)
 
 
 def test_without_steps_there_is_no_training(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mixtures of single-task models against all combinations of them."""
+"""Mixtures of single-task models are compared with all combinations of the models."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Models = dict[str, list[tuple[float, float]]]
 
 
 def drawn(seed: int) -> Models:
-    """A few models of one to four tasks. Whole numbers, so that sums are often equal."""
+    """Draw a few models of one to four tasks, with whole numbers, so that sums are often equal."""
     random = Random(seed)
     tasks = "abcd"[: random.randint(1, 4)]
     return {task: [(random.randint(1, 8), random.randint(0, 8)) for _ in range(random.randint(1, 5))] for task in tasks}
 
 
 def every(models: Models) -> list[Mixture]:
-    """All combinations of one model a task."""
-    found = []
+    """List all combinations of one model for each task."""
+    mixtures = []
     for numbers in product(*(range(len(points)) for points in models.values())):
         chosen = dict(zip(models, numbers, strict=True))
         points = [models[task][number] for task, number in chosen.items()]
-        found.append(Mixture(sum(weights for weights, _ in points), sum(score for _, score in points) / len(points), chosen))
-    return found
+        mixtures.append(Mixture(sum(weights for weights, _ in points), sum(score for _, score in points) / len(points), chosen))
+    return mixtures
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -36,22 +36,22 @@ def test_the_best_of_all_combinations_at_every_budget(seed: int) -> None:
     combinations = every(models)
     for budget in range(1, 33):
         scores = [mixture.score for mixture in combinations if mixture.weights <= budget]
-        found = best(models, budget)
-        if found is None:
+        best_mixture = best(models, budget)
+        if best_mixture is None:
             assert scores == []
             continue
-        assert found.score == pytest.approx(max(scores), abs=1e-9)
-        assert found.weights <= budget
-        # It says which models it is made of.
-        (told,) = (mixture for mixture in combinations if mixture.chosen == found.chosen)
-        assert told.weights == found.weights
-        assert told.score == pytest.approx(found.score)
+        assert best_mixture.score == pytest.approx(max(scores), abs=1e-9)
+        assert best_mixture.weights <= budget
+        # `chosen` names the models of the mixture.
+        (chosen,) = (mixture for mixture in combinations if mixture.chosen == best_mixture.chosen)
+        assert chosen.weights == best_mixture.weights
+        assert chosen.score == pytest.approx(best_mixture.score)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_the_frontier_has_what_no_other_beats(seed: int) -> None:
     models = drawn(seed)
-    combinations, found = every(models), frontier(models)
+    combinations, mixtures = every(models), frontier(models)
     unbeaten = {
         (one.weights, round(one.score, 9))
         for one in combinations
@@ -62,8 +62,8 @@ def test_the_frontier_has_what_no_other_beats(seed: int) -> None:
             for other in combinations
         )
     }
-    assert [(mixture.weights, round(mixture.score, 9)) for mixture in found] == sorted(unbeaten)
-    assert all(set(mixture.chosen) == set(models) for mixture in found)
+    assert [(mixture.weights, round(mixture.score, 9)) for mixture in mixtures] == sorted(unbeaten)
+    assert all(set(mixture.chosen) == set(models) for mixture in mixtures)
 
 
 def test_a_budget_is_met_to_the_last_weight() -> None:
@@ -79,5 +79,5 @@ def test_a_budget_is_met_to_the_last_weight() -> None:
 
 
 def test_a_task_without_models_is_refused() -> None:
-    with pytest.raises(InputError, match=r"^models: expected at least one of each task, got none of 'b'$"):
+    with pytest.raises(InputError, match=r"^models: expected at least one for every task, got none for 'b'$"):
         frontier({"a": [(1, 1)], "b": []})

@@ -1,4 +1,4 @@
-"""The YAML file of `secateur multitask`: what is read from it, and the arguments of the Trainer that come out of it."""
+"""The YAML file of `secateur multitask`: its fields, and the Trainer's arguments that are built from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_least_config_has_the_papers_settings(tmp_path: Path) -> None:
 
 
 def test_everything_that_can_be_said(tmp_path: Path) -> None:
-    found = read(
+    config = read(
         tmp_path,
         """
 model: ./bert
@@ -50,35 +50,35 @@ max_length: 64
 """,
     )
     one = TaskConfig("one.jsonl", "test.jsonl", "classification", ("no", "yes", "3"), "matthews", True, 100)
-    assert found.tasks == {"one": one, "two": TaskConfig("two.jsonl", kind="regression")}
-    assert found.pruning == PruningConfig("magnitude", "rank", "local", 0.3, "./trained")
-    assert found.schedule == CubicSchedule(0, 0.5)
-    assert found.learning_rates == {"weights": 3e-5, "scores": 0.01, "sigma": 0.005}
-    assert found.training == {"max_steps": 7, "learning_rate": 2e-5, "bf16": False}
-    assert (found.model, found.pooling, found.max_length) == ("./bert", "first", 64)
+    assert config.tasks == {"one": one, "two": TaskConfig("two.jsonl", kind="regression")}
+    assert config.pruning == PruningConfig("magnitude", "rank", "local", 0.3, "./trained")
+    assert config.schedule == CubicSchedule(0, 0.5)
+    assert config.learning_rates == {"weights": 3e-5, "scores": 0.01, "sigma": 0.005}
+    assert config.training == {"max_steps": 7, "learning_rate": 2e-5, "bf16": False}
+    assert (config.model, config.pooling, config.max_length) == ("./bert", "first", 64)
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("3e-5", 3e-5), ("1E3", 1000.0), ("-2.5e-1", -0.25), (".5e1", 5.0), ("1.e2", 100.0)]
 )
 def test_a_number_with_an_exponent_is_one(text: str, value: float, tmp_path: Path) -> None:
-    found = read(tmp_path, f"{LEAST}learning_rates: {{weights: {text}}}\n").learning_rates["weights"]
-    assert (type(found), found) == (float, value)
+    rate = read(tmp_path, f"{LEAST}learning_rates: {{weights: {text}}}\n").learning_rates["weights"]
+    assert (type(rate), rate) == (float, value)
 
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "2024-01-01", "e5", "3e", "v1e5"])
 def test_words_that_older_yaml_takes_for_something_else_are_words(text: str, tmp_path: Path) -> None:
-    """Labels are often yes and no; and a run's name may be a date."""
-    found = read(tmp_path, f"{LEAST}training: {{run_name: {text}}}\n")
-    assert found.training == {"run_name": text}
+    """Labels are often yes and no, and a run's name may be a date."""
+    config = read(tmp_path, f"{LEAST}training: {{run_name: {text}}}\n")
+    assert config.training == {"run_name": text}
     assert read(tmp_path, f"model: m\ntasks: {{a: {{data: d, labels: [{text}, x]}}}}\n").tasks["a"].labels == (text, "x")
 
 
 def test_the_file_as_it_was_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"{LEAST}schedule: {{warmup: 0.1}}\n")
-    said = read_config(tmp_path / "c.yaml")[1]
-    assert said == {"model": "builtin", "tasks": {"movie": "builtin:movie"}, "schedule": {"warmup": 0.1}}
-    json.dumps(said)
+    content = read_config(tmp_path / "c.yaml")[1]
+    assert content == {"model": "builtin", "tasks": {"movie": "builtin:movie"}, "schedule": {"warmup": 0.1}}
+    json.dumps(content)
 
 
 def test_tasks_of_each_kind(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_tasks_of_each_kind(tmp_path: Path) -> None:
     answers = {"question": "q", "context": "c", "answers": {"text": ["c"], "answer_start": [0]}, "id": 5}
     spans = write(tmp_path, "spans.jsonl", [answers] * 3)
     task, train, test = load_task("a", TaskConfig(classes, eval=classes, examples=3))
-    assert task == Classification(("no", "so"))  # Of those that are taken.
+    assert task == Classification(("no", "so"))  # Only the labels of the examples that are taken.
     assert train == [{"input": "a text", "target": label} for label in ("so", "no", "so")]
     assert len(test) == 4
     task, train, test = load_task("a", TaskConfig(classes, labels=("so", "no", "maybe"), pair=True))
@@ -115,34 +115,44 @@ def test_class_numbers_are_names_where_no_others_are_given(tmp_path: Path) -> No
     assert [row["target"] for row in train] == [1, 0, 2]
 
 
-def made(tmp_path: Path, **training: Any) -> Any:
+def arguments_with(tmp_path: Path, **training: Any) -> Any:
     return training_arguments(Config("m", {}, training=training), {"a": 100, "b": 30}, tmp_path / "c", "cpu")
 
 
 def test_arguments_of_the_trainer(tmp_path: Path) -> None:
-    found = made(tmp_path, max_steps=400, learning_rate=1e-4, weight_decay=0.1)
-    assert (found.max_steps, found.learning_rate, found.weight_decay) == (400, 1e-4, 0.1)
-    # Ours, where nothing is said: a tenth of warm-up, four checkpoints, a log of fifty lines, nothing on stdout.
-    assert (found.warmup_steps, found.save_steps, found.logging_steps, found.save_total_limit) == (40, 100, 8, 1)
-    assert (found.per_device_train_batch_size, found.lr_scheduler_type, found.report_to, found.disable_tqdm) == (
+    arguments = arguments_with(tmp_path, max_steps=400, learning_rate=1e-4, weight_decay=0.1)
+    assert (arguments.max_steps, arguments.learning_rate, arguments.weight_decay) == (400, 1e-4, 0.1)
+    # The defaults: a tenth of the steps is warm-up, four checkpoints, fifty log entries, nothing on stdout.
+    assert (arguments.warmup_steps, arguments.save_steps, arguments.logging_steps, arguments.save_total_limit) == (
+        40,
+        100,
+        8,
+        1,
+    )
+    assert (
+        arguments.per_device_train_batch_size,
+        arguments.lr_scheduler_type,
+        arguments.report_to,
+        arguments.disable_tqdm,
+    ) == (
         32,
         "linear",
         [],
         True,
     )
-    assert found.use_cpu
-    given = made(tmp_path, max_steps=400, warmup_steps=3, save_steps=7, logging_steps=9, save_total_limit=5)
+    assert arguments.use_cpu
+    given = arguments_with(tmp_path, max_steps=400, warmup_steps=3, save_steps=7, logging_steps=9, save_total_limit=5)
     assert (given.warmup_steps, given.save_steps, given.logging_steps, given.save_total_limit) == (3, 7, 9, 5)
-    few = made(tmp_path, max_steps=1)
+    few = arguments_with(tmp_path, max_steps=1)
     assert (few.warmup_steps, few.save_steps, few.logging_steps) == (0, 1, 1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_epochs_are_of_all_tasks_examples(tmp_path: Path) -> None:
-    assert made(tmp_path, num_train_epochs=3, per_device_train_batch_size=8).max_steps == 49  # 390 examples.
-    found = made(tmp_path, num_train_epochs=2.5, per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    assert (found.max_steps, found.warmup_steps, found.save_steps) == (41, 4, 10)
-    assert made(tmp_path, num_train_epochs=3, max_steps=5).max_steps == 5
+    assert arguments_with(tmp_path, num_train_epochs=3, per_device_train_batch_size=8).max_steps == 49  # 390 examples.
+    arguments = arguments_with(tmp_path, num_train_epochs=2.5, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    assert (arguments.max_steps, arguments.warmup_steps, arguments.save_steps) == (41, 4, 10)
+    assert arguments_with(tmp_path, num_train_epochs=3, max_steps=5).max_steps == 5
 
 
 @pytest.mark.parametrize(
@@ -169,7 +179,7 @@ def test_epochs_are_of_all_tasks_examples(tmp_path: Path) -> None:
             r"^training.gradient_accumulation_steps: expected at least 1, got -2$",
         ),
         ({"max_steps": 5, "eval_strategy": "epoch"}, r"^training.eval_strategy: expected 'no' \(tasks are .*\), got 'epoch'$"),
-        ({"max_steps": 5, "report_to": "frob"}, r"^training.report_to: expected what is installed, got frob$"),
+        ({"max_steps": 5, "report_to": "frob"}, r"^training.report_to: expected installed integrations, got frob$"),
         ({"max_steps": 5, "frob": 1}, r"^training: .* got an unexpected keyword argument 'frob'$"),
         ({"max_steps": 5, "output_dir": "x"}, r"^training: .* got multiple values for argument 'output_dir'$"),
         ({"max_steps": 5, "optim": "frob"}, r"^training: frob is not a valid OptimizerNames"),

@@ -1,4 +1,4 @@
-"""largest: an exact number of the largest values, ties by index, also where a sample tells where the threshold lies."""
+"""largest: an exact number of largest values, ties by index, also if a sample narrows down the threshold."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from secateur import InputError
 from secateur.learned.multitask.top_k import _SAMPLE, largest
 
-# So many that a sample is taken; odd, so that the sample's stride does not divide it.
+# Large enough for a sample to be taken; odd, so that the sample's stride does not divide it.
 MANY = (1 << 18) + 12_345
 
 
 def naive(values: Tensor, count: int) -> Tensor:
-    """The first `count` of the values in a stable sort: largest first, equal ones by index."""
+    """Mark the first `count` values of a stable sort: largest first, equal ones by index."""
     numbers = values.tolist()
     order = sorted(range(len(numbers)), key=lambda index: (-numbers[index], index))
     chosen = torch.zeros(len(numbers), dtype=torch.bool)
@@ -32,9 +32,9 @@ def test_as_a_stable_sort_says(distinct: int, dtype: torch.dtype) -> None:
         for draw in range(5):
             values = torch.randint(-distinct // 2, distinct, (size,)).to(dtype)
             for count in {0, 1, size // 3, size // 2, size - 1, size, draw % (size + 1)}:
-                found = largest(values, count)
-                assert found.dtype == torch.bool
-                assert torch.equal(found, naive(values, count)), (values, count)
+                marked = largest(values, count)
+                assert marked.dtype == torch.bool
+                assert torch.equal(marked, naive(values, count)), (values, count)
 
 
 def rising(size: int) -> Tensor:
@@ -53,7 +53,7 @@ ADVERSARIAL: dict[str, Callable[[], Tensor]] = {
     "infinities": lambda: torch.randn(MANY).masked_fill(torch.rand(MANY) < 0.2, math.inf),
     "both infinities": lambda: torch.randn(MANY).masked_fill(torch.rand(MANY) < 0.2, math.inf) * torch.randn(MANY).sign(),
     "all but a few at zero": lambda: torch.zeros(MANY).index_fill_(0, torch.randint(0, MANY, (100,)), 1.0),
-    # Every value that the sample sees is large, and no other: it tells nothing about where the threshold lies.
+    # All values in the sample are large, and all other values are not. So the sample does not show the threshold.
     "what the sample sees is large": lambda: torch.rand(MANY) + (rising(MANY) % (MANY // _SAMPLE) == 0) * 10,
     "what the sample sees is small": lambda: torch.rand(MANY) - (rising(MANY) % (MANY // _SAMPLE) == 0) * 10,
 }
@@ -90,7 +90,7 @@ def test_a_count_beyond_the_values_is_refused(count: int) -> None:
 
 
 def test_values_that_are_no_numbers_are_refused() -> None:
-    """A run that has diverged would otherwise go on with another density than was asked for."""
+    """Otherwise a diverged run would continue with another density than requested."""
     values = torch.randn(10).index_fill_(0, torch.tensor([2, 5, 7]), math.nan)
-    with pytest.raises(InputError, match=r"^values: expected at least 8 numbers, got 3 that are none$"):
+    with pytest.raises(InputError, match=r"^values: expected at least 8 that are not NaN, got 3 NaN$"):
         largest(values, 8)

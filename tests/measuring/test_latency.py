@@ -193,7 +193,7 @@ def some_plan(model: nn.Module, sites: Any, counts: Mapping[str, int]) -> Plan:
         heads = site.groups if site.unit.endswith("channel") else 1
         first = torch.arange(counts[site.name] // heads)
         kept[site.name] = (first + torch.arange(heads).unsqueeze(1) * (site.units // heads)).flatten()
-    return Plan(kept, tuple(sites), fingerprint(model), {})
+    return Plan(kept, tuple(sites), fingerprint(model))
 
 
 def test_progress_gets_each_width(counted: list[nn.Module]) -> None:
@@ -215,7 +215,7 @@ def test_branches_times_lie_apart_within_the_pass(case: Case) -> None:
     model = case.model()
     plan = secateur.Plan(
         {s.name: torch.arange(s.units)[s.layer % 2 :] for s in secateur.sites(model)},
-        tuple(secateur.sites(model)), fingerprint(model), {},
+        tuple(secateur.sites(model)), fingerprint(model),
     )  # fmt: skip
     (batch,) = synthetic_batches(model, [2], [6])
     for timed in (model, secateur.prune(model, plan)):
@@ -438,7 +438,7 @@ def test_targets_are_checked(setting: Any) -> None:
         ({}, "target: expected exactly one of speedup, latency, got none"),
         ({"speedup": 2, "latency": 3}, "got speedup, latency"),
         ({"speedup": 0.5}, "speedup: expected a number of at least 1, got 0.5"),
-        ({"latency": -1}, "latency: expected a positive number, got -1"),
+        ({"latency": -1}, "latency: expected a positive number of milliseconds, got -1"),
         ({"speedup": 2, "rounds": 0}, "rounds: expected positive"),
     ]
     for options, expected in refused:

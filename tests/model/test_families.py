@@ -58,7 +58,7 @@ def test_siblings_of_roberta(cls: Any, kind: Any, unit: Any) -> None:
 def mqa(kept: list[int]) -> tuple[nn.Module, nn.Module, Plan]:
     model = CASES["llama-mqa"].model(torch.float64)
     sites = tuple(secateur.sites(model, select="attention"))
-    plan = Plan({site.name: torch.tensor(kept, dtype=torch.int64) for site in sites}, sites, fingerprint(model), {})
+    plan = Plan({site.name: torch.tensor(kept, dtype=torch.int64) for site in sites}, sites, fingerprint(model))
     return model, secateur.prune(model, plan), plan
 
 
@@ -95,7 +95,7 @@ def test_a_layer_that_makes_queries_keys_and_values_loses_each_for_itself(name: 
     for kind, stays in (("qk", slice(2 * size, None)), ("vo", slice(0, 2 * size))):
         sites = tuple(site for site in whole.sites if site.name.endswith(kind))
         kept = {site.name: torch.arange(0, site.units, 2) for site in sites}
-        pruned = secateur.prune(model, Plan(kept, sites, whole.fingerprint, {}))
+        pruned = secateur.prune(model, Plan(kept, sites, whole.fingerprint))
         left = pruned.get_parameter(f"{path}.weight")
         assert len(left) < len(dense)
         untouched = left[-size:] if kind == "qk" else left[: 2 * size]

@@ -115,7 +115,7 @@ def test_a_last_attention_without_heads(case: Case) -> None:
     plan = uneven_plan(case, "head")
     last = [site.name for site in plan.sites if site.kind == "self_attention"][-1]
     kept = {name: units[:0] if name == last else units for name, units in plan.items()}
-    plan = secateur.Plan(kept, plan.sites, plan.fingerprint, {})
+    plan = secateur.Plan(kept, plan.sites, plan.fingerprint)
     assert_the_same(case, secateur.prune(case.model(torch.float64), plan), reduced=True)
 
 

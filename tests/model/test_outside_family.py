@@ -1,4 +1,4 @@
-"""docs/add-a-family.md: its code, run as it stands there, on a model whose class is no transformers' one."""
+"""docs/guides/add-a-family.md: its code, run as it stands there, on a model whose class is no transformers' one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.model import families
 from secateur.model.families import registry
 from secateur.pruning.masked import masked
 
-PAGE = Path(__file__).parents[2] / "docs" / "add-a-family.md"
+PAGE = Path(__file__).parents[2] / "docs" / "guides" / "add-a-family.md"
 
 
 class ToyConfig(PretrainedConfig):  # type: ignore[misc]

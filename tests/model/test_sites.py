@@ -106,7 +106,7 @@ def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> No
     for site in sites:
         kept = {other.name: torch.arange(other.units) for other in sites}
         kept[site.name] = kept[site.name][:-1]
-        pruned = secateur.prune(model, secateur.Plan(kept, sites, _fingerprint(model), {}))
+        pruned = secateur.prune(model, secateur.Plan(kept, sites, _fingerprint(model)))
         attend_by(implementation, pruned)
         assert dense - cost.flops(pruned, inputs) == cost.unit_cost(site, "flops", tokens), site.name
 
@@ -181,7 +181,7 @@ def test_models_of_equal_shapes_and_other_heads_do_not_share_a_fingerprint() -> 
 
     four, six = bert(4), bert(6)
     sites = tuple(secateur.sites(four))
-    plan = secateur.Plan({site.name: torch.arange(2) for site in sites}, sites, _fingerprint(four), {})
+    plan = secateur.Plan({site.name: torch.arange(2) for site in sites}, sites, _fingerprint(four))
     with pytest.raises(secateur.InputError, match="expected a plan of this model"):
         secateur.prune(six, plan)
     secateur.prune(bert(4), plan)

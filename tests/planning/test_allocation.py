@@ -57,15 +57,15 @@ def best(scores: Scores, limit: float) -> float:
 def test_knapsack_is_within_its_stated_gap_of_the_best(seed: int, limit: float) -> None:
     scores = drawn(seed)
     plan = secateur.plan(scores, params=limit, allocation="knapsack")
-    gap = plan.budget["gap"]
+    gap = plan.summary()["gap"]
     assert 0 <= gap < 0.5
     assert attribution(scores, plan) >= (1 - gap) * best(scores, limit) - 1e-12
-    assert plan.budget["remaining"]["params"] <= limit + 1e-12
+    assert plan.summary()["remaining"]["params"] <= limit + 1e-12
 
 
 def test_the_gap_closes_where_units_are_many() -> None:
     plan = secateur.plan(drawn(0, units=(500, 700, 900)), params=0.5, allocation="knapsack")
-    assert plan.budget["gap"] < 1e-3
+    assert plan.summary()["gap"] < 1e-3
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)

@@ -118,8 +118,8 @@ def test_cost_budgets_are_met_and_no_step_more_fits(
         more = counts | {site.name: min(site.units, counts[site.name] + step)}
         assert more == counts or share(scores, more, kind) > value, site.name
     for other in ("flops", "params"):
-        assert plan.budget["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
-    assert plan.budget[kind] == value
+        assert plan.summary()["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
+    assert plan.budget == secateur.Budget(kind, value)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "llama", "bert-sequence"])
@@ -130,7 +130,9 @@ def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
     removed = secateur.cost.parameters(dense) - secateur.cost.parameters(secateur.prune(dense, plan))
     layers = sum(site.parameters * site.units for site in scores.all_sites)
     # T5's position bias has an entry a head, which no unit counts.
-    assert 1 - removed / layers == pytest.approx(plan.budget["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12)
+    assert 1 - removed / layers == pytest.approx(
+        plan.summary()["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", ["flops", "params"])
@@ -180,7 +182,8 @@ def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
     loaded = Plan.load(tmp_path / "plan.json")
     assert list(loaded) == list(plan)
     assert all(torch.equal(loaded[name], kept) and loaded[name].dtype == torch.int64 for name, kept in plan.items())
-    assert (loaded.sites, loaded.fingerprint, loaded.budget) == (plan.sites, plan.fingerprint, plan.budget)
+    assert (loaded.sites, loaded.fingerprint) == (plan.sites, plan.fingerprint)
+    assert (loaded.budget, loaded.spread) == (plan.budget, plan.spread)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
@@ -218,7 +221,7 @@ def _edited(change: Any) -> str:
         bits = sum(1 << int(i) for i in plan[site.name])
         mask = base64.b64encode(bits.to_bytes(-(-site.units // 8), "little")).decode()
         sites.append({**site.to_json(), "kept": len(plan[site.name]), "mask": mask})
-    about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.budget, "sites": sites}
+    about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.summary(), "sites": sites}
     change(about)
     return json.dumps(about)
 
@@ -228,6 +231,26 @@ def test_the_file_format_is_the_documented_one(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(_edited(lambda about: None))
     expected = uniform_plan(CASES["t5-gated"], "head")
     assert all(torch.equal(kept, expected[name]) for name, kept in Plan.load(tmp_path / "plan.json").items())
+
+
+def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
+    """It says "stay" where files say "kept" now; the rest is the same."""
+    plan = secateur.plan(scores_of("t5-gated"), flops=0.6, allocation="knapsack", floor=0.1, align=8)
+    about = json.loads(plan.dumps())
+    assert list(about["budget"]) == ["flops", "allocation", "floor", "gap", "align", "remaining"]
+    for entry in about["sites"]:
+        entry["stay"] = entry.pop("kept")
+    (tmp_path / "plan.json").write_text(json.dumps(about))
+    assert Plan.load(tmp_path / "plan.json").dumps() == plan.dumps()
+
+
+def test_a_plan_made_by_hand_has_no_budget(tmp_path: Path) -> None:
+    plan = uniform_plan(CASES["llama"], "head")
+    bare = Plan(plan.kept, plan.sites, plan.fingerprint)
+    assert bare.summary() == {}
+    bare.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert (loaded.budget, loaded.spread) == (None, None)
 
 
 @pytest.mark.parametrize("make", [emptied_plan, empty_plan])
@@ -246,14 +269,18 @@ PLAN_DAMAGE: dict[str, Any] = {
     "no-format": lambda about: about.pop("format"),
     "no-sites": lambda about: about.pop("sites"),
     "no-fingerprint": lambda about: about.pop("fingerprint"),
-    "count-does-not-fit": lambda about: about["sites"][1].update(stay=3),
+    "count-does-not-fit": lambda about: about["sites"][1].update(kept=3),
     "mask-not-base64": lambda about: about["sites"][0].update(mask="?!"),
-    "mask-too-short": lambda about: about["sites"][1].update(mask="AQ==", stay=1),
-    "mask-beyond-the-units": lambda about: about["sites"][0].update(mask="8A==", stay=4),
-    "mask-empty": lambda about: about["sites"][0].update(mask="", stay=0),
+    "mask-too-short": lambda about: about["sites"][1].update(mask="AQ==", kept=1),
+    "mask-beyond-the-units": lambda about: about["sites"][0].update(mask="8A==", kept=4),
+    "mask-empty": lambda about: about["sites"][0].update(mask="", kept=0),
     "mask-a-number": lambda about: about["sites"][0].update(mask=3),
     "mask-missing": lambda about: about["sites"][0].pop("mask"),
     "unknown-field": lambda about: about["sites"][0].update(colour="red"),
+    "two-budgets": lambda about: about["budget"].update(flops=0.5),
+    "budget-out-of-range": lambda about: about["budget"].update(keep=2.0),
+    "unknown-field-of-the-budget": lambda about: about["budget"].update(colour="red"),
+    "count-under-both-names": lambda about: about["sites"][0].update(stay=3),
     "site-not-an-object": lambda about: about.update(sites=["encoder.0.ffn"]),
 }
 

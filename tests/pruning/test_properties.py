@@ -36,7 +36,7 @@ def pruned_cases(draw: st.DrawFn) -> tuple[Case, secateur.Plan]:
     sites = secateur.sites(model, unit=unit_argument(draw(st.sampled_from(["head", "channel"]))))
     chosen = tuple(site for site in sites if draw(st.booleans())) or tuple(sites)
     kept = {site.name: subset(draw, site) for site in chosen}
-    return case, secateur.Plan(kept, chosen, fingerprint(model), {})
+    return case, secateur.Plan(kept, chosen, fingerprint(model))
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

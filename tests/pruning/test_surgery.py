@@ -324,7 +324,7 @@ def test_ffn_of_a_model_with_cut_heads_then_heads_of_a_model_with_cut_ffn(case: 
         for with_ffn in (order, not order):
             names = [site.name for site in plan.sites if (site.name in ffn) == with_ffn]
             sites = tuple(site for site in secateur.sites(ours) if site.name in names)
-            ours = secateur.prune(ours, Plan({name: plan[name] for name in names}, sites, fingerprint(ours), {}))
+            ours = secateur.prune(ours, Plan({name: plan[name] for name in names}, sites, fingerprint(ours)))
         assert relative(case.logits(ours), expected) < 1e-10
 
 
@@ -386,7 +386,7 @@ def test_a_plan_that_names_a_site_of_another_model() -> None:
     with pytest.raises(
         secateur.InputError, match=r"^sites: expected sites of this model, such as 'encoder.0.*, got 'encoder.99.ffn'"
     ):
-        secateur.prune(case.model(), Plan(kept, (stranger, *others), plan.fingerprint, plan.budget))
+        secateur.prune(case.model(), Plan(kept, (stranger, *others), plan.fingerprint, plan.budget, plan.spread))
 
 
 @every_core
@@ -487,7 +487,7 @@ def test_a_group_goes_with_all_its_query_heads(name: str) -> None:
     case = CASES[name]
     model: Any = case.model()
     sites = tuple(secateur.sites(model, select="attention"))
-    pruned: Any = secateur.prune(model, Plan({s.name: torch.tensor([2]) for s in sites}, sites, fingerprint(model), {}))
+    pruned: Any = secateur.prune(model, Plan({s.name: torch.tensor([2]) for s in sites}, sites, fingerprint(model)))
     for ours, dense in zip(pruned.model.layers, model.model.layers, strict=True):
         assert torch.equal(ours.self_attn.q_proj.weight, dense.self_attn.q_proj.weight[24:])
         assert torch.equal(ours.self_attn.k_proj.weight, dense.self_attn.k_proj.weight[12:])

@@ -26,7 +26,7 @@ def halves(model: nn.Module) -> Plan:
     """Of every FFN, all but the last half of the neurons."""
     sites = tuple(secateur.sites(model, select="ffn"))
     kept = {site.name: torch.arange(site.units - site.units // 2) for site in sites}
-    return Plan(kept, sites, fingerprint(model), {})
+    return Plan(kept, sites, fingerprint(model))
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
@@ -108,7 +108,7 @@ def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> 
                     model.get_parameter(f"{port.path}.bias")[-half:] = model.get_parameter(f"{port.path}.bias")[:half]
                 else:
                     weight[:, -half:] = weight[:, :half]
-    plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, fingerprint(model), {})
+    plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, fingerprint(model))
     pruned = secateur.prune(model, plan)
     wanted, before = logits(case, model), logits(case, pruned)
     refits = secateur.recover_(model, pruned, case.task, case.examples, method="scale")

@@ -1,4 +1,4 @@
-"""The nine data sets of multitask pruning: local copies in the Hub's columns, rows that do not fit, and a training on them."""
+"""The nine data sets of multitask pruning: local copies with the Hub's columns, rows that do not fit, and training on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_two_settings() -> None:
     assert isinstance(task("squad"), Span)
     assert SETS["mnli"].evaluation == "validation_matched"
     assert {known.evaluation for name, known in SETS.items() if name != "mnli"} == {"validation"}
-    # What both reproductions read, they read alike.
+    # Data sets that both reproductions read have the same columns and labels in both.
     for name in set(SETS) & set(glue.SETS):
         known, other = SETS[name], glue.SETS[name]
         assert (known.repository, known.subset, known.columns) == (other.repository, other.subset, other.fields)
@@ -39,16 +39,16 @@ def test_the_two_settings() -> None:
 def test_rows_in_the_hubs_columns(tmp_path: Path, name: str, parquet: bool) -> None:
     rows, known = rows_of(name, 12), SETS[name]
     write(tmp_path, name, known.evaluation, rows, parquet=parquet)
-    found = examples(name, known.evaluation, tmp_path)
-    assert len(found) == 12
-    for row, example in zip(rows, found, strict=True):
+    read = examples(name, known.evaluation, tmp_path)
+    assert len(read) == 12
+    for row, example in zip(rows, read, strict=True):
         if name == "squad":
             assert example == {column: row[column] for column in ("question", "context", "answers")}
             continue
-        wanted = {"input": row[known.columns[0]]} | ({"pair": row[known.columns[1]]} if len(known.columns) == 2 else {})
+        expected = {"input": row[known.columns[0]]} | ({"pair": row[known.columns[1]]} if len(known.columns) == 2 else {})
         label = known.task.names[row["label"]] if isinstance(known.task, Classification) else row["label"]
-        assert example == wanted | {"target": label}
-    assert examples(name, known.evaluation, tmp_path, limit=5) == found[:5]
+        assert example == expected | {"target": label}
+    assert examples(name, known.evaluation, tmp_path, limit=5) == read[:5]
 
 
 @pytest.mark.parametrize(("name", "label"), [("mnli", -1), ("stsb", -1.0)])
@@ -58,7 +58,7 @@ def test_rows_without_a_label_are_left_out(tmp_path: Path, name: str, label: flo
     write(tmp_path, name, "test", [row | {"label": label} for row in rows])
     whole = examples(name, "train", tmp_path)
     assert [example["input"] for example in whole] == [rows[n][SETS[name].columns[0]] for n in (1, 2, 3, 5)]
-    # A limit counts those that are there.
+    # A limit counts only the rows with a label.
     assert examples(name, "train", tmp_path, limit=4) == whole
     assert examples(name, "test", tmp_path) == []
 
@@ -101,7 +101,7 @@ def test_the_row_that_does_not_fit_is_counted_and_cut_short(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"^squad, train, row 3: expected question, context and answers") as caught:
         examples("squad", "train", tmp_path)
     assert len(str(caught.value)) < 500
-    # What comes after the limit is not read.
+    # Rows after the limit are not read.
     assert len(examples("squad", "train", tmp_path, limit=2)) == 2
 
 
@@ -124,13 +124,13 @@ def test_questions_of_any_length(max_length: int) -> None:
     for words in (0, 5, 15, 19, 64, 300):
         context = "the cat sat on the mat " * 20
         row = {"question": "play " * words, "context": context, "answers": {"text": ["mat"], "answer_start": [19]}}
-        found = task("squad").features(pair_tokenizer(), [row], max_length)
-        assert max(len(feature["input_ids"]) for feature in found) <= max_length
-        # Each piece of the context is in some window, and windows are not more than the overlap makes them.
-        seen = {place for feature in found for place in feature["places"] if place is not None}
+        windows = task("squad").features(pair_tokenizer(), [row], max_length)
+        assert max(len(feature["input_ids"]) for feature in windows) <= max_length
+        # Every piece of the context is in a window, and there are no more windows than the overlap requires.
+        seen = {place for feature in windows for place in feature["places"] if place is not None}
         assert len(seen) == 120
-        assert len(found) <= 120 / (max_length // 4 - 3) + 1
-        starts = {feature["places"][feature["label"][0]] for feature in found if feature["label"] != (0, 0)}
+        assert len(windows) <= 120 / (max_length // 4 - 3) + 1
+        starts = {feature["places"][feature["label"][0]] for feature in windows if feature["label"] != (0, 0)}
         assert starts == {(19, 22)}
     with pytest.raises(InputError, match=r"^max_length: expected at least 20 for a question and its context, got 19"):
         task("squad").features(pair_tokenizer(), [row], 19)
@@ -150,9 +150,9 @@ def test_a_tiny_bert_is_pruned_on_local_copies(tmp_path: Path) -> None:
         disable_tqdm=True, save_strategy="no", logging_steps=1,
     )  # fmt: skip
     encoder = encoder_of(CASES["bert-sequence"].model())
-    found = run(prepare(encoder, pair_tokenizer(), data, max_length=32, density=0.25), arguments)
-    assert found.pruning.reached == pytest.approx(0.25, abs=1e-3)
-    assert {name: each.metric for name, each in found.evaluations.items()} == {
+    result = run(prepare(encoder, pair_tokenizer(), data, max_length=32, density=0.25), arguments)
+    assert result.pruning.reached == pytest.approx(0.25, abs=1e-3)
+    assert {name: evaluation.metric for name, evaluation in result.evaluations.items()} == {
         "mnli": "accuracy", "squad": "f1", "stsb": "pearson"
     }  # fmt: skip
-    assert all(each.examples == 6 for each in found.evaluations.values())
+    assert all(evaluation.examples == 6 for evaluation in result.evaluations.values())

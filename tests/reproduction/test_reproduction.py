@@ -1,4 +1,4 @@
-"""Reproductions: the grid of cells, runs that are killed and go on, data sets, claims and figures."""
+"""The reproduction of attribution-based pruning: its grid, killed and resumed runs, data sets, claims and figures."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_ledger_refuses(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_gives_the_same_table(run: Run, tmp_path: Path) -> None:
-    """Killed twice, in the middle of what it does."""
+    """The run is killed twice, in the middle of its work."""
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "reproduce", "ap", "--out", "killed"]
     for finished in (3, 30):
         process = subprocess.Popen([*command, *SMALL.split()], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -152,7 +152,7 @@ def test_bad_input_is_one_line(run: Run, tmp_path: Path, options: str, message: 
 
 
 def local_copies(root: Path) -> None:
-    """A few rows of each set, in the Hub's columns; half of them as Parquet."""
+    """Write a few rows of each data set, with the Hub's columns; half of the sets as Parquet."""
     import pyarrow
     import pyarrow.parquet
 
@@ -187,9 +187,9 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     options = "--preset paper --data-root sets --tasks qnli,rte,sst2 --experiments unseen,layers --sizes 4 --json"
     result = run(f"reproduce ap --out d {options}")
     assert result.code == 0
-    found = json.loads((tmp_path / "d" / "cells.json").read_text())
-    assert found["settings"]["examples"] is None
-    assert {(cell["scored"], cell["tested"]) for cell in found["cells"]} >= {("rte", "qnli"), ("sst2", "qnli")}
+    document = json.loads((tmp_path / "d" / "cells.json").read_text())
+    assert document["settings"]["examples"] is None
+    assert {(cell["scored"], cell["tested"]) for cell in document["cells"]} >= {("rte", "qnli"), ("sst2", "qnli")}
 
 
 @pytest.mark.slow
@@ -206,7 +206,7 @@ def test_the_fine_tuning_script_runs_on_local_copies(tmp_path: Path) -> None:
 
 
 def made_up(decoder: float, encoder: float) -> list[dict[str, Any]]:
-    """A run in which each criterion loses less the earlier it is listed, and stacks lose the given shares of the rate."""
+    """Invent a run: criteria that are listed earlier lose less, and stacks lose the given shares of the rate."""
     rows = []
     for cell in grid(SETTINGS):
         rank = ("", "ap-unsupervised", *SETTINGS.criteria).index(cell.criterion)
@@ -217,9 +217,9 @@ def made_up(decoder: float, encoder: float) -> list[dict[str, Any]]:
 
 
 def test_claims_that_hold_and_that_do_not() -> None:
-    found = claims_of_paper.claims(Results(made_up(decoder=0.01, encoder=0.5)), SETTINGS)
-    assert len(found) == 6 + 1 + 2 + 1 + 1 + 1 + 2
-    assert all(claim.held for claim in found)
+    checked = claims_of_paper.claims(Results(made_up(decoder=0.01, encoder=0.5)), SETTINGS)
+    assert len(checked) == 6 + 1 + 2 + 1 + 1 + 1 + 2
+    assert all(claim.held for claim in checked)
     worse = claims_of_paper.claims(Results(made_up(decoder=-0.3, encoder=-0.1)), SETTINGS)
     assert not any(claim.held for claim in worse if "keeps more" in claim.claim and "p = 0.3" in claim.claim)
     only = replace(SETTINGS, experiments=("unseen",))

@@ -1,4 +1,4 @@
-"""The reproduction of LD-Net: its grid, runs that are killed and go on, claims, figures, what is measured of taggers."""
+"""The reproduction of LD-Net: its grid, killed and resumed runs, claims, figures, and measurements of taggers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SMALL = (
 
 @pytest.fixture
 def files(run: Run) -> Path:
-    """The folder of the commands, with what they read."""
+    """The folder that the commands run in, with the files that they read."""
     write_columns(Path("train.conll"))
     write_columns(Path("dev.conll"), 12, seed=1)
     Path("rare").write_text("once and twice\n")
@@ -52,7 +52,7 @@ def files(run: Run) -> Path:
 
 
 def made_up(dropout_helps: bool = True, speed: float = 3.9) -> list[dict[str, Any]]:
-    """Runs of taggers that lose two points of F1 when pruned to a quarter of the FLOPs, or with layer dropout none."""
+    """Invent runs: pruning to a quarter of the FLOPs costs two points of F1, or nothing with layer dropout."""
     rows = []
     for cell in grid(SETTINGS):
         row: dict[str, Any] = {**cell.to_json(), **dict.fromkeys(MEASURES), "seconds": 1.0}
@@ -92,17 +92,17 @@ def test_settings_go_through_json() -> None:
 
 
 def test_claims_that_hold_and_that_do_not() -> None:
-    found = claims(Results(made_up(), SETTINGS))
-    assert len(found) == 2 * 8
-    assert [claim.claim for claim in found if not claim.held] == [
+    checked = claims(Results(made_up(), SETTINGS))
+    assert len(checked) == 2 * 8
+    assert [claim.claim for claim in checked if not claim.held] == [
         f"{task}: FLOPs a word shrink 5 times or more" for task in ("ner", "chunk")
     ]
     worse = claims(Results(made_up(dropout_helps=False, speed=3.3), SETTINGS))
     # 3.3 is less than 85% of 4, and only the claims that the models help and that gates close are left.
     assert [claim.held for claim in worse] == 2 * [True, True, False, False, False, False, False, False]
     assert "80.00 to 78.00" in worse[2].ours
-    alone = claims(Results(made_up(), replace(SETTINGS, wanted=(1,))))
-    assert len(alone) == 2 * 7  # Nothing was trained on with all layers.
+    without_control = claims(Results(made_up(), replace(SETTINGS, wanted=(1,))))
+    assert len(without_control) == 2 * 7  # Nothing was trained on with all layers.
 
 
 def test_a_csv_says_what_the_cells_said(tmp_path: Path) -> None:
@@ -142,14 +142,14 @@ def tagger_of(path: Path) -> Any:
 def test_detached_layers_are_taken_out_one_by_one(tmp_path: Path) -> None:
     tagger, rows = tagger_of(tmp_path), sentences(40)
     train_stage(tagger, rows, rows[:4], Stage(8, 4, 0.1), tmp_path / "c", "cpu")
-    found = detached(tagger, rows[:20], 2, seed=0)
-    assert [left for left, _ in found] == [4, 3, 2, 1, 0]
+    measured = detached(tagger, rows[:20], 2, seed=0)
+    assert [left for left, _ in measured] == [4, 3, 2, 1, 0]
     assert torch.equal(tagger.all_gates, torch.ones(4))
-    assert found[0][1] == evaluate(tagger, rows[:20]).value > 0.5
+    assert measured[0][1] == evaluate(tagger, rows[:20]).value > 0.5
     with torch.no_grad():
         for gates in tagger.gates:
             gates.zero_()
-    assert found[-1][1] == evaluate(tagger, rows[:20]).value
+    assert measured[-1][1] == evaluate(tagger, rows[:20]).value
 
 
 def test_words_a_second_of_a_tagger_and_a_smaller_one(tmp_path: Path) -> None:
@@ -173,11 +173,11 @@ def test_a_tagger_without_language_models_learns(tmp_path: Path, recwarn: pytest
     log, _ = train_stage(tagger, rows, rows, Stage(8, 4, 0.1), tmp_path / "c", "cpu")
     losses = [row["loss"] for row in log if "loss" in row]
     assert losses[-1] < losses[0] / 2
-    assert not [each for each in recwarn if "zero-element" in str(each.message)]
+    assert not [warning for warning in recwarn if "zero-element" in str(warning.message)]
 
 
 def test_a_killed_run_gives_the_same_table(run: Run, files: Path) -> None:
-    """Killed twice: in the language models, and in a tagger."""
+    """The run is killed twice: while it trains language models, and while it trains a tagger."""
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "reproduce", "ldnet", "--out", "killed"]
     for reached in (
         lambda: list(files.glob("killed/checkpoints-*/checkpoint-*/trainer_state.json")),
@@ -222,7 +222,7 @@ BAD = [
     ("--column tag=3 --wanted 2,21", "wanted: expected numbers up to 20, one of them below it, got '2,21'"),
     ("--column tag=3 --lambda0 -1", "lambda0: expected at least 0, got -1.0"),
     ("--column tag=3 --epochs 0", "epochs: expected a number above 0, got 0.0"),
-    ("--column tag=3 --text rare", "text: expected words that come at least 3 times, got none"),
+    ("--column tag=3 --text rare", "text: expected words that occur at least 3 times, got none"),
     ("--column tag=3 --text nowhere", "data: no such file: 'nowhere'"),
 ]
 

@@ -1,4 +1,4 @@
-"""The reproduction of multitask pruning: its grid, runs that are killed and go on, claims, figures, the paper's preset."""
+"""The reproduction of multitask pruning: its grid, killed and resumed runs, claims, figures, and the paper's preset."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def test_settings_and_cells_go_through_json() -> None:
 
 
 def made_up(shared: float, low: float, attributed: float) -> list[dict[str, Any]]:
-    """Runs that score more the denser they are, movement and global scope a little more; with what sharing, sharing where
-    examples are few, and attribution add."""
+    """Invent runs: denser models score more, movement and global scope a little more.
+
+    shared, low, attributed: what sharing, sharing with few examples, and attribution add to the score.
+    """
     rows = []
     for cell in grid(SETTINGS):
         value = 0.5 + 0.3 * cell.density + 0.01 * (cell.method == "movement") + 0.02 * (cell.scope == "global")
@@ -72,10 +74,10 @@ def made_up(shared: float, low: float, attributed: float) -> list[dict[str, Any]
 
 
 def test_claims_that_hold_and_that_do_not() -> None:
-    found = claims(Results(made_up(shared=0.2, low=0.1, attributed=0.05), SETTINGS))
+    checked = claims(Results(made_up(shared=0.2, low=0.1, attributed=0.05), SETTINGS))
     # Movement, two scopes, two mixtures, few examples dense and pruned, attribution against zero and magnitude twice.
-    assert len(found) == 1 + 2 + 2 + 2 + 4
-    assert [claim.claim for claim in found if not claim.held] == [
+    assert len(checked) == 1 + 2 + 2 + 2 + 4
+    assert [claim.claim for claim in checked if not claim.held] == [
         "element-wise magnitude at 0.1: local scope keeps more than global"
     ]
     worse = claims(Results(made_up(shared=-0.2, low=-0.1, attributed=-0.05), SETTINGS))
@@ -104,7 +106,7 @@ def test_figures_and_report() -> None:
 
 
 def test_a_killed_run_gives_the_same_table(run: Run, tmp_path: Path) -> None:
-    """Killed twice, at whatever it does then."""
+    """The run is killed twice, at an arbitrary point."""
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "reproduce", "multitask", "--out", "killed"]
     for finished in (1, 4):
         process = subprocess.Popen([*command, *SMALL.split()], cwd=tmp_path, stderr=subprocess.DEVNULL)

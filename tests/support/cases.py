@@ -333,7 +333,7 @@ def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
         count = {1: 1, 2: size}.get(number, count)
         drawn = torch.stack([torch.randperm(size, generator=generator)[:count] + size * k for k in range(step)])
         kept[site.name] = drawn.flatten().sort().values
-    return secateur.Plan(kept, scores.sites, scores.fingerprint, {})
+    return secateur.Plan(kept, scores.sites, scores.fingerprint)
 
 
 def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
@@ -344,13 +344,13 @@ def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
         site.name: plan[site.name][:0] if drawn < 0.5 or _first(site) else plan[site.name]
         for site, drawn in zip(plan.sites, torch.rand(len(plan), generator=generator).tolist(), strict=True)
     }
-    return secateur.Plan(kept, plan.sites, plan.fingerprint, {})
+    return secateur.Plan(kept, plan.sites, plan.fingerprint)
 
 
 def empty_plan(case: Case, unit: str) -> secateur.Plan:
     """No unit stays at any site."""
     plan = uneven_plan(case, unit)
-    return secateur.Plan({name: kept[:0] for name, kept in plan.items()}, plan.sites, plan.fingerprint, {})
+    return secateur.Plan({name: kept[:0] for name, kept in plan.items()}, plan.sites, plan.fingerprint)
 
 
 def _first(site: secateur.Site) -> bool:

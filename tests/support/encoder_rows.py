@@ -1,4 +1,4 @@
-"""Rows of the GLUE sets and SQuAD in the columns of the Hub, and a tokenizer that reads pairs."""
+"""Rows of the GLUE sets and SQuAD with the Hub's columns, and a tokenizer for pairs of texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.reproduction.multitask.encoder_sets import SETS
 
 
 def rows_of(name: str, count: int) -> list[dict[str, Any]]:
-    """Rows in the Hub's columns, those that are not read among them."""
+    """Build rows with the Hub's columns, also the columns that are not read."""
     known, texts = SETS[name], sentences(2 * count)
     rows: list[dict[str, Any]] = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Tiny encoders with tokenizers, tasks and examples, which the tests of `secateur.learned` share."""
+"""Tiny encoders with tokenizers, tasks and examples, for the tests of `secateur.learned`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SETTINGS: list[dict[str, Any]] = [
     for method, granularity, scope in product(METHODS, GRANULARITIES, SCOPES)
 ]
 NAMES = ["-".join(setting.values()) for setting in SETTINGS]
-# The cases whose models have an encoder: of BERT's kind, and T5's with a gated and a plain feed-forward branch.
+# Cases whose models have an encoder: BERT, T5 with a gated FFN, and T5 with a plain FFN.
 KINDS = ("bert-sequence", "t5-gated", "t5-relu")
 TASKS: dict[str, EncoderTask] = {"mood": Classification(("bad", "good", "so")), "size": Regression(), "where": Span(stride=4)}
 
 
 def encoder(kind: str) -> nn.Module:
-    """The encoder of a case, always with the same weights."""
+    """Build the encoder of a case, always with the same weights."""
     return encoder_of(CASES[kind].model())
 
 
@@ -37,16 +37,16 @@ def tokenizer(kind: str) -> Any:
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's kind, for pairs of texts too, with the numbers of their sides."""
-    made = piece_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
-    made.backend_tokenizer.post_processor = TemplateProcessing(
+    """Build a tokenizer like BERT's, also for pairs of texts, with token type ids."""
+    fast_tokenizer = piece_tokenizer(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    fast_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    return made
+    return fast_tokenizer
 
 
 def examples(count: int = 12, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Examples of TASKS, whose targets can be read off their texts."""
+    """Build examples of TASKS. Their targets are functions of their texts."""
     texts = sentences(count, seed)
     contexts = [" ".join(pair) for pair in zip(texts, sentences(count, seed + 1), strict=True)]
     rows = {
@@ -63,7 +63,7 @@ def examples(count: int = 12, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
 
 
 def still_encoder() -> nn.Module:
-    """One of BERT's kind without dropout, whose forward pass is the same in training and evaluation."""
+    """Build a BERT encoder without dropout, whose forward pass is the same in training and evaluation."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=4 + len(WORDS) + 5, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -73,8 +73,10 @@ def still_encoder() -> nn.Module:
 
 
 def trained(model: nn.Module, tasks: dict[str, EncoderTask], **options: Any) -> MultitaskPruning:
-    """A pruning with all parameters moved at random, as training would, and its final masks; in eval mode. Singular values
-    may learn to be negative: every other one is."""
+    """Build a pruning in eval mode with random changes of all parameters, as after training, and its final masks.
+
+    Every other singular value is negative, as training can make them.
+    """
     pruning = MultitaskPruning(model, tasks, **options)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -88,7 +90,7 @@ def trained(model: nn.Module, tasks: dict[str, EncoderTask], **options: Any) -> 
 
 
 def inputs(seed: int = 0) -> dict[str, Tensor]:
-    """A padded batch that every tokenizer's pieces allow."""
+    """Draw a padded batch whose ids every tokenizer has."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(4, 9, dtype=torch.int64)
     mask[0, 3:] = mask[2, 7:] = 0
@@ -96,18 +98,18 @@ def inputs(seed: int = 0) -> dict[str, Tensor]:
 
 
 def logits(model: Any) -> dict[str, Tensor]:
-    """By task, for the batch of `inputs`."""
+    """Compute the logits of each task for the batch of `inputs`."""
     with torch.no_grad():
         return {name: model(name, **inputs()).logits for name in model.tasks}
 
 
 def state(pruning: MultitaskPruning) -> dict[str, Tensor]:
-    """A copy of all that a training decides: parameters and masks."""
-    found = {name: tensor.clone() for name, tensor in pruning.state_dict().items()}
+    """Copy all results of a training: parameters and masks."""
+    copied = {name: tensor.clone() for name, tensor in pruning.state_dict().items()}
     for path, mask in pruning.masks.items():
         everything = torch.ones(mask.entries, dtype=torch.bool)
-        found[f"{path} (mask)"] = everything if mask.mask is None else mask.mask.clone()
-    return found
+        copied[f"{path} (mask)"] = everything if mask.mask is None else mask.mask.clone()
+    return copied
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -115,12 +117,12 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def weights(pruning: MultitaskPruning) -> dict[str, list[Tensor]]:
-    """By linear layer, the parameters that its weight is made of."""
+    """Return the parameters that the weight of each linear layer is made of."""
     return {path: originals(pruning.encoder, path) for path in pruning.linears}
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    """A short training on one CPU core without anything random but the seed."""
+    """Return arguments of a short training on the CPU in which only the seed decides what is random."""
     defaults: dict[str, Any] = {
         "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lr_scheduler_type": "linear",
         "warmup_steps": 2, "save_strategy": "no", "logging_steps": 4, "report_to": "none", "disable_tqdm": True,

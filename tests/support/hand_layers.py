@@ -1,4 +1,4 @@
-"""Gates on layers by hand: at hand-written paths of the modules whose output is added to the residual stream."""
+"""Layer gates made by hand, at hand-written paths of the modules whose output is added to the residual stream."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from cases import Case
 from torch import Tensor, nn
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, relative to the largest absolute expected value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def places(case: Case, name: str) -> tuple[str, str]:
-    """By hand: the module path of a branch's last step before it is added, and of its block."""
+    """Return the hand-written paths of the module whose output a branch adds, and of its block."""
     stack, layer, kind = name.split(".")
     if case.kind == "encoder-decoder" and case.name not in ("bart", "marian"):
         parts = ["self_attention", "cross_attention", "ffn"] if stack == "decoder" else ["self_attention", "ffn"]
@@ -44,7 +45,7 @@ def branch_names(case: Case, model: Any) -> list[str]:
 
 @contextmanager
 def by_hand(case: Case, model: nn.Module, values: Mapping[str, Any]) -> Iterator[None]:
-    """Branches times their values (numbers or tensors), by hooks; the names are those of blocks or of branches."""
+    """Multiply branches by their values (numbers or tensors) with hooks. The names are those of blocks or of branches."""
     handles = []
     for branch in branch_names(case, model):
         value = values.get(branch, values.get(branch.rpartition(".")[0], 1.0))

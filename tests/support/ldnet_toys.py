@@ -1,4 +1,4 @@
-"""A toy language with tags for LD-Net's tests: names follow titles, and words of places are spelled like places."""
+"""A toy language with tags for LD-Net's tests: names follow titles, and all places end in "ville"."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ LM_CONFIG = LMConfig(width=8, widths=(8, 8), cutoffs=(6,), layer_dropout=0.5)
 
 
 def sentences(count: int, seed: int = 0) -> list[Sentence]:
-    """Such as "Mr Ada Cy sees Eastville ." with spans in BIOES."""
-    generator, made, line = random.Random(seed), [], 1
+    """Draw sentences like "Mr Ada Cy sees Eastville ." with spans in BIOES."""
+    generator, drawn, line = random.Random(seed), [], 1
     for _ in range(count):
         names = generator.choices(NAMES, k=generator.randint(1, 2))
         tokens = [generator.choice(("Mr", "Ms")), *names, generator.choice(VERBS), generator.choice(PLACES), "."]
         person = ["S-PER"] if len(names) == 1 else ["B-PER", "E-PER"]
-        made.append(Sentence(tokens, ["O", *person, "O", "S-LOC", "O"], line))
+        drawn.append(Sentence(tokens, ["O", *person, "O", "S-LOC", "O"], line))
         line += len(tokens) + 1
-    return made
+    return drawn
 
 
 def write_text(path: Path, count: int = 200, seed: int = 0) -> Path:
@@ -34,7 +34,7 @@ def write_text(path: Path, count: int = 200, seed: int = 0) -> Path:
 
 
 def write_columns(path: Path, count: int = 60, seed: int = 0) -> Path:
-    """Three columns, the tags in BIO2 in the third."""
+    """Write sentences in three columns; the third has the tags in BIO2."""
     lines = []
     for sentence in sentences(count, seed):
         for token, tag in zip(sentence.tokens, sentence.tags, strict=True):

@@ -1,1 +1,1 @@
-"""What joins the stages: rounds, choosing among plans, budgets of time, sweeps. It uses all stages below it."""
+"""Whole runs made of the stages below: rounds, choosing a plan, budgets of time, sweeps, and `compress`."""

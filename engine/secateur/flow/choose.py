@@ -1,4 +1,4 @@
-"""choose: which of several plans and recoveries changes a model least, by trying them on part of the calibration examples."""
+"""choose: try several plans and recoveries, and find the one that changes the model's predictions least."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples, read_examples
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
-from secateur.planning.plan import Plan, plan
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.support.errors import InputError
@@ -21,43 +22,70 @@ from secateur.tasks import Batch, Task
 from secateur.tasks.batches import IGNORED, model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
-_TRIED = 5  # Every fifth example.
-_AT_MOST = 120  # Examples that trying takes: to tell candidates apart needs fewer than to fit the one that is taken.
+_COMPARED = 5  # Every fifth example serves for the comparison.
+# Examples that `choose` uses at most: telling candidates apart needs fewer examples than fitting the chosen one.
+_AT_MOST = 120
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan with a recovery. divergence: the mean over examples of the Kullback-Leibler divergence of the pruned model's
-    predictions from the dense one's, in nats, summed over the target positions; None where there was nothing to compare."""
+    """A plan with a recovery.
+
+    Attributes:
+        plan: The plan.
+        recovery: The method of `recover_`, None for no recovery.
+        divergence: The mean over examples of the Kullback-Leibler divergence of the pruned model's predictions from the dense
+            model's, in nats, summed over the target positions. None where nothing was compared.
+    """
 
     plan: Plan
     recovery: Method | None
     divergence: float | None
 
     def to_json(self) -> dict[str, Any]:
-        return {"plan": self.plan.budget, "recovery": self.recovery, "divergence": self.divergence}
+        """The plan's summary, the recovery and the divergence."""
+        return {"plan": self.plan.summary(), "recovery": self.recovery, "divergence": self.divergence}
 
     def __str__(self) -> str:
-        allocation, floor = (self.plan.budget.get(name) for name in ("allocation", "floor"))
+        allocation, floor = (self.plan.summary().get(name) for name in ("allocation", "floor"))
         floored = f" with floor {floor:.2g}" if floor and floor > ONE_UNIT else " with a unit a site" if floor else ""
-        far = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
-        return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{far}"
+        distance = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
+        return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{distance}"
 
 
 def alternatives(
     scores: Scores, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
 ) -> list[Plan]:
-    """The plans worth trying under one budget: the uniform one, and knapsacks that leave every site at least 0.85 of its share,
-    one unit, or nothing.
+    """Make the plans that are worth trying under one budget.
 
-    allocation, floor: those that are given are not tried but taken. options: the budget and all else that `plan` takes.
+    They are the uniform plan, and knapsacks that leave every site at least 0.85 of its uniform share, one unit, or nothing.
+
+    Args:
+        scores: Scores of the units.
+        allocation: The allocation, if it is settled; there is then one plan. Under `keep` it is always uniform.
+        floor: The floor, if it is settled.
+        options: The budget and everything else that `plan` takes.
+
+    Returns:
+        The plans.
+
+    Raises:
+        InputError: As `plan` does.
     """
-    if allocation is not None or options.get("keep") is not None:
-        return [plan(scores, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
-    uniform = plan(scores, **options)
+    budget = Budget.taken_from(options)
+    return alternatives_within(scores, budget, allocation=allocation, floor=floor, **options)
+
+
+def alternatives_within(
+    scores: Scores, budget: Budget, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
+) -> list[Plan]:
+    """`alternatives` for a `Budget`. options: what else `plan` takes."""
+    if allocation is not None or budget.kind == "keep":
+        return [plan_within(scores, budget, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
+    uniform = plan_within(scores, budget, **options)
     share = min(len(uniform[site.name]) / site.units for site in scores.sites)
     floors = (0.85 * share, ONE_UNIT, 0.0) if floor is None else (floor,)
-    return [uniform, *(plan(scores, allocation="knapsack", floor=each, **options) for each in floors)]
+    return [uniform, *(plan_within(scores, budget, allocation="knapsack", floor=least, **options) for least in floors)]
 
 
 def choose(
@@ -71,14 +99,26 @@ def choose(
     max_tokens: int = 4096,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> list[Candidate]:
-    """Every plan with the first recovery, and the best of them with the other recoveries: the candidate that changes the
-    predictions least comes first.
+    """Try every plan with the first recovery, then the best plan with the other recoveries.
 
-    Models are pruned and recovered on four fifths of the examples, 120 of them at most, and their predictions for the other
-    fifth compared with the dense model's; equal ones stay in the order given. Where there is one candidate alone, nothing is
-    tried. examples, unlabeled, max_tokens: as in `recover_`. progress: wraps the iteration over candidates (given their
-    number). The model is untouched.
-    Raises InputError: as `prune` and `recover_` do; no plan, no recovery; fewer than two examples.
+    Models are pruned and recovered on four fifths of the examples, of which 120 are used at most. Their predictions for the
+    other fifth are compared with the dense model's. Where there is only one candidate, nothing is tried.
+
+    Args:
+        model: The dense model. It is left untouched.
+        task: The task.
+        plans: The plans to try.
+        examples: The examples, as in `recover_`.
+        recoveries: Methods of `recover_`, None for no recovery.
+        unlabeled: Whether examples are inputs alone, as in `recover_`.
+        max_tokens: Padded input tokens in a batch, as in `recover_`.
+        progress: Wraps the iteration over candidates, given the iteration and the number of candidates.
+
+    Returns:
+        The candidates. The one that changes the predictions least comes first; equal ones stay in the order given.
+
+    Raises:
+        InputError: There is no plan, no recovery, or there are fewer than two examples; or `prune` or `recover_` raise it.
     """
     if not plans or not recoveries:
         raise InputError(f"plans: expected one at least, and one recovery, got {len(plans)} and {len(recoveries)}")
@@ -88,38 +128,51 @@ def choose(
     rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
-    every = min(_TRIED, len(rows))
+    every = min(_COMPARED, len(rows))
     fitted = [row for k, row in enumerate(rows) if k % every]
     items = task.items(model, rows[::every], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
-    found: list[Candidate] = []
+    candidates: list[Candidate] = []
     for number in progress(range(total), total) if progress else range(total):
         if number < len(plans):
-            each, method = plans[number], recoveries[0]
+            plan, method = plans[number], recoveries[0]
         else:
-            each, method = min(found[: len(plans)], key=_distance).plan, recoveries[number - len(plans) + 1]
-        pruned = prune(model, each)
+            plan, method = min(candidates[: len(plans)], key=_distance).plan, recoveries[number - len(plans) + 1]
+        pruned = prune(model, plan)
         if method is not None:
             recover_(model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)
-        found.append(Candidate(each, method, divergence(model, pruned, task, batches)))
-    return sorted(found, key=_distance)
+        candidates.append(Candidate(plan, method, divergence(model, pruned, task, batches)))
+    return sorted(candidates, key=_distance)
 
 
 def _distance(candidate: Candidate) -> float:
+    """The candidate's divergence as a sort key."""
     return candidate.divergence or 0.0
 
 
 def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequence[Batch]) -> float:
-    """As in `Candidate`."""
+    """Measure how far the pruned model's predictions are from the dense model's, as `Candidate.divergence` defines it.
+
+    Args:
+        model: The dense model.
+        pruned: The pruned model.
+        task: The task.
+        batches: The batches to compare on.
+
+    Returns:
+        Nats for each example.
+    """
     total, examples = 0.0, 0
     with undisturbed(model), undisturbed(pruned), torch.inference_mode():
         for batch in batches:
-            real = batch.labels != IGNORED
-            dense, other = (_log_probabilities(task.logits(each, batch)[real]) for each in (model, pruned))
+            real = batch.labels != IGNORED  # [batch, positions]
+            # Log-probabilities at the target positions, of either model [target positions, classes].
+            dense, other = (_log_probabilities(task.logits(either, batch)[real]) for either in (model, pruned))
             total += float((dense.exp() * (dense - other)).sum())
             examples += len(batch.labels)
     return total / examples
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:
+    """Log-probabilities in float64, of the shape of the logits."""
     return logits.double().log_softmax(-1)

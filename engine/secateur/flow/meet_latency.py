@@ -1,4 +1,4 @@
-"""meet_latency: a plan that delivers a latency, measured on the whole rebuilt model and not only predicted."""
+"""meet_latency: find a plan whose rebuilt model, timed whole, delivers a latency. A prediction alone does not."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from torch import Tensor, nn
 from secateur.measuring.benchmark import Timing, benchmark
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.discovery import fingerprint
+from secateur.planning.budget import Budget
 from secateur.planning.latency_table import LatencyTable
 from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
 
-Make = Callable[[float], Plan]
+PlanFor = Callable[[float], Plan]  # From milliseconds to a plan; see `meet_latency`.
+_JUST_ABOVE = 1 + 1e-9
+_JUST_BELOW = 1 - 1e-6
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One plan that was measured: the milliseconds that it was asked to have, those that the table predicts for it, the whole
-    model's timing against the dense one, and by what factor that is slower than what is wanted."""
+    """One plan that was measured.
+
+    Attributes:
+        plan: The plan.
+        asked: The milliseconds that the plan was asked to have.
+        predicted: The milliseconds that the table predicts for the plan.
+        timing: The timing of the rebuilt model against the dense one.
+        excess: The delivered time over the wanted time. Above 1 the model is too slow.
+    """
 
     plan: Plan
     asked: float
@@ -33,27 +43,32 @@ class Attempt:
     excess: float
 
     def to_json(self) -> dict[str, Any]:
-        """All but the plan."""
+        """All fields but the plan."""
         return {"asked": self.asked, "predicted": self.predicted, "timing": asdict(self.timing), "excess": self.excess}
 
 
 @dataclass(frozen=True)
 class MetLatency:
-    """plan: what delivers. timing: of its model against the dense one; `speedup` is the delivered one, with its quartiles.
-    history: all that was measured, in order."""
+    """A plan that delivers a latency.
+
+    Attributes:
+        plan: The plan.
+        timing: The timing of its model against the dense one. `timing.speedup` is the delivered speed-up, with its quartiles.
+        history: All attempts in order. The last one delivers.
+    """
 
     plan: Plan
     timing: Timing
     history: list[Attempt]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the plans."""
+        """All fields but the plans."""
         return {"timing": asdict(self.timing), "history": [attempt.to_json() for attempt in self.history]}
 
 
 def meet_latency(
     model: nn.Module,
-    make: Make,
+    plan_for: PlanFor,
     table: LatencyTable,
     *,
     speedup: float | None = None,
@@ -64,41 +79,65 @@ def meet_latency(
     pairs: int = 20,
     seconds: float = 10.0,
 ) -> MetLatency:
-    """Plans, rebuilds the dense model, times it whole, and corrects what it asks for, until the model delivers the speed-up, or
-    the milliseconds, to within a factor of 1 + tolerance, to either side.
+    """Plan, rebuild the model, time it whole, and correct the milliseconds that are asked for, until the model delivers.
 
-    make: milliseconds to a plan for which the table predicts at most that many, and about that many; it raises InputError
-    where there is none. Exactly one of speedup (dense over pruned) and latency (of a pass on the machine as it is now).
-    batch: the model's keyword arguments; by default one of the table's shape. rounds: plans to measure at most. pairs,
-    seconds: as in `benchmark`.
-    Raises InputError: no target or two, one that no plan delivers (the message says what was measured), another model's table.
+    The model delivers when its speed-up or its milliseconds are within a factor of 1 + tolerance of the wanted ones, to either
+    side. Exactly one of `speedup` and `latency` is given.
+
+    Args:
+        model: The dense model. It is left untouched.
+        plan_for: A function from milliseconds to a plan. The table predicts at most that many milliseconds for the plan, and
+            about that many. The function raises InputError where there is no plan.
+        table: The latency table of the model.
+        speedup: The wanted dense time over pruned time.
+        latency: The wanted milliseconds of a forward pass, on the machine as it is now.
+        batch: The model's keyword arguments in a timed pass. By default a drawn batch of the table's shape.
+        tolerance: How far the delivered time may be from the wanted one, as a share.
+        rounds: The highest number of plans to measure.
+        pairs: As in `benchmark`.
+        seconds: As in `benchmark`.
+
+    Returns:
+        The plan that delivers, its timing and all attempts.
+
+    Raises:
+        InputError: There is no target or there are two; no plan delivers the target (the message says what was measured); the
+            table is of another model.
     """
-    name, wanted = _target(speedup, latency)
+    target = _target(speedup, latency)
     if table.fingerprint != fingerprint(model):
         raise InputError(f"table: expected one of this model (fingerprint {fingerprint(model)}), got {table.fingerprint}")
     if not tolerance > 0 or rounds < 1:
         raise InputError(f"tolerance, rounds: expected positive numbers, got {tolerance} and {rounds}")
-    given = batch
-    if given is None:
-        (given,) = synthetic_batches(model, [table.batch_size], [table.length], target_length=table.target_length)
-    ask, history = table.total / wanted if name == "speedup" else wanted, list[Attempt]()
+    if batch is None:
+        (batch,) = synthetic_batches(model, [table.batch_size], [table.length], target_length=table.target_length)
+    asked, history = target.milliseconds(table.total), list[Attempt]()
     for _ in range(rounds):
-        plan = _untried(make, ask, table.total, history)
+        plan = _untried(plan_for, asked, table.total, history)
         if plan is None:
             break
         predicted = table.milliseconds({site: len(kept) for site, kept in plan.items()})
-        timing = benchmark(model, prune(model, plan), [given], pairs=pairs, seconds=seconds).timings[0]
-        excess = wanted / timing.speedup if name == "speedup" else timing.pruned_ms / wanted
-        history.append(Attempt(plan, ask, predicted, timing, excess))
+        timing = benchmark(model, prune(model, plan), [batch], pairs=pairs, seconds=seconds).timings[0]
+        excess = target.amount / timing.speedup if target.kind == "speedup" else timing.pruned_ms / target.amount
+        history.append(Attempt(plan, asked, predicted, timing, excess))
         if abs(math.log(excess)) <= math.log1p(tolerance):
             return MetLatency(plan, timing, history)
-        ask = corrected([(attempt.predicted, attempt.excess) for attempt in history])
-    raise InputError(_refusal(history, name, wanted, tolerance))
+        asked = corrected([(attempt.predicted, attempt.excess) for attempt in history])
+    raise InputError(_refusal(history, target, tolerance))
 
 
 def corrected(measured: Sequence[tuple[float, float]]) -> float:
-    """The milliseconds to ask for next, from pairs of what was predicted and by what factor the model was too slow: between the
-    slowest that was too fast and the fastest that was too slow, and in proportion to the last where one of them lacks."""
+    """Compute the milliseconds to ask for next.
+
+    They are interpolated between the slowest plan that was too fast and the fastest plan that was too slow. Where there is no
+    plan of one kind, or the two contradict each other, they are in proportion to the last attempt.
+
+    Args:
+        measured: For each attempt the predicted milliseconds, and the delivered time over the wanted time.
+
+    Returns:
+        Milliseconds.
+    """
     fast = max((pair for pair in measured if pair[1] < 1), default=None)
     slow = min((pair for pair in measured if pair[1] >= 1), default=None)
     if fast is None or slow is None or fast[0] >= slow[0]:
@@ -107,70 +146,74 @@ def corrected(measured: Sequence[tuple[float, float]]) -> float:
     return fast[0] + (slow[0] - fast[0]) * (1 - fast[1]) / (slow[1] - fast[1])
 
 
-def _target(speedup: float | None, latency: float | None) -> tuple[str, float]:
-    given = {name: value for name, value in (("speedup", speedup), ("latency", latency)) if value is not None}
+def _target(speedup: float | None, latency: float | None) -> Budget:
+    """The one target that is given. Raises InputError for none, two, or one out of its range."""
+    given = {kind: amount for kind, amount in (("speedup", speedup), ("latency", latency)) if amount is not None}
     if len(given) != 1:
         raise InputError(f"target: expected exactly one of speedup, latency, got {', '.join(given) or 'none'}")
-    ((name, value),) = given.items()
-    if not math.isfinite(value) or value <= 0 or (name == "speedup" and value < 1):
-        raise InputError(
-            f"{name}: expected a {'number of at least 1' if name == 'speedup' else 'positive number'}, got {value}"
-        )
-    return name, value
+    return Budget.of(**given)
 
 
-def _untried(make: Make, ask: float, total: float, history: Sequence[Attempt]) -> Plan | None:
-    """The plan for what is asked; where that has been measured, the next one towards the target, if there is one."""
-    plan = _nearest(make, ask, total)
-    known = _known(plan, history)
-    if known is None:
+def _untried(plan_for: PlanFor, asked: float, total: float, history: Sequence[Attempt]) -> Plan | None:
+    """The plan for the milliseconds that are asked for. Where that plan has been measured, the next plan towards the target, or
+    None if there is none. `total`: milliseconds of the dense model."""
+    plan = _nearest(plan_for, asked, total)
+    attempt = _attempt_with(plan, history)
+    if attempt is None:
         return plan
-    if known.excess > 1:
-        low = high = known.predicted * (1 - 1e-6)
+    if attempt.excess > 1:
+        low = high = attempt.predicted * _JUST_BELOW
     else:
-        low = max(ask, known.predicted)
-        high = min((other.predicted for other in history if other.predicted > low), default=total * (1 + 1e-9))
-    following = _lowest(make, low, high, lambda found: _known(found, [known]) is None)
-    return following if following is not None and _known(following, history) is None else None
+        low = max(asked, attempt.predicted)
+        high = min((other.predicted for other in history if other.predicted > low), default=total * _JUST_ABOVE)
+    following = _fastest(plan_for, low, high, lambda plan: _attempt_with(plan, [attempt]) is None)
+    return following if following is not None and _attempt_with(following, history) is None else None
 
 
-def _nearest(make: Make, ask: float, total: float) -> Plan:
-    """The plan for what is asked, or the fastest that there is: predictions err, so it may deliver all the same."""
+def _nearest(plan_for: PlanFor, asked: float, total: float) -> Plan:
+    """The plan for the milliseconds that are asked for, or else the fastest plan there is: predictions err, so it may deliver
+    all the same."""
     try:
-        return make(ask)
+        return plan_for(asked)
     except InputError:
-        largest = make(total * (1 + 1e-9))  # Says why where there is no plan at all.
-        return _lowest(make, ask, total * (1 + 1e-9), lambda found: True) or largest
+        largest = plan_for(total * _JUST_ABOVE)  # Raises InputError with the reason where there is no plan at all.
+        return _fastest(plan_for, asked, total * _JUST_ABOVE, lambda plan: True) or largest
 
 
-def _lowest(make: Make, low: float, high: float, good: Callable[[Plan], bool]) -> Plan | None:
-    """The good plan for the fewest milliseconds from low to high, to a thousandth of the distance; all above are good."""
+def _fastest(plan_for: PlanFor, low: float, high: float, accepts: Callable[[Plan], bool]) -> Plan | None:
+    """The accepted plan for the fewest milliseconds from low to high, to a thousandth of their distance. It assumes that the
+    plans for more milliseconds than an accepted one's are accepted too."""
 
     def at(milliseconds: float) -> Plan | None:
         try:
-            plan = make(milliseconds)
+            plan = plan_for(milliseconds)
         except InputError:
             return None
-        return plan if good(plan) else None
+        return plan if accepts(plan) else None
 
-    found = at(high)
-    for _ in range(10 if found is not None and low < high else 0):
+    fastest = at(high)
+    for _ in range(10 if fastest is not None and low < high else 0):
         middle = (low + high) / 2
         plan = at(middle)
-        low, high, found = (middle, high, found) if plan is None else (low, middle, plan)
-    return found
+        low, high, fastest = (middle, high, fastest) if plan is None else (low, middle, plan)
+    return fastest
 
 
-def _known(plan: Plan, history: Sequence[Attempt]) -> Attempt | None:
-    same = (a for a in history if all(torch.equal(kept, a.plan[site]) for site, kept in plan.items()))
+def _attempt_with(plan: Plan, history: Sequence[Attempt]) -> Attempt | None:
+    """The first attempt that keeps the same units as the plan."""
+    same = (attempt for attempt in history if all(torch.equal(kept, attempt.plan[site]) for site, kept in plan.items()))
     return next(same, None)
 
 
-def _refusal(history: Sequence[Attempt], name: str, wanted: float, tolerance: float) -> str:
-    delivered = {a.excess: a.timing.speedup if name == "speedup" else a.timing.pruned_ms for a in history}
+def _refusal(history: Sequence[Attempt], target: Budget, tolerance: float) -> str:
+    """The message for a target that no plan delivers: the closest that was measured, or all that was measured."""
+    by_speed, wanted = target.kind == "speedup", target.amount
+    delivered = {a.excess: a.timing.speedup if by_speed else a.timing.pruned_ms for a in history}
     if min(delivered) > 1:
         closest = delivered[min(delivered)]
-        limit = f"at most {closest:.2f}, the highest" if name == "speedup" else f"at least {closest:.2f}, the lowest"
-        return f"{name}: expected {limit} that was measured, got {wanted:g}"
-    found = ", ".join(f"{value:.2f}" for value in sorted(delivered.values()))
-    return f"{name}: expected one that a plan delivers to within {tolerance:.0%}, got {wanted:g}; measured were {found}"
+        limit = f"at most {closest:.2f}, the highest" if by_speed else f"at least {closest:.2f}, the lowest"
+        return f"{target.kind}: expected {limit} that was measured, got {wanted:g}"
+    measured = ", ".join(f"{value:.2f}" for value in sorted(delivered.values()))
+    return (
+        f"{target.kind}: expected one that a plan delivers to within {tolerance:.0%}, got {wanted:g}; measured were {measured}"
+    )

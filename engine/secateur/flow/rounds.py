@@ -1,4 +1,4 @@
-"""attribute_in_rounds: prune some, score again what is left, as often as one likes."""
+"""attribute_in_rounds: prune a part, score what is left, and repeat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from secateur.attribution.attribute import attribute
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples
 from secateur.planning.allocation import ONE_UNIT
-from secateur.planning.budget import the_budget
-from secateur.planning.plan import Plan, plan
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.masked import masked
 from secateur.support.errors import InputError
 from secateur.tasks import Task
@@ -26,41 +26,57 @@ def attribute_in_rounds(
     task: Task,
     examples: Examples,
     rounds: int,
-    budget: Mapping[str, float],
+    budget: Budget | Mapping[str, float],
     *,
     planning: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Scores:
-    """Scores of the model as the plans of earlier rounds have masked it: what a unit does once others are gone.
+    """Score the model as the plans of earlier rounds have masked it: what a unit does once other units are gone.
 
-    Each round takes the same factor of what is left, so that the last one's scores serve for the budget, such as
-    {"flops": 0.5}. planning: what else `plan` takes in the rounds between, where it is a knapsack that leaves every site one
-    unit otherwise. options: what else `attribute` takes. Units that a
-    round has removed score below all others. The model is untouched.
-    Raises InputError: fewer rounds than one, a checkpoint, and as `plan` and `attribute` do.
+    Each round removes the same factor of what is left, so that the scores of the last round serve for the whole budget. Units
+    that a round has removed score below all other units of their site.
+
+    Args:
+        model: The dense model. It is left untouched.
+        task: The task.
+        examples: The examples to score on, as in `attribute`.
+        rounds: How often to score. One round is `attribute`.
+        budget: The budget after the last round: a `Budget`, or a mapping such as {"flops": 0.5}.
+        planning: What else `plan` takes in the rounds before the last one. By default those plans are knapsacks that leave
+            every site one unit, or uniform under `keep`.
+        options: What else `attribute` takes.
+
+    Returns:
+        The scores of the last round.
+
+    Raises:
+        InputError: There are fewer rounds than one, a checkpoint is given, or `plan` or `attribute` raise it.
+
+    Example:
+        `secateur.attribute_in_rounds(model, task, examples, 3, {"flops": 0.5})`
     """
     if rounds < 1:
         raise InputError(f"rounds: expected one at least, got {rounds}")
     if options.get("checkpoint") is not None:
         raise InputError("checkpoint: expected none for rounds, whose sums are of different masked models")
-    name, value = the_budget(**budget)
-    how = {} if name == "keep" else {"allocation": "knapsack", "floor": ONE_UNIT}
-    made: Plan | None = None
+    budget = budget if isinstance(budget, Budget) else Budget.of(**budget)
+    spread = {} if budget.kind == "keep" else {"allocation": "knapsack", "floor": ONE_UNIT}
+    plan: Plan | None = None
     for number in range(1, rounds + 1):
-        with nullcontext() if made is None else masked(model, made):
+        with nullcontext() if plan is None else masked(model, plan):
             scores = attribute(model, task, examples, **options)
-        if made is not None:
-            scores = _below(scores, made)
+        if plan is not None:
+            scores = _below(scores, plan)
         if number < rounds:
-            made = plan(scores, **{**how, **(planning or {}), name: value ** (number / rounds)})
+            plan = plan_within(scores, budget.after(number, rounds), **{**spread, **(planning or {})})
     return scores
 
 
-def _below(scores: Scores, made: Plan) -> Scores:
-    """Units that the plan removes, below those that it keeps."""
-    units = {}
-    for site, values in scores.items():
-        gone = torch.ones(len(values), dtype=torch.bool)
-        gone[made[site]] = False
-        units[site] = values.masked_fill(gone, min(0.0, float(values.min())) - gone.any().item())
-    return replace(scores, by_site=units)
+def _below(scores: Scores, plan: Plan) -> Scores:
+    """The scores, where the units that the plan removes score below those that it keeps."""
+    by_site = {}
+    for site, values in scores.items():  # values [units]
+        gone = torch.ones(len(values), dtype=torch.bool)  # [units]
+        gone[plan[site]] = False
+        by_site[site] = values.masked_fill(gone, min(0.0, float(values.min())) - gone.any().item())
+    return replace(scores, by_site=by_site)

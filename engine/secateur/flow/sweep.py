@@ -1,4 +1,4 @@
-"""sweep: one attribution, many plans: accuracy against size and speed."""
+"""sweep: score once, prune at many rates, and measure accuracy, size and speed at each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples, read_examples
 from secateur.measuring.benchmark import benchmark
 from secateur.measuring.evaluate import evaluate
-from secateur.planning.plan import plan
+from secateur.planning.budget import Budget
+from secateur.planning.plan import plan_within
 from secateur.pruning.prune import prune
 from secateur.tasks import Evaluation, Task
 
@@ -23,7 +24,20 @@ Recovery = Callable[[nn.Module], object]
 
 @dataclass(frozen=True)
 class Point:
-    """One rate of a sweep; keep = 1 is the dense model. Latency in milliseconds and FLOPs are of one batch."""
+    """One rate of a sweep.
+
+    Attributes:
+        keep: The share of units that stays at every site; 1 is the dense model.
+        metric: The name of the task's metric.
+        value: The metric's value.
+        low: The lower end of its 95% interval.
+        high: The upper end of its 95% interval.
+        parameters: Parameters of the model.
+        flops: FLOPs of one batch.
+        latency_ms: Milliseconds of one batch.
+        speedup: Dense time over pruned time.
+        examples_per_second: Examples of that batch for each second.
+    """
 
     keep: float
     metric: str
@@ -37,6 +51,7 @@ class Point:
     examples_per_second: float
 
     def to_json(self) -> dict[str, Any]:
+        """All fields."""
         return asdict(self)
 
 
@@ -53,15 +68,31 @@ def sweep(
     recovery: Recovery | None = None,
     progress: Callable[[Iterable[float], int], Iterable[float]] | None = None,
 ) -> list[Point]:
-    """Prunes at each rate, evaluates on the examples and times one batch, interleaved with the dense model.
+    """Prune at each rate, evaluate on the examples, and time one batch in turn with the dense model.
 
-    recovery: refits each pruned model. The first point is the dense model.
+    Args:
+        model: The dense model. It is left untouched.
+        task: The task.
+        scores: Scores of the units.
+        examples: Held-out examples to evaluate on.
+        keeps: The rates: shares of units that stay at every site.
+        batch: The keyword arguments of the timed forward pass.
+        align: As in `plan`.
+        per_head: As in `plan`.
+        recovery: Refits each pruned model in place.
+        progress: Wraps the iteration over rates, given the rates and their number.
+
+    Returns:
+        The dense model's point, then one point for each rate.
+
+    Raises:
+        InputError: As `plan`, `prune`, `evaluate` and `benchmark` do.
     """
     rows = read_examples(examples, task.columns)
     dense = evaluate(model, task, rows)
     points: list[Point] = []
     for keep in progress(keeps, len(keeps)) if progress else keeps:
-        pruned = prune(model, plan(scores, keep=keep, align=align, per_head=per_head))
+        pruned = prune(model, plan_within(scores, Budget("keep", keep), align=align, per_head=per_head))
         if recovery is not None:
             recovery(pruned)
         result = evaluate(pruned, task, rows)
@@ -77,11 +108,12 @@ def sweep(
 
 
 def _point(keep: float, result: Evaluation, *measured: Any) -> Point:
+    """A point from its rate, its evaluation, and the other fields in order."""
     return Point(keep, result.metric, result.value, result.low, result.high, *measured)
 
 
 def to_csv(points: Sequence[Point]) -> str:
-    """The points as CSV with a header."""
+    """Write the points as CSV with a header."""
     out = io.StringIO()
     writer = csv.DictWriter(out, [field.name for field in fields(Point)], lineterminator="\n")
     writer.writeheader()

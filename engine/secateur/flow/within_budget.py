@@ -1,8 +1,8 @@
-"""The first half of `secateur prune`: which plan and which recovery, picked by trying, and for a latency by measuring."""
+"""Candidates within a budget: plans and recoveries that are tried and, under a budget of time, measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +10,19 @@ from torch import nn
 
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Example
-from secateur.flow.choose import Candidate, alternatives, choose
+from secateur.flow.choose import Candidate, alternatives_within, choose
 from secateur.flow.meet_latency import MetLatency, meet_latency
 from secateur.measuring.latency import latency_table
-from secateur.planning.budget import the_budget
-from secateur.planning.plan import Plan, plan
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan, plan_within
 from secateur.recovery import Method
 from secateur.support.errors import InputError
 from secateur.tasks import Task
 from secateur.tasks.base import without_targets
 
-Say = Callable[[str], None]
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]  # Wraps an iteration, given its length and a word for it.
+Say = Callable[[str], None]  # Receives one line that tells what happens now.
+# Wraps an iteration, given the iteration, its length and a word for its steps.
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def tried(
@@ -33,7 +34,7 @@ def tried(
     max_tokens: int,
     progress: Progress,
 ) -> list[Candidate]:
-    """The plans with the recoveries, best first."""
+    """The plans with the recoveries, best first, as `choose` finds them."""
     return choose(
         model, task, plans, rows, recoveries=recoveries, unlabeled=without_targets(task, rows), max_tokens=max_tokens,
         progress=lambda pairs, total: progress(pairs, total, "trying"),
@@ -45,7 +46,7 @@ def within_budget(
     task: Task,
     rows: Sequence[Example],
     scores: Scores,
-    budget: Mapping[str, float | None],
+    budget: Budget,
     shapes: tuple[Sequence[int], Sequence[int]],
     recoveries: Sequence[Method | None],
     max_tokens: int,
@@ -53,13 +54,32 @@ def within_budget(
     progress: Progress,
     **options: Any,
 ) -> tuple[list[Candidate], MetLatency | None]:
-    """The candidates under a budget, best first. Where it is a latency or a speed-up, at the largest of the shapes, the first
-    one's plan is corrected until its model delivers, and how is told too. options: what else `alternatives` takes."""
-    name, value = the_budget(**budget)
-    if name not in ("speedup", "latency"):
-        return tried(
-            model, task, rows, alternatives(scores, **{**options, name: value}), recoveries, max_tokens, progress
-        ), None
+    """Find the candidates within a budget.
+
+    Under a budget of time, a latency table is measured at the largest of the shapes, and the best candidate's plan is corrected
+    until its model delivers.
+
+    Args:
+        model: The dense model.
+        task: The task.
+        rows: The examples that the units were scored on.
+        scores: The scores.
+        budget: The budget.
+        shapes: Batch sizes and lengths.
+        recoveries: The recoveries to try, as in `choose`.
+        max_tokens: Padded input tokens in a batch.
+        say: Receives a line at each stage.
+        progress: Wraps iterations.
+        options: What else `alternatives` takes.
+
+    Returns:
+        The candidates, best first, and how the budget of time was met; None under another budget.
+
+    Raises:
+        InputError: As `alternatives`, `choose` and `meet_latency` do.
+    """
+    if not budget.measured:
+        return tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress), None
     say("measuring what each site costs")
     table = latency_table(
         model, unit="channel" if any(site.unit.endswith("channel") for site in scores.sites) else "head",
@@ -67,20 +87,25 @@ def within_budget(
         progress=lambda widths, total: progress(widths, total, "widths"),
     )  # fmt: skip
     options["table"] = table
-    candidates = tried(model, task, rows, alternatives(scores, **{**options, name: value}), recoveries, max_tokens, progress)
+    candidates = tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress)
     best = candidates[0]
-    options.update({how: best.plan.budget[how] for how in ("allocation", "floor")})
+    summary = best.plan.summary()
+    options.update({name: summary[name] for name in ("allocation", "floor")})
     say("correcting by the whole model's time")
     met = meet_latency(
-        model, lambda milliseconds: plan(scores, latency=milliseconds, **options), table,
-        **{name: value},  # type: ignore[arg-type]
+        model, lambda milliseconds: plan_within(scores, Budget("latency", milliseconds), **options), table,
+        speedup=budget.amount if budget.kind == "speedup" else None,
+        latency=budget.amount if budget.kind == "latency" else None,
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
 
 
-def between_rounds(budget: Mapping[str, float | None], rounds: int) -> dict[str, float]:
-    """The budget that the rounds of scoring come closer to: in FLOPs where a speed-up is asked for."""
-    name, value = the_budget(**budget)
-    if name == "latency" and rounds > 1:
+def between_rounds(budget: Budget, rounds: int) -> Budget:
+    """The budget that the rounds of scoring approach: a share of the FLOPs in place of a speed-up.
+
+    Raises:
+        InputError: There are several rounds under a latency.
+    """
+    if budget.kind == "latency" and rounds > 1:
         raise InputError(f"rounds: expected 1 with a latency, whose share is not known before it is measured, got {rounds}")
-    return {"flops": 1 / value} if name == "speedup" else {name: value}
+    return Budget("flops", 1 / budget.amount) if budget.kind == "speedup" else budget

@@ -1,6 +1,6 @@
-"""Masks that are learned in fine-tuning: one encoder, pruned while it learns several tasks.
+"""Pruning methods that learn masks or gates in fine-tuning: one encoder pruned while it learns several tasks, and layer gates.
 
-`__init__.pyi` lists the public names. Each is imported when it is first used.
+`__init__.pyi` lists the public names. A name is imported when it is first used.
 """
 
 from secateur.support.public_names import lazy_names

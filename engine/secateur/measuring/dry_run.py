@@ -25,7 +25,8 @@ from secateur.model.images import image_tokens, reads_images
 from secateur.model.offloading import named_parameters
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
-from secateur.planning.plan import Plan, plan
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
 from secateur.tasks import Batch
@@ -108,7 +109,7 @@ class DryRun:
             "pruned": asdict(self.pruned),
             "attribution": {**asdict(self.attribution), "total": self.attribution.total},
             "stock": self.stock,
-            "plan": self.plan.budget,
+            "plan": self.plan.summary(),
             "sites": [{**site.to_json(), "kept": len(self.plan[site.name])} for site in self.plan.sites],
         }
 
@@ -148,12 +149,11 @@ def dry_run(
     """
     if any(parameter.device.type != "meta" for parameter in model.parameters()):
         raise InputError("model: expected a model on the meta device for a dry run, got one with weights")
-    for name in ("speedup", "latency"):
-        if planning.get(name) is not None:
-            value = planning[name]
-            raise InputError(
-                f"{name}: expected keep, flops, params or memory in a dry run, which measures no time, got {value}"
-            )
+    budget = None if given is not None else Budget.taken_from(planning)
+    if budget is not None and budget.measured:
+        raise InputError(
+            f"{budget.kind}: expected keep, flops, params or memory in a dry run, which measures no time, got {budget.amount}"
+        )
     if given is None and scores is None and planning.get("allocation", "uniform") != "uniform":
         allocation = planning["allocation"]
         raise InputError(
@@ -161,8 +161,9 @@ def dry_run(
         )
     prunable = sites(model, unit=unit, select=select)
     length = image_tokens(model) if reads_images(model) else length
-    if given is None:
-        given = plan(scores or _drawn(model, prunable, length), **planning)
+    if budget is not None:
+        given = plan_within(scores or _drawn(model, prunable, length), budget, **planning)
+    assert given is not None  # The budget is missing only where a plan is given.
     pruned = prune(model, given)
     return DryRun(
         plan=given,

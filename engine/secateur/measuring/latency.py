@@ -200,7 +200,7 @@ def _plan(model: nn.Module, cut: Sequence[Site], counts: Mapping[str, int]) -> P
         first = torch.arange(counts[site.name] // heads) + (site.layer if site.unit == "head" else 0)  # [kept in a head]
         in_each_head = first.sort().values % head_size + head_size * torch.arange(heads).unsqueeze(1)  # [heads, kept in a head]
         kept[site.name] = in_each_head.flatten().sort().values  # [kept]
-    return Plan(kept, tuple(cut), fingerprint(model), {})
+    return Plan(kept, tuple(cut), fingerprint(model))
 
 
 def _in_turn(model: nn.Module, pruned: nn.Module, batch: Mapping[str, Tensor], pairs: int, seconds: float) -> list[Pair]:

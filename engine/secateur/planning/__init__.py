@@ -1,1 +1,1 @@
-"""Plans under a budget: which units stay. It uses scores, data about sites, and support."""
+"""Plans: which units a model keeps under a budget. This stage uses scores, data about sites, and support."""

@@ -1,4 +1,4 @@
-"""A latency table: what branches cost in milliseconds, as data. `measuring.latency` measures it."""
+"""Latency tables: the milliseconds that branches take, as data. `measuring.latency` measures them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,22 @@ FORMAT = "secateur-latency/1"
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What a dense model's forward pass and each of its branches cost on one machine, for one shape of batch.
+    """The milliseconds of a dense model's forward pass and of each of its branches, on one machine and for one shape of batch.
 
-    environment: of the measurement, as `benchmark` tells it; fingerprint, unit: of the model, and of its attention's sites.
-    total: milliseconds of a whole dense pass. sites[site name]: number of units to milliseconds of the branch that keeps that
-    many, ascending; the last is the whole one. both[attention name]: the same for V and O channels, where Q and K keep the
-    same share: the core narrows with the wider of the two, so that the savings don't add up. rest: milliseconds of all between
-    the branches, by the share of the branches' time that remains: it shrinks a little with them, as they hand back less memory
-    and leave more room in caches.
+    Attributes:
+        environment: The environment of the measurement, as `benchmark` tells it.
+        fingerprint: The fingerprint of the model.
+        unit: The unit of the attention sites.
+        batch_size: Examples in the measured batch.
+        length: Input tokens of an example.
+        target_length: Decoder tokens of an example, where there is an encoder.
+        total: Milliseconds of a whole dense pass.
+        sites: By site name, milliseconds of the branch by the number of units that the site keeps, ascending. The last entry is
+            the whole site.
+        both: By attention name, the same for V and O channels where Q and K keep the same share. The attention core narrows
+            with the wider of the two, so that their savings do not add up.
+        rest: Milliseconds of everything between the branches, by the share of the branches' time that remains. The rest shrinks
+            a little with the branches: they hand back less memory and leave more room in caches.
     """
 
     environment: dict[str, Any]
@@ -41,9 +49,21 @@ class LatencyTable:
     rest: dict[float, float]
 
     def of(self, site: str, count: int) -> float:
-        """Milliseconds of the site's branch when the site keeps `count` units and all else is whole, linear between measured
-        counts; fewer than were measured cost as much as the fewest, and none nothing: the branch is gone. Raises InputError:
-        a site that wasn't measured, a count out of range."""
+        """Predict the milliseconds of a site's branch when the site keeps `count` units and everything else is whole.
+
+        Times are linear between measured counts. Counts below the lowest measured one take as long as that one. No units take
+        no time: the branch is gone.
+
+        Args:
+            site: The name of the site.
+            count: The number of units that it keeps.
+
+        Returns:
+            Milliseconds.
+
+        Raises:
+            InputError: The site was not measured, or the count is out of range.
+        """
         if site not in self.sites:
             known = next(iter(self.sites), "none")
             raise InputError(f"site: expected one of the table's {len(self.sites)} sites, such as {known!r}, got {site!r}")
@@ -52,40 +72,62 @@ class LatencyTable:
         return _between(self.sites[site], count) if count else 0.0
 
     def milliseconds(self, counts: Mapping[str, int]) -> float:
-        """Predicted milliseconds of a whole forward pass when each site keeps `counts` units; sites that aren't named stay
-        whole. The channels of an attention are taken to lie evenly in its heads. Raises InputError as `of` does."""
-        named: dict[str, dict[str, int]] = {}
+        """Predict the milliseconds of a whole forward pass.
+
+        The channels of an attention are assumed to lie evenly in its heads.
+
+        Args:
+            counts: The number of units that each site keeps, by site name. Other sites stay whole.
+
+        Returns:
+            Milliseconds.
+
+        Raises:
+            InputError: As `of` does.
+        """
+        by_branch: dict[str, dict[str, int]] = {}
         for site, count in counts.items():
-            self.of(site, count)
-            named.setdefault(branch_name(site), {})[site] = count
-        saved = sum(self._saved(branch, of_branch) for branch, of_branch in named.items())
+            self.of(site, count)  # Checks both.
+            by_branch.setdefault(branch_name(site), {})[site] = count
+        saved = sum(self._saved(branch, of_branch) for branch, of_branch in by_branch.items())
         whole = sum({branch_name(site): max(row.items())[1] for site, row in self.sites.items()}.values())
         return self.total - saved - (self.rest[1.0] - _between(self.rest, 1 - saved / whole))
 
     def _saved(self, branch: str, counts: Mapping[str, int]) -> float:
+        """The milliseconds that a branch saves when its sites keep `counts` units."""
         whole = self.sites[next(iter(counts))]
         dense = whole[max(whole)]
         if not all(counts.values()):
             return dense
         saved = sum(dense - self.of(site, count) for site, count in counts.items())
         if branch in self.both and len(counts) == 2:
-            # What the core saves, by as much as its wider side has narrowed: joint saving less the two single ones.
+            # The core saves by its wider side: add the joint saving at that share, less the two single savings.
             share = max(count / max(self.sites[site]) for site, count in counts.items())
             alone = sum(dense - _between(self.sites[site], share * max(self.sites[site])) for site in counts)
             saved += dense - _between(self.both[branch], share * max(self.both[branch])) - alone
         return min(saved, dense)
 
     def dumps(self) -> str:
-        """JSON of a few kB."""
+        """The table as JSON of a few kB."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Writes `dumps` to a file."""
+        """Write `dumps` to a file. The file appears when complete; an existing one is replaced."""
         write_atomically(path, self.dumps())
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
-        """Reads what `save` wrote. Raises InputError for anything else."""
+        """Read a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The table.
+
+        Raises:
+            InputError: There is no such file, or it is not a latency table.
+        """
         if not Path(path).is_file():
             raise InputError(f"latency: no such file: {str(path)!r}")
         try:
@@ -102,7 +144,7 @@ class LatencyTable:
 
 
 def _between(row: Mapping[Any, float], count: float) -> float:
-    """Linear between the row's counts, which ascend; constant below the first."""
+    """The value at `count`: linear between the row's ascending keys, constant below the first one."""
     if count in row:
         return row[count]
     known = list(row)
@@ -114,7 +156,9 @@ def _between(row: Mapping[Any, float], count: float) -> float:
 
 
 def _read(row: Mapping[str, Any], key: type[Any]) -> dict[Any, float]:
-    found = dict(sorted((key(name), float(value)) for name, value in row.items()))
-    if not found or min(found) <= 0 or not all(math.isfinite(value) and value >= 0 for value in found.values()):
+    """A row of the file, its keys converted and ascending. Raises ValueError for keys or milliseconds out of range."""
+    milliseconds = dict(sorted((key(name), float(value)) for name, value in row.items()))
+    finite = all(math.isfinite(value) and value >= 0 for value in milliseconds.values())
+    if not milliseconds or min(milliseconds) <= 0 or not finite:
         raise ValueError("expected milliseconds by what remains")
-    return found
+    return milliseconds

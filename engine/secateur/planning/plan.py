@@ -1,13 +1,13 @@
-"""plan: which units stay, under a budget. Pure functions of scores."""
+"""Plans: which units a model keeps under a budget. Pure functions of scores."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from secateur.attribution.scores import Scores
 from secateur.model import cost
 from secateur.model.sites import Site
-from secateur.planning.allocation import Allocation, Ladder, Price, ladders, ranks, spread
-from secateur.planning.budget import _MEASURED, check_spread, the_budget
+from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
+from secateur.planning.budget import Budget, BudgetKind
 from secateur.support.errors import InputError
 from secateur.support.files import write_atomically
 
@@ -24,17 +24,46 @@ if TYPE_CHECKING:
     from secateur.planning.latency_table import LatencyTable
 
 FORMAT = "secateur-plan/1"
-_ROUNDING = 1e-12  # Of sums of shares.
+_ROUNDING = 1e-12  # The rounding error of a sum of shares.
+_REMAINING = ("flops", "params")  # The shares that a plan tells.
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How a plan spreads its budget over the sites, and what remains of the model.
+
+    Attributes:
+        remaining: The shares of the layers' "params" and "flops" that remain.
+        allocation: "uniform", "global" or "knapsack".
+        floor: The share of its units that every site keeps at least.
+        gap: How far the kept attribution may be from the best possible one, as a share of that one; 0 where it is not known.
+        align: FFN widths are multiples of it.
+    """
+
+    remaining: dict[str, float]
+    allocation: str = "uniform"
+    floor: float = 0.0
+    gap: float = 0.0
+    align: int = 1
 
 
 @dataclass(frozen=True)
 class Plan(Mapping[str, Tensor]):
-    """plan[site name]: the units that stay, sorted int64, or none. budget: what was asked for, and what the plan comes to."""
+    """The units that each site keeps: `plan[site name]` is a sorted int64 tensor [kept units], which may be empty.
+
+    Attributes:
+        kept: The kept units by site name.
+        sites: The planned sites.
+        fingerprint: The fingerprint of the model that the plan is for.
+        budget: The budget that the plan was made for, None for a plan that was made by hand.
+        spread: How the budget was spread and what remains, None for a plan that was made by hand.
+    """
 
     kept: dict[str, Tensor]
     sites: tuple[Site, ...]
     fingerprint: str
-    budget: dict[str, Any]
+    budget: Budget | None = None
+    spread: Spread | None = None
 
     def __getitem__(self, site: str) -> Tensor:
         return self.kept[site]
@@ -45,20 +74,35 @@ class Plan(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.kept)
 
+    def summary(self) -> dict[str, Any]:
+        """The budget and its spread as one JSON object: the budget's amount under its kind, then the fields of `Spread`."""
+        asked: dict[str, Any] = {} if self.budget is None else {self.budget.kind: self.budget.amount}
+        return {**asked, **({} if self.spread is None else _spread_json(self.spread))}
+
     def dumps(self) -> str:
-        """JSON of a few kB: the kept units of a site are a bit mask in base64, lowest unit first."""
+        """The plan as JSON of a few kB. The kept units of a site are a bit mask in base64, lowest unit first."""
         kept = {site.name: {"kept": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
         sites = [{**site.to_json(), **kept[site.name]} for site in self.sites]
-        about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.budget, "sites": sites}
+        about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.summary(), "sites": sites}
         return json.dumps(about, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Writes `dumps` to a file."""
+        """Write `dumps` to a file. The file appears when complete; an existing one is replaced."""
         write_atomically(path, self.dumps())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Reads what `save` wrote. Raises InputError for anything else."""
+        """Read a file that `save` wrote, also one of version 0.1, which says "stay" for "kept".
+
+        Args:
+            path: The file.
+
+        Returns:
+            The plan.
+
+        Raises:
+            InputError: There is no such file, or it is not a plan file, or it is damaged.
+        """
         if not Path(path).is_file():
             raise InputError(f"plan: no such file: {str(path)!r}")
         try:
@@ -67,7 +111,7 @@ class Plan(Mapping[str, Tensor]):
                 raise InputError(f"plan: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
             kept, sites = {}, []
             for entry in about["sites"]:
-                mask, count = entry.pop("mask"), entry.pop("kept")
+                mask, count = entry.pop("mask"), entry.pop("kept" if "kept" in entry else "stay")
                 site = Site(**entry)
                 kept[site.name] = _unmask(mask, site.units)
                 sites.append(site)
@@ -75,7 +119,7 @@ class Plan(Mapping[str, Tensor]):
                     raise InputError(
                         f"plan: {str(path)!r} is corrupted: {site.name} says {count} units and marks {len(kept[site.name])}"
                     )
-            return cls(kept, tuple(sites), about["fingerprint"], about["budget"])
+            return cls(kept, tuple(sites), about["fingerprint"], *_read_summary(about["budget"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -97,114 +141,172 @@ def plan(
     align: int = 1,
     per_head: bool = False,
 ) -> Plan:
-    """The units with the highest scores of each site, as many as the budget allows; ties go to the lower index.
+    """Choose the units with the highest scores of each site, as many as the budget allows. Ties go to the lower index.
 
-    Exactly one budget. keep: the share of units that stays at every site (a fraction of a unit counts as one). flops, params:
-    the share of the multiply-adds, or weights, of the model's layers that may remain (FLOPs at the mean length of the scored
-    examples). memory: the share of all the model's weights, embeddings included. speedup, latency: how much faster than the
-    dense model, or how many milliseconds a pass, as `table` predicts (`meet_latency` measures, and corrects). All but keep
-    are met to within one step of one site.
-    allocation: how a budget other than keep is spread over the sites. "uniform": one share for all, as Yang et al. 2023 have
-    it; "global": the units with the highest scores of all sites; "knapsack": those that keep the most attribution for what
-    they cost, with `budget["gap"]` saying how far the attribution may be from the optimum, as a share of it. floor: the share
-    of its units that every site keeps at least; without one, global and knapsack may empty a site, and uniform leaves one.
-    align: FFN widths are multiples of it, and with per_head the channels of a head of it or of 8, if that is less; rounded up
-    under a keep budget, and down otherwise. per_head: channels are ranked within each head, the same number for each, so that
-    heads stay alike. Raises InputError: no budget or several, one out of range, one that cannot be met; the message says what
-    can; a table of another model or other units.
+    Exactly one budget is given. Every budget but `keep` is met to within one step of one site.
+
+    Args:
+        scores: Scores of the units, from `attribute`.
+        keep: The share of units that stays at every site. A fraction of a unit counts as one unit.
+        flops: The share of the multiply-adds of the model's layers that may remain, at the mean length of the scored examples.
+        params: The share of the parameters of the model's layers that may remain.
+        memory: The share of all the model's weights, embeddings included, that may remain.
+        speedup: How much faster than the dense model the pruned model is, as `table` predicts it. `meet_latency` measures the
+            pruned model, and corrects the plan.
+        latency: Milliseconds of a forward pass, as `table` predicts them.
+        table: The latency table that `speedup` and `latency` need.
+        allocation: How a budget other than `keep` is spread over the sites. "uniform": one share for all sites, as Yang et al.
+            2023 have it. "global": the units with the highest scores of all sites. "knapsack": the units that keep the most
+            attribution for their cost; `plan.spread.gap` tells how far the attribution may be from the optimum, as a share of
+            the optimum.
+        floor: The share of its units that every site keeps at least. Without a floor, "global" and "knapsack" may empty a site,
+            and "uniform" leaves one unit.
+        align: FFN widths are multiples of it. With `per_head`, the channels of a head are multiples of it or of 8, whichever is
+            less. Numbers of units are rounded up under `keep`, and down otherwise.
+        per_head: Rank channels within each head and keep the same number in each, so that heads stay alike.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: There is no budget, or several; a budget is out of range, or cannot be met (the message says what can); the
+            table is missing, or is of another model or of other units.
+
+    Example:
+        `secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.1)`
+
+    Reference:
+        Yang et al. 2023, arXiv 2205.04157.
     """
-    budgets = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
-    name, value = the_budget(**budgets)
-    check_spread(name, allocation, floor, align)
-    price = _price(scores, name, table)
-    found = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
-    if name == "keep":
-        rungs, gap = [ladder.at(value) for ladder in found], 0.0
-    elif name in _MEASURED and table is not None:
-        rungs, gap = _measured(found, name, value, allocation, table)
+    budget = Budget.of(keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency)
+    return plan_within(scores, budget, table=table, allocation=allocation, floor=floor, align=align, per_head=per_head)
+
+
+def plan_within(
+    scores: Scores,
+    budget: Budget,
+    *,
+    table: LatencyTable | None = None,
+    allocation: Allocation = "uniform",
+    floor: float = 0.0,
+    align: int = 1,
+    per_head: bool = False,
+) -> Plan:
+    """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
+    budget.check_spread(allocation, floor, align)
+    price = _price(scores, budget, table)
+    of_sites = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
+    if budget.kind == "keep":
+        rungs, gap = [ladder.at(budget.amount) for ladder in of_sites], 0.0
+    elif budget.measured and table is not None:
+        rungs, gap = _within_time(of_sites, budget, allocation, table)
     else:
-        rungs, gap = _within(found, name, value, allocation)
-    counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
+        rungs, gap = _within_share(of_sites, budget, allocation)
+    counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(of_sites, rungs, strict=True)}
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
-    remaining = {k: cost.remaining(scores.all_sites, scores.sites, counts, k, scores.tokens) for k in ("flops", "params")}
-    how = {"allocation": allocation, "floor": floor, "gap": gap, "align": align}
-    return Plan(kept, scores.sites, scores.fingerprint, {name: value, **how, "remaining": remaining})
+    remaining = {kind: cost.remaining(scores.all_sites, scores.sites, counts, kind, scores.tokens) for kind in _REMAINING}
+    return Plan(kept, scores.sites, scores.fingerprint, budget, Spread(remaining, allocation, floor, gap, align))
 
 
-def _price(scores: Scores, budget: str, table: LatencyTable | None) -> Price:
-    """What a site costs by the numbers of units that it keeps, as a share of the whole that the budget is a share of."""
-    if budget in _MEASURED:
+def _price(scores: Scores, budget: Budget, table: LatencyTable | None) -> Price:
+    """The cost of a site by the number of units that it keeps, as a share of the whole that the budget limits."""
+    if budget.measured:
         if table is None:
-            raise InputError(f"table: expected a LatencyTable with the budget {budget}, got none")
+            raise InputError(f"table: expected a LatencyTable with the budget {budget.kind}, got none")
         if table.fingerprint != scores.fingerprint or not {site.name for site in scores.sites} <= table.sites.keys():
             raise InputError(f"table: expected one of the scored model and sites ({scores.fingerprint}), got another")
         measured, total = table, table.total
         return lambda site, counts: [measured.of(site.name, count) / total for count in counts]
-    kind = "flops" if budget in ("keep", "flops") else "params"
-    whole = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.all_sites)
-    whole = scores.weights if budget == "memory" else whole
+    kind = "flops" if budget.kind in ("keep", "flops") else "params"
+    of_layers = sum(cost.unit_cost(site, kind, scores.tokens) * site.units for site in scores.all_sites)
+    whole = scores.weights if budget.kind == "memory" else of_layers
 
     def share(site: Site, counts: Sequence[int]) -> list[float]:
-        each = cost.unit_cost(site, kind, scores.tokens)
-        return [each * count / whole for count in counts]
+        of_unit = cost.unit_cost(site, kind, scores.tokens)
+        return [of_unit * count / whole for count in counts]
 
     return share
 
 
-def _within(found: Sequence[Ladder], name: str, value: float, allocation: Allocation) -> tuple[list[int], float]:
-    """Rungs whose cost, with all that is not on the ladders, is at most `value`; and the gap to the best, where it is known."""
-    rest = 1 - sum(ladder.prices[-1] for ladder in found)
-    smallest = rest + sum(ladder.prices[0] for ladder in found)
-    if smallest > value + _ROUNDING:
+def _within_share(of_sites: Sequence[Ladder], budget: Budget, allocation: Allocation) -> tuple[list[int], float]:
+    """The rungs [sites] whose cost, with everything that is not on the ladders, is at most the budget, and the gap."""
+    rest = 1 - sum(ladder.prices[-1] for ladder in of_sites)
+    smallest = rest + sum(ladder.prices[0] for ladder in of_sites)
+    if smallest > budget.amount + _ROUNDING:
         raise InputError(
-            f"{name}: expected at least {smallest:.4f}, what is left with the least at each chosen site, got {value}"
+            f"{budget.kind}: expected at least {smallest:.4f}, what is left with the least at each chosen site, "
+            f"got {budget.amount}"
         )
-    return spread(found, value - rest + _ROUNDING, allocation)
+    return allocate(of_sites, budget.amount - rest + _ROUNDING, allocation)
 
 
-def _measured(
-    found: Sequence[Ladder], name: str, value: float, allocation: Allocation, table: LatencyTable
+def _within_time(
+    of_sites: Sequence[Ladder], budget: Budget, allocation: Allocation, table: LatencyTable
 ) -> tuple[list[int], float]:
-    """The same in predicted milliseconds, which are not quite the sum of the sites': by bisection over that sum."""
-    wanted = table.total / value if name == "speedup" else value
+    """The rungs [sites] whose predicted milliseconds are at most the budget, and the gap. The milliseconds are not quite the
+    sum of the sites' milliseconds, so the limit on that sum is found by bisection."""
+    wanted = budget.milliseconds(table.total)
 
     def at(limit: float) -> tuple[list[int], float, float]:
-        rungs, gap = spread(found, limit, allocation)
-        counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(found, rungs, strict=True)}
+        rungs, gap = allocate(of_sites, limit, allocation)
+        counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(of_sites, rungs, strict=True)}
         return rungs, gap, table.milliseconds(counts)
 
-    low, high = (sum(pick(ladder.prices) for ladder in found) + _ROUNDING for pick in (min, max))
+    low, high = (sum(pick(ladder.prices) for ladder in of_sites) + _ROUNDING for pick in (min, max))
     rungs, gap, smallest = at(low)
     if smallest > wanted * (1 + _ROUNDING):
-        reachable = f"at most {table.total / smallest:.2f}" if name == "speedup" else f"at least {smallest:.2f}"
-        raise InputError(f"{name}: expected {reachable}, predicted of the least at each chosen site, got {value}")
+        speedup = budget.kind == "speedup"
+        reachable = f"at most {table.total / smallest:.2f}" if speedup else f"at least {smallest:.2f}"
+        raise InputError(
+            f"{budget.kind}: expected {reachable}, predicted of the least at each chosen site, got {budget.amount}"
+        )
     for _ in range(30):
         middle = (low + high) / 2
-        tried, tried_gap, predicted = at(middle)
+        middle_rungs, middle_gap, predicted = at(middle)
         if predicted <= wanted * (1 + _ROUNDING):
-            low, rungs, gap = middle, tried, tried_gap
+            low, rungs, gap = middle, middle_rungs, middle_gap
         else:
             high = middle
     return rungs, gap
 
 
 def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:
-    order = ranks(scores, site, per_head)
-    first = torch.arange(len(order)).unsqueeze(1) * (site.units // len(order))
-    return (order[:, : count // len(order)] + first).flatten().sort().values
+    """The `count` units with the highest scores [units], sorted; the same number from each head where heads are ranked."""
+    order = ranks(scores, site, per_head)  # [heads, units of a head]
+    first = torch.arange(len(order)).unsqueeze(1) * (site.units // len(order))  # [heads, 1]: the first unit of each head
+    return (order[:, : count // len(order)] + first).flatten().sort().values  # [count]
+
+
+def _spread_json(spread: Spread) -> dict[str, Any]:
+    """The fields in the order of the plan file: what remains comes last."""
+    fields = asdict(spread)
+    return {**{name: fields[name] for name in ("allocation", "floor", "gap", "align")}, "remaining": fields["remaining"]}
+
+
+def _read_summary(fields: Mapping[str, Any]) -> tuple[Budget | None, Spread | None]:
+    """The budget and its spread from `Plan.summary`. Raises TypeError for other fields, ValueError for a wrong budget."""
+    amounts = {name: fields[name] for name in get_args(BudgetKind) if name in fields}
+    of_spread = {name: value for name, value in fields.items() if name not in amounts}
+    try:
+        budget = Budget.of(**amounts) if amounts else None
+    except InputError as error:
+        raise ValueError(str(error)) from error  # `load` names the file.
+    return budget, Spread(**of_spread) if of_spread else None
 
 
 def _mask(kept: Tensor, units: int) -> str:
-    bits = torch.zeros(-(-units // 8) * 8, dtype=torch.int64)
+    """The kept units as a bit mask in base64, eight units a byte, lowest unit first."""
+    bits = torch.zeros(-(-units // 8) * 8, dtype=torch.int64)  # [8 * bytes]
     bits[kept] = 1
-    packed = (bits.view(-1, 8) << torch.arange(8)).sum(1)
+    packed = (bits.view(-1, 8) << torch.arange(8)).sum(1)  # [bytes]
     return base64.b64encode(bytes(packed.tolist())).decode()
 
 
 def _unmask(text: str, units: int) -> Tensor:
-    packed = torch.tensor(list(base64.b64decode(text, validate=True)), dtype=torch.int64)
-    bits = (packed.unsqueeze(1) >> torch.arange(8)) & 1
-    kept = bits.flatten().nonzero().flatten()
+    """The kept units [kept units] of a bit mask in base64. Raises InputError where the mask is not one of `units` units."""
+    packed = torch.tensor(list(base64.b64decode(text, validate=True)), dtype=torch.int64)  # [bytes]
+    bits = (packed.unsqueeze(1) >> torch.arange(8)) & 1  # [bytes, 8]
+    kept = bits.flatten().nonzero().flatten()  # [kept units]
     last = int(kept[-1]) if len(kept) else -1
     if len(packed) != -(-units // 8) or last >= units:
         raise InputError(f"plan: expected a mask of {units} units, got {len(packed)} bytes whose last mark is {last}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from secateur.model.discovery import branches_of, sites
 from secateur.model.linear_layers import weight_of
 from secateur.model.recipe import Rebuild
-from secateur.planning.budget import the_budget
+from secateur.planning.budget import Budget
 from secateur.pruning.prune import rebuilt
 from secateur.support.errors import InputError
 from secateur_kernels.backend import accumulator
@@ -25,7 +25,7 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
     Raises InputError: keep out of (0, 1], or too little for one singular value of a layer; a selection as in `sites`; a
     model whose attention has lost channels, or that is factorised already.
     """
-    the_budget(keep=keep)
+    Budget("keep", keep)  # Checks its range.
     rebuild, flags = Rebuild(), {}
     chosen = {branch.name: branch for branch in branches_of(model, sites(model, select=select)).values()}
     for path in (path for branch in chosen.values() for path in branch.linears):

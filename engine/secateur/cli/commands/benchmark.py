@@ -19,7 +19,8 @@ from secateur.cli.shared.options import (
     Sizes,
     Threads,
 )
-from secateur.cli.shared.plots import benchmark_plot
+from secateur.flow.loaded import load_model
+from secateur.measuring.plots import benchmark_plot
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.support.files import new_folder, require_absent
 
@@ -48,8 +49,8 @@ def benchmark(
     if out is not None:
         require_absent(out)
     sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    first = inputs.load_model(dense, task=kind, device=device, dtype=dtype)
-    second = inputs.load_model(pruned, task=kind or first.task, device=device, dtype=dtype)
+    first = load_model(dense, task=kind, device=device, dtype=dtype)
+    second = load_model(pruned, task=kind or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
     report = secateur.benchmark(first.model, second.model, batches, pairs=pairs)
     if out is not None:

@@ -18,6 +18,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
+from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.support.errors import InputError
 from secateur.support.files import write_atomically
@@ -74,7 +75,7 @@ def train_lm(
     from secateur.learned.ldnet.vocabulary import Vocabulary
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     require_positive(learning_rate=learning_rate)
     settings = {
         "texts": [[str(path), file_size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
@@ -149,7 +150,7 @@ def train_tagger(
     from secateur.learned.ldnet.tagger_training import GatePenalty
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     penalty = GatePenalty(lambda0, wanted, regulariser, gate_learning_rate, reopen)  # type: ignore[arg-type]
     require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
     models, _, vocabulary = load_lm(lm)
@@ -192,7 +193,7 @@ def tag(
     from secateur.learned.ldnet.tagging import tag as tags_of
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     if scheme not in SCHEMES:
         raise InputError(f"scheme: expected one of {', '.join(SCHEMES)}, got {scheme!r}")
     tagger = load_tagger(model).to(place)
@@ -319,7 +320,7 @@ def _comparison(document: dict[str, Any]) -> Table:
     evaluations, layers, flops = (document[name] for name in ("evaluation", "layers", "flops per word"))
     values = [f"{e['value']:.4f} [{e['low']:.4f}, {e['high']:.4f}]" for e in evaluations.values()]
     millions = [f"{count['all'] / 1e6:.2f} ({count['language models'] / 1e6:.2f} in the models)" for count in flops.values()]
-    return output.comparison(
+    return output.side_by_side(
         (
             (evaluations["before"]["metric"], values[0], values[1]),
             ("layers", str(layers["before"]), str(layers["after"])),

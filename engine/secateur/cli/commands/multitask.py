@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads
+from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import write_atomically
@@ -21,7 +22,7 @@ from secateur.tasks.fitting import read_tokenizer
 
 def multitask(
     config: Annotated[
-        Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/multitask.md).")
+        Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/usage/multitask.md).")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run. A run that was begun with the same config is resumed.")],
     device: Device = "auto",
@@ -36,7 +37,7 @@ def multitask(
     inputs.use_threads(threads)
     read, said = configs.read_config(config)
     data = {name: TaskData(*configs.load_task(name, about)) for name, about in read.tasks.items()}
-    place = inputs.device_named(device)
+    place = device_named(device)
     arguments = configs.training_arguments(
         read, {name: len(task_data.train) for name, task_data in data.items()}, out / "checkpoints", place.type
     )

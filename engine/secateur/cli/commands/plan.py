@@ -1,4 +1,4 @@
-"""`secateur plan`: a plan from scores, written as JSON."""
+"""`secateur plan`: choose from scores which units stay, and write the plan."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from secateur.cli.shared.options import (
     Params,
     PerHead,
 )
+from secateur.flow.loaded import device_named
 from secateur.planning.allocation import Allocation
 from secateur.support.files import require_absent
 
 
 def plan(
-    scores: Annotated[Path, typer.Argument(help="Scores written by attribute.")],
+    scores: Annotated[Path, typer.Argument(help="File of scores, from attribute.")],
     out: Out,
     keep: Keep = None,
     flops: Flops = None,
@@ -39,9 +40,9 @@ def plan(
     per_head: PerHead = False,
     as_json: Json = False,
 ) -> None:
-    """Choose which units stay, under a budget: writes a plan (JSON)."""
+    """Choose from scores which units stay within a budget; write the plan (JSON)."""
     require_absent(out, "file")
-    made = secateur.plan(
+    chosen = secateur.plan(
         Scores.load(scores),
         keep=keep,
         flops=flops,
@@ -49,13 +50,13 @@ def plan(
         memory=memory,
         allocation=cast(Allocation, allocation),
         floor=floor or 0.0,
-        align=inputs.alignment(align, inputs.device_named("auto").type),
+        align=inputs.alignment(align, device_named("auto").type),
         per_head=per_head,
     )
-    made.save(out)
-    document = {"out": str(out), "budget": made.budget, "kept": {name: len(made[name]) for name in made}}
-    left = made.budget["remaining"]
+    chosen.save(out)
+    document = {"out": str(out), "budget": chosen.summary(), "kept": {name: len(kept) for name, kept in chosen.items()}}
+    left = chosen.summary()["remaining"]
     line = (
         f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
     )
-    output.emit(document, as_json, output.plan_table(made), line)
+    output.emit(document, as_json, output.plan_table(chosen), line)

@@ -1,9 +1,10 @@
-"""`secateur prune`: scores, plans, cuts, proves and measures, or tells what would come of it."""
+"""`secateur prune`: run `secateur.compress` from scoring to the benchmark, or make a dry run of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -48,9 +49,10 @@ from secateur.cli.shared.options import (
     UnitOption,
     Unlabeled,
 )
-from secateur.cli.shared.pruned_folder import prune_folder
-from secateur.flow.within_budget import between_rounds, tried, within_budget
-from secateur.planning.budget import check_spread, the_budget
+from secateur.flow.compress import SCORING
+from secateur.flow.loaded import device_named
+from secateur.planning.allocation import Allocation
+from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
 from secateur.support.files import require_absent
@@ -61,7 +63,9 @@ def prune(
     data: DataUnlessDry = None,
     out: OutUnlessDry = None,
     evaluation: Eval = None,
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Plan to carry out (JSON, from plan), instead of scores and a budget.")
+    ] = None,
     dry: DryRunOption = False,
     scores_file: ScoresOption = None,
     keep: Keep = None,
@@ -72,8 +76,8 @@ def prune(
     latency: Latency = None,
     allocation: AllocationName = "auto",
     floor: Floor = None,
-    rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
-    task: Kind = None,
+    rounds: Annotated[int, typer.Option(help="Number of rounds: prune a part, score the rest again, and so on.", min=1)] = 1,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -96,45 +100,46 @@ def prune(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
+    """Score, plan, prune, verify, recover, evaluate and benchmark; write a model folder with its report."""
     inputs.use_threads(threads)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    budget = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
-    if plan_file is None:
-        # Before the scoring, which takes longer than to find out at its end.
-        check_spread(the_budget(**budget)[0], "uniform" if allocation == "auto" else allocation, floor or 0.0, align=1)
-    elif any(value is not None for value in budget.values()):
+    amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
+    if plan_file is not None and any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected --plan or a budget, got both")
+    budget = None if plan_file is not None else Budget.of(**amounts)
+    if budget is not None:  # Refuse a wrong budget before the scoring, which takes long.
+        budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
     recoveries = inputs.recoveries(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     if dry:
         document, shown = dry_run.run(
-            model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
+            model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,
             max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head,
-            align=inputs.alignment(align, inputs.device_named(device).type),
+            align=inputs.alignment(align, device_named(device).type),
             allocation="uniform" if allocation == "auto" else allocation,
         )  # fmt: skip
         output.emit(document, as_json, *shown)
         return
     data, out = dry_run.require_real(data, out, scores_file)
     require_absent(out)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    if given is None:
-        scores = secateur.attribute_in_rounds(
-            loaded.model, job, rows, rounds, between_rounds(budget, rounds), planning={"per_head": per_head},
-            criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens, progress=output.batch_progress,
-        )  # fmt: skip
-        candidates, met = within_budget(
-            loaded.model, job, rows, scores, budget, shapes, recoveries, max_tokens, output.say, output.step_progress,
-            floor=floor, per_head=per_head, allocation=None if allocation == "auto" else allocation,
-            align=inputs.alignment(align, loaded.device),
-        )  # fmt: skip
-    else:
-        candidates, met = tried(loaded.model, job, rows, [given], recoveries, max_tokens, output.step_progress), None
-    document, shown = prune_folder(loaded, job, candidates, out, rows=rows, held_out=held_out, shapes=shapes, met=met)
+    compressed = secateur.compress(
+        loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
+        evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
+        rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
+        align=inputs.alignment(align, loaded.device), per_head=per_head, recoveries=recoveries, max_tokens=max_tokens,
+        batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=_progress,
+    )  # fmt: skip
+    document = {**compressed.to_json(), "out": str(out)}
+    shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
     output.emit(document, as_json, *shown)
+
+
+def _progress(steps: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Yield the steps, with a progress bar. The bar of the scoring counts examples."""
+    return output.batch_progress(steps, total) if what == SCORING else output.step_progress(steps, total, what)

@@ -14,6 +14,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads, UnitOption
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
+from secateur.flow.loaded import Loaded, load_model
 from secateur.reproduction.ap import glue, report
 from secateur.reproduction.ap import grid as ap
 from secateur.support.environment import environment
@@ -72,7 +73,7 @@ def ap_(
         if experiments is not None:
             raise InputError(f"tasks: {needed}, got {', '.join(wanted_tasks)}")
         output.say(f"{needed}: left out")
-    loaded = inputs.load_model(model, task="text-to-text", device=device, dtype="auto")
+    loaded = load_model(model, task="text-to-text", device=device, dtype="auto")
     built_in = preset == "builtin"
     settings = ap.Settings(
         model=model,
@@ -89,15 +90,15 @@ def ap_(
         tested=tested or (200 if built_in else None),
     )
     cells = ap.grid(settings)
-    jobs = {name: _task_job(loaded, preset, name, settings, data_root) for name in wanted_tasks}
-    laboratory = ap.Laboratory(loaded.model, jobs, settings.unit, out / "scores")
+    task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in wanted_tasks}
+    laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
     run_cells(
         out, settings.to_json(), cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
     )  # fmt: skip
 
 
-def _task_job(loaded: inputs.Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.Job:
+def _task_examples(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.TaskExamples:
     """The task, its examples to score on, and its examples to test on."""
     if preset == "builtin":
         pool, test = builtin.examples(name), builtin.examples(f"{name}.test")
@@ -107,7 +108,7 @@ def _task_job(loaded: inputs.Loaded, preset: str, name: str, settings: ap.Settin
     task = secateur.TextToText(loaded.tokenizer, labels=labels, max_length=512)
     if name in settings.detailed and "low-resource" in settings.experiments and max(settings.sizes) > len(pool):
         raise InputError(f"sizes: expected at most {len(pool)}, the examples of {name}, got {max(settings.sizes)}")
-    return ap.Job(task, pool, settings.examples, test[: settings.tested])
+    return ap.TaskExamples(task, pool, settings.examples, test[: settings.tested])
 
 
 def _layers(model: nn.Module) -> tuple[int, int]:

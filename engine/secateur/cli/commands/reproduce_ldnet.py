@@ -14,6 +14,7 @@ from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import Sentence
+from secateur.flow.loaded import device_named
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
@@ -82,7 +83,7 @@ def ldnet(
     from secateur.reproduction.ldnet import grid, report
 
     inputs.use_threads(threads)
-    place = inputs.device_named(device)
+    place = device_named(device)
     require_accelerate()
     if preset not in ("small", "paper"):
         raise InputError(f"preset: expected small or paper, got {preset!r}")

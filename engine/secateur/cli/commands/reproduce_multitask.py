@@ -11,6 +11,7 @@ from secateur.cli.shared import inputs
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
+from secateur.flow.loaded import device_named
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
@@ -84,7 +85,7 @@ def multitask(
     settings = _settings(
         preset, model, names, chosen, _densities(densities), learning_rate, steps, examples=examples, tested=tested, seed=seed
     )
-    place = inputs.device_named(device)
+    place = device_named(device)
     data = {name: _data(preset, name, settings, data_root) for name in names}
     encoder, tokenizer = load_encoder(settings.model)
     cells = grid.grid(settings)

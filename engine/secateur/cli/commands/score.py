@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from secateur.cli.shared import inputs, output
+from secateur.cli.shared import output
 from secateur.cli.shared.options import Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
@@ -25,6 +25,7 @@ from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
 from secateur.corpus.windows import require_on_long
+from secateur.flow.loaded import load_model, make_task
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device
@@ -120,8 +121,8 @@ class _Recipe:
 
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
-        loaded = inputs.load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        return Runner(loaded.model, inputs.make_task(loaded, self.labels, [{}], self.max_length), max_tokens=1), loaded.task
+        loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
+        return Runner(loaded.model, make_task(loaded, self.labels, [{}], self.max_length), max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
         """Return the model for a worker.

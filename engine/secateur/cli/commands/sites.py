@@ -13,11 +13,12 @@ from secateur.cli.shared.options import (
     Select,
     UnitOption,
 )
+from secateur.flow.loaded import meta_model
 
 
 def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
     """List what can be pruned: name, units, and the cost of one unit."""
-    prunable = secateur.sites(inputs.meta_model(model, task=None), unit=inputs.unit(unit), select=select)
+    prunable = secateur.sites(meta_model(model, task=None), unit=inputs.unit(unit), select=select)
     output.emit({"sites": [site.to_json() for site in prunable]}, as_json, output.sites_table(prunable))
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from secateur.attribution.scores import Scores
 from secateur.flow.sweep import Point
 from secateur.measuring.benchmark import Report
-from secateur.model.cost import parameters
+from secateur.measuring.compare import Comparison
 from secateur.model.sites import Site
 from secateur.planning.plan import Plan
 from secateur.reproduction.shared.claim import Claim
@@ -62,7 +62,7 @@ def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterat
             bar.advance(task)
 
 
-def comparison(rows: Sequence[tuple[str, str, str]]) -> Table:
+def side_by_side(rows: Sequence[tuple[str, str, str]]) -> Table:
     """Return a table of dense against pruned."""
     return table(("", "dense", "pruned"), rows)
 
@@ -158,10 +158,14 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     return table(("claim", "the paper", "this run", "held"), rows)
 
 
-def sizes(dense: Any, pruned: Any) -> tuple[str, str, str]:
-    """Return the row of a comparison that counts parameters."""
-    before, after = parameters(dense), parameters(pruned)
-    return "parameters", f"{before:,}", f"{after:,} ({after / before:.0%})"
+def compared(comparison: Comparison) -> list[Table | str]:
+    """Return a table of dense against pruned, a table of their timings, and the benchmark's notes."""
+    dense, pruned = comparison.parameters["dense"], comparison.parameters["pruned"]
+    rows = [("parameters", f"{dense:,}", f"{pruned:,} ({pruned / dense:.0%})")]
+    metrics = comparison.evaluation
+    if metrics:
+        rows.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
+    return [side_by_side(rows), timings_table(comparison.benchmark), *comparison.benchmark.notes]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:

@@ -1,1 +1,1 @@
-"""Gates on whole layers, learned in fine-tuning. They use the flow and the stages below it."""
+"""Gates on whole layers, learned in fine-tuning. This folder imports the flow and the stages below it."""

@@ -1,4 +1,4 @@
-"""LayerGates: a gate on what each layer adds to the residual stream, which learns whether the task needs the layer."""
+"""LayerGates: a trainable gate on the output that a layer adds to the residual stream. It learns if the task needs it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,40 @@ from secateur.support.errors import InputError
 
 
 class LayerGates(nn.Module):
-    """Selection of layers by learned gates: LD-Net (Liu et al. 2018, arXiv 1804.07827) on today's transformers, where what it
-    has by dense connectivity, layers that can be left out, comes from the residual stream: x <- x + z_l f_l(x).
+    """Select layers by learned gates: LD-Net's method on transformers.
 
-    The model is gated where it is, not copied: `detach`, or the end of a with statement, takes the gates off and puts flags and
-    modes back. Weights that were fine-tuned meanwhile stay so. `secateur.learned.layer_training.train` trains both.
-    model: of a known family. keep_layers: lambda_1, how many gates should stay open. unit: "block" has a gate for each block,
-    which its branches share; "branch" one for each self-attention, cross-attention and FFN.
-    regularisation: "R1", "R2" or "R3" (see `layer_regularisers`). strength: lambda_0, its weight in the loss. R3 pulls a gate z
-    by 2 lambda_0 (1 - z), so that a weak one leaves more than keep_layers open in the end: `left` tells which. warmup: the
-    share of the steps of training before it counts. drop: the probability that a training pass leaves a block's contribution
-    out, without any rescaling (LayerDrop, Fan et al. 2020, arXiv 1909.11556). frozen: the gates alone learn.
-    `z` [gates] holds the gates, in the order of `names`, in float32 at least.
-    Raises InputError: a number of layers that the model does not have, unknown settings, an unknown family.
+    LD-Net can leave layers out because its layers are densely connected. In a transformer the residual stream allows the same:
+    x <- x + z_l f_l(x), where z_l is the gate of layer l.
+
+    The gates work on the given model itself, not on a copy. `detach`, or the end of a with statement, removes the gates and
+    restores the requires_grad flags and the train or eval modes. Fine-tuned weights keep their new values.
+    `secateur.learned.layers.layer_training.train` trains the gates and the weights.
+
+    Args:
+        model: A model of a known family.
+        keep_layers: How many gates should stay open, the paper's lambda_1.
+        unit: "block" gives each block one gate, which its branches share. "branch" gives one gate to each self-attention,
+            cross-attention and FFN.
+        regularisation: "R1", "R2" or "R3"; see `secateur.learned.shared.gate_regularisers`.
+        strength: The weight of the regularisation in the loss, the paper's lambda_0. R3 changes a gate z with the gradient
+            2 lambda_0 (1 - z), so a small strength can leave more than keep_layers gates open. `left` lists the open gates.
+        warmup: The share of the training steps before the regularisation counts, in [0, 1).
+        drop: The probability that a training pass leaves out a block's contribution, without rescaling (LayerDrop), in [0, 1).
+        frozen: Train only the gates.
+
+    Attributes:
+        z: The gates [gates] in the order of `names`, at least in float32.
+        names: The names of the gated layers.
+
+    Raises:
+        InputError: The model has fewer layers than keep_layers, a setting is unknown or out of range, or the family is unknown.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827, section 3.2 (gates and regularisers).
+        Fan et al. 2020, arXiv 1909.11556 (LayerDrop).
     """
 
-    accepts_loss_kwargs = False  # Tells the Trainer that the loss is a mean, over which it averages accumulated steps itself.
+    accepts_loss_kwargs = False  # The loss is a mean, so the Trainer itself must average it over accumulated steps.
     previous: Tensor
 
     def __init__(
@@ -60,14 +78,16 @@ class LayerGates(nn.Module):
         start = torch.ones(len(gated), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         self.z = nn.Parameter(start)
         self.register_buffer("previous", start.clone(), persistent=False)
+        # For each gate, the module path and the block of each of its branches.
         paths = [
-            [(contribution(model, branch).path, f"{branch.stack}.{branch.layer}") for branch in of] for of in gated.values()
+            [(contribution(model, branch).path, f"{branch.stack}.{branch.layer}") for branch in gate_branches]
+            for gate_branches in gated.values()
         ]
-        self._gate_of = {path: number for number, of in enumerate(paths) for path, _ in of}
-        # LayerDrop drops whole blocks, whatever has a gate of its own.
-        names = list(dict.fromkeys(block for of in paths for _, block in of))
-        self._block_of = {path: names.index(block) for of in paths for path, block in of}
-        self._dropped = [False] * len(names)
+        self._gate_of = {path: number for number, gate_paths in enumerate(paths) for path, _ in gate_paths}
+        # LayerDrop drops whole blocks, also when the unit is the branch.
+        blocks = list(dict.fromkeys(block for gate_paths in paths for _, block in gate_paths))
+        self._block_of = {path: blocks.index(block) for gate_paths in paths for path, block in gate_paths}
+        self._dropped = [False] * len(blocks)
         self._modes = {module: module.training for module in model.modules()}
         self._flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         self._handles: list[RemovableHandle] = []
@@ -76,63 +96,87 @@ class LayerGates(nn.Module):
 
     @property
     def values(self) -> dict[str, float]:
-        """The gates by name."""
+        """The gates' values by layer name."""
         return dict(zip(self.names, self.z.detach().tolist(), strict=True))
 
     @property
     def left(self) -> list[str]:
-        """The names whose gates are not zero."""
+        """The names of the layers whose gates are not zero."""
         return [name for name, value in self.values.items() if value != 0]
 
     @property
     def attached(self) -> bool:
-        """Whether the model is gated: not after `detach`."""
+        """True while the gates are on the model, False after `detach`."""
         return bool(self._handles)
 
     def forward(self, **batch: Any) -> Any:
-        """The model's own output; with labels and in training, its loss is that of the task + lambda_0 R."""
+        """Run the gated model.
+
+        Args:
+            batch: Keyword arguments of the model's forward pass.
+
+        Returns:
+            The model's own output. In training and with labels, its loss is the task's loss + lambda_0 R(z).
+        """
         output = self.model(**batch)
         if self.training and output.get("loss") is not None:
             output["loss"] = output["loss"] + self.penalty()
         return output
 
     def penalty(self) -> Tensor:
-        """lambda_0 R(z), with lambda_0 as it is at this step of the training."""
+        """Compute lambda_0 R(z), a scalar, with the lambda_0 of the current training step."""
         return self.active * regulariser(self.regularisation, self.z, self.keep_layers)
 
     def at_step_(self, step: int, steps: int) -> None:
-        """Sets lambda_0 for the steps after `step` of `steps`: zero in the first stage, its value in the second."""
+        """Set lambda_0 for the steps that follow: 0 during warm-up, then `strength`.
+
+        Args:
+            step: The number of steps done.
+            steps: The total number of steps.
+        """
         self.active = 0.0 if step < self.warmup * steps else self.strength
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Puts the gates back into [0, 1] after an optimizer's step.
+        """Clamp the gates to [0, 1] after an optimizer step.
 
-        With R3, a step does not leave fewer than keep_layers of them open: of those that it would close, the largest open to 1
-        again. (The indicator alone stops the shrinking only after the step that has gone too far; and a gate that stayed where
-        it was, near 0, would keep a layer that does nothing.)
+        With R3, a step never leaves fewer than keep_layers gates open. If a step closes too many, the largest of the gates that
+        it closes open again, to 1. There are two reasons. R3's indicator stops the shrinking only after the step that went too
+        far. And a gate that stayed at its old value near 0 would keep a layer that does nothing.
         """
         clamped = self.z.clamp(0, 1)
         missing = self.keep_layers - int(clamped.count_nonzero())
         if self.regularisation == "R3" and missing > 0:
             closing = (clamped == 0) & (self.previous > 0)
             order = self.z.masked_fill(~closing, -torch.inf).argsort(descending=True, stable=True)
-            held = order[: min(missing, int(closing.sum()))]
-            clamped[held] = 1
+            reopened = order[: min(missing, int(closing.sum()))]
+            clamped[reopened] = 1
         self.z.copy_(clamped)
         self.previous.copy_(clamped)
 
     @torch.no_grad()
     def close_smallest_(self) -> list[str]:
-        """Closes the smallest gates while more than keep_layers are open, and returns their names."""
-        opened = self.left
-        closing = sorted(opened, key=self.values.__getitem__)[: max(0, len(opened) - self.keep_layers)]
+        """Close the smallest gates until only keep_layers gates are open.
+
+        Returns:
+            The names of the layers whose gates were closed, smallest gate first.
+        """
+        open_names = self.left
+        closing = sorted(open_names, key=self.values.__getitem__)[: max(0, len(open_names) - self.keep_layers)]
         for name in closing:
             self.z[self.names.index(name)] = 0
         return closing
 
     def parameter_groups(self, learning_rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
-        """The groups of an optimizer: the "gates", which have no decay, and the "weights", of which matrices decay."""
+        """Build the optimizer's parameter groups.
+
+        Args:
+            learning_rates: The learning rates of the groups "gates" and "weights".
+            weight_decay: The decay of weight matrices. Gates and vectors have none.
+
+        Returns:
+            The groups that are not empty, each with "params", "name", "lr" and "weight_decay".
+        """
         weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         groups = [
             {"params": [self.z], "name": "gates", "weight_decay": 0.0},
@@ -142,21 +186,24 @@ class LayerGates(nn.Module):
         return [{**group, "lr": learning_rates[str(group["name"])]} for group in groups if group["params"]]
 
     def export(self) -> nn.Module:
-        """A new model, in eval mode, without the layers whose gates are zero, and with the other gates within its weights: it
-        computes what the gated model computes in eval mode. The gated one stays as it is."""
-        gone = [name for name, value in self.values.items() if value == 0]
+        """Build a model without the closed layers, with the other gates multiplied into its weights.
+
+        Returns:
+            A new model in eval mode. It computes the same outputs as the gated model in eval mode, which stays unchanged.
+        """
+        closed = [name for name, value in self.values.items() if value == 0]
         scales = {name: value for name, value in self.values.items() if value != 0}
         with self.off():
-            return delete_layers(self.model, gone, scales=scales).eval()
+            return delete_layers(self.model, closed, scales=scales).eval()
 
     def settings(self) -> dict[str, Any]:
-        """What tells this selection from another, as JSON."""
+        """Return the settings of this selection as JSON values by name."""
         names = ("keep_layers", "unit", "regularisation", "strength", "warmup", "drop", "frozen")
         return {name: getattr(self, name) for name in names}
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Inside, the model is without gates; afterwards they are as they were."""
+        """Remove the gates inside the with statement, and restore them after it."""
         attached = self.attached
         self._remove()
         try:
@@ -166,7 +213,7 @@ class LayerGates(nn.Module):
                 self._attach()
 
     def detach(self) -> None:
-        """Takes the gates off the model: its hooks, its flags and modes are as they were. The gates' values stay here."""
+        """Remove the gates' hooks from the model and restore its flags and modes. `z` keeps the gates' values."""
         self._remove()
         for module, mode in self._modes.items():
             module.training = mode
@@ -178,32 +225,35 @@ class LayerGates(nn.Module):
         self.detach()
 
     def _attach(self) -> None:
-        self._handles = attach(self.model, {path: partial(self._through, path) for path in self._gate_of})
-        self._handles.append(self.model.register_forward_pre_hook(self._draw))
+        """Put the gates on the model; freeze its parameters if `frozen`."""
+        self._handles = attach(self.model, {path: partial(self._apply_gate, path) for path in self._gate_of})
+        self._handles.append(self.model.register_forward_pre_hook(self._draw_dropped))
         if self.frozen:
             for parameter in self._flags:
                 parameter.requires_grad_(False)
 
     def _remove(self) -> None:
+        """Remove the hooks and restore the requires_grad flags."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         for parameter, flag in self._flags.items():
             parameter.requires_grad_(flag)
 
-    def _through(self, path: str, added: Tensor) -> Tensor:
+    def _apply_gate(self, path: str, added: Tensor) -> Tensor:
+        """Multiply a branch's contribution [B, T, D] by its gate; return zeros if LayerDrop drops its block."""
         gate = self._gate_of[path]
-        gated = times(added, self.z[gate : gate + 1])
+        gated = times(added, self.z[gate : gate + 1])  # [B, T, D]
         return torch.zeros_like(gated) if self._dropped[self._block_of[path]] else gated
 
-    def _draw(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Which blocks this forward pass drops."""
-        chances = torch.rand(len(self._dropped)) if self.drop and self.model.training else torch.ones(len(self._dropped))
-        self._dropped = (chances < self.drop).tolist()
+    def _draw_dropped(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Draw the blocks that this forward pass drops."""
+        samples = torch.rand(len(self._dropped)) if self.drop and self.model.training else torch.ones(len(self._dropped))
+        self._dropped = (samples < self.drop).tolist()
 
 
 def _require(gates: int, keep_layers: int, regularisation: str, strength: float, warmup: float, drop: float) -> None:
-    """Raises InputError for settings that do not fit a model with so many gates."""
+    """Raise InputError if the settings do not fit a model with this number of gates."""
     if isinstance(keep_layers, bool) or not isinstance(keep_layers, int) or not 1 <= keep_layers <= gates:
         raise InputError(f"keep_layers: expected a number from 1 to the model's {gates}, got {keep_layers!r}")
     if regularisation not in REGULARISERS:

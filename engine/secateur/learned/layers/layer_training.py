@@ -1,10 +1,9 @@
-"""Training of layer gates by Hugging Face's Trainer: projected SGD for the gates, AdamW for the weights, in two stages."""
+"""Training of layer gates with Hugging Face's Trainer: projected SGD for the gates, AdamW for the weights, in two stages."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of
 from secateur.support.errors import InputError
 from secateur.tasks import CausalLM, Item, SequenceClassification, Task
 from secateur.tasks.batches import IGNORED, pad
@@ -24,9 +23,19 @@ _ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) -> tuple[list[Item], Collator]:
-    """A task's examples as features, and what makes batches of them, with labels for the model's own loss.
+    """Turn a task's examples into features, and build their collator.
 
-    Raises InputError where an example does not fit the task.
+    Args:
+        task: The task.
+        gates: The gates on the model that will be trained.
+        examples: The task's examples.
+
+    Returns:
+        The features, one for each example, and a collator. The collator turns features into a batch on the CPU: keyword
+        arguments of the model's forward pass, int64 [B, T], with "labels" for the model's own loss.
+
+    Raises:
+        InputError: An example does not fit the task.
     """
     cpu = torch.device("cpu")
 
@@ -34,12 +43,12 @@ def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) ->
         batch = task.collate(items, cpu)
         labels = batch.labels
         if isinstance(task, SequenceClassification):
-            labels = labels.squeeze(1)
+            labels = labels.squeeze(1)  # [B]
         elif isinstance(task, CausalLM):
-            # The model shifts them itself: each input piece has its own place, and those of the target count.
-            prompts = [len(item.input_ids) - len(item.target) for item in items]
-            rows = [[IGNORED] * prompt + item.target for prompt, item in zip(prompts, items, strict=True)]
-            labels = pad(rows, IGNORED, cpu)
+            # The model shifts the labels itself. So a label stands at the position of its input piece, and prompts are ignored.
+            prompt_lengths = [len(item.input_ids) - len(item.target) for item in items]
+            rows = [[IGNORED] * length + item.target for length, item in zip(prompt_lengths, items, strict=True)]
+            labels = pad(rows, IGNORED, cpu)  # [B, T]
         return {**batch.inputs, "labels": labels}
 
     return task.items(gates.model, examples), collate
@@ -55,45 +64,58 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains the gates, and the model unless it is frozen, in place; returns what the Trainer logged, with every gate.
+    """Train the gates in place, and the model's weights too unless they are frozen.
 
-    features: a data set, or a list, whose rows `collate` makes into keyword arguments of the model's forward, with labels:
-    those of `task_features`, or any. arguments: of Hugging Face's Trainer, which trains: checkpoints, mixed precision,
-    gradient accumulation and logging are its. The gates go by plain SGD, the weights by AdamW, at the learning rates "gates"
-    and "weights" (the arguments' by default), which the schedule of the arguments changes alike; gradients of the gates are not
-    clipped. resume: go on from the last checkpoint in arguments.output_dir, where there is one; the gates at the end are
-    those of the run that was not interrupted. progress: called with the steps done and their number.
-    Raises InputError: max_steps that is not set, another optimizer than AdamW, an unknown group of learning rates, detached
-    gates.
+    The gates are trained by plain SGD, the weights by AdamW. The learning-rate schedule of `arguments` changes both rates. The
+    gates' gradients are not clipped.
+
+    Args:
+        gates: The gates, attached to their model.
+        features: A data set or a list, for example from `task_features`.
+        arguments: Hugging Face's TrainingArguments, with max_steps set. The Trainer handles checkpoints, mixed precision,
+            gradient accumulation and logging.
+        collate: A function that turns rows of `features` into keyword arguments of the model's forward pass, with labels.
+        learning_rates: The learning rates of "gates" (default 1e-2) and "weights" (default arguments.learning_rate).
+        resume: Continue from the last checkpoint in arguments.output_dir, if there is one. The final gates are the same as
+            those of an uninterrupted run.
+        progress: A function called after each step with the steps done and the total number of steps.
+
+    Returns:
+        The Trainer's log. Each entry also holds "layers_left" and every gate as "z/NAME".
+
+    Raises:
+        InputError: max_steps is not set, the optimizer is not AdamW, a group of learning rates is unknown, or the gates are
+            detached.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827 (projected SGD in two stages).
     """
     _require(gates, arguments)
-    rates = {**LEARNING_RATES, "weights": arguments.learning_rate, **(learning_rates or {})}
-    if set(rates) != set(LEARNING_RATES):
-        raise InputError(f"learning_rates: expected some of {', '.join(LEARNING_RATES)}, got {', '.join(learning_rates or {})}")
-    # The Trainer would drop columns that the gates' forward, which takes any, does not name.
-    own = copy.copy(arguments)
-    own.remove_unused_columns = False
-    trainer = _Trainer(gates, own, progress, rates, train_dataset=features, data_collator=collate)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
-    return list(trainer.state.log_history)
+    rates = learning_rates_of({**LEARNING_RATES, "weights": arguments.learning_rate}, learning_rates)
+    # The gates' forward takes any keyword, so the Trainer would drop all columns that it does not name.
+    trainer_arguments = copy.copy(arguments)
+    trainer_arguments.remove_unused_columns = False
+    trainer = _Trainer(gates, trainer_arguments, progress, rates, train_dataset=features, data_collator=collate)
+    return trainer.run(resume=resume)
 
 
 class GatedAdamW(torch.optim.AdamW):
-    """AdamW, but for the groups that are named "gates": those go by plain gradient descent."""
+    """AdamW for all groups but those named "gates", which are updated by plain gradient descent."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Update the gates by gradient descent and all other parameters by AdamW."""
         for group in self.param_groups:
             if group["name"] == "gates":
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         parameter.add_(parameter.grad, alpha=-group["lr"])
-                        parameter.grad = None  # So that AdamW passes it by.
+                        parameter.grad = None  # AdamW skips parameters without a gradient.
         return super().step(closure)
 
 
 class _Trainer(QuietTrainer):
-    """The Trainer with the gates' optimizer, projection and stages."""
+    """A Trainer with the gates' optimizer, projection and two stages."""
 
     def __init__(
         self,
@@ -107,6 +129,7 @@ class _Trainer(QuietTrainer):
         super().__init__(gates, arguments, progress, callbacks=[_Stages(gates)], **options)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build `GatedAdamW` with the groups of the gates and of the weights."""
         args = self.args
         groups = self.gates.parameter_groups(self.learning_rates, args.weight_decay)
         betas = (args.adam_beta1, args.adam_beta2)
@@ -114,22 +137,23 @@ class _Trainer(QuietTrainer):
         return self.optimizer
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the number of open layers and all gates."""
         gates = {f"z/{name}": value for name, value in self.gates.values.items()}
         super().log({**logs, "layers_left": len(self.gates.left), **gates}, *arguments, **options)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Of the weights alone: clipped together with them, the gates would be shrunk the less the more the weights learn."""
+        """Clip only the weights' gradients: with a shared norm, large weight gradients slow down the shrinking of gates."""
         return self.accelerator.clip_grad_norm_(self.gates.model.parameters(), self.args.max_grad_norm)
 
     @property
     def gates(self) -> LayerGates:
-        """The model, whatever it is wrapped in."""
-        found: LayerGates = self.accelerator.unwrap_model(self.model)
-        return found
+        """The gates, without the wrappers that Accelerate puts around the model."""
+        gates: LayerGates = self.accelerator.unwrap_model(self.model)
+        return gates
 
 
 class _Stages(TrainerCallback):  # type: ignore[misc]
-    """Projects the gates after each step of the optimizer, and sets lambda_0 for the next."""
+    """Project the gates after each optimizer step, and set lambda_0 for the next step."""
 
     def __init__(self, gates: LayerGates) -> None:
         self.gates = gates
@@ -141,11 +165,13 @@ class _Stages(TrainerCallback):  # type: ignore[misc]
         self._at_step(state)
 
     def _at_step(self, state: Any) -> None:
+        """Project the gates and set lambda_0."""
         self.gates.project_()
         self.gates.at_step_(state.global_step, state.max_steps)
 
 
 def _require(gates: LayerGates, arguments: TrainingArguments) -> None:
+    """Raise InputError if the gates or the arguments cannot be trained with."""
     if not gates.attached:
         raise InputError("gates: expected gates on their model, got detached ones")
     if arguments.max_steps < 1:

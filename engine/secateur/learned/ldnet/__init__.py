@@ -1,3 +1,3 @@
-"""LD-Net: recurrent language models whose layers can be taken out, for sequence labelling (Liu et al. 2018)."""
+"""LD-Net: recurrent language models for sequence labelling whose layers can be deleted (Liu et al. 2018, arXiv 1804.07827)."""
 
 from __future__ import annotations

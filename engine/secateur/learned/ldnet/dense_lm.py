@@ -1,4 +1,4 @@
-"""Densely connected recurrent layers with a gate on each, and the language models that are made of them."""
+"""Densely connected, gated LSTM layers, and the language models built from them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,25 @@ from secateur.support.errors import InputError
 
 
 class DenseLSTM(nn.Module):
-    """Layers of which each reads the input and all layers before it: h_l = z_l F_l([x, h_1 ... h_(l-1)]); the output is
-    [x, h_1 ... h_L] (Liu et al. 2018, arXiv 1804.07827, sections 3.1 and 3.2).
+    """Densely connected LSTM layers with a gate on each.
 
-    As no layer's output passes through another, any layer can be taken out. input_size: width of x. widths: of the layers.
-    gates: the z, one for each layer, a parameter that starts at ones and is not trained unless it is asked to be.
-    layer_dropout: in training, the probability that a layer is hidden from the later ones; it still reaches the output.
-    dropout: in training, of the elements that a layer reads.
-    Raises InputError: a width below 1, a probability outside [0, 1).
+    Layer l reads the input and all earlier layers: h_l = z_l F_l([x, h_1 ... h_(l-1)]). The output is [x, h_1 ... h_L]. Every
+    layer reaches the output directly, so any layer can be deleted.
+
+    Args:
+        input_size: The width of x.
+        widths: The widths of the layers.
+        layer_dropout: The probability in training that a layer is hidden from the later layers. It still reaches the output.
+        dropout: The dropout probability in training of the elements that a layer reads.
+
+    Attributes:
+        gates: The gates z [layers], a parameter that starts at ones. Its requires_grad flag is False at first.
+
+    Raises:
+        InputError: A width is below 1, or a probability is outside [0, 1).
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827, sections 3.1 (dense connectivity) and 3.2 (gates).
     """
 
     def __init__(self, input_size: int, widths: Sequence[int], *, layer_dropout: float = 0.0, dropout: float = 0.0) -> None:
@@ -37,36 +48,60 @@ class DenseLSTM(nn.Module):
 
     @property
     def widths(self) -> list[int]:
+        """The widths of the layers."""
         return [int(layer.hidden_size) for layer in self.layers]  # type: ignore[arg-type]
 
     @property
     def output_size(self) -> int:
+        """The width of [x, h_1 ... h_L]."""
         return self.input_size + sum(self.widths)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, input_size] to [B, T, output_size]. Padding must come last: layers read from left to right."""
-        # One draw of the generator of all, on the CPU, so that a checkpoint's state of it brings the same draws again.
+        """Run all layers.
+
+        Args:
+            x: Inputs, floating point [B, T, input_size]. Padding must come last, as layers read from left to right.
+
+        Returns:
+            [x, h_1 ... h_L], floating point [B, T, output_size].
+        """
+        # One draw for all layers from the CPU's generator: a checkpoint restores its state, so a resumed run draws the same.
         hidden = (torch.rand(len(self.layers)) < self.layer_dropout).tolist() if self.training else [False] * len(self.layers)
-        output = visible = x
+        output = visible = x  # `visible` is what the next layer reads: `output` with zeros for hidden layers.
         for layer, gate, is_hidden in zip(self.layers, self.gates, hidden, strict=True):
             state, _ = layer(functional.dropout(visible, self.dropout, self.training))
-            state = gate * state
-            longer = torch.cat([output, state], -1)
+            state = gate * state  # [B, T, width]
+            next_output = torch.cat([output, state], -1)
             if is_hidden:
                 visible = torch.cat([visible, torch.zeros_like(state)], -1)
             else:
-                # As long as none was hidden, one copy serves both.
-                visible = longer if visible is output else torch.cat([visible, state], -1)
-            output = longer
+                # Until a layer is hidden, `visible` and `output` share one tensor.
+                visible = next_output if visible is output else torch.cat([visible, state], -1)
+            output = next_output
         return output
 
 
 class DirectedLM(nn.Module):
-    """One direction's language model: word embeddings, dense layers, a ReLU projection, adaptive softmax (Grave et al. 2017).
+    """A language model of one direction: word embeddings, dense layers, a ReLU projection, an adaptive softmax.
 
-    It reads words in the order that it is given; for the backward direction that is the reversed one. projection: the width of
-    what the softmax reads; 0 for none, so that it reads the layers. cutoffs: of the softmax, rising numbers below `words`.
-    Raises InputError: more cutoffs than what the softmax reads has width for, a quarter for each one's words.
+    The model reads words in the given order. For the backward direction the caller reverses them.
+
+    Args:
+        words: The number of words in the vocabulary.
+        width: The width of the word embeddings.
+        widths: The widths of the layers.
+        cutoffs: The cutoffs of the adaptive softmax, rising word numbers below `words`.
+        projection: The width of the projection that the softmax reads; 0 for none, then the softmax reads the layers' output.
+        layer_dropout: As in `DenseLSTM`.
+        dropout: As in `DenseLSTM`.
+
+    Raises:
+        InputError: There are too many cutoffs. The softmax divides its input width by four for each cutoff's words, and a
+            width below 1 remains.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827.
+        Grave et al. 2017, arXiv 1609.04309 (adaptive softmax).
     """
 
     def __init__(
@@ -92,53 +127,97 @@ class DirectedLM(nn.Module):
         self.softmax = nn.AdaptiveLogSoftmaxWithLoss(projection or size, words, list(cutoffs))
 
     def losses(self, words: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """-log P of each target that the mask [B, T] (bool) has, in a row. words, targets: int64 [B, T]."""
-        read = self.projection(self.dense(self.embedding(words)))
-        negative: Tensor = -self.softmax(read[mask], targets[mask]).output
-        return negative
+        """Compute -log P of the targets.
+
+        Args:
+            words: Word numbers, int64 [B, T].
+            targets: Word numbers to predict, int64 [B, T].
+            mask: bool [B, T], True where a target counts.
+
+        Returns:
+            The losses of the targets that count, in row order, floating point [targets].
+        """
+        states = self.projection(self.dense(self.embedding(words)))  # [B, T, projection or output_size]
+        losses: Tensor = -self.softmax(states[mask], targets[mask]).output
+        return losses
 
 
 class LanguageModels(nn.Module):
-    """A forward and a backward language model over the same words; they share no weights. Arguments: of `DirectedLM`."""
+    """A forward and a backward language model over the same vocabulary. They share no weights.
+
+    Args:
+        words: The number of words in the vocabulary.
+        width: The width of the word embeddings.
+        widths: The widths of the layers.
+        cutoffs: The cutoffs of the adaptive softmax.
+        options: Further arguments of `DirectedLM`.
+
+    Raises:
+        InputError: As in `DirectedLM`.
+    """
 
     def __init__(self, words: int, width: int, widths: Sequence[int], cutoffs: Sequence[int], **options: float) -> None:
         super().__init__()
-        made = [DirectedLM(words, width, widths, cutoffs, **options) for _ in range(2)]  # type: ignore[arg-type]
-        self.ahead, self.back = made
+        self.ahead, self.back = [DirectedLM(words, width, widths, cutoffs, **options) for _ in range(2)]  # type: ignore[arg-type]
 
     def losses(self, words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """-log P of the forward and of the backward model for each token that there is.
+        """Compute -log P of every token under the forward and under the backward model.
 
-        words: int64 [B, T], each row a sentence between two boundary marks, then padding; mask [B, T] (bool) has all but the
-        padding. The forward model reads w_0 ... w_(n-1) and predicts w_1 ... w_n; the backward one reads w_n ... w_1 and
-        predicts w_(n-1) ... w_0.
+        The forward model reads w_0 ... w_(n-1) and predicts w_1 ... w_n. The backward model reads w_n ... w_1 and predicts
+        w_(n-1) ... w_0.
+
+        Args:
+            words: Word numbers, int64 [B, T]. Each row is a sentence between two boundary marks, then padding.
+            mask: Padding mask, bool [B, T], True at words and marks.
+
+        Returns:
+            The losses of the forward and of the backward model, floating point [predicted tokens] each.
         """
-        turned = reverse(words, mask)
-        there = mask[:, 1:]
+        reversed_words = reverse(words, mask)
+        target_mask = mask[:, 1:]  # [B, T - 1]
         return (
-            self.ahead.losses(words[:, :-1], words[:, 1:], there),
-            self.back.losses(turned[:, :-1], turned[:, 1:], there),
+            self.ahead.losses(words[:, :-1], words[:, 1:], target_mask),
+            self.back.losses(reversed_words[:, :-1], reversed_words[:, 1:], target_mask),
         )
 
     def forward(self, words: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """The mean loss of both directions, as a Trainer wants it."""
+        """Compute the mean loss of both directions, in the form that a Trainer reads: {"loss": scalar}."""
         ahead, back = self.losses(words, mask)
         return {"loss": (ahead.mean() + back.mean()) / 2}
 
 
 def reverse(rows: Tensor, mask: Tensor) -> Tensor:
-    """Each row's first tokens, those in the mask [B, T], in reversed order; padding stays where it is. rows: [B, T, ...]."""
-    lengths = mask.sum(1, keepdim=True)
-    position = torch.arange(rows.shape[1], device=rows.device)
-    index = (lengths - 1 - position).where(mask, position)
+    """Reverse the tokens of each row; padding stays at the end.
+
+    Args:
+        rows: Any dtype [B, T, ...].
+        mask: Padding mask, bool [B, T], True at tokens, which come first in each row.
+
+    Returns:
+        A tensor of the shape of `rows`.
+    """
+    lengths = mask.sum(1, keepdim=True)  # [B, 1]
+    position = torch.arange(rows.shape[1], device=rows.device)  # [T]
+    index = (lengths - 1 - position).where(mask, position)  # [B, T]
     return rows[torch.arange(len(rows), device=rows.device)[:, None], index]
 
 
 class ContextStates(nn.Module):
-    """What a tagger reads of the language models: [h ; h_rev] for each word, aligned.
+    """The language models' states that a tagger reads: [h ; h_rev] for each word.
 
-    words, ahead, back: of the models. The states of word t are those after reading the mark and the words up to t from the
-    left, and the mark and the words down to t from the right. boundary: the mark's id.
+    The forward states of word t come after reading the boundary mark and the words up to t from the left. The backward states
+    come after reading the mark and the words down to t from the right.
+
+    Args:
+        words: The number of words in the language models' vocabulary.
+        width: The width of their word embeddings.
+        ahead: The widths of the forward model's layers.
+        back: The widths of the backward model's layers.
+        boundary: The number of the boundary mark.
+        dropout: The dropout probability in training of the elements that a layer reads.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827, section 3.
     """
 
     def __init__(
@@ -151,27 +230,37 @@ class ContextStates(nn.Module):
 
     @property
     def directions(self) -> list[DenseLSTM]:
-        """Forward, then backward."""
+        """The layers of the forward model, then those of the backward model."""
         return list(self.dense)  # type: ignore[arg-type]
 
     @property
     def output_size(self) -> int:
+        """The width of both directions' states together."""
         return sum(dense.output_size for dense in self.directions)
 
     def take_from_(self, models: LanguageModels) -> None:
-        """Copies the weights of both language models, and freezes them; only gates may still be trained."""
-        for number, model in enumerate((models.ahead, models.back)):
-            self.embeddings[number].load_state_dict(model.embedding.state_dict())
-            self.dense[number].load_state_dict(model.dense.state_dict())
+        """Copy the weights of both language models and freeze the copies. Tagger training may unfreeze the gates only."""
+        for direction, model in enumerate((models.ahead, models.back)):
+            self.embeddings[direction].load_state_dict(model.embedding.state_dict())
+            self.dense[direction].load_state_dict(model.dense.state_dict())
         self.requires_grad_(False)
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        """words (int64 [B, T]) without marks, mask [B, T] (bool) to [B, T, output_size]."""
+        """Compute the states of each word.
+
+        Args:
+            words: Word numbers without boundary marks, int64 [B, T].
+            mask: Padding mask, bool [B, T], True at words.
+
+        Returns:
+            States, floating point [B, T, output_size].
+        """
         ahead = self._states(0, words)
         back = reverse(self._states(1, reverse(words, mask)), mask)
         return torch.cat([ahead, back], -1)
 
-    def _states(self, number: int, words: Tensor) -> Tensor:
-        marked = functional.pad(words, (1, 0), value=self.boundary)
-        states: Tensor = self.dense[number](self.embeddings[number](marked))
+    def _states(self, direction: int, words: Tensor) -> Tensor:
+        """Compute one direction's states [B, T, width] of words in its reading order."""
+        marked = functional.pad(words, (1, 0), value=self.boundary)  # [B, 1 + T]
+        states: Tensor = self.dense[direction](self.embeddings[direction](marked))
         return states[:, 1:]

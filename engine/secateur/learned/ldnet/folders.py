@@ -1,4 +1,4 @@
-"""Language models and taggers in folders: safetensors and JSON."""
+"""Saving and loading of language models and taggers: a folder of safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,16 @@ CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary.js
 
 @dataclass(frozen=True)
 class LMConfig:
-    """As `LanguageModels` takes them; widths of the layers."""
+    """The arguments of `LanguageModels`, but for the vocabulary's size.
+
+    Args:
+        width: The width of the word embeddings.
+        widths: The widths of the layers.
+        cutoffs: The cutoffs of the adaptive softmax.
+        projection: The width that the softmax reads; 0 for no projection.
+        layer_dropout: The probability in training that a layer is hidden from the later layers.
+        dropout: The dropout probability in training of the elements that a layer reads.
+    """
 
     width: int
     widths: tuple[int, ...]
@@ -34,6 +43,7 @@ class LMConfig:
     dropout: float = 0.0
 
     def build(self, words: int) -> LanguageModels:
+        """Build untrained language models over a vocabulary of `words` words."""
         return LanguageModels(
             words, self.width, self.widths, self.cutoffs,
             projection=self.projection, layer_dropout=self.layer_dropout, dropout=self.dropout,
@@ -41,64 +51,107 @@ class LMConfig:
 
 
 def save_lm(models: LanguageModels, config: LMConfig, vocabulary: Vocabulary, folder: str | Path) -> None:
-    """Writes a folder, which must not exist yet; nothing is left of it if writing fails. Raises InputError if it exists."""
+    """Save language models to a new folder. If writing fails, nothing is left of it.
+
+    Args:
+        models: The language models.
+        config: The config that they were built with.
+        vocabulary: Their vocabulary.
+        folder: The folder to create.
+
+    Raises:
+        InputError: The folder exists.
+    """
     _save(models, {"kind": "language models", **asdict(config)}, {"words": vocabulary.entries}, folder)
 
 
 def load_lm(folder: str | Path) -> tuple[LanguageModels, LMConfig, Vocabulary]:
-    """The language models in eval mode, from the folder of `save_lm` or of the run that wrote it. Raises InputError: no such
-    folder, or one of another kind, or one that is damaged."""
+    """Load language models.
 
-    def build(said: dict[str, Any], entries: dict[str, list[str]]) -> tuple[LanguageModels, LMConfig, Vocabulary]:
-        config, vocabulary = LMConfig(**said), Vocabulary(entries["words"])
+    Args:
+        folder: A folder that `save_lm` wrote, or the folder of the run that called it.
+
+    Returns:
+        The language models in eval mode, their config and their vocabulary.
+
+    Raises:
+        InputError: There is no such folder, it holds something else, or it is damaged.
+    """
+
+    def build(fields: dict[str, Any], entries: dict[str, list[str]]) -> tuple[LanguageModels, LMConfig, Vocabulary]:
+        config, vocabulary = LMConfig(**fields), Vocabulary(entries["words"])
         return config.build(len(vocabulary)), config, vocabulary
 
     return _load(folder, "language models", build)
 
 
 def save_tagger(tagger: Tagger, folder: str | Path) -> None:
-    """As `save_lm`."""
-    known = tagger.vocabularies
-    entries = {"lm": known.lm.entries, "words": known.words.entries, "characters": known.characters.entries}
+    """Save a tagger to a new folder. If writing fails, nothing is left of it.
+
+    Args:
+        tagger: The tagger.
+        folder: The folder to create.
+
+    Raises:
+        InputError: The folder exists.
+    """
+    vocabularies = tagger.vocabularies
+    entries = {
+        "lm": vocabularies.lm.entries,
+        "words": vocabularies.words.entries,
+        "characters": vocabularies.characters.entries,
+    }
     _save(tagger, {"kind": "tagger", **tagger.settings.to_json()}, entries, folder)
 
 
 def load_tagger(folder: str | Path) -> Tagger:
-    """The tagger in eval mode, with the logits that it had. Raises InputError as `load_lm`."""
+    """Load a tagger.
 
-    def build(said: dict[str, Any], entries: dict[str, list[str]]) -> tuple[Tagger]:
-        return (Tagger(TaggerSettings(**said), Vocabularies(**{name: Vocabulary(each) for name, each in entries.items()})),)
+    Args:
+        folder: A folder that `save_tagger` wrote, or the folder of the run that called it.
+
+    Returns:
+        The tagger in eval mode. It has the same logits as the saved one.
+
+    Raises:
+        InputError: There is no such folder, it holds something else, or it is damaged.
+    """
+
+    def build(fields: dict[str, Any], entries: dict[str, list[str]]) -> tuple[Tagger]:
+        vocabularies = Vocabularies(**{name: Vocabulary(vocabulary) for name, vocabulary in entries.items()})
+        return (Tagger(TaggerSettings(**fields), vocabularies),)
 
     return _load(folder, "tagger", build)[0]
 
 
 def _save(model: nn.Module, config: Mapping[str, Any], entries: Mapping[str, list[str]], folder: str | Path) -> None:
+    """Write the config, the vocabularies and the weights to a new folder."""
     with new_folder(folder) as partial:
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (partial / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, partial / WEIGHTS)
-        # Which safetensors leaves to its owner alone.
+        # safetensors lets only the owner read the file.
         (partial / WEIGHTS).chmod(0o644)
 
 
 def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[str, list[str]]], Built]) -> Built:
-    """What `build` makes of the config and the vocabularies, a model first, with the folder's weights."""
+    """Call `build` with the config's fields and the vocabularies; load the weights into the model that it returns first."""
     folder = Path(folder)
-    # A run's folder has the model beside its report.
-    place = folder if (folder / CONFIG).is_file() else folder / "model"
-    if not (place / CONFIG).is_file():
+    # The folder of a run holds the model in a subfolder, beside its report.
+    model_folder = folder if (folder / CONFIG).is_file() else folder / "model"
+    if not (model_folder / CONFIG).is_file():
         raise InputError(f"model: expected a folder with {CONFIG}, {VOCABULARY} and {WEIGHTS}, got {str(folder)!r}")
     try:
-        said = json.loads((place / CONFIG).read_text(encoding="utf-8"))
-        found = said.pop("kind", None)
-        if found != kind:
-            raise InputError(f"model: expected the folder of {kind!r}, got {str(folder)!r} of {found!r}")
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
-        built = build(fields, json.loads((place / VOCABULARY).read_text(encoding="utf-8")))
-        built[0].load_state_dict(load_file(place / WEIGHTS))
+        config = json.loads((model_folder / CONFIG).read_text(encoding="utf-8"))
+        actual_kind = config.pop("kind", None)
+        if actual_kind != kind:
+            raise InputError(f"model: expected the folder of {kind!r}, got {str(folder)!r} of {actual_kind!r}")
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        built = build(fields, json.loads((model_folder / VOCABULARY).read_text(encoding="utf-8")))
+        built[0].load_state_dict(load_file(model_folder / WEIGHTS))
     except InputError:
         raise
-    # A missing file, no JSON, other fields, other weights.
+    # Causes: a missing file, a file that is not JSON, other fields, other weights.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model: {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     built[0].eval()

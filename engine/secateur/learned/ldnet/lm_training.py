@@ -1,4 +1,4 @@
-"""Training of the language models on text files by Hugging Face's Trainer, and their perplexity."""
+"""Training of the language models on text files with Hugging Face's Trainer, and their perplexity."""
 
 from __future__ import annotations
 
@@ -19,36 +19,57 @@ from secateur.data.conll import numbered_lines
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device, pad
 
-# Of the adaptive softmax in the paper's code; those below the number of words are taken.
+# The adaptive softmax's cutoffs in the paper's code. Only those below the number of words are used.
 CUTOFFS = (4000, 40000, 200000)
 
 
 def read_sentences(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """The words of each line that has any, file after file. Raises InputError: a file that cannot be read or is not UTF-8 (with
-    the line), or has no word."""
+    """Yield the words of each line that is not empty, file after file.
+
+    Args:
+        paths: Text files in UTF-8.
+
+    Yields:
+        The words of a line, separated by white space in the file.
+
+    Raises:
+        InputError: A file cannot be read, is not UTF-8 (the message names the line), or has no word.
+    """
     for path in paths:
-        found = False
+        has_words = False
         for _, line in numbered_lines(path):
             words = line.split()
             if words:
-                found = True
+                has_words = True
                 yield words
-        if not found:
+        if not has_words:
             raise InputError(f"text: expected at least one word in {str(path)!r}, got none")
 
 
 def default_cutoffs(words: int) -> list[int]:
-    """Cutoffs of an adaptive softmax over so many words: the paper's that are below, or half of the words where none is."""
+    """Return the adaptive softmax's cutoffs for a vocabulary of `words` words.
+
+    They are the paper's cutoffs below `words`, or half of `words` if no cutoff is below.
+    """
     return [cutoff for cutoff in CUTOFFS if cutoff < words] or [words // 2]
 
 
 class Lines(IterableDataset[list[int]]):
-    """Sentences as numbers between two boundary marks, over and over in the order of the files: the n-th is always the same, so
-    that a run that goes on skips those that it has seen. A sentence of more than max_length words comes in pieces."""
+    """Sentences as word numbers between two boundary marks, in the order of the files.
+
+    The files are read again and again unless `once` is set. The n-th sentence is always the same, so a resumed run can skip
+    the sentences that it has already seen.
+
+    Args:
+        paths: Text files in UTF-8, a sentence in each line.
+        vocabulary: The vocabulary that gives the numbers.
+        max_length: The largest number of words in a sentence. Longer sentences are split.
+        once: Read the files once only.
+    """
 
     def __init__(self, paths: Sequence[Path], vocabulary: Vocabulary, max_length: int, *, once: bool = False) -> None:
         self.paths, self.vocabulary, self.max_length, self.once = list(paths), vocabulary, max_length, once
@@ -63,7 +84,14 @@ class Lines(IterableDataset[list[int]]):
 
 
 def collate(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """The keyword arguments of `LanguageModels.forward`, on the CPU."""
+    """Turn rows of `Lines` into keyword arguments of `LanguageModels.forward`, on the CPU.
+
+    Args:
+        rows: Word numbers of each sentence, with its boundary marks.
+
+    Returns:
+        "words", int64 [B, T], padded with 0, and "mask", bool [B, T], True at words and marks.
+    """
     cpu = torch.device("cpu")
     return {"words": pad(rows, 0, cpu), "mask": pad([[1] * len(row) for row in rows], 0, cpu).bool()}
 
@@ -76,16 +104,26 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains both directions in place; returns what the Trainer logged: loss (the mean of both directions) and perplexity.
+    """Train both language models in place.
 
-    arguments: of Hugging Face's Trainer; max_steps must be set. resume: go on from the last checkpoint in its output_dir, where
-    there is one; the weights are in the end those of the run that was not interrupted. Raises InputError: max_steps not set.
+    Args:
+        models: The language models.
+        lines: The sentences.
+        arguments: Hugging Face's TrainingArguments, with max_steps set.
+        resume: Continue from the last checkpoint in arguments.output_dir, if there is one. The final weights are the same as
+            those of an uninterrupted run.
+        progress: A function called after each step with the steps done and the total number of steps.
+
+    Returns:
+        The Trainer's log, with the loss (the mean of both directions) and its perplexity.
+
+    Raises:
+        InputError: max_steps is not set.
     """
     if arguments.max_steps < 1:
         raise InputError(f"steps: expected at least 1, got {arguments.max_steps}")
     trainer = _Trainer(models, arguments, progress, callbacks=[], train_dataset=lines, data_collator=collate)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
-    return list(trainer.state.log_history)
+    return trainer.run(resume=resume)
 
 
 def run(
@@ -97,27 +135,54 @@ def run(
     progress: Progress | None = None,
     **arguments: Any,
 ) -> tuple[list[dict[str, Any]], float]:
-    """Trains in place, with checkpoints in the folder, from which it goes on, and which is removed at the end. arguments: of
-    `ldnet_arguments`. Returns the log and the seconds."""
+    """Train both language models in place, with checkpoints.
+
+    Args:
+        models: The language models.
+        lines: The sentences.
+        folder: The checkpoints' folder. Training continues from its last checkpoint, and removes the folder at the end.
+        device: The device's name; "cpu" makes the Trainer use the CPU.
+        progress: A function called after each step with the steps done and the total number of steps.
+        arguments: Further values of `ldnet_arguments`.
+
+    Returns:
+        The Trainer's log, and the time in seconds.
+
+    Raises:
+        InputError: As in `train` and `ldnet_arguments`.
+    """
     start = time.perf_counter()
-    found = ldnet_arguments(folder, device, lr_scheduler_type="linear", **arguments)
-    log = train(models, lines, found, resume=True, progress=progress)
+    trainer_arguments = ldnet_arguments(folder, device, lr_scheduler_type="linear", **arguments)
+    log = train(models, lines, trainer_arguments, resume=True, progress=progress)
     shutil.rmtree(folder, ignore_errors=True)
     return log, time.perf_counter() - start
 
 
 @torch.inference_mode()
 def perplexity(models: LanguageModels, rows: Iterable[Sequence[int]], batch_size: int = 32) -> tuple[float, float]:
-    """Perplexity of the forward and of the backward model on sentences, as `Lines` has them, in eval mode; the sentence's other
-    boundary is predicted too. The models are left in the mode that they were in. Raises InputError: no sentence."""
+    """Compute the perplexities of the forward and of the backward model in eval mode.
+
+    The boundary mark at the far end of a sentence is predicted too. The models keep the mode that they were in.
+
+    Args:
+        models: The language models.
+        rows: Sentences as `Lines` yields them.
+        batch_size: The number of sentences in a forward pass.
+
+    Returns:
+        The perplexity of the forward model and that of the backward model.
+
+    Raises:
+        InputError: There is no sentence.
+    """
     device, training = model_device(models), models.training
     sums, count, rows = torch.zeros(2, dtype=torch.float64), 0, iter(rows)
     models.eval()
     try:
         while batch := list(islice(rows, batch_size)):
-            found = models.losses(**{name: tensor.to(device) for name, tensor in collate(batch).items()})
-            sums += torch.stack([each.double().sum() for each in found]).cpu()
-            count += len(found[0])
+            losses = models.losses(**{name: tensor.to(device) for name, tensor in collate(batch).items()})
+            sums += torch.stack([direction_losses.double().sum() for direction_losses in losses]).cpu()
+            count += len(losses[0])
     finally:
         models.train(training)
     if not count:
@@ -127,6 +192,9 @@ def perplexity(models: LanguageModels, rows: Iterable[Sequence[int]], batch_size
 
 
 class _Trainer(QuietTrainer):
+    """A Trainer that also logs the perplexity."""
+
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """Add the perplexity to logs that hold a loss."""
         more = {"perplexity": math.exp(logs["loss"])} if "loss" in logs else {}
         super().log({**logs, **more}, *arguments, **options)

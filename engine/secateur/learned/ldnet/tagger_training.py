@@ -1,10 +1,9 @@
-"""Training of a tagger by Hugging Face's Trainer: whole, then with a penalty on the language models' gates (projected SGD)."""
+"""Training of a tagger with Hugging Face's Trainer, also with a penalty on the language models' gates (projected SGD)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +15,29 @@ from secateur.data.conll import Sentence
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.shared.gate_regularisers import REGULARISERS, Regulariser, regulariser
-from secateur.learned.shared.trainer import Progress, QuietTrainer, last_checkpoint
+from secateur.learned.shared.trainer import Progress, QuietTrainer
 from secateur.support.errors import InputError
 
 
 @dataclass(frozen=True)
 class GatePenalty:
-    """What is added to the loss for the language models' gates: lambda0 R(z). The paper has 0.05 for entities and 0.5 for
-    chunks.
+    """The penalty lambda0 R(z) on the language models' gates z, which is added to the loss.
 
-    wanted: how many layers of both directions together may stay, for R3 (the paper's lambda1). learning_rate: of the gates;
-    they descend without momentum, so that none shrinks on after the wanted number is reached.
-    reopen: a closed gate opens again where the loss pulls more than the penalty, which is projected SGD as the paper has it.
-    The noise of small batches does that too; without it closed gates stay closed, and their number settles sooner.
-    Raises InputError: a negative number, an unknown regulariser.
+    Args:
+        lambda0: The penalty's weight. The paper uses 0.05 for named entities and 0.5 for chunking.
+        wanted: The number of layers of both directions together that may stay, for R3. It is the paper's lambda1.
+        regulariser: "R1", "R2" or "R3".
+        learning_rate: The gates' learning rate. Gates have no momentum, so no gate shrinks further once the wanted number is
+            reached.
+        reopen: Whether a closed gate may open again. It opens if the loss pulls more than the penalty, as in the paper's
+            projected SGD. The noise of small batches can open a gate too. With False closed gates stay closed, and their number
+            settles sooner.
+
+    Raises:
+        InputError: A number is negative, or the regulariser is unknown.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827, section 3.2.
     """
 
     lambda0: float
@@ -46,13 +54,13 @@ class GatePenalty:
             raise InputError(f"regulariser: expected {', '.join(REGULARISERS)}, got {self.regulariser!r}")
 
     def of(self, z: Tensor) -> Tensor:
-        """lambda0 R(z), a scalar."""
+        """Compute lambda0 R(z), a scalar, for gates z [layers]."""
         return self.lambda0 * regulariser(self.regulariser, z, self.wanted)
 
 
 @torch.no_grad()
 def project_(tagger: Tagger) -> None:
-    """Brings every gate back into [0, 1]."""
+    """Clamp every gate to [0, 1], in place."""
     for gates in tagger.gates:
         gates.clamp_(0, 1)
 
@@ -69,34 +77,52 @@ def train(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains in place; returns what the Trainer logged: loss, penalty, gates, layers left, and on `dev` eval_f1, of plain
-    tags eval_accuracy.
+    """Train a tagger in place by SGD with momentum.
 
-    SGD with momentum; in epoch k the learning rate is that of the arguments / (1 + decay k), as in the paper's code. penalty:
-    with it the gates are trained too, in a group of their own, and projected after each step; without it they stay as they are.
-    All other weights of the language models stay as they are in any case. arguments: of Hugging Face's Trainer.
-    resume: go on from the last checkpoint in its output_dir, where there is one.
-    Raises InputError: a tag that the tagger does not have.
+    In epoch k the learning rate is arguments.learning_rate / (1 + decay k), as in the paper's code. The language models'
+    weights are never trained; their gates are trained only with a penalty.
+
+    Args:
+        tagger: The tagger.
+        sentences: The training sentences.
+        dev: The sentences to evaluate on.
+        arguments: Hugging Face's TrainingArguments.
+        penalty: The penalty on the gates. With it the gates are trained in a parameter group of their own and projected after
+            each step. Without it they do not change.
+        momentum: The momentum of the weights.
+        decay: The decay of the learning rate by epoch.
+        resume: Continue from the last checkpoint in arguments.output_dir, if there is one.
+        progress: A function called after each step with the steps done and the total number of steps.
+
+    Returns:
+        The Trainer's log: loss, penalty, gates, number of layers left, and on `dev` eval_f1, or eval_accuracy for plain tags.
+
+    Raises:
+        InputError: A tag is not one of the tagger's.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827 (projected SGD on the gates).
     """
     rows = [_featurised(tagger, sentence) for sentence in sentences]
     for gates in tagger.gates:
         gates.requires_grad_(penalty is not None)
     trainer = _Trainer(tagger, rows, dev, arguments, penalty, momentum, decay, progress)
-    trainer.train(resume_from_checkpoint=last_checkpoint(Path(str(arguments.output_dir))) if resume else None)
+    log = trainer.run(resume=resume)
     for gates in tagger.gates:
         gates.requires_grad_(False)
-    return list(trainer.state.log_history)
+    return log
 
 
 def _featurised(tagger: Tagger, sentence: Sentence) -> dict[str, Any]:
+    """Turn a sentence into numbers; an error names its line in the file."""
     try:
         return tagger.featurise(sentence.tokens, sentence.tags)
     except InputError as error:
-        raise InputError(f"data: sentence of line {sentence.line}: {error}") from error
+        raise InputError(f"data: sentence at line {sentence.line}: {error}") from error
 
 
 class _Trainer(QuietTrainer):
-    """The Trainer with the penalty, the group of the gates and their projection, and F1 as the evaluation."""
+    """A Trainer with the gates' penalty, parameter group and projection, which evaluates the tagger's metric."""
 
     def __init__(
         self,
@@ -116,31 +142,36 @@ class _Trainer(QuietTrainer):
 
     @property
     def tagger(self) -> Tagger:
-        """The model, whatever it is wrapped in."""
-        found: Tagger = self.accelerator.unwrap_model(self.model)
-        return found
+        """The tagger, without the wrappers that Accelerate puts around the model."""
+        tagger: Tagger = self.accelerator.unwrap_model(self.model)
+        return tagger
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Build SGD with the group of the weights and, with a penalty, the group of the gates."""
         gates = self.tagger.gates if self.penalty is not None else []
-        of_gates = {id(parameter) for parameter in gates}
-        rest = [each for each in self.tagger.parameters() if each.requires_grad and id(each) not in of_gates]
-        groups: list[dict[str, Any]] = [{"params": rest, "momentum": self.momentum, "name": "weights"}]
+        gate_ids = {id(parameter) for parameter in gates}
+        weights = [
+            parameter for parameter in self.tagger.parameters() if parameter.requires_grad and id(parameter) not in gate_ids
+        ]
+        groups: list[dict[str, Any]] = [{"params": weights, "momentum": self.momentum, "name": "weights"}]
         if self.penalty is not None:
             groups.append({"params": gates, "momentum": 0.0, "lr": self.penalty.learning_rate, "name": "gates"})
         self.optimizer = torch.optim.SGD(groups, lr=self.args.learning_rate)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        """By epochs, the gates' rate staying as it is."""
+        """Let the weights' learning rate fall with each epoch, and keep the gates' rate constant."""
         epoch_steps = max(1, round(num_training_steps / self.args.num_train_epochs))
-        falling = [lambda step: 1 / (1 + self.decay * (step // epoch_steps)), lambda step: 1.0]
-        found = self.optimizer if optimizer is None else optimizer
-        self.lr_scheduler = LambdaLR(found, falling[: len(found.param_groups)])
+        # The factors of the groups "weights" and "gates".
+        factors = [lambda step: 1 / (1 + self.decay * (step // epoch_steps)), lambda step: 1.0]
+        scheduled = self.optimizer if optimizer is None else optimizer
+        self.lr_scheduler = LambdaLR(scheduled, factors[: len(scheduled.param_groups)])
         return self.lr_scheduler
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Compute the tagger's loss plus the penalty."""
         outputs = model(**inputs)
         loss = outputs["loss"]
         if self.penalty is not None:
@@ -148,32 +179,36 @@ class _Trainer(QuietTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
-        found = evaluate(self.tagger, self.dev, batch_size=self.args.eval_batch_size)
-        metrics = {"eval_f1" if found.metric == "F1" else "eval_accuracy": found.value}
+        """Evaluate the tagger on `dev`; log and return its metric."""
+        evaluation = evaluate(self.tagger, self.dev, batch_size=self.args.eval_batch_size)
+        metrics = {"eval_f1" if evaluation.metric == "F1" else "eval_accuracy": evaluation.value}
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
-        more: dict[str, Any] = {"layers": self.tagger.layers_left}
+        """Add the number of open layers and, with a penalty, the penalty and the gates."""
+        gate_logs: dict[str, Any] = {"layers": self.tagger.layers_left}
         if self.penalty is not None:
             with torch.no_grad():
                 z = self.tagger.all_gates
-                more |= {"penalty": float(self.penalty.of(z)), "gates": [round(gate, 4) for gate in z.tolist()]}
-        super().log({**logs, **more}, *arguments, **options)
+                gate_logs |= {"penalty": float(self.penalty.of(z)), "gates": [round(gate, 4) for gate in z.tolist()]}
+        super().log({**logs, **gate_logs}, *arguments, **options)
 
 
 class _Projection(TrainerCallback):  # type: ignore[misc]
-    """Projects the gates after each step, before a checkpoint is written; before it, stops those that are to stay closed."""
+    """Project the gates after each step, before a checkpoint is written. Without `reopen`, closed gates get no gradient."""
 
     def __init__(self, tagger: Tagger, reopen: bool) -> None:
         self.tagger, self.reopen = tagger, reopen
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Zero the gradients of closed gates unless they may reopen."""
         if not self.reopen:
             for gates in self.tagger.gates:
                 if gates.grad is not None:
                     gates.grad.masked_fill_(gates == 0, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Clamp the gates to [0, 1]."""
         project_(self.tagger)

@@ -1,4 +1,4 @@
-"""Tags from a tagger: of sentences as they come, and how good they are on others."""
+"""Tagging of sentences, one batch at a time, and evaluation of a tagger."""
 
 from __future__ import annotations
 
@@ -16,31 +16,60 @@ from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 def tag(
     tagger: Tagger, sentences: Iterable[Sequence[str]], *, batch_size: int = 80, scheme: Scheme = "bio2"
 ) -> Iterator[tuple[list[str], list[str]]]:
-    """Each sentence's tokens with their tags, in order, a batch at a time, whatever their number; a sentence without tokens has
-    no tags. scheme: of tags of spans. The tagger is used in eval mode, and left in the mode that it was in."""
-    for tokens, found in _decoded(tagger, sentences, batch_size):
-        spanning = tagger.settings.scheme == "bioes"
-        yield tokens, tags_of(spans_of(found), len(found), scheme) if spanning else found
+    """Tag sentences, in order and a batch at a time, so their number is not limited by memory.
+
+    The tagger runs in eval mode, and keeps the mode that it was in.
+
+    Args:
+        tagger: The tagger.
+        sentences: The tokens of each sentence.
+        batch_size: The number of sentences in a forward pass.
+        scheme: The scheme in which to write the tags of spans.
+
+    Yields:
+        The tokens of a sentence and their tags. A sentence without tokens has no tags.
+    """
+    for tokens, tags in _decoded(tagger, sentences, batch_size):
+        has_spans = tagger.settings.scheme == "bioes"
+        yield tokens, tags_of(spans_of(tags), len(tags), scheme) if has_spans else tags
 
 
 def evaluate(tagger: Tagger, sentences: Sequence[Sentence], *, batch_size: int = 80) -> Evaluation:
-    """F1 of spans, as seqeval defines it in its default mode, with a 95% bootstrap interval over sentences; where the tags are
-    plain, the accuracy of words."""
-    pairs = zip(sentences, _decoded(tagger, (sentence.tokens for sentence in sentences), batch_size), strict=True)
+    """Evaluate a tagger.
+
+    Args:
+        tagger: The tagger. It runs in eval mode, and keeps the mode that it was in.
+        sentences: The sentences with their true tags.
+        batch_size: The number of sentences in a forward pass.
+
+    Returns:
+        F1 of spans as seqeval's default mode defines it, with a 95% bootstrap interval over sentences. For plain tags, the
+        accuracy of words with its 95% interval.
+    """
+    decoded = _decoded(tagger, (sentence.tokens for sentence in sentences), batch_size)
+    pairs = [(sentence.tags, tags) for sentence, (_, tags) in zip(sentences, decoded, strict=True)]
     if tagger.settings.scheme == "plain":
-        right = [truth == guess for sentence, (_, found) in pairs for truth, guess in zip(sentence.tags, found, strict=True)]
+        right = [true == guess for true_tags, guesses in pairs for true, guess in zip(true_tags, guesses, strict=True)]
         return proportion("word accuracy", sum(right), len(right))
-    return bootstrap("F1", len(sentences), span_f1([(sentence.tags, found) for sentence, (_, found) in pairs]))
+    return bootstrap("F1", len(sentences), span_f1(pairs))
 
 
 def span_f1(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Callable[[Sequence[int]], float]:
-    """A function from some sentences' numbers to their F1: 2 right / (true + guessed) spans, 0 where there are none. pairs:
-    true and guessed tags of each sentence."""
+    """Build a function that computes the F1 of a selection of sentences.
+
+    F1 = 2 right / (true + guessed), counted in spans; 0 if there are no spans.
+
+    Args:
+        pairs: The true and the guessed tags of each sentence.
+
+    Returns:
+        A function from sentence numbers, which may repeat, to the F1 of these sentences.
+    """
     counts = []
-    for truth, guess in pairs:
-        true, guessed = set(spans_of(truth)), set(spans_of(guess))
+    for true_tags, guessed_tags in pairs:
+        true, guessed = set(spans_of(true_tags)), set(spans_of(guessed_tags))
         counts.append((len(true & guessed), len(true) + len(guessed)))
-    table = torch.tensor(counts)
+    table = torch.tensor(counts)  # [sentences, 2]: right spans, true + guessed spans
 
     def statistic(rows: Sequence[int]) -> float:
         right, both = table[list(rows)].sum(0).tolist()
@@ -50,17 +79,18 @@ def span_f1(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> Callable[[S
 
 
 def _decoded(tagger: Tagger, sentences: Iterable[Sequence[str]], batch_size: int) -> Iterator[tuple[list[str], list[str]]]:
-    device, rest = model_device(tagger), iter(sentences)
-    while batch := [list(tokens) for tokens in islice(rest, batch_size)]:
+    """Yield the tokens and the predicted tags of each sentence, a batch at a time."""
+    device, remaining = model_device(tagger), iter(sentences)
+    while batch := [list(tokens) for tokens in islice(remaining, batch_size)]:
         features = [tagger.featurise(tokens) for tokens in batch if tokens]
-        found: Iterator[list[str]] = iter(())
+        tags: Iterator[list[str]] = iter(())
         if features:
             training = tagger.training
             tagger.eval()
             try:
                 with torch.inference_mode():
-                    found = iter(tagger.decode(**{name: each.to(device) for name, each in collate(features).items()}))
+                    tags = iter(tagger.decode(**{name: tensor.to(device) for name, tensor in collate(features).items()}))
             finally:
                 tagger.train(training)
         for tokens in batch:
-            yield tokens, next(found) if tokens else []
+            yield tokens, next(tags) if tokens else []

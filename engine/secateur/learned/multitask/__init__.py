@@ -1,1 +1,1 @@
-"""Masks learned in fine-tuning: one encoder, pruned while it learns several tasks."""
+"""Masks learned in fine-tuning: one encoder that is pruned while it learns several tasks (Xia and Shin 2021)."""

@@ -1,4 +1,4 @@
-"""From masks to an ordinary encoder with its heads, and to a folder: dense or of low rank, and the sparse file beside it."""
+"""Export of a masked encoder to an ordinary one (dense or of low rank), and the folder that holds it, also as a sparse file."""
 
 from __future__ import annotations
 
@@ -29,29 +29,53 @@ ENCODER, HEADS, TASKS, SPARSE = "encoder", "heads.safetensors", "tasks.json", "e
 
 
 def export(pruning: MultitaskPruning) -> MultitaskModel:
-    """A model without masks that computes what the masked one computes, in eval mode; what is given stays as it is.
+    """Build a model without masks that computes the same outputs as the masked model.
 
-    Elements: dense weights with zeros. Ranks: two smaller linear layers where they hold fewer weights than their product, which
-    takes their place elsewhere.
+    A weight pruned by element becomes a dense weight with zeros. A weight pruned by rank becomes two smaller linear layers if
+    they hold fewer weights than their product, else the product.
+
+    Args:
+        pruning: The masked model, which stays unchanged.
+
+    Returns:
+        A new model in eval mode, with requires_grad off.
+
+    References:
+        Xia and Shin 2021, arXiv 2112.05705 (merging of the kept singular values into the factors).
+
+    Example:
+        >>> model = secateur.learned.export(pruning)
+        >>> secateur.learned.save(model, "out", tokenizer=tokenizer)
     """
     encoder = copy.deepcopy(pruning.encoder)
     factors = {}
     for path, mask in pruning.masks.items():
         if pruning.granularity == "rank" and mask.kept * sum(mask.shape) < mask.weights:
             factors[path] = _factors(originals(encoder, path), mask.mask)
-        # remove_parametrizations would take the weight from the given model too: a copy shares its class.
+        # A copied layer shares its parametrised class with the given model's layer. So remove_parametrizations would change
+        # the given model too, and the layer is replaced instead.
         parent, _, name = path.rpartition(".")
-        setattr(encoder.get_submodule(parent), name, _plain(encoder.get_submodule(path)))
-    made = MultitaskModel(_of_low_rank(encoder, factors), pruning.tasks, pooling=pruning.pooling)
-    made.heads.load_state_dict(pruning.heads.state_dict())
-    return made.eval().requires_grad_(False)
+        setattr(encoder.get_submodule(parent), name, _plain_linear(encoder.get_submodule(path)))
+    model = MultitaskModel(_with_factors(encoder, factors), pruning.tasks, pooling=pruning.pooling)
+    model.heads.load_state_dict(pruning.heads.state_dict())
+    return model.eval().requires_grad_(False)
 
 
 def save(model: MultitaskModel, out: str | Path, *, tokenizer: Any, sparse: bool = False) -> None:
-    """Writes a folder: encoder/, which `AutoModelForTextEncoding` and `secateur.load` read, the heads, and what the tasks are.
-    sparse: also the encoder with its zeros left out, as `load(..., sparse=True)` reads it. The folder appears when complete.
-    Raises InputError if `out` exists."""
-    about = {
+    """Save a multitask model to a new folder, which appears when it is complete.
+
+    The folder holds encoder/, which `AutoModelForTextEncoding` and `secateur.load` read, the heads, and the tasks' settings.
+
+    Args:
+        model: The model.
+        out: The folder to create.
+        tokenizer: The tokenizer to save with the encoder.
+        sparse: Also write the encoder without its zeros, for `load(..., sparse=True)`.
+
+    Raises:
+        InputError: `out` exists.
+    """
+    description = {
         "pooling": model.pooling,
         "tasks": {name: task.to_json() for name, task in model.tasks.items()},
     }
@@ -60,17 +84,27 @@ def save(model: MultitaskModel, out: str | Path, *, tokenizer: Any, sparse: bool
         save_file(model.heads.state_dict(), folder / HEADS)
         if sparse:
             save_sparse(model.encoder, folder / SPARSE)
-        (folder / TASKS).write_text(json.dumps(about, indent=1) + "\n")
+        (folder / TASKS).write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
-    """The model that `save` wrote, in eval mode: the same outputs bit for bit. sparse: the encoder's weights come from the
-    sparse file. Raises InputError: no such folder, one that is incomplete, or holds something else."""
+    """Load a multitask model that `save` wrote.
+
+    Args:
+        folder: The folder.
+        sparse: Read the encoder's weights from the sparse file.
+
+    Returns:
+        The model in eval mode, with requires_grad off. Its outputs are bit-identical to the saved model's.
+
+    Raises:
+        InputError: There is no such folder, it is incomplete, or it holds something else.
+    """
     folder = Path(folder)
     try:
-        about = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-        tasks = {name: task_from_json(task) for name, task in about["tasks"].items()}
-        heads, pooling = load_file(folder / HEADS), about["pooling"]
+        description = json.loads((folder / TASKS).read_text(encoding="utf-8"))
+        tasks = {name: task_from_json(task) for name, task in description["tasks"].items()}
+        heads, pooling = load_file(folder / HEADS), description["pooling"]
         encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else folders.load(folder / ENCODER)
     except InputError:
         raise
@@ -78,32 +112,33 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
         raise InputError(
             f"model: {str(folder)!r} is no folder of a multitask model ({type(error).__name__}: {error})"
         ) from error
-    made = MultitaskModel(encoder, tasks, pooling=pooling)
+    model = MultitaskModel(encoder, tasks, pooling=pooling)
     try:
-        made.heads.load_state_dict(heads)
+        model.heads.load_state_dict(heads)
     except RuntimeError as error:
         raise InputError(f"model: the heads in {str(folder)!r} are not those of its tasks") from error
-    return made.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
-def _plain(masked: Any) -> nn.Module:
-    """A linear layer with the weight that a masked one has now."""
+def _plain_linear(masked: Any) -> nn.Module:
+    """Build a linear layer with the current weight [out, in] of a masked one."""
     weight = masked.weight
     options = {"bias": masked.bias is not None, "device": weight.device, "dtype": weight.dtype}
-    made: nn.Module = skip_init(nn.Linear, weight.shape[1], weight.shape[0], **options)  # type: ignore[no-untyped-call]
-    made.load_state_dict({name: t for name, t in {"weight": weight.detach(), "bias": masked.bias}.items() if t is not None})
-    return made
+    linear: nn.Module = skip_init(nn.Linear, weight.shape[1], weight.shape[0], **options)  # type: ignore[no-untyped-call]
+    linear.load_state_dict({name: t for name, t in {"weight": weight.detach(), "bias": masked.bias}.items() if t is not None})
+    return linear
 
 
-def _factors(held: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """[m, k] and [k, n] with the ranks that stay."""
-    left, values, right = (tensor.detach() for tensor in held)
+def _factors(svd: list[Tensor], mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Merge the k singular values that stay into the factors [m, k] and [k, n]."""
+    left, values, right = (tensor.detach() for tensor in svd)  # [m, ranks], [ranks], [ranks, n]
     kept = torch.arange(len(values), device=values.device) if mask is None else mask.nonzero().flatten()
-    found = balanced(left[:, kept], values[kept], right[kept])
-    return found[0].contiguous(), found[1].contiguous()
+    left, right = balanced(left[:, kept], values[kept], right[kept])
+    return left.contiguous(), right.contiguous()
 
 
-def _of_low_rank(encoder: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> nn.Module:
+def _with_factors(encoder: nn.Module, factors: Mapping[str, tuple[Tensor, Tensor]]) -> nn.Module:
+    """Replace linear layers by pairs of smaller ones with the given factors."""
     if not factors:
         return encoder
     rebuild = Rebuild()

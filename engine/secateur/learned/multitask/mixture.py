@@ -1,4 +1,4 @@
-"""The best ensemble of single-task models at a total budget: what one multitask model is compared with."""
+"""The best ensemble of single-task models within a total budget, to compare one multitask model with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from secateur.support.errors import InputError
 
 @dataclass(frozen=True)
 class Mixture:
-    """weights: that all its models hold together. score: the mean over the tasks. chosen: by task, which of its models."""
+    """An ensemble of single-task models, one for each task.
+
+    Attributes:
+        weights: The number of weights of all its models together, in the unit of the given models.
+        score: The mean score over the tasks.
+        chosen: For each task, the position of the chosen model among the task's models.
+    """
 
     weights: float
     score: float
@@ -18,34 +24,56 @@ class Mixture:
 
 
 def frontier(models: Mapping[str, Sequence[tuple[float, float]]]) -> list[Mixture]:
-    """The mixtures, one model a task, that no other beats with as few weights; by rising weights and score.
+    """Find the Pareto frontier of mixtures: those that no other mixture beats with as few weights.
 
-    models: by task, (weights, score) of each single-task model (Xia and Shin 2021, arXiv 2112.05705: the mixture of
-    single-task models). Exact: what is beaten on some of the tasks cannot be part of the best over all.
-    Raises InputError where a task has no model.
+    The result is exact, because a mixture of some tasks that is beaten cannot be part of a best mixture of all tasks.
+
+    Args:
+        models: For each task, the (weights, score) of each of its single-task models.
+
+    Returns:
+        The mixtures, by rising weights and rising score.
+
+    Raises:
+        InputError: A task has no model.
+
+    References:
+        Xia and Shin 2021, arXiv 2112.05705 (the mixture of single-task models).
     """
-    found = [Mixture(0.0, 0.0, {})]
+    mixtures = [Mixture(0.0, 0.0, {})]
     for task, points in models.items():
         if not points:
-            raise InputError(f"models: expected at least one of each task, got none of {task!r}")
-        sums = [
+            raise InputError(f"models: expected at least one for every task, got none for {task!r}")
+        extended = [
             Mixture(part.weights + weights, part.score + score / len(models), {**part.chosen, task: number})
-            for part in found
+            for part in mixtures
             for number, (weights, score) in enumerate(points)
         ]
-        found = _unbeaten(sums)
-    return found
+        mixtures = _unbeaten(extended)
+    return mixtures
 
 
 def best(models: Mapping[str, Sequence[tuple[float, float]]], budget: float) -> Mixture | None:
-    """The mixture with the highest mean score whose models hold at most `budget` weights, or None where none does."""
+    """Find the mixture with the highest mean score within a budget.
+
+    Args:
+        models: For each task, the (weights, score) of each of its single-task models.
+        budget: The largest number of weights of all models together, in the unit of `models`.
+
+    Returns:
+        The mixture, or None if no mixture fits the budget.
+
+    Raises:
+        InputError: A task has no model.
+    """
     within = [mixture for mixture in frontier(models) if mixture.weights <= budget * (1 + 1e-9)]
     return within[-1] if within else None
 
 
 def _unbeaten(mixtures: Sequence[Mixture]) -> list[Mixture]:
-    found: list[Mixture] = []
-    for mixture in sorted(mixtures, key=lambda each: (each.weights, -each.score)):
-        if not found or mixture.score > found[-1].score:
-            found.append(mixture)
-    return found
+    """Keep the mixtures that score higher than every mixture with as few or fewer weights."""
+    unbeaten: list[Mixture] = []
+    for candidate in sorted(mixtures, key=lambda mixture: (mixture.weights, -mixture.score)):
+        if not unbeaten or candidate.score > unbeaten[-1].score:
+            unbeaten.append(candidate)
+    return unbeaten

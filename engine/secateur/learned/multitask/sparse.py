@@ -1,4 +1,4 @@
-"""A model's weights in a file without their zeros: a bit for each element says whether it is there."""
+"""A file of a model's weights without their zeros: one bit for each element marks whether its value is stored."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from secateur.support.errors import InputError
 
 
 def save_sparse(model: nn.Module, path: Path) -> None:
-    """Writes the state of a model; matrices with so many zeros that it pays are split into NAME.values, those that are not
-    zero in row order, and NAME.bits, a bit an element (uint8, the first in the highest bit). Their shapes are in the header."""
+    """Save the state of a model without zeros.
+
+    A matrix that this makes smaller is split in two: NAME.values holds the elements that are not zero, in row order; NAME.bits
+    holds a bit for each element (uint8, the first element in the highest bit). The file's header holds the shapes.
+
+    Args:
+        model: The model.
+        path: The safetensors file to write.
+    """
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     seen = set()
@@ -28,11 +35,11 @@ def save_sparse(model: nn.Module, path: Path) -> None:
             continue
         seen.add(tensor.data_ptr())
         flat = tensor.detach().cpu().flatten()
-        there = flat != 0
-        saved = int((~there).sum()) * flat.element_size()
-        if tensor.dim() == 2 and saved > math.ceil(flat.numel() / 8):
-            tensors[f"{name}.values"] = flat[there].contiguous()
-            tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(there.numpy()))
+        is_stored = flat != 0  # [elements]
+        saved_bytes = int((~is_stored).sum()) * flat.element_size()
+        if tensor.dim() == 2 and saved_bytes > math.ceil(flat.numel() / 8):
+            tensors[f"{name}.values"] = flat[is_stored].contiguous()
+            tensors[f"{name}.bits"] = torch.from_numpy(np.packbits(is_stored.numpy()))
             shapes[name] = list(tensor.shape)
         else:
             tensors[name] = tensor.detach().cpu().contiguous()
@@ -40,37 +47,48 @@ def save_sparse(model: nn.Module, path: Path) -> None:
 
 
 def load_sparse(folder: Path, path: Path) -> nn.Module:
-    """The model whose config is in the folder, with the state that `save_sparse` wrote. Raises InputError: no such file, or
-    one of another model."""
+    """Load a model from its config and a sparse file.
+
+    Args:
+        folder: The folder with the model's config.
+        path: The file that `save_sparse` wrote.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        InputError: The file cannot be read, or holds another model's state.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             shapes = json.loads(file.metadata()["shapes"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"model: {str(path)!r} is no sparse checkpoint ({type(error).__name__}: {error})") from error
+        raise InputError(f"model: {str(path)!r} is not a sparse checkpoint ({type(error).__name__}: {error})") from error
     for name, shape in shapes.items():
         tensors[name] = _dense(tensors.pop(f"{name}.values"), tensors.pop(f"{name}.bits"), shape)
     model = folders.load(folder) if (folder / "model.safetensors").exists() else _empty(folder)
-    own = model.state_dict()
-    wrong = [n for n in tensors if n not in own or own[n].shape != tensors[n].shape]
-    # What is not in the file shares its memory with what is.
-    filled = {own[name].data_ptr() for name in tensors if name in own}
-    wrong += [name for name, tensor in own.items() if name not in tensors and tensor.data_ptr() not in filled]
-    if wrong:
-        raise InputError(f"model: {str(path)!r} does not fit the config beside it, for example at {wrong[0]!r}")
+    state = model.state_dict()
+    misfits = [name for name in tensors if name not in state or state[name].shape != tensors[name].shape]
+    # A tensor that is not in the file must share its memory with one that is.
+    filled = {state[name].data_ptr() for name in tensors if name in state}
+    misfits += [name for name, tensor in state.items() if name not in tensors and tensor.data_ptr() not in filled]
+    if misfits:
+        raise InputError(f"model: {str(path)!r} does not fit the config beside it, for example at {misfits[0]!r}")
     model.load_state_dict(tensors, strict=False)
     return model.eval()
 
 
 def _dense(values: Tensor, bits: Tensor, shape: list[int]) -> Tensor:
-    there = torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).astype(bool))
+    """Rebuild a matrix from its values and bits."""
+    is_stored = torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).astype(bool))  # [elements]
     flat = values.new_zeros(math.prod(shape))
-    flat[there] = values
+    flat[is_stored] = values
     return flat.reshape(shape)
 
 
 def _empty(folder: Path) -> Any:
-    """The model that a folder's config describes, its weights to be filled."""
+    """Build the model of a folder's config, with weights that the caller replaces."""
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -1,1 +1,1 @@
-"""What the systems that learn share: the trainer and the regularisers of gates."""
+"""The trainer and the gate regularisers that all trained pruning methods share."""

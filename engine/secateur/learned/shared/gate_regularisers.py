@@ -1,4 +1,4 @@
-"""Penalties that drive layers' gates to zero (Liu et al. 2018, arXiv 1804.07827, section 3.2)."""
+"""Penalties that drive layer gates to zero (Liu et al. 2018, arXiv 1804.07827, section 3.2)."""
 
 from __future__ import annotations
 
@@ -11,32 +11,70 @@ REGULARISERS: tuple[Regulariser, ...] = ("R1", "R2", "R3")
 
 
 def r1(z: Tensor) -> Tensor:
-    """|z|_1, a scalar. z: gates [layers] in [0, 1]. The derivative at 0 is that from within, 1: the loss opens a closed gate
-    only where it pulls more than the penalty."""
+    """Compute R1 = |z|_1, the sum of the gates.
+
+    The derivative at 0 is 1, the one-sided derivative from inside [0, 1]. So the loss opens a closed gate only if its gradient
+    is larger than the penalty's.
+
+    Args:
+        z: Gates in [0, 1], floating point [layers].
+
+    Returns:
+        A scalar tensor.
+    """
     return z.where(z >= 0, -z).sum()
 
 
 def r2(z: Tensor) -> Tensor:
-    """|z|_1 + |z (1 - z)|_1: the second term drives gates to 0 or 1."""
-    return r1(z) + _towards_ends(z)
+    """Compute R2 = |z|_1 + |z (1 - z)|_1, whose second term drives gates to 0 or 1.
+
+    Args:
+        z: Gates in [0, 1], floating point [layers].
+
+    Returns:
+        A scalar tensor.
+    """
+    return r1(z) + _binary_penalty(z)
 
 
 def r3(z: Tensor, wanted: int) -> Tensor:
-    """1(|z|_0 > wanted) |z|_1 + |z (1 - z)|_1: as r2, until no more than `wanted` gates are above zero; then the
-    second term alone takes those above 0.5 back to 1 and the others to 0, so that fewer may stay in the end."""
-    second = _towards_ends(z)
-    return r1(z) + second if int(z.count_nonzero()) > wanted else second
+    """Compute R3 = 1(|z|_0 > wanted) |z|_1 + |z (1 - z)|_1.
+
+    R3 equals R2 while more than `wanted` gates are above zero. After that only the second term acts: gates above 0.5 return
+    to 1 and the others go to 0. So fewer than `wanted` gates may stay open in the end.
+
+    Args:
+        z: Gates in [0, 1], floating point [layers].
+        wanted: The number of layers to keep, the paper's lambda_1.
+
+    Returns:
+        A scalar tensor.
+    """
+    binary_penalty = _binary_penalty(z)
+    return r1(z) + binary_penalty if int(z.count_nonzero()) > wanted else binary_penalty
 
 
 def regulariser(name: Regulariser, z: Tensor, wanted: int) -> Tensor:
-    """R of the gates z, by its name. wanted: of r3."""
+    """Compute the regulariser with the given name.
+
+    Args:
+        name: "R1", "R2" or "R3".
+        z: Gates in [0, 1], floating point [layers].
+        wanted: The number of layers to keep. Only R3 reads it.
+
+    Returns:
+        A scalar tensor.
+    """
     if name == "R3":
         return r3(z, wanted)
     return r1(z) if name == "R1" else r2(z)
 
 
-def _towards_ends(z: Tensor) -> Tensor:
-    """|z (1 - z)|_1, with the derivative from within [0, 1] at its ends, where the absolute value has kinks: 1 at z = 0, and -1
-    at z = 1, which cancels that of |z|_1, so that a gate that has not been moved yet is not moved by r2."""
-    product = z * (1 - z)
+def _binary_penalty(z: Tensor) -> Tensor:
+    """Compute |z (1 - z)|_1 with one-sided derivatives from inside [0, 1] at the kinks z = 0 and z = 1.
+
+    The derivative is 1 at z = 0 and -1 at z = 1. At z = 1 it cancels the derivative of |z|_1, so R2 does not move a gate that
+    is still at its start value.
+    """
+    product = z * (1 - z)  # [layers]
     return product.where((z >= 0) & (z <= 1), -product).sum()

@@ -42,7 +42,7 @@ def family_of(model: nn.Module) -> Family:
     if family is None:
         raise InputError(
             f"model: expected one of the families {', '.join(supported())}, got model_type {_model_type(model)!r}; "
-            "docs/add-a-family.md shows how to add one with secateur.register_family"
+            "docs/guides/add-a-family.md shows how to add one with secateur.register_family"
         )
     return family
 

@@ -1,1 +1,1 @@
-"""Attribution-based pruning (Yang et al. 2023, arXiv 2205.04157): its experiments, figures and claims."""
+"""Reproduction of attribution-based pruning (Yang et al. 2023, arXiv 2205.04157): experiments, figures and claims."""

@@ -1,4 +1,4 @@
-"""What the paper on attribution-based pruning found, and whether it held in a run."""
+"""The claims of the paper on attribution-based pruning, and whether they hold in a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.reproduction.ap.grid import STACKS, Settings
 from secateur.reproduction.ap.results import Results
 from secateur.reproduction.shared.claim import Claim
 
-# The rates at which the paper compares the criteria.
+# The pruning rate of each stack at which the paper compares the criteria.
 RATE = {"encoder": 0.3, "decoder": 0.4}
 NAMES = {"fpp": "mean activation (FPP)", "random": "random units", "svd": "SVD"}
 PAPER = {
@@ -24,20 +24,32 @@ PAPER = {
 
 
 def claims(results: Results, settings: Settings) -> list[Claim]:
-    """Those whose cells the run has."""
-    made: list[Callable[[Results, Settings], Iterator[Claim]]] = []
+    """Check the paper's claims that the run's experiments are about.
+
+    Args:
+        results: The finished cells.
+        settings: The run's settings.
+
+    Returns:
+        The claims, with the paper's and the run's figures.
+
+    References:
+        Yang et al. 2023, arXiv 2205.04157.
+    """
+    checks: list[Callable[[Results, Settings], Iterator[Claim]]] = []
     if "accuracy" in settings.experiments:
-        made += [_beats, _random_targets, _decoder, _falls_off]
+        checks += [_beats_other_criteria, _random_targets_are_close, _decoder_is_robust, _encoder_falls_off]
     if "low-resource" in settings.experiments:
-        made.append(_few_examples)
+        checks.append(_few_examples_suffice)
     if "unsupervised" in settings.experiments:
-        made.append(_unsupervised)
+        checks.append(_labels_are_not_needed)
     if "unseen" in settings.experiments:
-        made.append(_related)
-    return [claim for each in made for claim in each(results, settings)]
+        checks.append(_related_task_is_better)
+    return [claim for check in checks for claim in check(results, settings)]
 
 
-def _beats(results: Results, settings: Settings) -> Iterator[Claim]:
+def _beats_other_criteria(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that AP beats the other criteria on each stack."""
     for stack in STACKS:
         for other, name in NAMES.items():
             if {"ap", other} <= set(settings.criteria):
@@ -48,7 +60,8 @@ def _beats(results: Results, settings: Settings) -> Iterator[Claim]:
                 yield Claim(text, PAPER[stack, other], f"{ours:.3f} against {theirs:.3f}", ours > theirs)
 
 
-def _random_targets(results: Results, settings: Settings) -> Iterator[Claim]:
+def _random_targets_are_close(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that attribution towards random targets comes close to AP."""
     if {"ap", "rap"} <= set(settings.criteria):
         ours, theirs = (_mean(results, settings.tasks, "encoder", 0.3, criterion) for criterion in ("ap", "rap"))
         yield Claim(
@@ -59,7 +72,8 @@ def _random_targets(results: Results, settings: Settings) -> Iterator[Claim]:
         )
 
 
-def _decoder(results: Results, settings: Settings) -> Iterator[Claim]:
+def _decoder_is_robust(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that the decoder loses less than the encoder, and little."""
     encoder, decoder = (_mean(results, settings.tasks, stack, 0.4, "ap") for stack in STACKS)
     yield Claim(
         "at p = 0.4 a pruned decoder keeps more accuracy than a pruned encoder, as a mean over the tasks",
@@ -77,7 +91,8 @@ def _decoder(results: Results, settings: Settings) -> Iterator[Claim]:
     )
 
 
-def _falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
+def _encoder_falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that the encoder's accuracy falls off beyond p = 0.3."""
     dense = statistics.mean(results.dense(task) for task in settings.tasks)
     early, late = (dense - _mean(results, settings.tasks, "encoder", rate, "ap") for rate in (0.3, 0.5))
     yield Claim(
@@ -88,20 +103,22 @@ def _falls_off(results: Results, settings: Settings) -> Iterator[Claim]:
     )
 
 
-def _few_examples(results: Results, settings: Settings) -> Iterator[Claim]:
-    few, found = min(settings.sizes), {}
-    for examples in (0, few):
+def _few_examples_suffice(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that scores of few examples are nearly as good."""
+    few, means = min(settings.sizes), {}
+    for examples in (0, few):  # 0 stands for all examples.
         cells = [(task, stack) for task in settings.detailed for stack in STACKS]
-        found[examples] = statistics.mean(_mean(results, [t], s, 0.5, "ap", examples=examples) for t, s in cells)
+        means[examples] = statistics.mean(_mean(results, [t], s, 0.5, "ap", examples=examples) for t, s in cells)
     yield Claim(
         f"{few} examples are nearly as good as all for the scores: within .05 at p = 0.5, as a mean over tasks and stacks",
         "10 against all: SST-2 encoder .807 and .841, QNLI decoder .741 and .777",
-        f"{found[few]:.3f} and {found[0]:.3f}",
-        found[few] >= found[0] - 0.05,
+        f"{means[few]:.3f} and {means[0]:.3f}",
+        means[few] >= means[0] - 0.05,
     )
 
 
-def _unsupervised(results: Results, settings: Settings) -> Iterator[Claim]:
+def _labels_are_not_needed(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that scores without labels are no worse."""
     with_labels, without = (
         statistics.mean(_mean(results, settings.tasks, stack, rate, criterion) for stack in STACKS for rate in settings.rates)
         for criterion in ("ap", "ap-unsupervised")
@@ -114,7 +131,8 @@ def _unsupervised(results: Results, settings: Settings) -> Iterator[Claim]:
     )
 
 
-def _related(results: Results, settings: Settings) -> Iterator[Claim]:
+def _related_task_is_better(results: Results, settings: Settings) -> Iterator[Claim]:
+    """Check that a related task's scores are better than an unrelated one's."""
     tested, related, unrelated = settings.unseen
     paper = {"encoder": "QNLI with scores of RTE .770, of SST-2 .680", "decoder": "QNLI with scores of RTE .920, of SST-2 .505"}
     for stack, rate in (("encoder", 0.3), ("decoder", 0.5)):
@@ -128,6 +146,6 @@ def _related(results: Results, settings: Settings) -> Iterator[Claim]:
 
 
 def _mean(results: Results, tasks: Sequence[str], stack: str, rate: float, criterion: str, **cell: Any) -> float:
-    """Mean accuracy over the tasks with one stack pruned."""
-    found = [results.at(**{"scored": task, "tested": task, "criterion": criterion, stack: rate, **cell}) for task in tasks]
-    return statistics.mean(mean.value for mean in found if mean is not None)
+    """Compute the mean accuracy over the tasks with one stack pruned."""
+    means = [results.at(**{"scored": task, "tested": task, "criterion": criterion, stack: rate, **cell}) for task in tasks]
+    return statistics.mean(mean.value for mean in means if mean is not None)

@@ -1,4 +1,4 @@
-"""The figures of attribution-based pruning, from the finished cells."""
+"""The figures of attribution-based pruning, drawn from the finished cells."""
 
 from __future__ import annotations
 
@@ -11,11 +11,20 @@ from secateur.reproduction.ap.results import Mean, Results
 from secateur.support.figures import figure, png
 
 SIZE = (4.2, 3.1)
-Lines = Callable[[str], list[tuple[str, dict[str, Any]]]]  # Of a stack: labels, and what tells their cells apart.
+# From a stack to the label of each line and the fields of its cells.
+Lines = Callable[[str], list[tuple[str, dict[str, Any]]]]
 
 
 def draw(results: Results, settings: Settings) -> dict[str, bytes]:
-    """File name to PNG, for each experiment that was run."""
+    """Draw a figure for each experiment of the run.
+
+    Args:
+        results: The finished cells.
+        settings: The run's settings.
+
+    Returns:
+        PNG data by file name.
+    """
     curves = partial(_curves, results)
     labels = {"ap": "with labels", "ap-unsupervised": "without labels"}
     sizes = {size: f"{size} examples" for size in settings.sizes} | {0: "as many as elsewhere"}
@@ -23,7 +32,7 @@ def draw(results: Results, settings: Settings) -> dict[str, bytes]:
         "accuracy": lambda: curves(
             settings.tasks, settings.rates, lambda stack: [(name, {"criterion": name}) for name in settings.criteria]
         ),
-        "both": lambda: _both(results, settings),
+        "both": lambda: _heat_maps(results, settings),
         "low-resource": lambda: curves(
             settings.detailed, settings.coarse, lambda stack: [(label, {"examples": size}) for size, label in sizes.items()]
         ),
@@ -43,10 +52,13 @@ def draw(results: Results, settings: Settings) -> dict[str, bytes]:
 
 
 def _curves(results: Results, tasks: Sequence[str], rates: Sequence[float], lines: Lines) -> bytes:
-    """A row a task, a column a stack, and in each a line for every label: the accuracies of cells with the given fields, from
-    the dense model's on; bars are standard deviations of the draws."""
-    made, grid = figure(len(tasks), len(STACKS), SIZE)
-    alike = len({tuple(label for label, _ in lines(stack)) for stack in STACKS}) == 1
+    """Draw accuracy against rate: a row for each task, a column for each stack, and a line for each label.
+
+    A line starts at the dense model's accuracy. Error bars are standard deviations over the draws.
+    """
+    drawing, grid = figure(len(tasks), len(STACKS), SIZE)
+    # If both stacks have the same labels, the figure has one legend.
+    same_labels = len({tuple(label for label, _ in lines(stack)) for stack in STACKS}) == 1
     for task, row in zip(tasks, grid, strict=True):
         for stack, axes in zip(STACKS, row, strict=True):
             for number, (label, cell) in enumerate(lines(stack)):
@@ -56,14 +68,15 @@ def _curves(results: Results, tasks: Sequence[str], rates: Sequence[float], line
             axes.set_xlabel("share of units removed")
             axes.set_ylabel("accuracy")
             axes.grid(alpha=0.3)
-            if not alike:
+            if not same_labels:
                 axes.legend(fontsize=7)
-    if alike:
-        made.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
-    return png(made)
+    if same_labels:
+        drawing.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return png(drawing)
 
 
 def _line(axes: Any, dense: float, curve: Sequence[tuple[float, Mean]], label: str, number: int) -> None:
+    """Draw one line, from the dense model's accuracy at rate 0 on."""
     rates = [0.0, *(rate for rate, _ in curve)]
     values = [dense, *(mean.value for _, mean in curve)]
     bars = [0.0, *(mean.deviation for _, mean in curve)]
@@ -71,14 +84,14 @@ def _line(axes: Any, dense: float, curve: Sequence[tuple[float, Mean]], label: s
     axes.errorbar(rates, values, yerr=bars if any(bars) else None, marker="o", markersize=3, linestyle=style, label=label)
 
 
-def _both(results: Results, settings: Settings) -> bytes:
-    """A heat map a task: accuracy against the encoder's rate and the decoder's."""
-    made, grid = figure(1, len(settings.tasks), SIZE)
+def _heat_maps(results: Results, settings: Settings) -> bytes:
+    """Draw a heat map for each task: accuracy against the encoder's rate and the decoder's rate."""
+    drawing, grid = figure(1, len(settings.tasks), SIZE)
     rates = (0.0, *settings.coarse)
     for axes, task in zip(grid[0], settings.tasks, strict=True):
-        found = [[_of(results, task, encoder, decoder) for decoder in rates] for encoder in rates]
-        image = axes.imshow(found, origin="lower", cmap="Blues")
-        for i, row in enumerate(found):
+        accuracies = [[_accuracy(results, task, encoder, decoder) for decoder in rates] for encoder in rates]
+        image = axes.imshow(accuracies, origin="lower", cmap="Blues")
+        for i, row in enumerate(accuracies):
             for j, value in enumerate(row):
                 color = "white" if image.norm(value) > 0.6 else "black"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
@@ -87,11 +100,12 @@ def _both(results: Results, settings: Settings) -> bytes:
         axes.set_xlabel("decoder's rate")
         axes.set_ylabel("encoder's rate")
         axes.set_title(task, fontsize=9)
-    return png(made)
+    return png(drawing)
 
 
-def _of(results: Results, task: str, encoder: float, decoder: float) -> float:
+def _accuracy(results: Results, task: str, encoder: float, decoder: float) -> float:
+    """Return the accuracy at a pair of rates; NaN if the cell is not finished."""
     if not encoder and not decoder:
         return results.dense(task)
-    found = results.at(scored=task, tested=task, criterion="ap", encoder=encoder, decoder=decoder)
-    return float("nan") if found is None else found.value
+    mean = results.at(scored=task, tested=task, criterion="ap", encoder=encoder, decoder=decoder)
+    return float("nan") if mean is None else mean.value

@@ -1,4 +1,4 @@
-"""The paper's six data sets from the Hub (GLUE and SuperGLUE) as text-to-text examples."""
+"""The six data sets of the paper (from GLUE and SuperGLUE, on the Hub) as text-to-text examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from secateur.support.errors import InputError
 
 @dataclass(frozen=True)
 class DataSet:
-    """repository, subset: on the Hub. fields: its columns of text, each with its name before it. labels: by class number."""
+    """A data set on the Hub.
+
+    Args:
+        repository: The repository's name.
+        subset: The subset's name.
+        fields: The text columns. In the input text, a column's name stands before its text.
+        labels: The labels by class number.
+    """
 
     repository: str
     subset: str
@@ -20,7 +27,8 @@ class DataSet:
     labels: tuple[str, ...]
 
 
-# As in the T5 paper (Raffel et al. 2020, arXiv 1910.10683, appendix D): the set's name first, and words as labels.
+# The format of the T5 paper (Raffel et al. 2020, arXiv 1910.10683, appendix D): inputs start with the set's name, and labels
+# are words.
 SETS = {
     "sst2": DataSet("nyu-mll/glue", "sst2", ("sentence",), ("negative", "positive")),
     "mrpc": DataSet("nyu-mll/glue", "mrpc", ("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
@@ -32,22 +40,30 @@ SETS = {
 
 
 def examples(name: str, split: str, root: Path | None = None) -> list[Example]:
-    """The examples of a split ("train" or "validation") of a data set.
+    """Read the examples of a data set.
 
-    root: a folder with ROOT/NAME/SPLIT.parquet (or .jsonl) in the Hub's columns, instead of the Hub.
-    Raises InputError: an unknown set; one that cannot be had; columns or labels that are not the set's.
+    Args:
+        name: A key of `SETS`.
+        split: "train" or "validation".
+        root: A folder to read instead of the Hub, with ROOT/NAME/SPLIT.parquet (or .jsonl) in the Hub's columns.
+
+    Returns:
+        The examples with a label, as {"input": text, "target": label}.
+
+    Raises:
+        InputError: The set is unknown or cannot be read, or its columns or labels are not as expected.
     """
     if name not in SETS:
         raise InputError(f"tasks: expected some of {', '.join(SETS)}, got {name!r}")
-    known = SETS[name]
-    found = []
-    for number, row in enumerate(hub.rows(known.repository, known.subset, name, split, root), start=1):
+    data_set = SETS[name]
+    read: list[Example] = []
+    for number, row in enumerate(hub.rows(data_set.repository, data_set.subset, name, split, root), start=1):
         try:
-            words = " ".join(f"{column}: {str(row[column]).strip()}" for column in known.fields)
-            target = known.labels[row["label"]] if row["label"] >= 0 else None
+            text = " ".join(f"{column}: {str(row[column]).strip()}" for column in data_set.fields)
+            target = data_set.labels[row["label"]] if row["label"] >= 0 else None
         except (KeyError, IndexError, TypeError) as error:
-            wanted = f"{', '.join(known.fields)} and a label below {len(known.labels)}"
-            raise InputError(f"{name}, {split}, row {number}: expected {wanted}, got {dict(row)}") from error
-        if target is not None:  # The Hub's test splits have no labels.
-            found.append({"input": f"{name} {words}", "target": target})
-    return found
+            expected = f"{', '.join(data_set.fields)} and a label below {len(data_set.labels)}"
+            raise InputError(f"{name}, {split}, row {number}: expected {expected}, got {dict(row)}") from error
+        if target is not None:  # The Hub's test splits have label -1.
+            read.append({"input": f"{name} {text}", "target": target})
+    return read

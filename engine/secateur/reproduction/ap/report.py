@@ -15,25 +15,45 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
-    """Writes cells.csv, cells.json, a PNG for each experiment and report.md; returns the claims. about: the environment."""
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
+    """Write cells.csv, cells.json, a PNG for each experiment and report.md.
+
+    Args:
+        folder: The folder to write to.
+        rows: The finished cells.
+        settings: The run's settings.
+        environment: The environment of the run.
+
+    Returns:
+        The claims, with the paper's and the run's figures.
+    """
     results = Results(rows)
-    found = claims(results, settings)
+    checked = claims(results, settings)
     title = "Attribution-based pruning (arXiv 2205.04157), reproduced"
     figures = draw(results, settings)
-    write_run(folder, title, rows, settings.to_json(), about, found, figures, lines(results, settings, found))
-    return found
+    write_run(folder, title, rows, settings.to_json(), environment, checked, figures, lines(results, settings, checked))
+    return checked
 
 
-def lines(results: Results, settings: Settings, found: Sequence[Claim], images: str = "") -> Iterator[str]:
-    """The report in Markdown, without its title. images: what the names of the figures' files begin with."""
+def lines(results: Results, settings: Settings, checked: Sequence[Claim], images: str = "") -> Iterator[str]:
+    """Write the report in Markdown, without its title.
+
+    Args:
+        results: The finished cells.
+        settings: The run's settings.
+        checked: The claims.
+        images: A prefix of the figures' file names.
+
+    Yields:
+        The lines.
+    """
     scored, tested = settings.examples or "all", settings.tested or "all"
     yield (
         f"Model {settings.model}; tasks {', '.join(settings.tasks)}; {scored} examples of each to score on, {tested} to test "
-        f"on; attention pruned by {settings.unit}; what is random is the mean of {settings.draws} draws."
+        f"on; attention pruned by {settings.unit}; random criteria are means of {settings.draws} draws."
     )
     yield ""
-    yield from claims_table(found)
+    yield from claims_table(checked)
     if "accuracy" in settings.experiments:
         for stack in STACKS:
             yield ""
@@ -50,6 +70,7 @@ def lines(results: Results, settings: Settings, found: Sequence[Claim], images: 
 
 
 def _by_task(results: Results, settings: Settings, stack: str) -> Iterator[str]:
+    """Write the accuracies by criterion and task, at the stack's rate in `RATE`."""
     yield f"| criterion | {' | '.join(settings.tasks)} | mean |"
     yield "|---|" + "--:|" * (len(settings.tasks) + 1)
     yield _line("dense", [results.dense(task) for task in settings.tasks])
@@ -59,6 +80,7 @@ def _by_task(results: Results, settings: Settings, stack: str) -> Iterator[str]:
 
 
 def _by_rate(results: Results, settings: Settings, stack: str) -> Iterator[str]:
+    """Write the mean accuracies over the tasks by criterion and rate."""
     yield f"| criterion | {' | '.join(map(str, settings.rates))} |"
     yield "|---|" + "--:|" * len(settings.rates)
     for criterion in settings.criteria:
@@ -68,4 +90,5 @@ def _by_rate(results: Results, settings: Settings, stack: str) -> Iterator[str]:
 
 
 def _line(name: str, values: Sequence[float]) -> str:
+    """Write a table row of values and their mean."""
     return f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} | {sum(values) / len(values):.3f} |"

@@ -1,4 +1,4 @@
-"""What the paper on LD-Net found, and whether it held in a run."""
+"""The claims of the paper on LD-Net, and whether they hold in a run."""
 
 from __future__ import annotations
 
@@ -9,18 +9,33 @@ from secateur.reproduction.ldnet.grid import NO_LM, WITH_DROPOUT, WITHOUT_DROPOU
 from secateur.reproduction.ldnet.results import Results
 from secateur.reproduction.shared.claim import Claim
 
-# Points of F1, the largest loss that counts as none; the paper's own are .19 and .49.
+# A loss of up to so many points of F1 counts as no loss. The paper's own losses are .19 and .49.
 TOLERATED = 0.5
+# The least factor by which FLOPs must shrink, and the least share of the speed-up implied by the FLOPs.
 SHRINKAGE, OF_IMPLIED = 5.0, 0.85
 
 
 def claims(results: Results) -> list[Claim]:
-    """Of each task, for the smallest number of layers that was wanted."""
-    made = (_lm_helps, _wanted, _small_loss, _against_control, _dropout, _detachable, _flops, _speed)
-    return [claim for task in results.settings.columns for each in made for claim in each(results, task)]
+    """Check the paper's claims for each task, at the smallest number of layers wanted.
+
+    Args:
+        results: The finished cells.
+
+    Returns:
+        The claims, with the paper's and the run's figures.
+
+    References:
+        Liu et al. 2018, arXiv 1804.07827.
+    """
+    checks = (
+        _lm_helps, _wanted_is_reached, _loss_is_small, _loss_against_control, _dropout_helps_pruning,
+        _dropout_helps_detaching, _flops_shrink, _speed_follows_flops,
+    )  # fmt: skip
+    return [claim for task in results.settings.columns for check in checks for claim in check(results, task)]
 
 
 def _lm_helps(results: Results, task: str) -> Iterator[Claim]:
+    """Check that language models help a tagger."""
     scores = {lm: results.score(Cell(lm, task)) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT, NO_LM)}
     yield Claim(
         f"{task}: a tagger on the whole language models (with layer dropout) is better than one without any",
@@ -30,7 +45,8 @@ def _lm_helps(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _wanted(results: Results, task: str) -> Iterator[Claim]:
+def _wanted_is_reached(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the penalty closes as many layers as wanted."""
     wanted = results.settings.wanted[0]
     left = {lm: int(results.row(Cell(lm, task, wanted))["layers"]) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT)}
     yield Claim(
@@ -41,7 +57,8 @@ def _wanted(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _small_loss(results: Results, task: str) -> Iterator[Claim]:
+def _loss_is_small(results: Results, task: str) -> Iterator[Claim]:
+    """Check that pruning costs little."""
     cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     loss = results.loss(cell)
     yield Claim(
@@ -52,21 +69,22 @@ def _small_loss(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _against_control(results: Results, task: str) -> Iterator[Claim]:
-    """Where the run has taggers that were trained on with all layers wanted."""
+def _loss_against_control(results: Results, task: str) -> Iterator[Claim]:
+    """Compare with a control, if the run has one: a tagger that was trained for as long and may keep all layers."""
     everything = 2 * results.settings.layers
     wanted = results.settings.wanted[0]
     if everything in results.settings.wanted and wanted < everything:
         whole, pruned = (results.score(Cell(WITH_DROPOUT, task, number)) for number in (everything, wanted))
         yield Claim(
-            f"{task}: so it does against a tagger that keeps all layers and is trained on for as long",
+            f"{task}: it loses at most {TOLERATED:g} points also against a tagger with all layers that is trained for as long",
             "not in the paper",
             f"{whole:.2f} and {pruned:.2f}",
             whole - pruned <= TOLERATED,
         )
 
 
-def _dropout(results: Results, task: str) -> Iterator[Claim]:
+def _dropout_helps_pruning(results: Results, task: str) -> Iterator[Claim]:
+    """Check that pruning costs less with layer dropout."""
     losses = {lm: results.loss(Cell(lm, task, results.settings.wanted[0])) for lm in (WITH_DROPOUT, WITHOUT_DROPOUT)}
     yield Claim(
         f"{task}: pruning costs less with layer dropout than without",
@@ -76,7 +94,8 @@ def _dropout(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _detachable(results: Results, task: str) -> Iterator[Claim]:
+def _dropout_helps_detaching(results: Results, task: str) -> Iterator[Claim]:
+    """Check that deleting random layers costs less with layer dropout."""
     lost = {}
     for lm in (WITH_DROPOUT, WITHOUT_DROPOUT):
         (_, whole), *fewer = results.row(Cell(lm, task))["detached"]
@@ -89,9 +108,10 @@ def _detachable(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _flops(results: Results, task: str) -> Iterator[Claim]:
-    cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
-    before, after = (results.row(each)["flops"] / 1e6 for each in (Cell(WITH_DROPOUT, task), cell))
+def _flops_shrink(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the FLOPs shrink by a large factor."""
+    whole, cell = Cell(WITH_DROPOUT, task), Cell(WITH_DROPOUT, task, results.settings.wanted[0])
+    before, after = results.row(whole)["flops"] / 1e6, results.row(cell)["flops"] / 1e6
     yield Claim(
         f"{task}: FLOPs a word shrink {SHRINKAGE:g} times or more",
         "entities 51 to 5 MFLOPs, chunks 51 to 10",
@@ -100,11 +120,12 @@ def _flops(results: Results, task: str) -> Iterator[Claim]:
     )
 
 
-def _speed(results: Results, task: str) -> Iterator[Claim]:
+def _speed_follows_flops(results: Results, task: str) -> Iterator[Claim]:
+    """Check that the speed-up comes close to the FLOPs' factor."""
     cell = Cell(WITH_DROPOUT, task, results.settings.wanted[0])
     row, implied = results.row(cell), results.shrinkage(cell)
     yield Claim(
-        f"{task}: words a second rise by at least {OF_IMPLIED:.0%} of what the FLOPs imply",
+        f"{task}: words a second rise by at least {OF_IMPLIED:.0%} of the factor that the FLOPs imply",
         "entities 26k to 98k on a GPU, 3.7 times of 10",
         f"{row['whole_words_per_second']:,.0f} to {row['words_per_second']:,.0f}, {row['speedup']:.1f} times of {implied:.1f}",
         row["speedup"] >= OF_IMPLIED * implied,

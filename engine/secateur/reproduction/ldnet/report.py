@@ -14,28 +14,47 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
-    """Writes cells.csv, cells.json, the figures and report.md; returns the claims. about: the environment."""
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
+    """Write cells.csv, cells.json, the figures and report.md.
+
+    Args:
+        folder: The folder to write to.
+        rows: The finished cells.
+        settings: The run's settings.
+        environment: The environment of the run.
+
+    Returns:
+        The claims, with the paper's and the run's figures.
+    """
     results = Results(rows, settings)
-    found = claims(results)
+    checked = claims(results)
     title = "LD-Net (arXiv 1804.07827), reproduced"
-    write_run(folder, title, rows, settings.to_json(), about, found, draw(results), lines(results, found))
-    return found
+    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
+    return checked
 
 
-def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterator[str]:
-    """The report in Markdown, without its title. images: what the names of the figures' files begin with."""
+def lines(results: Results, checked: Sequence[Claim], images: str = "") -> Iterator[str]:
+    """Write the report in Markdown, without its title.
+
+    Args:
+        results: The finished cells.
+        checked: The claims.
+        images: A prefix of the figures' file names.
+
+    Yields:
+        The lines.
+    """
     settings = results.settings
     examples = "all" if settings.examples is None else f"{settings.examples:,}"
     yield (
         f"Language models of {settings.layers} layers of {settings.width} in each direction, {settings.steps:,} steps of "
         f"{settings.lm_batch_size} sentences; taggers on {examples} sentences, {settings.epochs:g} epochs whole and "
         f"{settings.prune_epochs:g} with the penalty (lambda0 {settings.lambda0:g}, gates' learning rate "
-        f"{settings.gate_learning_rate:g}); claims are about --{'test' if results.split == 'test' else 'eval'}; seed "
+        f"{settings.gate_learning_rate:g}); claims are checked on --{'test' if results.split == 'test' else 'eval'}; seed "
         f"{settings.seed}."
     )
     yield ""
-    yield from claims_table(found)
+    yield from claims_table(checked)
     yield ""
     yield from _language_models(results)
     for task in settings.columns:
@@ -47,6 +66,7 @@ def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterato
 
 
 def _language_models(results: Results) -> Iterator[str]:
+    """Write the table of the language models' perplexities."""
     yield "| language models | perplexity forward | backward |"
     yield "|---|--:|--:|"
     for lm in LAYER_DROPOUT:
@@ -55,6 +75,7 @@ def _language_models(results: Results) -> Iterator[str]:
 
 
 def _taggers(results: Results, task: str) -> Iterator[str]:
+    """Write the table of a task's taggers."""
     tests = ["test"] if results.split == "test" else []
     yield f"Taggers for {task}, F1 with its 95% interval:"
     yield ""

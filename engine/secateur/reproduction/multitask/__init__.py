@@ -1,1 +1,1 @@
-"""Pruning with a multitask objective (Xia and Shin 2021, arXiv 2112.05705): its comparison, figures and claims."""
+"""Reproduction of pruning with a multitask objective (Xia and Shin 2021, arXiv 2112.05705): experiments, figures, claims."""

@@ -1,4 +1,4 @@
-"""The nine data sets of multitask pruning (GLUE and SQuAD) from the Hub as examples of an encoder's tasks."""
+"""The nine data sets of the paper (from GLUE and SQuAD, on the Hub) as examples of an encoder's tasks."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from secateur.support.errors import InputError
 
 @dataclass(frozen=True)
 class EncoderSet:
-    """repository, subset: on the Hub. columns: its texts, of which a classification's or regression's are "input" and "pair".
-    evaluation: the split that a task is evaluated on."""
+    """A data set on the Hub.
+
+    Args:
+        repository: The repository's name.
+        subset: The subset's name.
+        columns: The text columns. For classification and regression they become "input" and "pair".
+        task: The task to learn from the data set.
+        evaluation: The split to evaluate on.
+    """
 
     repository: str
     subset: str
@@ -28,7 +35,7 @@ class EncoderSet:
 
 GLUE = "nyu-mll/glue"
 ENTAILMENT = ("entailment", "not_entailment")
-# Names stand at the numbers that the Hub's labels have.
+# The position of a label's name is its number on the Hub.
 SETS = {
     "mnli": EncoderSet(
         GLUE,
@@ -46,66 +53,88 @@ SETS = {
     "qnli": EncoderSet(GLUE, "qnli", ("question", "sentence"), Classification(ENTAILMENT)),
     "rte": EncoderSet(GLUE, "rte", ("sentence1", "sentence2"), Classification(ENTAILMENT)),
 }
-# The two settings of Xia and Shin 2021 (arXiv 2112.05705).
+# The two selections of tasks in Xia and Shin 2021 (arXiv 2112.05705).
 THREE = ("mnli", "qqp", "squad")
 NINE = tuple(SETS)
 
 
 def task(name: str) -> EncoderTask:
-    """What is learned from a data set. Raises InputError for an unknown one."""
-    return _known(name).task
+    """Return the task of a data set.
+
+    Args:
+        name: A key of `SETS`.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: The data set is unknown.
+    """
+    return _set_named(name).task
 
 
 def examples(name: str, split: str, root: Path | None = None, limit: int | None = None) -> list[Example]:
-    """The examples of a split ("train", or the set's `evaluation`): {"input", "target"}, of pairs also "pair", or SQuAD's
-    {"question", "context", "answers"}. Rows without a label (below 0, in the Hub's test splits) are left out.
+    """Read the examples of a data set.
 
-    root: a folder with ROOT/NAME/SPLIT.parquet (or .jsonl) in the Hub's columns, instead of the Hub. limit: take the first
-    that many.
-    Raises InputError: an unknown set; one that cannot be had; columns, labels or answers that are not the set's.
+    Rows without a label (below 0, as in the Hub's test splits) are left out.
+
+    Args:
+        name: A key of `SETS`.
+        split: "train", or the set's `evaluation`.
+        root: A folder to read instead of the Hub, with ROOT/NAME/SPLIT.parquet (or .jsonl) in the Hub's columns.
+        limit: The number of examples to read, from the first on; None for all.
+
+    Returns:
+        The examples: {"input", "target"}, for pairs also "pair"; or SQuAD's {"question", "context", "answers"}.
+
+    Raises:
+        InputError: The set is unknown or cannot be read, or its columns, labels or answers are not as expected.
     """
-    known = _known(name)
-    found: list[Example] = []
-    for number, row in enumerate(hub.rows(known.repository, known.subset, name, split, root), start=1):
-        if len(found) == limit:
+    data_set = _set_named(name)
+    read: list[Example] = []
+    for number, row in enumerate(hub.rows(data_set.repository, data_set.subset, name, split, root), start=1):
+        if len(read) == limit:
             break
         try:
-            example = _example(known, row)
+            example = _example(data_set, row)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            wanted = f"{', '.join(known.columns)} and {_wanted(known.task)}"
-            raise InputError(f"{name}, {split}, row {number}: expected {wanted}, got {_shown(row)}") from error
+            expected = f"{', '.join(data_set.columns)} and {_expected_target(data_set.task)}"
+            raise InputError(f"{name}, {split}, row {number}: expected {expected}, got {_shortened(row)}") from error
         if example is not None:
-            found.append(example)
-    return found
+            read.append(example)
+    return read
 
 
-def _known(name: str) -> EncoderSet:
+def _set_named(name: str) -> EncoderSet:
+    """Return a data set; raise InputError if it is unknown."""
     if name not in SETS:
         raise InputError(f"tasks: expected some of {', '.join(SETS)}, got {name!r}")
     return SETS[name]
 
 
-def _wanted(task: EncoderTask) -> str:
+def _expected_target(task: EncoderTask) -> str:
+    """Describe a task's targets in an error message."""
     if isinstance(task, Classification):
         return f"a label below {task.outputs}"
     return "a number as label" if isinstance(task, Regression) else "answers with texts and where they start"
 
 
-def _example(known: EncoderSet, row: Mapping[str, Any]) -> Example | None:
-    """The example of a row, None without a label. Any error says that the row is not the set's."""
-    texts = [_text(row[column]) for column in known.columns]
-    if isinstance(known.task, Span):
-        return dict(zip(known.columns, texts, strict=True)) | {"answers": _answers(row["answers"])}
+def _example(data_set: EncoderSet, row: Mapping[str, Any]) -> Example | None:
+    """Turn a row into an example, or None if it has no label. Any exception means that the row does not fit the data set."""
+    texts = [_text(row[column]) for column in data_set.columns]
+    if isinstance(data_set.task, Span):
+        return dict(zip(data_set.columns, texts, strict=True)) | {"answers": _answers(row["answers"])}
     label = row["label"]
     if isinstance(label, bool) or not math.isfinite(label):
         raise ValueError
     if label < 0:
         return None
-    target = known.task.names[label] if isinstance(known.task, Classification) else float(label)
+    target = data_set.task.names[label] if isinstance(data_set.task, Classification) else float(label)
     return {**dict(zip(("input", "pair"), texts, strict=False)), "target": target}
 
 
 def _answers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and copy the answers of a question."""
     texts, starts = given["text"], given["answer_start"]
     if not texts or len(texts) != len(starts) or min(starts) < 0 or not all(type(start) is int for start in starts):
         raise ValueError
@@ -113,12 +142,13 @@ def _answers(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    """Return a value if it is text, else raise TypeError."""
     if not isinstance(value, str):
         raise TypeError
     return value
 
 
-def _shown(row: Any, most: int = 300) -> str:
-    """The row, cut where it is long: a context is a paragraph."""
+def _shortened(row: Any, longest: int = 300) -> str:
+    """Show a row in an error message, cut to 300 characters, as contexts are whole paragraphs."""
     text = str(dict(row))
-    return text if len(text) <= most else f"{text[:most]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."

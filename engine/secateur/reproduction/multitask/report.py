@@ -14,17 +14,36 @@ from secateur.reproduction.shared.claim import Claim, claims_table
 from secateur.reproduction.shared.writing import write_run
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, about: Mapping[str, Any]) -> list[Claim]:
-    """Writes cells.csv, cells.json, a PNG for each experiment and report.md; returns the claims. about: the environment."""
+def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, environment: Mapping[str, Any]) -> list[Claim]:
+    """Write cells.csv, cells.json, a PNG for each experiment and report.md.
+
+    Args:
+        folder: The folder to write to.
+        rows: The finished cells.
+        settings: The run's settings.
+        environment: The environment of the run.
+
+    Returns:
+        The claims, with the paper's and the run's figures.
+    """
     results = Results(rows, settings)
-    found = claims(results)
+    checked = claims(results)
     title = "Pruning with a multitask objective (arXiv 2112.05705), reproduced"
-    write_run(folder, title, rows, settings.to_json(), about, found, draw(results), lines(results, found))
-    return found
+    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
+    return checked
 
 
-def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterator[str]:
-    """The report in Markdown, without its title. images: what the names of the figures' files begin with."""
+def lines(results: Results, checked: Sequence[Claim], images: str = "") -> Iterator[str]:
+    """Write the report in Markdown, without its title.
+
+    Args:
+        results: The finished cells.
+        checked: The claims.
+        images: A prefix of the figures' file names.
+
+    Yields:
+        The lines.
+    """
     settings = results.settings
     length = f"{settings.steps} steps for each task" if settings.steps else f"{settings.epochs:g} epochs"
     examples = "all" if settings.examples is None else f"{settings.examples:,}"
@@ -33,7 +52,7 @@ def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterato
         f"{settings.batch_size} examples; seed {settings.seed}."
     )
     yield ""
-    yield from claims_table(found)
+    yield from claims_table(checked)
     if "settings" in settings.experiments:
         for granularity in ("element", "rank"):
             yield ""
@@ -44,6 +63,7 @@ def lines(results: Results, found: Sequence[Claim], images: str = "") -> Iterato
 
 
 def _by_density(results: Results, granularity: str) -> Iterator[str]:
+    """Write the means by setting and density."""
     settings = results.settings
     densities = settings.densities[granularity]
     yield f"Mean over the tasks by density, pruned by {granularity}:"
@@ -58,4 +78,5 @@ def _by_density(results: Results, granularity: str) -> Iterator[str]:
 
 
 def _cell(value: float | None) -> str:
+    """Write a table cell; it is empty without a value."""
     return "" if value is None else f"{value:.3f}"

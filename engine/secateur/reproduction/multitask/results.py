@@ -1,4 +1,4 @@
-"""The finished runs by cell."""
+"""The finished cells of a run on pruning with a multitask objective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ Setting = tuple[str, str, str]
 
 
 class Results:
-    """What each cell came to."""
+    """The metrics of each cell.
+
+    Args:
+        rows: The finished cells: the fields of each cell and its measures.
+        settings: The run's settings.
+    """
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], settings: Settings) -> None:
         self.settings = settings
@@ -20,29 +25,47 @@ class Results:
         self._rows = {tuple(row[name] for name in names): row for row in rows}
 
     def mean(self, cell: Cell) -> float | None:
-        """Over the cell's tasks, or None where it was not run."""
+        """Return the mean metric over a cell's tasks, or None if the cell is not finished."""
         row = self._row(cell)
         return None if row is None else float(row["mean"])
 
     def of(self, cell: Cell, task: str) -> float | None:
-        """Of one of its tasks."""
+        """Return a cell's metric on one of its tasks, or None if the cell is not finished."""
         row = self._row(cell)
         return None if row is None else float(row[f"value_{task}"])
 
     def curve(self, setting: Setting, **cell: Any) -> list[tuple[float, float]]:
-        """(density asked for, mean over the tasks) of the shared models."""
+        """Return the shared models' means over the tasks by density.
+
+        Args:
+            setting: Method, granularity and scope.
+            cell: The cells' other fields.
+
+        Returns:
+            Pairs of the requested density and the mean. Densities without a finished cell are left out.
+        """
         tasks = self.settings.tasks
-        found = [(d, self.mean(Cell(tasks, *setting, d, **cell))) for d in self.settings.densities[setting[1]]]
-        return [(density, mean) for density, mean in found if mean is not None]
+        means = [(d, self.mean(Cell(tasks, *setting, d, **cell))) for d in self.settings.densities[setting[1]]]
+        return [(density, mean) for density, mean in means if mean is not None]
 
     def mixture(self, setting: Setting, budget: float) -> Mixture | None:
-        """The best ensemble of pruned single-task models that together hold at most `budget` of one encoder's weights."""
+        """Find the best ensemble of pruned single-task models.
+
+        Args:
+            setting: Method, granularity and scope of all models.
+            budget: The largest number of weights of all models together, as a share of one encoder's weights.
+
+        Returns:
+            The ensemble, or None if none fits the budget or a task has no finished model.
+        """
         models = {task: self._singles(setting, task) for task in self.settings.tasks}
         return best(models, budget) if all(models.values()) else None
 
     def _singles(self, setting: Setting, task: str) -> Sequence[tuple[float, float]]:
+        """List the (density, metric) of a task's finished single-task models."""
         cells = [Cell((task,), *setting, density) for density in self.settings.single_densities[setting[1]]]
         return [(cell.density, mean) for cell in cells if (mean := self.mean(cell)) is not None]
 
     def _row(self, cell: Cell) -> Mapping[str, Any] | None:
+        """Return the row of a cell, or None if it is not finished."""
         return self._rows.get(tuple(cell.to_json().values()))

@@ -1,1 +1,1 @@
-"""What the reproductions of papers share: claims, data from a hub, result files."""
+"""Claims, data from the Hub and result files, which all reproductions of papers share."""

@@ -1,4 +1,4 @@
-"""A claim of a paper, and what a run found."""
+"""A claim of a paper, and whether it holds in a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """claim: in a sentence, with what counts as held. paper, ours: its figures and the run's."""
+    """A claim of a paper.
+
+    Args:
+        claim: The claim in a sentence, with the criterion by which it holds.
+        paper: The paper's figures.
+        ours: The run's figures.
+        held: Whether the claim holds in the run.
+    """
 
     claim: str
     paper: str
@@ -17,11 +24,12 @@ class Claim:
     held: bool
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values by name."""
         return asdict(self)
 
 
 def claims_table(claims: Sequence[Claim]) -> Iterator[str]:
-    """The claims in Markdown."""
+    """Write the claims as a Markdown table, line by line."""
     yield "| the paper's claim | the paper | this run | held |"
     yield "|---|---|---|---|"
     for claim in claims:

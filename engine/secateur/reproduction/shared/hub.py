@@ -1,4 +1,4 @@
-"""Rows of a data set, from the Hub or from a local copy in the Hub's columns."""
+"""Rows of a data set, from the Hub or from a local copy with the same columns."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from secateur.support.errors import InputError, first_line
 
 
 def rows(repository: str, subset: str, name: str, split: str, root: Path | None) -> Any:
-    """The rows of a split as dicts. root: a folder with ROOT/NAME/SPLIT.parquet (or .jsonl), instead of the Hub.
+    """Read the rows of a split.
 
-    Raises InputError: a set that cannot be had, no such file, or one that cannot be read.
+    Args:
+        repository: The repository on the Hub.
+        subset: The subset's name.
+        name: The data set's name in the folder `root`.
+        split: The split's name.
+        root: A folder to read instead of the Hub, with ROOT/NAME/SPLIT.parquet (or .jsonl).
+
+    Returns:
+        The rows, which are dicts by column.
+
+    Raises:
+        InputError: The data set cannot be loaded, or there is no such file, or it cannot be read.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
@@ -20,7 +31,7 @@ def rows(repository: str, subset: str, name: str, split: str, root: Path | None)
         try:
             return load_dataset(repository, subset, split=split)
         except (OSError, ValueError, DatasetNotFoundError) as error:
-            raise InputError(f"tasks: {repository} ({subset}) cannot be had: {first_line(error)}") from error
+            raise InputError(f"tasks: cannot load {repository} ({subset}): {first_line(error)}") from error
     for suffix, kind in ((".parquet", "parquet"), (".jsonl", "json")):
         path = root / name / f"{split}{suffix}"
         if path.exists():

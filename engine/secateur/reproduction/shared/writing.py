@@ -1,4 +1,4 @@
-"""What a run leaves behind: its cells as CSV and JSON, the figures, and a report."""
+"""The files of a finished run: its cells as CSV and JSON, its figures and its report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,25 @@ def write_run(
     title: str,
     rows: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any],
-    about: Mapping[str, Any],
+    environment: Mapping[str, Any],
     claims: Sequence[Claim],
     figures: Mapping[str, bytes],
     lines: Iterable[str],
 ) -> None:
-    """Writes cells.csv, cells.json, the figures by file name, and report.md. rows: the cells. about: the environment. lines: of
-    the report, in Markdown."""
+    """Write cells.csv, cells.json, the figures and report.md.
+
+    Args:
+        folder: The folder to write to.
+        title: The report's title.
+        rows: The finished cells; all have the same fields.
+        settings: The run's settings as JSON values.
+        environment: The environment of the run.
+        claims: The claims.
+        figures: PNG data by file name.
+        lines: The lines of the report in Markdown, without its title.
+    """
     document = {
-        "settings": settings, "environment": about, "claims": [claim.to_json() for claim in claims], "cells": rows,
+        "settings": settings, "environment": environment, "claims": [claim.to_json() for claim in claims], "cells": rows,
     }  # fmt: skip
     write_atomically(folder / "cells.json", json.dumps(document, indent=1) + "\n")
     write_atomically(folder / "cells.csv", _csv(rows))
@@ -36,6 +46,7 @@ def write_run(
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Write rows as CSV, with a header."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -37,9 +37,8 @@ def require_plain(name: str, config: Any) -> None:
     if quantisation is None:
         return
     fields = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
-    method = fields.get("quant_method") or (
-        "bitsandbytes" if fields.get("load_in_4bit") or fields.get("load_in_8bit") else "unknown"
-    )
+    in_bits = fields.get("load_in_4bit") or fields.get("load_in_8bit")
+    method = fields.get("quant_method") or ("bitsandbytes" if in_bits else "unknown")
     raise InputError(
         f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
         f"{getattr(method, 'value', method)}: "
@@ -51,17 +50,17 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
     """Check that transformers has a model of this architecture for the task.
 
     Args:
-        name: The model's name, for the message.
+        name: The folder or Hub name of the model.
         config: Its config.
         kind: The kind of task.
-        tasks: All kinds of task.
+        tasks: The classes of all kinds of task by name.
 
     Raises:
         InputError: It has none.
     """
     import transformers
 
-    fitting = [name for name, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
+    fitting = [known for known, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
     if kind not in fitting:
         raise InputError(
             f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "
@@ -70,7 +69,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
 
 
 def unreachable(name: str, error: Exception) -> InputError:
-    """Return the error for a model that cannot be downloaded or read."""
+    """Return the error for a model that cannot be downloaded or read: it is gated, missing or out of reach."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -84,7 +83,7 @@ def unreachable(name: str, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and its causes."""
+    """The error, its cause, the cause's cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,0 +1,419 @@
+"""compress: the whole flow in one call. Attribute, choose, prune, verify, recover, evaluate, benchmark, and write a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from secateur.attribution.criteria import Criterion, criterion_named
+from secateur.attribution.scores import Scores
+from secateur.data.examples import Example, Examples, read_examples
+from secateur.flow.choose import RECOVERIES, Candidate
+from secateur.flow.folder import write_folder
+from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of
+from secateur.flow.meet_latency import MetLatency
+from secateur.flow.rounds import attribute_in_rounds
+from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
+from secateur.measuring.compare import Comparison, compare
+from secateur.measuring.plots import widths_plot
+from secateur.model.sites import AttentionUnit
+from secateur.planning.allocation import Allocation
+from secateur.planning.budget import Budget
+from secateur.planning.plan import Plan
+from secateur.pruning.prune import prune
+from secateur.pruning.verify import Verification, VerificationError, some_batches, verify
+from secateur.recovery import Method, Refit, recover_
+from secateur.support.errors import InputError
+from secateur.support.files import require_absent
+from secateur.tasks import Task
+from secateur.tasks.base import without_targets
+
+SCORING = "scoring examples"  # The word for scored batches that `progress` receives; its length counts their examples.
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model cut down to a task, with the evidence.
+
+    Attributes:
+        pruned: The pruned and recovered model, in the dtype that it was computed in.
+        plan: The plan that was carried out.
+        candidates: The plans and recoveries that were tried. The first one was taken.
+        met: How a budget of time was met, None for another budget.
+        verification: That the pruned model computes what the masked model computes, measured before the recovery.
+        recovery: What the recovery did for each branch, empty without a recovery.
+        comparison: The evaluation, size and speed of the dense and the pruned model.
+        task: The task.
+        tokenizer: The tokenizer or image processor.
+        task_name: The name of the task in secateur.json, empty for a task of another class.
+        stored: The dtype that `save` writes.
+    """
+
+    pruned: nn.Module
+    plan: Plan
+    candidates: list[Candidate]
+    met: MetLatency | None
+    verification: Verification
+    recovery: list[Refit]
+    comparison: Comparison
+    task: Task
+    tokenizer: Any
+    task_name: str
+    stored: torch.dtype
+
+    def to_json(self) -> dict[str, Any]:
+        """The report: everything but the model, the tokenizer and the kept units."""
+        return {
+            "plan": self.plan.summary(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "met": None if self.met is None else self.met.to_json(),
+            "verification": self.verification.to_json(),
+            "recovery": [refit.to_json() for refit in self.recovery],
+            **self.comparison.to_json(),
+        }
+
+    def save(self, out: str | Path) -> None:
+        """Write a folder: the model in its stored dtype, its tokenizer, secateur.json, plan.json, report.json and two plots.
+
+        Args:
+            out: The folder, which must not exist yet. It appears when complete.
+
+        Raises:
+            InputError: As `secateur.save` does.
+        """
+        files: dict[str, str | bytes] = {
+            "plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, "what each layer keeps")
+        }  # fmt: skip
+        write_folder(
+            self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
+            document={**self.to_json(), "out": str(out)}, report=self.comparison.benchmark, files=files,
+        )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """What was chosen, delivered, recovered and verified, in words."""
+        return [*_choice(self.candidates), *_delivery(self.met), *_improvement(self.recovery), str(self.verification)]
+
+    def __str__(self) -> str:
+        sizes, metrics = self.comparison.parameters, self.comparison.evaluation
+        lines = [f"parameters: {sizes['dense']:,} dense, {sizes['pruned']:,} pruned ({sizes['pruned'] / sizes['dense']:.0%})"]
+        if metrics:
+            dense, pruned = metrics["dense"], metrics["pruned"]
+            lines.insert(0, f"{dense.metric}: {dense.value:.4f} dense, {pruned.value:.4f} pruned")
+        for timing in self.comparison.benchmark.timings:
+            lines.append(f"speed-up at {timing.batch_size} x {timing.length}: {timing.speedup:.2f}x")
+        return "\n".join([*lines, *self.lines()])
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How `compress` scores and chooses. The fields are arguments of `compress`."""
+
+    budget: Budget | None
+    plan: Plan | None
+    scores: Scores | None
+    unit: AttentionUnit
+    criterion: Criterion
+    select: str | None
+    rounds: int
+    allocation: Allocation | None
+    floor: float | None
+    align: int | None
+    per_head: bool
+    recoveries: Sequence[Method | None]
+    max_tokens: int
+    shapes: tuple[Sequence[int], Sequence[int]]
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            self.budget.check_spread(self.allocation or "uniform", self.floor or 0.0, 1 if self.align is None else self.align)
+            between_rounds(self.budget, self.rounds)
+        if self.plan is not None and self.scores is not None:
+            raise InputError("scores: expected none with a plan, which needs no scores, got both")
+        if self.unit not in get_args(AttentionUnit):
+            raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
+        if self.rounds < 1 or (self.rounds > 1 and self.scores is not None):
+            expected = "one at least" if self.rounds < 1 else "1 with scores that are given"
+            raise InputError(f"rounds: expected {expected}, got {self.rounds}")
+        for method in self.recoveries:
+            if method is not None and method not in get_args(Method):
+                raise InputError(f"recoveries: expected some of {', '.join(get_args(Method))}, None, got {method!r}")
+        if not self.recoveries:
+            raise InputError("recoveries: expected one at least, which may be None, got none")
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens: expected a positive number, got {self.max_tokens}")
+        for name, numbers in zip(("batch_sizes", "lengths"), self.shapes, strict=True):
+            if not numbers or min(numbers) < 1:
+                raise InputError(f"{name}: expected positive numbers, got {list(numbers)}")
+
+
+def compress(
+    model: nn.Module | Loaded | str | Path,
+    examples: Examples,
+    task: Task | str | None = None,
+    *,
+    keep: float | None = None,
+    flops: float | None = None,
+    params: float | None = None,
+    memory: float | None = None,
+    speedup: float | None = None,
+    latency: float | None = None,
+    plan: Plan | str | Path | None = None,
+    scores: Scores | None = None,
+    evaluation: Examples | None = None,
+    out: str | Path | None = None,
+    unit: AttentionUnit = "head",
+    select: str | None = None,
+    criterion: Criterion | str = "gradient",
+    unlabeled: bool = False,
+    rounds: int = 1,
+    allocation: Allocation | None = None,
+    floor: float | None = None,
+    align: int | None = None,
+    per_head: bool = False,
+    recoveries: Sequence[Method | None] = RECOVERIES,
+    tokenizer: Any = None,
+    labels: str | Sequence[str] = "auto",
+    limit: int | None = None,
+    max_tokens: int = 4096,
+    max_length: int | None = None,
+    batch_sizes: Sequence[int] = (1, 32),
+    lengths: Sequence[int] = (64,),
+    device: str = "auto",
+    dtype: str = "auto",
+    say: Say | None = None,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Cut a model down to a task: attribute, choose a plan, prune, verify, recover, evaluate and benchmark.
+
+    Exactly one budget is given, or a plan. The stages and their defaults are those of `secateur prune`, which calls this
+    function. Nothing is printed.
+
+    Args:
+        model: A loaded model, or a folder, Hub name or "builtin". A loaded model is left untouched.
+        examples: The examples to score, choose and recover on, as in `attribute`.
+        task: The task. A loaded model needs one. For a folder it may be a name such as "text-to-text"; by default it is the
+            task that the folder or its config tells.
+        keep: As in `plan`, as are `flops`, `params` and `memory`.
+        flops: See `keep`.
+        params: See `keep`.
+        memory: See `keep`.
+        speedup: The wanted dense time over pruned time, measured at the largest batch size and length.
+        latency: The wanted milliseconds of a forward pass, measured at the largest batch size and length.
+        plan: A plan, or the file of one, to carry out in place of scoring under a budget.
+        scores: Scores of this model, in place of scoring it.
+        evaluation: Held-out examples to evaluate both models on.
+        out: A folder to write, which must not exist yet; see `Compressed.save`. It appears when complete.
+        unit: The unit of attention: "head" or "channel".
+        select: The sites to prune, as in `sites`.
+        criterion: The criterion, or its name, as in `attribute`.
+        unlabeled: Score for all candidate labels, from inputs alone. The task must have labels.
+        rounds: How often to score, as in `attribute_in_rounds`.
+        allocation: How the budget is spread over the sites. By default several allocations are tried, as in `alternatives`.
+        floor: The share of its units that every site keeps at least.
+        align: FFN widths are multiples of it. By default 16 on a CPU and 64 on an accelerator.
+        per_head: Rank channels within each head, so that heads stay alike.
+        recoveries: The recoveries to try, None for no recovery.
+        tokenizer: The tokenizer to save with a loaded model. By default the task's.
+        labels: The candidate labels for a folder's model: a sequence, or names between commas; "open" for open targets;
+            "auto" for the labels that the folder remembers, or the examples tell.
+        limit: Use only the first that many examples. Labels come from all of them.
+        max_tokens: Padded input tokens in a batch.
+        max_length: Cut inputs after that many tokens, for a folder's model.
+        batch_sizes: Batch sizes to time.
+        lengths: Input lengths to time, in tokens.
+        device: The device for a folder's model: "auto", "cpu", "cuda", ...
+        dtype: The dtype for a folder's model: "auto", "float32", "float16" or "bfloat16".
+        say: Receives a line at each stage.
+        progress: Wraps iterations: a function of an iterable, its length and a word for its steps.
+
+    Returns:
+        The pruned model, its plan and the evidence.
+
+    Raises:
+        InputError: An argument has an unknown value (before any work is done), examples cannot be used, or the budget cannot
+            be met.
+        VerificationError: The pruned model does not compute what the masked model computes. Nothing was written.
+
+    Example:
+        `secateur.compress("builtin", "builtin:movie", flops=0.5, evaluation="builtin:movie.test", out="pruned")`
+    """
+    amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
+    settings = _Settings(
+        _budget(amounts, plan), Plan.load(plan) if isinstance(plan, (str, Path)) else plan, scores, unit,
+        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head, tuple(recoveries), max_tokens,
+        (tuple(batch_sizes), tuple(lengths)),
+    )  # fmt: skip
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: expected a positive number, got {limit}")
+    if out is not None:
+        require_absent(out)
+    loaded = _loaded(model, task, tokenizer, labels, max_length, device, dtype)
+    columns = task.columns if isinstance(task, Task) else loaded.task_class.columns
+    rows = read_examples(examples, columns[:1] if unlabeled else columns)
+    task = task if isinstance(task, Task) else make_task(loaded, labels, rows, max_length)
+    rows = rows[:limit]
+    held_out = None if evaluation is None else read_examples(evaluation, columns)
+    say, progress = say or _silent, progress or _unwrapped
+    candidates, met = _candidates(loaded, task, rows, settings, say, progress)
+    compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say)
+    if out is not None:
+        compressed.save(out)
+    return compressed
+
+
+def preferred_alignment(device: str) -> int:
+    """The widths that a device's matrix units take whole: tiles of 64 on an accelerator, vectors of 16 floats on a CPU."""
+    return 16 if device == "cpu" else 64
+
+
+def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
+    """The budget, None where a plan is given. Raises InputError for both, or neither."""
+    if plan is None:
+        return Budget.of(**amounts)
+    if any(amount is not None for amount in amounts.values()):
+        raise InputError("plan: expected a plan or a budget, got both")
+    if not isinstance(plan, (Plan, str, Path)):
+        raise InputError(f"plan: expected a Plan or the file of one, got {type(plan).__name__}")
+    return None
+
+
+def _criterion(criterion: Criterion | str, unlabeled: bool) -> Criterion:
+    """The criterion. Without targets it scores for all candidate labels, whose signed scores would cancel."""
+    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion
+    if not isinstance(criterion, Criterion):
+        raise InputError(f"criterion: expected a Criterion or the name of one, got {type(criterion).__name__}")
+    if not unlabeled or criterion.labels == "all":
+        return criterion
+    if "labels" not in {field.name for field in fields(criterion)}:
+        name = type(criterion).__name__
+        raise InputError(f"unlabeled: expected a criterion with the setting 'labels', such as gradient, got {name}")
+    changes: dict[str, Any] = {"labels": "all"}
+    if getattr(criterion, "over_examples", None) == "signed":
+        changes["over_examples"] = "absolute"
+    return replace(criterion, **changes)
+
+
+def _loaded(
+    model: nn.Module | Loaded | str | Path,
+    task: Task | str | None,
+    tokenizer: Any,
+    labels: str | Sequence[str],
+    max_length: int | None,
+    device: str,
+    dtype: str,
+) -> Loaded:
+    """The model with its tokenizer. Raises InputError for arguments that have no meaning for it."""
+    if isinstance(task, Task) and (labels != "auto" or max_length is not None):
+        raise InputError("task: expected the task's own labels and max_length where it is a Task, got others")
+    if isinstance(model, (str, Path)):
+        if tokenizer is not None:
+            raise InputError("tokenizer: expected none with a model folder, which has its own, got one")
+        if isinstance(task, Task):
+            loaded = load_model(str(model), task=name_of(task), device=device, dtype=dtype)
+            return replace(loaded, labels=task.labels)
+        return load_model(str(model), task=task, device=device, dtype=dtype)
+    if device != "auto" or dtype != "auto":
+        raise InputError("device, dtype: expected none with a loaded model, which has its own, got some")
+    if isinstance(model, Loaded):
+        if isinstance(task, str) or tokenizer is not None:
+            raise InputError("task, tokenizer: expected none with a Loaded, which has its own, got some")
+        return model
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a model, a folder or a Hub name, got {type(model).__name__}")
+    if not isinstance(task, Task):
+        got = "none" if task is None else repr(task)
+        raise InputError(f"task: expected a Task with a loaded model, which does not tell its own, got {got}")
+    return loaded_from(model, task, tokenizer)
+
+
+def _candidates(
+    loaded: Loaded, task: Task, rows: Sequence[Example], settings: _Settings, say: Say, progress: Progress
+) -> tuple[list[Candidate], MetLatency | None]:
+    """The candidates, best first, and how a budget of time was met."""
+    model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens
+    if budget is None:
+        plans = [] if settings.plan is None else [settings.plan]
+        return tried(model, task, rows, plans, recoveries, max_tokens, progress), None
+    scores, rounds = settings.scores, settings.rounds
+    if scores is None:
+        scores = attribute_in_rounds(
+            model, task, rows, rounds, between_rounds(budget, rounds), planning={"per_head": settings.per_head},
+            criterion=settings.criterion, unit=settings.unit, select=settings.select, max_tokens=max_tokens,
+            progress=lambda batches, items: progress(batches, items, SCORING),
+        )  # fmt: skip
+    return within_budget(
+        model, task, rows, scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
+        floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation,
+        align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
+    )  # fmt: skip
+
+
+def _carried_out(
+    loaded: Loaded,
+    task: Task,
+    candidates: list[Candidate],
+    met: MetLatency | None,
+    rows: Sequence[Example],
+    held_out: Sequence[Example] | None,
+    shapes: tuple[Sequence[int], Sequence[int]],
+    say: Say,
+) -> Compressed:
+    """Prune by the first candidate, verify, recover and compare."""
+    model, plan, method = loaded.model, candidates[0].plan, candidates[0].recovery
+    say("rebuilding and verifying")
+    pruned = prune(model, plan)
+    verification = verify(model, pruned, plan, task, some_batches(model, task, rows))
+    if not verification.holds:
+        raise VerificationError(f"nothing was written: {verification}")
+    refits: list[Refit] = []
+    if method is not None:
+        say(f"recovering on {len(rows)} examples")
+        computed = next(pruned.parameters()).dtype
+        refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows))
+        # The evaluated weights are those that are written. Weights that were not refitted lose nothing by it.
+        pruned.to(loaded.stored).to(computed)
+    comparison = compare(model, pruned, task, held_out, *shapes, say=say)
+    return Compressed(
+        pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored
+    )
+
+
+def _silent(text: str) -> None:
+    """The `say` that tells nothing."""
+
+
+def _unwrapped(steps: Any, total: int, what: str) -> Any:
+    """The `progress` that shows nothing."""
+    return steps
+
+
+def _choice(candidates: Sequence[Candidate]) -> list[str]:
+    """The candidate that was taken and those that were not, where there were several."""
+    if len(candidates) == 1:
+        return []
+    others = [f"  not: {candidate}" for candidate in candidates[1:]]
+    return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
+
+
+def _delivery(met: MetLatency | None) -> list[str]:
+    """The speed that was delivered under a budget of time."""
+    if met is None:
+        return []
+    timing, times = met.timing, len(met.history)
+    return [
+        f"delivered: {timing.speedup:.2f}x (quartiles {timing.speedup_low:.2f} to {timing.speedup_high:.2f}), "
+        f"{timing.pruned_ms:.1f} ms at {timing.batch_size} x {timing.length}, after measuring {times} plan{'s' * (times > 1)}"
+    ]
+
+
+def _improvement(refits: Sequence[Refit]) -> list[str]:
+    """How far the branches' outputs were off before and after the recovery."""
+    if not refits:
+        return []
+    before, after = (sum(getattr(refit, name) for refit in refits) / len(refits) for name in ("before", "after"))
+    return [f"recovery: the branches' outputs were {before:.1%} off (squared, mean of {len(refits)}), are {after:.1%} off"]

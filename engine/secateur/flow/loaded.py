@@ -1,0 +1,296 @@
+"""Models by folder, Hub name or "builtin", with their tokenizers and tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import tasks
+from secateur.data.examples import Example
+from secateur.flow import checkpoints
+from secateur.pruning import save
+from secateur.support.errors import InputError, first_line
+from secateur.tasks.fitting import read_tokenizer, require_rows
+
+TASK_FILE = "secateur.json"
+TASKS: dict[str, type[tasks.Task]] = {
+    "text-to-text": tasks.TextToText,
+    "sequence-classification": tasks.SequenceClassification,
+    "token-classification": tasks.TokenClassification,
+    "causal-lm": tasks.CausalLM,
+    "image-classification": tasks.ImageClassification,
+}
+_ENDINGS = {
+    "ForConditionalGeneration": "text-to-text",
+    "ForSequenceClassification": "sequence-classification",
+    "ForTokenClassification": "token-classification",
+    "ForCausalLM": "causal-lm",
+    "ForImageClassification": "image-classification",
+}
+_MOST_LABELS = 32
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer, its stored dtype and its task.
+
+    Attributes:
+        model: The model.
+        tokenizer: Its tokenizer, or its image processor.
+        stored: The dtype that the folder stores it in.
+        task: The name of its task, a key of `TASKS`; empty for a task of another class.
+        labels: The candidate labels that the folder remembers, if it does.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    stored: torch.dtype
+    task: str
+    labels: list[str] | None
+
+    @property
+    def device(self) -> str:
+        """The type of the model's device, such as "cpu"."""
+        return next(self.model.parameters()).device.type
+
+    @property
+    def task_class(self) -> type[tasks.Task]:
+        """The class of its task."""
+        return TASKS[self.task]
+
+
+def load_model(name: str, *, task: str | None, device: str, dtype: str, device_map: str | None = None) -> Loaded:
+    """Load a model by folder, Hub name or "builtin", in eval mode.
+
+    Args:
+        name: The folder, the Hub name, or "builtin".
+        task: The name of the task, a key of `TASKS`. By default the task that the folder remembers, or the config tells.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        dtype: "float32", "float16", "bfloat16", or "auto": the stored dtype on an accelerator, and float32 on a CPU, where half
+            precision is slow and coarse.
+        device_map: How Accelerate spreads the model, in place of `device`.
+
+    Returns:
+        The model with its tokenizer, its stored dtype and its task.
+
+    Raises:
+        InputError: There is no such model, it cannot be loaded for the task, or an argument has an unknown value.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # Loading takes little time, and our own bars show what takes time.
+    place = device_named(device)
+    path, config = _described(name)
+    kind, stored = _kind(path, config, task), _stored_dtype(config)
+    options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
+    reader = "AutoImageProcessor" if kind == "image-classification" else "AutoTokenizer"
+    if device_map is not None:
+        options["device_map"] = _device_map(device_map, device, config)
+    try:
+        model = _load(path, config, TASKS[kind].auto_class, options)
+        tokenizer = read_tokenizer(path, reader)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
+    require_rows(model, tokenizer)
+    return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
+
+
+def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module:
+    """Build the model of a folder or Hub name on the meta device, in eval mode, from its config alone.
+
+    Args:
+        name: The folder, the Hub name, or "builtin". It needs neither weights nor a tokenizer.
+        task: As in `load_model`.
+        dtype: As in `load_model`, but "auto" is the stored dtype.
+
+    Returns:
+        The model without weights.
+
+    Raises:
+        InputError: As `load_model` does.
+    """
+    import transformers
+
+    path, config = _described(name)
+    kind, stored = _kind(path, config, task), _stored_dtype(config)
+    computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
+    pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
+    build: Any = pruned._from_config if pruned else getattr(transformers, TASKS[kind].auto_class).from_config
+    try:
+        with torch.device("meta"):
+            model: nn.Module = build(config, dtype=computed)
+    except ValueError as error:
+        raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
+    return model.eval()
+
+
+def loaded_from(model: nn.Module, task: tasks.Task, tokenizer: Any) -> Loaded:
+    """Return a model that the caller has loaded as `Loaded`. The model's dtype counts as the stored dtype."""
+    stored = next(model.parameters()).dtype
+    return Loaded(model, task.tokenizer if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
+
+
+def name_of(task: tasks.Task) -> str:
+    """Return the name of a task, a key of `TASKS`; empty for a task of another class."""
+    return next((name for name, cls in TASKS.items() if type(task) is cls), "")
+
+
+def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example], max_length: int | None) -> tasks.Task:
+    """Make the task of a loaded model.
+
+    Args:
+        loaded: The model.
+        labels: The candidate labels as a sequence or between commas; "open" for open targets; "auto" for the labels that the
+            folder remembers, or the examples tell.
+        rows: The examples that may tell the labels.
+        max_length: Inputs are cut after that many tokens.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: The examples do not tell the labels.
+    """
+    return loaded.task_class(loaded.tokenizer, labels=task_labels(loaded, labels, rows), max_length=max_length)
+
+
+def task_file(task: tasks.Task, name: str) -> str:
+    """Return the content of `TASK_FILE`, the file in a pruned folder that tells later commands its task."""
+    return json.dumps({"task": name, "labels": task.labels}, indent=1) + "\n"
+
+
+def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example]) -> list[str] | None:
+    """Return the candidate labels; None for open targets. The arguments are those of `make_task`."""
+    if not isinstance(labels, str):
+        return list(labels)
+    if labels == "open":
+        return None
+    if labels != "auto":
+        return [label.strip() for label in labels.split(",")]
+    if loaded.labels is not None or loaded.task not in ("text-to-text", "causal-lm"):
+        return loaded.labels
+    if not all("target" in row for row in rows):
+        raise InputError("labels: expected the candidate labels between commas where examples have no targets, got 'auto'")
+    distinct = list(dict.fromkeys(row["target"] for row in rows if isinstance(row["target"], str)))
+    closed = 2 <= len(distinct) <= _MOST_LABELS and len(distinct) * 2 <= len(rows)
+    if not closed and len(distinct) == 1 and len(rows) > 1:
+        raise InputError(f"data: expected at least two different targets, got {distinct[0]!r} in all {len(rows)} rows")
+    return sorted(distinct) if closed else None
+
+
+def device_named(name: str) -> torch.device:
+    """Return a device by name; "auto" is CUDA where it is available.
+
+    Raises:
+        InputError: The device cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: {name!r} cannot be used: {first_line(error)}") from error
+
+
+def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> nn.Module:
+    """The model of a folder or Hub name, pruned or not."""
+    import transformers
+
+    if hasattr(config, "secateur") and Path(path).is_dir():
+        return save.load(path, **options)
+    model: nn.Module = getattr(transformers, auto_class).from_pretrained(path, **options)
+    return model
+
+
+def _described(name: str) -> tuple[str, Any]:
+    """The folder or Hub name of a model, and its config. Raises InputError where the model cannot be loaded or pruned."""
+    from transformers import AutoConfig
+
+    checkpoints.require_no_gguf(name)
+    path = _folder(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise checkpoints.unreachable(name, error) from error
+    checkpoints.require_plain(name, config)
+    return path, config
+
+
+def _kind(path: str, config: Any, task: str | None) -> str:
+    """The name of the task: the one asked for, or the one that the folder remembers, or the one that the config tells."""
+    kind = task or _remembered(path).get("task") or _task_of(config)
+    if kind not in TASKS:
+        raise InputError(f"task: expected one of {', '.join(TASKS)}, got {kind!r}")
+    checkpoints.require_architecture(path, config, kind, TASKS)
+    return str(kind)
+
+
+def _folder(name: str) -> str:
+    """The folder of the built-in model for "builtin", else the name. Raises InputError for a path without a folder."""
+    if name == "builtin":
+        from secateur.data.builtin import MODEL
+
+        return str(MODEL)
+    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+        raise InputError(f"model: no such model folder: {name!r}")
+    return name
+
+
+def _remembered(folder: str) -> dict[str, Any]:
+    """The content of the folder's `TASK_FILE`, empty without one."""
+    path = Path(folder) / TASK_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _task_of(config: Any) -> str:
+    """The name of the task that the config's architecture tells."""
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    for ending, task in _ENDINGS.items():
+        if architecture.endswith(ending):
+            return task
+    raise InputError(
+        f"task: expected one of {', '.join(TASKS)}, got none, and the model ({architecture or 'no architecture'}) does not tell"
+    )
+
+
+def _stored_dtype(config: Any) -> torch.dtype:
+    """The dtype of the config, float32 without one."""
+    stored = getattr(config, "dtype", None)
+    if isinstance(stored, str):
+        stored = getattr(torch, stored)
+    return stored or torch.float32
+
+
+def _dtype(name: str, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to compute in, by its name."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else stored
+    if name not in ("float32", "float16", "bfloat16"):
+        raise InputError(f"dtype: expected auto, float32, float16 or bfloat16, got {name!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _device_map(name: str, device: str, config: Any) -> str:
+    """The device map, checked."""
+    from transformers.utils import is_accelerate_available
+
+    if name not in _DEVICE_MAPS:
+        raise InputError(f"device-map: expected one of {', '.join(_DEVICE_MAPS)}, got {name!r}")
+    if device != "auto":
+        raise InputError(f"device-map: expected it alone, got it with device {device!r}")
+    if hasattr(config, "secateur"):
+        raise InputError("device-map: expected a dense model, got a pruned one")
+    if not is_accelerate_available():
+        raise InputError("device-map: expected the package accelerate, got none: pip install 'secateur[sharded]'")
+    return name

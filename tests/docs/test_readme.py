@@ -1,0 +1,39 @@
+"""README.md: its code runs as pasted, it stays short, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pages import ROOT, code_blocks, run_block
+
+README = ROOT / "README.md"
+
+
+def test_the_blocks_run_as_pasted_in_order(tmp_path: Path) -> None:
+    blocks = code_blocks(README, "python", "sh")
+    assert [language for language, _ in blocks] == ["python", "sh", "python"]
+    outputs = [run_block(language, text, tmp_path) for language, text in blocks]
+    assert outputs[0].count("accuracy") == 2, outputs[0]
+    assert "pruned equals masked" in outputs[1]
+    for folder in ("out", "pruned"):
+        assert (tmp_path / folder / "model.safetensors").is_file()
+
+
+def test_it_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_its_links_lead_to_files() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README.read_text(encoding="utf-8"))
+    assert len(targets) > 20
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_has_one_title_and_links_only_to_files(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert len(re.findall(r"^# ", text, flags=re.MULTILINE)) == 1
+    targets = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+    assert [target for target in targets if not (page.parent / target).exists()] == []

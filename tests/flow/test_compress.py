@@ -1,0 +1,262 @@
+"""compress: one call equals its stages one by one, writes what the command writes, and leaves the caller's model alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case
+from command import Run, same_weights
+from torch import nn
+from undisturbed import assert_undisturbed, lived_in
+
+import secateur
+from secateur import InputError
+from secateur.data import builtin
+from secateur.flow import compress as compressing
+from secateur.pruning.verify import Verification, VerificationError
+
+ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+QUICK: dict[str, Any] = {"batch_sizes": [1], "lengths": [8]}
+FILES = ["benchmark.png", "plan.json", "report.json", "secateur.json", "widths.png"]
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def same_plan(one: secateur.Plan, other: secateur.Plan) -> bool:
+    return one.dumps() == other.dumps()
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_one_call_is_its_stages(case: Case) -> None:
+    model = case.model()
+    found = secateur.compress(
+        model, case.examples, case.task, keep=0.5, align=1, recoveries=["least_squares"], evaluation=case.examples, **QUICK
+    )
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
+    pruned = secateur.prune(model, plan)
+    refits = secateur.recover_(model, pruned, case.task, case.examples)
+    assert same_plan(found.plan, plan)
+    assert same_state(found.pruned, pruned)
+    assert found.recovery == refits
+    assert found.verification.holds
+    evaluation = {"dense": model, "pruned": pruned}
+    assert found.comparison.evaluation == {
+        name: secateur.evaluate(each, case.task, case.examples) for name, each in evaluation.items()
+    }
+    assert found.comparison.parameters["pruned"] == secateur.cost.parameters(pruned)
+    assert found.met is None
+    assert found.task is case.task
+    assert found.tokenizer is case.task.tokenizer
+
+
+def test_rounds_and_candidates_are_those_of_the_stages() -> None:
+    case = CASES["bert-sequence"]
+    model = case.model()
+    found = secateur.compress(model, case.examples, case.task, flops=0.6, rounds=2, align=1, **QUICK)
+    scores = secateur.attribute_in_rounds(
+        model, case.task, case.examples, 2, {"flops": 0.6}, planning={"per_head": False}
+    )  # fmt: skip
+    expected = secateur.choose(model, case.task, secateur.alternatives(scores, flops=0.6), case.examples)
+    assert [candidate.to_json() for candidate in found.candidates] == [candidate.to_json() for candidate in expected]
+    assert same_plan(found.plan, expected[0].plan)
+    assert found.comparison.evaluation == {}
+    told = str(found)
+    assert "picked as the closest on held-out examples" in told
+    assert "pruned equals masked" in told
+    again = secateur.compress(model, case.examples, case.task, flops=0.6, scores=scores, align=1, **QUICK)
+    assert same_plan(again.plan, found.plan)
+    assert same_state(again.pruned, found.pruned)
+
+
+@pytest.mark.parametrize("given", ["plan", "file"])
+def test_a_given_plan_is_carried_out(given: str, tmp_path: Path) -> None:
+    case = CASES["llama"]
+    model = case.model()
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
+    plan.save(tmp_path / "plan.json")
+    found = secateur.compress(
+        model, case.examples, case.task, plan=plan if given == "plan" else tmp_path / "plan.json", recoveries=[None], **QUICK
+    )
+    assert same_plan(found.plan, plan)
+    assert same_state(found.pruned, secateur.prune(model, plan))
+    assert found.recovery == []
+
+
+def test_a_budget_of_time_is_met(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Within what a real clock allows: any delivered time counts as close enough here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    case = CASES["llama"]
+    met: list[Any] = []
+
+    def meet(*arguments: Any, **options: Any) -> Any:
+        met.append(secateur.meet_latency(*arguments, **{**options, "tolerance": 1e9}))
+        return met[-1]
+
+    monkeypatch.setattr("secateur.flow.within_budget.meet_latency", meet)
+    found = secateur.compress(case.model(), case.examples, case.task, latency=1000.0, recoveries=[None], **QUICK)
+    assert found.met is not None
+    assert found.met is met[0]
+    assert same_plan(found.plan, met[0].plan)
+    assert "delivered: " in str(found)
+
+
+@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+def test_the_model_is_left_alone(case: Case, tmp_path: Path) -> None:
+    model = lived_in(case)
+    assert_undisturbed(
+        model,
+        lambda: secateur.compress(model, case.examples, case.task, flops=0.7, evaluation=case.examples, **QUICK),
+    )
+
+
+def test_the_model_is_left_alone_when_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = CASES["t5-gated"]
+    model = lived_in(case)
+    monkeypatch.setattr(compressing, "verify", lambda *_: Verification(1.0, 0.0, 1.0, 1.0, "float32"))
+
+    def call() -> None:
+        with pytest.raises(VerificationError, match=r"^nothing was written: pruned DIFFERS FROM masked"):
+            secateur.compress(model, case.examples, case.task, keep=0.7, out=tmp_path / "d", recoveries=[None], **QUICK)
+
+    assert_undisturbed(model, call)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_finished_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = CASES["bert-sequence"]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(case.task.tokenizer, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        secateur.compress(
+            case.model(), case.examples, case.task, keep=0.5, recoveries=[None], out=tmp_path / "d", **QUICK
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_and_the_library_do_the_same(run: Run) -> None:
+    options = "--flops 0.5 --examples 24 --batch-sizes 1 --lengths 8 --json"
+    command = run(f"prune builtin --data train.jsonl --eval test.jsonl --out c {options}")
+    assert command.code == 0
+    said: list[str] = []
+    wrapped: list[str] = []
+
+    def progress(steps: Any, total: int, what: str) -> Any:
+        wrapped.append(what)
+        return steps
+
+    found = secateur.compress(
+        "builtin", "train.jsonl", flops=0.5, limit=24, evaluation="test.jsonl", out="l", say=said.append, progress=progress,
+        **QUICK,
+    )  # fmt: skip
+    assert Path("l/plan.json").read_text() == Path("c/plan.json").read_text() == found.plan.dumps()
+    assert same_weights(Path("l"), Path("c"))
+    names = [sorted(path.name for path in Path(folder).iterdir()) for folder in ("l", "c")]
+    assert names[0] == names[1]
+    assert set(FILES) < set(names[0])
+    document, other = json.loads(Path("l/report.json").read_text()), command.document
+    assert document["evaluation"] == other["evaluation"]
+    for name in ("plan", "recovery"):
+        assert [each[name] for each in document["candidates"]] == [each[name] for each in other["candidates"]]
+    assert document.keys() == other.keys()
+    assert Path("l/secateur.json").read_text() == Path("c/secateur.json").read_text()
+    assert json.loads(json.dumps(found.to_json())) == {name: value for name, value in document.items() if name != "out"}
+    assert said[0] == "rebuilding and verifying"
+    assert wrapped == ["scoring examples", "trying"]
+    # The model in memory stays in the dtype that it was computed in; the folder has the stored one.
+    assert {parameter.dtype for parameter in found.pruned.parameters()} == {torch.float32}
+    # The folder tells its task, so it can be compressed again.
+    again = secateur.compress("./l", "train.jsonl", keep=1.0, limit=8, recoveries=[None], **QUICK)
+    assert again.task.labels == ["bad", "good"]
+
+
+def test_a_task_of_ones_own_has_no_name_to_write(tmp_path: Path) -> None:
+    class Own(secateur.SequenceClassification):
+        """A task of a class that no command knows."""
+
+    case = CASES["bert-sequence"]
+    task = Own(case.task.tokenizer, labels=case.task.labels)
+    found = secateur.compress(
+        case.model(), case.examples, task, keep=0.5, align=1, recoveries=[None], out=tmp_path / "d", **QUICK
+    )  # fmt: skip
+    assert not (tmp_path / "d/secateur.json").exists()
+    assert (tmp_path / "d/plan.json").read_text() == found.plan.dumps()
+    assert same_state(secateur.load(tmp_path / "d"), found.pruned)
+
+
+def test_labels_may_be_named(run: Run) -> None:
+    rows = builtin.examples("movie")[:16]
+    inputs = [{"input": row["input"]} for row in rows]
+    found = secateur.compress(
+        "builtin", inputs, keep=0.6, unlabeled=True, labels=["good", "bad"], recoveries=[None], **QUICK
+    )  # fmt: skip
+    model, tokenizer = builtin.load()
+    task = secateur.TextToText(tokenizer, labels=["good", "bad"])
+    criterion = secateur.GradientActivation(labels="all", over_examples="absolute")
+    scores = secateur.attribute(model, task, inputs, criterion=criterion)
+    assert same_plan(found.plan, secateur.plan(scores, keep=0.6, align=16))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no-budget": ({}, "budget: expected exactly one of keep, flops, params, memory, speedup, latency, got none"),
+    "two-budgets": ({"keep": 0.5, "flops": 0.5}, "budget: expected exactly one of .*, got keep, flops"),
+    "range": ({"keep": 1.5}, r"keep: expected a number in \(0, 1\], got 1.5"),
+    "plan-and-budget": ({"keep": 0.5, "plan": "p.json"}, "plan: expected a plan or a budget, got both"),
+    "no-plan-file": ({"plan": "p.json"}, "plan: no such file: 'p.json'"),
+    "no-plan": ({"plan": 3}, "plan: expected a Plan or the file of one, got int"),
+    "no-task": ({"keep": 0.5, "task": None}, "task: expected a Task with a loaded model, .*, got none"),
+    "task-by-name": (
+        {"keep": 0.5, "task": "text-to-text"},
+        "task: expected a Task with a loaded model, .*, got 'text-to-text'",
+    ),
+    "model": ({"keep": 0.5, "model": 3}, "model: expected a model, a folder or a Hub name, got int"),
+    "no-folder": ({"keep": 0.5, "model": "./nothing", "task": None}, "model: no such model folder: './nothing'"),
+    "no-such-task": (
+        {"keep": 0.5, "model": "builtin", "task": "chess"},
+        "task: expected one of text-to-text, .*, got 'chess'",
+    ),
+    "unit": ({"keep": 0.5, "unit": "layer"}, "unit: expected head or channel, got 'layer'"),
+    "criterion": ({"keep": 0.5, "criterion": "best"}, "criterion: expected one of gradient"),
+    "unlabeled": (
+        {"keep": 0.5, "criterion": "fpp", "unlabeled": True},
+        "unlabeled: expected a criterion with the setting 'labels'",
+    ),
+    "allocation": ({"flops": 0.5, "allocation": "best"}, "allocation: expected one of uniform, global, knapsack, got 'best'"),
+    "allocation-of-keep": ({"keep": 0.5, "allocation": "global"}, "allocation: expected uniform with keep"),
+    "floor": ({"flops": 0.5, "floor": 2.0}, "floor: expected a number in"),
+    "align": ({"flops": 0.5, "align": 0}, "align: expected a positive number, got 0"),
+    "rounds": ({"flops": 0.5, "rounds": 0}, "rounds: expected one at least, got 0"),
+    "rounds-of-latency": ({"latency": 5.0, "rounds": 2}, "rounds: expected 1 with a latency"),
+    "recovery": ({"keep": 0.5, "recoveries": ["best"]}, "recoveries: expected some of least_squares, .*, got 'best'"),
+    "no-recovery": ({"keep": 0.5, "recoveries": []}, "recoveries: expected one at least"),
+    "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a positive number, got 0"),
+    "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a positive number, got 0"),
+    "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected positive numbers, got \[0\]"),
+    "lengths": ({"keep": 0.5, "lengths": []}, r"lengths: expected positive numbers, got \[\]"),
+    "labels": ({"keep": 0.5, "labels": "a,b"}, "task: expected the task's own labels and max_length"),
+    "device": ({"keep": 0.5, "device": "cpu"}, "device, dtype: expected none with a loaded model"),
+    "out": ({"keep": 0.5, "out": "."}, "out: expected a folder that does not exist yet, got '.', which exists"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_usage_is_one_line_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_examples"):
+        monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("work was begun"))
+    options, message = BAD[name]
+    case = CASES["t5-gated"]
+    arguments = {"model": case.model(), "examples": case.examples, "task": case.task, **options}
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        secateur.compress(**arguments)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
