@@ -63,7 +63,7 @@ def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[di
 
 def _save(path: Path, family: str, shape: str, model: nn.Module, task: Task) -> Folder:
     path.mkdir()
-    secateur.save(model, path / "model", tokenizer=task.tokenizer)
+    secateur.save(model, path / "model", tokenizer=task.reader)
     tensors: dict[str, Tensor] = {}
     for number, size in enumerate(SIZES):
         inputs = _inputs(model, size)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.subjects import shapes as models
 from bench.subjects.shapes import Case, bare
 from bench.support.interleaved import compare
-from secateur.attribution.criteria import GradientActivation
+from secateur.attribution.criteria import GradientActivation, ScoringContext
 from secateur.model.discovery import sites
 from secateur.model.undisturbed import undisturbed
 
@@ -31,7 +31,8 @@ def taylor(case: Case) -> dict[str, Tensor]:
 def passes(case: Case) -> dict[str, Callable[[], Any]]:
     """Return the functions that are timed in turn: attribution, the bare passes and the Taylor pass."""
     chosen = sites(case.model)
-    scorer = GradientActivation().scorer(case.model, case.task, chosen, max_tokens=4096)
+    context = ScoringContext(case.model, case.task, chosen, max_tokens=4096, pilot=case.batch, examples=len(case.batch.rows))
+    scorer = GradientActivation().scorer(context)
 
     def attribution() -> None:
         with undisturbed(case.model):

@@ -116,9 +116,11 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     sources, said = find_sources(f"{folder}/*.parquet"), defaultdict[str, list[str]](list)
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
-    (sample,) = itertools.islice(windows([(rows, 1.0)], subject.task, labels, max_tokens=1 << 20, on_long="cut"), 1)
+    (sample,) = itertools.islice(
+        windows([(rows, 1.0)], subject.task.require_texts(), labels, max_tokens=1 << 20, on_long="cut"), 1
+    )
     runners = {
-        name: tuned(Runner(model, subject.task, 1), Sample(sample.items), any_dtype=True, say=said[name].append)
+        name: tuned(Runner(model, subject.task.require_texts(), 1), Sample(sample.items), any_dtype=True, say=said[name].append)
         for name, model in {"secateur": subject.model, "secateur, half of the FLOPs": pruned}.items()
     }
     dense = runners["secateur"]
@@ -226,13 +228,13 @@ def _pipeline(subject: Subject, texts: list[str]) -> tuple[Callable[[list[str]],
 def _classify(subject: Subject, size: int) -> Callable[[list[str]], Any]:
     from transformers import pipeline
 
-    made = pipeline("text-classification", model=subject.model, tokenizer=subject.task.tokenizer, top_k=None, device="cpu")
+    made = pipeline("text-classification", model=subject.model, tokenizer=subject.task.reader, top_k=None, device="cpu")
     return lambda texts: made(texts, batch_size=size, truncation=True, max_length=512)
 
 
 def _generate(subject: Subject, size: int) -> Callable[[list[str]], Any]:
     model: Any = subject.model
-    tokenizer = subject.task.tokenizer
+    tokenizer = subject.task.reader
 
     def answers(texts: list[str]) -> list[str]:
         found = []

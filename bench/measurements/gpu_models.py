@@ -21,10 +21,10 @@ from bench.subjects import shapes as models
 from bench.subjects.shapes import Case, bare
 from bench.support.interleaved import compare
 from secateur import GradientActivation, IntegratedGradients
-from secateur.attribution.criteria import Criterion
+from secateur.attribution.criteria import Criterion, ScoringContext
 from secateur.model.discovery import sites
 from secateur.model.undisturbed import undisturbed
-from secateur_kernels.backend import Backend, uses_triton, using
+from secateur_kernels.backend import Backend, uses_triton
 
 NODES = 4
 # Bare passes and gradient x activation take the batch; integrated gradients its first examples.
@@ -54,13 +54,20 @@ def measure(case: Case, few: int, rounds: int) -> dict[str, Any]:
 
 
 def scoring(case: Case, criterion: Criterion, backend: Backend) -> Callable[[], None]:
-    tokens = case.batch.inputs["input_ids"].numel()
+    """Return a function that builds the criterion's scorer and scores the case's batch with a backend of the kernels."""
+    context = ScoringContext(
+        case.model,
+        case.task,
+        sites(case.model),
+        max_tokens=case.batch.inputs["input_ids"].numel(),
+        pilot=case.batch,
+        examples=len(case.batch.rows),
+        backend=backend,
+    )
 
     def run() -> None:
-        scorer = criterion.scorer(case.model, case.task, sites(case.model), max_tokens=tokens)
-        with undisturbed(case.model), using(backend):
-            scorer.prepare(case.batch, frozenset(), len(case.batch.rows))
-            scorer.scores(case.batch)
+        with undisturbed(case.model):
+            criterion.scorer(context).scores(case.batch)
 
     return finished(run)
 

@@ -19,7 +19,7 @@ from bench.subjects import minilm
 from secateur.attribution.criteria import GradientActivation, IntegratedGradients
 from secateur.attribution.integrated.paths import LayerPath
 from secateur.attribution.integrated.quadrature import gauss
-from secateur.attribution.integrated.replay import Replay, leaf_ports
+from secateur.attribution.integrated.replay import Replay
 from secateur.data import builtin
 from secateur.model.discovery import branches_of, sites
 from secateur.model.sites import Site
@@ -169,7 +169,7 @@ def passes(case: Case) -> dict[str, Any]:
         replay = Replay(case.model, chosen, lambda b: case.task.target(case.model, b, "probability"), batch)
         rows, gate = torch.arange(len(batch.labels)), torch.full((len(batch.labels),), 0.5)
         for site, branch in branches_of(case.model, chosen).items():
-            (port,) = leaf_ports(branch, site)
+            (port,) = branch.gated_at(site.unit)
             below: list[int] = []
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 module = case.model.get_submodule(port.path)

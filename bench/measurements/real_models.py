@@ -128,7 +128,7 @@ def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, 
         subprocess.run(command, check=True)
         attribution, scores = json.loads(file.with_suffix(".json").read_text()), secateur.Scores.load(file)
         model, task, calibration, test = subject.load()
-        reading = _reading(model, task.tokenizer) if name == "gemma-news" else None
+        reading = _reading(model, task.reader) if name == "gemma-news" else None
         dense, seconds = _timed(lambda: secateur.evaluate(model, task, test, max_tokens=subject.max_tokens))
         row = {
             "unit": unit, "environment": environment(model), "reading": reading, "attribution": attribution,

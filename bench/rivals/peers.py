@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.attribution.integrated.replay import leaf_ports
 from secateur.model.branches import Port
 from secateur.model.discovery import branches_of
 from secateur.model.sites import Site
@@ -68,7 +67,7 @@ def captum(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, t
 
 
 def _port(model: nn.Module, site: Site) -> Port:
-    (port,) = leaf_ports(branches_of(model, [site])[site], site)
+    (port,) = branches_of(model, [site])[site].gated_at(site.unit)
     return port
 
 

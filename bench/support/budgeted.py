@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.model import cost
-from secateur.model.branches import Attention
 from secateur.model.families import branches
 from secateur.model.sites import Site
 from secateur.planning.plan import Spread
@@ -20,12 +19,10 @@ def layer_flops(model: nn.Module, tokens: Mapping[str, float]) -> float:
     total = 0.0
     for branch in branches(model).values():
         own, source = tokens[branch.stack], tokens["encoder"]
-        crossing = isinstance(branch, Attention) and branch.kind == "cross_attention"
         for path in branch.linears:
-            of_source = isinstance(branch, Attention) and crossing and path in (branch.key, branch.value)
-            total += 2 * model.get_submodule(path).get_parameter("weight").numel() * (source if of_source else own)
-        if isinstance(branch, Attention):
-            total += 4 * branch.heads * branch.head_dim * own * (source if crossing else own)
+            tokens_read = source if path in branch.source_linears else own
+            total += 2 * model.get_submodule(path).get_parameter("weight").numel() * tokens_read
+        total += branch.core_flops("head") * own * tokens[branch.source]
     return total
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,29 +19,21 @@ FOUND = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-_default: Backend = "auto"  # What "auto" means: see `using`.
-
-
-@contextmanager
-def using(backend: Backend) -> Iterator[None]:
-    """Inside, operations that are asked for "auto" use this backend, in all threads: backward passes have their own."""
-    global _default
-    check_one_of("backend", backend, Backend)
-    before, _default = _default, backend
-    try:
-        yield
-    finally:
-        _default = before
-
 
 def uses_triton(backend: Backend, tensor: Tensor) -> bool:
-    """Whether the Triton kernel runs on tensors like this one.
+    """Tell whether an operation runs its Triton kernel on tensors like this one.
 
-    auto: what `using` says; without it, Triton where it is installed, for float32, float16 and bfloat16 tensors on a CUDA
-    device. triton: always, on a CUDA device or under Triton's interpreter (TRITON_INTERPRET=1, set before this package is
-    imported). Raises ValueError: a backend of another name, or Triton asked for where it cannot run.
+    The backend is an argument of each call. No global state changes it, so calls in several threads are independent.
+
+    Args:
+        backend: "auto": Triton where it is installed, for float32, float16 and bfloat16 tensors on a CUDA device, and the
+            reference elsewhere. "reference": the PyTorch reference. "triton": the Triton kernel, on a CUDA device or under
+            Triton's interpreter (TRITON_INTERPRET=1, set before this package is imported).
+        tensor: An input of the operation. Its dtype and device count.
+
+    Raises:
+        ValueError: The backend has another name, or it is "triton" where Triton cannot run.
     """
-    backend = _default if backend == "auto" else backend
     if backend == "reference":
         return False
     if backend == "auto":

@@ -93,7 +93,7 @@ def test_batches_are_dealt_out_evenly() -> None:
 @pytest.fixture
 def files(run: Run) -> Run:
     """`run`, beside a small model and its examples."""
-    secateur.save(CASE.model(), "model", tokenizer=CASE.task.tokenizer)
+    secateur.save(CASE.model(), "model", tokenizer=CASE.task.reader)
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled(LABELS, 40)))
     return run
 

@@ -173,8 +173,8 @@ def test_a_selection_has_the_scores_of_the_whole(t5_case: Case, select: str) -> 
 def test_scores_tell_what_they_are_of(t5_case: Case) -> None:
     model = t5_case.model()
     found = secateur.attribute(model, t5_case.task, t5_case.examples, unit="channel")
-    lengths = [len(t5_case.task.tokenizer(example["input"])["input_ids"]) for example in t5_case.examples]
-    targets = [len(t5_case.task.tokenizer(example["target"])["input_ids"]) for example in t5_case.examples]
+    lengths = [len(t5_case.task.reader(example["input"])["input_ids"]) for example in t5_case.examples]
+    targets = [len(t5_case.task.reader(example["target"])["input_ids"]) for example in t5_case.examples]
     assert list(found.sites) == secateur.sites(model, unit="channel")
     assert list(found.all_sites) == secateur.sites(model)
     assert found.examples == len(lengths)

@@ -98,9 +98,9 @@ def test_triton_equals_the_reference_end_to_end(
 ) -> None:
     streams: list[str] = []
 
-    def count(*arguments: Any) -> Any:
+    def count(*arguments: Any, **options: Any) -> Any:
         streams.append("")
-        return interpolated_norm(*arguments)
+        return interpolated_norm(*arguments, **options)
 
     monkeypatch.setattr(stream, "interpolated_norm", count)
     model, examples = case.model(), case.examples[:2]

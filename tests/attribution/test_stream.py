@@ -54,7 +54,7 @@ def test_which_sites_enter_the_stream(name: str, dtype: torch.dtype) -> None:
 def test_the_same_scores_as_where_the_branch_is_replaced(case: Case, unit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     criterion = secateur.IntegratedGradients(nodes=3)
     found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
-    monkeypatch.setattr(replay, "joined", lambda output, above, found: (None, output))
+    monkeypatch.setattr(replay, "joined", lambda output, above, captured, backend: (None, output))
     wanted = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
     assert error(found, wanted, wanted) < 1e-4
 

@@ -54,7 +54,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def saved(case: Any, name: str, tokenizer: Any = None, **changes: Any) -> None:
     """Save the case's model as a folder, with changes to its config."""
-    secateur.save(case.model(), name, tokenizer=tokenizer or case.task.tokenizer)
+    secateur.save(case.model(), name, tokenizer=tokenizer or case.task.reader)
     path = Path(name) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     rows = [{"input": row["input"], "target": row["target"]} for row in case.examples]

@@ -119,7 +119,7 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "tag-unknown": (tokens(tokens=["a"], tags=["B-ORG"]), ["row 2", "'B-PER'", "'B-ORG'"]),
     "all-labels-of-open-targets": (
         lambda folder: secateur.attribute(
-            T5.model(), secateur.TextToText(T5.task.tokenizer), [GOOD], criterion=GradientActivation.paper_unsupervised()
+            T5.model(), secateur.TextToText(T5.task.reader), [GOOD], criterion=GradientActivation.paper_unsupervised()
         ),
         ["labels: expected the candidate labels", "got None"],
     ),
@@ -129,10 +129,10 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "target-of-no-piece": (attribute(LLAMA, [GOOD, {**OTHER, "target": ""}]), ["row 2"]),
     "one-label": (
-        lambda folder: secateur.TextToText(T5.task.tokenizer, labels=["yes"]),
+        lambda folder: secateur.TextToText(T5.task.reader, labels=["yes"]),
         ["labels", "two different", "['yes']"],
     ),
-    "one-label-twice": (lambda folder: secateur.CausalLM(LLAMA.task.tokenizer, labels=["a", "a"]), ["labels", "two different"]),
+    "one-label-twice": (lambda folder: secateur.CausalLM(LLAMA.task.reader, labels=["a", "a"]), ["labels", "two different"]),
     "another-number-of-classes": (
         lambda folder: secateur.evaluate(
             BERT.model(), secateur.SequenceClassification(piece_tokenizer(), labels=["a", "b"]), [GOOD]
@@ -279,7 +279,7 @@ def test_one_example_is_enough() -> None:
 
 
 def test_open_targets_may_be_equal() -> None:
-    task = secateur.TextToText(T5.task.tokenizer)
+    task = secateur.TextToText(T5.task.reader)
     assert secateur.attribute(T5.model(), task, [GOOD, GOOD]).examples == 2
 
 

@@ -103,7 +103,7 @@ def test_bytes_that_are_not_utf8_reject_a_row_of_any_format(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("on_long", "scored_rows"), [("cut", 3), ("error", 2)])
 def test_long_documents_are_cut_or_rejected(on_long: str, scored_rows: int, tmp_path: Path) -> None:
-    short = replace(runner(BERT), task=type(BERT.task)(BERT.task.tokenizer, labels=CLASSES, max_length=8))
+    short = replace(runner(BERT), task=type(BERT.task)(BERT.task.reader, labels=CLASSES, max_length=8))
     path = corpora.lines(tmp_path, ["the cat", "the big dog ran under the red tree", "a dog"])
     (finished,) = run(tmp_path, find_sources(str(path)), short, on_long=on_long)
     assert finished.counts.scored == scored_rows
@@ -156,7 +156,7 @@ def test_when_lengths_are_stepped(compiled: str | None, dtype: torch.dtype, few:
     most = config.max_position_embeddings
     assert isinstance(most, int)
     assert model.padded(most - 1) == (most if few else most - 1)
-    task = SequenceClassification(BERT.task.tokenizer, max_length=33)
+    task = SequenceClassification(BERT.task.reader, max_length=33)
     assert replace(model, task=task).padded(33) == 33
 
 
@@ -346,7 +346,7 @@ BAD: dict[str, tuple[Any, str]] = {
         "task: expected one with a label for each input, got TokenClassification",
     ),
     "open": (
-        lambda: next(score(T5.model(), secateur.TextToText(T5.task.tokenizer), ["a"])),
+        lambda: next(score(T5.model(), secateur.TextToText(T5.task.reader), ["a"])),
         "labels: expected the candidate labels of a closed task, got None (open targets)",
     ),
     "nothing": (lambda: find_sources("nowhere/*.jsonl"), "data: no such files: 'nowhere/*.jsonl'"),

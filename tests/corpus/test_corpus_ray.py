@@ -52,7 +52,7 @@ def local_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("scored")
     model: Any = BERT.model()
     model.save_pretrained(folder / "model")
-    BERT.task.tokenizer.save_pretrained(folder / "model")
+    BERT.task.reader.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     for k, rows in enumerate(ROWS):
         path = corpora.json_lines(folder / "data", corpora.texts(rows, k), f"{k}.jsonl.gz")

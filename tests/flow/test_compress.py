@@ -53,7 +53,7 @@ def test_one_call_is_its_stages(case: Case) -> None:
     assert found.comparison.parameters["pruned"] == secateur.cost.parameters(pruned)
     assert found.met is None
     assert found.task is case.task
-    assert found.tokenizer is case.task.tokenizer
+    assert found.tokenizer is case.task.reader
 
 
 def test_rounds_and_candidates_are_those_of_the_stages() -> None:
@@ -135,7 +135,7 @@ def test_a_folder_that_cannot_be_finished_is_not_there(monkeypatch: pytest.Monke
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(case.task.tokenizer, "save_pretrained", full)
+    monkeypatch.setattr(case.task.reader, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         secateur.compress(
             case.model(), case.examples, case.task, keep=0.5, recoveries=[None], out=tmp_path / "d", **QUICK
@@ -184,7 +184,7 @@ def test_a_task_of_ones_own_has_no_name_to_write(tmp_path: Path) -> None:
         """A task of a class that no command knows."""
 
     case = CASES["bert-sequence"]
-    task = Own(case.task.tokenizer, labels=case.task.labels)
+    task = Own(case.task.reader, labels=case.task.labels)
     found = secateur.compress(
         case.model(), case.examples, task, keep=0.5, align=1, recoveries=[None], out=tmp_path / "d", **QUICK
     )  # fmt: skip

@@ -144,6 +144,6 @@ def test_compiled_it_is_one_operation() -> None:
 
     with torch.inference_mode(), faster_forward(model):
         expected = BERT.task.logits(model, batch)
-        found = torch.compile(BERT.task.logits, backend=see, fullgraph=True)(model, batch)
+        found = torch.compile(BERT.task.logits, backend=see, fullgraph=True)(model, batch)  # type: ignore[no-untyped-call]
     assert any(OURS._NAME in name for name in names)
     assert torch.equal(found, expected)

@@ -105,7 +105,7 @@ def test_undisturbed_when_a_target_along_the_path_raises(
         called += 1
         if called == 5:
             raise RuntimeError("the task went away")
-        return target(*arguments)
+        return torch.as_tensor(target(*arguments))
 
     monkeypatch.setattr(case.task, "target", fail)
 

@@ -16,8 +16,10 @@ import torch
 from cases import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_plan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForMultipleChoice, BertForMultipleChoice
 
 import secateur
+from secateur.model.discovery import fingerprint
 from secateur.pruning.prune import prune
 
 
@@ -192,9 +194,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name, kind in KINDS.items():
         case = CASES[kind.case]
         model = kind.cut(case.model(DTYPES[kind.dtype]))
-        secateur.save(model, root / name, tokenizer=case.task.tokenizer)
+        secateur.save(model, root / name, tokenizer=case.task.reader)
         # Saved again by what loaded it: nothing may get lost on the second way.
-        secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.tokenizer)
+        secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.reader)
         batch = case.batches(model, 1000)[0]
         inputs = dict(batch.inputs)
         if case.kind == "encoder-decoder":
@@ -269,6 +271,19 @@ def test_the_folder_holds_no_pickle_and_stock_ones_no_code(world: World, name: s
     config = json.loads((world.root / name / "config.json").read_text())
     assert ("secateur" in config) == ("auto_map" in config) == (not KINDS[name].stock)
     assert not any(architecture.startswith("Pruned") for architecture in config["architectures"])
+
+
+def test_a_head_of_no_task_of_secateurs_is_found_by_its_auto_class(tmp_path: Path) -> None:
+    model = BertForMultipleChoice(CASES["bert-sequence"].model().config).eval()
+    plan = uneven_plan(CASES["bert-sequence"], "head")
+    pruned = prune(model, secateur.Plan(dict(plan), plan.sites, fingerprint(model)))
+    secateur.save(pruned, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["auto_map"]["AutoModelForMultipleChoice"] == "modeling_secateur.PrunedBertForMultipleChoice"
+    loaded = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    ids = torch.arange(12).view(1, 2, 6)
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(input_ids=ids).logits, secateur.load(tmp_path / "out")(input_ids=ids).logits)
 
 
 @every_kind

@@ -260,7 +260,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ten
     for name, (of, gone, scales, stock) in KINDS.items():
         case = CASES[of]
         made: Any = delete_layers(case.model(), gone, scales=scales)
-        secateur.save(made, root / name, tokenizer=case.task.tokenizer)
+        secateur.save(made, root / name, tokenizer=case.task.reader)
         batch = case.batches(made, 1000)[0]
         inputs = dict(batch.inputs)
         if case.kind == "encoder-decoder":

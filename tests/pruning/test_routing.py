@@ -300,13 +300,13 @@ def test_prompts_padded_on_the_left_continue_as_they_do_alone(name: str) -> None
     together = case.task.generate(model, rows, 8192, 5)
     assert together == [case.task.generate(model, [row], 8192, 5)[0] for row in rows]
     for text, found in zip(texts, together, strict=True):
-        ids = case.task.tokenizer([text])["input_ids"][0]
+        ids = case.task.reader([text])["input_ids"][0]
         for _ in range(5):
             with torch.inference_mode():
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-        start = len(case.task.tokenizer([text])["input_ids"][0])
+        start = len(case.task.reader([text])["input_ids"][0])
         until = ids.index(1, start) if 1 in ids[start:] else len(ids)
-        assert found == case.task.tokenizer.decode(ids[start:until], skip_special_tokens=True)
+        assert found == case.task.reader.decode(ids[start:until], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("cache", [None, "smallest"])

@@ -440,7 +440,7 @@ def test_the_pruned_model_can_be_trained_and_copied(case: Case, unit: str, kind:
     copied = copy.deepcopy(pruned)
     assert torch.equal(case.logits(copied), case.logits(pruned))
     value = case.task.target(pruned.train(), case.batches(pruned)[0], "log_probability").sum()
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     missing = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
     # A unit may be all that a site has left; but no rebuilt layer is cut off from the output.
     found = branches_of(case.model(), PLANS[kind](case, unit).sites)

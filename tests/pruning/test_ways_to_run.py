@@ -71,9 +71,9 @@ def test_it_is_exported_for_any_batch_and_length(name: str, shape: str) -> None:
 @every_shape
 def test_a_classifier_runs_in_a_pipeline(shape: str, tmp_path: Path) -> None:
     model, task = pruned("bert-sequence", shape), CASES["bert-sequence"].task
-    secateur.save(model, tmp_path / "out", tokenizer=task.tokenizer)
+    secateur.save(model, tmp_path / "out", tokenizer=task.reader)
     texts = sentences(5)
-    found = pipeline("text-classification", model=secateur.load(tmp_path / "out"), tokenizer=task.tokenizer)(texts)
+    found = pipeline("text-classification", model=secateur.load(tmp_path / "out"), tokenizer=task.reader)(texts)
     expected = task.probabilities(model, [{"input": text, "target": ""} for text in texts], 1000)
     for answer, chances in zip(found, expected, strict=True):
         assert answer["label"] == max(chances, key=chances.__getitem__)
@@ -82,7 +82,7 @@ def test_a_classifier_runs_in_a_pipeline(shape: str, tmp_path: Path) -> None:
 
 @every_shape
 def test_a_decoder_generates_in_a_pipeline(shape: str, tmp_path: Path) -> None:
-    model, tokenizer = pruned("llama", shape), CASES["llama"].task.tokenizer
+    model, tokenizer = pruned("llama", shape), CASES["llama"].task.reader
     secateur.save(model, tmp_path / "out", tokenizer=tokenizer)
     ids = tokenizer("the cat sat", return_tensors="pt")["input_ids"]
     expected = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0]  # type: ignore[operator]

@@ -38,7 +38,7 @@ def logits(case: Case, model: nn.Module) -> Tensor:
     (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
     with torch.no_grad():
         found = case.task.logits(model.eval(), batch)
-    return found[batch.labels != -100]
+    return torch.as_tensor(found[batch.labels != -100])
 
 
 def random_plan(model: nn.Module, case: Case, unit: str) -> Plan:

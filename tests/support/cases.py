@@ -196,7 +196,7 @@ class Case:
 
     @property
     def auto_class(self) -> str:
-        return self.task.auto_class
+        return str(self.task.auto_class)
 
     @property
     def generates(self) -> bool:
@@ -215,7 +215,7 @@ class Case:
         return model.eval()
 
     @functools.cached_property
-    def task(self) -> Task:
+    def task(self) -> Any:
         return self.make_task()
 
     def batches(self, model: nn.Module, max_tokens: int = 60) -> list[Batch]:

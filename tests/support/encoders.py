@@ -33,7 +33,7 @@ def encoder(kind: str) -> nn.Module:
 
 
 def tokenizer(kind: str) -> Any:
-    return CASES[kind].task.tokenizer
+    return CASES[kind].task.reader
 
 
 def pair_tokenizer() -> PreTrainedTokenizerFast:

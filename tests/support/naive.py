@@ -136,27 +136,27 @@ def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mappi
 
 def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None) -> tuple[Tensor, list[int]]:
     """One example without batch or padding: logits [target positions, classes] and the wanted class at each."""
-    tokenizer: Any = case.task.tokenizer
+    reader: Any = case.task.reader
     if isinstance(case.task, secateur.TokenClassification):
-        encoded = tokenizer(example["tokens"], is_split_into_words=True)
+        encoded = reader(example["tokens"], is_split_into_words=True)
         logits, words = model(torch.tensor([encoded["input_ids"]])).logits[0], encoded.word_ids()
         first = [words.index(word) for word in range(len(example["tokens"]))]
         names = list(model.config.id2label.values())
         return logits[first], [names.index(tag) for tag in example["tags"]]
     if case.name == "vit":
-        pixels = tokenizer(images=[example["image"]], return_tensors="pt")["pixel_values"]
+        pixels = reader(images=[example["image"]], return_tensors="pt")["pixel_values"]
         names = list(model.config.id2label.values())
         return model(pixels).logits, [names.index(example["target"] if target is None else target)]
-    ids = tokenizer(example["input"])["input_ids"]
+    ids = reader(example["input"])["input_ids"]
     target = example["target"] if target is None else target
     if isinstance(case.task, secateur.SequenceClassification):
         names = list(model.config.id2label.values())
         return model(torch.tensor([ids])).logits, [names.index(target)]
     if case.kind == "encoder-decoder":
-        gold = tokenizer(target)["input_ids"]
+        gold = reader(target)["input_ids"]
         decoder_input = torch.tensor([[model.config.decoder_start_token_id, *gold[:-1]]])
         return model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder_input).logits[0], gold
-    gold = tokenizer(target, add_special_tokens=False)["input_ids"]
+    gold = reader(target, add_special_tokens=False)["input_ids"]
     logits = model(torch.tensor([ids + gold])).logits[0]
     return logits[len(ids) - 1 : -1], gold
 

@@ -37,7 +37,7 @@ def poisoned() -> torch.nn.Module:
     model = CASE.model()
     with torch.no_grad():
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
-        embedding.weight[CASE.task.tokenizer.convert_tokens_to_ids(POISONED)] = float("nan")
+        embedding.weight[CASE.task.reader.convert_tokens_to_ids(POISONED)] = float("nan")
     return model
 
 

@@ -26,4 +26,4 @@ def written(path: str, rows: list[dict[str, Any]], rename: Mapping[str, str] | N
 
 
 def saved(model: nn.Module) -> None:
-    secateur.save(model, "m", tokenizer=CASE.task.tokenizer)
+    secateur.save(model, "m", tokenizer=CASE.task.reader)

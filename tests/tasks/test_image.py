@@ -24,14 +24,15 @@ PIXELS = [example["image"] for example in CASE.examples]
 def pixels(image: Any) -> torch.Tensor:
     """What the model reads of one image."""
     (item,) = CASE.task.items(CASE.model(), [{"image": image, "target": "neutral"}])
-    return CASE.task.collate([item], torch.device("cpu")).inputs["pixel_values"]
+    read: torch.Tensor = CASE.task.collate([item], torch.device("cpu")).inputs["pixel_values"]
+    return read
 
 
 def test_images_of_every_kind_are_read_alike(tmp_path: Path) -> None:
     array = PIXELS[0]
     picture = Image.fromarray(array)
     picture.save(tmp_path / "image.png")
-    wanted = CASE.task.tokenizer(images=[array], return_tensors="pt")["pixel_values"]
+    wanted = CASE.task.reader(images=[array], return_tensors="pt")["pixel_values"]
     assert wanted.shape == (1, 3, 8, 8)
     transparent = picture.copy()
     transparent.putalpha(255)
@@ -80,7 +81,7 @@ def test_a_checkpoint_tells_images_apart(tmp_path: Path) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model folder "m", images and data.jsonl that names them."""
     monkeypatch.chdir(tmp_path)
-    secateur.save(CASE.model(), "m", tokenizer=CASE.task.tokenizer)
+    secateur.save(CASE.model(), "m", tokenizer=CASE.task.reader)
     rows = []
     for number, example in enumerate(CASE.examples):
         Image.fromarray(example["image"]).save(f"{number}.png")
@@ -126,7 +127,7 @@ def test_a_dry_run_counts_an_images_tokens(
 
 def test_texts_cannot_be_scored(folder: Path) -> None:
     with pytest.raises(secateur.InputError, match=r"^task: expected one of texts, got ImageClassification"):
-        CASE.task.encode(["a text"])
+        next(secateur.corpus.score(CASE.model(), CASE.task, ["a text"]))
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -152,4 +153,4 @@ def test_a_processor_of_another_size() -> None:
 
 def test_images_are_never_cut() -> None:
     with pytest.raises(secateur.InputError, match=r"^max_length: expected none for images, which are never cut, got 8$"):
-        secateur.ImageClassification(CASE.task.tokenizer, max_length=8)
+        secateur.ImageClassification(CASE.task.reader, max_length=8)

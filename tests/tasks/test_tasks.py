@@ -65,7 +65,7 @@ def test_label_scores_equal_brute_force(name: str, max_tokens: int, monkeypatch:
     dtype, limit = (torch.float32, 1e-4) if name == "gemma2" else (torch.float64, 1e-9)
     case, model = CASES[name], CASES[name].model(dtype)
     monkeypatch.setattr("secateur.tasks.text_to_text._LOGITS", 600)  # Two or three rows at once.
-    task = type(case.task)(case.task.tokenizer, labels=NESTED)
+    task = type(case.task)(case.task.reader, labels=NESTED)
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=3)]
     with torch.inference_mode():
         scores = task.ranked(model, inputs, max_tokens)
@@ -77,12 +77,12 @@ def test_label_scores_equal_brute_force(name: str, max_tokens: int, monkeypatch:
 @pytest.mark.parametrize("name", [case.name for case in GENERATING])
 def test_labels_are_ranked_with_gradients_after_inference(name: str) -> None:
     case, model = CASES[name], CASES[name].model()
-    task = type(case.task)(case.task.tokenizer, labels=NESTED)
+    task = type(case.task)(case.task.reader, labels=NESTED)
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(3, seed=3)]
     with torch.inference_mode():
         expected = task.ranked(model, inputs, 50)
     scores = task.ranked(model, inputs, 50)
-    scores.sum().backward()  # type: ignore[no-untyped-call]
+    scores.sum().backward()
     torch.testing.assert_close(scores, expected.clone())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
@@ -104,7 +104,7 @@ def first_word() -> Any:
     """A T5 that has learned, more or less, to answer with the text's first word: a random one never ends its output."""
     case = CASES["t5-gated"]
     model: Any = case.model().eval()
-    task = secateur.TextToText(case.task.tokenizer)
+    task = secateur.TextToText(case.task.reader)
     examples = [{"input": text, "target": text.split()[0]} for text in sentences(64, seed=5)]
     batches = list(task.batches(task.items(model, examples), torch.device("cpu"), max_tokens=1000))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -118,7 +118,7 @@ def first_word() -> Any:
 
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
 def test_exact_match_equals_greedy_decoding_by_hand(first_word: Any, max_tokens: int) -> None:
-    tokenizer = CASES["t5-gated"].task.tokenizer
+    tokenizer = CASES["t5-gated"].task.reader
     texts = sentences(SOURCES, seed=2)
     # The longest target sets how far the output goes: two words and the end mark here, and one more.
     targets = [*(text.split()[0] for text in texts[:-6]), *(" ".join(text.split()[:2]) for text in texts[-6:])]
@@ -181,7 +181,7 @@ def test_tags_stand_at_first_pieces() -> None:
     model = case.model()
     example = {"tokens": ["cats", "play", "singishs"], "tags": ["B-PER", 2, "O"]}
     (item,) = case.task.items(model, [example])
-    pieces = case.task.tokenizer.convert_ids_to_tokens(item.input_ids)
+    pieces = case.task.reader.convert_ids_to_tokens(item.input_ids)
     assert pieces == ["[CLS]", "cat", "##s", "play", "sing", "##ish", "##s", "[SEP]"]
     assert item.target == [-100, 1, -100, 2, 0, -100, -100, -100]
 
@@ -244,7 +244,7 @@ def test_batches_are_padded_and_masked_at_the_right(case: Case) -> None:
         for row, of_row, seen in zip(batch.rows, ids, mask, strict=True):
             length = len(items[row].input_ids)
             assert of_row[:length].tolist() == items[row].input_ids
-            assert of_row[length:].tolist() == [case.task.tokenizer.pad_token_id] * (len(of_row) - length)
+            assert of_row[length:].tolist() == [case.task.reader.pad_token_id] * (len(of_row) - length)
             assert seen.tolist() == [1] * length + [0] * (len(of_row) - length)
         assert (batch.labels != -100).any(1).all()
 
@@ -264,7 +264,7 @@ def test_target_equals_its_formula(case: Case, kind: Any) -> None:
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence"])
 def test_long_inputs_are_cut_with_one_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     case = CASES[name]
-    task = type(case.task)(case.task.tokenizer, labels=case.task.labels, max_length=5)
+    task = type(case.task)(case.task.reader, labels=case.task.labels, max_length=5)
     with caplog.at_level(logging.WARNING, logger="secateur"):
         items = task.items(case.model(), case.examples)
     whole = case.task.items(case.model(), case.examples)
@@ -281,10 +281,10 @@ def test_long_inputs_are_cut_with_one_warning(name: str, caplog: pytest.LogCaptu
 
 def test_a_decoders_prompt_is_cut_at_its_beginning() -> None:
     case = CASES["llama"]
-    task = secateur.CausalLM(case.task.tokenizer, labels=LABELS, max_length=5)
+    task = secateur.CausalLM(case.task.reader, labels=LABELS, max_length=5)
     (item,) = task.items(case.model(), [{"input": "the cat sat on the mat", "target": "no way"}])
-    assert case.task.tokenizer.decode(item.input_ids) == "on the mat no way"
-    assert case.task.tokenizer.decode(item.target) == "no way"
+    assert case.task.reader.decode(item.input_ids) == "on the mat no way"
+    assert case.task.reader.decode(item.target) == "no way"
 
 
 def test_the_tokenizers_own_limit_is_the_default() -> None:
@@ -296,7 +296,7 @@ def test_an_empty_prompt_starts_at_the_start_mark() -> None:
     case = CASES["llama"]
     task = secateur.CausalLM(word_tokenizer(start=False, end=False), labels=LABELS)
     (item,) = task.items(case.model(), [{"input": "", "target": "yes"}])
-    assert item.input_ids[0] == case.task.tokenizer.bos_token_id
+    assert item.input_ids[0] == case.task.reader.bos_token_id
     assert math.isfinite(secateur.evaluate(case.model(), task, [{"input": "", "target": "yes"}]).value)
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from secateur.model.discovery import fingerprint
 from secateur.model.offloading import weights_digest
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 from secateur.tasks import Item
 
@@ -60,15 +60,16 @@ class Checkpoint:
         self._written, self._took = time.monotonic(), 0.0
 
     def restore_(self, partial: PartialSums) -> None:
-        """Fills in what an earlier run of this process left, if it left something."""
+        """Fill in the sums that an earlier run of this process left, if it left some.
+
+        Raises:
+            InputError: The file cannot be read, or was begun with other settings.
+        """
         if not self._file.exists():
             return
-        try:
-            with safe_open(self._file, "pt") as file:
-                about = json.loads(file.metadata()["secateur"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"checkpoint: {str(self._file)!r} cannot be read: {first_line(error)}") from error
+        with reading("checkpoint", self._file, "cannot be read", typed=False), safe_open(self._file, "pt") as file:
+            about = json.loads(file.metadata()["secateur"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, value in self._settings.items():
             if about["settings"].get(name) != value:
                 was = about["settings"].get(name)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import FeedForward
+from secateur.model.branches import FeedForward, feed_forwards
 from secateur.model.discovery import branches_of
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.sites import Site
 from secateur_kernels import scored_mlp_backward
-from secateur_kernels.backend import Activation, accumulator, uses_triton
+from secateur_kernels.backend import Activation, Backend, accumulator, uses_triton
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
 
 Watch = Callable[[Tensor], Tensor]
@@ -22,13 +22,20 @@ Observer = Callable[[Tensor], None]
 
 
 class FusedFeedForward:
-    """One site's branch, whose backward pass `scored_mlp_backward` replaces where it is what that kernel computes.
+    """A feed-forward branch whose backward pass is `scored_mlp_backward`, if the branch is what that kernel computes.
 
-    That is: plain linear layers, one dtype, [B, T, F], and an activation that is recognised by what it made of
-    the first example, so that no family's code is read. Everywhere else the branch is watched like any other.
+    The kernel computes branches of plain linear layers, of one dtype, with hidden activations [B, T, F] and one of its own
+    activation functions. The function is recognised by its outputs for the first example, so no family's code is read. A
+    branch of any other kind is watched by hooks.
+
+    Args:
+        model: The model that the branch is part of.
+        branch: The branch.
+        backend: Of the kernel. The branch is fused only where this backend runs Triton.
     """
 
-    def __init__(self, model: nn.Module, branch: FeedForward) -> None:
+    def __init__(self, model: nn.Module, branch: FeedForward, backend: Backend) -> None:
+        self._backend = backend
         self._inputs, self._parts = [model.get_submodule(path) for path in branch.inputs], branch.parts
         self._output = model.get_submodule(branch.output)
         self._plain = all(type(each) is nn.Linear or is_transposed(each) for each in (*self._inputs, self._output))
@@ -59,7 +66,7 @@ class FusedFeedForward:
             if not pre.requires_grad:  # Nothing below needs a gradient, so the graph starts here.
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
-            return scored(output, pre, up, weight_of(self._output), self._activation, observe)
+            return scored(output, pre, up, weight_of(self._output), self._activation, self._backend, observe)
 
         with ExitStack() as stack:
             for module in self._inputs:
@@ -71,7 +78,9 @@ class FusedFeedForward:
     def _fusable(self, hidden: Tensor, seen: list[Tensor]) -> bool:
         alike = all(each.dtype == hidden.dtype and each.shape == hidden.shape for each in seen)
         alike = alike and self._output.weight.device == hidden.device  # It may be offloaded.
-        if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled() or not uses_triton("auto", hidden):
+        if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled():
+            return False
+        if not uses_triton(self._backend, hidden):
             return False
         if self._activation is None:
             self._activation = activation_of(hidden[:1].detach(), *(each[:1].detach() for each in seen))
@@ -92,25 +101,33 @@ def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Acti
 
 
 class _Scored(torch.autograd.Function):
-    """The out-projection's output, as it is; its backward pass goes from there to the in-projections' outputs at once."""
+    """Returns the out-projection's output unchanged. Its backward pass goes straight to the in-projections' outputs."""
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, pre: Tensor, up: Tensor | None, weight: Tensor, activation: Activation, observe: Observer
+        ctx: Any,
+        output: Tensor,
+        pre: Tensor,
+        up: Tensor | None,
+        weight: Tensor,
+        activation: Activation,
+        backend: Backend,
+        observe: Observer,
     ) -> Tensor:
         ctx.save_for_backward(pre, up, weight)
-        ctx.activation, ctx.observe = activation, observe
+        ctx.activation, ctx.backend, ctx.observe = activation, backend, observe
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pre, up, weight = ctx.saved_tensors
-        dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, activation=ctx.activation)
+        options = {"activation": ctx.activation, "backend": ctx.backend}
+        dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, **options)
         ctx.observe(scores)
-        return None, dpre, dup, None, None, None
+        return None, dpre, dup, None, None, None, None
 
 
-def fused_feed_forwards(model: nn.Module, sites: Iterable[Site]) -> Mapping[Site, FusedFeedForward]:
-    """Of the sites, those of feed-forward branches."""
-    found = branches_of(model, sites).items()
-    return {site: FusedFeedForward(model, branch) for site, branch in found if isinstance(branch, FeedForward)}
+def fused_feed_forwards(model: nn.Module, sites: Iterable[Site], backend: Backend) -> Mapping[Site, FusedFeedForward]:
+    """Return the fused branches of those sites that are feed-forward."""
+    site_of = {branch: site for site, branch in branches_of(model, sites).items()}
+    return {site_of[branch]: FusedFeedForward(model, branch, backend) for branch in feed_forwards(site_of)}

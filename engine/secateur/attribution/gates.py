@@ -14,6 +14,7 @@ from secateur.model.branches import Port
 from secateur.model.hooks import _intercepted
 from secateur.model.sites import Site
 from secateur_kernels import product_sum
+from secateur_kernels.backend import Backend
 
 Observer = Callable[[Tensor, Tensor], None]
 
@@ -24,16 +25,26 @@ def gate_gradients(
     target: Callable[[], Tensor],
     gate: Tensor | None = None,
     fused: Mapping[Site, FusedFeedForward] = MappingProxyType({}),
+    *,
+    backend: Backend,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """F [B], and dF/dc of each unit of each site [B, units], by one forward and one backward pass.
+    """Compute F and its gradients at the gates by one forward and one backward pass.
 
-    target: runs the model and returns F. gate: as in `watched`, the value of all gates. fused: branches that may score their
-    own units (all gates 1). The model's parameters must be frozen (`undisturbed`).
+    Args:
+        model: The model. Its parameters must be frozen (`undisturbed`).
+        ports: Where the units of each site are gated.
+        target: Runs the model and returns F [B].
+        gate: The value of all gates of each example [B], as in `watched`. None: all gates are 1.
+        fused: Branches that may score their own units. They need gates of 1.
+        backend: Of the kernels that sum over tokens.
+
+    Returns:
+        F [B], and dF/dc of each unit of each site [B, units].
     """
     scores: dict[Site, Tensor] = {}
 
     def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
-        folded = port.map.fold(product_sum(activation, gradient))
+        folded = port.map.fold(product_sum(activation, gradient, backend=backend))
         scores[site] = scores[site] + folded if site in scores else folded
 
     observers = {port: partial(observe, site, port) for site, each in ports.items() if site not in fused for port in each}

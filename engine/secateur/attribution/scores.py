@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from secateur.attribution.integrated.convergence import Convergence
 from secateur.model.sites import Site, selected
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 
 FORMAT = "secateur-scores/1"
@@ -71,20 +71,23 @@ class Scores(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Reads what `save` wrote. Raises InputError for anything else."""
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: There is no such file, or it is something else.
+        """
         if not Path(path).is_file():
             raise InputError(f"scores: no such file: {str(path)!r}")
-        try:
+        with reading("scores", path, "is not a scores file"):
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {}).get("secateur", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.get("format") != FORMAT:
                 raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about.get('format')!r}")
             return cls._from(about, tensors)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"scores: {str(path)!r} is not a scores file ({type(error).__name__}: {error})") from error
 
     @classmethod
     def _from(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Scores:

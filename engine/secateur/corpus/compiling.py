@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.corpus.shapes import longest
+from secateur.support.compat import has_cpp_compiler, inductor_freezing, inductor_kernels, inductor_options
 from secateur.support.errors import InputError, first_line
-from secateur.tasks import Item, Task
+from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, model_device
 
 LabelScores = Callable[[nn.Module, Batch], Tensor]
@@ -31,7 +32,7 @@ class CompileError(InputError):
 
 
 @contextmanager
-def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
+def compiled(task: TextTask, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
     """Compile `task.label_scores` for a model, and yield the compiled function.
 
     The function may be called from any thread, inside this context and `task.scoring`, in inference mode.
@@ -50,8 +51,6 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     Raises:
         CompileError: torch.compile cannot compile the model.
     """
-    from torch._inductor import config
-
     on_cpu = model_device(model).type == "cpu"
     if on_cpu:
         _require_compiler()
@@ -59,9 +58,7 @@ def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> It
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        with config.patch(
-            freezing=on_cpu
-        ):  # Set globally, not as an option of the backend, because the tracer of the model reads it too.
+        with inductor_freezing(on_cpu):
             _compile(function, task, model)
     finally:
         torch.set_num_threads(before)
@@ -109,14 +106,11 @@ def _with_lock(function: LabelScores) -> LabelScores:
 @functools.cache  # Always the same backend object, because torch.compile compiles again for another one.
 def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]]:
     """Inductor, which releases the lock where the guards are checked and its kernels begin."""
-    from torch._inductor import list_mode_options
-    from torch._inductor.compile_fx import compile_fx
-
     # cpp_wrapper calls all kernels of a graph from C++, so that threads do not wait for Python's lock between kernels.
-    options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else list_mode_options(mode)
+    options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else inductor_options(mode)
 
     def compile_graph(graph: Any, inputs: Any) -> Callable[..., Any]:
-        kernels: Any = compile_fx(graph, inputs, config_patches=options)
+        kernels = inductor_kernels(graph, inputs, options)
 
         def run(*arguments: Any) -> Any:
             _GUARD_LOCK.release()
@@ -127,7 +121,7 @@ def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]
     return compile_graph
 
 
-def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
+def _compile(function: LabelScores, task: TextTask, model: nn.Module) -> None:
     """Call the function on batches of SHAPES, so that all kernels are compiled."""
     with torch.inference_mode():
         for rows, length in SHAPES:
@@ -144,10 +138,5 @@ def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
 
 def _require_compiler() -> None:
     """Raise CompileError if there is no C++ compiler."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none") from error
+    if not has_cpp_compiler():
+        raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none")

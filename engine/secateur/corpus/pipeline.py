@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.shapes import longest, stepped
 from secateur.corpus.windows import Window
-from secateur.tasks import Item, Task
+from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, buckets, model_device
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Runner:
     """
 
     model: nn.Module
-    task: Task
+    task: TextTask
     max_tokens: int
     workers: int = 1
     threads: int | None = None

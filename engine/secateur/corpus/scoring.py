@@ -51,14 +51,14 @@ def score(
         InputError: The task has no closed labels, `on_long` is unknown, or a shard cannot be read.
     """
     require_on_long(on_long)
-    runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
+    runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels = task.label_names(model)
     sources = find_sources(dataset) if isinstance(dataset, str) else [Source("dataset", "dataset", 0, _rows(dataset, column))]
 
     def events() -> Iterator[Window]:
         for source in sources:
             chunks = source.read(column, identity)
-            yield from windows(chunks, task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
+            yield from windows(chunks, runner.task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
 
     try:
         for window in scored(events(), runner):
@@ -86,13 +86,13 @@ def mapper(
         InputError: As in `score`.
     """
     labels = task.label_names(model)
-    runner = Runner(model, task, max_tokens)
+    runner = Runner(model, task.require_texts(), max_tokens)
 
     def score_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [Row(value) for value in batch[column]]
         columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
         with task.scoring(model), torch.inference_mode():
-            for window in windows([(rows, 1.0)], task, len(labels), max_tokens=max_tokens, on_long="cut"):
+            for window in windows([(rows, 1.0)], runner.task, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
                 extended = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)

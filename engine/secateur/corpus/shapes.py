@@ -7,7 +7,7 @@ import sys
 
 from torch import nn
 
-from secateur.tasks import Task
+from secateur.tasks import TextTask
 
 # The size of oneDNN's kernel cache, which is 1,024 by default. A pruned model has a shape for each width and length. If a run
 # repeats more shapes than the cache holds, always in the same order, no kernel is ever reused.
@@ -23,7 +23,7 @@ def stepped(length: int) -> int:
     return -(-length // step) * step
 
 
-def longest(task: Task, model: nn.Module) -> int:
+def longest(task: TextTask, model: nn.Module) -> int:
     """Return the number of tokens of the longest input that the task's model takes."""
     limits = (task.room, getattr(getattr(model, "config", None), "max_position_embeddings", None))
     return min((limit for limit in limits if limit is not None), default=sys.maxsize)

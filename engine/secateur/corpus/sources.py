@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from secateur.data.examples import hub_dataset
+from secateur.support.compat import saved_data_files
 from secateur.support.errors import InputError, first_line
 
 TEXT, JSONL, TABLES = (".txt", ".text"), (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
@@ -159,8 +160,7 @@ def _folder(folder: Path) -> list[Source]:
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
             f"got the folder {str(folder)!r}"
         )
-    files = json.loads((folder / "state.json").read_text())["_data_files"]
-    paths = [folder / file["filename"] for file in files]
+    paths = [folder / name for name in saved_data_files(folder)]
     return [Source(path.stem, path.absolute().as_uri(), path.stat().st_size) for path in paths]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.corpus.sources import Row
 from secateur.support.errors import InputError
-from secateur.tasks import Item, Task
+from secateur.tasks import Item, TextTask
 
 # Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
 # tokens are padding.
@@ -97,7 +97,7 @@ class Window:
 
 def windows(
     chunks: Iterable[tuple[list[Row], float]],
-    task: Task,
+    task: TextTask,
     labels: int,
     *,
     max_tokens: int,
@@ -139,7 +139,7 @@ class _Rows:
         self.items: list[Item] = []
         self.tokens = 0
 
-    def add(self, chunk: Sequence[Row], task: Task, on_long: str) -> None:
+    def add(self, chunk: Sequence[Row], task: TextTask, on_long: str) -> None:
         """Encode rows, and add them."""
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]

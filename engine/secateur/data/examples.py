@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line, reading
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
@@ -89,10 +89,8 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
     if suffix == ".parquet":
         import pyarrow.parquet
 
-        try:
+        with reading("data", path, "is not a readable Parquet file", typed=False):
             table = pyarrow.parquet.read_table(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"data: {str(path)!r} is not a readable Parquet file: {first_line(error)}") from error
         return iter(table.to_pylist())
     try:
         raw = path.read_bytes()
@@ -109,10 +107,9 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
 def _json_rows(path: Path, text: str) -> Iterator[Any]:
     """Iterate over the rows of JSONL, or of one JSON array."""
     if text.lstrip().startswith("["):
-        try:
-            yield from json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"data: {str(path)!r} is not JSON: {error}") from error
+        with reading("data", path, "is not JSON", typed=False):
+            rows = json.loads(text)
+        yield from rows
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():

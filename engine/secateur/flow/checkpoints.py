@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from secateur.support.compat import has_auto_model
 from secateur.support.errors import InputError, first_line
 from secateur.tasks import Task
 
@@ -58,9 +59,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
     Raises:
         InputError: It has none.
     """
-    import transformers
-
-    fitting = [known for known, task in tasks.items() if type(config) in getattr(transformers, task.auto_class)._model_mapping]
+    fitting = [known for known, task in tasks.items() if has_auto_model(task.auto_class, config)]
     if kind not in fitting:
         raise InputError(
             f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "

@@ -79,7 +79,7 @@ def alternatives(
 def alternatives_within(
     scores: Scores, budget: Budget, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
 ) -> list[Plan]:
-    """`alternatives` for a `Budget`. options: what else `plan` takes."""
+    """Return the `alternatives` for a `Budget`. `options` are further arguments of `plan`."""
     if allocation is not None or budget.kind == "keep":
         return [plan_within(scores, budget, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
     uniform = plan_within(scores, budget, **options)
@@ -125,7 +125,7 @@ def choose(
     total = len(plans) + len(recoveries) - 1
     if total == 1:
         return [Candidate(plans[0], recoveries[0], None)]
-    rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)[:_AT_MOST]
+    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
     every = min(_COMPARED, len(rows))

@@ -15,24 +15,19 @@ from secateur import tasks
 from secateur.data.examples import Example
 from secateur.flow import checkpoints
 from secateur.pruning import save
+from secateur.support.compat import model_from_config
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.fitting import read_tokenizer, require_rows
+from secateur.tasks.fitting import read_tokenizer
 
 TASK_FILE = "secateur.json"
-TASKS: dict[str, type[tasks.Task]] = {
-    "text-to-text": tasks.TextToText,
-    "sequence-classification": tasks.SequenceClassification,
-    "token-classification": tasks.TokenClassification,
-    "causal-lm": tasks.CausalLM,
-    "image-classification": tasks.ImageClassification,
-}
-_ENDINGS = {
-    "ForConditionalGeneration": "text-to-text",
-    "ForSequenceClassification": "sequence-classification",
-    "ForTokenClassification": "token-classification",
-    "ForCausalLM": "causal-lm",
-    "ForImageClassification": "image-classification",
-}
+_CLASSES: tuple[type[tasks.Task], ...] = (
+    tasks.TextToText,
+    tasks.SequenceClassification,
+    tasks.TokenClassification,
+    tasks.CausalLM,
+    tasks.ImageClassification,
+)
+TASKS = {task_class.name: task_class for task_class in _CLASSES}
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -90,17 +85,16 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
     path, config = _described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
-    reader = "AutoImageProcessor" if kind == "image-classification" else "AutoTokenizer"
     if device_map is not None:
         options["device_map"] = _device_map(device_map, device, config)
     try:
         model = _load(path, config, TASKS[kind].auto_class, options)
-        tokenizer = read_tokenizer(path, reader)
+        tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
     except InputError:
         raise
     except (OSError, ValueError) as error:
         raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
-    require_rows(model, tokenizer)
+    TASKS[kind].require_reader(model, tokenizer)
     return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
 
 
@@ -124,10 +118,11 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
-    build: Any = pruned._from_config if pruned else getattr(transformers, TASKS[kind].auto_class).from_config
+    stock: Any = getattr(transformers, TASKS[kind].auto_class)
     try:
         with torch.device("meta"):
-            model: nn.Module = build(config, dtype=computed)
+            model: nn.Module
+            model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
     except ValueError as error:
         raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
     return model.eval()
@@ -136,7 +131,7 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
 def loaded_from(model: nn.Module, task: tasks.Task, tokenizer: Any) -> Loaded:
     """Return a model that the caller has loaded as `Loaded`. The model's dtype counts as the stored dtype."""
     stored = next(model.parameters()).dtype
-    return Loaded(model, task.tokenizer if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
+    return Loaded(model, task.reader if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
 
 
 def name_of(task: tasks.Task) -> str:
@@ -160,7 +155,9 @@ def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exampl
     Raises:
         InputError: The examples do not tell the labels.
     """
-    return loaded.task_class(loaded.tokenizer, labels=task_labels(loaded, labels, rows), max_length=max_length)
+    task_class: Any = loaded.task_class
+    task: tasks.Task = task_class(loaded.tokenizer, labels=task_labels(loaded, labels, rows), max_length=max_length)
+    return task
 
 
 def task_file(task: tasks.Task, name: str) -> str:
@@ -176,7 +173,7 @@ def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exam
         return None
     if labels != "auto":
         return [label.strip() for label in labels.split(",")]
-    if loaded.labels is not None or loaded.task not in ("text-to-text", "causal-lm"):
+    if loaded.labels is not None or loaded.task_class.labels_from_model:
         return loaded.labels
     if not all("target" in row for row in rows):
         raise InputError("labels: expected the candidate labels between commas where examples have no targets, got 'auto'")
@@ -255,9 +252,9 @@ def _remembered(folder: str) -> dict[str, Any]:
 def _task_of(config: Any) -> str:
     """The name of the task that the config's architecture tells."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
-    for ending, task in _ENDINGS.items():
-        if architecture.endswith(ending):
-            return task
+    for name, task_class in TASKS.items():
+        if architecture.endswith(task_class.architecture):
+            return name
     raise InputError(
         f"task: expected one of {', '.join(TASKS)}, got none, and the model ({architecture or 'no architecture'}) does not tell"
     )

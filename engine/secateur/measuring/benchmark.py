@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from secateur.measuring.synthetic import forward_options
 from secateur.model import cost
-from secateur.model.branches import FeedForward
+from secateur.model.branches import feed_forwards
 from secateur.model.families import branches
-from secateur.model.images import image_tokens, reads_images
+from secateur.model.images import fixed_length
 from secateur.model.undisturbed import undisturbed
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
@@ -140,7 +140,7 @@ def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: 
     ratios = [a / b for a, b in times]
     low, middle, high = statistics.quantiles(ratios, n=4)
     size = len(next(iter(batch.values())))
-    length = image_tokens(dense) if reads_images(dense) else batch["input_ids"].shape[1]
+    length = fixed_length(dense) or batch["input_ids"].shape[1]
     return Timing(
         batch_size=size,
         length=length,
@@ -173,7 +173,7 @@ def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -
         return ["the pruned model does under 2% fewer FLOPs: (almost) nothing that costs time was removed"]
     best = max(t.dense_flops / t.dense_ms for t in timings)
     align = 64 if device.type == "cuda" else 8
-    widths = [branch.width for branch in branches(pruned).values() if isinstance(branch, FeedForward)]
+    widths = [branch.width for branch in feed_forwards(branches(pruned).values())]
     misaligned = [width for width in widths if width % align]
     notes = []
     for timing in timings:

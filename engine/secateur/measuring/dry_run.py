@@ -11,23 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from secateur.attribution.criteria.gradient_activation import OnePass
 from secateur.attribution.scores import Scores
 from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
-from secateur.model.branches import Attention
+from secateur.model.branches import attentions
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
-from secateur.model.images import image_tokens, reads_images
+from secateur.model.images import fixed_length
 from secateur.model.offloading import named_parameters
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.prune import prune
+from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_value, tree_leaves
 from secateur.support.errors import InputError
 from secateur.tasks import Batch
 from secateur.tasks.base import target_of
@@ -160,7 +159,7 @@ def dry_run(
             f"allocation: expected uniform in a dry run without scores, as other allocations need scores, got {allocation!r}"
         )
     prunable = sites(model, unit=unit, select=select)
-    length = image_tokens(model) if reads_images(model) else length
+    length = fixed_length(model) or length
     if budget is not None:
         given = plan_within(scores or _drawn(model, prunable, length), budget, **planning)
     assert given is not None  # The budget is missing only where a plan is given.
@@ -252,10 +251,9 @@ def _drawn(model: nn.Module, prunable: Sequence[Site], length: int) -> Scores:
 def _cache_bytes(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of keys and values in a cache for each token, by the stack of the token."""
     by_stack: dict[str, int] = {}
-    for branch in branches(model).values():
-        if isinstance(branch, Attention) and branch.stack == "decoder":
-            stack = "encoder" if branch.kind == "cross_attention" else "decoder"
-            by_stack[stack] = by_stack.get(stack, 0) + 2 * branch.groups * branch.head_dim * dtype.itemsize
+    for branch in attentions(branches(model).values()):
+        if branch.stack == "decoder":
+            by_stack[branch.source] = by_stack.get(branch.source, 0) + branch.cached_channels * dtype.itemsize
     return by_stack
 
 
@@ -291,8 +289,8 @@ class _FalseBooleans(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers False where a model inside it tests a boolean tensor on the meta device, which has no value."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reads_value = func is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta"
-        return False if reads_value and args[0].dtype == torch.bool else func(*args, **(kwargs or {}))
+        tests_value = reads_a_value(func) and args[0].device.type == "meta"
+        return False if tests_value and args[0].dtype == torch.bool else func(*args, **(kwargs or {}))
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -311,10 +309,7 @@ def _attention(
     """scaled_dot_product_attention as one fused operation. [B, heads, T, head_dim] -> [B, heads, T, head_dim]"""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
-    attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
-    )[0]
-    return attended
+    return flash_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.planning.latency_table import FORMAT, LatencyTable
 from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
+from secateur.support.compat import attention_implementation
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
@@ -103,7 +104,7 @@ def cached_at(model: nn.Module, about: Mapping[str, Any]) -> Path:
     Its name is a hash of the settings in `about`, of the model's modules (their activation functions, for example, which the
     fingerprint does not cover), and of how attention and matrix products are computed.
     """
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_implementation(model.config)
     settings = [FORMAT, about, repr(model), attention, torch.get_float32_matmul_precision()]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -124,9 +125,10 @@ def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
 
 
 def _sweeps(prunable: Sequence[Site]) -> list[list[Site]]:
-    """Groups of sites that are cut together: the query-key channels, the value-output channels, then all sites."""
-    kinds = [[site for site in prunable if site.unit == unit] for unit in ("qk_channel", "vo_channel")]
-    return [*(kinds if all(kinds) else []), list(prunable)]
+    """Groups of sites that are cut together: the channels of one unit, if there are several such units, then all sites."""
+    units = dict.fromkeys(site.unit for site in prunable if site.is_channel)
+    by_unit = [[site for site in prunable if site.unit == unit] for unit in units]
+    return [*(by_unit if len(by_unit) > 1 else []), list(prunable)]
 
 
 def _rows(
@@ -156,7 +158,7 @@ def _rows(
         for site, name in zip(cut, names, strict=True):
             if names.count(name) == 1:
                 row = alone[site.name]
-            elif site.unit == "vo_channel":
+            elif site.read_by_output:
                 row = both.setdefault(name, {})
             else:
                 continue
@@ -183,7 +185,7 @@ def _grid(cut: Sequence[Site], shares: Sequence[float]) -> list[dict[str, int]]:
 
 def _count(site: Site, share: float) -> int:
     """Units at a share: neurons in multiples of 8, and the same number of channels in each head."""
-    step = {"neuron": 8, "head": 1}.get(site.unit, site.groups)
+    step = 8 if site.unit == "neuron" else site.channel_groups
     return min(site.units, step * max(1, math.ceil(share * site.units / step - 1e-9)))
 
 
@@ -194,10 +196,10 @@ def _plan(model: nn.Module, cut: Sequence[Site], counts: Mapping[str, int]) -> P
     """
     kept = {}
     for site in cut:
-        heads = 1 if site.unit in ("neuron", "head") else site.groups
+        heads = site.channel_groups
         head_size = site.units // heads
         # Heads start at the layer's number, so that layers keep different ones.
-        first = torch.arange(counts[site.name] // heads) + (site.layer if site.unit == "head" else 0)  # [kept in a head]
+        first = torch.arange(counts[site.name] // heads) + (site.layer if site.is_head else 0)  # [kept in a head]
         in_each_head = first.sort().values % head_size + head_size * torch.arange(heads).unsqueeze(1)  # [heads, kept in a head]
         kept[site.name] = in_each_head.flatten().sort().values  # [kept]
     return Plan(kept, tuple(cut), fingerprint(model))
@@ -233,9 +235,9 @@ def _alike(model: nn.Module) -> dict[str, list[str]]:
 
 def _shape(model: nn.Module, branch: Branch) -> Any:
     """The kind, stack and parameter sizes of a branch."""
-    paths = sorted({*branch.linears, getattr(branch, "path", branch.output)})
+    paths = sorted({*branch.linears, branch.path})
     sizes = [tuple(p.shape) for path in paths for p in model.get_submodule(path).parameters()]
-    return getattr(branch, "kind", "ffn"), branch.stack, tuple(sizes)
+    return branch.kind, branch.stack, tuple(sizes)
 
 
 def _sum(times: Times, group: Sequence[str]) -> float:

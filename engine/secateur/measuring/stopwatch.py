@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measuring.synthetic import forward_options
-from secateur.model.branches import Attention
 from secateur.model.families import branches
 
 
@@ -90,8 +89,7 @@ def stopwatch(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Callabl
 
     try:
         for name, branch in branches(model).items():
-            first = branch.path if isinstance(branch, Attention) else branch.inputs[0]
-            handles.append(model.get_submodule(first).register_forward_pre_hook(begin(name)))
+            handles.append(model.get_submodule(branch.path).register_forward_pre_hook(begin(name)))
             handles.append(model.get_submodule(branch.output).register_forward_hook(end(name)))
         yield run
     finally:

@@ -1,1 +1,1 @@
-"""A transformers model as secateur sees it: sites and branches, hooks, cost, rebuilt modules. It uses support and kernels."""
+"""The parts of a transformers model: sites and branches, hooks, cost, rebuilt modules. It uses support and kernels."""

@@ -1,4 +1,4 @@
-"""Blocks: the layers of a model with the branches that add to its residual stream, and gates on what they add."""
+"""Blocks: the layers of a model with the branches that add to its residual stream, and gates on the branches' outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Branch, FeedForward
+from secateur.model.branches import Branch
 from secateur.model.families import Contribution, branches, family_of, split_token_rows
 from secateur.model.sites import Stack
 from secateur.support.errors import InputError
@@ -21,7 +21,14 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """One block: for example "encoder.0", the module list that holds it, and its branches, in the order of the forward pass."""
+    """One block, for example "encoder.0".
+
+    Attributes:
+        stack: The stack that the block belongs to.
+        layer: The number of the block in its stack, from 0.
+        layers: The path of the module list that holds the block.
+        branches: Its branches, in the order of the forward pass.
+    """
 
     stack: Stack
     layer: int
@@ -30,57 +37,63 @@ class Block:
 
     @property
     def name(self) -> str:
+        """The name of the block."""
         return f"{self.stack}.{self.layer}"
 
     @property
     def path(self) -> str:
-        """The path of its module."""
+        """The path of the block's module."""
         return f"{self.layers}.{self.layer}"
 
 
 def blocks(model: nn.Module) -> dict[str, Block]:
-    """A model's blocks by name, in the order of its forward pass. Raises InputError for an unknown family."""
-    found: dict[tuple[Stack, int], list[Branch]] = {}
+    """Return a model's blocks by name, in the order of its forward pass. Raises InputError for an unknown family."""
+    by_place: dict[tuple[Stack, int], list[Branch]] = {}
     for branch in branches(model).values():
-        found.setdefault((branch.stack, branch.layer), []).append(branch)
-    made = [Block(stack, layer, _layers(model, of[0]), tuple(of)) for (stack, layer), of in found.items()]
-    return {block.name: block for block in made}
+        by_place.setdefault((branch.stack, branch.layer), []).append(branch)
+    of_model = [Block(stack, layer, _layers(model, of[0]), tuple(of)) for (stack, layer), of in by_place.items()]
+    return {block.name: block for block in of_model}
 
 
 def layers(model: nn.Module, unit: LayerUnit = "block") -> dict[str, tuple[Branch, ...]]:
-    """What can be gated and deleted, by name: each block's branches ("encoder.0"), or each branch alone ("encoder.0.ffn").
+    """Return the layers that can be gated and deleted, by name, each with its branches.
 
-    Branches that nothing is left of are not among them, nor blocks without others.
-    Raises InputError: an unknown unit or family, a model with nothing left to delete.
+    Branches that add nothing are left out, and so are blocks without any other branch.
+
+    Args:
+        model: The model.
+        unit: "block" for whole blocks ("encoder.0"), or "branch" for each branch alone ("encoder.0.ffn").
+
+    Raises:
+        InputError: The unit or the family is unknown, or the model has nothing left to delete.
     """
     if unit not in ("block", "branch"):
         raise InputError(f"unit: expected 'block' or 'branch', got {unit!r}")
-    found: dict[str, tuple[Branch, ...]] = {}
+    by_name: dict[str, tuple[Branch, ...]] = {}
     for block in blocks(model).values():
         left = tuple(branch for branch in block.branches if contributes(model, branch))
         if unit == "branch":
-            found |= {branch.name: (branch,) for branch in left}
+            by_name |= {branch.name: (branch,) for branch in left}
         elif left:
-            found[block.name] = left
-    if not found:
+            by_name[block.name] = left
+    if not by_name:
         raise InputError("model: expected one with layers left to delete, got one whose branches are all empty")
-    return found
+    return by_name
 
 
 def contributes(model: nn.Module, branch: Branch) -> bool:
-    """Whether a branch adds anything: without units its out-projection still gives its bias."""
-    units = branch.width if isinstance(branch, FeedForward) else branch.heads
-    return units > 0 or getattr(model.get_submodule(branch.output), "bias", None) is not None
+    """Return whether a branch adds anything. Without units its out-projection still returns its bias."""
+    return not branch.empty or getattr(model.get_submodule(branch.output), "bias", None) is not None
 
 
 def contribution(model: nn.Module, branch: Branch) -> Contribution:
-    """Where what the branch adds to the residual stream can be had."""
+    """Return the module whose output is what the branch adds to the residual stream."""
     return family_of(model).contribution(model, branch)
 
 
 def attach(model: nn.Module, transforms: Mapping[str, Transform]) -> list[RemovableHandle]:
-    """Replaces the output of the module at each path by what its function makes of it, until the handles are removed."""
-    # In front of other hooks, so that it sees the activations by example.
+    """Replace the output of the module at each path by its transform of it, until the handles are removed."""
+    # Before other hooks, so that the transform sees [B, T, channels] and not all tokens in one row.
     return [
         *split_token_rows(model),
         *(model.get_submodule(path).register_forward_hook(_after(t), prepend=True) for path, t in transforms.items()),
@@ -89,7 +102,7 @@ def attach(model: nn.Module, transforms: Mapping[str, Transform]) -> list[Remova
 
 @contextmanager
 def transformed(model: nn.Module, transforms: Mapping[Branch, Transform]) -> Iterator[None]:
-    """Inside, what each branch adds to the residual stream goes through its function."""
+    """A context in which a transform changes what each branch adds to the residual stream."""
     handles = attach(model, {contribution(model, branch).path: transform for branch, transform in transforms.items()})
     try:
         yield
@@ -100,13 +113,16 @@ def transformed(model: nn.Module, transforms: Mapping[Branch, Transform]) -> Ite
 
 @contextmanager
 def gated(model: nn.Module, gates: Mapping[Branch, Tensor]) -> Iterator[None]:
-    """Inside, what each branch adds to the residual stream is multiplied by its gate: one for all, or one an example [B]."""
+    """A context in which gates multiply what branches add to the residual stream: one for all [1], or one an example [B]."""
     with transformed(model, {branch: _by(gate) for branch, gate in gates.items()}):
         yield
 
 
 def times(added: Tensor, gate: Tensor) -> Tensor:
-    """added [B, T, channels] times a gate [1] or [B], in the gate's dtype first: rounded to 8 bits it would be another gate."""
+    """Return added [B, T, channels] times a gate [1] or [B], in the dtype of `added`.
+
+    The product has the gate's dtype first: a gate rounded to 8 bits would be another gate.
+    """
     return (added * gate.view(-1, *[1] * (added.dim() - 1))).to(added.dtype)
 
 
@@ -119,7 +135,7 @@ def _after(transform: Transform) -> Callable[[nn.Module, tuple[Any, ...], Tensor
 
 
 def _layers(model: nn.Module, branch: Branch) -> str:
-    """The path of the module list whose item `branch.layer` holds the branch: the outermost one on the way to it."""
+    """Return the path of the outermost module list whose item `branch.layer` holds the branch."""
     names = branch.output.split(".")
     for depth in range(1, len(names)):
         path = ".".join(names[:depth])

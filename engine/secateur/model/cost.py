@@ -1,4 +1,4 @@
-"""What a plan and a model cost: parameters and FLOPs."""
+"""Costs of models and plans: parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from secateur.model.sites import Site
 
 
 def parameters(model: nn.Module) -> int:
-    """Parameters of a model, tied ones once."""
+    """Return the number of a model's parameters, tied ones once."""
     return sum(parameter.numel() for _, parameter in named_parameters(model))
 
 
 def flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
-    """FLOPs of one forward pass: those of matrix products, a multiply-add being two, attention's core included. Element-wise
-    work isn't counted. A causal or windowed core counts in full, so that every implementation of attention gives the same."""
+    """Return the FLOPs of the matrix products of one forward pass, 2 for a multiply-add.
+
+    Attention's core is included. Element-wise work is not counted. A causal or windowed core counts in full, so that every
+    implementation of attention gives the same number.
+
+    Args:
+        model: The model.
+        inputs: The keyword arguments of its forward pass.
+    """
     counter = FlopCounterMode(display=False, custom_mapping=_CORES)
     with counter, torch.no_grad():
         model(**inputs)
@@ -28,14 +35,16 @@ def flops(model: nn.Module, inputs: Mapping[str, Any]) -> int:
 
 
 def _core_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-    """FLOPs of attention's two products, from the shapes [batch, heads, tokens, channels] of queries, keys and values. Each
-    query head reads one key-value head; values may have other channels than keys."""
+    """Return the FLOPs of attention's two products from the shapes [B, heads, T, channels] of queries, keys and values.
+
+    Each query head reads one key-value head. Values may have another number of channels than keys.
+    """
     batch, heads, tokens, channels = query
     return 2 * batch * heads * tokens * key[2] * (channels + value[3])
 
 
-# Torch's own counter has no formula for the CPU's fused kernel, so that it counts nothing, and in older releases one for the
-# GPU's that refuses fewer key-value heads than query heads.
+# Torch's counter has no formula for the CPU's fused kernel and counts it as nothing. In older releases its formula for the
+# GPU's kernels refuses fewer key-value heads than query heads.
 _CORES: dict[Any, Any] = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}"): _core_flops
     for kernel in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
@@ -43,10 +52,15 @@ _CORES: dict[Any, Any] = {
 
 
 def unit_cost(site: Site, kind: str, tokens: Mapping[str, float]) -> float:
-    """What one unit of a site costs: weights ("params"), or multiply-adds x 2 for one example of mean length ("flops").
+    """Return the cost of one unit of a site.
 
-    What goes with heads and neurons is exactly what `flops` counts less, of a batch without padding. Channels of an attention
-    count with their weights alone: what they save in its core depends on how they lie in the heads.
+    For heads and neurons it is exactly what `flops` counts less of a batch without padding once the unit is gone. Channels of
+    an attention count with their weights alone: what they save in its core depends on how they lie in the heads.
+
+    Args:
+        site: The site.
+        kind: "params" for weights, or "flops" for the FLOPs of one example of mean length.
+        tokens: The mean number of tokens of an example by stack.
     """
     if kind == "params":
         return site.parameters
@@ -58,7 +72,7 @@ def unit_cost(site: Site, kind: str, tokens: Mapping[str, float]) -> float:
 def remaining(
     layers: Sequence[Site], sites: Sequence[Site], counts: Mapping[str, int], kind: str, tokens: Mapping[str, float]
 ) -> float:
-    """The share of the layers' cost that remains when each site keeps `counts` units, by `unit_cost`."""
+    """Return the share of the layers' cost, by `unit_cost`, that remains when each site keeps `counts` units."""
     total = sum(unit_cost(site, kind, tokens) * site.units for site in layers)
     removed = sum(unit_cost(site, kind, tokens) * (site.units - counts[site.name]) for site in sites)
     return 1 - removed / total

@@ -1,4 +1,4 @@
-"""What of a model can be pruned: its sites, found through its family, and the fingerprint that ties plans to it."""
+"""The sites of a model, which its family tells, and the fingerprint that ties scores and plans to the model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,29 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from secateur.model.branches import Attention, Branch, Port
+from secateur.model.branches import Branch, Port
 from secateur.model.families import branches
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
-from secateur.model.sites import AttentionUnit, Kind, Site, Unit, branch_name, selected
+from secateur.model.sites import AttentionUnit, Site, Unit, branch_name, selected
 from secateur.support.errors import InputError
 
 
 def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None = None) -> list[Site]:
-    """The prunable sites of a model, in the order of its forward pass.
+    """Return the prunable sites of a model, in the order of its forward pass.
 
-    unit: what is removed from attention: "head" (a key-value head with its query heads under GQA, a query head under MQA) or
-    "channel" (Q and K together, V and O together). select: alternatives between commas, each a conjunction of words between
-    points, as in site names: "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words: encoder, decoder, ffn,
-    attention, self, cross, qk, vo, a layer, a range of layers.
-    Raises InputError: an unknown family, a unit that does not exist, a selection that is malformed or empty, a model whose
-    attention has lost channels already, or that has no units left.
+    Args:
+        model: The model.
+        unit: The unit that is removed from attention: "head" (a key-value head with its query heads under GQA, a query head
+            under MQA) or "channel" (Q and K together, V and O together).
+        select: Which sites: alternatives between commas. Each is a conjunction of words between points, as in site names:
+            "ffn", "encoder.attention", "decoder.cross,encoder.ffn.0-3". Words are encoder, decoder, ffn, attention, self,
+            cross, qk, vo, a layer, or a range of layers. None for all sites.
+
+    Raises:
+        InputError: The family or the unit is unknown; the selection is malformed or empty; the model's attention has lost
+            channels already; or the model has no units left.
     """
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
@@ -35,49 +40,48 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
         if isinstance(module, (ScatterLinear, GatherLinear)):
             raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
     of_model = branches(model).values()
-    found = [
+    of_branches = [
         _site(model, branch, name, kind, count)
         for branch in of_model
         for name, (kind, count) in branch.sites(unit).items()
         if count
     ]
-    if not found:
+    if not of_branches:
         raise InputError("model: expected one with units left to remove, got one whose branches are all empty")
-    refused = {branch.channels_refused for branch in of_model if isinstance(branch, Attention)} - {None}
+    refused = {branch.channels_refused for branch in of_model} - {None}
     why = [f"; no site is what Q/K channels are: {reason}" for reason in refused]
-    return found if select is None else selected(found, select, "".join(why))
+    return of_branches if select is None else selected(of_branches, select, "".join(why))
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
-    """The branch that each site belongs to. Raises InputError for a site that the model lacks."""
-    found, owners = branches(model), {}
+    """Return the branch that each site belongs to. Raises InputError for a site that the model lacks."""
+    by_name, owners = branches(model), {}
     for site in chosen:
         name = branch_name(site.name)
-        if name not in found:
-            raise InputError(f"sites: expected sites of this model, such as {next(iter(found))!r}, got {site.name!r}")
-        owners[site] = found[name]
+        if name not in by_name:
+            raise InputError(f"sites: expected sites of this model, such as {next(iter(by_name))!r}, got {site.name!r}")
+        owners[site] = by_name[name]
     return owners
 
 
 def scored_ports(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, tuple[Port, ...]]:
-    """Where each site's activations are seen."""
+    """Return the ports where each site's activations are observed."""
     return {site: branch.observed_at(site.unit) for site, branch in branches_of(model, chosen).items()}
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of the architecture, its branches (heads and widths) and the shapes of all parameters, not of their values:
-    scores and plans belong to models that share it, such as fine-tuned copies of one checkpoint."""
+    """Return a hash of the architecture, its branches (heads and widths) and the shapes of all parameters.
+
+    Values of parameters are not part of it. Scores and plans belong to all models that share it, such as fine-tuned copies of
+    one checkpoint.
+    """
     shapes = {name: list(p.shape) for name, p in sorted(named_parameters(model))}
     text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -> Site:
-    parameters = flops = source_flops = core_flops = 0.0
-    of_source: tuple[str, ...] = ()
-    if isinstance(branch, Attention):
-        of_source = (branch.key, branch.value) if branch.kind == "cross_attention" else ()
-        core_flops = 4.0 * branch.head_dim * branch.heads / count if unit in ("head", "query_head") else 0.0
+    parameters = flops = source_flops = 0.0
     for port in branch.cut_at(unit):
         module = model.get_submodule(port.path)
         weight = weight_of(module)
@@ -85,10 +89,11 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
         other = weight.shape[1] if port.side == "output" else weight.shape[0]
         has_bias = port.side == "output" and getattr(module, "bias", None) is not None
         parameters += per_unit * (other + has_bias)
-        if port.path in of_source:
+        if port.path in branch.source_linears:
             source_flops += 2 * per_unit * other
         else:
             flops += 2 * per_unit * other
-    kind: Kind = branch.kind if isinstance(branch, Attention) else "ffn"
-    groups = branch.groups if isinstance(branch, Attention) else 1
-    return Site(name, kind, branch.stack, branch.layer, unit, count, groups, parameters, flops, source_flops, core_flops)
+    core_flops = branch.core_flops(unit) / count
+    return Site(
+        name, branch.kind, branch.stack, branch.layer, unit, count, branch.groups, parameters, flops, source_flops, core_flops
+    )

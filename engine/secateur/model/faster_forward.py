@@ -13,15 +13,18 @@ from secateur.model.families.registry import _known
 from secateur.model.shortcuts.bfloat16_attention import bfloat16_attention
 from secateur.model.shortcuts.one_pass_gelu import one_pass_activations
 
-# How many threads are in the context of a model, and what undoes it.
+# By model, the number of threads inside the context and the stack that undoes it.
 _IN_USE: WeakKeyDictionary[nn.Module, tuple[int, ExitStack]] = WeakKeyDictionary()
 _LOCK = Lock()
 
 
 @contextmanager
 def faster_forward(model: nn.Module) -> Iterator[None]:
-    """Within it a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations. Of several
-    threads with one model the first makes it so, and the last undoes it: nobody's pass changes on the way."""
+    """A context in which a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations.
+
+    When several threads use one model, the first to enter changes the model and the last to leave undoes the change. So no
+    forward pass changes halfway.
+    """
     with _LOCK:
         threads, undo = _IN_USE[model] if model in _IN_USE else (0, _enter(model))
         _IN_USE[model] = threads + 1, undo
@@ -37,7 +40,7 @@ def faster_forward(model: nn.Module) -> Iterator[None]:
 
 
 def _enter(model: nn.Module) -> ExitStack:
-    """What undoes it."""
+    """Change the model and return the stack that undoes the change."""
     family = _known(model)
     with ExitStack() as entered:
         entered.enter_context(one_pass_activations(model))

@@ -1,4 +1,4 @@
-"""Gates on a model's units: watching their activations and gradients, and setting them to zero. Nothing stays behind."""
+"""Hooks on ports: observe or replace the activations of units. No hook stays on the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.model.branches import Port
 
 @contextmanager
 def observed(model: nn.Module, ports: Mapping[Port, Callable[[Tensor], None]]) -> Iterator[None]:
-    """Calls each port's observer with the activation [B, T, channels] during the forward pass."""
+    """A context in which a forward pass calls each port's observer with the activation [B, T, channels]."""
 
     def look(observe: Callable[[Tensor], None], activation: Tensor) -> Tensor:
         observe(activation)
@@ -27,7 +27,7 @@ def observed(model: nn.Module, ports: Mapping[Port, Callable[[Tensor], None]]) -
 
 @contextmanager
 def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Replaces what goes through each port by what its function returns."""
+    """A context in which each port's function replaces the tensor that goes through the port."""
     handles: list[RemovableHandle] = []
     try:
         for port, transform in transforms.items():
@@ -39,6 +39,7 @@ def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], 
 
 
 def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) -> RemovableHandle:
+    """Hook the side of a linear layer that a port names."""
     if port.side == "input":
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -54,11 +55,11 @@ def _hook(module: nn.Module, port: Port, transform: Callable[[Tensor], Tensor]) 
 
 @contextmanager
 def replaced(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, the modules at these paths call these functions instead of their own forward."""
+    """A context in which the modules at these paths call these functions instead of their own forward."""
     with ExitStack() as stack:
         for path, forward in forwards.items():
             module = model.get_submodule(path)
-            if "forward" in vars(module):  # Another library has wrapped it.
+            if "forward" in vars(module):  # Another library has wrapped the forward of this module.
                 stack.callback(setattr, module, "forward", vars(module)["forward"])
             else:
                 stack.callback(delattr, module, "forward")

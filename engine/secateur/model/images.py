@@ -1,4 +1,4 @@
-"""What a model that reads images takes: the shape of an image and the number of its tokens."""
+"""Models that read images: the shape of an image and the number of its tokens."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from torch import nn
 
 
 def reads_images(model: nn.Module) -> bool:
-    """Whether a model's input is an image and not text."""
+    """Return whether a model's input is an image and not text."""
     return getattr(model, "main_input_name", "") == "pixel_values"
 
 
 def image_shape(model: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width of the images that a model takes."""
+    """Return the channels, the height and the width of the images that a model takes."""
     config: Any = model.config
     return (config.num_channels, *_pair(config.image_size))
 
 
 def image_tokens(model: nn.Module) -> int:
-    """Tokens of an image: its patches, and the one that stands for the whole."""
+    """Return the number of tokens of an image: its patches, and one token that stands for the whole image."""
     config: Any = model.config
     (height, width), (down, across) = _pair(config.image_size), _pair(config.patch_size)
     return (height // down) * (width // across) + 1
+
+
+def fixed_length(model: nn.Module) -> int | None:
+    """Return the number of tokens of every example, where the model makes them: of an image; None where texts have them."""
+    return image_tokens(model) if reads_images(model) else None
 
 
 def _pair(size: Any) -> tuple[int, int]:

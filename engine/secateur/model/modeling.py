@@ -1,8 +1,8 @@
 """Modules of a rebuilt model whose widths differ from layer to layer.
 
-This file needs torch alone. `secateur.save` copies it into the folder of such a model, so that the folder loads where
-secateur is not installed; `secateur.prune` and `secateur.load` use it too. Its one input is the recipe in the
-model's config (`config.secateur`): for each module that is not as the stock architecture has it, its sizes.
+This file needs torch alone. `secateur.save` copies it into the folder of a rebuilt model, so that the folder loads where
+secateur is not installed. `secateur.prune` and `secateur.load` use it too. Its one input is the recipe in the model's config
+(`config.secateur`), which holds the sizes of each module that differs from the stock architecture.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn import functional
 
 
 class ScatterLinear(nn.Linear):
-    """A linear layer whose outputs stand among zeros: heads of unequal width, padded to one width.
+    """A linear layer whose outputs are scattered among zeros: heads of unequal width, padded to one width.
 
-    `slots` [width] (int64) names for each output the row of `weight` that fills it; `out_features` stands for a zero.
+    `slots` [width] (int64) holds for each output the row of `weight` that fills it. `out_features` stands for a zero.
     """
 
     slots: Tensor
@@ -34,7 +34,7 @@ class ScatterLinear(nn.Linear):
 class GatherLinear(nn.Linear):
     """A linear layer that reads only some of its inputs: the counterpart of ScatterLinear.
 
-    `slots` [in_features] (int64) names the inputs that `weight`'s columns read.
+    `slots` [in_features] (int64) holds for each column of `weight` the input that it reads.
     """
 
     slots: Tensor
@@ -48,7 +48,7 @@ class GatherLinear(nn.Linear):
 
 
 class LowRankLinear(nn.Linear):
-    """A linear layer of low rank: `weight` [out_features, rank] reads what `basis` [rank, in_features] makes of the input."""
+    """A linear layer of low rank: the product of `weight` [out_features, rank] and `basis` [rank, in_features]."""
 
     def __init__(self, in_features: int, out_features: int, *, rank: int, **options: Any) -> None:
         super().__init__(rank, out_features, **options)
@@ -61,9 +61,9 @@ class LowRankLinear(nn.Linear):
 
 
 class EmptyLinear(nn.Module):
-    """A linear layer without inputs, which gives its bias alone, or without outputs.
+    """A linear layer without inputs, which returns its bias alone, or without outputs.
 
-    Not an nn.Linear: what replaces those, as quantisation does, cannot take the range of no numbers.
+    It is no nn.Linear, because quantisers replace nn.Linear and fail on an empty weight.
     """
 
     bias: Tensor | None
@@ -75,14 +75,16 @@ class EmptyLinear(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, **options)) if bias else None)
 
     def forward(self, input: Tensor) -> Tensor:
-        # Not by functional.linear: compilers would look for a kernel, and some have none for no numbers.
+        # Without functional.linear: compilers would look for a kernel, and some have none for an empty matrix.
         nothing = input.new_zeros(*input.shape[:-1], self.out_features)
         return nothing if self.bias is None else nothing + self.bias
 
 
 def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
-    """The attention class, computing its position bias itself instead of taking the one that the stack's first layer
-    made: that one has the first layer's heads."""
+    """Return the attention class, changed to compute its position bias itself.
+
+    The stock class takes the bias that the stack's first layer has computed for its own heads.
+    """
 
     class OwnPositionBias(attention):  # type: ignore[misc, valid-type]
         has_own_position_bias = True
@@ -95,8 +97,14 @@ def with_own_position_bias(attention: type[nn.Module]) -> type[nn.Module]:
 
 
 def without_attention(attention: type[nn.Module], output: str | None) -> type[nn.Module]:
-    """The attention class once all its heads are gone: nothing is attended to, and the out-projection, its child `output` or
-    one outside, gives its bias alone. A position bias is handed on as it came."""
+    """Return the attention class, changed to work without heads.
+
+    Nothing is attended to, and the out-projection returns its bias alone. A position bias is handed on unchanged.
+
+    Args:
+        attention: The attention class.
+        output: The name of the child that is the out-projection, or None where another module holds it.
+    """
     hands_on = "position_bias" in inspect.signature(attention.forward).parameters
 
     class WithoutAttention(attention):  # type: ignore[misc, valid-type]
@@ -110,20 +118,20 @@ def without_attention(attention: type[nn.Module], output: str | None) -> type[nn
             **kwargs: Any,
         ) -> Any:
             if past_key_values is not None and key_value_states is None:
-                # How long the texts are, a cache reads from the keys of its first layer: here, a channel of zeros.
-                # shape[0], not len: that is a plain number to torch.export, which then takes no other batch.
+                # A cache reads the length of the texts from the keys of its first layer: here, a channel of zeros.
+                # shape[0] and not len: torch.export takes len as a constant and then accepts no other batch size.
                 keys = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
                 getattr(past_key_values, "self_attention_cache", past_key_values).update(keys, keys, self.layer_idx)
             nothing = hidden_states[..., :0]
-            given = nothing if output is None else self.get_submodule(output)(nothing)
-            return (given, position_bias, None) if hands_on else (given, None)
+            added = nothing if output is None else self.get_submodule(output)(nothing)
+            return (added, position_bias, None) if hands_on else (added, None)
 
     WithoutAttention.__name__ = f"{attention.__name__}WithoutAttention"
     return WithoutAttention
 
 
 def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> None:
-    """Gives the modules named in the recipe their sizes, in place; what they hold is then undefined.
+    """Give the modules named in the recipe their sizes, in place. The values of their parameters are then undefined.
 
     recipe: {"modules": {path: {"linear": [in, out], "bias": bool, "scatter": width, "gather": true, "rank": rank,
     "transposed": true (Conv1D)} or {"embedding": [rows, columns]}}, "attributes": {path: {name: value}},
@@ -174,19 +182,19 @@ def _conv1d(inputs: int, outputs: int, *, device: Any, dtype: torch.dtype) -> nn
     from transformers.pytorch_utils import Conv1D
 
     with torch.device(device):
-        made: nn.Module = Conv1D(outputs, inputs).to(dtype)
-    return made
+        layer: nn.Module = Conv1D(outputs, inputs).to(dtype)
+    return layer
 
 
 def _undrawn(kind: type[nn.Module], *sizes: int, **options: Any) -> nn.Module:
-    """A module without the random weights that it would begin with: to draw them takes longer than all the rest."""
+    """Return a new module without random initial weights: drawing them takes longer than all the rest."""
     module: nn.Module = type(kind.__name__, (kind,), {"reset_parameters": lambda self: None})(*sizes, **options)
     module.__class__ = kind
     return module
 
 
 def pruned_class(stock: type[nn.Module]) -> type[nn.Module]:
-    """The stock model class, whose constructor gives the model the shape that config.secateur tells."""
+    """Return the stock model class with a constructor that gives the model the shape in config.secateur."""
 
     class Pruned(stock):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:

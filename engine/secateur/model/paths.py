@@ -8,7 +8,7 @@ from torch import nn
 
 
 def blocks(model: nn.Module, *names: str) -> Iterator[tuple[int, str]]:
-    """The number and the path of each item of the module lists that end in one of `names`, in the order of the names."""
+    """Yield the number and the path of each item of the module lists whose path ends in one of `names`, in their order."""
     paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     for layers in [path for name in names for path in paths if path == name or path.endswith(f".{name}")]:
         for layer, _ in enumerate(model.get_submodule(layers).children()):
@@ -16,6 +16,6 @@ def blocks(model: nn.Module, *names: str) -> Iterator[tuple[int, str]]:
 
 
 def prefixes(path: str) -> list[str]:
-    """ "a.b.c" to ["a", "a.b", "a.b.c"]."""
+    """Return the prefixes of a path, shortest first: "a.b.c" gives ["a", "a.b", "a.b.c"]."""
     parts = path.split(".")
     return [".".join(parts[: k + 1]) for k in range(len(parts))]

@@ -1,4 +1,4 @@
-"""A recipe for a smaller model in the making, and how the tensors of its rebuilt modules come out of the dense ones."""
+"""Rebuild: the recipe of a smaller model, and the slices of the dense model's parameters that its tensors are made from."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from secateur.model.linear_layers import is_transposed
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor of a rebuilt module, cut out of the dense model's parameter `source`: along `dim` its blocks of `width` with the
-    numbers `blocks` (int64) stay; all of it where `blocks` is None. turned: what stays is transposed."""
+    """A tensor of a rebuilt module as a slice of a parameter of the dense model.
+
+    Whole heads are copied as blocks, not position by position.
+
+    Attributes:
+        source: The name of the parameter.
+        dim: The dimension that is cut.
+        width: The number of neighbouring positions along `dim` that make one block.
+        blocks: The numbers of the blocks that stay (int64), or None where all stay.
+        turned: Whether the slice is transposed.
+    """
 
     source: str
     dim: int = 0
@@ -25,48 +34,63 @@ class Cut:
 
     @classmethod
     def along(cls, dim: int, index: Tensor | None, source: str, dense: Tensor, turned: bool = False) -> Cut:
-        """What the sorted positions `index` (None for all) leave of a parameter. Whole heads are copied as blocks, not number
-        by number."""
+        """Return the cut that keeps some positions of a parameter, in the widest blocks that they consist of.
+
+        Args:
+            dim: The dimension that is cut.
+            index: The sorted positions that stay (int64 [kept]), or None for all.
+            source: The name of the parameter.
+            dense: The parameter.
+            turned: Whether the slice is transposed.
+        """
         size = dense.shape[dim]
         if index is None or len(index) == size:
             return cls(source, turned=turned)
-        gaps = (index.diff() != 1).nonzero().flatten()
+        gaps = (index.diff() != 1).nonzero().flatten()  # [gaps], where a run of neighbouring positions ends.
+        # The begins and ends of all runs [2 * (gaps + 1)]. Blocks of a width that divides all of them tile the runs.
         ends = torch.cat([index[:1], index[gaps] + 1, index[gaps + 1], index[-1:] + 1])
         width = math.gcd(size, *ends.tolist())
+        # Every width-th kept position begins a block: [kept] to [kept / width].
         return cls(source, dim, width, (index[::width] // width).to(dense.device), turned)
 
     def shape(self, dense: Tensor) -> list[int]:
-        """The shape of what stays."""
+        """Return the shape of the slice."""
         shape = list(dense.shape)
         if self.blocks is not None:
             shape[self.dim] = self.width * len(self.blocks)
         return shape[::-1] if self.turned else shape
 
     def of(self, dense: Tensor) -> Tensor:
-        """What stays, copied, contiguous."""
+        """Return the slice, copied and contiguous."""
         if self.turned:
             return replace(self, turned=False).of(dense).T.contiguous()
         if self.blocks is None:
             return dense.clone(memory_format=torch.contiguous_format)
         if self.width > 1:
+            # [..., blocks, width, ...]: the cut dimension becomes two.
             blocked = dense.reshape(*dense.shape[: self.dim], -1, self.width, *dense.shape[self.dim + 1 :])
             return blocked.index_select(self.dim, self.blocks).reshape(self.shape(dense))
         if self.dim == 1 and dense.device.type == "cpu" and dense.dtype != torch.float32:
-            # index_select picks single columns fast for float32 alone: 4 times slower than this for bfloat16 and float64.
+            # index_select picks single columns fast only in float32; gather is 4 times faster in bfloat16 and float64.
             return dense.gather(1, self.blocks.expand(len(dense), -1))
         return dense.index_select(self.dim, self.blocks)
 
 
 @dataclass
 class Rebuild:
-    """A recipe for `modeling.rebuild_`, and by name the tensors that the rebuilt modules then hold: cuts, and what is made
-    instead, such as `slots` and factors."""
+    """A recipe for `modeling.rebuild_`, with the tensors that the rebuilt modules then hold.
+
+    Attributes:
+        recipe: The recipe.
+        cuts: The tensors, by name, that are slices of the dense model's parameters.
+        new: The tensors, by name, that are no slices, such as `slots` and factors.
+    """
 
     recipe: dict[str, Any] = field(
         default_factory=lambda: {"modules": {}, "attributes": {}, "own_position_bias": [], "no_attention": {}}
     )
     cuts: dict[str, Cut] = field(default_factory=dict)
-    made: dict[str, Tensor] = field(default_factory=dict)
+    new: dict[str, Tensor] = field(default_factory=dict)
 
     def linear(
         self,
@@ -78,11 +102,20 @@ class Rebuild:
         scatter: Tensor | None = None,
         gather: Tensor | None = None,
     ) -> None:
-        """A linear layer that keeps some rows (outputs) or columns (inputs), scattered or gathered if slots are given."""
+        """Note that a linear layer keeps some rows (outputs) or columns (inputs).
+
+        Args:
+            model: The dense model.
+            path: The path of the layer.
+            rows: The sorted outputs that stay (int64 [kept]).
+            columns: The sorted inputs that stay (int64 [kept]).
+            scatter: The slots (int64 [outputs]) that the kept outputs are scattered to, if they are.
+            gather: The inputs (int64 [kept]) that the layer gathers, if it does.
+        """
         module = model.get_submodule(path)
         has_bias, transposed = getattr(module, "bias", None) is not None, is_transposed(module)
         along, index = (0, rows) if rows is not None else (1, columns)
-        # A Conv1D stays one where it can: it neither scatters nor gathers, nor takes inputs without channels.
+        # A Conv1D stays a Conv1D unless it would scatter, gather or read no channel, which it cannot.
         emptied = columns is not None and not len(columns)
         turned = transposed and (scatter is not None or gather is not None or emptied)
         shape = self._cut(model, f"{path}.weight", 1 - along if transposed else along, index, turned=turned)
@@ -98,33 +131,33 @@ class Rebuild:
             spec["gather"] = True
         slots = scatter if scatter is not None else gather
         if slots is not None:
-            self.made[f"{path}.slots"] = slots.to(model.get_parameter(f"{path}.weight").device)
+            self.new[f"{path}.slots"] = slots.to(model.get_parameter(f"{path}.weight").device)
         self.recipe["modules"][path] = spec
 
     def low_rank(self, model: nn.Module, path: str, left: Tensor, basis: Tensor) -> None:
-        """Two smaller layers instead of a linear one [d, k], whose bias stays: left [d, rank] and basis [rank, k]."""
+        """Note that two layers, left [d, rank] and basis [rank, k], replace a linear layer [d, k], whose bias stays."""
         has_bias = getattr(model.get_submodule(path), "bias", None) is not None
-        self.made |= {f"{path}.weight": left, f"{path}.basis": basis}
+        self.new |= {f"{path}.weight": left, f"{path}.basis": basis}
         if has_bias:
             self.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
         self.recipe["modules"][path] = {"linear": [basis.shape[1], left.shape[0]], "bias": has_bias, "rank": len(basis)}
 
     def embedding(self, model: nn.Module, path: str, source: str, columns: Tensor) -> None:
-        """An embedding table that holds some columns of the one at `source`."""
+        """Note that an embedding table holds some columns (int64) of the table at `source`."""
         self.recipe["modules"][path] = {"embedding": self._cut(model, f"{path}.weight", 1, columns, source=f"{source}.weight")}
 
     def attributes(self, path: str, values: dict[str, Any]) -> None:
-        """Attributes to set on a module."""
+        """Note attributes to set on a module."""
         self.recipe["attributes"].setdefault(path, {}).update(values)
 
     def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """What the rebuilt modules hold, its cuts taken from the model."""
-        return {name: cut.of(model.get_parameter(cut.source).detach()) for name, cut in self.cuts.items()} | self.made
+        """Return the tensors of the rebuilt modules by name, the cuts taken from the dense model."""
+        return {name: cut.of(model.get_parameter(cut.source).detach()) for name, cut in self.cuts.items()} | self.new
 
     def _cut(
         self, model: nn.Module, name: str, dim: int, index: Tensor | None, *, source: str | None = None, turned: bool = False
     ) -> list[int]:
-        """Notes the cut and returns its shape."""
+        """Note the cut and return its shape."""
         source = source or name
         dense = model.get_parameter(source)
         cut = self.cuts[name] = Cut.along(dim, index, source, dense, turned)

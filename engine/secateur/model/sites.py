@@ -1,4 +1,4 @@
-"""Sites: the places of a model that can be pruned, and how their units lie in the model's linear layers."""
+"""Sites: the prunable places of a model. A site is pure data and knows how its units behave."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ AttentionUnit = Literal["head", "channel"]
 
 @dataclass(frozen=True)
 class Site:
-    """One prunable place: pure data, so that scores and plans can carry it.
+    """One prunable place. It holds no tensors, so that scores and plans can carry it.
 
-    name: for example "encoder.0.ffn", "decoder.2.cross_attention", "encoder.1.self_attention.qk".
-    units: how many there are; groups: the attention heads (key-value groups) that the units belong to, 1 for an FFN.
-    parameters: weights that one unit holds, biases included.
-    flops, source_flops: multiply-adds x 2 that one unit costs per token of its own stack, and per encoder token
-    (cross-attention's keys and values); core_flops: per pair of query and key token.
+    Attributes:
+        name: For example "encoder.0.ffn", "decoder.2.cross_attention" or "encoder.1.self_attention.qk".
+        kind: The kind of the branch that the site belongs to.
+        stack: The stack that the branch belongs to.
+        layer: The number of the layer in its stack, from 0.
+        unit: The kind of the units.
+        units: The number of units.
+        groups: The number of attention heads (key-value groups) that the units belong to; 1 for an FFN.
+        parameters: The weights that one unit holds, biases included.
+        flops: The FLOPs (2 for a multiply-add) that one unit costs for each token of its own stack.
+        source_flops: The FLOPs that one unit costs for each encoder token (keys and values of cross-attention).
+        core_flops: The FLOPs that one unit costs for each pair of a query token and a key token.
     """
 
     name: str
@@ -37,22 +44,71 @@ class Site:
     source_flops: float
     core_flops: float
 
+    @property
+    def is_channel(self) -> bool:
+        """Whether the units are channels of attention heads, and not whole heads or neurons."""
+        return self.unit in ("qk_channel", "vo_channel")
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the units are whole heads."""
+        return is_head(self.unit)
+
+    @property
+    def read_by_output(self) -> bool:
+        """Whether the out-projection reads the units. It reads all but Q and K channels, which end in attention weights."""
+        return self.unit != "qk_channel"
+
+    @property
+    def channel_groups(self) -> int:
+        """The number of heads that the units are channels of; 1 where the units are no channels."""
+        return self.groups if self.is_channel else 1
+
+    def ranked_groups(self, per_head: bool) -> int:
+        """Return the number of groups within which units are ranked: the heads for channels if `per_head`, otherwise 1."""
+        return self.channel_groups if per_head else 1
+
+    def step(self, align: int, per_head: bool) -> int:
+        """Return the number of units that come or go together.
+
+        Args:
+            align: The multiple that FFN widths are kept at; channels of a head are kept at multiples of at most 8.
+            per_head: Whether all heads keep the same number of channels.
+        """
+        if self.unit == "neuron":
+            return align
+        return self.groups * min(align, 8) if per_head and self.is_channel else 1
+
     def to_json(self) -> dict[str, Any]:
+        """Return the site as JSON values."""
         return asdict(self)
 
 
+def is_head(unit: Unit) -> bool:
+    """Return whether units of this kind are whole heads."""
+    return unit in ("head", "query_head")
+
+
 def branch_name(site: str) -> str:
-    """The branch that a site of this name belongs to: the two channel sites of an attention share one."""
+    """Return the name of the branch that a site of this name belongs to. The two channel sites of an attention share one."""
     return site.removesuffix(".qk").removesuffix(".vo")
 
 
-def selected(found: Sequence[Site], select: str, refused: str = "") -> list[Site]:
-    """Those of the sites that match a selection (see `discovery.sites`). Raises InputError where it is malformed or empty, in
-    words that end in what the model refuses."""
+def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site]:
+    """Return the sites that match a selection.
+
+    Args:
+        sites: The sites to choose from.
+        select: The selection, as in `discovery.sites`.
+        refused: The end of the error message, which says what the model refuses.
+
+    Raises:
+        InputError: The selection is malformed or matches no site.
+    """
     alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
-    chosen = [site for site in found if any(all(_matches(site, w) for w in words) for words in alternatives)]
+    chosen = [site for site in sites if any(all(_matches(site, word) for word in words) for words in alternatives)]
     if not chosen:
-        few = f"{select!r} selects none of the model's {len(found)} sites, such as {found[0].name!r}"
+        few = f"{select!r} selects none of the model's {len(sites)} sites, such as {sites[0].name!r}"
         raise InputError(f"sites: {few}{refused}")
     return chosen
 

@@ -1,4 +1,4 @@
-"""A context that leaves nothing behind on a model: modes, flags and parameters are put back."""
+"""A context that restores a model's modes, flags and parameters at its end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from torch import nn
 
 from secateur.model.families import split_token_rows
+from secateur.support.compat import own_parameters
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Inside: eval mode, frozen parameters, activations by example; each module's mode and each parameter's flag are put back.
+    """A context in which a model is in eval mode, its parameters are frozen, and its linear layers see [B, T, channels].
 
-    So are the parameters themselves: Accelerate makes new ones at each pass of what it offloads, which are tied no more.
+    At the end each module has its mode and each parameter its flag again. The modules also have their own parameters again:
+    Accelerate makes new parameters at each forward pass of an offloaded module, and these are no longer tied.
     """
     modes = {module: module.training for module in model.modules()}
-    own = {module: dict(module._parameters) for module in model.modules()}
+    own = {module: dict(own_parameters(module)) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     handles = split_token_rows(model)
     try:
@@ -30,6 +32,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-            module._parameters.update(own[module])
+            own_parameters(module).update(own[module])
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)

@@ -74,7 +74,7 @@ def ladders(scores: Scores, price: Price, align: int, per_head: bool, floor: flo
     """
     of_sites = []
     for site in scores.sites:
-        step = _step(site, align, per_head)
+        step = site.step(align, per_head)
         steps = -(-site.units // step)  # Rounded up: the last step may hold fewer units.
         counts = torch.arange(1, steps + 1).mul(step).clamp(max=site.units)  # [rungs]
         counts = counts[counts.double() >= min(floor, 1.0) * site.units]
@@ -101,15 +101,8 @@ def ranks(scores: Tensor, site: Site, per_head: bool) -> Tensor:
         Indices within a head [heads, units of a head] where channels are ranked within heads, else indices within the site
         [1, units].
     """
-    heads = site.groups if per_head and site.unit.endswith("channel") else 1
-    return scores.view(heads, -1).argsort(dim=1, descending=True, stable=True)  # [heads, units of a head]
-
-
-def _step(site: Site, align: int, per_head: bool) -> int:
-    """How many units come or go together."""
-    if site.unit == "neuron":
-        return align
-    return site.groups * min(align, 8) if per_head and site.unit.endswith("channel") else 1
+    grouped = scores.view(site.ranked_groups(per_head), -1)  # [heads, units of a head]
+    return grouped.argsort(dim=1, descending=True, stable=True)
 
 
 def allocate(of_sites: Sequence[Ladder], limit: float, allocation: Allocation) -> tuple[list[int], float]:

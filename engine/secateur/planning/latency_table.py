@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.model.sites import AttentionUnit, branch_name
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 
 FORMAT = "secateur-latency/1"
@@ -130,7 +130,7 @@ class LatencyTable:
         """
         if not Path(path).is_file():
             raise InputError(f"latency: no such file: {str(path)!r}")
-        try:
+        with reading("latency", path, "is no latency table"):
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             if about.pop("format") != FORMAT:
                 raise ValueError(f"expected the format {FORMAT!r}")
@@ -139,8 +139,6 @@ class LatencyTable:
             if 1.0 not in rest:
                 raise ValueError("expected the rest of the whole model")
             return cls(**{**about, **measured, "total": float(about["total"]), "rest": rest})
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise InputError(f"latency: {str(path)!r} is no latency table ({type(error).__name__}: {error})") from error
 
 
 def _between(row: Mapping[Any, float], count: float) -> float:

@@ -17,7 +17,7 @@ from secateur.model import cost
 from secateur.model.sites import Site
 from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
 from secateur.planning.budget import Budget, BudgetKind
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Plan(Mapping[str, Tensor]):
         """
         if not Path(path).is_file():
             raise InputError(f"plan: no such file: {str(path)!r}")
-        try:
+        with reading("plan", path, "is not a plan file"):
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
                 raise InputError(f"plan: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
@@ -120,10 +120,6 @@ class Plan(Mapping[str, Tensor]):
                         f"plan: {str(path)!r} is corrupted: {site.name} says {count} units and marks {len(kept[site.name])}"
                     )
             return cls(kept, tuple(sites), about["fingerprint"], *_read_summary(about["budget"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"plan: {str(path)!r} is not a plan file ({type(error).__name__}: {error})") from error
 
 
 def plan(

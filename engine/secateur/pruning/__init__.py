@@ -1,1 +1,1 @@
-"""Surgery: the plan carried out, verified and saved. It uses planning and the stages below it."""
+"""Surgery: carry out a plan, verify the result and save it. It uses planning and the stages below it."""

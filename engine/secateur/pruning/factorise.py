@@ -1,4 +1,4 @@
-"""factorise: linear layers of low rank by their singular values, what pruning of units is compared with."""
+"""factorise: replace linear layers by layers of low rank, the baseline that pruning of units is compared with."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from secateur_kernels.backend import accumulator
 
 
 def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Module:
-    """A new model whose linear layers [d, k] have the rank floor(d * k * keep / (d + k + 1)); the given one is untouched.
+    """Return a new model whose linear layers [d, k] have the rank floor(d * k * keep / (d + k + 1)).
 
-    The SVD baseline of Yang et al. 2023 (arXiv 2205.04157), with keep as the share of the weights that stays: a layer holds
-    rank * (d + k) of them, the singular values within, and its bias. select: as in `sites`; layers are those of the branches
-    that it chooses. The model is saved and loaded like a pruned one.
-    Raises InputError: keep out of (0, 1], or too little for one singular value of a layer; a selection as in `sites`; a
-    model whose attention has lost channels, or that is factorised already.
+    The model is saved and loaded like a pruned one.
+
+    Args:
+        model: The dense model. It stays unchanged.
+        keep: The share of the weights that stays, in (0, 1]. A layer then holds rank * (d + k) weights, with the singular
+            values multiplied into them, and its bias.
+        select: As in `sites`. The linear layers of the selected sites' branches are factorised.
+
+    Raises:
+        InputError: keep is out of (0, 1], or too small for one singular value of a layer; a selection that `sites` refuses; the
+            model's attention has lost channels; the model is factorised already.
+
+    Reference:
+        The SVD baseline of Yang et al. 2023 (arXiv 2205.04157).
     """
     Budget("keep", keep)  # Checks its range.
     rebuild, flags = Rebuild(), {}
@@ -32,27 +41,31 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
         weight = weight_of(model.get_submodule(path))
         rebuild.low_rank(model, path, *factors(weight.detach(), _rank(path, weight, keep)))
         flags[f"{path}.basis"] = weight.requires_grad
-    made = rebuilt(model, rebuild)
+    factorised = rebuilt(model, rebuild)
     for name, flag in flags.items():
-        made.get_parameter(name).requires_grad_(flag)
-    return made
+        factorised.get_parameter(name).requires_grad_(flag)
+    return factorised
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """[d, rank] and [rank, k], whose product is nearest to the weight [d, k] (Eckart and Young 1936)."""
+    """Return [d, rank] and [rank, k] with the product nearest to the weight [d, k] (Eckart and Young 1936)."""
     left, values, right = torch.linalg.svd(weight.to(accumulator(weight)), full_matrices=False)
-    found = balanced(left[:, :rank], values[:rank], right[:rank])
-    return found[0].to(weight.dtype).contiguous(), found[1].to(weight.dtype).contiguous()
+    first, second = balanced(left[:, :rank], values[:rank], right[:rank])  # [d, rank], [rank, k]
+    return first.to(weight.dtype).contiguous(), second.to(weight.dtype).contiguous()
 
 
 def balanced(left: Tensor, values: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """[d, rank] and [rank, k], whose product is left diag(values) right. Each has the roots of the values, so that half
-    precision holds both alike; the first has their signs."""
+    """Return [d, rank] and [rank, k] whose product is left diag(values) right.
+
+    Each factor is multiplied by the square roots of the values, so that half precision holds both equally well. The first also
+    has their signs.
+    """
     roots = values.abs().sqrt()
     return left * (roots * values.sign()), roots.unsqueeze(1) * right
 
 
 def _rank(path: str, weight: Tensor, keep: float) -> int:
+    """Return the rank of a linear layer with this weight [d, k]."""
     rows, columns = weight.shape
     rank = math.floor(rows * columns * keep / (rows + columns + 1))
     if rank < 1:

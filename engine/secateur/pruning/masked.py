@@ -1,4 +1,4 @@
-"""The masked model: the specification of the pruned one."""
+"""The masked model, which specifies what the pruned model computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.planning.plan import Plan
 
 @contextmanager
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """The masked model: inside, the units that the plan removes have activation zero. The pruned model's specification."""
+    """A context in which the units that the plan removes have activation zero: the specification of the pruned model."""
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
         mask = torch.zeros(units)

@@ -1,4 +1,4 @@
-"""prune: rebuilds a model physically smaller. What is rebuilt and gathered is data; `modeling.rebuild_` carries it out."""
+"""prune: rebuild a model physically smaller. A `Rebuild` holds what to rebuild as data; `modeling.rebuild_` carries it out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.model.branches import Attention, FeedForward, Port
+from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
 from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
@@ -17,36 +17,43 @@ from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan
+from secateur.support.compat import own_modules, own_parameters
 from secateur.support.errors import InputError
 
 
 def prune(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new model that computes what the masked model computes, without the removed units. The given one is untouched;
-    weights that are not cut are copied.
+    """Return a new model that computes what the masked model computes, without the removed units.
 
-    Raises InputError: a plan of another model; a model whose attention has lost channels already.
+    Args:
+        model: The dense model. It stays unchanged. Weights that are not cut are copied.
+        plan: A plan of this model.
+
+    Raises:
+        InputError: The plan is of another model, or the model's attention has lost channels already.
     """
     return rebuilt(model, rebuild_of(model, plan))
 
 
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
-    """`prune` in place; returns the model."""
+    """Prune a model in place, as `prune` does, and return it."""
     rebuild = rebuild_of(model, plan)
     _carry_out_(model, rebuild, rebuild.tensors(model))
     return model
 
 
 def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
-    """A new model with what was rebuilt; the given one is untouched."""
-    # Weights about to be replaced need no copy: the copy may hold the originals until then.
-    made = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
-    _carry_out_(made, rebuild, rebuild.tensors(model))
-    return made
+    """Return a new model that is rebuilt; the given one stays unchanged."""
+    # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
+    smaller = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
+    _carry_out_(smaller, rebuild, rebuild.tensors(model))
+    return smaller
 
 
 def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
-    """The pruned model before its weights are gathered: what is cut is on the meta device, all else shares the model's memory.
-    Frozen, in eval mode."""
+    """Return the pruned model before its weights are gathered, frozen and in eval mode.
+
+    Cut tensors are on the meta device. All other tensors share the memory of the dense model.
+    """
     copied: nn.Module = replica(model, {})
     configs: dict[int, Any] = {}
     for module in copied.modules():
@@ -59,12 +66,12 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
         if cut.blocks is None
         for dense in [model.get_parameter(cut.source).detach()]
     }
-    _carry_out_(copied, rebuild, whole | rebuild.made)
+    _carry_out_(copied, rebuild, whole | rebuild.new)
     return copied.eval().requires_grad_(False)
 
 
 def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
-    """Gives the linear layers at these paths a bias of zeros, in place; the config tells of it."""
+    """Give the linear layers at these paths a bias of zeros, in place, and note it in the config."""
     rebuild, tensors = Rebuild(), dict[str, Tensor]()
     for path in paths:
         layer = model.get_submodule(path)
@@ -76,84 +83,98 @@ def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
     _carry_out_(model, rebuild, tensors)
 
 
-def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], made: dict[nn.Module | Tensor, Any] | None = None) -> Any:
-    """The module with modules and frozen parameters of its own, which hold the given tensors, or share the memory of the
-    module's. `copy.deepcopy` does the same, twenty times slower. made: what of it is there already."""
-    made = {} if made is None else made
-    if module in made:
-        return made[module]
-    copied = made[module] = module.__new__(type(module))
+def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], copies: dict[nn.Module | Tensor, Any] | None = None) -> Any:
+    """Return a copy of a module with modules and frozen parameters of its own.
+
+    `copy.deepcopy` does the same, twenty times slower.
+
+    Args:
+        module: The module.
+        tensors: By parameter, the tensor that its copy holds. Other copies share the memory of their parameter.
+        copies: The modules and parameters that are copied already, with their copies.
+    """
+    copies = {} if copies is None else copies
+    if module in copies:
+        return copies[module]
+    copied = copies[module] = module.__new__(type(module))
     vars(copied).update(
         {name: value.copy() if isinstance(value, (dict, set)) else value for name, value in vars(module).items()}
     )
-    for name, parameter in module._parameters.items():
+    for name, parameter in own_parameters(module).items():
         if parameter is not None:
-            if parameter not in made:
-                made[parameter] = nn.Parameter(tensors.get(parameter, parameter).detach(), requires_grad=False)
-            copied._parameters[name] = made[parameter]
-    for name, child in module._modules.items():
+            if parameter not in copies:
+                copies[parameter] = nn.Parameter(tensors.get(parameter, parameter).detach(), requires_grad=False)
+            own_parameters(copied)[name] = copies[parameter]
+    for name, child in own_modules(module).items():
         if child is not None:
-            copied._modules[name] = replica(child, tensors, made)
+            own_modules(copied)[name] = replica(child, tensors, copies)
     return copied
 
 
 def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
-    """What of the model a plan rebuilds, and out of which weights. Raises InputError as `prune` does."""
-    found = fingerprint(model)
-    if plan.fingerprint != found:
-        raise InputError(f"plan: expected a plan of this model (fingerprint {found}), got one of another ({plan.fingerprint})")
+    """Return the modules that a plan rebuilds and the slices of weights that they are made from.
+
+    Raises:
+        InputError: As `prune`.
+    """
+    own = fingerprint(model)
+    if plan.fingerprint != own:
+        raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
     family, rebuild = family_of(model), Rebuild()
     cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
-    heads: dict[Attention, Tensor] = {}
-    channels: dict[Attention, dict[Unit, Tensor]] = {}
+    kept: dict[Branch, dict[Unit, Tensor]] = {}
     for site, branch in branches_of(model, cut).items():
-        kept = plan[site.name]
-        if not isinstance(branch, Attention):
-            _cut_units(model, branch.cut_at(site.unit), kept, site.units, rebuild)
-        elif site.unit in ("head", "query_head") or (site.unit == "vo_channel" and not len(kept)):
-            heads[branch] = kept  # Without V channels no head gives anything, whatever its Q and K.
+        kept.setdefault(branch, {})[site.unit] = plan[site.name]
+    for ffn in feed_forwards(kept):
+        for unit, units in kept[ffn].items():
+            _cut_units(model, ffn.cut_at(unit), units, ffn.width, rebuild)
+    heads: dict[str, Tensor] = {}
+    for attention in attentions(kept):
+        whole = attention.whole_heads(kept[attention])
+        if whole is None:
+            _cut_channels(model, family, attention, kept[attention], rebuild)
         else:
-            channels.setdefault(branch, {})[site.unit] = kept
-    for attention, kept in heads.items():
-        _cut_heads(model, family, attention, kept, rebuild)
-    for attention, by_unit in channels.items():
-        if attention not in heads:
-            _cut_channels(model, family, attention, by_unit, rebuild)
+            _cut_heads(model, family, attention, whole, rebuild)
+            heads[attention.name] = whole
     if heads and family.cut_position_bias is not None:
-        family.cut_position_bias(model, {attention.name: kept for attention, kept in heads.items()}, rebuild)
+        family.cut_position_bias(model, heads, rebuild)
     return rebuild
 
 
 def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
-    """The parameters, by name, of the modules that the recipe replaces (not of those that it adds)."""
+    """Return the parameters by name of the modules that the recipe replaces, without the modules that it adds."""
     modules = dict(model.named_modules())
     paths = [path for path in rebuild.recipe["modules"] if path in modules]
     return {f"{path}.{name}": p for path in paths for name, p in modules[path].named_parameters()}
 
 
 def _cut_units(model: nn.Module, ports: Iterable[Port], kept: Tensor, units: int, rebuild: Rebuild) -> None:
+    """Note that linear layers keep, at these ports, the channels of the kept units (int64) out of `units`."""
     for port in ports:
         rebuild.linear(model, port.path, **{"rows" if port.side == "output" else "columns": port.channels(kept, units)})
 
 
 def _cut_heads(model: nn.Module, family: Family, branch: Attention, kept: Tensor, rebuild: Rebuild) -> None:
+    """Note that an attention keeps some heads (int64), or none."""
     ((unit, count),) = branch.sites("head").values()
-    # Without query heads the one key-value head goes, too.
+    # Without query heads the one key-value head goes too.
     ports = branch.cut_at(unit if len(kept) else "head")
     _cut_units(model, ports, kept, count if len(kept) else branch.groups, rebuild)
     if len(kept):
         heads, groups = (len(kept), 1) if unit == "query_head" else (branch.heads // branch.groups * len(kept), len(kept))
         rebuild.attributes(branch.path, family.attention_attributes(heads, groups, branch.head_dim))
     else:
-        own = branch.output.startswith(f"{branch.path}.")
-        rebuild.recipe["no_attention"][branch.path] = branch.output.removeprefix(f"{branch.path}.") if own else None
+        branch.replaced_by_nothing(rebuild)
 
 
 def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Mapping[Unit, Tensor], rebuild: Rebuild) -> None:
-    """Q and K, or V and O, lose channels. The attention itself stays the stock one at one width for all heads: the widest
-    head's, or the dense one under rotary positions, whose channels must stay where they are."""
-    full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)
-    qk, vo = full, full
+    """Note that Q and K, or V and O, lose channels.
+
+    The attention stays the stock one, with one width for all heads: the width of the widest head, or the dense width under
+    rotary positions, whose channels must stay where they are.
+    """
+    full = torch.ones(branch.groups, branch.head_dim, dtype=torch.bool)  # [groups, head_dim]
+    qk, vo = full, full  # Kept channels of keys, and of values: [groups, head_dim].
     if "qk_channel" in kept:
         pairs = _mask(kept["qk_channel"], full[:, : branch.head_dim // 2] if branch.rotary else full)
         qk = torch.cat([pairs, pairs], 1) if branch.rotary else pairs
@@ -161,61 +182,72 @@ def _cut_channels(model: nn.Module, family: Family, branch: Attention, kept: Map
         vo = _mask(kept["vo_channel"], full)
     width = branch.head_dim if branch.rotary else int(max(qk.sum(1).max(), vo.sum(1).max()))
     repeat = branch.heads // branch.groups
-    parts: dict[str, list[tuple[Tensor, bool]]] = {}  # Of what a layer makes, what stays, and whether in place.
+    # By layer, the masks of the projections that it makes, and whether kept channels stay in place.
+    masks: dict[str, list[tuple[Tensor, bool]]] = {}
     for path, mask, in_place in (
-        (branch.query, qk.repeat_interleave(repeat, 0), branch.rotary),
-        (branch.key, qk, branch.rotary),
-        (branch.value, vo, False),
+        (branch.query, qk.repeat_interleave(repeat, 0), branch.rotary),  # [heads, head_dim]
+        (branch.key, qk, branch.rotary),  # [groups, head_dim]
+        (branch.value, vo, False),  # [groups, head_dim]
     ):
-        parts.setdefault(path, []).append((mask, in_place))
-    for path, made in parts.items():
-        stay = torch.cat([mask for mask, _ in made])
+        masks.setdefault(path, []).append((mask, in_place))
+    for path, of_layer in masks.items():
+        stay = torch.cat([mask for mask, _ in of_layer])  # [heads of all projections, head_dim]
         if not bool(stay.all()) or width < branch.head_dim:
-            scatter = _identity_dropped(_joined([_slots(mask, width, in_place) for mask, in_place in made]))
-            rebuild.linear(model, path, rows=stay.flatten().nonzero().flatten(), scatter=scatter)
-    mask = vo.repeat_interleave(repeat, 0)
+            slots = _joined([_slots(mask, width, in_place) for mask, in_place in of_layer])
+            rebuild.linear(model, path, rows=stay.flatten().nonzero().flatten(), scatter=_identity_dropped(slots))
+    mask = vo.repeat_interleave(repeat, 0)  # [heads, head_dim]
     if not bool(mask.all()) or width < branch.head_dim:
-        slots = _identity_dropped(_slots(mask, width, False))
-        filled = None if slots is None else (slots < int(mask.sum())).nonzero().flatten()
+        read = _identity_dropped(_slots(mask, width, False))  # [heads * width] or None
+        filled = None if read is None else (read < int(mask.sum())).nonzero().flatten()  # [kept channels]
         rebuild.linear(model, branch.output, columns=mask.flatten().nonzero().flatten(), gather=filled)
     rebuild.attributes(branch.path, family.attention_attributes(branch.heads, branch.groups, width))
 
 
 def _mask(index: Tensor, like: Tensor) -> Tensor:
+    """Return a mask of the shape of `like` that is true at the flat positions `index`."""
     mask = torch.zeros_like(like)
     mask.view(-1)[index] = True
     return mask
 
 
 def _slots(mask: Tensor, width: int, in_place: bool) -> tuple[Tensor, int]:
-    """Where kept channels [heads, head_dim] go in heads of `width`: for each output its source, or the number of sources for
-    none; and that number."""
+    """Return where kept channels go in heads of a common width, and the number of kept channels.
+
+    Args:
+        mask: [heads, head_dim], bool: the kept channels.
+        width: The width of each head in the rebuilt layer.
+        in_place: Whether channels keep their position in the head. Otherwise they move to its beginning.
+
+    Returns:
+        Slots [heads * width], int64: for each output the number of the kept channel that fills it, or the number of kept
+        channels for an output that none fills; and the number of kept channels.
+    """
     total = int(mask.sum())
-    head, channel = mask.nonzero(as_tuple=True)
-    position = channel if in_place else (mask.cumsum(1) - 1)[head, channel]
-    slots = torch.full((mask.shape[0] * width,), total)
+    head, channel = mask.nonzero(as_tuple=True)  # [total] each
+    position = channel if in_place else (mask.cumsum(1) - 1)[head, channel]  # [total]
+    slots = torch.full((mask.shape[0] * width,), total)  # [heads * width]
     slots[head * width + position] = torch.arange(total)
     return slots, total
 
 
 def _joined(parts: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int]:
-    """The slots of a layer that makes these parts, one after the other."""
-    every, made = sum(total for _, total in parts), 0
-    found = []
+    """Return the slots of a layer that makes several projections, one after the other, from the slots of each."""
+    every, before = sum(total for _, total in parts), 0
+    joined = []
     for slots, total in parts:
-        found.append(torch.where(slots < total, slots + made, every))
-        made += total
-    return torch.cat(found), every
+        joined.append(torch.where(slots < total, slots + before, every))  # [heads * width of this projection]
+        before += total
+    return torch.cat(joined), every
 
 
 def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
-    """The slots; None where every output has its source in order, so that a plain linear layer does."""
+    """Return the slots, or None where every output has its channel in order, so that a plain linear layer does the same."""
     slots, total = placed
     return None if torch.equal(slots, torch.arange(total)) else slots
 
 
 def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
-    """Rebuilds the model in place; the rebuilt modules get the given tensors, and stay on the meta device without one."""
+    """Rebuild the model in place. Rebuilt parameters get the given tensors; without one they stay on the meta device."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
     rebuild_(model, rebuild.recipe, device="meta")
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -226,9 +258,13 @@ def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) 
 
 
 def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Makes the config true: a stock one if a stock model has this shape, else the stock one with the recipe in it.
+    """Make the config describe the model.
 
-    recipe: what was rebuilt since the config was true.
+    It becomes a stock config if a stock model has this shape. Otherwise it is the stock config with the recipe in it.
+
+    Args:
+        model: The rebuilt model.
+        recipe: The recipe of what was rebuilt since the config last described the model.
     """
     config: Any = model.config
     merged = Rebuild().recipe | copy.deepcopy(getattr(config, "secateur", {}))
@@ -242,27 +278,27 @@ def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
     fields = _stock_fields(model, merged)
     # Stacks hold copies of the config, and modules read it at run time.
     copies: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    for each in copies.values():
+    for of_stack in copies.values():
         for name, value in (fields or {}).items():
-            setattr(each, name, value)
+            setattr(of_stack, name, value)
     if fields is None and merged["modules"]:
         config.secateur = merged
 
 
 def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Config fields with which the stock class builds exactly this model, or None if none do."""
+    """Return config fields with which the stock class builds exactly this model, or None if there are none."""
     special = any(spec.keys() & {"scatter", "gather", "rank"} for spec in recipe["modules"].values())
     if special or recipe["own_position_bias"] or recipe["no_attention"]:
         return None
     family = family_of(model)
     fields: dict[str, Any] = {}
     for branch in branches(model).values():
-        if isinstance(branch, FeedForward) and not branch.width:
+        if branch.empty:
             return None
         for name, value in family.config_fields(branch).items():
             if fields.setdefault(name, value) != value:
                 return None
-    # What a config leaves to a default is told once the default is wrong.
+    # A field that a config leaves to its default is set only once the default is wrong.
     fields = {name: value for name, value in fields.items() if hasattr(model.config, name) or recipe["attributes"]}
     candidate: Any = copy.deepcopy(model.config)
     for name, value in fields.items():
@@ -279,7 +315,7 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
 
 
 def stock_class(model: nn.Module) -> type[nn.Module]:
-    """The transformers class that a model is, or that its rebuilt class derives from; its own where it is of no such class."""
+    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none."""
     return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")), type(model))
 
 

@@ -1,4 +1,4 @@
-"""save and load: an ordinary Hugging Face folder, with its own modelling file where no stock architecture fits."""
+"""save and load: write and read a Hugging Face folder, with its own modelling file where no stock config fits the model."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from torch import nn
 from secateur.model import modeling
 from secateur.model.modeling import pruned_class
 from secateur.pruning.prune import stock_class
-from secateur.support.errors import InputError
+from secateur.support.compat import auto_model_classes, has_auto_model
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 MODELING_FILE = "modeling_secateur.py"
-# The ways in which `AutoModel...` may be asked for a model with a head.
-_AUTO_CLASSES = (
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification",
-    "AutoModelForCausalLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForQuestionAnswering",
-    "AutoModelForImageClassification",
-)
 
 
 def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
-    """Writes a folder that `AutoModel...from_pretrained` and `secateur.load` read; safetensors and JSON only.
+    """Write a folder that `AutoModel...from_pretrained` and `secateur.load` read, of safetensors and JSON only.
 
-    A model that a stock config describes needs nothing else. For one that none does, the folder carries a small modelling
-    file, which `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code.
-    extra: further files by name. The folder appears when complete. Raises InputError if `out` exists, or if a model of a class
-    outside transformers has no stock shape.
+    A model that a stock config describes needs nothing else. For other models the folder carries a small modelling file, which
+    `from_pretrained(..., trust_remote_code=True)` runs without secateur; `secateur.load` needs no remote code. The folder
+    appears under its name when it is complete.
+
+    Args:
+        model: The model.
+        out: The path of the folder.
+        tokenizer: The tokenizer or the image processor to save with the model.
+        extra: Further files, contents by name.
+
+    Raises:
+        InputError: `out` exists, or the model's class is outside transformers and no stock config describes its shape.
     """
     forget_gguf_(model)
     with new_folder(out) as folder:
@@ -48,8 +47,10 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
 
 
 def forget_gguf_(model: Any) -> None:
-    """Of a model whose weights transformers has read from GGUF into plain ones: no longer marked as quantised, as which it
-    could not be saved."""
+    """Remove the mark "quantised" from a model whose weights transformers has read from GGUF into plain ones.
+
+    A model with the mark cannot be saved.
+    """
     if getattr(model, "quantization_method", None) != "gguf" or any("gguf" in type(m).__module__ for m in model.modules()):
         return
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
@@ -58,30 +59,33 @@ def forget_gguf_(model: Any) -> None:
 
 
 def load(folder: str | Path, **options: Any) -> nn.Module:
-    """The model that `save` wrote, in the dtype it was saved in. options go to `from_pretrained`. No remote code runs.
+    """Return the model that `save` wrote, in the dtype it was saved in. No remote code runs.
 
-    Raises InputError: no such folder, or one that holds no model of a known class.
+    Args:
+        folder: The folder.
+        options: Options of `from_pretrained`.
+
+    Raises:
+        InputError: There is no such folder, or it holds no model of a known class.
     """
     cls: Any = class_of(folder)
     model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
     for parameter in model.parameters():
-        # Weights lie in the file, and so in memory, at any address; how a product rounds depends on their alignment.
+        # The file sets the alignment of the weights in memory, and the rounding of a product depends on the alignment.
         parameter.data = parameter.data.clone()
     return model
 
 
 def class_of(folder: str | Path) -> type[nn.Module]:
-    """The class of the model in a folder that `save` wrote. Raises InputError as `load`."""
+    """Return the class of the model in a folder that `save` wrote. Raises InputError as `load`."""
     import transformers
 
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
-    try:
+    with reading("model", path, "is not a model's config"):
         config = json.loads(path.read_text(encoding="utf-8"))
         name = config["architectures"][0]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"model: {str(path)!r} is not a model's config ({type(error).__name__}: {error})") from error
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")
@@ -90,24 +94,23 @@ def class_of(folder: str | Path) -> type[nn.Module]:
 
 
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:
-    """The folder's own copy of `secateur.modeling`, the classes built with it, and the config's pointers to them."""
+    """Write the folder's own copy of `modeling.py`, the classes built with it, and the config's pointers to them."""
     import transformers
-    from transformers import AutoModel, AutoModelForTextEncoding
 
     stock = stock_class(model)
-    if type(model.config) not in AutoModel._model_mapping:
+    if not has_auto_model("AutoModel", model.config):
         raise InputError(
             f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
             f"got {stock.__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
         )
-    encoder = AutoModelForTextEncoding._model_mapping.get(type(model.config), None)
-    # T5's encoder alone has a class of its own, which is not the base of T5's other classes.
-    base: type[nn.Module] = stock if stock is encoder else AutoModel._model_mapping[type(model.config)]
+    encoder = auto_model_classes("AutoModelForTextEncoding", model.config)
+    # T5's encoder has a class of its own, which is not the base of T5's other classes.
+    base = stock if encoder == (stock,) else auto_model_classes("AutoModel", model.config)[0]
     auto = {"AutoModel": base.__name__}
-    if base is encoder:
+    if encoder == (base,):
         auto["AutoModelForTextEncoding"] = base.__name__
-    for name in _AUTO_CLASSES:
-        if getattr(transformers, name)._model_mapping.get(type(model.config), None) is stock:
+    for name in dir(transformers):  # Every Auto class that makes this head from this config.
+        if name.startswith("AutoModelFor") and auto_model_classes(name, model.config) == (stock,):
             auto[name] = stock.__name__
     lines = [Path(modeling.__file__).read_text(encoding="utf-8")]
     for cls in dict.fromkeys((base, stock)):

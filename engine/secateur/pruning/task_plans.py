@@ -1,4 +1,4 @@
-"""TaskPlans: one dense model serves many tasks, each by its own pruned model, gathered on request."""
+"""TaskPlans: one dense model serves many tasks, each by a pruned model whose weights are gathered on request."""
 
 from __future__ import annotations
 
@@ -24,14 +24,24 @@ Answer = TypeVar("Answer")
 
 
 class TaskPlans:
-    """A dense model and a plan for each task: `router[task]` is the task's pruned model (Algorithm 2 of Yang et al. 2023,
-    arXiv 2205.04157). It computes what `prune(model, plan)` computes, bit for bit.
+    """A dense model with a plan for each task: `router[task]` is the task's pruned model.
 
-    plans: a Plan, or the path of one, by task. tasks: how each is used, which `score` and `generate` want to know.
-    cache_bytes: what the gathered weights of all cached models may take; those used longest ago go first. None: no bound.
-    What its plan does not cut, a model shares with the dense one, whose weights must stay where and as they are. Models are
-    frozen and in eval mode; one that has left the cache stays valid. Threads may share a router.
-    Raises InputError, naming the task: a plan of another model, a corrupted one, a cache smaller than a task needs.
+    The pruned model computes what `prune(model, plan)` computes, bit for bit. It shares the weights that its plan does not cut
+    with the dense model, whose weights must stay where and as they are. Pruned models are frozen and in eval mode. One that has
+    left the cache stays valid. Threads may share a router.
+
+    Args:
+        model: The dense model.
+        plans: By task, a Plan or the path of one.
+        tasks: By name, the tasks that `score` and `generate` use.
+        cache_bytes: The most bytes that the gathered weights of all cached models take. The least recently used model leaves
+            first. None for no bound.
+
+    Raises:
+        InputError: With the name of the task: a plan of another model, a corrupted plan, or a cache smaller than a task needs.
+
+    Reference:
+        Algorithm 2 of Yang et al. 2023 (arXiv 2205.04157).
     """
 
     def __init__(
@@ -59,17 +69,17 @@ class TaskPlans:
         self._lock = Lock()
 
     def __getitem__(self, task: str) -> nn.Module:
-        """The task's model: the cached one, or one whose weights are gathered now. Raises InputError: an unknown task."""
+        """Return the task's model, from the cache or with weights gathered now. Raises InputError for an unknown task."""
         pruned = self._of(task)
-        with pruned.lock:  # Whoever else wants this task waits for its weights; other tasks do not.
+        with pruned.lock:  # Other threads wait for the weights of this task, but not for other tasks.
             with self._lock:
                 if task in self._cache:
                     self._cache.move_to_end(task)
                     return self._cache[task]
-                self._make_room(task)  # Before the weights are there, so that memory holds no more than it must.
+                self._make_room(task)  # Before the weights are gathered, so that memory holds no more than it must.
             model = pruned.gathered()
             with self._lock:
-                self._make_room(task)  # Other threads may have filled it meanwhile.
+                self._make_room(task)  # Other threads may have filled the cache meanwhile.
                 self._cache[task] = model
         return model
 
@@ -84,32 +94,37 @@ class TaskPlans:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each task's gathered weights: what its model takes beside the dense one."""
+        """The bytes of each task's gathered weights, which its model takes in addition to the dense one."""
         return {name: pruned.bytes for name, pruned in self._pruned.items()}
 
     @property
     def cached(self) -> list[str]:
-        """The tasks whose weights are gathered, the one used longest ago first."""
+        """The tasks whose weights are in the cache, the least recently used first."""
         with self._lock:
             return list(self._cache)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all cached models' gathered weights."""
+        """The bytes of the gathered weights of all cached models."""
         return sum(self._pruned[name].bytes for name in self.cached)
 
     def score(self, task: str | Sequence[str], inputs: Sequence[str], *, max_tokens: int = 8192) -> list[dict[str, float]]:
-        """For each input its task's labels, with how likely each is among them.
+        """Return for each input the probability of each label of its task.
 
-        task: one for all inputs, or one for each. max_tokens: padded input tokens in a batch.
-        Raises InputError: an unknown task, one that `tasks` lacks, one without closed labels.
+        Args:
+            task: One task for all inputs, or one for each input.
+            inputs: The texts.
+            max_tokens: The most padded input tokens in a batch.
+
+        Raises:
+            InputError: A task is unknown, missing in `tasks`, or without closed labels.
         """
         return self._answers(task, inputs, lambda use, model, rows: use.probabilities(model, rows, max_tokens))
 
     def generate(
         self, task: str | Sequence[str], inputs: Sequence[str], *, max_new_tokens: int = 64, max_tokens: int = 8192
     ) -> list[str]:
-        """The greedy output for each input, of at most max_new_tokens pieces; else as `score`."""
+        """Return the greedy output for each input, of at most max_new_tokens pieces. All else is as in `score`."""
         return self._answers(task, inputs, lambda use, model, rows: use.generate(model, rows, max_tokens, max_new_tokens))
 
     def _answers(
@@ -118,7 +133,7 @@ class TaskPlans:
         inputs: Sequence[str],
         answer: Callable[[Task, nn.Module, list[Example]], list[Answer]],
     ) -> list[Answer]:
-        """The inputs grouped by task and answered; the answers in the inputs' order."""
+        """Group the inputs by task and answer them; return the answers in the order of the inputs."""
         if isinstance(inputs, str):
             raise InputError(f"inputs: expected a list of texts, got the text {inputs!r}")
         names = [task] * len(inputs) if isinstance(task, str) else list(task)
@@ -130,12 +145,12 @@ class TaskPlans:
                 raise InputError(f"inputs, row {row + 1}: expected text, got {type(text).__name__} {text!r}")
             rows.setdefault(name, []).append(row)
         uses = {name: self._use(name) for name in rows}
-        found: dict[int, Answer] = {}
+        by_row: dict[int, Answer] = {}
         for name, of_task in rows.items():
             with _naming(name), torch.inference_mode():
                 answers = answer(uses[name], self[name], [{"input": inputs[row]} for row in of_task])
-            found.update(zip(of_task, answers, strict=True))
-        return [found[row] for row in range(len(names))]
+            by_row.update(zip(of_task, answers, strict=True))
+        return [by_row[row] for row in range(len(names))]
 
     def _of(self, task: str) -> _Pruned:
         if task not in self._pruned:
@@ -154,8 +169,11 @@ class TaskPlans:
 
 
 class _Pruned:
-    """One task's pruned model without its weights: which are gathered is known from the beginning, the modules that they go
-    into are made at the first request. Neither depends on their values."""
+    """One task's pruned model without its weights.
+
+    Which slices are gathered is known from the beginning. The modules that hold them are made at the first request. Neither
+    depends on the values of the weights.
+    """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self._dense, self._rebuild = model, rebuild_of(model, plan)
@@ -166,8 +184,8 @@ class _Pruned:
         self.bytes = sum(math.prod(cut.shape(dense)) * dense.element_size() for dense, cut in cut)
 
     def gathered(self) -> nn.Module:
-        """A model with freshly gathered weights."""
-        # Not inference tensors, whoever asks: the model may outlive the caller's inference mode.
+        """Return a model with newly gathered weights."""
+        # No inference tensors, even in inference mode: the model may outlive the caller's inference mode.
         with torch.inference_mode(False), torch.no_grad():
             if self._model is None:
                 self._model = ungathered(self._dense, self._rebuild)
@@ -176,8 +194,8 @@ class _Pruned:
                     for name, cut in self._rebuild.cuts.items()
                     if cut.blocks is not None
                 }
-            made: dict[Tensor, Tensor] = {empty: cut.of(dense) for empty, (cut, dense) in self._cuts.items()}
-            model: nn.Module = replica(self._model, made)
+            gathered: dict[Tensor, Tensor] = {empty: cut.of(dense) for empty, (cut, dense) in self._cuts.items()}
+            model: nn.Module = replica(self._model, gathered)
             return model
 
 
@@ -191,7 +209,7 @@ def _plan(plan: Plan | str | Path) -> Plan:
 
 @contextmanager
 def _naming(task: str) -> Iterator[None]:
-    """Input errors inside name the task."""
+    """A context that adds the name of the task to input errors."""
     try:
         yield
     except InputError as error:

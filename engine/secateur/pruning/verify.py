@@ -1,4 +1,4 @@
-"""verify: that the rebuilt model computes what the masked model computes."""
+"""verify: check that the rebuilt model computes what the masked model computes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from secateur.tasks.base import without_targets
 from secateur.tasks.batches import model_device
 
 _SLACK = 4.0
+_VERIFIED_BATCHES, _VERIFIED_TOKENS = 4, 512
 
 
 class VerificationError(RuntimeError):
-    """A pruned model that does not equal the masked one. Nothing that a user does should cause it."""
+    """A pruned model does not equal the masked one. Nothing that a user does should cause it."""
 
 
 @dataclass(frozen=True)
 class Verification:
     """Largest logit errors against the masked model in a wider dtype (float64, or float32 for half precision).
 
-    error: of the pruned model; rounding: of the masked model itself, which is what the dtype costs anyway;
-    difference: between the two; largest: the largest logit.
+    Attributes:
+        error: The error of the pruned model.
+        rounding: The error of the masked model in its own dtype, which is what the dtype costs anyway.
+        difference: The largest difference between the pruned and the masked model, both in their own dtype.
+        largest: The largest logit.
+        dtype: The name of the model's dtype.
     """
 
     error: float
@@ -45,12 +50,16 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """The pruned model is as near to the exact masked model as the masked model in its own dtype: up to a factor 4, and
-        the spacing of the dtype's numbers at the largest logit (in float64, where nothing wider is at hand, 1e-12 of it)."""
+        """Whether the pruned model is as near to the exact masked model as the masked model in its own dtype is.
+
+        Allowed are a factor 4 and the spacing of the dtype's numbers at the largest logit. For float64, which has no wider
+        dtype, it is 1e-12 of the largest logit.
+        """
         spacing = max(torch.finfo(getattr(torch, self.dtype)).eps, 1e-12)
         return self.error <= _SLACK * self.rounding + spacing * self.largest
 
     def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
         return {**asdict(self), "holds": self.holds}
 
     def __str__(self) -> str:
@@ -62,8 +71,18 @@ class Verification:
 
 
 def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches: Iterable[Batch]) -> Verification:
-    """Compares the pruned model with the masked one on batches. Holds one copy of the dense model in the wider dtype."""
-    return verified(model, pruned, lambda of: masked(of, plan), task, batches)
+    """Compare the pruned model with the masked one on batches.
+
+    It holds one copy of the dense model in the wider dtype.
+
+    Args:
+        model: The dense model.
+        pruned: The pruned model.
+        plan: The plan that the pruned model was made by.
+        task: The task whose logits are compared, at the positions of the batches' labels.
+        batches: The batches.
+    """
+    return verified(model, pruned, lambda dense: masked(dense, plan), task, batches)
 
 
 def verify_layers(
@@ -75,13 +94,23 @@ def verify_layers(
     *,
     scales: Mapping[str, float] = MappingProxyType({}),
 ) -> Verification:
-    """`verify` for `delete_layers`: the masked model is the one where gates on what these layers add are zero, and others their
-    factors in `scales`."""
+    """Compare a model without some layers with the masked model, as `verify` does for pruned units.
+
+    In the masked model, gates on the outputs of the deleted layers are zero, and others are their factors in `scales`.
+
+    Args:
+        model: The dense model.
+        deleted: The model that `delete_layers` made.
+        gone: The names of the deleted layers, as in `delete_layers`.
+        task: The task whose logits are compared.
+        batches: The batches.
+        scales: The factors by name, as in `delete_layers`.
+    """
     known = {**layers(model, "block"), **layers(model, "branch")}
     values = {branch: value for name, value in {**scales, **dict.fromkeys(gone, 0.0)}.items() for branch in known[name]}
 
-    def with_gates(of: nn.Module) -> AbstractContextManager[None]:
-        return gated(of, {branch: next(of.parameters()).new_tensor([value]) for branch, value in values.items()})
+    def with_gates(dense: nn.Module) -> AbstractContextManager[None]:
+        return gated(dense, {branch: next(dense.parameters()).new_tensor([value]) for branch, value in values.items()})
 
     return verified(model, deleted, with_gates, task, batches)
 
@@ -93,7 +122,7 @@ def verified(
     task: Task,
     batches: Iterable[Batch],
 ) -> Verification:
-    """Compares the pruned model with the model inside `mask`, which is its specification, on batches."""
+    """Compare the pruned model on batches with the dense model inside the context `mask`, which is its specification."""
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy.deepcopy(model).to(wide)
@@ -114,17 +143,12 @@ def verified(
 def _masked_logits(
     model: nn.Module, mask: Callable[[nn.Module], AbstractContextManager[None]], task: Task, batch: Batch
 ) -> Tensor:
+    """Return the logits of the model inside the context `mask`."""
     with mask(model):
         return task.logits(model, batch)
 
 
-_VERIFIED_BATCHES = 4
-
-
-_VERIFIED_TOKENS = 512
-
-
 def some_batches(model: nn.Module, task: Task, rows: Sequence[Example]) -> list[Batch]:
-    """A few small batches of real examples, with all candidate labels where they have no targets."""
+    """Return a few small batches of real examples, with all candidate labels where the examples have no targets."""
     items = task.items(model, list(rows)[:64], all_labels=without_targets(task, rows))
     return list(itertools.islice(task.batches(items, model_device(model), _VERIFIED_TOKENS), _VERIFIED_BATCHES))

@@ -1,4 +1,4 @@
-"""Recovery without training: what pruning took from each branch's output, given back in closed form."""
+"""Recovery without training: restore, in closed form, the branches' outputs that pruning has changed."""
 
 from secateur.recovery.recover import Method, Refit, recover_
 

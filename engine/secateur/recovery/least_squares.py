@@ -1,46 +1,47 @@
-"""Least squares from sums over tokens: their moments, the ridge that fits other tokens best, and the step that it gives."""
+"""Least squares from sums over tokens: moments, the ridge with the least error on held-out tokens, and the step it gives."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-RIDGES = tuple(10.0**power for power in range(-9, 3))  # Of the mean eigenvalue of the matrix.
-Equations = tuple[Tensor, Tensor]  # A [k, k] and B [m, k]: the steps X [m, k] that minimise tr(X A X^T) - 2 tr(X B^T).
+RIDGES = tuple(10.0**power for power in range(-9, 3))  # As shares of the mean eigenvalue of the matrix.
+# A [k, k] and B [m, k] of the problem whose steps X [m, k] minimise tr(X A X^T) - 2 tr(X B^T).
+Equations = tuple[Tensor, Tensor]
 
 
 class Moments:
-    """Sums over tokens, float64: of inputs h [k] and wanted outputs y [d], of their products, and of |y|^2."""
+    """Float64 sums over tokens: of inputs h [k] and target outputs y [d], of their products, and of |y|^2."""
 
     def __init__(self) -> None:
         self.tokens, self._sums = 0, list[Tensor]()
 
     def add(self, h: Tensor, y: Tensor) -> None:
-        """h [n, k], y [n, d]."""
+        """Add n tokens: inputs h [n, k] and target outputs y [n, d]."""
         h, y = h.double(), y.double()
-        sums = [h.T @ h, y.T @ h, h.sum(0), y.sum(0), y.square().sum()]
+        sums = [h.T @ h, y.T @ h, h.sum(0), y.sum(0), y.square().sum()]  # [k, k], [d, k], [k], [d], []
         self._sums = [mine + other for mine, other in zip(self._sums, sums, strict=True)] if self._sums else sums
         self.tokens += len(h)
 
     def plus(self, other: Moments) -> Moments:
-        """Of all tokens of both."""
-        found = Moments()
-        found.tokens = self.tokens + other.tokens
-        found._sums = [mine + theirs for mine, theirs in zip(self._sums, other._sums, strict=True)]
-        return found
+        """Return the moments of the tokens of both."""
+        both = Moments()
+        both.tokens = self.tokens + other.tokens
+        both._sums = [mine + theirs for mine, theirs in zip(self._sums, other._sums, strict=True)]
+        return both
 
     @property
     def size(self) -> float:
-        """sum |y|^2."""
+        """The sum of |y|^2."""
         return float(self._sums[4])
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of h and of y."""
+        """The means of h [k] and of y [d]."""
         return self._sums[2] / self.tokens, self._sums[3] / self.tokens
 
     def about(self, means: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """sum h h^T [k, k] and sum y h^T [d, k], of what h and y differ from the means by, if means are given."""
+        """Return sum h h^T [k, k] and sum y h^T [d, k], of differences from the means if means are given."""
         inputs, crossed, h, y, _ = self._sums
         if means is None:
             return inputs, crossed
@@ -51,25 +52,32 @@ class Moments:
         return inputs, crossed
 
     def error(self, weight: Tensor, bias: Tensor | None) -> float:
-        """sum |y - W h - b|^2."""
+        """Return sum |y - W h - b|^2 for a weight W [d, k] and a bias b [d]."""
         inputs, crossed, h, y, size = self._sums
-        found = (weight @ inputs * weight).sum() - 2 * (weight * crossed).sum() + size
+        error = (weight @ inputs * weight).sum() - 2 * (weight * crossed).sum() + size
         if bias is not None:
-            found += self.tokens * bias.square().sum() + 2 * (bias * (weight @ h - y)).sum()
-        return max(0.0, float(found))  # Rounding can leave less than nothing.
+            error += self.tokens * bias.square().sum() + 2 * (bias * (weight @ h - y)).sum()
+        return max(0.0, float(error))  # Rounding can make it negative.
 
 
 def best_ridge(fitted: Equations, held_out: Equations) -> float | None:
-    """The ridge with which the step fitted to some tokens has the least error on others; None where no step is better.
+    """Return the ridge whose step, fitted to some tokens, has the least error on held-out tokens.
 
-    In A's basis a ridge r turns B into the step B / (values + r), so all ridges' errors on the other tokens follow from one
-    quadratic form in 1 / (values + r).
+    In the eigenbasis of A a ridge r turns B into the step B / (values + r). So the errors of all ridges on the held-out tokens
+    follow from one quadratic form in 1 / (values + r).
+
+    Args:
+        fitted: The equations of the fitted tokens.
+        held_out: The equations of the held-out tokens.
+
+    Returns:
+        The ridge as a share of the mean eigenvalue, or None where no step is better than none.
     """
     matrix, missing = fitted
-    values, vectors = torch.linalg.eigh(matrix)
-    missing, wanted = missing @ vectors, held_out[1] @ vectors
-    curvature = (missing.T @ missing) * (vectors.T @ held_out[0] @ vectors)
-    slope = (missing * wanted).sum(0)
+    values, vectors = torch.linalg.eigh(matrix)  # [k], [k, k]
+    missing, target = missing @ vectors, held_out[1] @ vectors  # [m, k] each
+    curvature = (missing.T @ missing) * (vectors.T @ held_out[0] @ vectors)  # [k, k]
+    slope = (missing * target).sum(0)  # [k]
     best, least = None, 0.0
     for ridge in RIDGES:
         steps = 1 / (values.clamp(min=0) + ridge * _scale(matrix))
@@ -80,12 +88,20 @@ def best_ridge(fitted: Equations, held_out: Equations) -> float | None:
 
 
 def step(matrix: Tensor, missing: Tensor, ridge: float) -> Tensor:
-    """The X that minimises tr(X A X^T) - 2 tr(X B^T) + ridge |X|^2; directions that A does not see stay 0."""
-    held = matrix + ridge * _scale(matrix) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    found: Tensor = torch.linalg.solve(held, missing, left=False)
-    return found
+    """Return the step X [m, k] that minimises tr(X A X^T) - 2 tr(X B^T) + ridge |X|^2.
+
+    Directions in the null space of A stay 0.
+
+    Args:
+        matrix: A [k, k].
+        missing: B [m, k].
+        ridge: The ridge as a share of the mean eigenvalue of A.
+    """
+    ridged = matrix + ridge * _scale(matrix) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    solution: Tensor = torch.linalg.solve(ridged, missing, left=False)
+    return solution
 
 
 def _scale(matrix: Tensor) -> float:
-    """The mean eigenvalue, which ridges are shares of."""
+    """Return the mean eigenvalue, which ridges are shares of."""
     return max(float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny)

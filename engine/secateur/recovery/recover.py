@@ -1,4 +1,4 @@
-"""recover_: what pruning took from each branch's output, given back by refitting its out-projection; no training."""
+"""recover_: refit each branch's out-projection, so that its output is near the dense model's again, without training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples, read_examples
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
@@ -28,8 +28,14 @@ _HELD_OUT = 5  # Every fifth example.
 
 @dataclass(frozen=True)
 class Refit:
-    """One branch's out-projection. before, after: the squared error of its output on the examples, relative to the dense
-    output's sum of squares; ridge: how strongly the weights were held where they were, None where they were not refitted."""
+    """The refit of one branch's out-projection.
+
+    Attributes:
+        branch: The name of the branch.
+        ridge: The ridge that held the weights near their values, or None where the weights were not refitted.
+        before: The squared error of the output on the examples before the refit, relative to the dense output's sum of squares.
+        after: The same error after the refit.
+    """
 
     branch: str
     ridge: float | None
@@ -37,6 +43,7 @@ class Refit:
     after: float
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -51,38 +58,55 @@ def recover_(
     unlabeled: bool = False,
     max_tokens: int = 4096,
 ) -> list[Refit]:
-    """Refits the out-projections of a pruned model in place, so that each branch gives what it gives in the dense model.
+    """Refit the out-projections of a pruned model in place, so that each branch gives what it gives in the dense model.
 
-    Branch after branch in the order of the forward pass, each with the inputs that the pruned and recovered layers below it
-    give. "least_squares": the weights W that minimise sum |y - W h - b|^2 + ridge * |W - W_kept|^2 over the real tokens of the
-    examples, y being the dense branch's output and h the pruned one's activations; the ridge is the one that is best on every
-    fifth example, and the fit is then of all of them (as in He et al. 2017, arXiv 1707.06168, Eq. 3, for channels of
-    convolutions). "scale": the same of one number for each head, channel or neuron that multiplies W_kept's columns (the mask
-    tuning of Kwon et al. 2022, arXiv 2204.09656, Section 3.3): far fewer numbers, so better where examples are few; after
-    least squares it would change nothing. "bias": the mean of y - W_kept h is added to the bias. Biases are fitted with every
-    method where there are some. An architecture without (T5, Llama) gets them if add_biases says so; the model is then no stock
-    one. Otherwise "bias" raises InputError there.
-    No branch gets worse on the examples: where the fit would be, it is left as it is. Sums are float64.
-    model: the dense one, untouched. examples, max_tokens: as in `attribute`; both models' states before a branch are held in
-    memory for all examples. unlabeled: examples need no targets and are run with all candidate labels.
-    Raises InputError: unusable examples, a pruned model of another architecture, out-projections of other classes.
+    Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
+    give. No branch gets worse on the examples: where the refit would be worse, the layer stays as it is. Sums are float64. Both
+    models' states before a branch are held in memory for all examples. Biases are fitted with every method where the layers
+    have some.
+
+    Args:
+        model: The dense model. It stays unchanged.
+        pruned: The model pruned from it.
+        task: The task of the examples.
+        examples: The examples, as in `attribute`.
+        method: "least_squares" finds the weights W that minimise sum |y - W h - b|^2 + ridge * |W - W_kept|^2 over the real
+            tokens of the examples, where y is the dense branch's output and h the pruned branch's activations. The ridge is the
+            best one on every fifth example; the final fit is to all examples. "scale" finds one factor for each head, channel
+            or neuron, which multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few
+            examples; after least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
+        add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
+            "bias" raises InputError there.
+        unlabeled: Whether the examples need no targets. They run with all candidate labels.
+        max_tokens: As in `attribute`.
+
+    Returns:
+        The refit of each branch.
+
+    Raises:
+        InputError: The examples are unusable; the pruned model is of another architecture, or is the dense one; or the
+            out-projections have other classes.
+
+    Reference:
+        Least squares: He et al. 2017 (arXiv 1707.06168), Eq. 3, for channels of convolutions. Scale: the mask tuning of Kwon et
+        al. 2022 (arXiv 2204.09656), Section 3.3.
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-    found = list(branches(pruned).values())
-    if [branch.name for branch in found] != list(branches(model)):
+    of_pruned = list(branches(pruned).values())
+    if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
     _require_order(model, pruned)
-    layers = {branch: _layer(pruned, branch) for branch in found}
+    layers = {branch: _layer(pruned, branch) for branch in of_pruned}
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
-    rows = read_examples(examples, task.columns[:1] if unlabeled else task.columns)
+    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     if add_biases:
         add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
-        layers = {branch: _layer(pruned, branch) for branch in found}
-    has_encoder = any(branch.stack == "encoder" for branch in found)
+        layers = {branch: _layer(pruned, branch) for branch in of_pruned}
+    has_encoder = any(branch.stack == "encoder" for branch in of_pruned)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
@@ -99,30 +123,24 @@ def recover_(
 
 
 def _require_order(model: nn.Module, pruned: nn.Module) -> None:
-    """Raises InputError where the second model has a wider branch than the first: the first is the one that was pruned."""
+    """Raise InputError where a branch of the second model is wider than in the first: then the first is the pruned one."""
     dense = branches(model)
     for name, branch in branches(pruned).items():
-        if _width(branch) > _width(dense[name]):
+        if branch.output_width > dense[name].output_width:
             raise InputError(
                 f"pruned: expected the dense model first and the pruned one second, got a pruned model whose {name} is wider "
-                f"than the dense model's ({_width(branch)} channels and {_width(dense[name])})"
+                f"than the dense model's ({branch.output_width} channels and {dense[name].output_width})"
             )
 
 
-def _width(branch: Branch) -> int:
-    """The channels that the out-projection of a branch reads."""
-    return branch.heads * branch.head_dim if isinstance(branch, Attention) else branch.width
-
-
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:
-    """Which unit each input of the out-projection belongs to: a head, where heads are whole, or a channel or neuron."""
+    """Return the unit of each input of the out-projection [inputs]: a head where heads are whole, or a channel or neuron."""
     inputs = torch.arange(weight_of(layer).shape[1], device=layer.weight.device)
-    if isinstance(branch, Attention) and len(inputs) == branch.heads * branch.head_dim:
-        return inputs // branch.head_dim
-    return inputs
+    return inputs // branch.channels_of_unit(len(inputs))
 
 
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
+    """Return the out-projection of a branch. Raises InputError for a class that cannot be refitted."""
     layer = model.get_submodule(branch.output)
     if type(layer) not in (nn.Linear, GatherLinear, EmptyLinear) and not is_transposed(layer):
         raise InputError(f"pruned: expected a plain linear layer at {branch.output}, got {type(layer).__name__}")
@@ -130,58 +148,69 @@ def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
 
 
 def _read(layer: nn.Linear, inputs: Tensor) -> Tensor:
-    """What the layer's weight is multiplied with."""
+    """Return the inputs [B, T, k] that the layer's weight multiplies."""
     return inputs.index_select(-1, layer.slots) if isinstance(layer, GatherLinear) else inputs
 
 
 def _held_out(batch: Batch, real: Tensor, examples: int) -> Tensor:
-    """Every fifth example, or every fifth token where there are fewer examples: [B, T] or what expands to it."""
+    """Return which tokens are held out: every fifth example, or every fifth token if there are fewer examples.
+
+    The mask is [B, 1] or [1, T], to be combined with the real tokens [B, T].
+    """
     if examples < _HELD_OUT:
         return torch.arange(real.shape[1], device=real.device).unsqueeze(0) % _HELD_OUT == _HELD_OUT - 1
     return torch.tensor(batch.rows, device=real.device).unsqueeze(1) % _HELD_OUT == _HELD_OUT - 1
 
 
 def _refit(name: str, layer: nn.Linear, units: Tensor, fitted: Moments, held_out: Moments, method: Method) -> Refit:
-    """Gives a layer the weights and the bias that fit best, if they are better than its own. units [k]: which unit each input
-    belongs to."""
+    """Give a layer the weights and the bias that fit best, if they are better than its own.
+
+    Args:
+        name: The name of the branch.
+        layer: The out-projection.
+        units: [k], the unit that each input belongs to.
+        fitted: The moments of the fitted tokens.
+        held_out: The moments of the held-out tokens, which the ridge is chosen on.
+        method: As in `recover_`.
+    """
     whole = fitted.plus(held_out)
     weight, bias = weight_of(layer).double(), None if layer.bias is None else layer.bias.double()
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
-    ridge, found = None, weight
+    ridge, new_weight = None, weight
     if method != "bias" and weight.numel():
-        # The best bias for a weight is what the means leave, so with a bias the weight is fitted to what differs from them.
+        # The best bias follows from the means, so with a bias the weight is fitted to the differences from the means.
         means, of_whole = (None, None) if bias is None else (fitted.means, whole.means)
         equations = partial(_for_weights if method == "least_squares" else _for_scales, weight, units)
         ridge = best_ridge(equations(*fitted.about(means)), equations(*held_out.about(means)))
         if ridge is not None:
-            moved = step(*equations(*whole.about(of_whole)), ridge)
-            found = weight + moved if method == "least_squares" else weight * (1 + moved[0, units])
-    found, shifted = found.to(layer.weight.dtype), None
+            change = step(*equations(*whole.about(of_whole)), ridge)
+            new_weight = weight + change if method == "least_squares" else weight * (1 + change[0, units])
+    new_weight, new_bias = new_weight.to(layer.weight.dtype), None
     if bias is not None:
         of_inputs, of_outputs = whole.means
-        shifted = (of_outputs - found.double() @ of_inputs).to(layer.weight.dtype)
-    after = whole.error(found.double(), None if shifted is None else shifted.double())
+        new_bias = (of_outputs - new_weight.double() @ of_inputs).to(layer.weight.dtype)
+    after = whole.error(new_weight.double(), None if new_bias is None else new_bias.double())
     if not after < before:
         return Refit(name, None, before / size, before / size)
-    weight_of(layer).copy_(found)
-    if shifted is not None:
-        layer.bias.copy_(shifted)
+    weight_of(layer).copy_(new_weight)
+    if new_bias is not None:
+        layer.bias.copy_(new_bias)
     return Refit(name, ridge, before / size, after / size)
 
 
 def _for_weights(weight: Tensor, units: Tensor, inputs: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal equations of a step from the weight: one for each output, all with the same matrix."""
+    """Return the normal equations of a step from the weight, one for each output, all with the same matrix [k, k]."""
     return inputs, crossed - weight @ inputs
 
 
 def _for_scales(weight: Tensor, units: Tensor, inputs: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
-    """Normal equations of a step from scale 1, of one number for each unit."""
-    matrix = (weight.T @ weight) * inputs
-    missing = (weight * crossed).sum(0) - matrix.sum(1)
+    """Return the normal equations of a step from scale 1, with one number for each unit."""
+    matrix = (weight.T @ weight) * inputs  # [k, k]
+    missing = (weight * crossed).sum(0) - matrix.sum(1)  # [k]
     count = int(units.max()) + 1
 
     def fold(rows: Tensor) -> Tensor:
-        """[n, k] to [n, units]: the sum over each unit's inputs."""
+        """Return the sums over each unit's inputs, from [n, k] to [n, units]."""
         return rows.new_zeros(len(rows), count).index_add_(1, units, rows)
 
     return fold(fold(matrix).T), fold(missing.unsqueeze(0))

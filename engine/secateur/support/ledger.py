@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 
 SETTINGS, CELLS = "settings.json", "cells.jsonl"
@@ -96,11 +96,10 @@ def require_same(folder: Path | str, found: Mapping[str, Any], settings: Mapping
 
 
 def _settings(began: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(began.read_text())
-    except ValueError as error:
-        raise InputError(f"out: {str(began)!r} is no JSON ({error})") from error
-    return found
+    """Return the settings that a folder was begun with. Raises InputError: they cannot be read."""
+    with reading("out", began, "is no JSON"):
+        settings: dict[str, Any] = json.loads(began.read_text())
+    return settings
 
 
 def _key(cell: Mapping[str, Any]) -> str:

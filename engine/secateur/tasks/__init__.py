@@ -1,25 +1,29 @@
-"""Tasks: how examples become batches, and what a model's output is worth on them."""
+"""Tasks: how examples become batches, and how a model's outputs are scored."""
 
 from __future__ import annotations
 
 from secateur.tasks.base import Target, Task
 from secateur.tasks.batches import Batch, Item
 from secateur.tasks.causal import CausalLM
+from secateur.tasks.classification import Classification
 from secateur.tasks.image import ImageClassification
 from secateur.tasks.metrics import Evaluation
 from secateur.tasks.sequence import SequenceClassification
+from secateur.tasks.text import TextTask
 from secateur.tasks.text_to_text import TextToText
 from secateur.tasks.token import TokenClassification
 
 __all__ = [
     "Batch",
     "CausalLM",
+    "Classification",
     "Evaluation",
     "ImageClassification",
     "Item",
     "SequenceClassification",
     "Target",
     "Task",
+    "TextTask",
     "TextToText",
     "TokenClassification",
 ]

@@ -15,7 +15,13 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Item:
-    """One example, tokenised. row: its position among the examples given; target: piece ids, a class, or word classes."""
+    """One example, tokenised.
+
+    Attributes:
+        row: The position of the example among the given examples.
+        input_ids: The ids of the input.
+        target: The target: ids of pieces, one class, or the classes of words. Empty for an input without a target.
+    """
 
     row: int
     input_ids: list[int]
@@ -23,22 +29,30 @@ class Item:
 
     @property
     def tokens(self) -> int:
-        """How many of the model's tokens the input has."""
+        """The number of tokens of the input in the model."""
         return len(self.input_ids)
 
     @property
     def length(self) -> int:
+        """The number of tokens that a batch reserves for the item: 1 at least."""
         return max(self.tokens, 1)
 
     @property
     def content(self) -> bytes:
-        """All that tells one item from another."""
+        """All that tells one item from another, as bytes."""
         return array("q", [self.row, len(self.target), *self.target, *self.input_ids]).tobytes()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded items: `inputs` are the model's keyword arguments, `labels` [B, T] the target ids, -100 where none."""
+    """Padded items.
+
+    Attributes:
+        inputs: The model's keyword arguments.
+        labels: The target ids [B, T], -100 where there is none.
+        rows: The positions of the examples.
+        extra: Further values for the task's own use.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -47,44 +61,56 @@ class Batch:
 
     @property
     def length(self) -> int:
-        """Tokens of a padded input."""
+        """The number of tokens of a padded input."""
         return self.inputs["input_ids"].shape[1]
 
     def real(self, *, target: bool) -> Tensor:
-        """Which tokens [B, T] are no padding: of the target, over which a decoder runs that has an encoder, or of the input."""
+        """Return which tokens [B, T] are no padding.
+
+        Args:
+            target: Whether to look at the tokens of the target, which a decoder with an encoder runs over, or of the input.
+        """
         return self.labels != IGNORED if target else self.inputs["attention_mask"].bool()
 
     def take(self, rows: Tensor) -> Batch:
-        """The batch of the given rows (int64 [n]), which may repeat."""
+        """Return the batch of the given rows (int64 [n]), which may repeat."""
         inputs = {name: tensor[rows] for name, tensor in self.inputs.items()}
         return replace(self, inputs=inputs, labels=self.labels[rows], rows=[self.rows[row] for row in rows.tolist()])
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The device that a model's inputs belong on: the first one. Offloaded weights are on none, and have their inputs moved."""
+    """Return the device that a model's inputs belong on: that of its first parameter on a device.
+
+    Offloaded weights are on no device. Accelerate moves their inputs.
+    """
     places = (parameter.device for parameter in model.parameters())
     return next((place for place in places if place.type != "meta"), torch.device("cpu"))
 
 
 def buckets(items: Sequence[Item], max_tokens: int, padded: Callable[[int], int] = lambda length: length) -> list[list[Item]]:
-    """Items of like length together, longest first, each bucket within max_tokens when padded. padded: the length that a
-    bucket's longest item gets."""
-    found: list[list[Item]] = []
+    """Return the items in buckets of similar length, longest first.
+
+    Args:
+        items: The items.
+        max_tokens: The most tokens of a padded bucket; a bucket has one item at least.
+        padded: The padded length of a bucket whose longest item has the given length.
+    """
+    grouped: list[list[Item]] = []
     for item in sorted(items, key=lambda item: (-item.length, item.row)):
-        if found and (len(found[-1]) + 1) * padded(found[-1][0].length) <= max_tokens:
-            found[-1].append(item)
+        if grouped and (len(grouped[-1]) + 1) * padded(grouped[-1][0].length) <= max_tokens:
+            grouped[-1].append(item)
         else:
-            found.append([item])
-    return found
+            grouped.append([item])
+    return grouped
 
 
 def in_order(parts: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """What batches gave, at their rows' places: [examples, ...], on the CPU."""
+    """Return the results of batches in the order of the examples: [examples, ...], on the CPU."""
     return torch.cat(list(parts)).cpu()[torch.tensor(rows).argsort()]
 
 
 def pad(sequences: Sequence[Sequence[int]], value: int, device: torch.device, length: int = 1) -> Tensor:
-    """Right-padded int64 ids [B, longest], of at least that length."""
+    """Return right-padded ids [B, longest] (int64), with `length` columns at least."""
     longest = max(length, max(map(len, sequences)))
     rows = [[*sequence, *[value] * (longest - len(sequence))] for sequence in sequences]
     return torch.tensor(rows, dtype=torch.int64, device=device)

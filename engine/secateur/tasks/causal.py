@@ -13,25 +13,34 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.support.errors import InputError
-from secateur.tasks.base import Target, Task, texts
-from secateur.tasks.batches import IGNORED, Batch, Item, model_device
+from secateur.tasks.base import Target, texts
+from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
 from secateur.tasks.label_tree import LabelTree
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
+from secateur.tasks.text import TextTask
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
 
-class CausalLM(Task):
-    """labels: the candidate continuations of the input; None for any continuation.
+class CausalLM(TextTask):
+    """A continuation of each input, with a decoder.
 
-    The target's pieces follow the input's (write the space between them where the model wants one). Metric: accuracy of the
-    most likely label, or perplexity of the targets.
+    The target's pieces follow the input's pieces (write the space between them where the model needs one). The metric is the
+    accuracy of the most likely label, or the perplexity of the targets without labels.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        labels: The candidate continuations of the input; None for any continuation.
+        max_length: The most pieces of input and target together; by default the tokenizer's own limit.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    name: ClassVar[str] = "causal-lm"
+    architecture: ClassVar[str] = "ForCausalLM"
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        """Return the examples as items, whose input ids are those of the prompt and the target."""
         inputs = self.encode(texts(examples, "input"))
         if all_labels:
             candidates = self._label_ids()
@@ -52,24 +61,35 @@ class CausalLM(Task):
         return Item(row, [*prompt, *target], target)
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        # Logits are wanted at these positions alone: the vocabulary is the widest matrix of a small decoder.
-        wanted = [range(len(i.input_ids) - len(i.target) - 1, len(i.input_ids) - 1) for i in items]
-        positions = sorted({position for span in wanted for position in span})
+        """Return the items as one padded batch, with the positions whose logits predict pieces of a target."""
+        # Logits at other positions are not computed: the vocabulary is the widest matrix of a small decoder.
+        spans = [range(len(i.input_ids) - len(i.target) - 1, len(i.input_ids) - 1) for i in items]
+        positions = sorted({position for span in spans for position in span})
         column = {position: k for k, position in enumerate(positions)}
         labels = torch.full((len(items), len(positions)), IGNORED, dtype=torch.int64)
-        for row, (span, item) in enumerate(zip(wanted, items, strict=True)):
+        for row, (span, item) in enumerate(zip(spans, items, strict=True)):
             labels[row, [column[position] for position in span]] = torch.tensor(item.target)
         rows = [item.row for item in items]
         return Batch(
             self._inputs(items, device), labels.to(device), rows, {"positions": torch.tensor(positions, device=device)}
         )
 
+    def training_batch(self, items: Sequence[Item]) -> dict[str, Tensor]:
+        """Return items as keyword arguments of the model's forward pass, with labels [B, T] at the pieces of the targets."""
+        # The model shifts the labels itself, so that each input piece has its own place.
+        prompts = [len(item.input_ids) - len(item.target) for item in items]
+        labels = [[IGNORED] * prompt + item.target for prompt, item in zip(prompts, items, strict=True)]
+        cpu = torch.device("cpu")
+        return {**self._inputs(items, cpu), "labels": pad(labels, IGNORED, cpu)}
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits [B, positions, vocabulary] of an ordinary forward pass."""
         output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=batch.extra["positions"])
         logits: Tensor = output.logits
         return logits
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
+        """Return the accuracy or the perplexity of a model in eval mode."""
         if self.labels is not None:
             targets = self._targets(examples)
             best = self.ranked(model, examples, max_tokens).argmax(1).tolist()
@@ -86,29 +106,31 @@ class CausalLM(Task):
         )
 
     def encode(self, inputs: list[str]) -> list[list[int]]:
+        """Return the ids of inputs, uncut."""
         # A prompt must have a token: without one nothing predicts the target's first piece.
         return [ids or [self._start()] for ids in self._tokenize(inputs)]
 
     @property
     def room(self) -> int | None:
+        """The most ids of a prompt before the longest label. Raises InputError if that label alone is too long."""
         if self.max_length is None or self.labels is None:
             return self.max_length
-        longest = self._tree.longest  # Encoded once: this is asked for each document.
+        longest = self._tree.longest  # Cached, because scoring asks for the room of each document.
         if longest >= self.max_length:
             raise InputError(f"labels: expected labels under {self.max_length} pieces, got one of {longest}")
         return self.max_length - longest
 
     def cut(self, ids: list[int]) -> list[int]:
-        """The prompt's end, which the labels follow."""
+        """Return the end of a prompt, at most `room` ids: the labels follow it."""
         return ids if self.room is None else ids[-self.room :]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
-        """Padded on the left: what follows the prompts begins in one column."""
+        """Return prompts as one batch, padded on the left, so that what follows them begins in one column."""
         turned = super().collate_inputs([replace(item, input_ids=item.input_ids[::-1]) for item in items], device, length)
         return replace(turned, inputs={name: ids.flip(1) for name, ids in turned.inputs.items()})
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """log P(label | prompt) [B, labels]: the prompts run once, then the tree of all labels on their cached states."""
+        """Return log P(label | prompt) [B, labels]. The prompts run once, then the label tree on their cached states."""
         from transformers import DynamicCache
 
         tree, mask = self._tree, batch.inputs["attention_mask"]
@@ -124,11 +146,14 @@ class CausalLM(Task):
         return tree.log_probabilities(logits)
 
     def _after(self, model: nn.Module, mask: Tensor, last: Tensor, cache: DynamicCache, dtype: torch.dtype) -> Tensor:
-        """The logits [B, nodes - 1, vocabulary] of the tree's nodes but for the root, on the cached states of prompts whose
-        last positions are `last` [B, 1]."""
+        """Return the logits [B, nodes - 1, vocabulary] of the label tree's nodes without the root.
+
+        They follow the cached states of prompts with the padding mask `mask` [B, T] and the last positions `last` [B, 1].
+        """
         tree, rows = self._tree, len(mask)
-        places = last + tree.depths[1:].to(mask.device)
-        among = tree.sees[1:, 1:].to(mask.device)
+        places = last + tree.depths[1:].to(mask.device)  # [B, nodes - 1]
+        among = tree.sees[1:, 1:].to(mask.device)  # [nodes - 1, nodes - 1]
+        # [B, nodes - 1, T + nodes - 1]
         sees = torch.cat([mask.bool()[:, None].expand(-1, len(among), -1), among.expand(rows, -1, -1)], 2)
         config = cast(Any, model.config)
         masks, window = {"full_attention": sees}, getattr(config, "sliding_window", None)
@@ -139,8 +164,8 @@ class CausalLM(Task):
             kind = "full_attention" if kinds is None else "sliding_attention"
             masks[kind] = sees & (places[:, :, None] - seen_at[:, None, :] < window)
         added = {
-            kind: torch.zeros_like(each, dtype=dtype).masked_fill(~each, torch.finfo(dtype).min)[:, None]
-            for kind, each in masks.items()
+            kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
+            for kind, mask in masks.items()
         }
         output: Any = model(
             input_ids=tree.pieces(0)[1:].to(mask.device).expand(rows, -1),
@@ -153,8 +178,9 @@ class CausalLM(Task):
         return logits
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        """Return the greedy continuation, of at most `longest` pieces, of each example's input."""
         answers = [""] * len(examples)
-        for batch in self._input_batches(examples, model_device(model), max_tokens):
+        for batch in self.input_batches(model, examples, max_tokens):
             ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
             outputs = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, answer in zip(batch.rows, outputs, strict=True):

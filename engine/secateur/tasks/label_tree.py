@@ -1,4 +1,4 @@
-"""Candidate labels as a tree of their pieces, so that what labels begin with alike is computed once."""
+"""LabelTree: candidate labels as a tree of their pieces, so that a common beginning of labels is computed once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import Tensor
 
 
 class LabelTree:
-    """The prefixes of the labels' pieces that are followed by one more piece; the empty one is the root, node 0.
+    """The tree of all prefixes of the labels' pieces that are followed by one more piece.
 
-    All nodes can stand side by side in one sequence: each sees its ancestors and itself, at the position that its depth gives
-    it. Parents come before children.
+    The empty prefix is the root, node 0. Parents come before children. All nodes fit into one sequence: each node sees its
+    ancestors and itself, and its position is its depth.
 
-    depths: the number of pieces of each prefix [nodes], int64. sees: which nodes are ancestors of a node, or the node itself
-    [nodes, nodes], bool; a row for each node.
+    Attributes:
+        labels: The number of labels.
+        prefixes: The prefixes, one for each node.
+        depths: The number of pieces of each prefix [nodes], int64.
+        sees: Which nodes each node sees [nodes, nodes], bool, with a row for each node.
     """
 
     def __init__(self, labels: Sequence[Sequence[int]]) -> None:
@@ -27,7 +30,7 @@ class LabelTree:
                 edges.append((number, node, piece))
         self.labels = len(labels)
         self.prefixes = list(numbers)
-        with torch.inference_mode(False):  # They stay, and a later pass may want gradients.
+        with torch.inference_mode(False):  # The tensors are kept, and a later pass may need gradients.
             self._edges = torch.tensor(edges, dtype=torch.int64).T
             self.depths = torch.tensor([len(prefix) for prefix in self.prefixes])
             self.sees = torch.eye(len(self), dtype=torch.bool)
@@ -36,19 +39,19 @@ class LabelTree:
 
     @property
     def longest(self) -> int:
-        """The most pieces of a label."""
+        """The number of pieces of the longest label."""
         return int(self.depths.max()) + 1
 
     def __len__(self) -> int:
         return len(self.prefixes)
 
     def pieces(self, root: int) -> Tensor:
-        """The piece [nodes] that leads to each node, int64; `root` leads to the first."""
+        """Return the last piece of each node's prefix [nodes], int64; `root` for the root."""
         return torch.tensor([prefix[-1] if prefix else root for prefix in self.prefixes])
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """log P(label) [B, labels], the sum over its pieces, from the logits [B, nodes, vocabulary] after each node."""
+        """Return log P(label) [B, labels], summed over the pieces, from the logits [B, nodes, vocabulary] after each node."""
         logits = logits if logits.dtype == torch.float64 else logits.float()
         number, node, piece = self._edges.to(logits.device)
-        steps = logits[:, node, piece] - logits.logsumexp(-1)[:, node]
+        steps = logits[:, node, piece] - logits.logsumexp(-1)[:, node]  # [B, edges]
         return steps.new_zeros(len(logits), self.labels).index_add_(1, number, steps)

@@ -11,7 +11,15 @@ import torch
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A metric with its 95% interval over `examples` examples."""
+    """A metric with its 95% interval.
+
+    Attributes:
+        metric: The name of the metric.
+        value: Its value.
+        low: The lower end of the interval.
+        high: The upper end of the interval.
+        examples: The number of examples, or of words for the accuracy of words.
+    """
 
     metric: str
     value: float
@@ -20,6 +28,7 @@ class Evaluation:
     examples: int
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -27,7 +36,7 @@ class Evaluation:
 
 
 def proportion(metric: str, right: int, total: int) -> Evaluation:
-    """A share with Wilson's 95% score interval (Wilson 1927)."""
+    """Return the share `right` / `total` with Wilson's 95% score interval (Wilson 1927)."""
     z = 1.959964
     p = right / total
     centre = (p + z * z / (2 * total)) / (1 + z * z / total)
@@ -36,7 +45,7 @@ def proportion(metric: str, right: int, total: int) -> Evaluation:
 
 
 def bootstrap(metric: str, examples: int, statistic: Any) -> Evaluation:
-    """A statistic of the examples' indices with a 95% percentile interval over 200 seeded resamples."""
+    """Return a statistic of the examples' indices with a 95% percentile interval over 200 seeded resamples."""
     generator = torch.Generator().manual_seed(0)
     value = float(statistic(list(range(examples))))
     draws = sorted(float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200))

@@ -13,25 +13,33 @@ from torch import Tensor, nn
 from secateur.data.examples import Example
 from secateur.model.families import family_of
 from secateur.support.errors import InputError
-from secateur.tasks.base import Task
-from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
+from secateur.tasks.batches import IGNORED, Batch, Item, pad
 from secateur.tasks.label_tree import LabelTree
 from secateur.tasks.metrics import Evaluation, proportion
+from secateur.tasks.text import TextTask
 
-# Logits held at once, where labels are many: 256 MiB in float32.
+# The most logits held at once, where labels are many: 256 MiB in float32.
 _LOGITS = 1 << 26
 
 
-class TextToText(Task):
-    """labels: the candidate targets; None where targets are open.
+class TextToText(TextTask):
+    """Text in, text out, with an encoder-decoder.
 
-    Metric: accuracy of the most likely label (the sum of its pieces' log-probabilities, the end mark included), or exact
-    match of the greedy output with the target as the tokenizer writes it back.
+    The metric is the accuracy of the most likely label (by the sum of its pieces' log-probabilities, the end mark included).
+    Where targets are open it is the exact match of the greedy output with the target as the tokenizer writes it back.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        labels: The candidate targets; None where targets are open.
+        max_length: The most pieces of an input; by default the tokenizer's own limit.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    name: ClassVar[str] = "text-to-text"
+    architecture: ClassVar[str] = "ForConditionalGeneration"
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        """Return the examples as items, whose target is the pieces of the target text."""
         inputs = self._encode_cut(examples)
         if all_labels:
             candidates = self._tokenize_targets(self._closed_labels())
@@ -40,16 +48,19 @@ class TextToText(Task):
         return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        """Return the items as one padded batch with labels [B, T] for the decoder."""
         labels = pad([item.target for item in items], IGNORED, device)
         return Batch(self._inputs(items, device), labels, [item.row for item in items])
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the decoder's logits [B, T, vocabulary] of an ordinary forward pass."""
         decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=batch.labels)  # type: ignore[operator]
         output: Any = model(**batch.inputs, decoder_input_ids=decoder_input_ids, use_cache=False)
         logits: Tensor = output.logits
         return logits
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
+        """Return the accuracy or the exact match of a model in eval mode."""
         wanted = self._targets(examples)
         if self.labels is None:
             encoded = self._tokenize_targets(wanted)
@@ -61,8 +72,9 @@ class TextToText(Task):
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        """Return the greedy output, of at most `longest` pieces, for each example's input."""
         answers = [""] * len(examples)
-        for batch in self._input_batches(examples, model_device(model), max_tokens):
+        for batch in self.input_batches(model, examples, max_tokens):
             ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
             for row, answer in zip(batch.rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 answers[row] = answer
@@ -70,6 +82,11 @@ class TextToText(Task):
 
     @contextmanager
     def scoring(self, model: nn.Module) -> Iterator[None]:
+        """A context as in `Task.scoring`, in which the decoder takes the label tree's nodes to stand at their depths.
+
+        Raises:
+            InputError: As `ranked`; a model whose family has no `place_in_decoder`.
+        """
         place_in_decoder = family_of(model).place_in_decoder
         if place_in_decoder is None:
             raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")
@@ -82,7 +99,7 @@ class TextToText(Task):
                 handle.remove()
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """log P(label | input) [B, labels]: the encoder runs once, the decoder once over the tree of all labels."""
+        """Return log P(label | input) [B, labels]. The encoder runs once, the decoder once over the tree of all labels."""
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
         vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
         rows = max(1, _LOGITS // (len(self._tree) * vocabulary))
@@ -90,7 +107,7 @@ class TextToText(Task):
         return torch.cat([self._of_states(model, *part) for part in parts])
 
     def _of_states(self, model: nn.Module, states: Tensor, mask: Tensor) -> Tensor:
-        """The same of some rows, from the encoder's states [B, T, d_model]."""
+        """Return `label_scores` of some rows, from the encoder's states [B, T, d_model] and the padding mask [B, T]."""
         tree, device, rows = self._tree, states.device, len(states)
         hidden = torch.zeros(len(tree), len(tree), dtype=states.dtype).masked_fill(~tree.sees, torch.finfo(states.dtype).min)
         start: int = model.config.decoder_start_token_id  # type: ignore[union-attr, assignment]

@@ -10,22 +10,32 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.support.errors import InputError
-from secateur.tasks.base import Task
 from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
+from secateur.tasks.classification import class_names, class_number
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
-from secateur.tasks.sequence import class_names, class_number
+from secateur.tasks.text import TextTask
 
 
-class TokenClassification(Task):
-    """Examples have `tokens` (words) and `tags` (names or numbers). A word is tagged at its first piece.
+class TokenClassification(TextTask):
+    """One tag for each word.
 
-    Metric: F1 of entities as seqeval defines it (extra `tagging`) where the tags are BIO or BIOES, else accuracy of words.
+    An example has `tokens` (words) and `tags` (names or numbers). A word is tagged at its first piece. The metric is the F1 of
+    entities as seqeval defines it (extra `tagging`) where the tags are BIO or BIOES, otherwise the accuracy of words.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        labels: The tags in the order of the model's outputs; by default the model's own (config.id2label).
+        max_length: The most pieces of an input; by default the tokenizer's own limit.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("tokens", "tags")
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    name: ClassVar[str] = "token-classification"
+    architecture: ClassVar[str] = "ForTokenClassification"
+    labels_from_model: ClassVar[bool] = True
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
+        """Return the examples as items, whose target is the tag of each word. Raises InputError with all_labels."""
         if all_labels:
             raise InputError("criterion: all candidate labels are for tasks with one target an example, not for tags")
         names = class_names(model, self.labels)
@@ -49,19 +59,26 @@ class TokenClassification(Task):
         return Item(row, encoded["input_ids"], target)
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
+        """Return the items as one padded batch with labels [B, T], -100 at pieces without a tag."""
         return Batch(
             self._inputs(items, device), pad([item.target for item in items], IGNORED, device), [item.row for item in items]
         )
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits [B, T, tags] of an ordinary forward pass."""
         output: Any = model(**batch.inputs)
         logits: Tensor = output.logits
         return logits
 
+    def require_variety(self, examples: Sequence[Example]) -> None:
+        """Accept any examples: each has many tags."""
+
     def label_names(self, model: nn.Module) -> list[str]:
+        """Raise InputError: words have labels, inputs have none."""
         raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
+        """Return the F1 of entities or the accuracy of words of a model in eval mode."""
         names = class_names(model, self.labels)
         truth: dict[int, list[str]] = {}
         guess: dict[int, list[str]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from secateur.attribution.criteria.base import Criterion, Scorer, TargetCriterion
+from secateur.attribution.criteria.base import Criterion, FixedScores, Result, Scorer, ScoringContext, TargetCriterion
 from secateur.attribution.criteria.fluctuation import Fluctuation
 from secateur.attribution.criteria.gradient_activation import GradientActivation
 from secateur.attribution.criteria.integrated_gradients import IntegratedGradients
@@ -36,13 +36,16 @@ PRESETS: dict[str, Callable[[], Criterion]] = {
 __all__ = [
     "PRESETS",
     "Criterion",
+    "FixedScores",
     "Fluctuation",
     "GradientActivation",
     "IntegratedGradients",
     "MeanActivation",
     "RandomScores",
     "RandomTargets",
+    "Result",
     "Scorer",
+    "ScoringContext",
     "TargetCriterion",
     "Wanda",
     "WeightMagnitude",

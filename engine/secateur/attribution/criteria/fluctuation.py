@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.attribution.criteria.base import Criterion, Scorer
+from secateur.attribution.criteria.base import Criterion, Scorer, ScoringContext
 from secateur.attribution.criteria.token_sums import TokenMoments, TokenSums, read_ports, read_weights
 from secateur.model.branches import Port
 from secateur.model.sites import Site
-from secateur.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Fluctuation(Criterion):
     put to its mean. Variances and mean squares of a unit are summed over the query heads of its group and a rotated pair.
     """
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        ports = read_ports(model, sites)
-        weights = read_weights(model, ports, lambda weight: weight.double().square().sum(0))
+    def scorer(self, context: ScoringContext) -> Scorer:
+        ports = read_ports(context.model, context.sites)
+        weights = read_weights(context.model, ports, lambda weight: weight.double().square().sum(0))
 
         def unit_scores(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
             if site in weights:
@@ -36,4 +35,4 @@ class Fluctuation(Criterion):
             squared = [port.map.fold(sums.square / sums.count) for port, sums in seen]
             return varied[0] * squared[1] + varied[1] * squared[0]
 
-        return TokenSums(model, task, ports, unit_scores)
+        return TokenSums(context, ports, unit_scores)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
-from secateur.attribution.criteria.base import Scorer, TargetCriterion
+from secateur.attribution.criteria.base import Scorer, ScoringContext, TargetCriterion
 from secateur.attribution.fused_ffn import fused_feed_forwards
 from secateur.attribution.gates import gate_gradients
 from secateur.model.discovery import scored_ports
 from secateur.model.sites import Site
-from secateur.tasks import Batch, Task
+from secateur.tasks import Batch
+from secateur_kernels.backend import Backend
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,29 @@ class GradientActivation(TargetCriterion):
         """The squared gradient of the log-probability at the gates (Kwon et al. 2022, arXiv 2204.09656)."""
         return cls(target="log_probability", over_examples="squared")
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        return OnePass(model, sites, lambda batch: task.target(model, batch, self.target))
+    def scorer(self, context: ScoringContext) -> Scorer:
+        def target(batch: Batch) -> Tensor:
+            return context.task.target(context.model, batch, self.target)
+
+        return OnePass(context.model, context.sites, target, backend=context.backend)
 
 
 class OnePass(Scorer):
-    """The gates' gradients of F [B], which `target` computes of a batch by running the model."""
+    """Scores units by the gradients of F at their gates, with one forward and one backward pass a batch.
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], target: Callable[[Batch], Tensor]) -> None:
-        self._model, self._target = model, target
-        self._ports, self._fused = scored_ports(model, sites), fused_feed_forwards(model, sites)
+    Args:
+        model: The model. Its parameters must be frozen (`undisturbed`).
+        sites: The sites to score.
+        target: Runs the model on a batch and returns F [B].
+        backend: Of the kernels.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], target: Callable[[Batch], Tensor], *, backend: Backend = "auto"
+    ) -> None:
+        self._model, self._target, self._backend = model, target, backend
+        self._ports, self._fused = scored_ports(model, sites), fused_feed_forwards(model, sites, backend)
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        return gate_gradients(self._model, self._ports, lambda: self._target(batch), fused=self._fused)[1]
+        target = partial(self._target, batch)
+        return gate_gradients(self._model, self._ports, target, fused=self._fused, backend=self._backend)[1]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.attribution.checkpoint import PartialSums
-from secateur.attribution.criteria.base import Scorer, TargetCriterion
+from secateur.attribution.criteria.base import Result, Scorer, ScoringContext, TargetCriterion
 from secateur.attribution.integrated.adaptive import PLACED, Integrator, Policy, fixed, pilot
 from secateur.attribution.integrated.convergence import JOINT, Convergence, raise_
 from secateur.attribution.integrated.paths import JointPath, LayerPath, Path
@@ -19,7 +18,7 @@ from secateur.model.discovery import scored_ports
 from secateur.model.offloading import require_one_device
 from secateur.model.sites import Site
 from secateur.support.errors import InputError
-from secateur.tasks import Batch, Task
+from secateur.tasks import Batch
 
 
 @dataclass(frozen=True)
@@ -60,72 +59,72 @@ class IntegratedGradients(TargetCriterion):
         """A quarter: nodes fill the passes, and a small batch of examples of like lengths has little padding."""
         return max(1, max_tokens // 4)
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        require_one_device(model, f"integrated gradients (path={self.path!r})")
-        return _Integration(self, model, task, sites, max_tokens)
+    def scorer(self, context: ScoringContext) -> Scorer:
+        require_one_device(context.model, f"integrated gradients (path={self.path!r})")
+        return _Integration(self, context)
 
 
 class _Integration(Scorer):
-    def __init__(
-        self, criterion: IntegratedGradients, model: nn.Module, task: Task, sites: Sequence[Site], tokens: int
-    ) -> None:
-        self._criterion, self._model, self._task = criterion, model, task
-        self._sites, self._tokens = sites, tokens
-        self._policies: dict[str, Policy] = {}
-        self._checked: frozenset[int] = frozenset()
-        self._of_rows: dict[str, dict[str, Tensor]] = {}
-        self._doubled = {name: torch.zeros(2, dtype=torch.float64) for name in self._names()}
+    """Integrates each path of a batch with the nodes that its policy asks for, and records how exact the results are."""
 
-    def prepare(self, pilot_batch: Batch, checked: frozenset[int], examples: int) -> None:
-        self._checked = checked
+    def __init__(self, criterion: IntegratedGradients, context: ScoringContext) -> None:
+        self._criterion, self._context = criterion, context
+        self._names = [JOINT] if criterion.path == "joint" else [site.name for site in context.sites]
+        self._policies = self._chosen_policies()
         kinds = {"residuals": torch.float32, "errors": torch.float32, "nodes": torch.int64}
-        self._of_rows = {
-            kind: {name: torch.zeros(examples, dtype=dtype) for name in self._names()} for kind, dtype in kinds.items()
+        self._of_rows = {  # By kind and path: [examples].
+            kind: {name: torch.zeros(context.examples, dtype=dtype) for name in self._names} for kind, dtype in kinds.items()
         }
-        if self._criterion.nodes != "auto":
-            self._policies = {name: fixed(self._criterion.nodes) for name in self._names()}
-            return
-        for name, path in self._paths(pilot_batch):
-            self._policies[name] = pilot(path, _everyone(pilot_batch), self._criterion.tolerance, self._criterion.max_nodes)
+        self._doubled = {name: torch.zeros(2, dtype=torch.float64) for name in self._names}
+
+    def _chosen_policies(self) -> dict[str, Policy]:
+        """Return how each path is integrated: with the given number of nodes, or as the pilot batch shows."""
+        criterion, batch = self._criterion, self._context.pilot
+        if criterion.nodes != "auto":
+            return {name: fixed(criterion.nodes) for name in self._names}
+        rows = _all_rows(batch)
+        return {name: pilot(path, rows, criterion.tolerance, criterion.max_nodes) for name, path in self._paths(batch)}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        found: dict[Site, Tensor] = {}
+        by_site: dict[Site, Tensor] = {}
         rows = torch.tensor(batch.rows)
-        checked = [k for k, row in enumerate(batch.rows) if row in self._checked]
+        checked = [k for k, row in enumerate(batch.rows) if row in self._context.checked]
         for name, path in self._paths(batch):
-            integrator = Integrator(path, _everyone(batch), placed=self._criterion.nodes == "auto")
+            integrator = Integrator(path, _all_rows(batch), placed=self._criterion.nodes == "auto")
             integral = integrator.run(self._policies[name])
             for kind, of_path in self._of_rows.items():
                 raise_(of_path[name], rows, getattr(integral, kind))
             self._doubled[name] += torch.tensor(integrator.doubled(integral, checked), dtype=torch.float64)
-            found |= zip(path.sites, torch.split(integral.scores, [site.units for site in path.sites], 1), strict=True)
-        return found
+            by_site |= zip(path.sites, torch.split(integral.scores, [site.units for site in path.sites], 1), strict=True)
+        return by_site
 
     def partial_sums(self) -> PartialSums:
         largest = {f"{kind}/{name}": tensor for kind, of_path in self._of_rows.items() for name, tensor in of_path.items()}
         return PartialSums({f"doubled/{name}": parts for name, parts in self._doubled.items()}, largest)
 
-    def convergence(self) -> Convergence:
-        return Convergence(
+    def result(self, totals: dict[str, Tensor]) -> Result:
+        convergence = Convergence(
             **self._of_rows,
             doubled={name: float(part / whole) if whole else 0.0 for name, (part, whole) in self._doubled.items()},
             tolerance=self._criterion.tolerance if self._criterion.nodes == "auto" else None,
         )
-
-    def _names(self) -> list[str]:
-        return [JOINT] if self._criterion.path == "joint" else [site.name for site in self._sites]
+        return Result(totals, convergence)
 
     def _paths(self, batch: Batch) -> list[tuple[str, Path]]:
-        limit = max(1, self._tokens // batch.length)
+        """Return the paths of a batch with their names."""
+        context = self._context
+        model, sites, backend = context.model, context.sites, context.backend
+        limit = max(1, context.max_tokens // batch.length)
 
         def target(batch: Batch) -> Tensor:
-            return self._task.target(self._model, batch, self._criterion.target)
+            return context.task.target(model, batch, self._criterion.target)
 
         if self._criterion.path == "joint":
-            return [(JOINT, JointPath(self._model, scored_ports(self._model, self._sites), target, batch, limit))]
-        replay = Replay(self._model, self._sites, target, batch)
-        return [(site.name, LayerPath(replay, site, limit)) for site in self._sites]
+            return [(JOINT, JointPath(model, scored_ports(model, sites), target, batch, limit, backend=backend))]
+        replay = Replay(model, sites, target, batch, backend=backend)
+        return [(site.name, LayerPath(replay, site, limit)) for site in sites]
 
 
-def _everyone(batch: Batch) -> Tensor:
+def _all_rows(batch: Batch) -> Tensor:
+    """Return the numbers of the batch's rows [B]."""
     return torch.arange(len(batch.labels), device=batch.labels.device)

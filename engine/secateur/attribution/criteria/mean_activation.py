@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.attribution.criteria.base import Criterion, Scorer
+from secateur.attribution.criteria.base import Criterion, Scorer, ScoringContext
 from secateur.attribution.criteria.token_sums import TokenMoments, TokenSums
 from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
 from secateur.model.sites import Site
-from secateur.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class MeanActivation(Criterion):
     for a neuron or a head, the V channel, the sum of both sides' means for a Q/K channel.
     """
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        return TokenSums(model, task, scored_ports(model, sites), _mean)
+    def scorer(self, context: ScoringContext) -> Scorer:
+        return TokenSums(context, scored_ports(context.model, context.sites), _mean)
 
 
 def _mean(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from secateur.attribution.criteria.base import Criterion, FixedScores, Scorer, require_seed
-from secateur.model.sites import Site
-from secateur.tasks import Task
+from secateur.attribution.criteria.base import Criterion, FixedScores, Scorer, ScoringContext, require_seed
 
 
 @dataclass(frozen=True)
@@ -26,6 +22,6 @@ class RandomScores(Criterion):
     def __post_init__(self) -> None:
         require_seed(self.seed)
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        generators = {site: np.random.default_rng((self.seed, *site.name.encode())) for site in sites}
+    def scorer(self, context: ScoringContext) -> Scorer:
+        generators = {site: np.random.default_rng((self.seed, *site.name.encode())) for site in context.sites}
         return FixedScores({site: torch.from_numpy(draw.random(site.units)) for site, draw in generators.items()})

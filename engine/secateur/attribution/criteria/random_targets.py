@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.attribution.criteria.base import OverExamples, Scorer, TargetCriterion, require_seed
+from secateur.attribution.criteria.base import OverExamples, Scorer, ScoringContext, TargetCriterion, require_seed
 from secateur.attribution.criteria.gradient_activation import OnePass
-from secateur.model.sites import Site
-from secateur.tasks import Batch, Target, Task
+from secateur.tasks import Batch, Target
 from secateur.tasks.base import target_of
 from secateur.tasks.batches import IGNORED
 
@@ -34,12 +32,12 @@ class RandomTargets(TargetCriterion):
         super().__post_init__()
         require_seed(self.seed)
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
+    def scorer(self, context: ScoringContext) -> Scorer:
         def target(batch: Batch) -> Tensor:
-            logits = task.logits(model, batch)
+            logits = context.task.logits(context.model, batch)
             return target_of(logits, wrong_labels(batch, logits.shape[-1], self.seed), self.target)
 
-        return OnePass(model, sites, target)
+        return OnePass(context.model, context.sites, target, backend=context.backend)
 
 
 def wrong_labels(batch: Batch, classes: int, seed: int) -> Tensor:

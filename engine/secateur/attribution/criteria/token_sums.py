@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.checkpoint import PartialSums
-from secateur.attribution.criteria.base import Scorer
-from secateur.model.branches import Attention, Branch, Port
+from secateur.attribution.criteria.base import Result, Scorer, ScoringContext
+from secateur.model.branches import Branch, Port
 from secateur.model.discovery import branches_of
 from secateur.model.families import branches
 from secateur.model.hooks import observed
 from secateur.model.offloading import read_weight
 from secateur.model.sites import Site
-from secateur.tasks import Batch, Task
+from secateur.tasks import Batch
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,22 @@ UnitScores = Callable[[Site, Sequence[tuple[Port, TokenMoments]]], Tensor]
 
 
 class TokenSums(Scorer):
-    """Scores [B, units] that a function makes of the sums at each site's ports, by forward passes alone.
+    """Scores units by a function of the sums of activations at each site's ports, with forward passes alone.
 
-    The scores are those of the sums over all examples, which may not be the sum of the examples' own scores: an example's are
-    those that it would have alone.
+    The scores of all examples are the function of the sums over all examples. They may differ from the sum of the examples'
+    own scores: an example's own scores are those that it would have alone.
+
+    Args:
+        context: The attribution.
+        ports: Where to sum, by site.
+        unit_scores: Makes scores [B, units] of a site and of its ports' sums.
     """
 
-    def __init__(self, model: nn.Module, task: Task, ports: Mapping[Site, tuple[Port, ...]], unit_scores: UnitScores) -> None:
-        self._model, self._task, self._ports, self._unit_scores = model, task, ports, unit_scores
-        self._has_encoder = any(branch.stack == "encoder" for branch in branches(model).values())
-        self._branches = branches_of(model, ports)
-        self._totals = {port: TokenMoments.zero(port.map.channels) for each in ports.values() for port in each}
+    def __init__(self, context: ScoringContext, ports: Mapping[Site, tuple[Port, ...]], unit_scores: UnitScores) -> None:
+        self._model, self._task, self._ports, self._unit_scores = context.model, context.task, ports, unit_scores
+        self._has_encoder = any(branch.stack == "encoder" for branch in branches(context.model).values())
+        self._branches = branches_of(context.model, ports)
+        self._totals = {port: TokenMoments.zero(port.map.channels) for of_site in ports.values() for port in of_site}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
         seen: dict[Port, TokenMoments] = {}
@@ -89,8 +94,8 @@ class TokenSums(Scorer):
         names = {port: f"{port.path}/{port.side}" + f"/{port.map.before}" * bool(port.map.before) for port in self._totals}
         return PartialSums({f"{names[p]}/{kind}": tensor for p, sums in every for kind, tensor in vars(sums).items()})
 
-    def finish(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()}
+    def result(self, totals: dict[str, Tensor]) -> Result:
+        return Result({site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()})
 
     def _scores(self, sums: Mapping[Port, TokenMoments]) -> dict[Site, Tensor]:
         return {site: self._unit_scores(site, [(port, sums[port]) for port in ports]) for site, ports in self._ports.items()}
@@ -98,19 +103,13 @@ class TokenSums(Scorer):
     def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
         """Which of the tokens that a port sees are real [B, T]: a decoder that has an encoder runs over the target, but for
         the keys and values of cross-attention; everything else runs over the input."""
-        of_source = (
-            isinstance(branch, Attention) and branch.kind == "cross_attention" and port.path in (branch.key, branch.value)
-        )
+        of_source = port.path in branch.source_linears
         return batch.real(target=branch.stack == "decoder" and self._has_encoder and not of_source)
 
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:
     """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
-    found = branches_of(model, sites).items()
-    return {
-        site: branch.observed_at(site.unit) if site.unit == "qk_channel" else branch.cut_at(site.unit)[-1:]
-        for site, branch in found
-    }
+    return {site: branch.read_at(site.unit) for site, branch in branches_of(model, sites).items()}
 
 
 def read_weights(

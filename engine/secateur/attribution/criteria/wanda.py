@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from secateur.attribution.criteria.base import Criterion, Scorer
+from secateur.attribution.criteria.base import Criterion, Scorer, ScoringContext
 from secateur.attribution.criteria.token_sums import TokenMoments, TokenSums, read_ports, read_weights
 from secateur.model.branches import Port
 from secateur.model.sites import Site
-from secateur.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,9 @@ class Wanda(Criterion):
     over all query heads of its group, and over both channels of a rotated pair, which rotating does not change.
     """
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        ports = read_ports(model, sites)
-        weights = read_weights(model, ports, lambda weight: weight.abs().sum(0, dtype=torch.float64))
+    def scorer(self, context: ScoringContext) -> Scorer:
+        ports = read_ports(context.model, context.sites)
+        weights = read_weights(context.model, ports, lambda weight: weight.abs().sum(0, dtype=torch.float64))
 
         def unit_scores(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
             if site in weights:
@@ -36,4 +35,4 @@ class Wanda(Criterion):
             query, key = (port.map.fold(sums.square).sqrt() for port, sums in seen)
             return query * key
 
-        return TokenSums(model, task, ports, unit_scores)
+        return TokenSums(context, ports, unit_scores)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from secateur.attribution.criteria.base import Criterion, FixedScores, Scorer
+from secateur.attribution.criteria.base import Criterion, FixedScores, Scorer, ScoringContext
 from secateur.model.branches import Port
 from secateur.model.discovery import branches_of
 from secateur.model.offloading import read_weight
-from secateur.model.sites import Site
-from secateur.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -23,9 +21,9 @@ class WeightMagnitude(Criterion):
     As for a filter in Li et al. 2017 (arXiv 1608.08710, Sec. 3.1); biases don't count.
     """
 
-    def scorer(self, model: nn.Module, task: Task, sites: Sequence[Site], max_tokens: int) -> Scorer:
-        found = branches_of(model, sites).items()
-        return FixedScores({site: _magnitudes(model, branch.cut_at(site.unit)) for site, branch in found})
+    def scorer(self, context: ScoringContext) -> Scorer:
+        branches = branches_of(context.model, context.sites).items()
+        return FixedScores({site: _magnitudes(context.model, branch.cut_at(site.unit)) for site, branch in branches})
 
 
 def _magnitudes(model: nn.Module, ports: Iterable[Port]) -> Tensor:

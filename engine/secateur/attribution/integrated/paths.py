@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from secateur.attribution.integrated.replay import Replay
 from secateur.model.branches import Port
 from secateur.model.sites import Site
 from secateur.tasks import Batch
+from secateur_kernels.backend import Backend
 
 TargetOf = Callable[[Batch], Tensor]
 
@@ -116,12 +118,28 @@ class LayerPath(Path):
 
 
 class JointPath(Path):
-    """The gates of all sites at once: each pass is an ordinary gradient x activation pass with every branch scaled."""
+    """The gates of all sites at once: each pass is an ordinary gradient x activation pass with every branch scaled.
+
+    Args:
+        model: The model. Its parameters must be frozen (`undisturbed`).
+        ports: Where the units of each site are gated.
+        target: Runs the model on a batch and returns F [B].
+        batch: The examples.
+        limit: The most rows of one pass.
+        backend: Of the kernels.
+    """
 
     def __init__(
-        self, model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], target: TargetOf, batch: Batch, limit: int
+        self,
+        model: nn.Module,
+        ports: Mapping[Site, tuple[Port, ...]],
+        target: TargetOf,
+        batch: Batch,
+        limit: int,
+        *,
+        backend: Backend,
     ) -> None:
-        self.model, self.ports, self.target, self.batch = model, ports, target, batch
+        self.model, self.ports, self.target, self.batch, self._backend = model, ports, target, batch, backend
         self.sites, self.limit = tuple(ports), limit
         everyone = torch.arange(len(batch.labels), device=batch.labels.device)
         self._whole = self._run(everyone, torch.ones(len(everyone), device=everyone.device))
@@ -135,7 +153,8 @@ class JointPath(Path):
         return torch.cat(found)
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        value, by_site = gate_gradients(self.model, self.ports, lambda: self.target(self.batch.take(rows)), gate)
+        run = partial(self.target, self.batch.take(rows))
+        value, by_site = gate_gradients(self.model, self.ports, run, gate, backend=self._backend)
         scores = torch.cat(list(by_site.values()), 1)
         return Pass(value, scores.sum(1), [scores])
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.integrated.stream import CapturedNorm, Join, holds, joined, norms
-from secateur.model.branches import Attention, Branch, Port, UnitMap
+from secateur.model.branches import Port, UnitMap
 from secateur.model.discovery import branches_of
 from secateur.model.families import branches
 from secateur.model.hooks import replaced
@@ -22,6 +22,7 @@ from secateur.model.sites import Site
 from secateur.support.errors import InputError
 from secateur.tasks import Batch
 from secateur_kernels import neuron_attribution, product_sum
+from secateur_kernels.backend import Backend
 
 _LEAF = object()
 
@@ -30,11 +31,18 @@ _LEAF = object()
 class Leaf:
     """Where a site's gates, all at one value a, enter the forward pass: as the tensor base + a * direction [B, T, channels].
 
-    carrier: the path of the largest module that returns this very tensor, so that the module need not run; returned: what
-    it returns, with a mark in the tensor's place. join: how the tensor joins the residual stream, where the carrier returns
-    that stream, or its norm, instead.
-    activation [B, T, inputs]: what the gates multiply. direction: activation @ weight.T where the leaf is the output of a
-    linear layer with this weight, or the activation itself. gradient: dF/d(leaf) at a = 1, which dF/d(stream) is too.
+    Attributes:
+        carrier: The path of the largest module that returns this very tensor, so that the module need not run.
+        returned: The carrier's return value, with a mark in the tensor's place.
+        join: How the tensor joins the residual stream, where the carrier returns that stream, or its norm, instead.
+        base: The output's bias, or None.
+        direction: activation @ weight.T where the leaf is the output of a linear layer with this weight, or the activation
+            itself.
+        activation: What the gates multiply [B, T, inputs].
+        weight: The weight of the linear layer whose output the leaf is, or None.
+        units: Which channels belong to which unit.
+        gradient: dF/d(leaf) at a = 1, which dF/d(stream) is too.
+        backend: Of the kernels.
     """
 
     carrier: str
@@ -46,13 +54,14 @@ class Leaf:
     weight: Tensor | None
     units: UnitMap
     gradient: Tensor
+    backend: Backend
 
     def enter(self, rows: Tensor, gate: Tensor, gradients: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """For the given rows [n] of the batch, each with its gate value [n]: a tensor with the leaf's gradient, what takes the
         mark's place, and what other modules return."""
         direction = self.direction[rows]
         if self.join is not None:
-            return self.join.enter(rows, direction, self.base, gate, gradients)
+            return self.join.enter(rows, direction, self.base, gate, gradients, self.backend)
         if self.weight is None:
             leaf = self.units.times(direction, gate)
         else:
@@ -64,38 +73,46 @@ class Leaf:
 
     def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The sum of the units' scores [n], from the gradient at the leaf, in at least float32."""
-        products = product_sum(self.direction[rows], gradient)
+        products = product_sum(self.direction[rows], gradient, backend=self.backend)
         return (self.units.fold(products) if self.weight is None else products).sum(1)
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """The units' scores [n, units] from the (mean) gradient at the leaf: one product with the weight."""
         activation, gradient = self.activation[rows], gradient.to(self.activation)
         if self.weight is None:
-            return self.units.fold(product_sum(activation, gradient))
-        return self.units.fold(neuron_attribution(activation, gradient, self.weight.to(activation)))
-
-
-def leaf_ports(branch: Branch, site: Site) -> tuple[Port, ...]:
-    """The ports whose tensors a common gate on all of the site's units scales by that gate.
-
-    A common gate on the V channels passes through the attention, which is linear in them, to the out-projection's input.
-    """
-    ports = branch.cut_at(site.unit)
-    return ports if site.unit == "qk_channel" else ports[-1:]
+            return self.units.fold(product_sum(activation, gradient, backend=self.backend))
+        return self.units.fold(neuron_attribution(activation, gradient, self.weight.to(activation), backend=self.backend))
 
 
 class Replay:
     """One batch, captured by an ordinary forward and backward pass; then suffixes of it, run for any of its rows.
 
-    Modules that lie before a site return what they returned in the captured pass, so nothing there is computed again: whole
-    layers, the encoder for a decoder's sites, and in the decoder the keys and values of the encoder's states. Which
-    modules these are follows from the order of the model's branches: no family's forward is repeated here. It takes for
-    granted that such modules run once in a pass, and that the batch is the first dimension of what they return.
-    The model must be in `gates.undisturbed`.
+    Modules before a site return what they returned in the captured pass, so nothing there is computed again: whole layers,
+    the encoder for a decoder's sites, and in the decoder the keys and values of the encoder's states. The order of the
+    model's branches says which modules these are, so no family's forward is repeated here. Replay takes for granted that
+    these modules run once in a pass, and that the batch is the first dimension of what they return.
+
+    Args:
+        model: The model. It must be in `undisturbed`.
+        sites: The sites to replay.
+        target: Runs the model on a batch and returns F [B].
+        batch: The examples.
+        backend: Of the kernels.
+
+    Raises:
+        InputError: A module runs more than once in a pass.
     """
 
-    def __init__(self, model: nn.Module, sites: Iterable[Site], target: Callable[[Batch], Tensor], batch: Batch) -> None:
-        self.model, self.batch, self.target = model, batch, target
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Iterable[Site],
+        target: Callable[[Batch], Tensor],
+        batch: Batch,
+        *,
+        backend: Backend = "auto",
+    ) -> None:
+        self.model, self.batch, self.target, self._backend = model, batch, target, backend
         self._all = list(branches(model).values())
         self._below: dict[str, set[str]] = {}  # Each module that holds linear layers of branches, with those.
         for linear in (linear for branch in self._all for linear in branch.linears):
@@ -140,7 +157,7 @@ class Replay:
         inputs: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
         returned: dict[str, Any] = {}
-        ports = {site: leaf_ports(branch, site) for site, branch in self._branches.items()}
+        ports = {site: branch.gated_at(site.unit) for site, branch in self._branches.items()}
 
         def leaf(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             inputs[path] = arguments[0].detach()
@@ -182,31 +199,29 @@ class Replay:
     ) -> Leaf:
         output: Tensor = returned[port.path]
         above = {path: returned[path] for path in prefixes(port.path) if path in returned}
-        join, carried = (None, output) if port.side == "output" else joined(output, above, found)
+        join, carried = (None, output) if port.side == "output" else joined(output, above, found, self._backend)
         carrier = next(path for path, value in above.items() if holds(value, carried))
         marked = _map(lambda value: _LEAF if value is carried else value.detach(), returned[carrier])
         gradient = gradients.get(port.path)
         gradient = torch.zeros_like(output) if gradient is None else gradient
         output = output.detach()
         if port.side == "output":
-            return Leaf(carrier, marked, None, None, output, output, None, port.map, gradient)
+            return Leaf(carrier, marked, None, None, output, output, None, port.map, gradient, self._backend)
         module = self.model.get_submodule(port.path)
         bias = getattr(module, "bias", None)
         direction, weight = output if bias is None else output - bias, weight_of(module)
-        return Leaf(carrier, marked, join, bias, direction, inputs[port.path], weight, port.map, gradient)
+        return Leaf(carrier, marked, join, bias, direction, inputs[port.path], weight, port.map, gradient, self._backend)
 
     def _before(self, site: Site, returned: dict[str, Any]) -> dict[str, bool]:
         """The largest modules that need not run for the site, and whether what they return is read, or its shape alone."""
         branch, carriers = self._branches[site], {leaf.carrier for leaf in self.leaves[site]}
         earlier = self._all[: self._all.index(branch)]
-        own = {branch.value} if site.unit == "qk_channel" and isinstance(branch, Attention) else set(branch.linears[:-1])
+        own = set(branch.unchanged_by_gate(site.unit))
         done = {path for each in earlier for path in each.linears} | own
-        unread = set() if site.unit == "qk_channel" else own
+        unread = own if site.read_by_output else set()
         if site.stack == "decoder":
             unread |= {path for each in earlier if each.stack == "encoder" for path in each.linears}
-            for each in self._all:
-                if isinstance(each, Attention) and each.kind == "cross_attention":
-                    done |= {each.key, each.value}
+            done |= {path for each in self._all for path in each.source_linears}
         found: dict[str, bool] = {}
         for path in sorted(returned, key=len):
             below = self._below[path]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur_kernels import interpolated_norm
+from secateur_kernels.backend import Backend
 from secateur_kernels.backend import Norm as Kind
 
 
@@ -41,11 +42,12 @@ class Join:
     bias: Tensor | None
 
     def enter(
-        self, rows: Tensor, direction: Tensor, base: Tensor | None, gate: Tensor, gradients: bool
+        self, rows: Tensor, direction: Tensor, base: Tensor | None, gate: Tensor, gradients: bool, backend: Backend
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """See `Leaf.enter`; direction is that of the rows. The tensor with the gradient is the residual."""
         residual = self.residual[rows].requires_grad_(gradients)
-        stream, normed = interpolated_norm(residual, direction, base, gate[None], self.weight, self.bias, self.eps, self.kind)
+        norm = (self.weight, self.bias, self.eps, self.kind)
+        stream, normed = interpolated_norm(residual, direction, base, gate[None], *norm, backend=backend)
         if self.norm is None:
             return residual, normed[0], {}
         return residual, stream[0], {self.norm: normed[0]}
@@ -68,29 +70,42 @@ def norms(model: nn.Module) -> Iterator[list[CapturedNorm]]:
         yield found
 
 
-def joined(output: Tensor, above: Mapping[str, Any], found: Sequence[CapturedNorm]) -> tuple[Join | None, Tensor]:
-    """How a branch's output joins the residual stream, and the tensor that a module above it returns: the stream, its norm, or
-    the output itself where no such module is found.
+def joined(
+    output: Tensor, above: Mapping[str, Any], captured: Sequence[CapturedNorm], backend: Backend
+) -> tuple[Join | None, Tensor]:
+    """Find how a branch's output joins the residual stream.
 
-    above: what the modules that contain the branch's last layer returned. A stream that none of them returns, nor its norm,
-    may be read by code between modules, which nothing here can reach.
+    Code between modules may read a stream if no module returns it or its norm. Nothing here can reach that code.
+
+    Args:
+        output: The branch's output [B, T, D].
+        above: What the modules that contain the branch's last layer returned, by path.
+        captured: The norms that ran, in their order.
+        backend: Of the kernel.
+
+    Returns:
+        The join, and the tensor that a module above the branch returns: the stream or its norm. Where no module returns
+        either: None, and the output itself.
     """
-    for k, norm in enumerate(found):
+    for k, norm in enumerate(captured):
         inside = any(holds(value, norm.stream) for value in above.values())
         if not inside and not any(holds(value, norm.normed) for value in above.values()):
             continue
-        earlier = [tensor for before in found[:k] for tensor in (before.stream, before.normed)]
-        residual = next((each for each in reversed(earlier) if _adds_up(each, output, norm.stream)), None)
-        once = sum(other.path == norm.path for other in found) == 1
-        spec = norm_arguments(norm) if residual is not None and once else None
+        earlier = [tensor for before in captured[:k] for tensor in (before.stream, before.normed)]
+        residual = next((tensor for tensor in reversed(earlier) if _adds_up(tensor, output, norm.stream)), None)
+        once = sum(other.path == norm.path for other in captured) == 1
+        spec = norm_arguments(norm, backend) if residual is not None and once else None
         if residual is not None and spec is not None:
             join = Join(residual.detach(), norm.path if inside else None, *spec)
             return join, norm.stream if inside else norm.normed
     return None, output
 
 
-def norm_arguments(norm: CapturedNorm) -> tuple[Kind, float, Tensor, Tensor | None] | None:
-    """The kernel's kind, eps, weight and bias that give what the norm gave for the first example, up to rounding; or None."""
+def norm_arguments(norm: CapturedNorm, backend: Backend = "auto") -> tuple[Kind, float, Tensor, Tensor | None] | None:
+    """Find the kernel's kind, eps, weight and bias: with them it gives the norm's output for the first example, up to rounding.
+
+    Returns None where no arguments do.
+    """
     eps = getattr(norm.module, "variance_epsilon", getattr(norm.module, "eps", None))
     if not isinstance(eps, float):
         return None
@@ -99,7 +114,8 @@ def norm_arguments(norm: CapturedNorm) -> tuple[Kind, float, Tensor, Tensor | No
     limit = 8 * torch.finfo(stream.dtype).eps * (expected.abs() + expected.abs().max())
     # Some models keep their weights less one.
     for kind, weight in product(get_args(Kind), (own, 1 + own)):
-        _, normed = interpolated_norm(stream, stream, None, stream.new_zeros(1), weight, bias, eps, kind)
+        nodes = stream.new_zeros(1)
+        _, normed = interpolated_norm(stream, stream, None, nodes, weight, bias, eps, kind, backend=backend)
         if bool(((normed[0] - expected).abs() <= limit).all()):
             return kind, eps, weight, bias
     return None

@@ -122,7 +122,8 @@ class _Recipe:
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        return Runner(loaded.model, make_task(loaded, self.labels, [{}], self.max_length), max_tokens=1), loaded.task
+        task = make_task(loaded, self.labels, [{}], self.max_length)
+        return Runner(loaded.model, task.require_texts(), max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
         """Return the model for a worker.

@@ -18,7 +18,8 @@ from secateur.flow.compress import preferred_alignment
 from secateur.flow.loaded import Loaded, load_model, make_task, task_labels
 from secateur.recovery import Method
 from secateur.support.errors import InputError
-from secateur.tasks.sequence import class_names
+from secateur.tasks import TokenClassification
+from secateur.tasks.classification import class_names
 
 COLUMN_FILE = ".conll"
 # The columns of the tags and of the tokens in a column file. The first is None if the data is no column file.
@@ -90,8 +91,8 @@ def read(
             raise InputError(f"column: expected the column of the tags, as {data!r} is a column file, got none")
         names = loaded.task_class.columns
         return read_examples(data, names[:1] if unlabeled else names)
-    if loaded.task != "token-classification":
-        raise InputError(f"column: expected a model for token-classification, got one for {loaded.task}")
+    if "tags" not in loaded.task_class.columns:
+        raise InputError(f"column: expected a model for {TokenClassification.name}, got one for {loaded.task}")
     return tagged_examples(data, column, token, class_names(loaded.model, task_labels(loaded, labels, [])))
 
 

@@ -10,7 +10,7 @@ from secateur.cli.shared import output
 from secateur.data.conll import SCHEMES, Scheme, Sentence, SpanFile, TagError, parse, read_columns
 from secateur.data.examples import Example
 from secateur.support.errors import InputError
-from secateur.tasks.sequence import class_number
+from secateur.tasks.classification import class_number
 
 
 def tagged_sentences(

@@ -14,8 +14,7 @@ from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
 from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of
 from secateur.support.errors import InputError
-from secateur.tasks import CausalLM, Item, SequenceClassification, Task
-from secateur.tasks.batches import IGNORED, pad
+from secateur.tasks import Item, Task
 
 Collator = Callable[[Sequence[Any]], dict[str, Tensor]]
 LEARNING_RATES = {"gates": 1e-2, "weights": 3e-5}
@@ -23,7 +22,7 @@ _ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 
 def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) -> tuple[list[Item], Collator]:
-    """Turn a task's examples into features, and build their collator.
+    """Turn a task's examples into features, and give their collator.
 
     Args:
         task: The task.
@@ -37,21 +36,7 @@ def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) ->
     Raises:
         InputError: An example does not fit the task.
     """
-    cpu = torch.device("cpu")
-
-    def collate(items: Sequence[Item]) -> dict[str, Tensor]:
-        batch = task.collate(items, cpu)
-        labels = batch.labels
-        if isinstance(task, SequenceClassification):
-            labels = labels.squeeze(1)  # [B]
-        elif isinstance(task, CausalLM):
-            # The model shifts the labels itself. So a label stands at the position of its input piece, and prompts are ignored.
-            prompt_lengths = [len(item.input_ids) - len(item.target) for item in items]
-            rows = [[IGNORED] * length + item.target for length, item in zip(prompt_lengths, items, strict=True)]
-            labels = pad(rows, IGNORED, cpu)  # [B, T]
-        return {**batch.inputs, "labels": labels}
-
-    return task.items(gates.model, examples), collate
+    return task.items(gates.model, examples), task.training_batch
 
 
 def train(

@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, Vocabularies
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 Built = TypeVar("Built", bound=tuple[Any, ...])
@@ -141,7 +140,8 @@ def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[s
     model_folder = folder if (folder / CONFIG).is_file() else folder / "model"
     if not (model_folder / CONFIG).is_file():
         raise InputError(f"model: expected a folder with {CONFIG}, {VOCABULARY} and {WEIGHTS}, got {str(folder)!r}")
-    try:
+    # The weights may be another model's: load_state_dict raises RuntimeError.
+    with reading("model", folder, "cannot be loaded", typed=False, also=(RuntimeError,)):
         config = json.loads((model_folder / CONFIG).read_text(encoding="utf-8"))
         actual_kind = config.pop("kind", None)
         if actual_kind != kind:
@@ -149,10 +149,5 @@ def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[s
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
         built = build(fields, json.loads((model_folder / VOCABULARY).read_text(encoding="utf-8")))
         built[0].load_state_dict(load_file(model_folder / WEIGHTS))
-    except InputError:
-        raise
-    # Causes: a missing file, a file that is not JSON, other fields, other weights.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"model: {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     built[0].eval()
     return built

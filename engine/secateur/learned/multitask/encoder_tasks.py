@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example, require_text
 from secateur.support.errors import InputError
+from secateur.tasks.classification import class_number
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
-from secateur.tasks.sequence import class_number
 
 Feature = dict[str, Any]
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from secateur.model.recipe import Rebuild
 from secateur.pruning import save as folders
 from secateur.pruning.factorise import balanced
 from secateur.pruning.prune import rebuilt
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.files import new_folder
 
 ENCODER, HEADS, TASKS, SPARSE = "encoder", "heads.safetensors", "tasks.json", "encoder.sparse.safetensors"
@@ -101,17 +100,11 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
         InputError: There is no such folder, it is incomplete, or it holds something else.
     """
     folder = Path(folder)
-    try:
+    with reading("model", folder, "is no folder of a multitask model"):
         description = json.loads((folder / TASKS).read_text(encoding="utf-8"))
         tasks = {name: task_from_json(task) for name, task in description["tasks"].items()}
         heads, pooling = load_file(folder / HEADS), description["pooling"]
         encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else folders.load(folder / ENCODER)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-        raise InputError(
-            f"model: {str(folder)!r} is no folder of a multitask model ({type(error).__name__}: {error})"
-        ) from error
     model = MultitaskModel(encoder, tasks, pooling=pooling)
     try:
         model.heads.load_state_dict(heads)

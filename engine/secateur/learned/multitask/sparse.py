@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.pruning import save as folders
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 
 
 def save_sparse(model: nn.Module, path: Path) -> None:
@@ -59,12 +59,9 @@ def load_sparse(folder: Path, path: Path) -> nn.Module:
     Raises:
         InputError: The file cannot be read, or holds another model's state.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            shapes = json.loads(file.metadata()["shapes"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"model: {str(path)!r} is not a sparse checkpoint ({type(error).__name__}: {error})") from error
+    with reading("model", path, "is not a sparse checkpoint"), safetensors.safe_open(path, framework="pt") as file:
+        shapes = json.loads(file.metadata()["shapes"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, shape in shapes.items():
         tensors[name] = _dense(tensors.pop(f"{name}.values"), tensors.pop(f"{name}.bits"), shape)
     model = folders.load(folder) if (folder / "model.safetensors").exists() else _empty(folder)

@@ -15,6 +15,7 @@ from secateur.learned.multitask.encoder_tasks import Feature
 from secateur.learned.multitask.model import MultitaskModel
 from secateur.learned.multitask.pruning import MultitaskPruning
 from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of, require_accelerate
+from secateur.support.compat import train_batch_size
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device, pad
 from secateur.tasks.metrics import Evaluation
@@ -223,7 +224,7 @@ class _Trainer(QuietTrainer):
         """Build the loader of batches from `UniformTasks`."""
         args = self.args
         batches = args.max_steps * args.gradient_accumulation_steps * args.world_size
-        sampler = UniformTasks([len(rows) for rows in self.features.values()], self._train_batch_size, batches, args.seed)
+        sampler = UniformTasks([len(rows) for rows in self.features.values()], train_batch_size(self), batches, args.seed)
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset, batch_sampler=sampler, collate_fn=self._collate, num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_accelerate_available
 
+from secateur.support.compat import use_one_gpu
 from secateur.support.errors import InputError, first_line
 
 logger = logging.getLogger("secateur")
@@ -118,7 +119,7 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
         if arguments.n_gpu > 1:
             logger.warning("one of %d devices is used; torchrun --nproc-per-node starts a process for each", arguments.n_gpu)
             # With more, the Trainer uses torch.nn.DataParallel, which cannot gather the outputs of these models.
-            arguments._n_gpu = 1
+            use_one_gpu(arguments)
         progress_callbacks = [] if progress is None else [_ProgressReport(progress)]
         super().__init__(model=model, args=arguments, callbacks=[*callbacks, *progress_callbacks], **options)
         # These two write to stdout, which is reserved for results.

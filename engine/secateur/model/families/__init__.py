@@ -1,4 +1,4 @@
-"""Model families: the only place that knows the module paths of Hugging Face's models. One short file each."""
+"""Model families, one short file each: the only place that knows the module paths of Hugging Face's models."""
 
 from secateur.model.families.base import Contribution, Family
 from secateur.model.families.registry import branches, family_of, register_family, split_token_rows, supported

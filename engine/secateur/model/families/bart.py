@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.few_queries import few_queries
 from secateur.model.sites import Stack
@@ -31,7 +31,7 @@ def _projections(path: str) -> list[str]:
 
 
 def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:
-    """The decoder's table gives the rows of these positions, whatever it is asked for."""
+    """Make the decoder's table return the rows of these positions, whatever positions it gets."""
     tables = [module for path, module in model.named_modules() if path.endswith("decoder.embed_positions")]
 
     def instead(table: Any, arguments: Any, output: Tensor) -> Tensor:
@@ -48,10 +48,9 @@ BART = Family(
         "head_dim": head_dim,
         "embed_dim": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {f"{branch.stack}_ffn_dim": branch.width}
-        if isinstance(branch, FeedForward)
-        else {f"{branch.stack}_attention_heads": branch.heads}
+    config_fields=fields(
+        ffn=lambda ffn: {f"{ffn.stack}_ffn_dim": ffn.width},
+        attention=lambda attention: {f"{attention.stack}_attention_heads": attention.heads},
     ),
     place_in_decoder=_place_in_decoder,
     faster_forward=lambda model: few_queries(model, _branches(model)),

@@ -1,4 +1,4 @@
-"""What a family tells about its models."""
+"""Family: the facts about one architecture, and helpers that make its branches."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from secateur.model.sites import Stack
 
 @dataclass(frozen=True)
 class Contribution:
-    """Where what a branch adds to the residual stream is the output of one module.
+    """The module whose output is what a branch adds to the residual stream.
 
-    The output is z times as much once the module's weight w is z * (w + offset) - offset, and its bias z times as much.
+    To scale the output by z, the module's weight w becomes z * (w + offset) - offset and its bias is multiplied by z.
+
+    Attributes:
+        path: The path of the module.
+        offset: The number that the module adds to its weight before it multiplies.
     """
 
     path: str
@@ -32,20 +36,23 @@ class Contribution:
 class Family:
     """One architecture.
 
-    model_types: the values of config.model_type. branches: yields the prunable branches in forward order.
-    attention_attributes: (heads, groups, head_dim) to the attributes of an attention module that say its shape.
-    config_fields: the fields, with their values, of a config that describes a branch; all branches must agree on them.
-    cut_position_bias: called with the model, the kept heads by branch name and the `Rebuild` under way, where an
-    attention's position bias has an entry for each head.
-    contribution: where a branch's contribution is not its out-projection's output (a norm may follow).
-    place_in_decoder: of encoder-decoders: registers hooks under which the decoder takes the tokens of a pass to stand at the
-    given positions (int64 [tokens]) instead of one after the other, and returns their handles.
-    keep_blocks: makes a config (a model's, or a stack's own copy) that of a model with these blocks alone, by stack, and
-    returns True; or False where no config does. None where a block without its branches always does something, as the norms of
-    post-norm blocks do.
-    faster_forward: a context in which a model computes the same in fewer operations, where its own code repeats itself.
-    split_token_rows: of models that run some branch on all tokens in one row [B * T, channels]: registers hooks under which its
-    linear layers see [B, T, channels] as all others do, and returns their handles.
+    Attributes:
+        model_types: The values of config.model_type.
+        branches: Yields the prunable branches of a model in forward order.
+        attention_attributes: Maps (heads, groups, head_dim) to the attributes of an attention module that hold its shape.
+        config_fields: Returns the config fields, with their values, that describe a branch; `fields` makes it from two
+            functions. All branches must agree on them.
+        cut_position_bias: Called with the model, the kept heads by branch name and the `Rebuild` under way, where an
+            attention's position bias has an entry for each head.
+        contribution: Returns a branch's contribution where it is not its out-projection's output (a norm may follow).
+        place_in_decoder: For encoder-decoders. Registers hooks and returns their handles. Under these hooks the decoder takes
+            the tokens of a pass to stand at the given positions (int64 [tokens]) instead of one after the other.
+        keep_blocks: Changes a config (a model's, or a stack's own copy) to that of a model with the given blocks alone, by
+            stack, and returns True; or returns False where no config describes that model. None where a block without its
+            branches always does something, as the norms of post-norm blocks do.
+        faster_forward: A context in which a model computes the same in fewer operations, where its own code repeats work.
+        split_token_rows: For models that run some branch on all tokens in one row [B * T, channels]. Registers hooks and
+            returns their handles. Under these hooks the branch's linear layers see [B, T, channels] as all others do.
     """
 
     model_types: tuple[str, ...]
@@ -71,13 +78,22 @@ def attention(
     head_dim: str = "head_dim",
     **options: Any,
 ) -> Attention:
-    """An attention branch, whose numbers of heads follow from its layers. path: of its module, which holds the attribute
-    `head_dim`; projections: paths of the layers of queries, keys, values and of the out-projection, of which the first three
-    may be one; options: further fields."""
+    """Return an attention branch whose numbers of heads follow from its layers.
+
+    Args:
+        model: The model.
+        stack: The stack that the branch belongs to.
+        layer: The number of its layer.
+        path: The path of its module.
+        projections: The paths of the layers of queries, keys and values and of the out-projection. The first three may be one.
+        kind: The kind of attention.
+        head_dim: The attribute of the module that holds the number of channels of a head.
+        options: Further fields of `Attention`.
+    """
     query, key, value, output = projections
     width = int(getattr(model.get_submodule(path), head_dim))
-    made = 3 if query == value else 1
-    heads, groups = (linear_width(model, each) // width // made for each in (query, key))
+    parts = 3 if query == value else 1
+    heads, groups = (linear_width(model, projection) // width // parts for projection in (query, key))
     name = f"{stack}.{layer}.{kind}"
     return Attention(name, kind, stack, layer, path, query, key, value, output, heads, groups, width, **options)
 
@@ -85,12 +101,19 @@ def attention(
 def feed_forward(
     model: nn.Module, stack: Stack, layer: int, inputs: Sequence[str], output: str, *, parts: int = 1
 ) -> FeedForward:
-    """A feed-forward branch of the layers at these paths, whose width is theirs."""
+    """Return a feed-forward branch of the layers at these paths. Its width follows from the first in-projection."""
     width = linear_width(model, inputs[0]) // parts
     return FeedForward(f"{stack}.{layer}.ffn", stack, layer, tuple(inputs), output, width, parts)
 
 
+def fields(
+    *, ffn: Callable[[FeedForward], dict[str, Any]], attention: Callable[[Attention], dict[str, Any]]
+) -> Callable[[Branch], dict[str, Any]]:
+    """Return `Family.config_fields` from one function for feed-forward branches and one for attention branches."""
+    return lambda branch: branch.match(ffn=ffn, attention=attention)
+
+
 def linear_width(model: nn.Module, path: str) -> int:
-    """Outputs of a linear layer, as built (the config may say otherwise once the model is pruned)."""
+    """Return the outputs of a linear layer as built. Once the model is pruned, its config may say otherwise."""
     module = model.get_submodule(path)
     return len(module.slots) if isinstance(module, ScatterLinear) else len(weight_of(module))

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.first_token import first_token_alone
 
@@ -19,7 +19,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
 
 
-# The modules that read the first token alone, by the class that hands them all tokens.
+# By model class, the module that gets all tokens and reads the first one alone.
 _READERS = {
     "BertForSequenceClassification": "bert.pooler",
     "RobertaForSequenceClassification": "classifier",
@@ -36,8 +36,9 @@ BERT = Family(
         "attention_head_size": head_dim,
         "all_head_size": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    config_fields=fields(
+        ffn=lambda ffn: {"intermediate_size": ffn.width},
+        attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     faster_forward=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
 )

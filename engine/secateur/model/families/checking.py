@@ -1,4 +1,4 @@
-"""Whether what a family tells of a model is there, and of the widths that it says: a family may come from outside."""
+"""Check that the paths and widths that a family tells are those of the model: a family may come from a user."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch
 from secateur.model.families.base import Family
 from secateur.model.linear_layers import is_transposed, shape_of
 from secateur.support.errors import InputError
 
 
 def checked(family: Family, model: nn.Module) -> Iterator[Branch]:
-    """The family's branches of a model. Raises InputError: a branch without all its fields, a module path or an attribute that
-    the model lacks, linear layers whose widths are not those of the branch."""
+    """Yield a model's branches, as its family tells them.
+
+    Raises:
+        InputError: A branch lacks a field, the model lacks a module path or an attribute, or linear layers have other widths
+            than the branch.
+    """
     name = "/".join(family.model_types)
     try:
-        found = list(family.branches(model))
+        of_family = list(family.branches(model))
     except (AttributeError, TypeError) as error:
         raise InputError(f"family: expected what the model {type(model).__name__} has, got from {name!r}: {error}") from error
-    for branch in found:
+    for branch in of_family:
         for field, path, rows, columns in _expected(branch):
             _require(model, f"family: {name!r}, {branch.name}, {field}", path, rows, columns)
         yield branch
 
 
 def _expected(branch: Branch) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """The fields of a branch that are paths of linear layers, with the outputs and inputs that follow from its other fields."""
-    if isinstance(branch, Attention):
-        paths = {field: getattr(branch, field) for field in ("query", "key", "value", "output")}
-    else:
-        paths = {**{f"inputs[{number}]": path for number, path in enumerate(branch.inputs)}, "output": branch.output}
-    cut = branch.cut_at("head") if isinstance(branch, Attention) else branch.cut_at("neuron")
-    widths = {(port.path, port.side): port.map.channels for port in cut}
-    for field, path in paths.items():
+    """Yield the fields that are paths of linear layers, with the outputs and inputs that follow from the other fields."""
+    widths = {(port.path, port.side): port.map.channels for port in branch.cut_whole()}
+    for field, path in branch.linear_fields.items():
         yield field, path, widths.get((path, "output")), widths.get((path, "input"))
 
 
 def _require(model: nn.Module, where: str, path: str, rows: int | None, columns: int | None) -> None:
+    """Raise InputError unless a path leads to a linear layer with these outputs (rows) and inputs (columns)."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
@@ -46,7 +46,7 @@ def _require(model: nn.Module, where: str, path: str, rows: int | None, columns:
     if not isinstance(getattr(module, "weight", None), nn.Parameter):
         raise InputError(f"{where}: expected the path of a linear layer, got {path!r}, a {type(module).__name__}")
     if type(module) is not nn.Linear and not is_transposed(module):
-        return  # One that pruning made, whose heads are wider than its weight, or of another class.
+        return  # A layer that pruning made, whose heads are wider than its weight, or a layer of another class.
     outputs, inputs = shape_of(module)
     if rows is not None and outputs != rows:
         raise InputError(f"{where}: expected {rows} outputs of {path!r}, got {outputs}")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.first_token import first_token_alone
 
@@ -28,7 +28,10 @@ DISTILBERT = Family(
         "attention_head_size": head_dim,
         "dim": heads * head_dim,
     },
-    config_fields=lambda branch: {"hidden_dim": branch.width} if isinstance(branch, FeedForward) else {"n_heads": branch.heads},
+    config_fields=fields(
+        ffn=lambda ffn: {"hidden_dim": ffn.width},
+        attention=lambda attention: {"n_heads": attention.heads},
+    ),
     faster_forward=lambda model: first_token_alone(
         model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
     ),

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.sites import Stack
 
@@ -21,7 +21,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
-    if config.scale_attn_by_inverse_layer_idx:  # A block of another number would be another block.
+    if config.scale_attn_by_inverse_layer_idx:  # A block with another number would compute something else.
         return False
     config.n_layer = len(kept["decoder"])
     return True
@@ -36,6 +36,9 @@ GPT2 = Family(
         "embed_dim": heads * head_dim,
         "split_size": heads * head_dim,
     },
-    config_fields=lambda branch: {"n_inner": branch.width} if isinstance(branch, FeedForward) else {"n_head": branch.heads},
+    config_fields=fields(
+        ffn=lambda ffn: {"n_inner": ffn.width},
+        attention=lambda attention: {"n_head": attention.heads},
+    ),
     keep_blocks=_keep_blocks,
 )

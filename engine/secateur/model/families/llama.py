@@ -7,10 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from secateur.model.branches import Attention, Branch, FeedForward
-from secateur.model.families.base import Contribution, Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Contribution, Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.sites import Stack
+
+# The name of the module that computes a branch and the name of the norm behind it, by kind.
+_INNER_AND_NORM = {
+    "self_attention": ("self_attn", "post_attention_layernorm"),
+    "ffn": ("mlp", "post_feedforward_layernorm"),
+}
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -25,20 +31,16 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _contribution(model: nn.Module, branch: Branch) -> Contribution:
-    """Gemma normalises what a branch gives before it is added: a factor on the out-projection would be divided out again. Its
-    norms multiply by 1 + weight. Elsewhere the norm of the same name stands before the FFN."""
-    inner = "self_attn" if isinstance(branch, Attention) else "mlp"
+    """Return the norm behind a branch for Gemma, otherwise the out-projection.
+
+    Gemma normalises the output of a branch before it is added, so that the norm would divide out a factor on the
+    out-projection. Gemma's norms multiply by 1 + weight. In other models the norm of the same name stands before the FFN.
+    """
+    inner, norm = _INNER_AND_NORM[branch.kind]
     block = branch.output.partition(f".{inner}.")[0]
     if not hasattr(model.get_submodule(block), "post_feedforward_layernorm"):
         return Contribution(branch.output)
-    name = "post_attention_layernorm" if isinstance(branch, Attention) else "post_feedforward_layernorm"
-    return Contribution(f"{block}.{name}", offset=1.0)
-
-
-def _config_fields(branch: Branch) -> dict[str, Any]:
-    if isinstance(branch, FeedForward):
-        return {"intermediate_size": branch.width}
-    return {"num_attention_heads": branch.heads, "num_key_value_heads": branch.groups, "head_dim": branch.head_dim}
+    return Contribution(f"{block}.{norm}", offset=1.0)
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
@@ -55,7 +57,14 @@ LLAMA = Family(
         "head_dim": head_dim,
         "num_key_value_groups": heads // groups,
     },
-    config_fields=_config_fields,
+    config_fields=fields(
+        ffn=lambda ffn: {"intermediate_size": ffn.width},
+        attention=lambda attention: {
+            "num_attention_heads": attention.heads,
+            "num_key_value_heads": attention.groups,
+            "head_dim": attention.head_dim,
+        },
+    ),
     contribution=_contribution,
     keep_blocks=_keep_blocks,
 )

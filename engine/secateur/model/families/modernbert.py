@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.sites import Stack
 
@@ -21,7 +21,7 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
-    if kept["encoder"][0] != 0:  # The first block alone has no norm before its attention.
+    if kept["encoder"][0] != 0:  # Only the first block has no norm before its attention.
         return False
     config.layer_types = [config.layer_types[layer] for layer in kept["encoder"]]
     config.num_hidden_layers = len(kept["encoder"])
@@ -32,8 +32,9 @@ MODERNBERT = Family(
     model_types=("modernbert",),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {"head_dim": head_dim},
-    config_fields=lambda branch: (
-        {"intermediate_size": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    config_fields=fields(
+        ffn=lambda ffn: {"intermediate_size": ffn.width},
+        attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     keep_blocks=_keep_blocks,
 )

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.sites import Stack
 
@@ -29,7 +29,7 @@ def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
 
 
 def _split_token_rows(model: nn.Module) -> list[RemovableHandle]:
-    """Each FFN's first layer takes the tokens by example, and its last gives them back in one row, for the residual stream."""
+    """Make each FFN's first layer read [B, T, channels] and its last return [B * T, channels] for the residual stream."""
     return [handle for _, block in blocks(model, "decoder.layers") for handle in _split_block_rows(model.get_submodule(block))]
 
 
@@ -61,8 +61,9 @@ OPT = Family(
         "head_dim": head_dim,
         "embed_dim": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {"ffn_dim": branch.width} if isinstance(branch, FeedForward) else {"num_attention_heads": branch.heads}
+    config_fields=fields(
+        ffn=lambda ffn: {"ffn_dim": ffn.width},
+        attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     keep_blocks=_keep_blocks,
     split_token_rows=_split_token_rows,

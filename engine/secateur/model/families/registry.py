@@ -1,4 +1,4 @@
-"""The families that are known, and the family of a model."""
+"""The registry of known families, and the family of a model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, 
 
 
 def register_family(family: Family) -> None:
-    """Adds a family; a later one wins where two name the same model type. Raises InputError for what is none."""
+    """Add a family. Of two families with the same model type the later one wins. Raises InputError unless it is a Family."""
     if not isinstance(family, Family):
         raise InputError(f"family: expected a secateur.families.Family, got {type(family).__name__}")
     _FAMILIES.insert(0, family)
 
 
 def supported() -> list[str]:
-    """The model types that are known."""
+    """Return the known model types."""
     return sorted({name for family in _FAMILIES for name in family.model_types})
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a model, by its config's model_type. Raises InputError for an unknown one."""
+    """Return the family of a model, by its config's model_type. Raises InputError for an unknown one."""
     family = _known(model)
     if family is None:
         raise InputError(
@@ -56,11 +56,11 @@ def _model_type(model: nn.Module) -> Any:
 
 
 def branches(model: nn.Module) -> dict[str, Branch]:
-    """The prunable branches of a model by name, in the order of its forward pass."""
+    """Return the prunable branches of a model by name, in the order of its forward pass."""
     return {branch.name: branch for branch in checked(family_of(model), model)}
 
 
 def split_token_rows(model: nn.Module) -> list[RemovableHandle]:
-    """Hooks under which the linear layers of all branches see [B, T, channels], until the handles are removed."""
+    """Register hooks under which the linear layers of all branches see [B, T, channels], and return their handles."""
     hooks = family_of(model).split_token_rows
     return [] if hooks is None else hooks(model)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secateur.model.branches import Attention, Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch, attentions
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.recipe import Rebuild
 from secateur.model.shortcuts.few_queries import few_queries
 from secateur.model.sites import Stack
+from secateur.support.compat import own_modules, t5_position_buckets
 
 _HEAD_DIM = "key_value_proj_dim"
 
@@ -37,19 +38,22 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebuild) -> None:
-    """A stack's first attention makes the bias of its own heads and hands it on. Once it has none, the next one does. Where
-    layers keep other heads than the first, each gets the table of its own heads and makes its bias itself."""
-    attentions = [branch for branch in _branches(model) if isinstance(branch, Attention) and branch.heads]
-    heads = {a: kept.get(a.name, torch.arange(a.heads)) for a in attentions}
+    """Cut the tables of position biases.
+
+    A stack's first attention computes the bias for its own heads and hands it on. Once it has no heads, the next one does so.
+    Where layers keep other heads than the first, each gets the table of its own heads and computes its bias itself.
+    """
+    present = [branch for branch in attentions(_branches(model)) if branch.heads]
+    heads = {branch: kept.get(branch.name, torch.arange(branch.heads)) for branch in present}
     for stack in ("encoder", "decoder"):
-        layers = [a for a in attentions if a.stack == stack and a.kind == "self_attention"]
+        layers = [a for a in present if a.stack == stack and a.kind == "self_attention"]
         if not any(a.name in kept for a in layers):
             continue
         left = [a for a in layers if len(heads[a])]
         alike = all(torch.equal(heads[left[0]], heads[a]) for a in left)
         for layer in layers:
             path = f"{layer.path}.relative_attention_bias"
-            own = "relative_attention_bias" in model.get_submodule(layer.path)._modules
+            own = "relative_attention_bias" in own_modules(model.get_submodule(layer.path))
             makes = layer in (left[:1] if alike else left)
             if own or makes:
                 rebuild.embedding(model, path, path if own else f"{layers[0].path}.relative_attention_bias", heads[layer])
@@ -57,13 +61,13 @@ def _cut_position_bias(model: nn.Module, kept: dict[str, Tensor], rebuild: Rebui
                 rebuild.attributes(layer.path, {"has_relative_attention_bias": True})
             if makes and not alike:
                 rebuild.recipe["own_position_bias"].append(layer.path)
-    cross = [a for a in attentions if a.kind == "cross_attention" and len(heads[a])]
-    if len({len(heads[a]) for a in cross}) > 1:  # Their bias is zero, but has a place for each head.
+    cross = [a for a in present if a.kind == "cross_attention" and len(heads[a])]
+    if len({len(heads[a]) for a in cross}) > 1:  # Their bias is zero, but has an entry for each head.
         rebuild.recipe["own_position_bias"] += [a.path for a in cross]
 
 
 def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHandle]:
-    """Each bias table gives the rows of the buckets between these positions, whatever buckets it is asked for."""
+    """Make each bias table return the rows of the buckets between these positions, whatever buckets it gets."""
     return [
         maker.relative_attention_bias.register_forward_hook(partial(_instead, maker, positions))
         for maker in _bias_makers(model, "decoder")
@@ -76,15 +80,14 @@ def _instead(attention: Any, positions: Tensor, table: nn.Embedding, arguments: 
 
 
 def _bias_makers(model: nn.Module, stack: Stack) -> list[Any]:
-    """The attentions of a stack that hold a bias table."""
-    attentions = [branch for branch in _branches(model) if branch.stack == stack and isinstance(branch, Attention)]
-    modules = [model.get_submodule(attention.path) for attention in attentions]
+    """Return the attention modules of a stack that hold a bias table."""
+    modules = [model.get_submodule(branch.path) for branch in attentions(_branches(model)) if branch.stack == stack]
     return [module for module in modules if hasattr(module, "relative_attention_bias")]
 
 
 def _buckets(attention: Any, distances: Tensor) -> Tensor:
-    """The buckets of distances from queries to keys, in their shape."""
-    return _bucket(
+    """Return the buckets of distances from queries to keys, in the shape of the distances."""
+    return t5_position_buckets(
         distances,
         bidirectional=not attention.is_decoder,
         num_buckets=attention.relative_attention_num_buckets,
@@ -104,8 +107,10 @@ def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, 
 
 @contextmanager
 def _distances_looked_up(model: nn.Module) -> Iterator[None]:
-    """The encoder looks up the bias of each distance, of which there are few, instead of finding the bucket of each pair of
-    tokens: a tenth of a pass over 300 tokens."""
+    """A context in which the encoder looks up the bias of each distance, of which there are few.
+
+    The stock code finds the bucket of each pair of tokens, which takes a tenth of a pass over 300 tokens.
+    """
     makers = _bias_makers(model, "encoder")
     for maker in makers:
         buckets = _encoder_buckets(
@@ -124,7 +129,7 @@ def _distances_looked_up(model: nn.Module) -> Iterator[None]:
 def _bias_of_distances(
     attention: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: int = 0
 ) -> Tensor:
-    """In place of T5Attention.compute_bias: [1, heads, query_length, key_length]."""
+    """Return the bias [1, heads, query_length, key_length], in place of T5Attention.compute_bias."""
     buckets, most = attention.encoder_buckets, len(attention.encoder_buckets) // 2
     keys, queries = (torch.arange(length, device=buckets.device) for length in (key_length, query_length))
     distances = (keys - queries[:, None] - past_seen_tokens).clamp(-most, most)
@@ -132,20 +137,14 @@ def _bias_of_distances(
     return of_distance.index_select(1, distances.flatten() + most).view(1, -1, query_length, key_length)
 
 
-@cache  # The same one each time: what was compiled with it holds.
+@cache  # Cached, so that torch.compile reuses the compiled code.
 def _encoder_buckets(buckets: int, max_distance: int, device: torch.device) -> Tensor:
-    """The buckets [2 * n + 1] of the distances from -n to n; larger ones share those of the last."""
+    """Return the buckets [2 * n + 1] of the distances from -n to n. Larger distances share the bucket of n."""
     n = max(max_distance, buckets)
-    with torch.inference_mode(False):  # Others may want gradients with it.
-        found = _bucket(torch.arange(-n, n + 1, device=device), num_buckets=buckets, max_distance=max_distance)
-        return nn.Parameter(found, requires_grad=False)  # Which a compiler takes to be constant.
-
-
-def _bucket(distances: Tensor, **options: Any) -> Tensor:
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    found: Tensor = T5Attention._relative_position_bucket(distances, **options)
-    return found
+    with torch.inference_mode(False):  # A later pass may need gradients.
+        distances = torch.arange(-n, n + 1, device=device)
+        of_distances = t5_position_buckets(distances, num_buckets=buckets, max_distance=max_distance)
+        return nn.Parameter(of_distances, requires_grad=False)  # A compiler takes a frozen parameter as a constant.
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
@@ -165,8 +164,9 @@ T5 = Family(
         "key_value_proj_dim": head_dim,
         "inner_dim": heads * head_dim,
     },
-    config_fields=lambda branch: (
-        {"d_ff": branch.width} if isinstance(branch, FeedForward) else {"num_heads": branch.heads, "d_kv": branch.head_dim}
+    config_fields=fields(
+        ffn=lambda ffn: {"d_ff": ffn.width},
+        attention=lambda attention: {"num_heads": attention.heads, "d_kv": attention.head_dim},
     ),
     cut_position_bias=_cut_position_bias,
     keep_blocks=_keep_blocks,

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from secateur.model.branches import Branch, FeedForward
-from secateur.model.families.base import Family, attention, feed_forward
+from secateur.model.branches import Branch
+from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.first_token import first_token_alone
 from secateur.model.sites import Stack
@@ -30,11 +30,10 @@ VIT = Family(
     model_types=("vit",),
     branches=_branches,
     attention_attributes=lambda heads, groups, head_dim: {"num_attention_heads": heads, "head_dim": head_dim},
-    # The stock attention reads head_dim where a config has it; by default it is the hidden size over the heads.
-    config_fields=lambda branch: (
-        {"intermediate_size": branch.width}
-        if isinstance(branch, FeedForward)
-        else {"num_attention_heads": branch.heads, "head_dim": branch.head_dim}
+    # The stock attention reads head_dim from a config that has it. The default is the hidden size divided by the heads.
+    config_fields=fields(
+        ffn=lambda ffn: {"intermediate_size": ffn.width},
+        attention=lambda attention: {"num_attention_heads": attention.heads, "head_dim": attention.head_dim},
     ),
     keep_blocks=_keep_blocks,
     faster_forward=lambda model: first_token_alone(

@@ -1,4 +1,4 @@
-"""What shortcuts share: whether a module is as its author made it, and a module that changes its class for a while."""
+"""Helpers of the shortcuts: whether a module is unchanged, and a context that changes a module's class."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import Any
 
 from torch import nn
 
+from secateur.support.compat import has_hooks
+
 
 def untouched(module: nn.Module) -> bool:
-    """Whether nobody hooked a module or replaced its forward, as Accelerate does: something else may stand in for it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not any(getattr(module, name) for name in hooks) and "forward" not in vars(module)
+    """Return whether a module has no hooks and its own forward.
+
+    Accelerate, for example, hooks modules and replaces their forward. Then other code may run in place of the module.
+    """
+    return not has_hooks(module) and "forward" not in vars(module)
 
 
 @contextmanager
 def of_class(module: nn.Module, kind: type[Any]) -> Iterator[None]:
-    """Within it the module is of that class."""
+    """A context in which the module has that class."""
     usual: Any = type(module)
     module.__class__ = kind
     try:

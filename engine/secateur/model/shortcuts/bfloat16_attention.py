@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.support.compat import attention_implementation, set_attention_implementation
 from secateur.support.environment import capabilities, cpu_name
 
 _NAME = "bfloat16_by_products"
@@ -17,27 +18,29 @@ _NAME = "bfloat16_by_products"
 
 @contextmanager
 def bfloat16_attention(model: nn.Module) -> Iterator[None]:
-    """Within it a model's attention to tokens on both sides, in bfloat16, is two matrix products with a softmax between them,
-    where it is PyTorch's fused kernel ("sdpa") otherwise, and the CPU is an AMD that multiplies bfloat16 in vectors: half to
-    three quarters of that kernel's time on Zen 4 and 5. (An Intel that does so too, without AMX, takes as long.) Scores are
-    rounded to bfloat16, as in transformers' "eager"."""
+    """A context in which bidirectional attention in bfloat16 is two matrix products with a softmax between them.
+
+    It applies where attention is PyTorch's fused kernel ("sdpa") otherwise and the CPU is an AMD that multiplies bfloat16 in
+    vectors. There it takes half to three quarters of that kernel's time on Zen 4 and 5. (An Intel that multiplies so too,
+    without AMX, takes as long.) Scores are rounded to bfloat16, as in transformers' "eager".
+    """
     configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    changed = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+    changed = [config for config in configs.values() if attention_implementation(config) == "sdpa"]
     if not (changed and _products_are_faster() and _is_bfloat16_on_cpu(model)):
         yield
         return
     _register()
     for config in changed:
-        config._attn_implementation = _NAME
+        set_attention_implementation(config, _NAME)
     try:
         yield
     finally:
         for config in changed:
-            config._attn_implementation = "sdpa"
+            set_attention_implementation(config, "sdpa")
 
 
 def _is_bfloat16_on_cpu(model: nn.Module) -> bool:
-    return any(each.dtype == torch.bfloat16 and each.device.type == "cpu" for each in model.parameters())
+    return any(p.dtype == torch.bfloat16 and p.device.type == "cpu" for p in model.parameters())
 
 
 @cache
@@ -47,8 +50,10 @@ def _products_are_faster() -> bool:
 
 @cache
 def _register() -> None:
-    """Makes it known to transformers, with the masks of "sdpa"; and to compilers, whose own softmax takes longer, as one
-    operation."""
+    """Register the attention with transformers, with the masks of "sdpa", and as one operation with compilers.
+
+    A softmax that compilers generate takes longer.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -62,7 +67,7 @@ def _register() -> None:
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' interface: query, key, value [B, heads, tokens, head_dim] to [B, tokens, heads, head_dim]."""
+    """Return [B, T, heads, head_dim] from query, key and value [B, heads, T, head_dim], by transformers' interface."""
     ours = (
         query.dtype == torch.bfloat16
         and query.shape == key.shape
@@ -74,22 +79,22 @@ def _attention(
     if not ours:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        found: tuple[Tensor, None] = sdpa_attention_forward(
+        stock: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-        return found
+        return stock
     attend = getattr(torch.ops.secateur, _NAME) if torch.compiler.is_compiling() else _attend
     return attend(query, key, value, attention_mask, scaling), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """mask: [rows or 1, heads or 1, tokens or 1, tokens], bool."""
+    """Return attention [B, T, heads, head_dim] by matrix products. mask: [B or 1, heads or 1, T or 1, T], bool."""
     rows, heads, tokens, channels = query.shape
-    query, key, value = (each.reshape(rows * heads, tokens, channels) for each in (query * scaling, key, value))
+    query, key, value = (tensor.reshape(rows * heads, tokens, channels) for tensor in (query * scaling, key, value))
     scores = torch.bmm(query, key.transpose(1, 2))
-    if mask is not None:  # Mostly of padding, which stands at the end: what stands before it need not be looked at again.
+    if mask is not None:  # A mask mostly hides padding at the end, so that only the scores from there on are masked.
         begin = int(mask.flatten(0, -2).all(0).int().cumprod(0).sum())
         scores.view(rows, heads, tokens, tokens)[..., begin:].masked_fill_(~mask[..., begin:], float("-inf"))
     torch.softmax(scores, -1, out=scores)
-    found = torch.bmm(scores, value).view(rows, heads, tokens, channels)
-    return found.transpose(1, 2).contiguous()
+    attended = torch.bmm(scores, value).view(rows, heads, tokens, channels)
+    return attended.transpose(1, 2).contiguous()

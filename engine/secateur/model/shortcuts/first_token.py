@@ -1,4 +1,4 @@
-"""Encoders whose head reads the first token alone: their last block runs for that token, which attends to all."""
+"""Encoders whose head reads the first token alone: the last block computes only that token, which attends to all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.branches import Attention, Branch
+from secateur.model.branches import Branch, attentions
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.base import of_class, untouched
 from secateur.model.shortcuts.few_queries import attending, makes_keys
@@ -19,13 +19,18 @@ from secateur.model.shortcuts.few_queries import attending, makes_keys
 def first_token_alone(
     model: nn.Module, layers: str, branches: Iterable[Branch], readers: Mapping[str, str], norm: str | None = None
 ) -> Iterator[None]:
-    """Within it the last block computes the first token's output, with the same logits up to rounding: a sixth of a 6-layer
-    encoder's products falls away.
+    """A context in which the last block computes the first token's output alone.
 
-    layers: what the list of the blocks is called. readers: for each class of transformers whose logits depend on the first
-    token of the encoder's output alone, the path of its module that picks it ("": the model itself). norm: the name of a
-    block's norm before its attention, if it has one. Models stay as they are that are of no such class, or of which somebody
-    hooked or replaced a module.
+    Logits are the same up to rounding. It saves a sixth of a 6-layer encoder's products. Models of other classes than the
+    readers', and models with a hooked or replaced module, stay unchanged.
+
+    Args:
+        model: The model.
+        layers: The name of the list of blocks.
+        branches: The branches of the model.
+        readers: By class of transformers whose logits depend on the first token of the encoder's output alone, the path of its
+            module that picks the token ("" for the model itself).
+        norm: The name of a block's norm before its attention, if it has one.
     """
     with ExitStack() as undo:
         if _reads_first_token(model, readers):
@@ -42,8 +47,8 @@ def _reads_first_token(model: nn.Module, readers: Mapping[str, str]) -> bool:
 def _changed(
     model: nn.Module, layers: Sequence[str], branches: Iterable[Branch], norm: str | None
 ) -> list[tuple[nn.Module, type[Any]]]:
-    """The modules of the last block that have another class meanwhile, and which; none where it cannot be."""
-    attention = [branch for branch in branches if isinstance(branch, Attention)][-1]
+    """Return the modules of the last block to change, each with its new class; none where the block cannot be changed."""
+    attention = attentions(branches)[-1]
     block, attends = model.get_submodule(layers[-1]), model.get_submodule(attention.path)
     usual: Any = type(block)
     if attention.heads == 0:  # Nothing is attended to.
@@ -54,14 +59,14 @@ def _changed(
 
 
 def _code(module: nn.Module) -> str:
-    """The name of a module's forward, if it is of transformers."""
+    """Return the name of a module's forward if transformers defines it, otherwise ""."""
     forward = type(module).forward
     return forward.__qualname__ if forward.__module__.startswith("transformers.") else ""
 
 
-@cache  # The same one each time: what was compiled with it holds.
+@cache  # Cached, so that torch.compile reuses the compiled code.
 def _for_first_token(usual: Any, norm: str | None) -> type[Any]:
-    """The class of a block, but that it computes the output [B, 1, d] of the first of its tokens [B, T, d]."""
+    """Return the class of a block, changed to compute the output [B, 1, d] of the first of its tokens [B, T, d]."""
 
     def forward(self: Any, hidden_states: Tensor, attention_mask: Any = None, *rest: Any, **named: Any) -> Any:
         understood = attention_mask is None or (isinstance(attention_mask, Tensor) and attention_mask.dim() == 4)

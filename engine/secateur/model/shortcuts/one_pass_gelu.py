@@ -1,4 +1,4 @@
-"""Activations that transformers spells out, each operation a pass over memory, as the one that PyTorch has for them."""
+"""PyTorch's one-pass GELU in place of the one that transformers computes by eight passes over memory."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from torch import nn
 
 from secateur.model.shortcuts.base import untouched
 
-_GELU = nn.GELU(approximate="tanh")  # The same one each time: what was compiled with it holds.
+_GELU = nn.GELU(approximate="tanh")  # One object for all, so that torch.compile reuses the compiled code.
 
 
 @contextmanager
 def one_pass_activations(model: nn.Module) -> Iterator[None]:
-    """Within it GELU's approximation by tanh ("gelu_new"), eight passes, is PyTorch's own: the same up to rounding."""
+    """A context in which PyTorch computes GELU's approximation by tanh ("gelu_new"), the same up to rounding.
+
+    transformers computes it by eight operations, each a pass over memory.
+    """
     from transformers.activations import NewGELUActivation
 
-    found = [
+    activations = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, NewGELUActivation) and untouched(child)
     ]
-    for parent, name, _ in found:
+    for parent, name, _ in activations:
         parent.set_submodule(name, _GELU)
     try:
         yield
     finally:
-        for parent, name, child in found:
+        for parent, name, child in activations:
             parent.set_submodule(name, child)

@@ -1,0 +1,207 @@
+"""Private names of other libraries, each behind one function. No other module of the engine reads one.
+
+Checked with torch 2.13.0, transformers 5.23.0, accelerate 1.15.0 and datasets 5.2.0, which constraints.txt names. Another major
+version of torch or transformers may move these names, so pyproject.toml bounds both from above. `QuietTrainer` overrides two
+private methods of transformers' Trainer, which cannot be done from here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = [
+    "TorchDispatchMode",
+    "attention_implementation",
+    "auto_model_classes",
+    "flash_attention",
+    "has_accelerate_hook",
+    "has_auto_model",
+    "has_cpp_compiler",
+    "has_hooks",
+    "inductor_freezing",
+    "inductor_kernels",
+    "inductor_options",
+    "model_from_config",
+    "own_modules",
+    "own_parameters",
+    "reads_a_value",
+    "saved_data_files",
+    "set_attention_implementation",
+    "t5_position_buckets",
+    "train_batch_size",
+    "tree_leaves",
+    "use_one_gpu",
+]
+
+# torch
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the module's own parameters by name, None for absent ones. Changing the dictionary changes the module.
+
+    `torch.nn.Module._parameters`: named_parameters() leaves out names that share a parameter, and cannot be written to.
+    """
+    return module._parameters
+
+
+def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the module's own submodules by name, None for absent ones. Changing the dictionary changes the module.
+
+    `torch.nn.Module._modules`: named_children() leaves out names that share a module, and cannot be written to.
+    """
+    return module._modules
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a forward or backward hook is on the module itself. `torch.nn.Module._forward_hooks` and three more."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def reads_a_value(operation: Any) -> bool:
+    """Tell whether a dispatched operation reads a tensor's value, as `Tensor.item()` does. `aten._local_scalar_dense`."""
+    return operation is torch.ops.aten._local_scalar_dense.default
+
+
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, scale: float | None
+) -> Tensor:
+    """Attend by one operation that never writes the probabilities. It also runs on the meta device.
+
+    `aten._scaled_dot_product_flash_attention_for_cpu`: the public function takes its plain formula on the meta device.
+    """
+    attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout, is_causal, attn_mask=mask, scale=scale
+    )[0]
+    return attended
+
+
+def inductor_freezing(enabled: bool) -> AbstractContextManager[None]:
+    """Inside, compilers may take weights for constants. `torch._inductor.config.freezing`.
+
+    It is not an option of the backend alone: tracing the model reads it too.
+    """
+    from torch._inductor import config
+
+    context: AbstractContextManager[None] = config.patch(freezing=enabled)
+    return context
+
+
+def inductor_options(mode: str) -> dict[str, Any]:
+    """Return Inductor's options for a mode of torch.compile, such as "max-autotune-no-cudagraphs".
+
+    `torch._inductor.list_mode_options`.
+    """
+    from torch._inductor import list_mode_options
+
+    options: dict[str, Any] = list_mode_options(mode)
+    return options
+
+
+def inductor_kernels(graph: Any, inputs: Any, options: dict[str, Any]) -> Callable[..., Any]:
+    """Compile a graph with Inductor. `torch._inductor.compile_fx.compile_fx`: torch.compile takes no backend around it."""
+    from torch._inductor.compile_fx import compile_fx
+
+    compiled: Any = compile_fx(graph, inputs, config_patches=options)
+    kernels: Callable[..., Any] = compiled
+    return kernels
+
+
+def has_cpp_compiler() -> bool:
+    """Tell whether Inductor finds a C++ compiler. `torch._inductor.cpp_builder.get_cpp_compiler` and its exception."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+# transformers
+
+
+def has_auto_model(auto_class: str, config: Any) -> bool:
+    """Tell whether an Auto class, such as "AutoModelForCausalLM", knows a config's architecture. `_model_mapping`.
+
+    No modelling code is imported.
+    """
+    import transformers
+
+    return type(config) in getattr(transformers, auto_class)._model_mapping
+
+
+def auto_model_classes(auto_class: str, config: Any) -> tuple[type[nn.Module], ...]:
+    """Return the models that an Auto class builds from a config: none, one or, for a few architectures, several.
+
+    `_model_mapping` of the Auto class.
+    """
+    import transformers
+
+    classes: Any = getattr(transformers, auto_class)._model_mapping.get(type(config), ())
+    return tuple(classes) if isinstance(classes, (list, tuple)) else (classes,)
+
+
+def model_from_config(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """Build a model of transformers in a dtype, without weights from a file. `PreTrainedModel._from_config`."""
+    model: nn.Module = model_class._from_config(config, dtype=dtype)
+    return model
+
+
+def attention_implementation(config: Any) -> str | None:
+    """Return the name of the attention that a config's model runs, such as "sdpa"; None without a config of transformers.
+
+    `PreTrainedConfig._attn_implementation`.
+    """
+    name: str | None = getattr(config, "_attn_implementation", None)
+    return name
+
+
+def set_attention_implementation(config: Any, name: str) -> None:
+    """Choose the attention that a config's model runs. `PreTrainedConfig._attn_implementation`.
+
+    The public `set_attn_implementation` is a model's method, which also changes configs of the model's parts.
+    """
+    config._attn_implementation = name
+
+
+def t5_position_buckets(distances: Tensor, **options: Any) -> Tensor:
+    """Return the bucket of each distance between positions. `T5Attention._relative_position_bucket`."""
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    buckets: Tensor = T5Attention._relative_position_bucket(distances, **options)
+    return buckets
+
+
+def train_batch_size(trainer: Any) -> int:
+    """Return the rows of one training step on one process. `Trainer._train_batch_size`, which the Trainer may lower."""
+    size: int = trainer._train_batch_size
+    return size
+
+
+def use_one_gpu(arguments: Any) -> None:
+    """Make the Trainer use one GPU. `TrainingArguments._n_gpu`: with several, it takes torch.nn.DataParallel."""
+    arguments._n_gpu = 1
+
+
+# accelerate, datasets
+
+
+def has_accelerate_hook(module: nn.Module) -> bool:
+    """Tell whether Accelerate moves the module's weights or inputs. It leaves `_hf_hook` on the module."""
+    return hasattr(module, "_hf_hook")
+
+
+def saved_data_files(folder: Path) -> list[str]:
+    """Return the names of the Arrow files in a folder that `Dataset.save_to_disk` wrote. `_data_files` of state.json."""
+    return [file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]]
