@@ -69,7 +69,7 @@ def layers(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score whole layers, delete the lowest-scored ones, verify, evaluate and benchmark; write a model folder with its report."""
+    """Score whole layers, delete the lowest-scored ones, verify, evaluate and benchmark; write a model folder with a report."""
     inputs.use_threads(threads)
     require_absent(out)
     (criterion_name,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
