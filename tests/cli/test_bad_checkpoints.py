@@ -1,4 +1,4 @@
-"""Models, tokenizers and families that do not fit: each ends in one line that names the argument, and nothing is written."""
+"""Models, tokenizers and families that do not fit: one line names the argument, and nothing is written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GOOD = [{"input": "the cat sat", "target": "yes"}, {"input": "a bird flew", "tar
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a command that must end with exit code 2, one line, and not a file more; gives the line."""
+    """Runs a command that must end with exit code 2, one line and no new file; returns the line."""
     monkeypatch.chdir(tmp_path)
 
     def command(line: str) -> str:
@@ -45,15 +45,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         captured = capsys.readouterr()
         assert stop.value.code == 2, captured.err
         assert captured.out == ""
-        (said,) = captured.err.splitlines()
+        (message,) = captured.err.splitlines()
         assert sorted(Path().rglob("*")) == before
-        return said.removeprefix("secateur: ")
+        return message.removeprefix("secateur: ")
 
     return command
 
 
 def saved(case: Any, name: str, tokenizer: Any = None, **changes: Any) -> None:
-    """The case's model as a folder, with its config changed."""
+    """Save the case's model as a folder, with changes to its config."""
     secateur.save(case.model(), name, tokenizer=tokenizer or case.task.reader)
     path = Path(name) / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -63,16 +63,16 @@ def saved(case: Any, name: str, tokenizer: Any = None, **changes: Any) -> None:
 
 def test_an_encoder_for_text_to_text(run: Run) -> None:
     saved(BERT_CASE, "m")
-    said = run("prune m --task text-to-text --data data.jsonl --keep 0.5 --out d")
-    assert said.startswith("task: expected sequence-classification or token-classification or causal-lm for 'm'")
-    assert said.endswith("for the architecture 'bert', got 'text-to-text'")
+    message = run("prune m --task text-to-text --data data.jsonl --keep 0.5 --out d")
+    assert message.startswith("task: expected sequence-classification or token-classification or causal-lm for 'm'")
+    assert message.endswith("for the architecture 'bert', got 'text-to-text'")
 
 
 def test_an_encoder_decoder_as_a_decoder(run: Run) -> None:
     saved(T5_CASE, "m")
-    said = run("attribute m --task causal-lm --data data.jsonl --out s")
-    assert said.startswith("task: expected text-to-text or ")
-    assert said.endswith("for the architecture 't5', got 'causal-lm'")
+    message = run("attribute m --task causal-lm --data data.jsonl --out s")
+    assert message.startswith("task: expected text-to-text or ")
+    assert message.endswith("for the architecture 't5', got 'causal-lm'")
 
 
 def test_a_task_of_another_kind_of_model() -> None:
@@ -100,9 +100,9 @@ def test_a_task_of_another_kind_of_model() -> None:
 def test_quantised_checkpoints(run: Run, about: dict[str, Any], method: str) -> None:
     saved(BERT_CASE, "m", quantization_config=about)
     for line in ("attribute m --data data.jsonl --out s", "sites m", "prune m --dry-run --keep 0.5"):
-        said = run(line)
-        assert said.startswith("model: expected ordinary weights (float32, float16 or bfloat16), got 'm', quantised by")
-        assert f"quantised by {method}: load it dequantised" in said
+        message = run(line)
+        assert message.startswith("model: expected ordinary weights (float32, float16 or bfloat16), got 'm', quantised by")
+        assert f"quantised by {method}: load it dequantised" in message
 
 
 def sentencepiece_folder(case: str, tokenizer_class: str, *files: str) -> None:
@@ -128,9 +128,9 @@ MISSING_PACKAGE = "to be installed, which the tokenizer of 'm' needs, got none; 
 )
 def test_a_tokenizer_that_needs_sentencepiece(run: Run, line: str, folder: tuple[str, ...]) -> None:
     sentencepiece_folder(*folder)
-    said = run(line)
-    assert said.startswith("tokenizer: expected sentencepiece")
-    assert said.endswith(MISSING_PACKAGE)
+    message = run(line)
+    assert message.startswith("tokenizer: expected sentencepiece")
+    assert message.endswith(MISSING_PACKAGE)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_what_transformers_says_without_sentencepiece(run: Run, monkeypatch: pyt
     sentencepiece_folder("marian", "MarianTokenizer")
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
     monkeypatch.setattr(fitting, "_installed", lambda module: False)
-    said = run("prune m --task text-to-text --data data.jsonl --keep 0.5 --out d")
-    assert said == f"tokenizer: expected sentencepiece and protobuf {MISSING_PACKAGE}"
+    message = run("prune m --task text-to-text --data data.jsonl --keep 0.5 --out d")
+    assert message == f"tokenizer: expected sentencepiece and protobuf {MISSING_PACKAGE}"
     # With both packages the error is another one, and it is not reworded.
     monkeypatch.setattr(fitting, "_installed", lambda module: True)
     with pytest.raises(type(error), match=re.escape(str(error).strip())):
@@ -161,17 +161,17 @@ def test_what_transformers_says_without_sentencepiece(run: Run, monkeypatch: pyt
 def test_gguf_files(run: Run, name: str) -> None:
     Path("m").mkdir()
     Path("m/weights-q4.gguf").write_bytes(b"GGUF")
-    said = run(f"sites {name}")
-    assert said.startswith(
+    message = run(f"sites {name}")
+    assert message.startswith(
         "model: expected a folder of safetensors, got the GGUF file 'm/weights-q4.gguf': load it dequantised"
     )
-    assert "gguf_file='weights-q4.gguf'" in said
+    assert "gguf_file='weights-q4.gguf'" in message
 
 
 def hub_error(kind: str) -> Exception:
-    """As huggingface_hub raises it, whose constructor wants the Hub's answer."""
-    made: Any = getattr(huggingface_hub.errors, kind)
-    error: Exception = made.__new__(made)
+    """An error of huggingface_hub, built without its constructor, which needs a response of the Hub."""
+    error_type: Any = getattr(huggingface_hub.errors, kind)
+    error: Exception = error_type.__new__(error_type)
     error.args = ("403 Client Error.\nCannot access gated repo",)
     return error
 
@@ -187,10 +187,10 @@ def hub_error(kind: str) -> Exception:
     ],
 )
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_models_that_the_hub_does_not_give(
+def test_models_that_the_hub_refuses(
     run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, expected: str, wrapped: bool
 ) -> None:
-    """The Hub's own exception, alone or as the cause of the OSError that transformers makes of it."""
+    """The Hub's own exception, alone or as the cause of the OSError that transformers raises."""
 
     def refuse(*_: Any, **__: Any) -> None:
         if not wrapped:
@@ -216,7 +216,7 @@ def test_a_tokenizer_of_another_model(run: Run) -> None:
             call(BERT_CASE.model(), task, BERT_CASE.examples)
 
 
-def test_an_embedding_padded_to_more_rows_is_fine() -> None:
+def test_an_embedding_padded_to_more_rows_is_accepted() -> None:
     model: Any = BERT_CASE.model()
     wanted = secateur.evaluate(model, BERT_CASE.task, BERT_CASE.examples)
     model.resize_token_embeddings(64)
@@ -225,14 +225,14 @@ def test_an_embedding_padded_to_more_rows_is_fine() -> None:
 
 @pytest.fixture
 def outside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
-    """A model whose family is one of ours with its branches changed."""
+    """A model of a changed family: one of secateur's families with other branches."""
 
     def make(change: Callable[[Branch], Branch], family: families.Family = BERT, case: str = "bert-sequence") -> nn.Module:
         def branches(model: nn.Module) -> Iterator[Branch]:
             yield from map(change, family.branches(model))
 
-        made = replace(family, model_types=("outsider",), branches=branches)
-        monkeypatch.setattr(registry, "_FAMILIES", [made, *registry._FAMILIES])
+        changed = replace(family, model_types=("outsider",), branches=branches)
+        monkeypatch.setattr(registry, "_FAMILIES", [changed, *registry._FAMILIES])
         model = CASES[case].model()
         config: Any = model.config
         config.model_type = "outsider"
@@ -306,6 +306,6 @@ def test_grouped_heads_are_checked_as_groups(outside: Callable[..., nn.Module]) 
         secateur.sites(outside(of_attention(groups=6), LLAMA, "llama"))
 
 
-def test_what_is_no_family() -> None:
+def test_only_families_can_be_registered() -> None:
     with pytest.raises(secateur.InputError, match=r"^family: expected a secateur.families.Family, got dict"):
         families.register({"model_types": ("bert",)})  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def tokens(**columns: Any) -> Callable[[Path], Any]:
     return attribute(TOKENS, [TOKENS.examples[0], {**TOKENS.examples[1], **columns}])
 
 
-# What a user does, and what the one line must hold: the argument, what was expected, what came.
+# A user's call, and what its one line must contain: the argument, the expected value and the actual one.
 TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "no-such-file": (attribute(T5, "nowhere/data.jsonl"), ["data: no such file", "nowhere/data.jsonl"]),
     "no-such-absolute-path": (attribute(T5, "/nowhere/data"), ["data: no such file", "/nowhere/data"]),
@@ -274,16 +274,16 @@ def test_a_refused_save_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_one_example_is_enough() -> None:
-    """The rule about one label is for data sets, not for a look at one example."""
+    """The rule about a single label applies to data sets, not to a single example."""
     assert secateur.attribute(T5.model(), T5.task, [GOOD]).examples == 1
 
 
-def test_open_targets_may_be_alike() -> None:
+def test_open_targets_may_be_equal() -> None:
     task = secateur.TextToText(T5.task.reader)
     assert secateur.attribute(T5.model(), task, [GOOD, GOOD]).examples == 2
 
 
-def test_a_wrong_call_leaves_the_arguments_alone() -> None:
+def test_a_refused_call_does_not_change_its_arguments() -> None:
     examples: list[dict[str, Any]] = [GOOD, {**GOOD, "target": "perhaps"}]
     before = copy.deepcopy(examples)
     with pytest.raises(secateur.InputError, match="perhaps"):
@@ -309,7 +309,7 @@ sys.path.insert(0, sys.argv[2])
 from cases import CASES, scores_of, uneven_plan
 import secateur
 
-case, root, found = CASES["t5-gated"], Path(sys.argv[1]), {}
+case, root, outcomes = CASES["t5-gated"], Path(sys.argv[1]), {}
 scores, plan = scores_of(case.name), uneven_plan(case, "head")
 model = secateur.prune(case.model(), plan)
 (root / "old.json").write_text("the file that was there before")
@@ -319,9 +319,9 @@ def attempt(name, call, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         call()
-        found[name] = "written"
+        outcomes[name] = "written"
     except Exception as error:
-        found[name] = type(error).__name__
+        outcomes[name] = type(error).__name__
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -330,21 +330,21 @@ attempt("over an old plan", lambda: plan.save(root / "old.json"), 1000)
 attempt("scores", lambda: scores.save(root / "scores.safetensors"), 1000)
 attempt("config", lambda: secateur.save(model, root / "first"), 100)
 attempt("weights", lambda: secateur.save(model, root / "second"), 20_000)
-print("REPORT" + json.dumps(found))
+print("REPORT" + json.dumps(outcomes))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file size limit to fill the disk with")
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    """For real, by a file size limit: the operating system refuses the write, wherever it is made."""
+    """A limit on file sizes makes the operating system refuse the write, at different places."""
     root = tmp_path / "root"
     root.mkdir()
     command = [sys.executable, "-c", FULL_DISK, str(root), str(Path(__file__).parents[1] / "support")]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(result.stdout.partition("REPORT")[2])
-    assert len(found) == 5
-    assert "written" not in found.values(), found
+    outcomes = json.loads(result.stdout.partition("REPORT")[2])
+    assert len(outcomes) == 5
+    assert "written" not in outcomes.values(), outcomes
     assert [path.name for path in root.iterdir()] == ["old.json"]
     assert (root / "old.json").read_text() == "the file that was there before"

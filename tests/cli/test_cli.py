@@ -1,4 +1,4 @@
-"""The command line on the built-in model: every verb, its files, its JSON, and one line with exit code 2 for bad input."""
+"""The command line on the built-in model: every command, its files, its JSON, and exit code 2 with one line for bad input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_step_alone(run: Run) -> None:
     assert len(benched["timings"]) == 2
     assert benched["pruned_parameters"] < benched["dense_parameters"]
     assert Path("b/benchmark.png").read_bytes().startswith(b"\x89PNG")
-    # The labels were 48 rows' two; the folder remembers them, so one row alone can be evaluated too.
+    # The folder remembers the two labels of its 48 rows, so a single row can be evaluated too.
     assert json.loads(Path("d/secateur.json").read_text())["labels"] == ["bad", "good"]
 
 
@@ -46,7 +46,7 @@ def test_prune_recovers(run: Run) -> None:
     assert isinstance(refits, list)
     assert len(refits) == 17
     assert sum(refit["after"] for refit in refits) < 0.5 * sum(refit["before"] for refit in refits)
-    # What is evaluated is what is written, in the dtype that it is stored in.
+    # The model that was evaluated is the one that was written, in its stored dtype.
     evaluated = run("evaluate d --data test.jsonl --json").document
     assert evaluated["value"] == result.document["evaluation"]["pruned"]["value"]
     unlabeled = run(f"{common} --unlabeled --labels bad,good --out u")
@@ -80,7 +80,7 @@ def test_prune_is_the_library_step_by_step(run: Run) -> None:
     assert {k: v.tolist() for k, v in secateur.Plan.load("d/plan.json").items()} == {k: v.tolist() for k, v in plan.items()}
     pruned = secateur.prune(model, plan)
     secateur.recover_(model, pruned, task, "train.jsonl")
-    evaluation = secateur.evaluate(pruned.half().float(), task, "test.jsonl")  # As it is stored.
+    evaluation = secateur.evaluate(pruned.half().float(), task, "test.jsonl")  # The stored dtype is float16.
     assert result.document["evaluation"]["pruned"] == evaluation.to_json()
     assert json.loads(Path("d/report.json").read_text()) == result.document
 
@@ -99,7 +99,7 @@ def test_prune_units_and_sites(run: Run, options: str) -> None:
 
 def test_stored_dtype_is_kept(run: Run) -> None:
     run("prune builtin --data train.jsonl --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8")
-    # In the file, that is: transformers widens some of T5's float16 weights when it loads them.
+    # Read from the file, because transformers widens some of T5's float16 weights when it loads them.
     with safe_open("d/model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
 
@@ -145,10 +145,10 @@ def test_demo(run: Run) -> None:
 
 
 def test_criteria(run: Run) -> None:
-    found = {each["name"]: each for each in run("criteria --json").document["criteria"]}
-    assert list(found) == list(PRESETS)
-    assert found["rap"]["settings"] == {"target": "probability", "over_examples": "signed", "labels": "given", "seed": 0}
-    assert found["wanda"]["settings"] == {}
+    criteria = {criterion["name"]: criterion for criterion in run("criteria --json").document["criteria"]}
+    assert list(criteria) == list(PRESETS)
+    assert criteria["rap"]["settings"] == {"target": "probability", "over_examples": "signed", "labels": "given", "seed": 0}
+    assert criteria["wanda"]["settings"] == {}
     assert all(name in run("criteria").out for name in PRESETS)
 
 
@@ -161,7 +161,7 @@ def test_attribute_by_each_criterion(run: Run, criterion: str) -> None:
 
 
 def test_unlabeled(run: Run) -> None:
-    """Inputs alone: scores are those of every label, and the pruned folder is verified on them too."""
+    """With inputs only, scores are those of every label, and the pruned folder is verified on inputs too."""
     rows = [{"input": row["input"]} for row in builtin.examples("movie")[:10]]
     Path("inputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = "--data inputs.jsonl --unlabeled --labels good,bad"
@@ -179,7 +179,7 @@ def test_unlabeled(run: Run) -> None:
 
 
 def test_ten_examples_know_all_labels_of_the_data(run: Run) -> None:
-    """The first ten have seven of the eight languages, too many for closed targets by themselves."""
+    """The first ten examples have seven of the eight languages, too many for closed targets by themselves."""
     options = "--data builtin:language --examples 10 --eval test.jsonl --keep 0.8 --out d --batch-sizes 1 --lengths 8 --json"
     held_out = builtin.examples("language.test")[:48]
     Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
@@ -282,7 +282,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run: Run, name: str) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    """A real limit on the size of files stands for the disk: writing the weights fails in the middle."""
+    """A limit on file sizes stands for the full disk: writing the weights fails in the middle."""
     line = "secateur prune builtin --data builtin:movie --examples 16 --keep 0.5 --out d --batch-sizes 1 --lengths 8"
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -296,15 +296,15 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_prune_says_what_it_picked_and_why(run: Run) -> None:
+def test_prune_reports_its_choice_and_the_reason(run: Run) -> None:
     result = run("prune builtin --data train.jsonl --flops 0.5 --rounds 2 --out d --batch-sizes 1 --lengths 8 --threads 1")
     assert result.code == 0
     picked = next(line for line in result.out.splitlines() if line.startswith("picked as the closest"))
     assert "nats from the dense model" in picked
     report = json.loads(Path("d/report.json").read_text())
     tried = report["candidates"]
-    assert len(tried) == 6  # Four allocations, and two more recoveries of the best.
-    assert [each["divergence"] for each in tried] == sorted(each["divergence"] for each in tried)
+    assert len(tried) == 6  # Four allocations, and two more recoveries of the best one.
+    assert [attempt["divergence"] for attempt in tried] == sorted(attempt["divergence"] for attempt in tried)
     assert report["plan"] == tried[0]["plan"]
     assert report["plan"]["remaining"]["flops"] <= 0.5
     assert Path("d/widths.png").read_bytes().startswith(b"\x89PNG")
@@ -319,7 +319,7 @@ def test_prune_by_measured_speed(run: Run, monkeypatch: pytest.MonkeyPatch, unit
     assert slow.errors[-1].startswith("secateur: speedup: expected at most ")
     assert not Path("d").exists()
     assert len(list(Path("cache/secateur/latency").iterdir())) == 1
-    # Whether a speed-up is delivered is up to the machine; what is told is what was measured, or why nothing was written.
+    # The machine decides whether a speed-up is delivered. The output is the measured one, or why nothing was written.
     result = run(f"{common} --speedup 1.3 --json")
     assert result.code in (0, 2)
     if result.code == 0:
@@ -337,21 +337,21 @@ def test_rounds_need_a_share(run: Run) -> None:
     assert result.errors[-1].startswith("secateur: rounds: expected 1 with a latency")
 
 
-def test_a_bar_estimates_the_time_left_from_the_first_step_on_however_long_steps_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, original, now = [], output._bar, [0.0]
+def test_a_bar_estimates_the_time_left_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars, original, now = [], output._bar, [0.0]
 
     def bar() -> Progress:
-        made.append(original())
-        made[-1].get_time = lambda: now[0]
-        return made[-1]
+        bars.append(original())
+        bars[-1].get_time = lambda: now[0]
+        return bars[-1]
 
     monkeypatch.setattr(output, "_bar", bar)
     batches = [Batch({}, torch.zeros(0), [row, row + 1]) for row in range(4)]
     for steps in (output.batch_progress(batches, 8), output.step_progress(range(4), 4)):
         next(iter(steps))
-        (task,) = made[-1].tasks
+        (task,) = bars[-1].tasks
         assert task.time_remaining is None
         for done in (1, 2, 3):
-            now[0] += 100.0  # Longer than the 30 seconds over which the rate is taken otherwise.
+            now[0] += 100.0  # Longer than the 30 seconds of rich's default for the rate.
             next(iter(steps))
             assert task.time_remaining == pytest.approx(100.0 * (4 - done))

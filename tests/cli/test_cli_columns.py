@@ -1,4 +1,4 @@
-"""Column files as the data of commands on a tagger: the examples of a JSONL file, repairs that are said, errors by line."""
+"""Column files as data of commands for a tagger: the same results as JSONL, reported repairs, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUICK = "--batch-sizes 1 --lengths 8"
 
 @pytest.fixture
 def tagger(run: Run) -> Run:
-    """The commands, with a tagger and its examples as files."""
+    """Runs commands in a folder with a tagger, and its examples as files."""
     saved(CASE.model())
     rows = [{"tokens": row["tokens"], "tags": convert(row["tags"], "bio2", "bio2")[0]} for row in CASE.examples]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -39,34 +39,34 @@ def tagger(run: Run) -> Run:
     ],
     ids=lambda line: line.split()[0],
 )
-def test_a_column_file_is_the_examples_themselves(tagger: Run, line: str) -> None:
-    found = []
+def test_a_column_file_gives_the_same_results_as_jsonl(tagger: Run, line: str) -> None:
+    documents = []
     for number, (data, options) in enumerate((("rows.jsonl", ""), ("rows.txt", "--column 3 --token-column 2"))):
         result = tagger(f"{line.format(data, data)} {options} --json".replace("--out o", f"--out o{number}"))
         assert result.code == 0, result.errors
-        found.append(untimed(result.document))
-    assert found[0] == found[1]
+        documents.append(untimed(result.document))
+    assert documents[0] == documents[1]
 
 
 def untimed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What a command tells but for where it writes and how long things take."""
+    """A command's document without its paths and times."""
     kept = {name: value for name, value in document.items() if name not in ("out", "benchmark", "candidates", "points")}
     if "points" in document:
         kept["points"] = [(point["keep"], point["value"], point["parameters"]) for point in document["points"]]
     return kept
 
 
-def test_ill_formed_tags_are_repaired_and_said(tagger: Run) -> None:
+def test_ill_formed_tags_are_repaired_and_reported(tagger: Run) -> None:
     rows = [
         {"tokens": ["the", "cat", "sat"], "tags": ["B-PER", "I-PER", "O"]},
         {"tokens": ["a", "bird"], "tags": ["O", "B-PER"]},
     ]
     written("whole.conll", rows)
     written("broken.conll", [rows[0], {**rows[1], "tags": ["O", "I-PER"]}])
-    found = [tagger(f"evaluate m --data {name}.conll --column 3 --token-column 2 --json") for name in ("whole", "broken")]
-    assert found[0].document == found[1].document
-    assert found[1].errors == ["broken.conll: 1 of 5 tags were ill-formed BIO2 and repaired"]
-    assert found[0].errors == []
+    results = [tagger(f"evaluate m --data {name}.conll --column 3 --token-column 2 --json") for name in ("whole", "broken")]
+    assert results[0].document == results[1].document
+    assert results[1].errors == ["broken.conll: 1 of 5 tags were ill-formed BIO2 and repaired"]
+    assert results[0].errors == []
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_ill_formed_tags_are_repaired_and_said(tagger: Run) -> None:
     ],
     ids=["bioes", "no spans"],
 )
-def test_the_models_labels_tell_the_scheme(run: Run, labels: list[str], written_as: dict[str, str]) -> None:
+def test_the_models_labels_decide_the_scheme(run: Run, labels: list[str], written_as: dict[str, str]) -> None:
     model = CASE.model()
     model.classifier = nn.Linear(model.config.hidden_size, len(labels))  # type: ignore[arg-type, union-attr]
     model.config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def test_the_models_labels_tell_the_scheme(run: Run, labels: list[str], written_
         (
             "the B-PER\ncat frob\n",
             "--column 2",
-            "data: 'd.conll', line 2: expected O or B-, I-, E- or S- and a type, got 'frob'",
+            "data: 'd.conll', line 2: expected O, or B-, I-, E- or S- with a type, got 'frob'",
         ),
         ("the B-PER\ncat\n", "--column 2", "data: 'd.conll', line 2: expected 2 columns, got 1"),
         ("the O\n", "--column 3", "column: expected a number from 1 to 2, the columns of 'd.conll', got 3"),
@@ -105,7 +105,7 @@ def test_the_models_labels_tell_the_scheme(run: Run, labels: list[str], written_
         ("the O\n", "", "column: expected the column of the tags, as 'd.conll' is a column file, got none"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_line(tagger: Run, text: str, options: str, message: str) -> None:
+def test_errors_name_the_line(tagger: Run, text: str, options: str, message: str) -> None:
     Path("d.conll").write_text(text)
     result = tagger(f"prune m --data d.conll --keep 0.5 --out o {options}")
     assert result.code == 2

@@ -1,4 +1,4 @@
-"""`secateur layer-gates`: what a run leaves, runs that are killed and go on, one line with exit code 2 for bad input."""
+"""`secateur layer-gates`: the files of a run, killed and resumed runs, and exit code 2 with one line for bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     line = f"{LINE} {FAST} --steps 8 --eval test.jsonl --out r --json"
     result = run(line)
     assert result.code == 0, result.errors
-    document = result.document  # One JSON document, or it would not have been read.
+    document = result.document  # stdout holds exactly one JSON document, or parsing fails.
     z, gone = document["z"], document["deleted"]
     assert isinstance(z, dict)
     assert isinstance(gone, list)
@@ -43,7 +43,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     assert sorted(path.name for path in Path("r").iterdir()) == ["cells.jsonl", "model", "settings.json"]
     for plot in ("gates.png", "benchmark.png"):
         assert Path("r/model", plot).read_bytes().startswith(b"\x89PNG")
-    assert secateur.load("r/model").dtype == torch.float16  # As the dense one is stored.
+    assert secateur.load("r/model").dtype == torch.float16  # The dense model's stored dtype.
     evaluated = run("evaluate r/model --data test.jsonl --json").document
     assert evaluated["value"] == document["evaluation"]["pruned"]["value"]
     before = Path("r/model/model.safetensors").stat().st_mtime_ns
@@ -54,7 +54,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     assert refused.errors[-1] == "secateur: seed: 'r' was begun with 0, got 1"
 
 
-def test_a_killed_run_goes_on(run: Run) -> None:
+def test_a_killed_run_is_resumed(run: Run) -> None:
     line = f"{LINE} {FAST} --steps 12 --drop 0.2"
     killed_in(Path.cwd(), f"{line} --out broken", "broken/checkpoints")
     assert not Path("broken/model").exists()
@@ -66,7 +66,7 @@ def test_a_killed_run_goes_on(run: Run) -> None:
 
 
 def test_frozen_weights_stay(run: Run) -> None:
-    """Of a tagger on a column file: all that is left is as it was, but for out-projections that gates were folded into."""
+    """A tagger on a column file: the remaining weights are unchanged, except out-projections with folded gates."""
     saved(TAGGER.model())
     written("rows.txt", [{"tokens": ["a", "cat", "sat"], "tags": ["O", "B-PER", "I-PER"]}] * 8)
     result = run(

@@ -1,4 +1,4 @@
-"""`secateur layers` on the built-in model: its files, its JSON, and one line with exit code 2 for bad input."""
+"""`secateur layers` on the built-in model: its files, its JSON, and exit code 2 with one line for bad input."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from secateur.data import builtin
 SHAPE = "--batch-sizes 1 --lengths 8"
 
 
-def test_it_is_the_library_step_by_step(run: Run) -> None:
+def test_the_command_equals_the_library_step_by_step(run: Run) -> None:
     result = run(f"layers builtin --data train.jsonl --eval test.jsonl --keep-layers 5 --criterion ig --out d {SHAPE} --json")
     assert result.code == 0
-    document = result.document  # One JSON document, or it would not have been read.
+    document = result.document  # stdout holds exactly one JSON document, or parsing fails.
     model, tokenizer = builtin.load()
     task = secateur.TextToText(tokenizer, labels=["bad", "good"])
     scores = layer_scores(model, task, "train.jsonl", "ig")
@@ -29,12 +29,12 @@ def test_it_is_the_library_step_by_step(run: Run) -> None:
     assert document["parameters"]["pruned"] < document["parameters"]["dense"]
     assert json.loads(Path("d/report.json").read_text()) == document
     assert Path("d/benchmark.png").read_bytes().startswith(b"\x89PNG")
-    assert secateur.load("d").dtype == torch.float16  # As the dense one is stored.
+    assert secateur.load("d").dtype == torch.float16  # The dense model's stored dtype.
     evaluated = run("evaluate d --data test.jsonl --json").document
     assert evaluated["value"] == document["evaluation"]["pruned"]["value"]
 
 
-def test_it_shows_which_layers_go(run: Run) -> None:
+def test_the_command_shows_which_layers_are_removed(run: Run) -> None:
     result = run(f"layers builtin --data train.jsonl --examples 16 --keep-layers 6 --out d {SHAPE}")
     assert result.code == 0
     assert result.out.count(" deleted\n") == 1

@@ -1,4 +1,4 @@
-"""`secateur ldnet`: both trainings, runs that are killed and go on, tags of streamed text, bad input in one line."""
+"""`secateur ldnet`: both trainings, killed and resumed runs, tags of streamed text, and one line for bad input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TAGGER = (
 
 @pytest.fixture
 def files(run: Run) -> Path:
-    """The folder of the commands, with what they read."""
+    """The folder of the commands, with their input files."""
     write_text(Path("text"))
     write_text(Path("more"), 20, seed=1)
     write_columns(Path("train.conll"))
@@ -32,7 +32,7 @@ def files(run: Run) -> Path:
 
 
 def document_of(result: Result) -> Any:
-    """The one JSON document on stdout."""
+    """The only JSON document on stdout."""
     return json.loads(result.out)
 
 
@@ -53,14 +53,14 @@ def test_from_text_to_tags(run: Run, files: Path, monkeypatch: pytest.MonkeyPatc
     assert before["value"] > 0.9
     assert after["examples"] == 20
     assert document["layers"]["before"] == 4
-    gates = [gate for each in document["gates"].values() for gate in each]
+    gates = [gate for of_direction in document["gates"].values() for gate in of_direction]
     assert document["layers"]["after"] == sum(gate > 0 for gate in gates)
     assert document["flops per word"]["after"]["all"] <= document["flops per word"]["before"]["all"]
     names = {path.name for path in Path("t").iterdir()}
     assert names == {
         "settings.json", "cells.jsonl", "report.json", "whole", "model", "training-whole.jsonl", "training-pruned.jsonl"
     }  # fmt: skip
-    # The same command again trains nothing, and tells the same.
+    # The same command again trains nothing, and prints the same.
     again = run(f"{TAGGER} --out t --epochs 8 --prune-epochs 3 --lambda0 2 --wanted 1")
     assert again.code == 0
     assert "MFLOPs a word" in again.out
@@ -82,7 +82,7 @@ def test_from_text_to_tags(run: Run, files: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_tags_are_streamed(run: Run, files: Path) -> None:
-    """The first sentence's tags come before the second sentence does."""
+    """The first sentence's tags are printed before the second sentence arrives."""
     assert run(f"{LM} --out lm --steps 2").code == 0
     assert run(f"{TAGGER} --out t --epochs 1 --prune-epochs 1").code == 0
     process = subprocess.Popen(
@@ -163,7 +163,7 @@ def test_bad_text_is_one_line(run: Run, files: Path, options: str, message: str)
 BAD_TAGGER = [
     ("--column 4", "column: expected a number from 1 to 3, the columns of 'train.conll', got 4"),
     ("--column NER", "column: expected a number, as 'train.conll' does not begin with "),
-    ("--column 2", "data: 'train.conll', line 1: expected O or B-, I-, E- or S- and a type"),
+    ("--column 2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
     ("--data ragged", "data: 'ragged', line 3: expected 3 columns, got 2"),
     ("--eval nowhere", "data: cannot read 'nowhere': No such file or directory"),
     ("--scheme iob", "scheme: expected one of auto, bio1, bio2, bioes, plain, got 'iob'"),
@@ -192,7 +192,7 @@ def test_bad_columns_are_one_line(run: Run, files: Path) -> None:
         refused(run(f"ldnet tag d {options}"), message, "n")
 
 
-def test_tagging_stops_at_a_line_that_is_no_text(run: Run, files: Path) -> None:
+def test_tagging_stops_at_a_line_that_is_not_text(run: Run, files: Path) -> None:
     assert run(f"{LM} --out lm --steps 2").code == 0
     assert run(f"{TAGGER} --out t --epochs 1 --prune-epochs 1").code == 0
     Path("latin").write_bytes("a\nfenêtre\n".encode("latin-1"))
@@ -206,7 +206,7 @@ def test_tagging_stops_at_a_line_that_is_no_text(run: Run, files: Path) -> None:
 
 
 def refused(result: Result, message: str, folder: str) -> None:
-    """Exit code 2, one line on stderr, nothing on stdout, no folder."""
+    """Check exit code 2, one line on stderr, nothing on stdout, and no folder."""
     assert result.code == 2
     assert result.errors[-1].startswith(f"secateur: {message}"), result.errors
     assert result.out == ""

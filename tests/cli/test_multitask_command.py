@@ -1,4 +1,4 @@
-"""`secateur multitask` on the built-in encoder: what a run writes, how it goes on, and one line for input that is no good."""
+"""`secateur multitask` on the built-in encoder: the files of a run, resumed runs, and one line for bad input."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ CONFIG: dict[str, Any] = {
 
 
 def config(name: str = "c.yaml", **changes: Any) -> str:
-    """Writes CONFIG with other sections; JSON is YAML, too."""
+    """Write CONFIG with some sections replaced. JSON is valid YAML."""
     Path(name).write_text(json.dumps({**CONFIG, **changes}))
     return name
 
 
 @pytest.fixture
 def run_here(run: Run) -> Run:
-    """`run`, with the files of CONFIG's tasks beside it."""
+    """`run`, in a folder with the data files of CONFIG's tasks."""
     rows = builtin.examples("movie")[:24]
     lengths = [{"input": row["input"], "target": len(row["input"]) / 100} for row in rows]
-    found = {"movie": rows, "movie.test": builtin.examples("movie.test")[:16], "length": lengths}
-    for name, of_file in found.items():
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_file))
+    rows_by_name = {"movie": rows, "movie.test": builtin.examples("movie.test")[:16], "length": lengths}
+    for name, file_rows in rows_by_name.items():
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in file_rows))
     return run
 
 
 def document(folder: str) -> dict[str, Any]:
-    """A run's report, but for the time that it took."""
-    found: dict[str, Any] = json.loads(Path(folder, "report.json").read_text())
-    assert found.pop("seconds") >= 0
-    return found
+    """A run's report, without the time that it took."""
+    report: dict[str, Any] = json.loads(Path(folder, "report.json").read_text())
+    assert report.pop("seconds") >= 0
+    return report
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
@@ -81,59 +81,59 @@ def test_a_run_writes_its_model_and_its_report(run_here: Run) -> None:
         "settings.json",
         "training.jsonl",
     ]
-    found = document("r")
+    report = document("r")
     expected = {"method": "movement", "granularity": "element", "scope": "global", "density": 0.2}
-    assert found["settings"] == {**expected, "schedule": {"warmup": 0.25, "cooldown": 0.25}}
-    # What is reported is what is in the folder.
+    assert report["settings"] == {**expected, "schedule": {"warmup": 0.25, "cooldown": 0.25}}
+    # The report describes the model in the folder.
     model, (dense, pieces) = load("r/model"), builtin.load()
     linears = [m for name, m in model.encoder.named_modules() if isinstance(m, torch.nn.Linear)]
-    there, total = (
+    nonzero, total = (
         sum(count(m) for m in linears) for count in (lambda m: int((m.weight != 0).sum()), lambda m: m.weight.numel())
     )
-    assert (found["weights"], found["density"]) == (there, there / total)
-    assert there == round(0.2 * total)
-    assert found["parameters"]["dense"] == found["parameters"]["pruned"] < secateur.cost.parameters(dense)
+    assert (report["weights"], report["density"]) == (nonzero, nonzero / total)
+    assert nonzero == round(0.2 * total)
+    assert report["parameters"]["dense"] == report["parameters"]["pruned"] < secateur.cost.parameters(dense)
     sizes = {"dense checkpoint": "encoder/model.safetensors", "sparse checkpoint": "encoder.sparse.safetensors"}
-    assert found["bytes"] == {name: Path("r/model", file).stat().st_size for name, file in sizes.items()}
-    assert found["bytes"]["sparse checkpoint"] < found["bytes"]["dense checkpoint"]
-    assert set(found["tasks"]) == {"movie"}  # The other has nothing to be evaluated on.
+    assert report["bytes"] == {name: Path("r/model", file).stat().st_size for name, file in sizes.items()}
+    assert report["bytes"]["sparse checkpoint"] < report["bytes"]["dense checkpoint"]
+    assert set(report["tasks"]) == {"movie"}  # The other task has no evaluation data.
     rows = [json.loads(line) for line in Path("movie.test.jsonl").read_text().splitlines()]
     features = model.tasks["movie"].features(pieces, rows, 32)
-    assert found["tasks"]["movie"] == pytest.approx(evaluate_task(model, "movie", rows, features, pieces).to_json(), abs=1e-6)
+    assert report["tasks"]["movie"] == pytest.approx(evaluate_task(model, "movie", rows, features, pieces).to_json(), abs=1e-6)
     lines = Path("r/training.jsonl").read_text()
     log = [json.loads(line) for line in lines.splitlines()]
     # Warm-up ends at step 1.5, and the last density is reached at 4.5.
     exact = [1, *(0.2 + 0.8 * (1 - (step - 1.5) / 3) ** 3 for step in (2, 3, 4)), 0.2, 0.2, 0.2]
     assert [row["density"] for row in log] == pytest.approx(exact, abs=1e-6)
-    assert log[-1]["density"] == found["density"]
-    # Stock transformers reads the encoder, and its tokenizer is beside it.
+    assert log[-1]["density"] == report["density"]
+    # Stock transformers reads the encoder, whose tokenizer is in the same folder.
     stock = AutoModelForTextEncoding.from_pretrained("r/model/encoder").state_dict()
     assert all(torch.equal(tensor, stock[name]) for name, tensor in model.encoder.state_dict().items())
     assert AutoTokenizer.from_pretrained("r/model/encoder")("so")["input_ids"] == pieces("so")["input_ids"]
 
-    # Run again, it tells the same at once: nothing is trained and no model written.
+    # A second run prints the same at once: nothing is trained, and no model is written.
     stamps = {path: path.stat().st_mtime_ns for path in Path("r").rglob("*") if path.is_file() and path.parent.name != "r"}
     again = run_here("multitask c.yaml --out r")
     assert again.code == 0
     assert "movie" in again.out
     assert "movement, element, global: 0.2000 of the encoder's linear weights stay" in again.out
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert Path("r/training.jsonl").read_text() == lines  # With the seconds that the training took.
+    assert Path("r/training.jsonl").read_text() == lines  # The log also holds the seconds that training took.
     assert json.loads(Path("r/report.json").read_text()) | {"out": "r"} == result.document
-    # With another config it is another run.
+    # Another config is another run.
     refused = run_here(f"multitask {config('other.yaml', pruning={'density': 0.3})} --out r")
     assert refused.code == 2
     assert "secateur: config: 'r' was begun with {" in refused.errors[-1]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
-    # Scores may start from a run's model.
+    # Initial scores may come from a run's model.
     began = run_here(f"multitask {config('began.yaml', pruning={'density': 0.2, 'initial_scores': 'r/model'})} --out s --json")
     assert began.code == 0, began.errors
     assert any(not torch.equal(tensor, weights("r")[name]) for name, tensor in weights("s").items())
 
 
-def test_a_killed_run_goes_on(run_here: Run, tmp_path: Path) -> None:
-    """Killed for real, once a checkpoint is there; and once more after the training, when only the last line is missing."""
+def test_a_killed_run_is_resumed(run_here: Run, tmp_path: Path) -> None:
+    """A run is killed once it has a checkpoint, and again after the training, when only the last line is missing."""
     training = {**CONFIG["training"], "max_steps": 12, "logging_steps": 1, "save_steps": 2}
     config(training=training)
     command = [
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on(run_here: Run, tmp_path: Path) -> None:
     logs = [
         [json.loads(line) for line in Path(name, "training.jsonl").read_text().splitlines()] for name in ("killed", "whole")
     ]
-    assert logs[0][:-1] == logs[1][:-1]  # The last is about times.
+    assert logs[0][:-1] == logs[1][:-1]  # The last line holds times.
     assert len(logs[0]) == 13
     assert not list(Path().glob("*/checkpoints"))
     Path("killed", CELLS).write_text("")
@@ -186,15 +186,15 @@ def test_tasks_of_all_kinds_by_ranks(run_here: Run) -> None:
     pruning = {"method": "magnitude", "granularity": "rank", "scope": "local", "density": 0.3}
     result = run_here(f"multitask {config(tasks=tasks, pruning=pruning, max_length=96, pooling='first')} --out r --json")
     assert result.code == 0, result.errors
-    found = document("r")
-    assert {name: about["metric"] for name, about in found["tasks"].items()} == {
+    report = document("r")
+    assert {name: about["metric"] for name, about in report["tasks"].items()} == {
         "where": "f1",
         "same": "matthews",
         "length": "pearson",
     }
-    assert found["density"] <= 0.3
-    assert found["parameters"]["pruned"] < found["parameters"]["dense"]
-    assert set(found["bytes"]) == {"dense checkpoint"}
+    assert report["density"] <= 0.3
+    assert report["parameters"]["pruned"] < report["parameters"]["dense"]
+    assert set(report["bytes"]) == {"dense checkpoint"}
     assert load("r/model").tasks["language"].outputs == 8
 
 
@@ -243,15 +243,15 @@ def decoder() -> str:
 
 
 def scores_of_another_encoder() -> str:
-    made = MultitaskModel(encoder("t5-relu"), {"movie": Classification(("bad", "good")), "length": Regression()})
-    save(made, "trained", tokenizer=tokenizer("t5-relu"))
+    trained = MultitaskModel(encoder("t5-relu"), {"movie": Classification(("bad", "good")), "length": Regression()})
+    save(trained, "trained", tokenizer=tokenizer("t5-relu"))
     return config(pruning={"initial_scores": "trained"})
 
 
 def scores_by_magnitude() -> str:
     model, pieces = builtin.load()
-    made = MultitaskModel(encoder_of(model), {"movie": Classification(("bad", "good")), "length": Regression()})
-    save(made, "trained", tokenizer=pieces)
+    untrained = MultitaskModel(encoder_of(model), {"movie": Classification(("bad", "good")), "length": Regression()})
+    save(untrained, "trained", tokenizer=pieces)
     return config(pruning={"method": "magnitude", "initial_scores": "trained"})
 
 
@@ -341,7 +341,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run_here: Run, name: str) -> None
 @pytest.mark.parametrize(
     ("out", "message"), [("full", "out: expected a new folder or one that this command began"), ("no/r", "parent")]
 )
-def test_a_folder_that_cannot_be_had(run_here: Run, out: str, message: str) -> None:
+def test_an_unusable_output_folder(run_here: Run, out: str, message: str) -> None:
     Path("full").mkdir()
     Path("full/thesis.tex").write_text("precious")
     result = run_here(f"multitask {config()} --out {out}")
@@ -352,13 +352,13 @@ def test_a_folder_that_cannot_be_had(run_here: Run, out: str, message: str) -> N
 
 @pytest.mark.slow
 def test_processes_of_torchrun_share_a_run(run_here: Run) -> None:
-    """The first one writes; both choose the same masks, or their gradients would not be of one model."""
+    """Only the first process writes. Both choose the same masks, or their gradients would belong to different models."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "secateur"]
     command = [*launcher, *f"multitask {config()} --out r --threads 1 --json".split()]
     first = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    found = document("r")
-    assert json.loads(first.stdout)["weights"] == found["weights"]
-    assert found["density"] == pytest.approx(0.2, abs=1e-6)
-    # Finished: neither trains again.
+    report = document("r")
+    assert json.loads(first.stdout)["weights"] == report["weights"]
+    assert report["density"] == pytest.approx(0.2, abs=1e-6)
+    # The run is finished, so neither process trains again.
     again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert json.loads(again.stdout) == json.loads(first.stdout)

@@ -24,7 +24,7 @@ DOCUMENTED = [
 
 
 def loaded_by(code: str) -> set[str]:
-    """The modules in a fresh process after some code."""
+    """The modules that a fresh process has loaded after running some code."""
     code += "\nimport json, sys; print('MODULES' + json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     return set(json.loads(result.stdout.partition("MODULES")[2]))
@@ -40,22 +40,22 @@ def test_import_is_cheap() -> None:
 def test_the_engine_needs_no_triton_and_no_models_until_one_is_loaded() -> None:
     modules = loaded_by("import secateur\nfor name in vars(secateur)['__all__']: getattr(secateur, name)")
     assert "secateur.attribution.attribute" in modules
-    # torch may import Triton's own module for its compiler; the engine's kernels may not.
+    # torch may import Triton for its compiler, but the engine may not import its Triton kernels.
     assert not {name for name in modules if name.startswith("secateur_kernels") and name.endswith((".triton", ".tiles"))}
     assert not {name for name in modules if name.startswith(("transformers.models.", "datasets", "matplotlib", "ray"))}
 
 
-def test_import_of_what_is_learned_is_cheap() -> None:
+def test_import_of_learned_pruning_is_cheap() -> None:
     modules = loaded_by("import secateur.learned")
     assert "secateur.learned" in modules
     assert not modules & {"torch", "transformers", "datasets", "accelerate", "yaml", "secateur.learned.multitask.pruning"}
 
 
 @pytest.mark.parametrize("name", vars(learned)["__all__"])
-def test_what_is_learned_resolves_and_is_documented(name: str) -> None:
+def test_learned_pruning_resolves_and_is_documented(name: str) -> None:
     assert getattr(learned, name).__doc__
     assert name in dir(learned)
-    # A module of that name would take its place as soon as it is imported.
+    # A module of the same name would replace it when it is imported.
     assert find_spec(f"secateur.learned.{name}") is None
 
 

@@ -1,4 +1,4 @@
-"""Bulk scoring as a library: formats, order, rejects, batches, threads, memory that runs out, shards that go wrong."""
+"""Bulk scoring as a library: formats, order, rejects, batches, threads, lack of memory, and shards with errors."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ def run(folder: Path, sources: list[Source], model: Runner | None = None, **read
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_scores_are_the_tasks_probabilities_in_order(name: str, workers: int, tmp_path: Path) -> None:
-    case, of = CASES[name], corpora.texts(150)
-    (finished,) = run(tmp_path, find_sources(str(corpora.parquet(tmp_path, of))), runner(case, 40, workers), identity="id")
+    case, documents = CASES[name], corpora.texts(150)
+    (finished,) = run(
+        tmp_path, find_sources(str(corpora.parquet(tmp_path, documents))), runner(case, 40, workers), identity="id"
+    )
     assert finished.error is None
     with torch.inference_mode():
-        expected = case.task.probabilities(case.model(), [{"input": text} for text in of], 40)
+        expected = case.task.probabilities(case.model(), [{"input": text} for text in documents], 40)
     (rows,) = corpora.read(tmp_path).values()
     assert [row["row"] for row in rows] == [row["id"] for row in rows] == list(range(150))
     for row, wanted in zip(rows, expected, strict=True):
@@ -55,12 +57,12 @@ def test_scores_are_the_tasks_probabilities_in_order(name: str, workers: int, tm
 
 @pytest.mark.parametrize("kind", corpora.FORMATS)
 def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
-    of = corpora.texts(60)
-    (source,) = find_sources(str(corpora.FORMATS[kind](tmp_path, of)))
+    documents = corpora.texts(60)
+    (source,) = find_sources(str(corpora.FORMATS[kind](tmp_path, documents)))
     identity = None if kind.startswith("txt") else "id"
     chunks = list(source.read("text", identity, chunk=16))
     rows = [row for chunk, _ in chunks for row in chunk]
-    assert [row.value for row in rows] == of
+    assert [row.value for row in rows] == documents
     if identity:
         assert [int(row.identity) for row in rows] == list(range(60))
     shares = [share for _, share in chunks]
@@ -76,14 +78,14 @@ REASONS = [
 ]  # fmt: skip
 
 
-def test_rows_that_cannot_be_scored_are_kept_apart(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_scored_are_rejected(tmp_path: Path) -> None:
     path = corpora.write(tmp_path / "a.jsonl", b'{"text": "the cat sat"}\n' + BAD_ROWS + b'\n{"text": "a dog ran"}\n')
     (finished,) = run(tmp_path, find_sources(str(path)))
     assert (finished.counts.rows, finished.counts.scored, finished.counts.rejected) == (10, 2, 8)
     assert [row["row"] for row in corpora.read(tmp_path)["a.jsonl.parquet"]] == [0, 9]
-    found = corpora.rejects(tmp_path)["a.jsonl.jsonl"]
-    assert [row["row"] for row in found] == list(range(1, 9))
-    assert all(row["reason"].startswith(reason) for row, reason in zip(found, REASONS, strict=True))
+    rejected = corpora.rejects(tmp_path)["a.jsonl.jsonl"]
+    assert [row["row"] for row in rejected] == list(range(1, 9))
+    assert all(row["reason"].startswith(reason) for row, reason in zip(rejected, REASONS, strict=True))
 
 
 def test_bytes_that_are_not_utf8_reject_a_row_of_any_format(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_bytes_that_are_not_utf8_reject_a_row_of_any_format(tmp_path: Path) -> N
     corpora.write(tmp_path / "b.csv", b"text\nthe cat\ncaf\xe9\na dog\n")
     corpora.write(tmp_path / "c.txt", b"the cat\ncaf\xe9\na dog\n")
     finished = run(tmp_path, find_sources(f"{tmp_path}/*.*"))
-    assert [each.counts.rejected for each in finished] == [1, 1, 1]
+    assert [shard.counts.rejected for shard in finished] == [1, 1, 1]
     assert all(
         [(row["row"], row["reason"]) for row in rows] == [(1, "not UTF-8")] for rows in corpora.rejects(tmp_path).values()
     )
@@ -111,28 +113,30 @@ def test_long_documents_are_cut_or_rejected(on_long: str, scored_rows: int, tmp_
 
 
 @pytest.mark.parametrize("value", [None, 3, "", " ", "\ud800", "ok"])
-def test_what_can_be_scored(value: Any) -> None:
+def test_only_text_can_be_scored(value: Any) -> None:
     assert (why_not(value) is None) == (value == "ok")
 
 
-def test_windows_hold_batches_of_like_length() -> None:
+def test_windows_hold_batches_of_similar_length() -> None:
     chunks = [([Row(text) for text in corpora.texts(500, seed)], (seed + 1) / 8) for seed in range(8)]
-    found = list(windows(iter(chunks), BERT.task, 3, max_tokens=64, on_long="cut"))
-    assert len(found) > 2
-    assert sum(len(window.reasons) for window in found) == 4000
-    assert [window.first for window in found] == [sum(len(w.reasons) for w in found[:k]) for k in range(len(found))]
-    # No window is larger than it has to be: the memory that a corpus takes does not depend on its size.
-    assert max(window.tokens for window in found) < BATCHES * 64 + 500 * 33
-    padded = sum(len(b) * max(i.length for i in b) for w in found for b in runner(BERT).batches(w))
-    assert 1 - sum(window.tokens for window in found) / padded < 0.05
+    all_windows = list(windows(iter(chunks), BERT.task, 3, max_tokens=64, on_long="cut"))
+    assert len(all_windows) > 2
+    assert sum(len(window.reasons) for window in all_windows) == 4000
+    assert [window.first for window in all_windows] == [
+        sum(len(w.reasons) for w in all_windows[:k]) for k in range(len(all_windows))
+    ]
+    # No window is larger than needed, so the memory that a corpus takes does not depend on its size.
+    assert max(window.tokens for window in all_windows) < BATCHES * 64 + 500 * 33
+    padded = sum(len(b) * max(i.length for i in b) for w in all_windows for b in runner(BERT).batches(w))
+    assert 1 - sum(window.tokens for window in all_windows) / padded < 0.05
 
 
-def test_lengths_are_few_and_near() -> None:
-    found = [stepped(length) for length in range(1, 4097)]
-    assert found[:32] == list(range(1, 33))
-    assert all(length <= of < length * 17 / 16 for length, of in enumerate(found, start=1))
-    assert len(set(found)) == 31 + 7 * 16 + 1
-    assert [stepped(of) for of in found] == found
+def test_stepped_lengths_are_few_and_near() -> None:
+    lengths = [stepped(length) for length in range(1, 4097)]
+    assert lengths[:32] == list(range(1, 33))
+    assert all(length <= padded < length * 17 / 16 for length, padded in enumerate(lengths, start=1))
+    assert len(set(lengths)) == 31 + 7 * 16 + 1
+    assert [stepped(padded) for padded in lengths] == lengths
 
 
 @pytest.mark.parametrize(
@@ -144,10 +148,10 @@ def test_lengths_are_few_and_near() -> None:
         ("default", torch.float32, True),
     ],
 )
-def test_where_lengths_are_few(compiled: str | None, dtype: torch.dtype, few: bool) -> None:
+def test_when_lengths_are_stepped(compiled: str | None, dtype: torch.dtype, few: bool) -> None:
     model = replace(runner(BERT), model=BERT.model(dtype), compiled=compiled)
     assert [model.padded(length) for length in (31, 33)] == ([31, 34] if few else [31, 33])
-    # BERT takes no more than that, of which the lengths know nothing.
+    # BERT takes no longer inputs than this, and it is not one of the steps.
     config: Any = model.model.config
     most = config.max_position_embeddings
     assert isinstance(most, int)
@@ -157,20 +161,20 @@ def test_where_lengths_are_few(compiled: str | None, dtype: torch.dtype, few: bo
 
 
 @pytest.mark.parametrize("name", LABELLED)
-def test_few_lengths_change_no_probability(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stepped_lengths_change_no_probability(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     monkeypatch.setattr(pipeline, "stepped", lambda length: -(-length // 4) * 4)
     (source,) = find_sources(str(corpora.parquet(tmp_path, corpora.texts(150))))
-    found = {}
+    rows = {}
     for few in (False, True):
         model = replace(runner(case), model=case.model(torch.float64))
         vars(model)["_few_lengths"] = few
         (finished,) = run(tmp_path / str(few), [source], model)
-        (found[few],) = corpora.read(tmp_path / str(few)).values()
+        (rows[few],) = corpora.read(tmp_path / str(few)).values()
         assert finished.counts.scored == 150
         assert finished.counts.padded > 0
         assert not few or finished.counts.padded % 4 == 0
-    for row, other in zip(found[False], found[True], strict=True):
+    for row, other in zip(rows[False], rows[True], strict=True):
         for label in case.task.label_names(case.model()):
             assert row[f"p_{label}"] == pytest.approx(other[f"p_{label}"], rel=1e-5)
 
@@ -179,11 +183,11 @@ def test_a_limit_is_for_the_whole_corpus(tmp_path: Path) -> None:
     for name in "abc":
         corpora.lines(tmp_path, corpora.texts(20), f"{name}.txt")
     finished = run(tmp_path, find_sources(f"{tmp_path}/*.txt"), limit=25)
-    assert [each.counts.rows for each in finished] == [20, 5]
+    assert [shard.counts.rows for shard in finished] == [20, 5]
 
 
 def fails_above(model: Any, tokens: int) -> Any:
-    """A model that asks the allocator for more than there is once a batch holds more tokens."""
+    """Make the model request more memory than there is, once a batch holds more than `tokens` tokens."""
 
     def allocate(module: Any, arguments: Any, options: Any) -> None:
         if options["input_ids"].numel() > tokens:
@@ -192,16 +196,16 @@ def fails_above(model: Any, tokens: int) -> Any:
     return model.register_forward_pre_hook(allocate, with_kwargs=True)
 
 
-def test_memory_that_runs_out_halves_the_batches(tmp_path: Path) -> None:
-    of = corpora.texts(200)
-    plain = run(tmp_path / "plain", find_sources(str(corpora.lines(tmp_path, of))), runner(BERT, 64))
+def test_lack_of_memory_halves_the_batches(tmp_path: Path) -> None:
+    documents = corpora.texts(200)
+    plain = run(tmp_path / "plain", find_sources(str(corpora.lines(tmp_path, documents))), runner(BERT, 64))
     narrow = runner(BERT, 1024)
     handle = fails_above(narrow.model, 70)
-    found = run(tmp_path / "narrow", find_sources(str(tmp_path / "a.txt")), narrow)
+    halved = run(tmp_path / "narrow", find_sources(str(tmp_path / "a.txt")), narrow)
     handle.remove()
     assert 32 <= narrow.max_tokens <= 70
     assert narrow.halvings
-    assert found[0].counts.scored == plain[0].counts.scored == 200
+    assert halved[0].counts.scored == plain[0].counts.scored == 200
     (a,), (b,) = (corpora.read(tmp_path / name).values() for name in ("plain", "narrow"))
     for name in CLASSES:
         assert [row[f"p_{name}"] for row in a] == pytest.approx([row[f"p_{name}"] for row in b], rel=1e-4, abs=1e-6)
@@ -210,14 +214,14 @@ def test_memory_that_runs_out_halves_the_batches(tmp_path: Path) -> None:
 def test_a_document_that_does_not_fit_alone_is_rejected(tmp_path: Path) -> None:
     model = runner(BERT, 64)
     handle = fails_above(model.model, 12)
-    of = corpora.texts(40)
-    (finished,) = run(tmp_path, find_sources(str(corpora.lines(tmp_path, of))), model)
+    documents = corpora.texts(40)
+    (finished,) = run(tmp_path, find_sources(str(corpora.lines(tmp_path, documents))), model)
     handle.remove()
-    long = [k for k, ids in enumerate(BERT.task.encode(of)) if len(ids) > 12]
+    long = [k for k, ids in enumerate(BERT.task.encode(documents)) if len(ids) > 12]
     assert 0 < len(long) < 40
-    found = corpora.rejects(tmp_path)["a.txt.jsonl"]
-    assert [row["row"] for row in found] == long
-    assert all(row["reason"].startswith("out of memory") for row in found)
+    rejected = corpora.rejects(tmp_path)["a.txt.jsonl"]
+    assert [row["row"] for row in rejected] == long
+    assert all(row["reason"].startswith("out of memory") for row in rejected)
     assert finished.counts == replace(finished.counts, rows=40, scored=40 - len(long), rejected=len(long))
 
 
@@ -229,7 +233,7 @@ CORRUPT = ["parquet", "jsonl.gz", "jsonl.zst", "csv.gz", "arrow"]
 
 
 @pytest.mark.parametrize("kind", CORRUPT)
-def test_a_corrupt_shard_is_said_and_the_others_are_finished(kind: str, tmp_path: Path) -> None:
+def test_a_corrupt_shard_is_reported_and_the_others_are_finished(kind: str, tmp_path: Path) -> None:
     noise = [f"{text} {hash((text, k))}" for k, text in enumerate(corpora.texts(3000))]
     place = corpora.FORMATS[kind](tmp_path, noise)
     for path in place.glob("*.arrow") if place.is_dir() else [place]:
@@ -255,7 +259,7 @@ def test_a_shard_that_is_gone_and_a_column_that_is_not_there(tmp_path: Path) -> 
     assert whole.counts.scored == 1
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
     for name in "abc":
         corpora.lines(tmp_path, corpora.texts(30), f"{name}.txt")
     folder = Folder(str(tmp_path))
@@ -268,7 +272,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*.partial"))
 
 
-def test_what_the_model_raises_comes_out_and_threads_end(tmp_path: Path) -> None:
+def test_the_models_error_is_raised_and_threads_end(tmp_path: Path) -> None:
     model = runner(BERT)
 
     def fail(*arguments: Any) -> None:
@@ -285,38 +289,38 @@ def test_what_the_model_raises_comes_out_and_threads_end(tmp_path: Path) -> None
 
 def test_leaving_early_ends_the_threads() -> None:
     before = threading.active_count()
-    found = score(BERT.model(), BERT.task, ({"text": text} for text in corpora.texts(100_000)), max_tokens=16)
-    assert next(found).num_rows > 0
-    found.close()  # type: ignore[attr-defined]
+    batches = score(BERT.model(), BERT.task, ({"text": text} for text in corpora.texts(100_000)), max_tokens=16)
+    assert next(batches).num_rows > 0
+    batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
 
 
 def test_events_keep_their_order() -> None:
-    made = list(windows([([Row(t) for t in corpora.texts(300)], 1.0)], BERT.task, 3, max_tokens=8, on_long="cut"))
-    events: list[Any] = ["begin", *made, "end"]
-    found = list(scored(iter(events), runner(BERT, 8)))
-    assert found == events
-    assert all(isinstance(each, str) or (isinstance(each, Window) and each.done.is_set()) for each in found)
+    all_windows = list(windows([([Row(t) for t in corpora.texts(300)], 1.0)], BERT.task, 3, max_tokens=8, on_long="cut"))
+    events: list[Any] = ["begin", *all_windows, "end"]
+    yielded = list(scored(iter(events), runner(BERT, 8)))
+    assert yielded == events
+    assert all(isinstance(event, str) or (isinstance(event, Window) and event.done.is_set()) for event in yielded)
 
 
 def test_a_stream_in_the_library(tmp_path: Path) -> None:
     rows = [{"text": text, "key": f"k{k}"} for k, text in enumerate(corpora.texts(50))]
     rows[7]["text"] = None  # type: ignore[assignment]
     (batch,) = score(T5.model(), T5.task, rows, identity="key")
-    found = batch.to_pylist()
-    assert [row["key"] for row in found] == [row["key"] for row in rows]
-    assert [row["row"] for row in found] == list(range(50))
-    assert {k for k, row in enumerate(found) if row["reason"]} == {7}
-    assert found[7]["label"] is None
+    scored_rows = batch.to_pylist()
+    assert [row["key"] for row in scored_rows] == [row["key"] for row in rows]
+    assert [row["row"] for row in scored_rows] == list(range(50))
+    assert {k for k, row in enumerate(scored_rows) if row["reason"]} == {7}
+    assert scored_rows[7]["label"] is None
     of_texts = pyarrow.Table.from_batches(score(T5.model(), T5.task, [row["text"] for row in rows]))
-    assert of_texts["label"].to_pylist() == [row["label"] for row in found]
+    assert of_texts["label"].to_pylist() == [row["label"] for row in scored_rows]
     mapped = datasets.Dataset.from_list(rows).map(mapper(T5.model(), T5.task), batched=True, batch_size=16).to_list()
-    assert [row["label"] for row in mapped] == [row["label"] for row in found]
-    assert [row["reason"] for row in mapped] == [row["reason"] for row in found]
+    assert [row["label"] for row in mapped] == [row["label"] for row in scored_rows]
+    assert [row["reason"] for row in mapped] == [row["reason"] for row in scored_rows]
     assert sum(mapped[0][f"p_{label}"] for label in LABELS) == pytest.approx(1)
 
 
-def test_tuning_keeps_what_was_given_and_the_scores() -> None:
+def test_tuning_keeps_given_settings_and_the_model() -> None:
     model = runner(BERT)
     (window,) = windows([([Row(t) for t in corpora.texts(600)], 1.0)], BERT.task, 3, max_tokens=4096, on_long="cut")
     said: list[str] = []

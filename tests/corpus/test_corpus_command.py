@@ -22,7 +22,7 @@ from command import Run
 
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
-from secateur.corpus.run import SETTINGS, SUMMARY, Job, Wanted, alone_in
+from secateur.corpus.run import SETTINGS, SUMMARY, CorpusRun, RunOptions, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
 from secateur.support.errors import InputError
@@ -35,19 +35,19 @@ CASE = CASES["bert-sequence"]
 def corpus(folder: Path, shards: int, rows: int = 40) -> None:
     (folder / "corpus").mkdir()
     for shard in range(shards):
-        of = corpora.texts(rows, seed=shard)
-        of[3] = "" if shard % 2 else of[3]
-        corpora.FORMATS[("jsonl", "jsonl.zst", "csv")[shard % 3]](folder, of)
-        (made,) = folder.glob("a.*")
-        made.rename(folder / "corpus" / f"{shard:02d}{''.join(made.suffixes)}")
+        documents = corpora.texts(rows, seed=shard)
+        documents[3] = "" if shard % 2 else documents[3]
+        corpora.FORMATS[("jsonl", "jsonl.zst", "csv")[shard % 3]](folder, documents)
+        (file,) = folder.glob("a.*")
+        file.rename(folder / "corpus" / f"{shard:02d}{''.join(file.suffixes)}")
 
 
 def test_the_whole_command(run: Run, tmp_path: Path) -> None:
     corpus(tmp_path, 3)
-    found = run(f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out scored --json").document
-    assert (found["rows"], found["scored"], found["rejected"], found["shards"]) == (120, 119, 1, 3)
-    assert found["failed"] == []
-    assert json.loads((tmp_path / "scored" / SUMMARY).read_text()) == {k: v for k, v in found.items() if k != "out"}
+    document = run(f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out scored --json").document
+    assert (document["rows"], document["scored"], document["rejected"], document["shards"]) == (120, 119, 1, 3)
+    assert document["failed"] == []
+    assert json.loads((tmp_path / "scored" / SUMMARY).read_text()) == {k: v for k, v in document.items() if k != "out"}
     rows = corpora.read(tmp_path / "scored")
     assert {name: len(of) for name, of in rows.items()} == {
         "00.jsonl.parquet": 40, "01.jsonl.zst.parquet": 39, "02.csv.parquet": 40,
@@ -74,7 +74,7 @@ def test_settings_are_measured_once(run: Run, tmp_path: Path) -> None:
     assert first.document["rows"] == second.document["rows"] == 600
 
 
-def test_a_failed_shard_is_said_and_tried_again(run: Run, tmp_path: Path) -> None:
+def test_a_failed_shard_is_reported_and_tried_again(run: Run, tmp_path: Path) -> None:
     corpus(tmp_path, 3)
     whole = (tmp_path / "corpus" / "01.jsonl.zst").read_bytes()
     (tmp_path / "corpus" / "01.jsonl.zst").write_bytes(whole[:-30])
@@ -91,7 +91,7 @@ def test_a_failed_shard_is_said_and_tried_again(run: Run, tmp_path: Path) -> Non
 
 
 def in_a_child(work: Callable[[], Any]) -> int:
-    """Does the work in a fork of this process, which has everything imported; returns its process id."""
+    """Do the work in a fork of this process, where all modules are imported; return its process id."""
     child = os.fork()
     if child == 0:
         try:
@@ -105,11 +105,11 @@ def in_a_child(work: Callable[[], Any]) -> int:
 def score_all(folder: Path, out: str) -> None:
     torch.set_num_threads(1)
     sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / out))
-    job = Job(sources, output, Reading(identity="id"), {}, resume=True)
-    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=32, threads=2), print)
+    scoring = CorpusRun(sources, output, Reading(identity="id"), {}, resume=True)
+    runner = scoring.ready(Runner(CASE.model(), CASE.task, 1), RunOptions(max_tokens=32, threads=2), print)
     with alone_in(output):
-        job.begin(found)
-        list(job.score(found))
+        scoring.begin(runner)
+        list(scoring.score(runner))
 
 
 def test_thirty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_thirty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
         if (tmp_path / "killed" / SUMMARY).exists():
-            # It was through before thirty were: from the beginning, with the kills that are left.
+            # The run finished before the thirtieth kill: start again, with the remaining kills.
             compare(tmp_path)
             shutil.rmtree(tmp_path / "killed")
     assert os.waitpid(in_a_child(lambda: score_all(tmp_path, "killed")), 0)[1] == 0
@@ -133,7 +133,7 @@ def test_thirty_kills_lose_and_double_nothing(tmp_path: Path) -> None:
 
 
 def compare(folder: Path) -> None:
-    """The killed run's output is the clean one's, row for row and bit for bit."""
+    """Check that the killed run's output equals the clean run's, row for row and bit for bit."""
     clean, killed = folder / "clean", folder / "killed"
     assert corpora.read(killed) == corpora.read(clean)
     assert corpora.rejects(killed) == corpora.rejects(clean)
@@ -144,29 +144,29 @@ def compare(folder: Path) -> None:
     assert first["rows"] == 12 * 150 == first["scored"] + first["rejected"]
 
 
-JUST_NOW = "was begun by another process just now; --resume goes on with it"
+JUST_NOW = "was begun by another process just now; --resume continues it"
 
 
 def begin_together(folder: Path, ready: int, go: int) -> None:
-    """Looks at a new folder, waits for the others to have looked, and scores once nobody else does."""
+    """Look at a new folder, wait until the others have looked too, and score when nobody else does."""
     torch.set_num_threads(1)
     sources, output = find_sources(f"{folder}/corpus/*"), Folder(str(folder / "raced"))
-    job = Job(sources, output, Reading(), {}, resume=False)
-    found = job.ready(Runner(CASE.model(), CASE.task, 1), Wanted(max_tokens=64, threads=1), print)
+    scoring = CorpusRun(sources, output, Reading(), {}, resume=False)
+    runner = scoring.ready(Runner(CASE.model(), CASE.task, 1), RunOptions(max_tokens=64, threads=1), print)
     os.write(ready, b".")
     os.read(go, 1)
     in_use, begun = (f"out: '{output.place}' {why}" for why in ("is in use by another process", JUST_NOW))
-    said = in_use
-    while said == in_use:
+    message = in_use
+    while message == in_use:
         try:
             with alone_in(output):
-                job.begin(found)
-                list(job.score(found))
+                scoring.begin(runner)
+                list(scoring.score(runner))
             return
         except InputError as error:
-            said = str(error)
+            message = str(error)
             time.sleep(0.01)
-    os._exit(7 if said == begun else 8)
+    os._exit(7 if message == begun else 8)
 
 
 def test_of_two_first_runs_one_is_refused(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_other_data_on_resume(run: Run, tmp_path: Path) -> None:
 def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:
     corpus(tmp_path, 6, rows=1500)
     command = f"score builtin --data corpus/* --id-column id {LABELS} {FIXED} --out stopped"
-    # Whatever starts the tests in the background may have the signal ignored.
+    # A process that starts the tests in the background may make them ignore the signal.
     process = subprocess.Popen(
         [sys.executable, "-m", "secateur", *command.split()], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -217,13 +217,13 @@ def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume goes on")
+    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume continues the run")
     assert not list((tmp_path / "stopped").rglob("*.partial"))
     assert 1 <= len(corpora.read(tmp_path / "stopped")) < 6
 
 
 REFUSED = [
-    ("", "out: 'scored' was begun already; --resume goes on with it"),
+    ("", "out: 'scored' was begun already; --resume continues it"),
     ("--resume --column words", "column: 'scored' was begun with 'text', got 'words'"),
     ("--resume --max-length 9", "max_length: 'scored' was begun with 512, got 9"),
     ("--resume --labels hotels,products", "labels: 'scored' was begun with ["),
@@ -248,9 +248,9 @@ def test_other_settings_are_refused(run: Run, tmp_path: Path) -> None:
         assert result.code == 2
         assert result.errors[-1].startswith(f"secateur: {message}")
     settings = tmp_path / "scored" / SETTINGS
-    found = json.loads(settings.read_text())
-    found["settings"]["model"] = "another"
-    settings.write_text(json.dumps(found))
+    document = json.loads(settings.read_text())
+    document["settings"]["model"] = "another"
+    settings.write_text(json.dumps(document))
     result = run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored --resume")
     assert result.errors[-1].startswith("secateur: model: 'scored' was begun with 'another', got '")
 

@@ -1,4 +1,4 @@
-"""Bulk scoring by Ray: the local engine's output, also where a worker or the driver is killed in the middle."""
+"""Bulk scoring with Ray gives the local engine's output, also where a worker or the driver is killed during the run."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def exit_code(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> int | st
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny model, shards of which one is cut off, and what the local engine makes of them."""
-    folder = tmp_path_factory.mktemp("made")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny model, shards of which one is cut off, and the output of the local engine."""
+    folder = tmp_path_factory.mktemp("scored")
     model: Any = BERT.model()
     model.save_pretrained(folder / "model")
     BERT.task.reader.save_pretrained(folder / "model")
@@ -65,46 +65,46 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A cluster of two machines with a CPU each, all on this one."""
+    """A cluster of two simulated machines with a CPU each."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'secateur[ray]'")
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 100_000_000}
     with pytest.MonkeyPatch.context() as patch:
         here = Path(__file__).parent
-        for folder in (here, here.parent / "support"):  # Workers load functions of this file.
+        for folder in (here, here.parent / "support"):  # Workers import functions of this file.
             patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
-        found.add_node(num_cpus=1, **memory)
-    yield found.address
-    found.shutdown()
+        ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **memory})
+        ray_cluster.add_node(num_cpus=1, **memory)
+    yield ray_cluster.address
+    ray_cluster.shutdown()
 
 
-def require_same(made: Path, out: Path) -> None:
-    """All rows once and in order, the same bits; nothing half-written."""
-    expected, found = corpora.read(made / "local"), corpora.read(out)
+def require_same(local_run: Path, out: Path) -> None:
+    """Check that all rows are there once, in order and with the same bits, and nothing is half-written."""
+    expected, rows = corpora.read(local_run / "local"), corpora.read(out)
     assert len(expected) == len(ROWS)
-    assert found == expected
+    assert rows == expected
     assert not list(out.rglob(".*.partial"))
 
 
 def until(condition: Callable[[], Any], seconds: float = 240) -> Any:
     end = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (value := condition()):
         assert time.monotonic() < end
         time.sleep(0.005)
-    return found
+    return value
 
 
 def half_written(out: Path) -> list[int]:
-    """The processes that have a whole shard under way."""
+    """The processes that are writing a shard."""
     return [int(path.name.split(".")[-2].partition("-")[0]) for path in (out / SCORED).glob(".[0-9]*.partial")]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray's own.
+@pytest.mark.filterwarnings("ignore")  # Ray raises warnings.
 def test_a_killed_worker_changes_nothing(
-    address: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, local_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, killed = tmp_path / "out", list[int]()
 
@@ -116,11 +116,11 @@ def test_a_killed_worker_changes_nothing(
 
     thread = threading.Thread(target=kill)
     thread.start()
-    code = exit_code(monkeypatch, command(made, str(out), "--engine", "ray", "--ray-address", address, "--json"))
+    code = exit_code(monkeypatch, command(local_run, str(out), "--engine", "ray", "--ray-address", address, "--json"))
     thread.join()
     assert code == 1
     assert len(killed) == 1
-    require_same(made, out)
+    require_same(local_run, out)
     captured = capsys.readouterr()
     assert captured.out.startswith("{")
     assert f'"rows": {sum(ROWS)}' in captured.out
@@ -129,16 +129,16 @@ def test_a_killed_worker_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_killed_driver_is_resumed(address: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_driver_is_resumed(address: str, local_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    arguments = command(made, str(out), "--engine", "ray", "--ray-address", address)
+    arguments = command(local_run, str(out), "--engine", "ray", "--ray-address", address)
     driver = subprocess.Popen([sys.executable, "-m", *arguments])
     until(lambda: list((out / SCORED).glob("*.parquet")))
     driver.kill()
     driver.wait()
     assert not (out / "summary.json").exists()
     assert exit_code(monkeypatch, [*arguments, "--resume", "--workers", "1"]) == 1
-    require_same(made, out)
+    require_same(local_run, out)
 
 
 def fails(error: Exception) -> Runner:
@@ -150,8 +150,8 @@ FAILURES: list[tuple[Exception, str]] = [(InputError("model: no"), "model: no"),
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_what_a_worker_raises_is_one_line(address: str, made: Path, tmp_path: Path) -> None:
-    sources, folder = find_sources(f"{made}/data/0*"), Folder(str(tmp_path))
+def test_a_workers_error_is_one_line(address: str, local_run: Path, tmp_path: Path) -> None:
+    sources, folder = find_sources(f"{local_run}/data/0*"), Folder(str(tmp_path))
     model = Runner(BERT.model(), BERT.task, 64, threads=1)
     for error, line in FAILURES:
         with cluster(address), pytest.raises(InputError if isinstance(error, InputError) else WorkerError) as raised:
@@ -159,8 +159,8 @@ def test_what_a_worker_raises_is_one_line(address: str, made: Path, tmp_path: Pa
         assert str(raised.value) == line
 
 
-class Elsewhere:
-    """A loader that another machine lacks the module of."""
+class MissingModule:
+    """A loader whose module does not exist on another machine."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return importlib.import_module, ("no_such_module",)
@@ -171,12 +171,18 @@ class Elsewhere:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_worker_that_cannot_start_says_why(address: str, made: Path, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_says_why(address: str, local_run: Path, tmp_path: Path) -> None:
     model = Runner(BERT.model(), BERT.task, 64, threads=1)
     with cluster(address), pytest.raises(WorkerError) as raised:
         list(
             score_on_ray(
-                Elsewhere(), 1, model, find_sources(f"{made}/data/0*"), Folder(str(tmp_path)), Reading(), lambda source: {}
+                MissingModule(),
+                1,
+                model,
+                find_sources(f"{local_run}/data/0*"),
+                Folder(str(tmp_path)),
+                Reading(),
+                lambda source: {},
             )
         )
     assert str(raised.value).startswith("Ray: The actor died")
@@ -196,15 +202,15 @@ def test_a_worker_loads_its_model_once_and_counts(tmp_path: Path) -> None:
         loads.append(Runner(BERT.model(), BERT.task, 64, threads=1))
         return loads[-1]
 
-    of = worker(tmp_path, load)
-    first, second = of({"item": [0]}), of({"item": [0]})
+    score_shard = worker(tmp_path, load)
+    first, second = score_shard({"item": [0]}), score_shard({"item": [0]})
     assert (first["shard"], first["rows"], first["scored"], first["error"], first["raised"]) == ([0], [50], [50], [""], [""])
     assert len(loads) == 1
     assert first["busy"][0] + second["busy"][0] == pytest.approx(loads[0].busy)
 
 
 @pytest.mark.parametrize(("error", "line"), FAILURES)
-def test_a_worker_says_what_it_raised(error: Exception, line: str, tmp_path: Path) -> None:
+def test_a_worker_returns_its_error(error: Exception, line: str, tmp_path: Path) -> None:
     row = worker(tmp_path, partial(fails, error))({"item": [0]})
     assert (row["raised"], row["input_error"]) == ([line], [isinstance(error, InputError)])
     assert not (tmp_path / SCORED).exists()

@@ -1,4 +1,4 @@
-"""Column files and tags of spans: schemes, repairs, F1 against seqeval, and what is wrong in a file by its line."""
+"""Column files and span tags: schemes, repairs, F1 compared with seqeval, and error messages that name the line."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_sentences_are_read(tmp_path: Path) -> None:
     ]
     assert [sentence.tags for sentence in read_columns(path, 2)] == [["NNP", "VBZ"], ["NNP", "NNP"]]
     assert [sentence.tokens for sentence in read_columns(path, 1, token=2)] == [["NNP", "VBZ"], ["NNP", "NNP"]]
-    # Blank lines and a missing line end at the end, and line ends of another system, make no difference.
+    # Blank lines at the end, a missing last line end, and line ends of another system make no difference.
     for text in (CONLL + "\n\n", CONLL.rstrip("\n"), CONLL.replace("\n", "\r\n")):
         assert list(read_columns(written(tmp_path, text), 4)) == list(read_columns(written(tmp_path, CONLL), 4))
 
@@ -58,13 +58,13 @@ def test_fields_between_tabs_may_hold_spaces(tmp_path: Path) -> None:
     assert next(read_columns(written(tmp_path, "New York\tB-LOC\n.\tO\n"), 2)).tokens == ["New York", "."]
 
 
-def test_other_blanks_do_not_divide(tmp_path: Path) -> None:
+def test_other_whitespace_does_not_separate_fields(tmp_path: Path) -> None:
     path = written(tmp_path, "\ufeff10\u00a0000 O\n\u00a0 O\n")
     assert next(read_columns(path, 2)).tokens == ["10\u00a0000", "\u00a0"]
 
 
 def test_a_large_file_is_streamed(tmp_path: Path) -> None:
-    """The first sentences come before what is wrong further on is seen."""
+    """Earlier sentences are returned before an error further down is read."""
     sentences = read_columns(written(tmp_path, "a O\n\n" * 1000 + "a\n"), 2)
     assert len(list(itertools.islice(sentences, 1000))) == 1000
     with pytest.raises(InputError, match="line 2001: expected 2 columns, got 1"):
@@ -81,9 +81,9 @@ BAD = [
     ("a\tO\n\tO\n", 2, "line 2: expected a value in column 1, got none"),
     ("a\tO\nb\t\n", 2, "line 2: expected a value in column 2, got none"),
     ("a O\n-DOCSTART- O\n", 2, "line 2: expected a blank line before -DOCSTART-, got none"),
-    ("a O\nb X-PER\n", 2, "line 2: expected O or B-, I-, E- or S- and a type, got 'X-PER'"),
-    ("a O\n\nb O\nc B\n", 2, "line 4: expected O or B-, I-, E- or S- and a type, got 'B'"),
-    ("a B-\n", 2, "line 1: expected O or B-, I-, E- or S- and a type, got 'B-'"),
+    ("a O\nb X-PER\n", 2, "line 2: expected O, or B-, I-, E- or S- with a type, got 'X-PER'"),
+    ("a O\n\nb O\nc B\n", 2, "line 4: expected O, or B-, I-, E- or S- with a type, got 'B'"),
+    ("a B-\n", 2, "line 1: expected O, or B-, I-, E- or S- with a type, got 'B-'"),
     ("", 2, "expected at least one sentence in "),
     ("-DOCSTART- O\n\n", 2, "expected at least one sentence in "),
     ("a O\n", 3, "column: expected a number from 1 to 2, the columns of "),
@@ -94,7 +94,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "column", "message"), BAD, ids=range(len(BAD)))
-def test_what_is_wrong_is_named_by_its_line(tmp_path: Path, text: str, column: int | str, message: str) -> None:
+def test_errors_name_the_line(tmp_path: Path, text: str, column: int | str, message: str) -> None:
     with pytest.raises(InputError) as error:
         list(SpanFile(written(tmp_path, text), column))
     assert message in str(error.value)
@@ -111,7 +111,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_spans_are_those_of_seqeval() -> None:
-    """All sequences of up to four tags, well-formed or not, and longer ones at random."""
+    """Checked for all sequences of up to four tags, well-formed or not, and for longer random ones."""
     for length in range(1, 5):
         for tags in itertools.product(ALPHABET, repeat=length):
             assert spans_of(tags) == get_entities(list(tags))
@@ -140,10 +140,10 @@ def test_schemes_by_hand() -> None:
 def test_conversions_round_trip(source: Scheme, target: Scheme) -> None:
     for row in random_tags(ALPHABET, 500):
         tags = tags_of(spans_of(row), len(row), source)
-        there, repaired = convert(tags, source, target)
+        converted, repaired = convert(tags, source, target)
         assert repaired == 0
-        assert convert(there, target, source) == (tags, 0)
-        assert spans_of(there) == spans_of(row)
+        assert convert(converted, target, source) == (tags, 0)
+        assert spans_of(converted) == spans_of(row)
 
 
 def test_ill_formed_tags_are_repaired_and_counted(tmp_path: Path) -> None:
@@ -154,11 +154,11 @@ def test_ill_formed_tags_are_repaired_and_counted(tmp_path: Path) -> None:
     assert file.scheme == "bio2"
     assert [sentence.tags for sentence in file] == [["O", "S-x"], ["B-x", "E-x"]]
     assert (file.tags, file.repaired) == (4, 1)
-    assert len(list(file)) == 2  # Again, and counted anew.
+    assert len(list(file)) == 2  # A second iteration counts from 0 again.
     assert file.repaired == 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_scheme_is_found_out(scheme: Scheme) -> None:
+def test_the_scheme_is_detected(scheme: Scheme) -> None:
     spans = [("a", 0, 1), ("a", 2, 2), ("b", 4, 5)]
     assert detect([Sentence(list("abcdef"), tags_of(spans, 6, scheme), 1)]) == scheme

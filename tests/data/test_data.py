@@ -1,4 +1,4 @@
-"""Examples from files: every format gives the same rows."""
+"""Examples from files: every format gives the same rows, and unusable files are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import secateur
 from secateur.data.examples import read_examples
 
-# A comma, a quote, a line break, characters beyond ASCII, an empty text; a column that nobody asked for.
+# A comma, a quote, a line break, characters beyond ASCII, an empty text, and a column that is not requested.
 ROWS = [
     {"input": "the cat, sat", "target": "yes", "id": "1"},
     {"input": 'a "big"\ntree', "target": "no way", "id": "2"},
@@ -62,7 +62,7 @@ def test_a_limit_reads_no_further() -> None:
         yield from ROWS[:2]
         raise AssertionError("read too far")
 
-    # The row at which reading stops may be looked at, no more.
+    # The reader may fetch the row at which it stops, but no row after it.
     assert read_examples(ROWS, ("input",), limit=2) == [{"input": row["input"]} for row in ROWS[:2]]
     assert read_examples(rows(), ("input",), limit=1) == [{"input": ROWS[0]["input"]}]
 

@@ -1,4 +1,4 @@
-"""Dry runs: the sizes of a model of 70 billion parameters, and of what a budget leaves of it, in seconds without a weight."""
+"""Dry runs: the sizes of a model of 70 billion parameters, and of its pruned form, in seconds and without a weight."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ LARGE = {
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a command in a folder that holds `large`, a config of 70 billion parameters and nothing else, and gives its exit
-    code, stdout and stderr."""
+    """Runs a command in a folder that holds only `large`, a config of 70 billion parameters; returns the exit code, stdout and
+    stderr."""
     monkeypatch.chdir(tmp_path)
     Path("large").mkdir()
     Path("large/config.json").write_text(json.dumps(LARGE))
@@ -50,14 +50,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 def layer_parameters(groups: int, width: int) -> int:
-    """Of one layer's projections, which have no biases."""
+    """Parameters of one layer's projections, which have no biases."""
     head = HIDDEN // HEADS
     queries = groups * (HEADS // GROUPS) * head
     return HIDDEN * (2 * queries + 2 * groups * head) + 3 * HIDDEN * width
 
 
 def parameters(groups: int, width: int) -> int:
-    """Of the whole model: two norms a layer and one at the end, an embedding and a head of the vocabulary."""
+    """Parameters of the whole model: two norms in each layer and one at the end, an embedding and an output head."""
     return LAYERS * (layer_parameters(groups, width) + 2 * HIDDEN) + HIDDEN + 2 * VOCABULARY * HIDDEN
 
 
@@ -66,25 +66,25 @@ def test_a_large_model_in_seconds(run: Run) -> None:
     code, out, _ = run("prune large --dry-run --params 0.5 --batch-sizes 1,2 --lengths 64 --json")
     assert time.process_time() - started < 60
     assert code == 0
-    found = json.loads(out)
-    dense, pruned = found["dense"], found["pruned"]
+    document = json.loads(out)
+    dense, pruned = document["dense"], document["pruned"]
     assert dense["parameters"] == parameters(GROUPS, WIDTH) == 70_553_706_496
     assert dense["layer_parameters"] == LAYERS * layer_parameters(GROUPS, WIDTH)
     assert dense["weight_bytes"] == {"bfloat16": 2 * dense["parameters"], "float32": 4 * dense["parameters"]}
     assert dense["cache_bytes"] == {"decoder": LAYERS * 2 * GROUPS * (HIDDEN // HEADS) * 2}
-    # Projections, attention's two products over all pairs of tokens, and the head at the last position.
-    batch, tokens = found["shape"]
+    # Projections, attention's two products over all pairs of tokens, and the output head at the last position.
+    batch, tokens = document["shape"]
     assert (batch, tokens) == (2, 64)
-    of_layers = 2 * tokens * layer_parameters(GROUPS, WIDTH) + 4 * tokens * tokens * HIDDEN
-    assert dense["flops"] == batch * (LAYERS * of_layers + 2 * HIDDEN * VOCABULARY)
-    assert {site["kept"] for site in found["sites"] if site["kind"] == "ffn"} == {WIDTH // 2}
+    layer_flops = 2 * tokens * layer_parameters(GROUPS, WIDTH) + 4 * tokens * tokens * HIDDEN
+    assert dense["flops"] == batch * (LAYERS * layer_flops + 2 * HIDDEN * VOCABULARY)
+    assert {site["kept"] for site in document["sites"] if site["kind"] == "ffn"} == {WIDTH // 2}
     assert pruned["parameters"] == parameters(GROUPS // 2, WIDTH // 2)
-    assert found["stock"] is True
-    assert found["attribution"]["weights"] > dense["weight_bytes"]["bfloat16"]
+    assert document["stock"] is True
+    assert document["attribution"]["weights"] > dense["weight_bytes"]["bfloat16"]
     assert sorted(path.as_posix() for path in Path().rglob("*")) == ["large", "large/config.json"]
 
 
-def test_what_is_shown(run: Run) -> None:
+def test_the_table_that_is_printed(run: Run) -> None:
     code, out, _ = run("prune large --dry-run --keep 0.5 --out d")
     assert code == 0
     assert "70,553,706,496" in out
@@ -100,11 +100,11 @@ def test_sites_need_no_weights(run: Run) -> None:
 
 
 REFUSED = {
-    "latency": ("--latency 5", "latency: expected keep, flops, params or memory in a dry run, which times nothing, got 5.0"),
-    "speedup": ("--speedup 2", "speedup: expected keep, flops, params or memory in a dry run, which times nothing, got 2.0"),
+    "latency": ("--latency 5", "latency: expected keep, flops, params or memory in a dry run, which measures no time, got 5.0"),
+    "speedup": ("--speedup 2", "speedup: expected keep, flops, params or memory in a dry run, which measures no time, got 2.0"),
     "knapsack": (
         "--flops 0.5 --allocation knapsack",
-        "allocation: expected uniform in a dry run without scores, which others need, got 'knapsack'",
+        "allocation: expected uniform in a dry run without scores, as other allocations need scores, got 'knapsack'",
     ),
     "global": ("--flops 0.5 --allocation global", "allocation: expected uniform in a dry run without scores"),
     "no budget": ("", "budget: expected exactly one of keep, flops, params, memory, speedup, latency, got none"),
@@ -148,18 +148,18 @@ def shaped(case: Case) -> torch.nn.Module:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=str)
 def test_sizes_are_those_of_the_real_model(case: Case) -> None:
-    """Parameters and FLOPs of a dry run, which has no weights, and of the model pruned in earnest."""
-    model, found = case.model(), secateur.dry_run(shaped(case), keep=0.5, batch_size=2, length=8, max_tokens=32)
-    scored, pruned = uniform_plan(case, "head"), secateur.prune(model, found.plan)
-    assert {name: len(kept) for name, kept in found.plan.items()} == {name: len(kept) for name, kept in scored.items()}
+    """Compare parameters and FLOPs of a dry run, without weights, with those of the model that is really pruned."""
+    model, result = case.model(), secateur.dry_run(shaped(case), keep=0.5, batch_size=2, length=8, max_tokens=32)
+    scored, pruned = uniform_plan(case, "head"), secateur.prune(model, result.plan)
+    assert {name: len(kept) for name, kept in result.plan.items()} == {name: len(kept) for name, kept in scored.items()}
     (batch,) = synthetic_batches(model, [2], [8])
-    for sizes, real in ((found.dense, model), (found.pruned, pruned)):
+    for sizes, real in ((result.dense, model), (result.pruned, pruned)):
         assert sizes.parameters == cost.parameters(real)
         assert sizes.flops == cost.flops(real, {**batch, **forward_options(real)})
-    assert found.stock is not hasattr(pruned.config, "secateur")
+    assert result.stock is not hasattr(pruned.config, "secateur")
 
 
-def test_scores_and_plans_decide_which_units_go() -> None:
+def test_scores_and_plans_decide_which_units_stay() -> None:
     case = CASES["llama"]
     by_scores = secateur.dry_run(shaped(case), scores=scores_of("llama"), flops=0.5, allocation="knapsack")
     assert by_scores.plan.summary()["allocation"] == "knapsack"
@@ -170,7 +170,7 @@ def test_scores_and_plans_decide_which_units_go() -> None:
 
 
 def test_a_model_with_weights_is_refused() -> None:
-    with pytest.raises(secateur.InputError, match=r"^model: expected one on the meta device"):
+    with pytest.raises(secateur.InputError, match=r"^model: expected a model on the meta device"):
         secateur.dry_run(CASES["llama"].model(), keep=0.5)
 
 
@@ -190,40 +190,40 @@ config = LlamaConfig(
 )
 with torch.device("meta"):
     shaped = LlamaForCausalLM(config).eval()
-told = attribution_memory(shaped, secateur.sites(shaped), tokens, length)
+predicted = attribution_memory(shaped, secateur.sites(shaped), tokens, length)
 model, task = LlamaForCausalLM(config).eval(), secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS)
 text = [" ".join(WORDS[(i + j) % len(WORDS)] for j in range(length - 2)) for i in range(tokens // length)]
-rows = [{"input": each, "target": LABELS[i % 3]} for i, each in enumerate(text)]
+rows = [{"input": line, "target": LABELS[i % 3]} for i, line in enumerate(text)]
 secateur.attribute(model, task, rows[:2], max_tokens=length)
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 secateur.attribute(model, task, rows, max_tokens=tokens)
-status = open("/proc/self/status").read().splitlines()  # getrusage would count what the process that started this one held.
+status = open("/proc/self/status").read().splitlines()  # getrusage would include the parent process's memory.
 peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
-print(json.dumps([told.activations, peak - before]))
+print(json.dumps([predicted.activations, peak - before]))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from Linux")
 def test_the_memory_is_within_a_factor_of_the_measured_one() -> None:
-    """1.4, either way: what the operating system gave the process at its peak, beyond what it had with the model loaded."""
+    """The factor is 1.4. The measured memory is the process's peak, less what it had with the model loaded."""
     command = [sys.executable, "-c", MEASURE, str(Path(__file__).parents[1] / "support")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    told, measured = json.loads(result.stdout)
-    assert told > 100e6
-    assert measured / 1.4 < told < measured * 1.4
+    predicted, measured = json.loads(result.stdout)
+    assert predicted > 100e6
+    assert measured / 1.4 < predicted < measured * 1.4
 
 
-def test_the_meta_device_counts_what_is_alive_on_a_real_one() -> None:
-    """The same pass with values: what is alive at its peak differs by less than the mask's few bytes."""
-    found: dict[str, Any] = {}
+def test_the_meta_device_counts_the_bytes_of_a_real_one() -> None:
+    """The same pass with values has the same peak of live bytes."""
+    peaks: dict[str, Any] = {}
     for device in ("meta", "cpu"):
-        with torch.device(device), sizing._Live() as live:
+        with torch.device(device), sizing._LiveBytes() as live:
             weight = torch.ones(64, 64, requires_grad=True)
             hidden = (torch.ones(32, 64) @ weight).relu() @ weight
             hidden.sum().backward()  # type: ignore[no-untyped-call]
             del hidden
-        found[device] = live.peak
-    assert found["meta"] == found["cpu"]
-    # Input, weight, product, its positive part, the second product, sum, and the backward pass's: at least the first five.
-    assert found["cpu"] >= 4 * (64 * 64 + 4 * 32 * 64)
+        peaks[device] = live.peak
+    assert peaks["meta"] == peaks["cpu"]
+    # At least the input, the weight, the product, its positive part and the second product are alive at once.
+    assert peaks["cpu"] >= 4 * (64 * 64 + 4 * 32 * 64)

@@ -1,4 +1,4 @@
-"""Latency tables: arithmetic, measurement with a clock that counts instead of one that runs, the cache, and targets met."""
+"""Latency tables: arithmetic, measurement with a simulated clock, the cache, and latency targets."""
 
 from __future__ import annotations
 
@@ -38,26 +38,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def branch_ms(model: nn.Module) -> dict[str, float]:
-    """What a counted pass says that each branch takes: a constant, and something for each weight of its linear layers and for
-    the width of its attention's core."""
-    found = {}
+    """The simulated milliseconds of each branch: a constant, and terms for its linear weights and its attention's width."""
+    milliseconds = {}
     for name, branch in branches(model).items():
         weights = sum(model.get_submodule(path).get_parameter("weight").numel() for path in branch.linears)
         core = branch.heads * branch.head_dim if isinstance(branch, Attention) else 0
-        found[name] = 1.0 + weights / 100 + core / 10
-    return found
+        milliseconds[name] = 1.0 + weights / 100 + core / 10
+    return milliseconds
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
-    """Replaces the stopwatch by one that tells `branch_ms`, on a machine whose speed changes from pass to pass; returns the
-    models of all passes."""
+    """Replaces the stopwatch by one that returns `branch_ms`, on a machine whose speed changes from pass to pass. The fixture's
+    value is the list of the models of all passes."""
     passes: list[nn.Module] = []
 
     @contextmanager
     def watch(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> Iterator[Callable[[], Times]]:
         def run() -> Times:
-            # Passes come in pairs of one speed, after four to warm up.
+            # The two passes of a pair have the same speed. Four warm-up passes come first.
             speed = [1.0, 1.5, 0.7][len(passes) // 2 % 3]
             passes.append(model)
             times = {name: speed * value for name, value in branch_ms(model).items()}
@@ -80,7 +79,7 @@ def counts_of(plan: Plan) -> dict[str, int]:
 
 
 def uniform(scores: secateur.Scores, table: LatencyTable) -> Callable[[float], Plan]:
-    """The highest rate for all sites whose predicted latency is at most what is asked for, by bisection."""
+    """Plans with the highest uniform rate whose predicted latency is at most the argument, found by bisection."""
 
     def make(milliseconds: float) -> Plan:
         low, high = 0, 256
@@ -100,8 +99,8 @@ def uniform(scores: secateur.Scores, table: LatencyTable) -> Callable[[float], P
 
 def test_linear_between_measured_widths() -> None:
     table = table_of({"encoder.0.ffn": {8: 3.0, 16: 4.0, 40: 10.0}})
-    found = {count: table.of("encoder.0.ffn", count) for count in (0, 1, 8, 12, 16, 22, 40)}
-    assert found == {0: 0.0, 1: 3.0, 8: 3.0, 12: 3.5, 16: 4.0, 22: 5.5, 40: 10.0}
+    milliseconds = {count: table.of("encoder.0.ffn", count) for count in (0, 1, 8, 12, 16, 22, 40)}
+    assert milliseconds == {0: 0.0, 1: 3.0, 8: 3.0, 12: 3.5, 16: 4.0, 22: 5.5, 40: 10.0}
 
 
 def test_a_plans_milliseconds_are_the_total_less_what_its_sites_save() -> None:
@@ -113,7 +112,7 @@ def test_a_plans_milliseconds_are_the_total_less_what_its_sites_save() -> None:
     assert table.milliseconds({"encoder.0.ffn": 0, "encoder.0.self_attention": 0}) == 70
 
 
-def test_what_lies_between_the_branches_shrinks_with_them() -> None:
+def test_the_time_between_branches_shrinks_with_them() -> None:
     rows = {"encoder.0.ffn": {8: 20.0, 40: 60.0}, "encoder.1.ffn": {8: 10.0, 40: 20.0}}
     table = table_of(rows, rest={0.25: 14.0, 0.5: 18.0, 1.0: 20.0})
     assert table.milliseconds({"encoder.0.ffn": 40}) == 100
@@ -122,7 +121,7 @@ def test_what_lies_between_the_branches_shrinks_with_them() -> None:
     assert table.milliseconds({"encoder.0.ffn": 0, "encoder.1.ffn": 0}) == 20 - 6
 
 
-def test_channels_of_both_kinds_save_what_they_save_together() -> None:
+def test_channels_of_both_kinds_save_the_time_measured_together() -> None:
     attention = "encoder.0.self_attention"
     rows = {f"{attention}.qk": {2: 19.0, 4: 20.0}, f"{attention}.vo": {4: 18.0, 8: 20.0}}
     table = table_of(rows, {attention: {4: 11.0, 8: 20.0}})
@@ -134,7 +133,7 @@ def test_channels_of_both_kinds_save_what_they_save_together() -> None:
     assert saved(2, 8) == 1
     assert saved(4, 4) == 2
     assert saved(2, 4) == 9
-    assert saved(2, 6) == 1 + 1 + (4.5 - 0.5 - 1)  # The core is as wide as V's heads.
+    assert saved(2, 6) == 1 + 1 + (4.5 - 0.5 - 1)  # The attention's core is as wide as V's heads.
     assert saved(0, 8) == saved(0, 0) == saved(4, 0) == 20
 
 
@@ -148,7 +147,7 @@ def test_a_branch_saves_no_more_than_it_costs() -> None:
 
 
 @pytest.mark.parametrize(("site", "count"), [("encoder.1.ffn", 8), ("encoder.0.ffn", 41), ("encoder.0.ffn", -1)])
-def test_what_was_not_measured_is_refused(site: str, count: int) -> None:
+def test_unmeasured_sites_and_counts_are_refused(site: str, count: int) -> None:
     table = table_of({"encoder.0.ffn": {8: 3.0, 40: 10.0}})
     with pytest.raises(secateur.InputError, match="expected"):
         table.milliseconds({site: count})
@@ -159,8 +158,8 @@ def test_what_was_not_measured_is_refused(site: str, count: int) -> None:
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_the_table_has_what_the_clock_says(case: Case, unit: Any, counted: list[nn.Module]) -> None:
-    """Each width's milliseconds, at any speed of the machine; whole plans are predicted from them exactly."""
+def test_the_table_has_the_clocks_times(case: Case, unit: Any, counted: list[nn.Module]) -> None:
+    """Each width has the milliseconds that the clock gives, whatever the machine's speed."""
     model = case.model()
     table = secateur.latency_table(model, unit=unit, widths=[0.75, 0.4], **SMALL)
     sites = secateur.sites(model, unit=unit)
@@ -177,8 +176,8 @@ def test_the_table_has_what_the_clock_says(case: Case, unit: Any, counted: list[
             pruned = secateur.prune(model, some_plan(model, [site], {site.name: count}))
             expected = branch_ms(pruned)[branch] / dense[branch]
             assert value == pytest.approx(row[site.units] * expected, rel=1e-9), (site.name, count)
-    alike = {tuple(row.items()) for name, row in table.sites.items() if name.startswith("encoder") and name.endswith("ffn")}
-    assert len(alike) <= 1
+    ffn_rows = {tuple(row.items()) for name, row in table.sites.items() if name.startswith("encoder") and name.endswith("ffn")}
+    assert len(ffn_rows) <= 1
 
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
@@ -206,40 +205,40 @@ def some_plan(model: nn.Module, sites: Any, counts: Mapping[str, int]) -> Plan:
     return Plan(kept, tuple(sites), fingerprint(model))
 
 
-def test_progress_is_told_each_width(counted: list[nn.Module]) -> None:
-    told: list[Any] = []
+def test_progress_gets_each_width(counted: list[nn.Module]) -> None:
+    calls: list[Any] = []
 
     def progress(steps: Any, count: int) -> Iterator[Any]:
-        told.append(count)
+        calls.append(count)
         for step in steps:
-            told.append(step)
+            calls.append(step)
             yield step
 
     secateur.latency_table(CASES["llama"].model(), widths=[1, 0.5], progress=progress, **SMALL)
-    assert told[0] == len(told) - 1 == 2  # The half, and the fewest units that can stay.
+    assert calls[0] == len(calls) - 1 == 2  # Half of the units, and the fewest that can stay.
 
 
 @pytest.mark.parametrize("case", [CASES["t5-gated"], CASES["bert-token"], CASES["llama"]], ids=str)
 def test_branches_times_lie_apart_within_the_pass(case: Case) -> None:
-    """With the real clock: each branch has its own stretch of the pass, also in a model whose attention makes its own bias."""
+    """With the real clock, each branch has its own part of the pass, also in a model whose attention computes its own bias."""
     model = case.model()
     plan = secateur.Plan(
         {s.name: torch.arange(s.units)[s.layer % 2 :] for s in secateur.sites(model)},
         tuple(secateur.sites(model)), fingerprint(model),
     )  # fmt: skip
     (batch,) = synthetic_batches(model, [2], [6])
-    for each in (model, secateur.prune(model, plan)):
-        with torch.inference_mode(), stopwatch.stopwatch(each, batch) as run:
+    for timed in (model, secateur.prune(model, plan)):
+        with torch.inference_mode(), stopwatch.stopwatch(timed, batch) as run:
             times = [run() for _ in range(2)]
-        for found in times:
-            assert list(found.branches) == list(branches(model))
-            assert min(found.branches.values()) > 0
-            assert sum(found.branches.values()) < found.total
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in each.modules())
+        for one_pass in times:
+            assert list(one_pass.branches) == list(branches(model))
+            assert min(one_pass.branches.values()) > 0
+            assert sum(one_pass.branches.values()) < one_pass.total
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in timed.modules())
 
 
-def test_the_clock_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look at it takes a millisecond: two for each branch and two for the pass."""
+def test_the_clock_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading of this clock takes a millisecond: two readings for each branch and two for the pass."""
     ticks = itertools.count()
     ticking = stopwatch.Clock(lambda: next(ticks), lambda start, end: float(end - start), lambda: None)
     monkeypatch.setattr(stopwatch, "clock", lambda device: ticking)
@@ -281,7 +280,7 @@ def test_a_table_survives_its_file(tmp_path: Path, counted: list[nn.Module]) -> 
     assert LatencyTable.load(tmp_path / "table.json") == table
 
 
-def test_a_second_time_nothing_is_measured(cache: Path, counted: list[nn.Module]) -> None:
+def test_a_cached_table_is_not_measured_again(cache: Path, counted: list[nn.Module]) -> None:
     first = secateur.latency_table(CASES["llama"].model(), **SMALL)
     passes = len(counted)
     assert passes > 0
@@ -293,7 +292,7 @@ def test_a_second_time_nothing_is_measured(cache: Path, counted: list[nn.Module]
     assert len(counted) == 2 * passes
 
 
-def test_what_changes_time_has_a_file_of_its_own(cache: Path, counted: list[nn.Module]) -> None:
+def test_settings_that_change_time_have_their_own_cache_file(cache: Path, counted: list[nn.Module]) -> None:
     def measure(
         case: str = "bert-sequence", dtype: torch.dtype = torch.float32, attention: str = "sdpa", **options: Any
     ) -> None:
@@ -340,7 +339,7 @@ def test_a_corrupted_cache_is_one_line(content: bytes | str, cache: Path, counte
         secateur.latency_table(model, **SMALL)
     message = str(caught.value)
     assert str(file) in message
-    assert message.endswith("delete it, and it will be measured anew")
+    assert message.endswith("delete this file, and the table is measured again")
     assert "\n" not in message
     file.unlink()
     secateur.latency_table(model, **SMALL)
@@ -366,7 +365,7 @@ def test_unusable_arguments(options: dict[str, Any], expected: str, cache: Path)
 
 
 class Machine:
-    """Times models as `benchmark` would, without a clock: `delivered` of the dense and of the pruned model's units."""
+    """Replaces `benchmark` without a clock: `delivered` maps the speed-up that the model's units give to the one measured."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, delivered: Callable[[float], float]) -> None:
         self.delivered, self.measured = delivered, 0
@@ -384,21 +383,21 @@ class Machine:
 def setting(counted: list[nn.Module]) -> tuple[nn.Module, LatencyTable, Callable[[float], Plan]]:
     model = CASES["bert-sequence"].model()
     table = secateur.latency_table(model, **SMALL)
-    # Neurons alone: there are enough of them for fine steps.
+    # Only neurons are cut: there are enough of them for fine steps.
     return model, table, uniform(scores_of("bert-sequence").of("ffn"), table)
 
 
-@pytest.mark.parametrize("asked", [1.05, 1.15, 1.2])
+@pytest.mark.parametrize("requested", [1.05, 1.15, 1.2])
 @pytest.mark.parametrize(
     "delivered", [lambda x: x, lambda x: 1 + 0.7 * (x - 1), lambda x: x**1.3], ids=["as-predicted", "slower", "faster"]
 )
-def test_the_asked_speed_up_is_delivered(
-    asked: float, delivered: Callable[[float], float], setting: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_requested_speed_up_is_delivered(
+    requested: float, delivered: Callable[[float], float], setting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, table, make = setting
     machine = Machine(monkeypatch, delivered)
-    met = secateur.meet_latency(model, make, table, speedup=asked, tolerance=0.04, rounds=5)
-    assert asked / 1.04 <= met.timing.speedup <= asked * 1.04
+    met = secateur.meet_latency(model, make, table, speedup=requested, tolerance=0.04, rounds=5)
+    assert requested / 1.04 <= met.timing.speedup <= requested * 1.04
     assert met.history[-1].timing == met.timing
     assert met.history[-1].predicted == table.milliseconds(counts_of(met.plan))
     assert machine.measured == len(met.history) <= 5
@@ -426,7 +425,7 @@ def test_an_unreachable_target_says_what_is_reachable(setting: Any, monkeypatch:
 
 
 def test_a_target_between_two_plans_names_them(setting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where units are coarse, no plan may be close enough."""
+    """Where units are coarse, no plan may be close enough to the target."""
     model, table, make = setting
     Machine(monkeypatch, lambda x: 1.0 if x < 1.15 else 2.0)
     with pytest.raises(secateur.InputError, match=r"to within 3%, got 1.5; measured were 1.00, 2.00$"):
@@ -436,7 +435,7 @@ def test_a_target_between_two_plans_names_them(setting: Any, monkeypatch: pytest
 def test_the_real_clock_ends_in_a_plan() -> None:
     model = CASES["llama"].model()
     table = secateur.latency_table(model, widths=[0.5], pairs=1, **SMALL)
-    half = secateur.plan(scores_of("llama"), keep=0.5)  # Whatever the table says: its times are real, and scatter.
+    half = secateur.plan(scores_of("llama"), keep=0.5)  # The plan ignores the table, whose real times scatter.
     met = secateur.meet_latency(model, lambda milliseconds: half, table, speedup=1.0, tolerance=100.0, pairs=3)
     assert len(met.history) == 1
     assert met.timing.pairs == 3

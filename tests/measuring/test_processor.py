@@ -1,4 +1,4 @@
-"""The processor that measurements are said to be of."""
+"""The processor's name in measurements."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ NAMES = [line.partition(":")[2].strip() for line in LINES if line.startswith("mo
 
 
 @pytest.mark.parametrize(
-    ("able", "said"),
+    ("capabilities", "expected"),
     [({"amx_bf16": True, "avx512_bf16": True}, "amx_bf16"), ({"amx_bf16": False, "avx2": True}, "avx2")],
     ids=["the fastest", "the only one"],
 )
-def test_its_instructions_are_told(monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], said: str) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    assert cpu_name().rpartition(", ")[2] == said
+def test_the_name_ends_with_the_fastest_instructions(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert cpu_name().rpartition(", ")[2] == expected
 
 
 @pytest.mark.skipif(not NAMES, reason="needs Linux's names of CPUs")
-def test_without_instructions_it_is_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_instructions_the_name_is_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)  # As in older releases of torch.
     assert cpu_name() in NAMES

@@ -215,7 +215,7 @@ BAD = [
     ("--column tag=3 --column tag=2", "column: expected NAME=COLUMN, each name once, got 'tag=2'"),
     ("--column ../t=3", "column: expected NAME=COLUMN, each name once, got '../t=3'"),
     ("--column tag=7", "column: expected a number from 1 to 3, the columns of 'train.conll', got 7"),
-    ("--column tag=2", "data: 'train.conll', line 1: expected O or B-, I-, E- or S- and a type"),
+    ("--column tag=2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
     ("--column tag=3 --preset large", "preset: expected small or paper, got 'large'"),
     ("--column tag=3 --wanted none", "wanted: expected numbers between commas, got 'none'"),
     ("--column tag=3 --wanted 20", "wanted: expected numbers up to 20, one of them below it, got '20'"),

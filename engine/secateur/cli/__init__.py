@@ -1,4 +1,4 @@
-"""The command line: each verb a thin layer over the library's functions."""
+"""The command line. A command is a thin layer over the library's functions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from secateur.cli.shared.tell import tell
 
 
 def main() -> None:
-    """Runs a verb. Exit codes: 0 done; 2 unusable arguments or input, in one line; 1 anything else."""
-    # Advisory output of the libraries below would bury the one line that says what is wrong.
+    """Run a command. Exit codes: 0 done; 2 unusable arguments or input, reported in one line; 1 anything else."""
+    # The advice that other libraries print would hide the one line that reports an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -21,7 +21,7 @@ def main() -> None:
     from secateur.pruning.verify import VerificationError
     from secateur.support.errors import InputError
 
-    # Typer carries its own copy of click or uses the installed one, by version: its public class leads to the right one.
+    # Some versions of Typer bundle click, others use the installed one. The base of Typer's public class is the right class.
     usage_error: Any = typer.BadParameter.__base__
     try:
         code = app(standalone_mode=False)
@@ -39,5 +39,6 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    """Report an error, and exit."""
     tell(message)
     sys.exit(code)

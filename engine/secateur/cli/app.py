@@ -1,4 +1,4 @@
-"""The verbs."""
+"""The application: all commands under their names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_VERBS: dict[str, Callable[..., None]] = {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "sites": sites,
     "criteria": criteria,
@@ -46,20 +46,23 @@ _VERBS: dict[str, Callable[..., None]] = {
     "layer-gates": layer_gates,
     "multitask": multitask,
 }
-for _name, _verb in _VERBS.items():
-    app.command(name=_name)(_verb)
-app.command(name="bench", hidden=True)(benchmark)  # The earlier name.
+for _name, _command in _COMMANDS.items():
+    app.command(name=_name)(_command)
+app.command(name="bench", hidden=True)(benchmark)  # The command's earlier name.
 app.add_typer(ldnet.app, name="ldnet")
 
-reproduce = typer.Typer(help="Run papers' experiments: resumable, with figures and the claims that held.", no_args_is_help=True)
+reproduce = typer.Typer(
+    help="Repeat papers' experiments as resumable runs, with figures and a check of the papers' claims.", no_args_is_help=True
+)
 reproduce.command(name="ap")(ap_)
 reproduce.command(name="multitask")(multitask_paper)
 reproduce.command(name="ldnet")(ldnet_paper)
 app.add_typer(reproduce, name="reproduce")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    """Print the version and exit, if --version is given."""
+    if requested:
         print(secateur.__version__)
         raise typer.Exit
 
@@ -67,7 +70,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _about(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
     pass

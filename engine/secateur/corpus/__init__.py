@@ -1,4 +1,4 @@
-"""Bulk scoring: a label and its probability for each document of a corpus, however large."""
+"""Bulk scoring: a label and its probability for each document of a corpus of any size."""
 
 from secateur.corpus.scoring import mapper, score
 

@@ -1,4 +1,4 @@
-"""What a task does with a batch, compiled: the same few kernels in every run, whatever a corpus begins with."""
+"""Compile a task's scoring of batches, so that every run over a corpus uses the same few kernels."""
 
 from __future__ import annotations
 
@@ -19,32 +19,42 @@ from secateur.tasks.batches import Batch, model_device
 
 LabelScores = Callable[[nn.Module, Batch], Tensor]
 
-# Modes of torch.compile that are worth a measurement. CUDA graphs (reduce-overhead) are not among them: they are recorded for
-# each pair of rows and length, of which a corpus has thousands, and belong to the thread that recorded them.
+# Modes of torch.compile that are worth a measurement. CUDA graphs (reduce-overhead) are not: they are recorded for each pair of
+# rows and length, of which a corpus has thousands, and they belong to the thread that recorded them.
 MODES = {"cpu": ("default",), "cuda": ("default", "max-autotune-no-cudagraphs")}
-# Rows and length of the batches that are compiled for. To the compiler one row is another case than several; all others of
-# either case share its kernels.
+# Rows and length of the batches that kernels are compiled for. The compiler treats one row and several rows as different cases.
+# All batches of a case share its kernels.
 SHAPES = ((2, 64), (1, 64))
 
 
 class CompileError(InputError):
-    """torch.compile cannot compile the model here."""
+    """torch.compile cannot compile the model on this machine."""
 
 
 @contextmanager
 def compiled(task: TextTask, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
-    """`task.label_scores` compiled for this model, to be called within the context and `task.scoring`, in inference mode, from
-    any thread with so many CPU threads (None: torch's own number).
+    """Compile `task.label_scores` for a model, and yield the compiled function.
 
-    What a kernel computes may depend on the batch that it was compiled for, so all are compiled beforehand for batches of
-    SHAPES, and a batch that they do not take (of length 1, say) is scored without: a run that goes on must have the kernels of
-    the first. Meanwhile this process compiles nothing else. On a CPU the weights are laid out anew for its matrix products, a
-    second copy of them, which no longer follows the model's own. Raises CompileError.
+    The function may be called from any thread, inside this context and `task.scoring`, in inference mode.
+
+    What a kernel computes may depend on the batch that it was compiled for. A run that is resumed must have the kernels of the
+    first run. So all kernels are compiled beforehand, for batches of SHAPES, and a batch that they do not take (of length 1,
+    for example) is scored without compilation. Inside the context, this process compiles nothing else. On a CPU the weights are
+    laid out again for its matrix products: a second copy, which does not follow changes of the model's own weights.
+
+    Args:
+        task: The task.
+        model: Its model.
+        mode: A mode of torch.compile, one of MODES.
+        threads: CPU threads of each call; None means torch's own number.
+
+    Raises:
+        CompileError: torch.compile cannot compile the model.
     """
     on_cpu = model_device(model).type == "cpu"
     if on_cpu:
         _require_compiler()
-    function = _in_turn(torch.compile(task.label_scores, dynamic=True, backend=_backend(mode, on_cpu)))
+    function = _with_lock(torch.compile(task.label_scores, dynamic=True, backend=_backend(mode, on_cpu)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
@@ -56,67 +66,77 @@ def compiled(task: TextTask, model: nn.Module, mode: str, threads: int | None) -
         yield function
 
 
-class _Turn(threading.local):
-    """Whose turn it is to check the guards of what is compiled. Checking keeps state, so that of two threads at once one may
-    see the other's, and be told to compile again. The kernels of several threads run at the same time."""
+class _GuardLock(threading.local):
+    """Lets one thread at a time check the guards of compiled code. The kernels of several threads run at the same time.
+
+    Checking guards keeps state. Of two threads that check at once, one may see the other's state and compile again.
+    """
 
     lock = threading.Lock()
-    mine = False
+    held = False
 
-    def take(self) -> None:
+    def acquire(self) -> None:
+        """Wait for the lock, for this thread."""
         self.lock.acquire()
-        self.mine = True
+        self.held = True
 
-    def give(self) -> None:
-        if self.mine:
-            self.mine = False
+    def release(self) -> None:
+        """Release the lock, if this thread holds it."""
+        if self.held:
+            self.held = False
             self.lock.release()
 
 
-_TURN = _Turn()
+_GUARD_LOCK = _GuardLock()
 
 
-def _in_turn(function: LabelScores) -> LabelScores:
+def _with_lock(function: LabelScores) -> LabelScores:
+    """The function, which holds the lock until its guards are checked."""
+
     def run(model: nn.Module, batch: Batch) -> Tensor:
-        _TURN.take()
+        _GUARD_LOCK.acquire()
         try:
             return function(model, batch)
         finally:
-            _TURN.give()
+            _GUARD_LOCK.release()
 
     return run
 
 
-@functools.cache  # The same one each time: what another has compiled would be compiled again.
+@functools.cache  # Always the same backend object, because torch.compile compiles again for another one.
 def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]]:
-    """Inductor, whose kernels begin where the guards are done with."""
-    # The model's own graph leaves Python once; cpp_wrapper makes that hold for its parts, so that threads do not wait for it.
+    """Inductor, which releases the lock where the guards are checked and its kernels begin."""
+    # cpp_wrapper calls all kernels of a graph from C++, so that threads do not wait for Python's lock between kernels.
     options: dict[str, Any] = {"cpp_wrapper": True} if on_cpu else inductor_options(mode)
 
-    def made(graph: Any, inputs: Any) -> Callable[..., Any]:
+    def compile_graph(graph: Any, inputs: Any) -> Callable[..., Any]:
         kernels = inductor_kernels(graph, inputs, options)
 
         def run(*arguments: Any) -> Any:
-            _TURN.give()
+            _GUARD_LOCK.release()
             return kernels(*arguments)
 
         return run
 
-    return made
+    return compile_graph
 
 
 def _compile(function: LabelScores, task: TextTask, model: nn.Module) -> None:
+    """Call the function on batches of SHAPES, so that all kernels are compiled."""
     with torch.inference_mode():
         for rows, length in SHAPES:
             batch = task.collate_inputs([Item(0, [1] * min(length, longest(task, model)), [])] * rows, model_device(model))
-            task.label_scores(model, batch)  # What is made once and kept must be there, or it would be compiled too.
+            task.label_scores(
+                model, batch
+            )  # Fills the model's caches first, or the code that fills them would be compiled too.
             try:
                 function(model, batch)
-            except RuntimeError as error:  # Dynamo's and Inductor's own are among them.
+            except RuntimeError as error:  # The errors of Dynamo and Inductor are RuntimeErrors.
                 why = first_line(getattr(error, "inner_exception", error))
-                raise CompileError(f"compile: torch.compile cannot do it: {why}") from error
+                raise CompileError(f"compile: torch.compile cannot compile the model: {why}") from error
 
 
 def _require_compiler() -> None:
+    """Raise CompileError if there is no C++ compiler."""
     if not has_cpp_compiler():
         raise CompileError("compile: expected a C++ compiler (the environment variable CXX names one), got none")

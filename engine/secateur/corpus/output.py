@@ -1,4 +1,4 @@
-"""What is written of a shard: a Parquet file with a row for each row that was scored, and a file of those that were not."""
+"""The files of a shard: a Parquet file with a row for each scored document, and a JSONL file of the rejected ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ SCORED, REJECTED = "shards", "rejects"
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of a shard: all, those with a score, and those without; tokens without padding, and with it."""
+    """Counts of a shard or of a corpus.
+
+    Attributes:
+        rows: All rows.
+        scored: Rows with a score.
+        rejected: Rows without a score.
+        tokens: Tokens without padding.
+        padded: Tokens with padding.
+    """
 
     rows: int = 0
     scored: int = 0
@@ -35,18 +43,24 @@ class Counts:
         return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> Counts:
-        return cls(*(found[field.name] for field in fields(cls)))
+    def from_json(cls, document: Mapping[str, Any]) -> Counts:
+        """Read the counts from a mapping that has all of them, and perhaps more."""
+        return cls(*(document[field.name] for field in fields(cls)))
 
     @classmethod
     def of(cls, window: Window) -> Counts:
+        """Return the counts of a scored window."""
         rows = len(window.reasons)
         return cls(rows, window.scored, rows - window.scored, window.tokens, window.padded)
 
 
 def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> pyarrow.Schema:
-    """row: the row's position in its shard, from 0; the identity's own column, of the window's type; label: the most likely
-    one; p_<label>: its probability among the labels, float32."""
+    """Return the Arrow schema of scored rows.
+
+    Its columns are row (int64, the position in the shard, from 0), the identity's column, if there is one, with the type that
+    its values have in the window, label (the most likely label), and p_<label> (float32, the label's probability among the
+    labels).
+    """
     import pyarrow
 
     fields = [("row", pyarrow.int64())]
@@ -58,36 +72,53 @@ def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> py
 
 
 def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) -> pyarrow.RecordBatch:
-    """The rows of a scored window that have scores. schema: as `schema_of` made it, for this window or its shard's first."""
+    """Return the rows of a scored window that have scores.
+
+    Args:
+        window: The window.
+        labels: The candidate labels.
+        schema: The schema, from `schema_of`, for this window or for the first window of its shard.
+    """
     import pyarrow
 
     rows = [k for k, reason in enumerate(window.reasons) if reason is None]
-    likely = window.probabilities()[rows]
-    best = pyarrow.array(likely.argmax(1).astype(np.int32))
+    probabilities = window.probabilities()[rows]  # [scored rows, labels]
+    best = pyarrow.array(probabilities.argmax(1).astype(np.int32))
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
-    if len(schema) == len(labels) + 3:  # With an identity.
+    if len(schema) == len(labels) + 3:  # The schema has an identity column.
         columns.append(pyarrow.array([window.identities[k] for k in rows], schema.field(1).type))
     columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))
-    columns += [pyarrow.array(of_label.astype(np.float32)) for of_label in likely.T]
+    columns += [pyarrow.array(of_label.astype(np.float32)) for of_label in probabilities.T]
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: str | None = None) -> pyarrow.RecordBatch:
-    """All rows of the window in place of those with scores alone: the others have nulls, and a reason why."""
+    """Extend a record batch to all rows of its window. Rejected rows get nulls, and the new column `reason` says why.
+
+    Args:
+        batch: The scored rows, from `record_batch`.
+        window: The window.
+        identity: The name of the identity's column.
+    """
     import pyarrow
 
-    place = iter(range(batch.num_rows))
-    rows = pyarrow.array([next(place) if reason is None else None for reason in window.reasons], pyarrow.int64())
-    made = batch.take(rows)
-    made = made.set_column(0, "row", pyarrow.array(range(window.first, window.first + len(window.reasons)), pyarrow.int64()))
+    position = iter(range(batch.num_rows))
+    rows = pyarrow.array([next(position) if reason is None else None for reason in window.reasons], pyarrow.int64())
+    extended = batch.take(rows)
+    extended = extended.set_column(
+        0, "row", pyarrow.array(range(window.first, window.first + len(window.reasons)), pyarrow.int64())
+    )
     if identity is not None:
-        made = made.set_column(1, identity, pyarrow.array(window.identities, made.schema.field(1).type))
-    return made.append_column("reason", pyarrow.array(window.reasons, pyarrow.string()))
+        extended = extended.set_column(1, identity, pyarrow.array(window.identities, extended.schema.field(1).type))
+    return extended.append_column("reason", pyarrow.array(window.reasons, pyarrow.string()))
 
 
 class Folder:
-    """The output, a local folder or a URL that fsspec knows: SCORED/<shard>.parquet, REJECTED/<shard>.jsonl, and files of the
-    run beside them."""
+    """The output folder: SCORED/<shard>.parquet, REJECTED/<shard>.jsonl, and the run's own files beside them.
+
+    Args:
+        place: A local folder, or a URL that fsspec knows.
+    """
 
     def __init__(self, place: str) -> None:
         import fsspec
@@ -98,61 +129,69 @@ class Folder:
         self._writer = ""
 
     def written_by(self, writer: str) -> Folder:
-        """The same folder for one of several writers, who do not share their half-written files."""
-        found = copy.copy(self)
-        found._writer = f".{writer}"
-        return found
+        """Return the same folder for one of several writers, whose half-written files have different names."""
+        folder = copy.copy(self)
+        folder._writer = f".{writer}"
+        return folder
 
     def path(self, *names: str) -> str:
+        """Return the path of a file or folder inside it."""
         return "/".join((self.root.rstrip("/"), *names))
 
     def names(self) -> list[str]:
-        """What lies in it; nothing where it does not exist."""
+        """Return the names in the folder; none where it does not exist."""
         if not self.system.exists(self.root):
             return []
         return [path.rstrip("/").rpartition("/")[2] for path in self.system.ls(self.root, detail=False)]
 
     def read(self, name: str) -> str | None:
-        """A file of the run, or None."""
+        """Return the text of one of the run's files, or None if it does not exist."""
         path = self.path(name)
         return self.system.cat_file(path).decode() if self.system.exists(path) else None
 
     def write(self, name: str, text: str) -> None:
-        """A file of the run, whole or not at all."""
+        """Write one of the run's files, completely or not at all."""
         self.system.makedirs(self.root, exist_ok=True)
         with self.system.open(self.partial(name), "wb") as file:
             file.write(text.encode())
         self.system.mv(self.partial(name), self.path(name))
 
     def partial(self, *names: str) -> str:
-        """Where a file is written before it gets its name; readers of the folder pass by names that begin with a point."""
+        """Return the path of a file that is being written. Its name begins with a dot, so readers of the folder skip it."""
         *folders, name = "/".join(names).split("/")
         return self.path(*folders, f".{name}{self._writer}.partial")
 
     def sweep(self) -> None:
-        """Removes what killed runs left half-written."""
+        """Remove the half-written files of killed runs."""
         for kind in (SCORED, REJECTED):
             for path in self.system.find(self.path(kind)):
                 if path.endswith(".partial"):
                     self.system.rm_file(path)
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """What is said of each shard that is finished, by its name."""
+        """Return the metadata of the finished shards, by name."""
         import pyarrow.parquet
 
-        found, base = {}, self.path(SCORED)
+        finished, base = {}, self.path(SCORED)
         for path in self.system.find(base):
             if path.endswith(".parquet"):
                 with self.system.open(path, "rb") as file:
                     metadata = pyarrow.parquet.read_metadata(file).metadata or {}
                 if METADATA in metadata:
-                    found[path[path.index(base) + len(base) + 1 :].removesuffix(".parquet")] = json.loads(metadata[METADATA])
-        return found
+                    finished[path[path.index(base) + len(base) + 1 :].removesuffix(".parquet")] = json.loads(metadata[METADATA])
+        return finished
 
 
 class ShardWriter:
-    """One shard's files. They get their names in `close`, the rejects first and the scores last: a shard whose scores are there
-    is finished."""
+    """Writes the files of one shard.
+
+    They get their final names in `close`, first the rejects and then the scores. So a shard whose scores exist is finished.
+
+    Args:
+        folder: The output folder.
+        name: The shard's name.
+        schema: The schema of its scores.
+    """
 
     def __init__(self, folder: Folder, name: str, schema: pyarrow.Schema) -> None:
         import pyarrow.parquet
@@ -165,7 +204,7 @@ class ShardWriter:
         self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd")
 
     def add(self, window: Window, batch: pyarrow.RecordBatch) -> None:
-        """A window's rows."""
+        """Write the rows of a window. `batch` holds its scored rows."""
         self.counts += Counts.of(window)
         if batch.num_rows:
             self._writer.write_batch(batch)
@@ -176,21 +215,21 @@ class ShardWriter:
                 self._rejects.write(json.dumps(row, default=str).encode() + b"\n")
 
     def close(self, about: Mapping[str, Any]) -> None:
-        """The shard is finished; `about` goes into the Parquet file's metadata, with the counts."""
+        """Finish the shard. `about` and the counts go into the metadata of the Parquet file."""
         self._writer.add_key_value_metadata({METADATA: json.dumps({**about, **asdict(self.counts)})})
         self._writer.close()
         if self._rejects is not None:
-            self._settle(self._rejects, REJECTED, self._rejected)
+            self._finish(self._rejects, REJECTED, self._rejected)
         elif self._folder.system.exists(self._folder.path(REJECTED, self._rejected)):
             self._folder.system.rm_file(self._folder.path(REJECTED, self._rejected))
-        self._settle(self._file, SCORED, self._scored)
+        self._finish(self._file, SCORED, self._scored)
 
     def abort(self) -> None:
-        """Leaves nothing."""
-        self._writer.is_open = False  # Or it would write its footer when it is collected.
+        """Remove the half-written files."""
+        self._writer.is_open = False  # Else it would write its footer when Python deletes it.
         for file, kind, name in ((self._file, SCORED, self._scored), (self._rejects, REJECTED, self._rejected)):
             if file is not None:
-                # What is wrong has been said already; the disk may still be full.
+                # The first error is reported already, and the disk may still be full.
                 with contextlib.suppress(OSError):
                     file.close()
                 partial = self._folder.partial(kind, name)
@@ -198,11 +237,13 @@ class ShardWriter:
                     self._folder.system.rm_file(partial)
 
     def _open(self, kind: str, name: str) -> Any:
+        """Open a file under its partial name."""
         path = self._folder.partial(kind, name)
         self._folder.system.makedirs(path.rpartition("/")[0], exist_ok=True)
         return self._folder.system.open(path, "wb")
 
-    def _settle(self, file: Any, kind: str, name: str) -> None:
+    def _finish(self, file: Any, kind: str, name: str) -> None:
+        """Close a file, and give it its final name."""
         if self._folder.local:
             file.flush()
             os.fsync(file.fileno())

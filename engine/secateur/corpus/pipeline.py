@@ -1,4 +1,4 @@
-"""The model at work while shards are read and written: threads with bounded queues between them, results in order."""
+"""Score windows while shards are read and written: threads with bounded queues between them, and results in order."""
 
 from __future__ import annotations
 
@@ -21,15 +21,24 @@ from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, buckets, model_device
 
 T = TypeVar("T")
-# Windows that are read ahead of the one that is being scored, and batches ahead of each worker.
+# Bounds of the queues: windows that are read ahead of the scored one, and batches that wait for each worker.
 WINDOWS, BATCHES = 2, 2
 
 
 @dataclass
 class Runner:
-    """A model with its task and how it is run. max_tokens: padded input tokens in a batch; halved for good when memory runs
-    out. workers: threads that run batches, of `threads` CPU threads each (None: torch's own number). compiled: a mode of
-    torch.compile; None: not compiled. busy: seconds that they spent in the model, all together."""
+    """A model, its task, and how it is run.
+
+    Attributes:
+        model: The model.
+        task: The task.
+        max_tokens: Padded input tokens in a batch. It is halved permanently when memory runs out.
+        workers: Threads that run batches.
+        threads: CPU threads of each worker; None means torch's own number.
+        compiled: A mode of torch.compile; None means not compiled.
+        busy: Seconds that all workers together have spent in the model.
+        halvings: How often max_tokens was halved.
+    """
 
     model: nn.Module
     task: TextTask
@@ -44,7 +53,11 @@ class Runner:
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """Within it batches are scored as `compiled` says. Raises CompileError, an InputError."""
+        """Score batches inside this context as `compiled` says.
+
+        Raises:
+            CompileError: The model cannot be compiled. It is an InputError.
+        """
         if self.compiled is None:
             yield
             return
@@ -55,30 +68,37 @@ class Runner:
             self._label_scores = None
 
     def batches(self, window: Window) -> list[list[Item]]:
-        """A window's items in batches, each within max_tokens when padded (one item at least)."""
+        """Split a window's items into batches of at most max_tokens padded tokens, but of at least one item."""
         return buckets(window.items, self.max_tokens, self.padded)
 
     def padded(self, length: int) -> int:
-        """What a batch is padded to whose longest input has that length. Where oneDNN multiplies (reduced precision on a CPU,
-        and what is compiled), lengths are few."""
-        return min(stepped(length), max(self._most, length)) if self._few_lengths else length
+        """Return the length that a batch is padded to, from the length of its longest input.
+
+        Where oneDNN computes the matrix products (in reduced precision on a CPU, and in compiled code), only few lengths are
+        used.
+        """
+        return min(stepped(length), max(self._longest, length)) if self._few_lengths else length
 
     @cached_property
     def _few_lengths(self) -> bool:
+        """Whether oneDNN computes the matrix products."""
         parameter = next(self.model.parameters())
         return parameter.device.type == "cpu" and (self.compiled is not None or parameter.dtype.itemsize < 4)
 
-    @cached_property  # Asked for each item.
-    def _most(self) -> int:
+    @cached_property  # Used for each item.
+    def _longest(self) -> int:
+        """Tokens of the longest input that the model takes."""
         return longest(self.task, self.model)
 
     def label_scores(self, batch: Batch) -> Tensor:
-        """The task's, as `compiled` says within `compiling`."""
+        """Compute the task's label scores of a batch, with compiled code inside `compiling`. [items, labels]"""
         return (self._label_scores or self.task.label_scores)(self.model, batch)
 
     def score(self, window: Window, items: Sequence[Item]) -> None:
-        """Scores a batch of a window's items. One that does not fit into memory is split; an item that does not fit alone is
-        rejected."""
+        """Score a batch of a window's items.
+
+        A batch that does not fit into memory is split in two. An item that does not fit alone is rejected.
+        """
         length = self.padded(items[0].length)
         if len(items) * length > self.max_tokens and len(items) > 1:
             self._halves(window, items)
@@ -106,32 +126,39 @@ class Runner:
         self._halves(window, items)
 
     def _halves(self, window: Window, items: Sequence[Item]) -> None:
+        """Score the two halves of a batch."""
         middle = len(items) // 2
         self.score(window, items[:middle])
         self.score(window, items[middle:])
 
 
 def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
-    """The same events in the same order, each window once it is scored.
+    """Yield the same events in the same order, each window after it is scored.
 
-    `events` is iterated in a thread of its own, which reads and encodes ahead; the batches go to the runner's workers. What
-    any of them raises is raised here. Leaving early stops them.
+    A separate thread iterates over `events`: it reads and encodes ahead. The runner's workers score the batches. An exception
+    in any thread is raised here. The threads end when the iteration ends, also when it ends early.
+
+    Args:
+        events: Windows, and any other objects between them.
+        runner: The model, and how it is run.
     """
     waiting: _Channel[T] = _Channel(WINDOWS)
     batches: _Channel[tuple[Window, list[Item]]] = _Channel(BATCHES * runner.workers)
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def guarded(work: Any) -> None:
+        """Run a thread's work, and stop all threads if it fails."""
         try:
             work()
         except _Closed:
             pass
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
             waiting.close()
             batches.close()
 
     def feed() -> None:
+        """Read events, and hand out their batches."""
         for event in events:
             waiting.put(event)
             if isinstance(event, Window):
@@ -141,11 +168,12 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
         batches.end()
 
     def run() -> None:
+        """Score batches, as one of the runner's workers."""
         if runner.threads is not None:
             torch.set_num_threads(runner.threads)
         with torch.inference_mode():
-            while (next_one := batches.get()) is not None:
-                runner.score(*next_one)
+            while (window_and_items := batches.get()) is not None:
+                runner.score(*window_and_items)
 
     before = torch.get_num_threads()
     threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in (feed, *[run] * runner.workers)]
@@ -156,33 +184,34 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
             while (event := waiting.get()) is not None:
                 if isinstance(event, Window):
                     while not event.done.wait(0.5):
-                        if failed:
-                            raise failed[0]
+                        if errors:
+                            raise errors[0]
                 yield event
         except _Closed:
-            raise failed[0] from None
+            raise errors[0] from None
         finally:
             waiting.close()
             batches.close()
             for thread in threads:
                 thread.join()
             torch.set_num_threads(before)
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]
 
 
 class _Closed(Exception):
-    """The channel was closed: whoever waits at it shall stop."""
+    """The channel was closed; the thread that waits at it must stop."""
 
 
 class _Channel(Generic[T]):
-    """A bounded queue that can be ended (None comes once it is empty) and closed (everyone at it gets _Closed)."""
+    """A bounded queue. After `end`, it returns None once it is empty. After `close`, all its users get _Closed."""
 
     def __init__(self, bound: int) -> None:
         self._bound, self._held, self._changed = bound, deque[T](), threading.Condition()
         self._ended = self._closed = False
 
     def put(self, value: T) -> None:
+        """Add a value; wait while the queue is full."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._held) < self._bound)
             if self._closed:
@@ -191,6 +220,7 @@ class _Channel(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T | None:
+        """Take the next value; wait while the queue is empty. None: the queue has ended."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._ended or self._held)
             if self._closed:
@@ -200,16 +230,18 @@ class _Channel(Generic[T]):
             return value
 
     def end(self) -> None:
+        """No more values will come."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def close(self) -> None:
+        """Stop all threads at the queue."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Also of the CPU's allocator, whose errors have no type of their own."""
+    """Whether memory ran out. The errors of the CPU's allocator have no type of their own."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

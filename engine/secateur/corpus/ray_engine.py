@@ -1,4 +1,4 @@
-"""Shards scored by Ray Data: actors with a model each, on this machine or on a cluster."""
+"""Score shards with Ray Data: actors, each with its own model, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ from secateur.tasks.batches import model_device
 
 
 class WorkerError(Exception):
-    """What a worker raised, or Ray itself: no shard's own failure, so that none of the others would fare better."""
+    """An error of a worker or of Ray itself. It is not caused by one shard, so the other shards would fail too."""
 
 
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Connected to Ray meanwhile. address: of a cluster, or "auto"; None: as `ray.init` finds one, or starts one here.
+    """Connect to Ray inside this context.
 
-    Raises InputError: Ray is not installed, or there is no cluster at the address.
+    Args:
+        address: The address of a cluster, or "auto"; with None, `ray.init` finds a cluster, or starts one on this machine.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -39,7 +43,7 @@ def cluster(address: str | None) -> Iterator[None]:
     except ImportError as error:
         raise InputError("engine: expected Ray to be installed (pip install 'secateur[ray]'), got no Ray") from error
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # Ray tells of workers that died on stdout, where nothing but the result belongs.
+    # Ray reports workers that died on stdout, which is reserved for the result.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
@@ -52,22 +56,27 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def threads_for(workers: int) -> int:
-    """CPU threads for each of so many workers if they share the cluster, at least 1."""
+    """Return the CPU threads of each worker, at least 1, if `workers` workers share the cluster."""
     import ray
 
     return max(int(ray.cluster_resources().get("CPU", 0)) // workers, 1)
 
 
 def room_for(runner: Runner) -> int:
-    """How many workers with such a model the cluster has room for: each takes a GPU if the model is on one, else a CPU for each
-    of its threads. Raises InputError: for none."""
+    """Return how many workers with this model the cluster has room for.
+
+    A worker takes a GPU if the model is on one, else a CPU for each of its threads.
+
+    Raises:
+        InputError: There is no room for a single worker.
+    """
     import ray
 
-    kind, each = ("GPU", 1) if _on_cuda(runner) else ("CPU", _threads(runner))
+    kind, needed = ("GPU", 1) if _on_cuda(runner) else ("CPU", _threads(runner))
     nodes = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
-    room = sum(most // each for most in nodes)
+    room = sum(available // needed for available in nodes)
     if not room:
-        raise InputError(f"ray-address: a worker needs {each} {kind}s, of which the cluster's machines have {nodes}")
+        raise InputError(f"ray-address: a worker needs {needed} {kind}s, of which the cluster's machines have {nodes}")
     return room
 
 
@@ -81,12 +90,24 @@ def score_on_ray(
     about: About,
     progress: Progress | None = None,
 ) -> Iterator[Finished]:
-    """As `score_shards`, by so many workers, which are actors; the shards come as they are finished.
+    """Score shards like `score_shards`, with workers that are Ray actors. Shards are yielded in the order in which they finish.
 
-    load: makes a worker's own model, on any machine of the cluster, where sources and folder must mean the same. runner: how it
-    is run; its own model leaves its GPU, which a worker may need, and its `busy` becomes the workers' mean. Ray restarts a
-    worker that dies, and its shard is scored from the beginning.
-    Raises InputError: a worker's; WorkerError: whatever else goes wrong in one.
+    Ray restarts a worker that dies, and its shard is scored from the beginning.
+
+    Args:
+        load: Loads a worker's own model, on any machine of the cluster.
+        workers: The number of workers.
+        runner: How the model is run. Its own model is moved to the CPU, because a worker may need the GPU. Its `busy` becomes
+            the workers' mean.
+        sources: The shards. Their places must be valid on all machines of the cluster.
+        folder: The output folder, which must be the same on all machines.
+        reading: How the shards are read.
+        about: Metadata of a finished shard.
+        progress: Called for each finished shard.
+
+    Raises:
+        InputError: A worker raised an InputError.
+        WorkerError: A worker, or Ray itself, failed in another way.
     """
     import ray
     import ray.data
@@ -96,7 +117,7 @@ def score_on_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # A shard may take hours.
-    # The largest first: if it came last, the other workers would wait for it.
+    # The largest shard comes first: if it came last, the other workers would wait for it.
     order = sorted(range(len(sources)), key=lambda shard: -sources[shard].size)
     resources = {"num_gpus": 1} if _on_cuda(runner) else {"num_cpus": _threads(runner)}
     runner.model.to("cpu")
@@ -104,7 +125,7 @@ def score_on_ray(
         _Worker,
         fn_constructor_args=(load, _threads(runner), sources, folder, reading, about),
         batch_size=1,
-        # A worker that had a second shard waiting would keep it from another one that is idle.
+        # Workers do not queue a second shard, because another worker may be idle.
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         **resources,
     )
@@ -119,12 +140,14 @@ def score_on_ray(
             yield finished
     except ray.exceptions.RayError as error:
         raise WorkerError(f"Ray: {_first_and_last_line(error)}") from error
-    folder.sweep()  # What workers that died left half-written.
+    folder.sweep()  # Removes half-written files of workers that died.
 
 
 class _Worker:
-    """Scores the shards whose numbers it is given. What goes wrong is said in the row that it returns: what it raised, Ray
-    would print in full and wrap."""
+    """Scores the shards whose numbers it gets.
+
+    Errors are returned in a row of the result. Ray would wrap a raised exception, and print it in full.
+    """
 
     def __init__(
         self,
@@ -136,18 +159,19 @@ class _Worker:
         about: About,
     ) -> None:
         keep_kernels()
-        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's, which else takes all cores.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))  # The tokenizer's threads; by default it takes all cores.
         self._load, self._sources, self._reading, self._about = load, sources, reading, about
         self._folder = folder.written_by(f"{os.getpid()}-{uuid.uuid4().hex[:8]}")
         self._runner: Runner | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Score one shard, and return a row of its counts and errors."""
         (shard,) = batch["item"]
         row = {"shard": shard, "error": "", "raised": "", "input_error": False, "busy": 0.0, **asdict(Counts())}
         try:
             row |= self._score(self._sources[shard])
         except Exception as error:
-            traceback.print_exc()  # Into this worker's log, which Ray keeps.
+            traceback.print_exc()  # This goes into the worker's log, which Ray keeps.
             is_input = isinstance(error, InputError)
             row |= {
                 "raised": str(error) if is_input else f"{type(error).__name__}: {first_line(error)}",
@@ -156,6 +180,7 @@ class _Worker:
         return {name: [value] for name, value in row.items()}
 
     def _score(self, source: Source) -> dict[str, Any]:
+        """Score one shard, and return the fields of its row."""
         self._runner = runner = self._runner or self._load()
         before = runner.busy
         (finished,) = score_shards(runner, [source], self._folder, self._reading, self._about)
@@ -163,14 +188,16 @@ class _Worker:
 
 
 def _first_and_last_line(error: BaseException) -> str:
-    """What went wrong in Ray, and why: it quotes the worker's traceback, which ends in that. Without colours."""
+    """The first and the last line of Ray's error, without colours: it ends with the worker's own error."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     return ": ".join(dict.fromkeys((*lines[:1], *lines[-1:]))) or type(error).__name__
 
 
 def _on_cuda(runner: Runner) -> bool:
+    """Whether the model is on a GPU."""
     return model_device(runner.model).type == "cuda"
 
 
 def _threads(runner: Runner) -> int:
+    """CPU threads of all workers of a runner."""
     return runner.workers * (runner.threads or 1)

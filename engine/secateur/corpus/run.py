@@ -1,4 +1,4 @@
-"""A whole corpus into a folder: what is finished stays, what is not is done, and the counts add up."""
+"""Score a whole corpus into a folder. Finished shards are kept, unfinished ones are scored, and the counts add up."""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ SETTINGS, SUMMARY = "settings.json", "summary.json"
 
 @dataclass(frozen=True)
 class Summary:
-    """counts: of all shards that are finished, those of earlier runs too. failed: why others are not. here, seconds, busy: this
-    run's counts, how long it took, and the share of that which its workers spent in the model. measured: what was found out
-    when the folder was begun of how the model is run fastest."""
+    """The summary of a run.
+
+    Attributes:
+        counts: Counts of all finished shards, those of earlier runs included.
+        here: Counts of this run.
+        shards: The number of finished shards.
+        failed: Why the other shards are not finished.
+        seconds: How long this run took.
+        busy: The share of this time that the workers spent in the model.
+        settings: What the scores depend on, and how the model was run.
+        measured: The measurements, made when the folder was begun, of how the model runs fastest.
+    """
 
     counts: Counts
     here: Counts
@@ -43,6 +52,7 @@ class Summary:
     measured: list[str]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the summary as a JSON document, with rates a second and the share of padding."""
         rate = {name: getattr(self.here, name) / max(self.seconds, 1e-9) for name in ("rows", "tokens")}
         return {
             **asdict(self.counts),
@@ -59,8 +69,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """How the model shall be run: None is for what is measured at the start (compile: on corpora that are long enough)."""
+class RunOptions:
+    """How the model is to be run. None means that it is measured at the start.
+
+    Attributes:
+        max_tokens: Padded input tokens in a batch.
+        threads: CPU threads.
+        any_dtype: Whether another dtype may be tried.
+        compile: Whether the model is compiled. None: it is measured, on corpora that are long enough.
+    """
 
     max_tokens: int | None = None
     threads: int | None = None
@@ -68,12 +85,22 @@ class Wanted:
     compile: bool | None = False
 
 
-class Job:
-    """A corpus on its way into a folder.
+class CorpusRun:
+    """The scoring of a corpus into a folder.
 
-    settings: what the scores depend on; a folder that was begun with others is refused. Raises InputError: that; a folder
-    that exists, unless `resume`, or lies nowhere; a first shard without the column.
-    Looking at the folder changes nothing in it. `begin` does, and the rest follows it: all that within `alone_in`.
+    The constructor reads the folder, and changes nothing in it. `begin` writes to it, and scoring follows: call all these
+    within `alone_in`.
+
+    Args:
+        sources: The shards.
+        folder: The output folder.
+        reading: How the shards are read.
+        settings: What the scores depend on. A folder that was begun with other settings is refused.
+        resume: Whether the folder may be one that was begun.
+
+    Raises:
+        InputError: The settings differ from the folder's; the folder exists and `resume` is false; its parent does not exist;
+            or the first shard lacks the column.
     """
 
     def __init__(
@@ -88,7 +115,7 @@ class Job:
             raise InputError(f"out: expected a new folder, or one that this command began, got {folder.place!r}")
         if self._began is not None:
             if not resume:
-                raise InputError(f"out: {folder.place!r} was begun already; --resume goes on with it")
+                raise InputError(f"out: {folder.place!r} was begun already; --resume continues it")
             require_same(folder.place, json.loads(self._began)["settings"], self.settings)
         _require_column(sources[0], reading)
         self.finished: dict[str, dict[str, Any]] = {}
@@ -96,81 +123,94 @@ class Job:
 
     @property
     def unnamed(self) -> list[str]:
-        """Shards that are finished and are none of the sources: their scores stay, and are counted."""
+        """Finished shards that are not among the sources. Their scores are kept, and are counted."""
         return sorted(self.finished.keys() - {source.name for source in self.sources})
 
     @property
     def left(self) -> list[Source]:
-        """The sources that are not finished, or have another size than when they were."""
+        """The sources that are not finished, or whose size has changed since they were."""
         return [source for source in self.sources if self.finished.get(source.name, {}).get("size") != source.size]
 
-    def ready(self, runner: Runner, wanted: Wanted, say: Say) -> Runner:
-        """The model as it is to be run: as this folder's first run found out, or measured now. Raises InputError as `tuned`."""
+    def ready(self, runner: Runner, options: RunOptions, say: Say) -> Runner:
+        """Return the runner with its settings: as this folder's first run had them, or measured now.
+
+        Args:
+            runner: The model.
+            options: How it is to be run.
+            say: Called with a line about each measurement.
+
+        Raises:
+            InputError: As in `tuned`.
+        """
         if self._began is not None:
-            found = json.loads(self._began)
-            self._measured = found.get("measured", [])
-            say(f"as begun: {', '.join(f'{name} {value}' for name, value in found['tuned'].items())}")
-            return with_tuning(runner, found["tuned"])
+            begun = json.loads(self._began)
+            self._measured = begun.get("measured", [])
+            say(f"as begun: {', '.join(f'{name} {value}' for name, value in begun['tuned'].items())}")
+            return with_tuning(runner, begun["tuned"])
 
         def note(line: str) -> None:
             self._measured.append(line)
             say(line)
 
-        options = {"max_tokens": wanted.max_tokens, "threads": wanted.threads}
-        rough = untuned(runner, **options)
-        if None not in options.values() and not wanted.any_dtype and wanted.compile is False:
+        sizes = {"max_tokens": options.max_tokens, "threads": options.threads}
+        rough = untuned(runner, **sizes)
+        if None not in sizes.values() and not options.any_dtype and options.compile is False:
             return rough
         sample = self._sample(rough)
         if len(sample.items) >= FEWEST:
-            return tuned(runner, sample, any_dtype=wanted.any_dtype, compile=wanted.compile, say=note, **options)
-        if wanted.compile and sample.items:
+            return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes)
+        if options.compile and sample.items:
             return tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
         return rough
 
     def begin(self, runner: Runner) -> None:
-        """Writes down what the run is about, and clears away what killed ones left. Raises InputError: another process began
-        the folder since this one looked at it; a source has the name of a shard that was scored from another place."""
+        """Write the run's settings, and remove the half-written files of killed runs.
+
+        Raises:
+            InputError: Another process began the folder after this one read it; or a source has the name of a shard that was
+                scored from another place.
+        """
         if self.folder.read(SETTINGS) != self._began:
-            raise InputError(f"out: {self.folder.place!r} was begun by another process just now; --resume goes on with it")
+            raise InputError(f"out: {self.folder.place!r} was begun by another process just now; --resume continues it")
         if self._began is not None:
             self.finished = self.folder.finished()
             _require_places(self.sources, self.finished)
         self.tuned = tuning_of(runner)
         if self._began is None:
-            found = {"settings": self.settings, "tuned": self.tuned, "measured": self._measured}
-            self.folder.write(SETTINGS, json.dumps(found, indent=1) + "\n")
+            document = {"settings": self.settings, "tuned": self.tuned, "measured": self._measured}
+            self.folder.write(SETTINGS, json.dumps(document, indent=1) + "\n")
         self.folder.sweep()
 
     def run(self, runner: Runner, finished: Iterator[Finished]) -> Iterator[Finished]:
-        """Passes the finished shards on, and writes the summary once there are no more."""
-        began, busy, here, failed = time.perf_counter(), runner.busy, Counts(), []
-        for each in finished:
-            here += each.counts
-            if each.error is None:
-                self.finished[each.source.name] = asdict(each.counts)
+        """Pass the finished shards on, and write the summary after the last one."""
+        began, busy_before, here, failed = time.perf_counter(), runner.busy, Counts(), []
+        for shard in finished:
+            here += shard.counts
+            if shard.error is None:
+                self.finished[shard.source.name] = asdict(shard.counts)
             else:
-                failed.append(each.error)
-            yield each
+                failed.append(shard.error)
+            yield shard
         seconds = time.perf_counter() - began
         counts = sum((Counts.from_json(about) for about in self.finished.values()), Counts())
-        share = (runner.busy - busy) / (seconds * runner.workers) if seconds else 0.0
+        share = (runner.busy - busy_before) / (seconds * runner.workers) if seconds else 0.0
         settings = {**self.settings, **self.tuned}
         self.summary = Summary(counts, here, len(self.finished), failed, seconds, share, settings, self._measured)
         self.folder.write(SUMMARY, json.dumps(self.summary.to_json(), indent=1) + "\n")
 
     def score(self, runner: Runner, progress: Progress | None = None, engine: Engine = score_shards) -> Iterator[Finished]:
-        """Scores what is left."""
+        """Score the sources that are left."""
         return self.run(runner, engine(runner, self.left, self.folder, self._rest, about, progress))
 
     @property
     def _rest(self) -> Reading:
-        """A limit is for the whole corpus."""
+        """How the remaining shards are read: a limit applies to the whole corpus, finished shards included."""
         if self.reading.limit is None:
             return self.reading
-        return replace(self.reading, limit=self.reading.limit - sum(each["rows"] for each in self.finished.values()))
+        return replace(self.reading, limit=self.reading.limit - sum(counts["rows"] for counts in self.finished.values()))
 
     def _sample(self, runner: Runner) -> Sample:
-        """Some of the corpus's items, and by their share of its bytes how many tokens it has."""
+        """Some items of the corpus, and about how many tokens it has, estimated from their share of its bytes."""
         labels = len(runner.task.label_names(runner.model))
         items: list[Item] = []
         read = 0.0
@@ -183,20 +223,24 @@ class Job:
                     if len(items) >= 4 * FEWEST:
                         break
             except ShardError:
-                pass  # The run will say so.
+                pass  # The run reports it.
             read += share * source.size
             if len(items) >= 4 * FEWEST:
                 break
         if not (items and read and all(source.size for source in self.sources)):
             return Sample(items)
         tokens = sum(item.length for item in items)
-        most = math.inf if self.reading.limit is None else self.reading.limit * tokens / len(items)
-        return Sample(items, min(most, tokens * sum(source.size for source in self.sources) / read))
+        limit = math.inf if self.reading.limit is None else self.reading.limit * tokens / len(items)
+        return Sample(items, min(limit, tokens * sum(source.size for source in self.sources) / read))
 
 
 @contextlib.contextmanager
 def alone_in(folder: Folder) -> Iterator[None]:
-    """Keeps other processes of this machine out of a local folder. Raises InputError if one is there."""
+    """Keep other processes of this machine out of a local folder.
+
+    Raises:
+        InputError: Another process uses the folder.
+    """
     if not folder.local:
         yield
         return
@@ -207,13 +251,15 @@ def alone_in(folder: Folder) -> Iterator[None]:
 
 
 def about(source: Source) -> dict[str, Any]:
-    """What a finished shard's file says of where it came from."""
+    """Return the metadata that a finished shard's file keeps of its source."""
     return {"source": source.place, "size": source.size}
 
 
 def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises InputError for a source with the name of a shard that was scored from another place: it would be passed by, or
-    its scores would replace the others."""
+    """Raise InputError for a source that has the name of a shard scored from another place.
+
+    Else the source would be skipped, or its scores would replace the other shard's.
+    """
     for source in sources:
         place = finished.get(source.name, {}).get("source", source.place)
         if place != source.place:
@@ -223,8 +269,10 @@ def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[st
 
 
 def _require_column(source: Source, reading: Reading) -> None:
-    """Raises InputError if the first shard does not have the column, nor any of its first rows. Whatever else is wrong with it
-    is for the run to say, which then goes on to the others."""
+    """Raise InputError if the first shard lacks the column, or all of its first rows do.
+
+    Other errors of the shard are left to the run, which reports them and goes on to the next shard.
+    """
     try:
         rows, _ = next(source.read(reading.column, reading.identity))
     except ColumnError as error:
@@ -236,15 +284,15 @@ def _require_column(source: Source, reading: Reading) -> None:
 
 
 def tuning_of(runner: Runner) -> dict[str, Any]:
-    """How the model is run, as JSON knows it."""
-    found = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled")}
-    return {**found, "dtype": str(next(runner.model.parameters()).dtype).removeprefix("torch.")}
+    """Return how the model is run, as a JSON document."""
+    options = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled")}
+    return {**options, "dtype": str(next(runner.model.parameters()).dtype).removeprefix("torch.")}
 
 
 def with_tuning(runner: Runner, tuned: Mapping[str, Any]) -> Runner:
-    """The runner as `tuning_of` found another one to be run, in an earlier run or another process."""
+    """Return the runner with settings from `tuning_of`, of an earlier run or of another process."""
     options = {name: value for name, value in tuned.items() if name != "dtype"}
     dtype = getattr(torch, tuned["dtype"])
-    # Only if it has to be: a model that was loaded in that dtype may hold single parameters in a wider one.
+    # Convert only a model of another dtype: a model that was loaded in this dtype may hold some parameters in a wider one.
     same = next(runner.model.parameters()).dtype == dtype
     return replace(runner, model=runner.model if same else runner.model.to(dtype), **options)

@@ -1,4 +1,4 @@
-"""Scoring as a library: any iterable of texts in, Arrow record batches out; and a function for `datasets.map`."""
+"""Scoring as a library: from any iterable of texts to Arrow record batches, and a function for `datasets.map`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ def score(
     max_tokens: int | None = None,
     threads: int | None = None,
 ) -> Iterator[pyarrow.RecordBatch]:
-    """Scores a stream of documents in bounded memory, in their order.
+    """Score a stream of documents in order, in bounded memory.
 
-    dataset: mappings with `column` (a `datasets.Dataset` is one), texts, or what `find_sources` takes. identity: a column to
-    carry over. on_long: what becomes of inputs that are longer than the model takes, "cut" or "error". max_tokens: padded
-    input tokens in a batch. threads: of the CPU, each with batches of its own; None: all usable cores.
-    Yields record batches with a row for each document: row (its position in its shard), the identity, label (the most likely
-    one), p_<label> (float32, its probability among the labels), and reason: why there is no label, else null.
-    Raises InputError: a task without closed labels, an unknown on_long, a shard that cannot be read.
+    Args:
+        model: The model.
+        task: A task with closed labels.
+        dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, or a name that `find_sources` takes.
+        column: The column of the text.
+        identity: A column to copy into the result.
+        on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
+        max_tokens: Padded input tokens in a batch.
+        threads: CPU threads, each of which runs its own batches. None means all usable cores.
+
+    Yields:
+        Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
+            p_<label> (float32, its probability among the labels), and reason (why there is no label, else null).
+
+    Raises:
+        InputError: The task has no closed labels, `on_long` is unknown, or a shard cannot be read.
     """
     require_on_long(on_long)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
@@ -53,8 +63,8 @@ def score(
     try:
         for window in scored(events(), runner):
             if window.reasons:
-                found = record_batch(window, labels, schema_of(labels, identity, window))
-                yield with_reasons(found, window, identity)
+                rows = record_batch(window, labels, schema_of(labels, identity, window))
+                yield with_reasons(rows, window, identity)
     except ShardError as error:
         raise InputError(f"dataset: {error}") from error
 
@@ -62,27 +72,39 @@ def score(
 def mapper(
     model: nn.Module, task: Task, *, column: str = "text", max_tokens: int = 4096
 ) -> Callable[[Any], dict[str, list[Any]]]:
-    """A function for `datasets.map(mapper(...), batched=True)`: adds label, p_<label> and reason as in `score`, in this process
-    and with torch's threads. The larger the map's batch_size, the less padding. Raises InputError as `score`."""
+    """Return a function for `datasets.map(mapper(...), batched=True)` that adds label, p_<label> and reason, as in `score`.
+
+    It runs in this process, with torch's threads. A larger batch_size of the map gives less padding.
+
+    Args:
+        model: The model.
+        task: A task with closed labels.
+        column: The column of the text.
+        max_tokens: Padded input tokens in a batch.
+
+    Raises:
+        InputError: As in `score`.
+    """
     labels = task.label_names(model)
     runner = Runner(model, task.require_texts(), max_tokens)
 
-    def of(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def score_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
         rows = [Row(value) for value in batch[column]]
         columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
         with task.scoring(model), torch.inference_mode():
             for window in windows([(rows, 1.0)], runner.task, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
-                found = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)
+                extended = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)
                 for name in columns:
-                    columns[name] += found.column(name).to_pylist()
+                    columns[name] += extended.column(name).to_pylist()
         return columns
 
-    return of
+    return score_batch
 
 
 def _rows(dataset: Iterable[Any], column: str) -> Iterator[Any]:
+    """Rows as mappings; texts become mappings with `column`."""
     if not isinstance(dataset, Iterable):
         raise InputError(f"dataset: expected texts, mappings or the name of data, got {type(dataset).__name__}")
     return (row if isinstance(row, Mapping) else {column: row} for row in dataset)

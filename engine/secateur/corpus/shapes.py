@@ -1,4 +1,4 @@
-"""Shapes of matrix products: oneDNN makes a kernel for each, in about the time of the product, so they are few and kept."""
+"""Limit the shapes of matrix products: oneDNN makes a kernel for each shape, which takes about as long as the product."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from torch import nn
 
 from secateur.tasks import TextTask
 
-# Kernels kept, where oneDNN alone keeps 1,024. A pruned model has a shape for each width and length, and a run that goes
-# through more of them than are kept, in the same order again and again, finds none.
+# The size of oneDNN's kernel cache, which is 1,024 by default. A pruned model has a shape for each width and length. If a run
+# repeats more shapes than the cache holds, always in the same order, no kernel is ever reused.
 KERNELS = 8192
 
 
 def stepped(length: int) -> int:
-    """The length, rounded up to one of sixteen in each octave: by less than a sixteenth, and not at all below 32."""
+    """Round a length up to one of sixteen steps in each octave.
+
+    It grows by less than a sixteenth. Lengths below 32 stay as they are.
+    """
     step = 1 << max(0, length.bit_length() - 5)
     return -(-length // step) * step
 
 
 def longest(task: TextTask, model: nn.Module) -> int:
-    """Tokens of the longest input that the task's model takes."""
+    """Return the number of tokens of the longest input that the task's model takes."""
     limits = (task.room, getattr(getattr(model, "config", None), "max_position_embeddings", None))
     return min((limit for limit in limits if limit is not None), default=sys.maxsize)
 
 
 def keep_kernels() -> None:
-    """Makes oneDNN keep KERNELS of them, unless the environment says how many. For a process that is ours, and before its first
-    matrix product, as oneDNN asks once."""
+    """Set the size of oneDNN's kernel cache to KERNELS, unless the environment sets it.
+
+    Call it only in a process that belongs to secateur, before the first matrix product: oneDNN reads the size once.
+    """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))

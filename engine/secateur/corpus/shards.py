@@ -1,4 +1,4 @@
-"""Shards scored one after the other, each into its own files; what goes wrong in one is said and the next ones go on."""
+"""Score shards one after the other, each into its own files. An error in one shard is reported, and the next one follows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from secateur.support.errors import first_line
 
 @dataclass(frozen=True)
 class Reading:
-    """Which columns of a corpus are read, and what becomes of inputs that are longer than the model takes: "cut", or rejected
-    by "error". limit: rows of all shards together, at most."""
+    """How a corpus is read.
+
+    Attributes:
+        column: The column of the text.
+        identity: A column to copy into the result.
+        on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
+        limit: The most rows of all shards together.
+    """
 
     column: str = "text"
     identity: str | None = None
@@ -27,7 +33,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Finished:
-    """A shard that was scored, or why it was not."""
+    """A shard after scoring.
+
+    Attributes:
+        source: The shard.
+        counts: Its counts.
+        error: Why it was not scored; None if it was.
+    """
 
     source: Source
     counts: Counts
@@ -36,11 +48,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class _Begin:
+    """A shard begins."""
+
     source: Source
 
 
 @dataclass(frozen=True)
 class _End:
+    """A shard ends, perhaps with an error."""
+
     source: Source
     error: str | None = None
 
@@ -58,8 +74,16 @@ def score_shards(
     about: About,
     progress: Progress | None = None,
 ) -> Iterator[Finished]:
-    """Scores the sources in order. about: what is kept of each in its file's metadata. progress: called after each window with
-    the source, the share of it that is done, and the window's counts. While one shard is written the next is read."""
+    """Score shards in order. While one shard is written, the next one is read.
+
+    Args:
+        runner: The model, and how it is run.
+        sources: The shards.
+        folder: The output folder.
+        reading: How the shards are read.
+        about: Returns the metadata that a finished shard's file keeps of its source.
+        progress: Called after each window with the shard, the share of it that is done, and the window's counts.
+    """
     labels = runner.task.label_names(runner.model)
     lost: set[str] = set()
     with contextlib.closing(_Output(folder, reading, labels, about)) as output:
@@ -79,7 +103,7 @@ def score_shards(
 def _events(
     runner: Runner, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
 ) -> Iterator[_Begin | Window | _End]:
-    """Each source's windows between its beginning and its end. lost: sources whose further windows nobody wants."""
+    """The windows of each shard, between its beginning and its end. No more windows of the shards in `lost` are read."""
     left = reading.limit
     for source in sources:
         if left == 0:
@@ -96,13 +120,13 @@ def _events(
                     left -= len(window.reasons)
                 if source.name in lost:
                     break
-        except ShardError as found:
-            error = str(found)
+        except ShardError as raised:
+            error = str(raised)
         yield _End(source, error)
 
 
 class _Output:
-    """The files of the shard that is under way."""
+    """Writes the files of the current shard."""
 
     def __init__(self, folder: Folder, reading: Reading, labels: Sequence[str], about: About) -> None:
         self._folder, self._reading, self._labels, self._about = folder, reading, labels, about
@@ -112,38 +136,40 @@ class _Output:
         self.source: Source
 
     def begin(self, source: Source) -> None:
+        """Begin a shard. Its files are created with its first window."""
         self.source, self.error = source, None
 
     def add(self, window: Window) -> None:
-        """Writes a window; `error` says if it could not."""
+        """Write a window. On failure, `error` is set."""
         try:
             if self._writer is None:
                 self._schema = schema_of(self._labels, self._reading.identity, window)
                 self._writer = ShardWriter(self._folder, self.source.name, self._schema)
             self._writer.add(window, record_batch(window, self._labels, self._schema))
-        except (OSError, ValueError) as found:  # Arrow's own errors are among them.
-            self._fail(found)
+        except (OSError, ValueError) as error:  # Arrow's errors are OSErrors and ValueErrors.
+            self._fail(error)
 
     def end(self, error: str | None) -> Finished:
-        """Gives the files their names, unless something went wrong."""
+        """Give the files their final names, unless an error occurred."""
         self.error = self.error or error
         counts = Counts()
         if self.error is None and self._writer is not None:
             try:
                 self._writer.close(self._about(self.source))
                 counts, self._writer = self._writer.counts, None
-            except OSError as found:
-                self._fail(found)
+            except OSError as raised:
+                self._fail(raised)
         self.close()
         return Finished(self.source, counts, self.error)
 
     def close(self) -> None:
-        """Leaves nothing half-written."""
+        """Remove half-written files."""
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
 
     def _fail(self, error: Exception) -> None:
-        what = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        self.error = f"{self.source.place}: its scores cannot be written: {what}"
+        """Record an error, and remove the shard's files."""
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        self.error = f"{self.source.place}: its scores cannot be written: {cause}"
         self.close()

@@ -1,4 +1,4 @@
-"""A corpus's shards, wherever they lie and however they are written, as a stream of rows each."""
+"""The shards of a corpus, local or remote, in any of the formats, as streams of rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,16 +23,22 @@ FORMATS = (".parquet", ".arrow", *JSONL, *TABLES, *TEXT)
 
 
 class ShardError(Exception):
-    """A shard that cannot be read to its end, or written; the other shards of the corpus can."""
+    """A shard cannot be read to its end, or its scores cannot be written. The other shards are not affected."""
 
 
 class ColumnError(ShardError):
-    """A shard without a column that was asked for."""
+    """A shard lacks a column that was requested."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a row holds in the columns asked for. reason: why it holds no value that could be scored, where that is known."""
+    """The values of a row in the requested columns.
+
+    Attributes:
+        value: The value to score.
+        identity: The value of the identity's column.
+        reason: Why there is no value to score, where this is already known.
+    """
 
     value: Any
     identity: Any = None
@@ -41,8 +47,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """One shard. name: of its output, relative and without a suffix of its own; place: path or URL; size: bytes, or rows where
-    there are no bytes to count."""
+    """A shard.
+
+    Attributes:
+        name: The name of its output: a relative path without the output's suffix.
+        place: Its path or URL.
+        size: Bytes, or rows where there are no bytes to count.
+        rows: The rows themselves, where the shard is not a file.
+    """
 
     name: str
     place: str
@@ -50,11 +62,21 @@ class Source:
     rows: Any = None
 
     def read(self, column: str, identity: str | None = None, chunk: int = 256) -> Iterator[tuple[list[Row], float]]:
-        """The rows in order, up to `chunk` at a time, each time with the share of the shard that has been read.
+        """Read the rows in order.
 
-        A row's value is text wherever the file says so; whether it can be scored is for others to find out. Text that is not
-        UTF-8 comes with lone surrogates for the bytes that are not. Raises ShardError: a missing, truncated or corrupt file; a
-        missing column.
+        A row's value is text where the file says so; other code decides whether it can be scored. In text that is not UTF-8,
+        lone surrogates stand for the invalid bytes.
+
+        Args:
+            column: The column of the text.
+            identity: A second column to read.
+            chunk: The most rows to yield at a time.
+
+        Yields:
+            Rows, and the share of the shard that has been read.
+
+        Raises:
+            ShardError: The file is missing, truncated or corrupt, or lacks a column.
         """
         try:
             if self.rows is not None:
@@ -66,29 +88,33 @@ class Source:
         except FileNotFoundError as error:
             raise ShardError(f"{self.place}: no such file") from error
         except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
-            # Arrow's own errors are ValueErrors and OSErrors.
+            # Arrow's errors are ValueErrors and OSErrors.
             raise ShardError(f"{self.place}: cannot be read to its end: {first_line(error)}") from error
 
 
 def find_sources(data: str) -> list[Source]:
-    """The shards that `data` names, sorted by name.
+    """Return the shards that `data` names, sorted by name.
 
-    data: a file, a pattern, or several of them between commas, local or at any URL that fsspec knows (s3://, gs://, hf://,
-    https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or the name of a data set on the Hub,
-    "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or text with a document a line; all but the
-    first two also with .gz or .zst.
-    Raises InputError: nothing there, an unknown format, two shards whose outputs would have one name.
+    Args:
+        data: A file, a pattern, or several of them between commas, local or at any URL that fsspec knows (s3://, gs://, hf://,
+            https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or the name of a data set on the Hub,
+            "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or text with a document on each line.
+            All but the first two may be compressed, as .gz or .zst.
+
+    Raises:
+        InputError: There are no such files, a format is unknown, or the outputs of two shards would have the same name.
     """
-    found = [source for part in data.split(",") for source in _named(part.strip())]
+    sources = [source for part in data.split(",") for source in _named(part.strip())]
     names: dict[str, str] = {}
-    for source in found:
+    for source in sources:
         other = names.setdefault(source.name, source.place)
         if other is not source.place:
             raise InputError(f"data: {other!r} and {source.place!r} would both be scored into {source.name!r}")
-    return sorted(found, key=lambda source: source.name)
+    return sorted(sources, key=lambda source: source.name)
 
 
 def _named(data: str) -> list[Source]:
+    """The shards of one name in `data`."""
     if data.startswith("builtin:"):
         from secateur.data import builtin
 
@@ -96,9 +122,9 @@ def _named(data: str) -> list[Source]:
         return [Source(data.removeprefix("builtin:"), data, len(rows), rows)]
     if Path(data).is_dir():
         return _folder(Path(data))
-    found = _files(data)
-    if found:
-        return found
+    sources = _files(data)
+    if sources:
+        return sources
     pattern = any(mark in data for mark in "*?[")
     if pattern or "://" in data or _format(data) in FORMATS or Path(data).is_absolute() or data.startswith("."):
         raise InputError(f"data: no such file{'s' if pattern else ''}: {data!r}")
@@ -106,27 +132,29 @@ def _named(data: str) -> list[Source]:
 
 
 def _files(data: str) -> list[Source]:
+    """The shards of a file, a pattern or a URL; none if no file matches."""
     import fsspec
 
     try:
         system, pattern = fsspec.core.url_to_fs(data)
-        details = {path: each for path, each in system.glob(pattern, detail=True).items() if each["type"] == "file"}
+        details = {path: info for path, info in system.glob(pattern, detail=True).items() if info["type"] == "file"}
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"data: {data!r} cannot be listed: {first_line(error)}") from error
     for path in details:
         if _format(path) not in FORMATS:
             known = ", ".join(FORMATS)
             raise InputError(f"data: expected files ending in {known}, text also in {' or '.join(COMPRESSED)}, got {path!r}")
-    # Relative to the part of the pattern that names no file yet, so that folders within it come back in the output.
+    # Names are relative to the folder before the first wildcard, so that the output has the same folders below it.
     fixed = pattern[: min((pattern.index(mark) for mark in "*?[" if mark in pattern), default=len(pattern))]
     base = fixed.rpartition("/")[0]
     return [
-        Source(path.removeprefix(base).lstrip("/").removesuffix(".parquet"), system.unstrip_protocol(path), each["size"] or 0)
-        for path, each in details.items()
+        Source(path.removeprefix(base).lstrip("/").removesuffix(".parquet"), system.unstrip_protocol(path), info["size"] or 0)
+        for path, info in details.items()
     ]
 
 
 def _folder(folder: Path) -> list[Source]:
+    """The shards of a folder that `datasets.save_to_disk` wrote."""
     if not (folder / "state.json").is_file():
         raise InputError(
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
@@ -137,6 +165,7 @@ def _folder(folder: Path) -> list[Source]:
 
 
 def _hub(name: str) -> list[Source]:
+    """The shards of a data set on the Hub, which is streamed."""
     data = hub_dataset(name, streaming=True)
     shards = data.num_shards
     return [
@@ -146,21 +175,42 @@ def _hub(name: str) -> list[Source]:
 
 
 def _format(path: str) -> str:
+    """The suffix that tells a file's format, without the suffix of its compression."""
     name = PurePosixPath(path)
     return PurePosixPath(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
 
 
 def _mappings(rows: Any, size: int, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
-    found: list[Row] = []
-    for number, row in enumerate(rows, start=1):
-        found.append(_of_mapping(row, column, identity))
-        if len(found) == chunk:
-            yield found, min(number / size, 1.0) if size else 0.0
-            found = []
-    yield found, 1.0
+    """Rows of mappings, in chunks."""
+    read = 0
+
+    def counted() -> Iterator[Row]:
+        nonlocal read
+        for mapping in rows:
+            read += 1
+            yield _row_of(mapping, column, identity)
+
+    yield from _chunks(counted(), chunk, lambda: read, size)
+
+
+def _chunks(rows: Iterable[Row], chunk: int, position: Callable[[], int], size: int) -> Iterator[tuple[list[Row], float]]:
+    """Chunks of rows, with the share of the shard that is read: position() of `size`."""
+    buffer: list[Row] = []
+    for row in rows:
+        buffer.append(row)
+        if len(buffer) == chunk:
+            yield buffer, _share(position(), size)
+            buffer = []
+    yield buffer, 1.0
+
+
+def _share(position: int, size: int) -> float:
+    """The share of a shard that has been read; 0 where its size is unknown."""
+    return min(position / size, 1.0) if size else 0.0
 
 
 def _file(place: str, size: int, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
+    """Rows of a file, in chunks."""
     import fsspec
 
     with fsspec.open(place, "rb") as raw:
@@ -176,17 +226,11 @@ def _file(place: str, size: int, column: str, identity: str | None, chunk: int) 
                 rows = _table(lines, TABLES[kind], column, identity)
             else:
                 rows = _json_lines(lines, column, identity) if kind in JSONL else _text_lines(lines)
-            found: list[Row] = []
-            for row in rows:
-                found.append(row)
-                if len(found) == chunk:
-                    yield found, min(raw.tell() / size, 1.0) if size else 0.0
-                    found = []
-            yield found, 1.0
+            yield from _chunks(rows, chunk, raw.tell, size)
 
 
 def _decompressed(raw: Any, place: str) -> Any:
-    """The file's bytes as they were before compression, line by line."""
+    """The file's decompressed bytes, line by line."""
     if place.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)
     if place.endswith((".zst", ".zstd")):
@@ -197,6 +241,7 @@ def _decompressed(raw: Any, place: str) -> Any:
 
 
 def _parquet(raw: Any, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
+    """Rows of a Parquet file, a batch at a time."""
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(raw)
@@ -204,83 +249,91 @@ def _parquet(raw: Any, column: str, identity: str | None, chunk: int) -> Iterato
     rows, done = file.metadata.num_rows, 0
     for batch in file.iter_batches(batch_size=chunk, columns=wanted):
         done += batch.num_rows
-        yield _of_batch(batch, column, identity), done / rows
+        yield _rows_of(batch, column, identity), done / rows
 
 
 def _arrow(raw: Any, size: int, column: str, identity: str | None) -> Iterator[tuple[list[Row], float]]:
+    """Rows of an Arrow stream, in the batches that it has."""
     import pyarrow
 
     with pyarrow.ipc.open_stream(raw) as stream:
         _columns(stream.schema.names, column, identity)
         for batch in stream:
-            yield _of_batch(batch, column, identity), min(raw.tell() / size, 1.0) if size else 0.0
+            yield _rows_of(batch, column, identity), _share(raw.tell(), size)
 
 
 def _columns(names: list[str], column: str, identity: str | None) -> list[str]:
-    wanted = [column] if identity is None else list(dict.fromkeys([column, identity]))
-    for each in wanted:
-        if each not in names:
-            raise ColumnError(f"expected the column {each!r}, got {', '.join(map(repr, names))}")
-    return wanted
+    """The columns to read. Raises ColumnError if the shard lacks one."""
+    requested = [column] if identity is None else list(dict.fromkeys([column, identity]))
+    for name in requested:
+        if name not in names:
+            raise ColumnError(f"expected the column {name!r}, got {', '.join(map(repr, names))}")
+    return requested
 
 
-def _of_batch(batch: Any, column: str, identity: str | None) -> list[Row]:
+def _rows_of(batch: Any, column: str, identity: str | None) -> list[Row]:
+    """The rows of an Arrow batch."""
     values, identities = _values(batch.column(column)), [None] * batch.num_rows
     if identity is not None:
         identities = _values(batch.column(identity))
-    return [Row(value, each) for value, each in zip(values, identities, strict=True)]
+    return [Row(*pair) for pair in zip(values, identities, strict=True)]
 
 
 def _values(column: Any) -> list[Any]:
+    """The values of an Arrow column."""
     import pyarrow
     from pyarrow import types
 
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
-        found: list[Any] = column.to_pylist()
-        return found
-    # As bytes first: text that is not UTF-8 is a row to reject, not the end of the shard.
+        values: list[Any] = column.to_pylist()
+        return values
+    # Read as bytes first: text that is not UTF-8 rejects a row, and does not end the shard.
     raw = column.cast(pyarrow.large_binary() if types.is_large_string(column.type) else pyarrow.binary())
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
 
 
 def _json_lines(lines: Any, column: str, identity: str | None) -> Iterator[Row]:
+    """Rows of JSONL."""
     for line in lines:
         text = line.decode("utf-8", "surrogateescape").strip()
         if text:
             try:
-                found = json.loads(text)
+                document = json.loads(text)
             except (ValueError, RecursionError) as error:
                 yield Row(None, reason=f"no JSON: {first_line(error)}")
             else:
-                yield _of_mapping(found, column, identity)
+                yield _row_of(document, column, identity)
 
 
-def _of_mapping(found: Any, column: str, identity: str | None) -> Row:
-    if not hasattr(found, "keys"):
-        return Row(None, reason=f"expected an object, got {type(found).__name__}")
-    own = None if identity is None else found.get(identity)
-    return Row(found[column], own) if column in found else Row(None, own, no_column(column))
+def _row_of(mapping: Any, column: str, identity: str | None) -> Row:
+    """The row of a mapping, or the reason why it has no value."""
+    if not hasattr(mapping, "keys"):
+        return Row(None, reason=f"expected an object, got {type(mapping).__name__}")
+    identity_value = None if identity is None else mapping.get(identity)
+    return Row(mapping[column], identity_value) if column in mapping else Row(None, identity_value, no_column(column))
 
 
 def no_column(column: str) -> str:
-    """Why a row without the column is rejected."""
+    """Return the reason for rejecting a row that lacks the column."""
     return f"no column {column!r}"
 
 
 def _table(lines: Any, delimiter: str, column: str, identity: str | None) -> Iterator[Row]:
+    """Rows of CSV or TSV."""
     csv.field_size_limit(sys.maxsize)
     text = io.TextIOWrapper(lines, "utf-8-sig", "surrogateescape", newline="")
     try:
         reader = csv.DictReader(text, delimiter=delimiter)
         _columns(list(reader.fieldnames or []), column, identity)
-        for found in reader:
-            yield Row(found[column], None if identity is None else found[identity])
+        for record in reader:
+            yield Row(record[column], None if identity is None else record[identity])
     finally:
-        text.detach()  # The file is its opener's to close.
+        text.detach()  # The caller, which opened the file, closes it.
 
 
 def _text_lines(lines: Any) -> Iterator[Row]:
+    """Rows of text, one for each line."""
     for line in lines:
         yield Row(line.decode("utf-8", "surrogateescape").rstrip("\r\n"))

@@ -1,4 +1,4 @@
-"""How a model is run fastest on this machine, measured on a sample of the corpus: batch size, threads, dtype, compilation."""
+"""Measure on a sample of the corpus how the model runs fastest here: batch size, threads, dtype, compilation."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from secateur.corpus.windows import Window
 from secateur.tasks import Item
 from secateur.tasks.batches import model_device
 
-# Fewer rows than that are scored before a measurement would have paid.
+# A corpus with fewer rows is scored in less time than a measurement would save.
 FEWEST = 512
 SECONDS = 0.7
-# What a setting must gain to be taken, as these measurements are short; and by how much a probability may change by a dtype.
+# The speed-up that a setting must reach to be taken, as these measurements are short; and the change of a probability that
+# another dtype or compilation may cause.
 GAIN, TOLERANCE = 1.05, 0.01
-# Seconds that scoring must take without compilation for it to be tried: that takes a minute or two, which a gain of a tenth and
-# more then gives back.
+# Compilation is tried only if scoring takes so many seconds without it. Trying takes a minute or two, which a speed-up of a
+# tenth or more then saves.
 WORTH = 1800
 TOKENS = {"cpu": (1024, 256, 512, 2048, 4096), "cuda": (16384, 4096, 65536, 131072)}
 
@@ -33,28 +34,40 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """Items of a corpus, and about how many tokens that has in all; None: unknown."""
+    """A sample of a corpus.
+
+    Attributes:
+        items: Some of its items.
+        corpus_tokens: About how many tokens the whole corpus has; None means unknown.
+    """
 
     items: Sequence[Item]
-    of: float | None = None
+    corpus_tokens: float | None = None
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use, a container's quota counted."""
+    """Return the number of CPU cores that this process may use; a container's quota limits it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.is_file():
-        most, _, period = quota.read_text().partition(" ")
-        if most != "max":
-            cores = min(cores, -(-int(most) // int(period)))
+        limit, _, period = quota.read_text().partition(" ")
+        if limit != "max":
+            cores = min(cores, -(-int(limit) // int(period)))
     return max(cores, 1)
 
 
 def untuned(runner: Runner, *, max_tokens: int | None = None, threads: int | None = None) -> Runner:
-    """What usually does well. On a CPU each thread runs batches of its own: a batch that all of them share makes them wait for
-    each other at each product. threads: of the CPU, all together; None: the usable cores."""
+    """Return the runner with settings that usually do well.
+
+    On a CPU each thread runs its own batches. Threads that share a batch would wait for each other at each matrix product.
+
+    Args:
+        runner: The model.
+        max_tokens: Padded input tokens in a batch; None means the default of the device.
+        threads: CPU threads, all together; None means the usable cores.
+    """
     on_cpu = model_device(runner.model).type == "cpu"
-    workers = (threads or usable_cores()) if on_cpu else 2  # One prepares its next batch while the device runs the other's.
+    workers = (threads or usable_cores()) if on_cpu else 2  # One worker prepares a batch while the device runs the other's.
     return replace(
         runner,
         max_tokens=max_tokens or TOKENS["cpu" if on_cpu else "cuda"][0],
@@ -73,94 +86,125 @@ def tuned(
     compile: bool | None = False,
     say: Say = lambda line: None,
 ) -> Runner:
-    """How the runner's model scores the sample fastest. max_tokens, threads: given, or None to be measured. any_dtype: bfloat16
-    is tried too on a CPU, and taken if no probability changes by more than TOLERANCE. compile: True: the model is compiled, in
-    the fastest mode; None: if the corpus is long enough for compilation to be tried, and it is faster. say: told what was
-    measured. Raises InputError: compile is True, and the model cannot be compiled within TOLERANCE."""
-    best = untuned(runner, max_tokens=max_tokens, threads=threads)
+    """Return the runner with the settings that score the sample fastest.
+
+    Args:
+        runner: The model.
+        sample: A sample of the corpus.
+        max_tokens: Padded input tokens in a batch; None means that they are measured.
+        threads: CPU threads; None means that they are measured.
+        any_dtype: On a CPU, also try bfloat16. It is taken if no probability changes by more than TOLERANCE.
+        compile: If true, compile the model, in the fastest mode. If None, try compilation if the corpus is long enough, and
+            take it if it is faster.
+        say: Called with a line about each measurement.
+
+    Raises:
+        InputError: `compile` is true, and the model cannot be compiled within TOLERANCE.
+    """
+    search = _Search(untuned(runner, max_tokens=max_tokens, threads=threads), sample, say)
     on_cpu = model_device(runner.model).type == "cpu"
-    trial = _Trial(best, sample.items)
-    speed = trial.speed(best)
-
-    def consider(other: Runner, what: str, *, anyway: bool = False) -> None:
-        nonlocal best, speed
-        found = trial.speed(other)
-        taken = anyway or found > GAIN * speed
-        say(f"{what}: {found / speed:.2f}x as fast{', taken' if taken else ''}")
-        if taken:
-            best, speed = other, found
-
-    # Before threads and batches, of which others may be best in another dtype.
+    # The dtype comes before threads and batches, whose best settings may depend on it.
     if any_dtype and on_cpu and next(runner.model.parameters()).dtype == torch.float32:
-        narrow = replace(best, model=copy.deepcopy(runner.model).to(torch.bfloat16))
-        change = trial.change(best, narrow)
-        if change <= TOLERANCE:
-            consider(narrow, f"bfloat16, probabilities within {change:.4f}")
-        else:
-            say(f"bfloat16 left out: a probability changes by {change:.4f}")
-    if on_cpu and threads is None and best.workers > 1:
-        for each in {best.workers, min(best.workers, 4)} - {1}:
-            split = replace(best, workers=best.workers // each, threads=each)
-            consider(split, f"{split.workers} workers of {each} threads")
+        search.try_bfloat16()
+    if on_cpu and threads is None and search.best.workers > 1:
+        search.try_threads()
     if max_tokens is None:
         for tokens in TOKENS["cpu" if on_cpu else "cuda"][1:]:
-            consider(replace(best, max_tokens=tokens), f"batches of {tokens} tokens")
-    if compile is None and (why := _too_short(sample, speed)):
+            search.consider(replace(search.best, max_tokens=tokens), f"batches of {tokens} tokens")
+    if compile is None and (why := _too_short(sample, search.speed)):
         say(f"compilation left out: {why}")
     elif compile is not False:
-        plain = best
-        for mode in MODES["cpu" if on_cpu else "cuda"]:
+        search.try_compilation(MODES["cpu" if on_cpu else "cuda"], required=compile is True)
+    return search.best
+
+
+class _Search:
+    """Tries settings one after the other. `best` is the fastest runner so far, and `speed` its tokens a second."""
+
+    def __init__(self, runner: Runner, sample: Sample, say: Say) -> None:
+        self.best, self._say = runner, say
+        self._trial = _Trial(runner, sample.items)
+        self.speed = self._trial.speed(runner)
+
+    def consider(self, other: Runner, description: str, *, anyway: bool = False) -> None:
+        """Take another runner if it is faster by GAIN, or anyway."""
+        speed = self._trial.speed(other)
+        taken = anyway or speed > GAIN * self.speed
+        self._say(f"{description}: {speed / self.speed:.2f}x as fast{', taken' if taken else ''}")
+        if taken:
+            self.best, self.speed = other, speed
+
+    def try_bfloat16(self) -> None:
+        """Consider bfloat16, unless it changes a probability by more than TOLERANCE."""
+        narrow = replace(self.best, model=copy.deepcopy(self.best.model).to(torch.bfloat16))
+        change = self._trial.change(self.best, narrow)
+        if change <= TOLERANCE:
+            self.consider(narrow, f"bfloat16, probabilities within {change:.4f}")
+        else:
+            self._say(f"bfloat16 left out: a probability changes by {change:.4f}")
+
+    def try_threads(self) -> None:
+        """Consider fewer workers, with several threads each."""
+        for threads in {self.best.workers, min(self.best.workers, 4)} - {1}:
+            split = replace(self.best, workers=self.best.workers // threads, threads=threads)
+            self.consider(split, f"{split.workers} workers of {threads} threads")
+
+    def try_compilation(self, modes: Sequence[str], *, required: bool) -> None:
+        """Consider modes of torch.compile. If compilation is required, the first mode is taken anyway, and its error raised."""
+        plain = self.best
+        for mode in modes:
             other, began = replace(plain, compiled=mode), time.perf_counter()
-            asked = compile is True and best.compiled is None
+            first = required and self.best.compiled is None
             try:
-                change = trial.change(plain, other)
+                change = self._trial.change(plain, other)
                 if change > TOLERANCE:
                     raise CompileError(f"compile: expected probabilities within {TOLERANCE}, got a change by {change:.4f}")
             except CompileError as error:
-                if asked:
+                if first:
                     raise
-                say(f"{mode} compilation left out: {str(error).removeprefix('compile: ')}")
+                self._say(f"{mode} compilation left out: {str(error).removeprefix('compile: ')}")
             else:
                 seconds = time.perf_counter() - began
-                consider(other, f"compiled ({mode}) in {seconds:.0f} s, probabilities within {change:.0e}", anyway=asked)
-    return best
+                description = f"compiled ({mode}) in {seconds:.0f} s, probabilities within {change:.0e}"
+                self.consider(other, description, anyway=first)
 
 
 def _too_short(sample: Sample, speed: float) -> str | None:
-    """Why compilation would not pay, at so many tokens a second without it."""
-    if sample.of is None:
-        return "how long the corpus is cannot be told"
-    seconds = sample.of / speed
+    """Why compilation would not pay, from the tokens a second without it; None if it would."""
+    if sample.corpus_tokens is None:
+        return "the length of the corpus is unknown"
+    seconds = sample.corpus_tokens / speed
     if seconds >= WORTH:
         return None
-    return f"scoring takes about {seconds / 60:.1f} minutes without it, and it pays from {WORTH // 60} on"
+    return f"scoring takes about {seconds / 60:.1f} minutes without it, and it pays from {WORTH // 60} minutes on"
 
 
 class _Trial:
-    """Times runners on as many of the items as take about SECONDS."""
+    """Times runners on a random part of the items that takes about SECONDS."""
 
     def __init__(self, runner: Runner, items: Sequence[Item]) -> None:
         self._labels = len(runner.task.label_names(runner.model))
         shuffled = np.random.default_rng(0).permutation(len(items))
         self._items = [items[k] for k in shuffled]
         self._count = len(self._take(runner.max_tokens * runner.workers))
-        self.speed(runner)  # The first pass of a model is slower.
-        wanted = int(self.speed(runner) * SECONDS)
-        self._count = len(self._take(max(wanted, 2 * runner.max_tokens * runner.workers)))
+        self.speed(runner)  # The first pass of a model is slower, and is not used.
+        tokens = int(self.speed(runner) * SECONDS)
+        self._count = len(self._take(max(tokens, 2 * runner.max_tokens * runner.workers)))
 
     def speed(self, runner: Runner) -> float:
-        """Tokens a second, from when the runner is ready to score."""
+        """Return the tokens a second, from the moment when the runner is ready to score."""
         window, seconds = self._run(runner)
         return window.tokens / seconds
 
     def change(self, runner: Runner, other: Runner) -> float:
-        """The most that a probability of one differs from the other's."""
-        first, second = (self._run(each)[0].probabilities() for each in (runner, other))
+        """Return the largest difference between the probabilities of two runners."""
+        first, second = (self._run(tried)[0].probabilities() for tried in (runner, other))
         return float(np.abs(first - second).max())
 
     def _run(self, runner: Runner) -> tuple[Window, float]:
+        """Score the items; return their window, and the seconds that it took."""
         rows = [replace(item, row=row) for row, item in enumerate(self._items[: self._count])]
-        scores = np.zeros((len(rows), self._labels), dtype=np.float32)
+        scores = np.zeros((len(rows), self._labels), dtype=np.float32)  # [items, labels]
         began = 0.0
 
         def events() -> Iterator[Window]:
@@ -172,6 +216,7 @@ class _Trial:
         return window, time.perf_counter() - began
 
     def _take(self, tokens: int) -> list[Item]:
+        """The first items that have so many tokens together."""
         taken: list[Item] = []
         for item in self._items:
             if tokens <= 0:

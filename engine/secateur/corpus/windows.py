@@ -1,4 +1,4 @@
-"""Windows: consecutive rows of a shard, encoded, sorted into batches of like length, and put back in order when scored."""
+"""Windows: consecutive rows of a shard, encoded, sorted into batches of similar length, and put back in order when scored."""
 
 from __future__ import annotations
 
@@ -15,15 +15,26 @@ from secateur.corpus.sources import Row
 from secateur.support.errors import InputError
 from secateur.tasks import Item, TextTask
 
-# Of a window: enough that texts of like length find each other. Where lengths spread evenly, about 1 / BATCHES is padding.
+# Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
+# tokens are padding.
 BATCHES = 64
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
 class Window:
-    """first: its first row's position in the shard, from 0. reasons: why a row is rejected; None: it is scored. scores [rows,
-    labels]: float32 logarithms, each row's up to a constant. share: how much of the shard has been read at its end."""
+    """Consecutive rows of a shard.
+
+    Attributes:
+        first: The position of its first row in the shard, from 0.
+        share: The share of the shard that has been read at its end.
+        identities: The identity of each row.
+        reasons: Why a row is rejected; None if it is scored.
+        items: The encoded rows. The `row` of an item is its index in the window.
+        scores: float32 log-probabilities [rows, labels], up to a constant in each row.
+        padded: Tokens with padding.
+        done: Set once all items are scored or rejected.
+    """
 
     first: int
     share: float
@@ -43,7 +54,7 @@ class Window:
 
     @property
     def tokens(self) -> int:
-        """Without padding."""
+        """Tokens without padding."""
         return sum(len(item.input_ids) for item in self.items)
 
     @property
@@ -52,27 +63,33 @@ class Window:
         return sum(reason is None for reason in self.reasons)
 
     def probabilities(self) -> np.ndarray:
-        """Of each row's labels among each other [rows, labels], float64; of rejected rows without meaning."""
+        """Return each row's probabilities among the labels, float64 [rows, labels]. Those of rejected rows have no meaning."""
         scores = self.scores.astype(np.float64)
-        likely = np.exp(scores - scores.max(1, keepdims=True))
-        return np.asarray(likely / likely.sum(1, keepdims=True))
+        weights = np.exp(scores - scores.max(1, keepdims=True))
+        return np.asarray(weights / weights.sum(1, keepdims=True))
 
     def fill(self, items: Sequence[Item], scores: Tensor, padded: int) -> None:
-        """Takes the scores [items, labels] of a batch, of so many tokens with padding; the last one makes the window done. From
-        any thread."""
+        """Store the scores of a batch. The last batch makes the window done. Any thread may call it.
+
+        Args:
+            items: The items of the batch.
+            scores: Their scores [items, labels].
+            padded: Tokens of the batch, with padding.
+        """
         values, rows = scores.float().cpu().numpy(), [item.row for item in items]
         with self._lock:
-            self.scores[rows] = values
+            self.scores[rows] = values  # [items, labels]
             self.padded += padded
             self._finish(len(items))
 
     def reject(self, item: Item, reason: str) -> None:
-        """Gives an item up, in place of `fill`."""
+        """Reject an item, instead of `fill`."""
         with self._lock:
             self.reasons[item.row] = reason
             self._finish(1)
 
     def _finish(self, items: int) -> None:
+        """Count items that are done."""
         self._left -= items
         if not self._left:
             self.done.set()
@@ -87,26 +104,34 @@ def windows(
     on_long: str,
     limit: int | None = None,
 ) -> Iterator[Window]:
-    """A shard's rows, as `Source.read` gives them, in windows of about BATCHES batches. limit: of rows.
+    """Group the rows of a shard into windows of about BATCHES batches.
 
-    Where a window ends depends on the shard and max_tokens alone, so that another run makes the same batches.
+    The end of a window depends only on the shard and max_tokens, so another run makes the same batches.
+
+    Args:
+        chunks: Rows with the share of the shard that is read, from `Source.read`.
+        task: The task, which encodes the rows.
+        labels: The number of labels.
+        max_tokens: Padded input tokens in a batch.
+        on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
+        limit: The most rows.
     """
-    first, rows, held = 0, _Rows(), 0
+    first, rows, read = 0, _Rows(), 0
     for chunk, share in chunks:
         if limit is not None:
-            chunk = chunk[: limit - held]
-        held += len(chunk)
+            chunk = chunk[: limit - read]
+        read += len(chunk)
         rows.add(chunk, task, on_long)
         if rows.tokens >= BATCHES * max_tokens:
             yield rows.window(first, share, labels)
-            first, rows = held, _Rows()
-        if held == limit:
+            first, rows = read, _Rows()
+        if read == limit:
             break
     yield rows.window(first, 1.0, labels)
 
 
 class _Rows:
-    """Rows of a window that is being filled."""
+    """The rows of a window that is being filled."""
 
     def __init__(self) -> None:
         self.identities: list[Any] = []
@@ -115,13 +140,14 @@ class _Rows:
         self.tokens = 0
 
     def add(self, chunk: Sequence[Row], task: TextTask, on_long: str) -> None:
+        """Encode rows, and add them."""
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]
         self.reasons += [row.reason or why_not(row.value) for row in chunk]
-        good = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
-        encoded = task.encode([chunk[k].value for k in good]) if good else []
+        usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
+        encoded = task.encode([chunk[k].value for k in usable]) if usable else []
         room = task.room
-        for k, ids in zip(good, encoded, strict=True):
+        for k, ids in zip(usable, encoded, strict=True):
             if room is not None and len(ids) > room and on_long == "error":
                 self.reasons[start + k] = f"{len(ids)} tokens, of which the model takes {room}"
             else:
@@ -129,12 +155,13 @@ class _Rows:
                 self.tokens += self.items[-1].length
 
     def window(self, first: int, share: float, labels: int) -> Window:
-        scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)
+        """The finished window."""
+        scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
         return Window(first, share, self.identities, self.reasons, self.items, scores)
 
 
 def why_not(value: Any) -> str | None:
-    """Why a value cannot be scored; None: it can."""
+    """Return why a value cannot be scored; None if it can."""
     if value is None:
         return "null"
     if not isinstance(value, str):
@@ -145,6 +172,10 @@ def why_not(value: Any) -> str | None:
 
 
 def require_on_long(on_long: str) -> None:
-    """Raises InputError for what is neither "cut" nor "error"."""
+    """Check `on_long`.
+
+    Raises:
+        InputError: It is neither "cut" nor "error".
+    """
     if on_long not in ("cut", "error"):
         raise InputError(f"on-long: expected cut or error, got {on_long!r}")

@@ -1,1 +1,1 @@
-"""Examples from files and the built-in data. It uses support."""
+"""Examples from files, and the built-in model and data. This folder uses support only."""

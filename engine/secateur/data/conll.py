@@ -1,4 +1,4 @@
-"""CoNLL-style column files: a token and its tag a line, a blank line between sentences; tags of spans and their schemes."""
+"""CoNLL-style column files (a token and its tag on a line, a blank line between sentences) and the schemes of span tags."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ Scheme = Literal["bio1", "bio2", "bioes"]
 SCHEMES: tuple[Scheme, ...] = ("bio1", "bio2", "bioes")
 DOCUMENT = "-DOCSTART-"
 HEADER = "# global.columns ="
+_TAG_FORMS = "O, or B-, I-, E- or S- with a type"
 Span = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """Tokens with their tags. line: the number of its first line in the file, from 1; its lines follow one another."""
+    """The tokens of a sentence and their tags.
+
+    Attributes:
+        tokens: The tokens.
+        tags: One tag for each token.
+        line: The number of the sentence's first line in the file, from 1. Its other lines follow directly.
+    """
 
     tokens: list[str]
     tags: list[str]
@@ -28,22 +35,29 @@ class Sentence:
 
 
 def read_columns(path: str | Path, column: int | str, *, token: int | str = 1) -> Iterator[Sentence]:
-    """The sentences of a file one after another, in bounded memory; tags as they stand there.
+    """Read the sentences of a column file one after another, in bounded memory, with the tags as the file has them.
 
-    column, token: which column has the tags and which the tokens, by number from 1, or by name where the file's first line is
-    "# global.columns = NAME NAME ..." (as in CoNLL-U Plus). Fields are between tabs where a line has one, else between spaces.
-    -DOCSTART- lines, with the blank line after each, and blank lines at the file's end are skipped.
-    Raises InputError with the file and the line: not UTF-8, a line with more or fewer fields than the first, an empty field, a
-    blank line where no sentence ended (an empty sentence), no such column; and where the file cannot be read or has no
-    sentence.
+    Fields are separated by tabs where a line has a tab, else by spaces. -DOCSTART- lines, the blank line after each of them,
+    and blank lines at the end of the file are skipped.
+
+    Args:
+        path: A UTF-8 text file.
+        column: The column of the tags: a number from 1, or a name where the file's first line is
+            "# global.columns = NAME NAME ..." (as in CoNLL-U Plus).
+        token: The column of the tokens, in the same form.
+
+    Raises:
+        InputError: The file cannot be read or has no sentence; the column does not exist; or, with the file and the line: a
+            line is not UTF-8, it has more or fewer fields than the first line, a field is empty, or a blank line stands where
+            no sentence ended (an empty sentence).
     """
     path = Path(path)
     lines = numbered_lines(path)
     first = next(lines, (1, ""))
-    named = first[1].startswith(HEADER)
-    names = first[1].removeprefix(HEADER).split() if named else []
+    has_header = first[1].startswith(HEADER)
+    names = first[1].removeprefix(HEADER).split() if has_header else []
     fields = 0
-    for rows in _blocks(path, lines if named else chain([first], lines)):
+    for rows in _blocks(path, lines if has_header else chain([first], lines)):
         if not fields:
             fields = len(names) or len(rows[0][1])
             token_index, tag_index = _index(path, token, names, fields, "token"), _index(path, column, names, fields, "column")
@@ -55,10 +69,10 @@ def read_columns(path: str | Path, column: int | str, *, token: int | str = 1) -
 
 
 def _blocks(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, list[str]]]]:
-    """The fields of each sentence's lines, with the lines' numbers."""
+    """Iterate over sentences: for each of its lines the line's number and its fields."""
     rows: list[tuple[int, list[str]]] = []
     after_document = False
-    # The first blank line that ends no sentence: an error once anything but blank lines follows.
+    # The first blank line that ends no sentence. It is an error once anything but blank lines follows.
     empty: int | None = None
     for number, line in lines:
         if not line.strip(" \t"):
@@ -71,7 +85,7 @@ def _blocks(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple
             continue
         if empty is not None:
             raise InputError(f"data: {str(path)!r}, line {empty}: expected a token, got an empty sentence")
-        # Of blanks, these two alone divide: a token may hold others.
+        # Only tabs and spaces separate fields: a token may contain other whitespace characters.
         parts = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
         if parts[0] != DOCUMENT:
             rows.append((number, parts))
@@ -83,8 +97,11 @@ def _blocks(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[list[tuple
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers from 1, without their ends. Raises InputError: no such file, or a line
-    that is not UTF-8."""
+    """Iterate over the lines of a UTF-8 file, without their line ends, and their numbers from 1.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not UTF-8.
+    """
     try:
         with open(path, "rb") as file:
             yield from decoded_lines(file, f"data: {str(path)!r}")
@@ -93,8 +110,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def decoded_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, str]]:
-    """Lines decoded from UTF-8, with their numbers from 1, without their ends and without a byte order mark at the beginning.
-    Raises InputError that begins with `where`."""
+    """Decode lines from UTF-8, and number them from 1. Line ends and a byte order mark at the beginning are removed.
+
+    Args:
+        lines: The lines as bytes.
+        where: The beginning of the error message.
+
+    Raises:
+        InputError: A line is not UTF-8.
+    """
     for number, line in enumerate(lines, start=1):
         raw = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         try:
@@ -104,8 +128,13 @@ def decoded_lines(lines: Iterable[bytes], where: str) -> Iterator[tuple[int, str
 
 
 def spans_of(tags: Sequence[str]) -> list[Span]:
-    """The spans (type, first token, last token) that tags of any of the schemes mark, well-formed or not: those that seqeval
-    counts (its default mode, after conlleval). Raises InputError for a tag of another form, with its position."""
+    """Find the spans (type, first token, last token) that tags of any scheme mark, well-formed or not.
+
+    They are the spans that seqeval counts in its default mode, which follows conlleval.
+
+    Raises:
+        TagError: A tag does not belong to a span scheme. The message gives its position.
+    """
     spans: list[Span] = []
     opened: tuple[str, int] | None = None
     previous = "O"
@@ -122,8 +151,16 @@ def spans_of(tags: Sequence[str]) -> list[Span]:
 
 
 def tags_of(spans: Iterable[Span], length: int, scheme: Scheme) -> list[str]:
-    """The well-formed tags of spans, which must be in order and apart. BIO1 has B only where a span of the type ends just
-    before; BIO2 has B at each span's start; BIOES has E at its end too, and S where it is one token."""
+    """Write spans as well-formed tags.
+
+    BIO1 has a B only where a span of the same type ends just before. BIO2 has a B at the start of every span. BIOES also has an
+    E at the end of every span, and an S where the span is one token.
+
+    Args:
+        spans: The spans, in order and without overlap.
+        length: The number of tokens in the sentence.
+        scheme: The scheme of the tags.
+    """
     tags = ["O"] * length
     before: tuple[str, int] = ("", -2)
     for kind, first, last in spans:
@@ -137,15 +174,26 @@ def tags_of(spans: Iterable[Span], length: int, scheme: Scheme) -> list[str]:
 
 
 def convert(tags: Sequence[str], source: Scheme, target: Scheme) -> tuple[list[str], int]:
-    """The tags in another scheme, and how many of them had to be repaired: are not as `source` writes the spans that they
-    mark."""
+    """Convert tags into another scheme.
+
+    Returns:
+        The tags in the scheme `target`, and the number of tags that had to be repaired: those that `source` does not prescribe
+        for the spans that they mark.
+    """
     spans = spans_of(tags)
     repaired = sum(a != b for a, b in zip(tags, tags_of(spans, len(tags), source), strict=True))
     return tags_of(spans, len(tags), target), repaired
 
 
 def parse(tag: str, position: int) -> tuple[str, str]:
-    """The prefix and the type of a tag: "O" and "", or one of B, I, E, S and what comes after the hyphen."""
+    """Split a tag into its prefix and its type.
+
+    Returns:
+        ("O", ""), or one of B, I, E and S with the text after the hyphen.
+
+    Raises:
+        TagError: The tag does not belong to a span scheme.
+    """
     if tag == "O":
         return "O", ""
     prefix, hyphen, kind = tag.partition("-")
@@ -155,32 +203,51 @@ def parse(tag: str, position: int) -> tuple[str, str]:
 
 
 class TagError(InputError):
-    """A tag of no span scheme. position: in its sentence, from 0."""
+    """A tag does not belong to a span scheme.
+
+    Attributes:
+        position: The position of the tag in its sentence, from 0.
+        tag: The tag.
+    """
 
     def __init__(self, position: int, tag: str) -> None:
-        super().__init__(f"tags, position {position}: expected O or B-, I-, E- or S- and a type, got {tag!r}")
+        super().__init__(f"tags, position {position}: expected {_TAG_FORMS}, got {tag!r}")
         self.position, self.tag = position, tag
 
 
 def detect(sentences: Iterable[Sentence]) -> Scheme:
-    """Which scheme tags of spans are in: BIOES where any has E or S, BIO2 where a B stands that BIO1 would not have, else BIO1.
-    Raises TagError, as `spans_of`."""
-    second = False
+    """Detect the scheme of span tags.
+
+    Returns:
+        "bioes" if any tag has the prefix E or S, "bio2" if a B stands where BIO1 would not have one, else "bio1".
+
+    Raises:
+        TagError: A tag does not belong to a span scheme.
+    """
+    has_bio2_start = False
     for sentence in sentences:
         prefixes = [parse(tag, position) for position, tag in enumerate(sentence.tags)]
         if any(prefix in "ES" for prefix, _ in prefixes):
             return "bioes"
         for (_, before), (prefix, kind) in zip([("O", ""), *prefixes], prefixes, strict=False):
-            second = second or (prefix == "B" and before != kind)
-    return "bio2" if second else "bio1"
+            has_bio2_start = has_bio2_start or (prefix == "B" and before != kind)
+    return "bio2" if has_bio2_start else "bio1"
 
 
 class SpanFile:
-    """The sentences of a column file with their tags of spans in another scheme: each iteration reads the file anew.
+    """The sentences of a column file, with their span tags converted into one scheme. Each iteration reads the file again.
 
-    column, token: of `read_columns`. scheme: that the file is in; "auto" for what `detect` says, in a pass of its own. target:
-    the scheme that the tags come in. After an iteration, `tags` and `repaired` are how many tags were read and how many of them
-    were ill-formed. Raises InputError as `read_columns`, and with the line for a tag of another form.
+    After an iteration, `tags` is the number of tags that were read, and `repaired` the number of ill-formed ones among them.
+
+    Args:
+        path: The file.
+        column: The column of the tags, as in `read_columns`.
+        token: The column of the tokens, as in `read_columns`.
+        scheme: The scheme of the file; "auto" detects it, in one more pass over the file.
+        target: The scheme to convert the tags into.
+
+    Raises:
+        InputError: As in `read_columns`; or, with the line, a tag does not belong to a span scheme.
     """
 
     def __init__(
@@ -205,34 +272,36 @@ class SpanFile:
             yield Sentence(sentence.tokens, tags, sentence.line)
 
     def _checked(self) -> Iterator[Sentence]:
+        """Iterate over the sentences as the file has them, and check their tags."""
         for sentence in read_columns(self.path, self.column, token=self.token):
             _require_known_tags(self.path, sentence)
             yield sentence
 
 
 def _require_known_tags(path: str | Path, sentence: Sentence) -> None:
+    """Raise InputError with the line of the first tag that does not belong to a span scheme."""
     for position, tag in enumerate(sentence.tags):
         try:
             parse(tag, position)
         except TagError as error:
             line = sentence.line + position
-            raise InputError(
-                f"data: {str(path)!r}, line {line}: expected O or B-, I-, E- or S- and a type, got {tag!r}"
-            ) from error
+            raise InputError(f"data: {str(path)!r}, line {line}: expected {_TAG_FORMS}, got {tag!r}") from error
 
 
-def _index(path: Path, column: int | str, names: Sequence[str], fields: int, what: str) -> int:
+def _index(path: Path, column: int | str, names: Sequence[str], fields: int, option: str) -> int:
+    """The index of a column, from 0."""
     if isinstance(column, int):
         if not 1 <= column <= fields:
-            raise InputError(f"{what}: expected a number from 1 to {fields}, the columns of {str(path)!r}, got {column}")
+            raise InputError(f"{option}: expected a number from 1 to {fields}, the columns of {str(path)!r}, got {column}")
         return column - 1
     if column not in names:
         known = f"one of {', '.join(names)}" if names else f"a number, as {str(path)!r} does not begin with {HEADER!r}"
-        raise InputError(f"{what}: expected {known}, got {column!r}")
+        raise InputError(f"{option}: expected {known}, got {column!r}")
     return names.index(column)
 
 
 def _require_fields(path: Path, number: int, parts: Sequence[str], fields: int) -> None:
+    """Raise InputError if a line has another number of fields, or an empty field."""
     if len(parts) != fields:
         raise InputError(f"data: {str(path)!r}, line {number}: expected {fields} columns, got {len(parts)}")
     if not all(part.strip(" ") for part in parts):

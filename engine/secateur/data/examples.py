@@ -1,4 +1,4 @@
-"""Examples from where users have them: iterables, JSONL, CSV and Parquet files, or a data set on the Hub."""
+"""Read examples from iterables, from JSONL, CSV, TSV and Parquet files, or from a data set on the Hub."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | None = None) -> list[Example]:
-    """The examples as a list of dicts that hold `columns`.
+    """Read examples into a list of dicts that hold exactly `columns`.
 
-    examples: an iterable of mappings (a `datasets.Dataset` is one), a path of a JSONL, CSV, TSV or Parquet file (the text
-    ones also with .gz), "builtin:TASK" or "builtin:TASK.test", or a Hub name, "owner/name" or "owner/name:split".
-    limit: keep the first that many. Raises InputError: nothing there, no rows, a missing column or a null value, with the
-    number of the row (files count from 1, the header of a CSV not counted).
+    Args:
+        examples: An iterable of mappings (a `datasets.Dataset` is one), the path of a JSONL, CSV, TSV or Parquet file (text
+            files may end in .gz), "builtin:TASK" or "builtin:TASK.test", or a Hub name, "owner/name" or "owner/name:split".
+        columns: The columns that every row must have.
+        limit: Keep only the first `limit` rows.
+
+    Raises:
+        InputError: The data do not exist or have no rows, or a row lacks a column or has a null in it. The message gives the
+            row's number: rows of a file count from 1, without the header of a CSV file.
     """
     where, rows = _rows(examples)
-    found: list[Example] = []
+    kept: list[Example] = []
     for number, row in enumerate(rows, start=1):
-        if limit is not None and len(found) == limit:
+        if limit is not None and len(kept) == limit:
             break
         if not isinstance(row, Mapping):
             raise InputError(f"{where}, row {number}: expected an object with {_names(columns)}, got {type(row).__name__}")
@@ -39,14 +44,18 @@ def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | 
                 raise InputError(f"{where}, row {number}: expected the column {column!r}, got {_names(row)}")
             if row[column] is None:
                 raise InputError(f"{where}, row {number}: expected a value in column {column!r}, got null")
-        found.append({column: row[column] for column in columns})
-    if not found:
+        kept.append({column: row[column] for column in columns})
+    if not kept:
         raise InputError(f"{where}: expected at least one example, got none")
-    return found
+    return kept
 
 
 def require_text(example: Example, column: str, number: int) -> str:
-    """The value of a text column. Raises InputError with the row's number if it is not text."""
+    """Return the value of a text column.
+
+    Raises:
+        InputError: The value is not text. The message gives the row's number.
+    """
     value = example[column]
     if not isinstance(value, str):
         raise InputError(f"examples, row {number}: expected text in column {column!r}, got {type(value).__name__} {value!r}")
@@ -54,6 +63,7 @@ def require_text(example: Example, column: str, number: int) -> str:
 
 
 def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
+    """The name of the data for error messages, and an iterator over their rows."""
     if not isinstance(examples, (str, Path)):
         if not isinstance(examples, Iterable):
             raise InputError(f"examples: expected an iterable of dicts or a path, got {type(examples).__name__}")
@@ -75,6 +85,7 @@ def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
 
 
 def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
+    """Iterate over the rows of a file whose format is `suffix`."""
     if suffix == ".parquet":
         import pyarrow.parquet
 
@@ -94,6 +105,7 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Any]:
+    """Iterate over the rows of JSONL, or of one JSON array."""
     if text.lstrip().startswith("["):
         with reading("data", path, "is not JSON", typed=False):
             rows = json.loads(text)
@@ -108,15 +120,24 @@ def _json_rows(path: Path, text: str) -> Iterator[Any]:
 
 
 def hub_dataset(name: str, *, streaming: bool = False) -> Any:
-    """A data set on the Hub, "owner/name" or "owner/name:split". Raises InputError if there is none."""
+    """Load a data set from the Hub.
+
+    Args:
+        name: "owner/name", or "owner/name:split"; the split is "train" by default.
+        streaming: Read the rows while they are used, instead of downloading all of them first.
+
+    Raises:
+        InputError: There is no such data set.
+    """
     import datasets
 
     repository, _, split = name.partition(":")
     try:
         return datasets.load_dataset(repository, split=split or "train", streaming=streaming)
-    except Exception as error:  # The Hub client raises many kinds; each means that this name gives no data.
+    except Exception as error:  # The Hub client raises many types of error; all of them mean that the name gives no data.
         raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 
 
 def _names(columns: Iterable[str]) -> str:
+    """The names in quotation marks, for an error message."""
     return ", ".join(repr(column) for column in columns) or "no columns"

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint before a model is made of it. Each refusal tells the user what to do instead."""
+"""Checks of a checkpoint before its model is built. Error messages say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from secateur.tasks import Task
 
 
 def require_no_gguf(name: str) -> None:
-    """Check that the name is no GGUF file, and no folder with only GGUF files to load. Raises InputError if it is."""
+    """Refuse GGUF files.
+
+    Raises:
+        InputError: The name is a GGUF file, or a folder that holds no other model.
+    """
     path = Path(name)
     files = sorted(path.glob("*.gguf")) if path.is_dir() and not (path / "config.json").is_file() else []
     if path.suffix == ".gguf" or files:
@@ -25,29 +29,35 @@ def require_no_gguf(name: str) -> None:
 
 
 def require_plain(name: str, config: Any) -> None:
-    """Check that a checkpoint is not quantised. Raises InputError if it is: quantised linear layers hold packed codes, so no
-    rows can be cut from them."""
-    about = getattr(config, "quantization_config", None)
-    if about is None:
+    """Refuse quantised checkpoints: their linear layers hold packed codes, whose rows cannot be cut.
+
+    Raises:
+        InputError: The checkpoint is quantised.
+    """
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is None:
         return
-    settings = about if isinstance(about, Mapping) else vars(about)
-    in_bits = settings.get("load_in_4bit") or settings.get("load_in_8bit")
-    method = settings.get("quant_method") or ("bitsandbytes" if in_bits else "unknown")
+    fields = quantisation if isinstance(quantisation, Mapping) else vars(quantisation)
+    in_bits = fields.get("load_in_4bit") or fields.get("load_in_8bit")
+    method = fields.get("quant_method") or ("bitsandbytes" if in_bits else "unknown")
     raise InputError(
         f"model: expected ordinary weights (float32, float16 or bfloat16), got {name!r}, quantised by "
         f"{getattr(method, 'value', method)}: "
-        "load it dequantised (model.dequantize(), then save_pretrained), or prune what it was made from and quantise that"
+        "load it dequantised (model.dequantize(), then save_pretrained), or prune the unquantised model and quantise the result"
     )
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:
-    """Check that transformers has a model of this architecture for the task. Raises InputError if it has none.
+    """Check that transformers has a model of this architecture for the task.
 
     Args:
         name: The folder or Hub name of the model.
         config: Its config.
-        kind: The name of the task.
-        tasks: The classes of all tasks by name.
+        kind: The kind of task.
+        tasks: The classes of all kinds of task by name.
+
+    Raises:
+        InputError: It has none.
     """
     fitting = [known for known, task in tasks.items() if has_auto_model(task.auto_class, config)]
     if kind not in fitting:
@@ -58,7 +68,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
 
 
 def unreachable(name: str, error: Exception) -> InputError:
-    """The InputError for a model whose config could not be read: whether it is gated, missing, or out of reach."""
+    """Return the error for a model that cannot be downloaded or read: it is gated, missing or out of reach."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     causes = list(_causes(error))
@@ -72,7 +82,7 @@ def unreachable(name: str, error: Exception) -> InputError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The exception, its cause, the cause's cause, and so on."""
+    """The error, its cause, the cause's cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -79,7 +79,7 @@ def alternatives(
 def alternatives_within(
     scores: Scores, budget: Budget, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
 ) -> list[Plan]:
-    """`alternatives` for a `Budget`. options: what else `plan` takes."""
+    """Return the `alternatives` for a `Budget`. `options` are further arguments of `plan`."""
     if allocation is not None or budget.kind == "keep":
         return [plan_within(scores, budget, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
     uniform = plan_within(scores, budget, **options)

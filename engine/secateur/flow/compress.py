@@ -307,7 +307,7 @@ def _loaded(
     device: str,
     dtype: str,
 ) -> Loaded:
-    """The model with its tokenizer. Raises InputError for arguments that have no meaning for it."""
+    """The model with its tokenizer. Raises InputError for arguments that the kind of model does not take."""
     if isinstance(task, Task) and (labels != "auto" or max_length is not None):
         raise InputError("task: expected the task's own labels and max_length where it is a Task, got others")
     if isinstance(model, (str, Path)):

@@ -34,7 +34,7 @@ _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model and what its folder tells about it.
+    """A model with its tokenizer, its stored dtype and its task.
 
     Attributes:
         model: The model.
@@ -129,13 +129,13 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
 
 
 def loaded_from(model: nn.Module, task: tasks.Task, tokenizer: Any) -> Loaded:
-    """A model that the caller has loaded, as `Loaded`. Its dtype counts as the stored one."""
+    """Return a model that the caller has loaded as `Loaded`. The model's dtype counts as the stored dtype."""
     stored = next(model.parameters()).dtype
     return Loaded(model, task.reader if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
 
 
 def name_of(task: tasks.Task) -> str:
-    """The name of a task, a key of `TASKS`; empty for a task of another class."""
+    """Return the name of a task, a key of `TASKS`; empty for a task of another class."""
     return next((name for name, cls in TASKS.items() if type(task) is cls), "")
 
 
@@ -161,12 +161,12 @@ def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exampl
 
 
 def task_file(task: tasks.Task, name: str) -> str:
-    """The content of `TASK_FILE`, by which later commands know the task of a pruned folder."""
+    """Return the content of `TASK_FILE`, the file in a pruned folder that tells later commands its task."""
     return json.dumps({"task": name, "labels": task.labels}, indent=1) + "\n"
 
 
 def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example]) -> list[str] | None:
-    """The candidate labels, None for open targets. The arguments are those of `make_task`."""
+    """Return the candidate labels; None for open targets. The arguments are those of `make_task`."""
     if not isinstance(labels, str):
         return list(labels)
     if labels == "open":
@@ -185,7 +185,11 @@ def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exam
 
 
 def device_named(name: str) -> torch.device:
-    """A device by name; "auto" is CUDA where there is one. Raises InputError for a device that cannot be used."""
+    """Return a device by name; "auto" is CUDA where it is available.
+
+    Raises:
+        InputError: The device cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

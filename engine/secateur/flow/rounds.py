@@ -42,9 +42,9 @@ def attribute_in_rounds(
         examples: The examples to score on, as in `attribute`.
         rounds: How often to score. One round is `attribute`.
         budget: The budget after the last round: a `Budget`, or a mapping such as {"flops": 0.5}.
-        planning: What else `plan` takes in the rounds before the last one. By default those plans are knapsacks that leave
+        planning: Further arguments of `plan` in the rounds before the last one. By default those plans are knapsacks that leave
             every site one unit, or uniform under `keep`.
-        options: What else `attribute` takes.
+        options: Further arguments of `attribute`.
 
     Returns:
         The scores of the last round.

@@ -20,7 +20,7 @@ from secateur.support.errors import InputError
 from secateur.tasks import Task
 from secateur.tasks.base import without_targets
 
-Say = Callable[[str], None]  # Receives one line that tells what happens now.
+Say = Callable[[str], None]  # Receives a line about the step that begins.
 # Wraps an iteration, given the iteration, its length and a word for its steps.
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -70,7 +70,7 @@ def within_budget(
         max_tokens: Padded input tokens in a batch.
         say: Receives a line at each stage.
         progress: Wraps iterations.
-        options: What else `alternatives` takes.
+        options: Further arguments of `alternatives`.
 
     Returns:
         The candidates, best first, and how the budget of time was met; None under another budget.

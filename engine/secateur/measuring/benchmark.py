@@ -1,4 +1,4 @@
-"""benchmark: dense against pruned, interleaved, as ratios with their spread, and why where there is no gain."""
+"""benchmark: time a dense and a pruned model in turn; report speed-ups, their spread, and the reasons for small gains."""
 
 from __future__ import annotations
 
@@ -24,8 +24,20 @@ from secateur.support.errors import InputError
 
 @dataclass(frozen=True)
 class Timing:
-    """One shape of batch. Times are medians in milliseconds; speedup is the median of the pairwise ratios dense/pruned, low
-    and high its quartiles; flops are of one forward pass, flops_speedup the ratio that they allow."""
+    """The times of both models on one batch shape.
+
+    Attributes:
+        batch_size: Examples in the batch.
+        length: Tokens of an example; for a model that reads images, the tokens that it makes of an image.
+        dense_ms: Median time of a dense forward pass, in milliseconds.
+        pruned_ms: Median time of a pruned forward pass, in milliseconds.
+        speedup: Median of the ratios dense/pruned of the pairs of runs.
+        speedup_low: Lower quartile of these ratios.
+        speedup_high: Upper quartile of these ratios.
+        dense_flops: FLOPs of one dense forward pass.
+        pruned_flops: FLOPs of one pruned forward pass.
+        pairs: The number of pairs of runs.
+    """
 
     batch_size: int
     length: int
@@ -40,17 +52,26 @@ class Timing:
 
     @property
     def flops_speedup(self) -> float:
+        """The speed-up that the counted FLOPs allow: dense over pruned."""
         return self.dense_flops / self.pruned_flops
 
     @property
     def examples_per_second(self) -> tuple[float, float]:
-        """Dense and pruned."""
+        """Throughput of the dense and of the pruned model."""
         return 1e3 * self.batch_size / self.dense_ms, 1e3 * self.batch_size / self.pruned_ms
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `benchmark` measured, and on what."""
+    """The result of `benchmark`.
+
+    Attributes:
+        timings: One entry for each batch.
+        dense_parameters: Parameters of the dense model.
+        pruned_parameters: Parameters of the pruned model.
+        environment: Device, threads and versions, as in `secateur.support.environment`.
+        notes: Reasons why a speed-up falls short of what the FLOPs allow.
+    """
 
     timings: list[Timing]
     dense_parameters: int
@@ -59,6 +80,7 @@ class Report:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON document, derived figures included."""
         timings = [
             {**asdict(t), "flops_speedup": t.flops_speedup, "examples_per_second": t.examples_per_second} for t in self.timings
         ]
@@ -73,11 +95,20 @@ def benchmark(
     pairs: int = 20,
     seconds: float = 10.0,
 ) -> Report:
-    """Times forward passes of both models on the same batches, a dense and a pruned run in turn.
+    """Time forward passes of both models on the same batches, a dense and a pruned run in turn.
 
-    batches: the models' keyword arguments, one batch for each shape of interest (`synthetic_batches` makes some).
-    pairs: interleaved runs of each, after three to warm up; fewer, but three at least, if a shape would take longer than
-    `seconds`. Both models run in eval mode on the device they are on. Raises InputError if there is no batch.
+    Both models run in eval mode, on the device they are on.
+
+    Args:
+        dense: The dense model.
+        pruned: The pruned model.
+        batches: Keyword arguments of the models, one batch for each shape of interest (`synthetic_batches` makes them).
+        pairs: Pairs of runs for each batch, after three warm-up runs of each model. If a batch would take longer than
+            `seconds`, fewer pairs run, but at least three.
+        seconds: Time limit for each batch.
+
+    Raises:
+        InputError: There is no batch.
     """
     given = [dict(batch) for batch in batches]
     if not given:
@@ -90,13 +121,14 @@ def benchmark(
 
 
 def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: int, seconds: float) -> Timing:
+    """Time both models on one batch."""
     options = forward_options(dense)
     start = time.perf_counter()
     for _ in range(3):
         _seconds(dense, batch, options)
         _seconds(pruned, batch, options)
-    both = (time.perf_counter() - start) / 3
-    count = max(3, min(pairs, math.ceil(seconds / both)))
+    pair_seconds = (time.perf_counter() - start) / 3
+    count = max(3, min(pairs, math.ceil(seconds / pair_seconds)))
     times: list[tuple[float, float]] = []
     for k in range(count):
         if k % 2:
@@ -124,6 +156,7 @@ def _time(dense: nn.Module, pruned: nn.Module, batch: dict[str, Tensor], pairs: 
 
 
 def _seconds(model: nn.Module, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> float:
+    """Seconds of one forward pass, the device's work included."""
     device = next(iter(batch.values())).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -135,13 +168,13 @@ def _seconds(model: nn.Module, batch: Mapping[str, Tensor], options: Mapping[str
 
 
 def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -> list[str]:
-    """Why shapes fall short of what the counted FLOPs allow, where one can tell."""
+    """Reasons why shapes fall short of what the counted FLOPs allow, as far as the figures show them."""
     if all(t.flops_speedup < 1.02 for t in timings):
-        return ["the pruned model does under 2% fewer FLOPs: (almost) nothing was removed that costs time"]
+        return ["the pruned model does under 2% fewer FLOPs: (almost) nothing that costs time was removed"]
     best = max(t.dense_flops / t.dense_ms for t in timings)
     align = 64 if device.type == "cuda" else 8
     widths = [branch.width for branch in feed_forwards(branches(pruned).values())]
-    odd = [width for width in widths if width % align]
+    misaligned = [width for width in widths if width % align]
     notes = []
     for timing in timings:
         if timing.speedup >= 0.85 * timing.flops_speedup:
@@ -150,8 +183,10 @@ def _notes(timings: Sequence[Timing], pruned: nn.Module, device: torch.device) -
         share = timing.dense_flops / timing.dense_ms / best
         if share < 0.6:
             reasons.append(f"the batch is too small: the dense model runs at {share:.0%} of its FLOP/s at the best shape")
-        if odd:
-            reasons.append(f"{len(odd)} of {len(widths)} FFN widths are no multiples of {align} (plan with align={align})")
+        if misaligned:
+            reasons.append(
+                f"{len(misaligned)} of {len(widths)} FFN widths are not multiples of {align} (plan with align={align})"
+            )
         if timing.speedup_high >= 0.85 * timing.flops_speedup:
             low, high = timing.speedup_low, timing.speedup_high
             reasons.append(f"the runs scatter (quartiles {low:.2f} to {high:.2f}): was the machine busy?")

@@ -1,4 +1,4 @@
-"""dry_run: what a budget would leave of a model, found from its shapes alone: no weight is needed, nor looked at."""
+"""dry_run: the sizes that a budget would leave of a model, computed from shapes alone. No weights are needed or read."""
 
 from __future__ import annotations
 
@@ -36,8 +36,16 @@ _TARGET_LENGTH = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's sizes. layer_parameters: of its prunable layers. cache_bytes: of keys and values, for each token of the decoder
-    and, with cross-attention, of the encoder; a window that forgets tokens is not counted. flops: of one forward pass."""
+    """The sizes of a model.
+
+    Attributes:
+        parameters: All parameters.
+        layer_parameters: Parameters of the prunable layers.
+        weight_bytes: Bytes of the weights, by dtype.
+        cache_bytes: Bytes of keys and values for each token of the decoder and, with cross-attention, of the encoder. A sliding
+            window, which drops old tokens, is not taken into account.
+        flops: FLOPs of one forward pass.
+    """
 
     parameters: int
     layer_parameters: int
@@ -48,8 +56,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that `attribute` by gradient x activation holds at its peak, in all and by what holds them, where a batch is
-    `batch_size` unpadded examples of `length` tokens."""
+    """Peak memory of `attribute` by gradient x activation, in bytes.
+
+    A batch holds `batch_size` unpadded examples of `length` tokens.
+
+    Attributes:
+        batch_size: Examples in a batch.
+        length: Tokens of an example.
+        weights: Bytes of parameters and buffers.
+        activations: Bytes of activations and gradients.
+        sums: Bytes of the scores' sums.
+    """
 
     batch_size: int
     length: int
@@ -59,13 +76,22 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes in all."""
         return self.weights + self.activations + self.sums
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What `dry_run` found. shape: batch size and tokens of the pass whose FLOPs are counted. stock: whether a stock config
-    describes the pruned model."""
+    """The result of `dry_run`.
+
+    Attributes:
+        plan: The plan.
+        shape: Batch size and tokens of the pass whose FLOPs are counted.
+        dense: Sizes of the dense model.
+        pruned: Sizes of the pruned model.
+        attribution: Memory that scoring the dense model takes.
+        stock: Whether a stock config describes the pruned model.
+    """
 
     plan: Plan
     shape: tuple[int, int]
@@ -75,6 +101,7 @@ class DryRun:
     stock: bool
 
     def to_json(self) -> dict[str, Any]:
+        """Return the result as a JSON document."""
         return {
             "shape": self.shape,
             "dense": asdict(self.dense),
@@ -98,30 +125,43 @@ def dry_run(
     max_tokens: int = 4096,
     **planning: Any,
 ) -> DryRun:
-    """The sizes of a model and of what a plan would leave of it, from shapes alone.
+    """Compute the sizes of a model, and the sizes that a plan would leave of it, from shapes alone.
 
-    model: on the meta device, without weights, as made inside `with torch.device("meta")`. It is untouched.
-    planning: a budget and what else `plan` takes. Without scores those that stay are drawn, and the allocation must be uniform;
-    FLOPs are then those of examples of `length` tokens. given: a plan to carry out instead. batch_size, length: of the pass
-    whose FLOPs are counted. max_tokens: of `attribute`, whose memory is told for examples of `length` tokens, or
-    of as many as a model makes of an image.
-    Raises InputError: as `sites`, `plan` and `prune` do; a model with weights; a budget of measured time; an allocation that
-    needs scores.
+    Without scores, the units that stay are drawn at random, and the allocation must be uniform. FLOPs are then those of
+    examples of `length` tokens.
+
+    Args:
+        model: A model on the meta device, without weights, as built inside `with torch.device("meta")`. It is not changed.
+        given: A plan to carry out, instead of a budget.
+        scores: Scores to plan from.
+        unit: The unit of attention, as in `sites`.
+        select: The sites to prune, as in `sites`.
+        batch_size: Examples of the pass whose FLOPs are counted.
+        length: Tokens of these examples. For a model that reads images, it is the number of tokens that the model makes of an
+            image. The memory of `attribute` is also given for this length.
+        max_tokens: `max_tokens` of `attribute`, whose memory is computed.
+        planning: A budget, and the other arguments of `plan`.
+
+    Raises:
+        InputError: As in `sites`, `plan` and `prune`; or the model has weights, the budget is a measured time, or the
+            allocation needs scores.
     """
     if any(parameter.device.type != "meta" for parameter in model.parameters()):
-        raise InputError("model: expected one on the meta device for a dry run, got one with weights")
+        raise InputError("model: expected a model on the meta device for a dry run, got one with weights")
     budget = None if given is not None else Budget.taken_from(planning)
     if budget is not None and budget.measured:
         raise InputError(
-            f"{budget.kind}: expected keep, flops, params or memory in a dry run, which times nothing, got {budget.amount}"
+            f"{budget.kind}: expected keep, flops, params or memory in a dry run, which measures no time, got {budget.amount}"
         )
     if given is None and scores is None and planning.get("allocation", "uniform") != "uniform":
-        named = planning["allocation"]
-        raise InputError(f"allocation: expected uniform in a dry run without scores, which others need, got {named!r}")
-    chosen = sites(model, unit=unit, select=select)
+        allocation = planning["allocation"]
+        raise InputError(
+            f"allocation: expected uniform in a dry run without scores, as other allocations need scores, got {allocation!r}"
+        )
+    prunable = sites(model, unit=unit, select=select)
     length = fixed_length(model) or length
     if budget is not None:
-        given = plan_within(scores or _drawn(model, chosen, length), budget, **planning)
+        given = plan_within(scores or _drawn(model, prunable, length), budget, **planning)
     assert given is not None  # The budget is missing only where a plan is given.
     pruned = prune(model, given)
     return DryRun(
@@ -129,13 +169,13 @@ def dry_run(
         shape=(batch_size, length),
         dense=sizes_of(model, batch_size, length),
         pruned=sizes_of(pruned, batch_size, length),
-        attribution=attribution_memory(model, chosen, max_tokens, length),
+        attribution=attribution_memory(model, prunable, max_tokens, length),
         stock=not hasattr(pruned.config, "secateur"),
     )
 
 
 def sizes_of(model: nn.Module, batch_size: int, length: int) -> Sizes:
-    """The sizes of a model on the meta device, with the FLOPs of a pass of this shape."""
+    """Compute the sizes of a model on the meta device, with the FLOPs of a pass of batch_size x length tokens."""
     (inputs,) = synthetic_batches(model, [batch_size], [length], target_length=_TARGET_LENGTH)
     weights = [parameter for _, parameter in named_parameters(model)]
     count, dtype = sum(weight.numel() for weight in weights), weights[0].dtype
@@ -151,42 +191,55 @@ def sizes_of(model: nn.Module, batch_size: int, length: int) -> Sizes:
 
 
 def attribution_memory(model: nn.Module, chosen: Sequence[Site], max_tokens: int, length: int) -> Memory:
-    """What `attribute` by gradient x activation holds at its peak of a model on the meta device, at examples of one length.
+    """Compute the peak memory of `attribute` by gradient x activation, for a model on the meta device.
 
-    Its forward and backward pass is run on shapes: `activations` is the most that is alive at once of what it makes, with the
-    gradients. What kernels use inside for a moment is not in it, nor is what the allocator holds beyond what was asked for.
-    Attention counts as by a kernel that never writes its probabilities, where the model leaves that to PyTorch.
+    All examples have the same length.
+
+    The forward and backward pass runs on shapes: `activations` is the most bytes of its intermediate results, gradients
+    included, that are alive at once. It does not include the scratch memory of kernels, or what the allocator reserves beyond
+    the bytes requested. Attention is counted as a kernel that never writes its probabilities, where the model leaves attention
+    to PyTorch.
+
+    Args:
+        model: The model.
+        chosen: The sites that are scored.
+        max_tokens: Padded input tokens in a batch.
+        length: Tokens of an example.
     """
     size = max(1, max_tokens // length)
     (inputs,) = synthetic_batches(model, [size], [length], target_length=_TARGET_LENGTH)
     if "logits_to_keep" in inputs:
         inputs["logits_to_keep"] = torch.arange(length - min(_TARGET_LENGTH, length), length, device="meta")
     batch = Batch(inputs, torch.empty(0), list(range(size)))
-    live = _Live()
+    live = _LiveBytes()
     with undisturbed(model), torch.enable_grad(), _padded(), live:
         OnePass(model, chosen, lambda batch: _target(model, batch)).scores(batch)
-    held = [*(parameter for _, parameter in named_parameters(model)), *model.buffers()]
+    weights = [*(parameter for _, parameter in named_parameters(model)), *model.buffers()]
     units = [site.units for site in chosen]
-    # The sums over examples, and one site's terms: both float64.
+    # The sums over the examples, and the terms of one site for a batch: both float64.
     sums = 8 * (sum(units) + size * max(units))
-    return Memory(size, length, sum(tensor.nbytes for tensor in held), live.peak, sums)
+    return Memory(size, length, sum(tensor.nbytes for tensor in weights), live.peak, sums)
 
 
 def _target(model: nn.Module, batch: Batch) -> Tensor:
+    """The summed log-probability of label 0 at every position, as a stand-in for a task's target. [batch_size]"""
     logits: Tensor = model(**batch.inputs, **forward_options(model)).logits
     logits = logits if logits.dim() == 3 else logits.unsqueeze(1)
     return target_of(logits, torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device), "log_probability")
 
 
-def _drawn(model: nn.Module, chosen: Sequence[Site], length: int) -> Scores:
-    """Scores drawn at random, as of examples of one length. Were all alike, every layer would keep its first units, so that a
-    plan would seem to need fewer tables of relative positions, or less room in uneven heads, than any real one."""
-    generator, layers = torch.Generator().manual_seed(0), sites(model)
-    has_encoder = any(site.stack == "encoder" for site in layers)
+def _drawn(model: nn.Module, prunable: Sequence[Site], length: int) -> Scores:
+    """Random scores, as if from examples of one length.
+
+    With equal scores, every layer would keep its first units. The plan would then seem to need fewer tables of relative
+    positions, or less room in uneven heads, than a real plan.
+    """
+    generator, all_layers = torch.Generator().manual_seed(0), sites(model)
+    has_encoder = any(site.stack == "encoder" for site in all_layers)
     return Scores(
-        by_site={site.name: torch.randperm(site.units, generator=generator).double() for site in chosen},
-        sites=tuple(chosen),
-        all_sites=tuple(layers),
+        by_site={site.name: torch.randperm(site.units, generator=generator).double() for site in prunable},
+        sites=tuple(prunable),
+        all_sites=tuple(all_layers),
         fingerprint=fingerprint(model),
         criterion={"criterion": "drawn"},
         examples=0,
@@ -196,20 +249,21 @@ def _drawn(model: nn.Module, chosen: Sequence[Site], length: int) -> Scores:
 
 
 def _cache_bytes(model: nn.Module, dtype: torch.dtype) -> dict[str, int]:
-    """Keys and values that a cache holds for each token, by the stack whose tokens they are."""
-    sizes: dict[str, int] = {}
+    """Bytes of keys and values in a cache for each token, by the stack of the token."""
+    by_stack: dict[str, int] = {}
     for branch in attentions(branches(model).values()):
         if branch.stack == "decoder":
-            sizes[branch.source] = sizes.get(branch.source, 0) + branch.cached_channels * dtype.itemsize
-    return sizes
+            by_stack[branch.source] = by_stack.get(branch.source, 0) + branch.cached_channels * dtype.itemsize
+    return by_stack
 
 
 def _name(dtype: torch.dtype) -> str:
+    """The name of a dtype without the prefix torch."""
     return str(dtype).removeprefix("torch.")
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, counts the bytes of the tensors that operations make, while they are alive; `peak` is the most."""
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the tensors that operations inside it create, while they are alive. `peak` is the maximum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -217,30 +271,30 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._seen:
                 self._seen.add(id(storage))
                 self._bytes += storage.nbytes()
                 weakref.finalize(storage, self._release, id(storage), storage.nbytes())
         self.peak = max(self.peak, self._bytes)
-        return found
+        return result
 
     def _release(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self._bytes -= size
 
 
-class _Untold(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, a question that a model asks of values which the meta device does not have is answered with no."""
+class _FalseBooleans(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Answers False where a model inside it tests a boolean tensor on the meta device, which has no value."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asked = reads_a_value(func) and args[0].device.type == "meta"
-        return False if asked and args[0].dtype == torch.bool else func(*args, **(kwargs or {}))
+        tests_value = reads_a_value(func) and args[0].device.type == "meta"
+        return False if tests_value and args[0].dtype == torch.bool else func(*args, **(kwargs or {}))
 
 
-class _Fused(TorchFunctionMode):
-    """Inside, attention on the meta device is one operation, as in the kernels of every other device, not its plain formula."""
+class _FusedAttention(TorchFunctionMode):
+    """Runs attention on the meta device as one operation, like the kernels of all other devices, not as its plain formula."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.scaled_dot_product_attention:
@@ -252,6 +306,7 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
+    """scaled_dot_product_attention as one fused operation. [B, heads, T, head_dim] -> [B, heads, T, head_dim]"""
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype)
     return flash_attention(query, key, value, attn_mask, dropout_p, is_causal, scale)
@@ -259,6 +314,6 @@ def _attention(
 
 @contextmanager
 def _padded() -> Iterator[None]:
-    """Inside, a model on the meta device runs as on a batch with padding: whether all tokens are real, it is told no."""
-    with _Fused(), _Untold():  # type: ignore[no-untyped-call]
+    """Make a model on the meta device run as on a padded batch: its test whether all tokens are real returns False."""
+    with _FusedAttention(), _FalseBooleans():  # type: ignore[no-untyped-call]
         yield

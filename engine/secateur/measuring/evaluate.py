@@ -1,4 +1,4 @@
-"""evaluate: a task's metric on examples, with its interval."""
+"""evaluate: a task's metric on examples, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from secateur.tasks import Evaluation, Task
 
 
 def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192) -> Evaluation:
-    """The task's metric of a model: accuracy, exact match, entity F1 or perplexity, with its 95% interval.
+    """Evaluate a model on a task: accuracy, exact match, entity F1 or perplexity, with its 95% interval.
 
-    max_tokens: padded input tokens in a batch. Examples as in `attribute`. Raises InputError for unusable ones.
+    Args:
+        model: The model, dense or pruned.
+        task: The task, which decides the metric.
+        examples: Examples, as in `attribute`.
+        max_tokens: Padded input tokens in a batch.
+
+    Raises:
+        InputError: The examples cannot be used, or the model does not fit the task.
     """
     task.require_fit(model)
     rows = read_examples(examples, task.columns)

@@ -1,4 +1,4 @@
-"""Plots of a benchmark and of a plan, as PNG bytes."""
+"""Plots of a benchmark and of a plan, as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
 
 
 def benchmark_plot(report: Report, title: str) -> bytes:
-    """Draw the measured speed-up of each shape with its quartiles, beside the speed-up that the counted FLOPs allow."""
-    drawing, (axes,) = row_of_axes(1)
+    """Plot the measured speed-up with its quartiles, and the speed-up that the FLOPs allow, for each batch shape."""
+    plot, (axes,) = row_of_axes(1)
     timings = report.timings
     xs = range(len(timings))
     speedups = [t.speedup for t in timings]
@@ -25,14 +25,14 @@ def benchmark_plot(report: Report, title: str) -> bytes:
     axes.set_xlabel("batch size x tokens")
     axes.set_ylabel("dense / pruned time")
     axes.legend()
-    drawing.suptitle(title)
-    return png(drawing)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def widths_plot(plan: Plan, title: str) -> bytes:
-    """Draw the share of its units that each site keeps, by layer. Each stack has a panel, each kind of site a line."""
+    """Plot the share of units that each site keeps by layer: a panel for each stack, a line for each kind of site."""
     stacks = list(dict.fromkeys(site.stack for site in plan.sites))
-    drawing, grid = row_of_axes(len(stacks))
+    plot, grid = row_of_axes(len(stacks))
     for stack, axes in zip(stacks, grid, strict=True):
         lines: dict[str, list[tuple[int, float]]] = {}
         for site in plan.sites:
@@ -46,14 +46,14 @@ def widths_plot(plan: Plan, title: str) -> bytes:
         axes.set_xlabel(f"{stack} layer")
         axes.set_ylabel("share of units kept")
         axes.legend(fontsize=7)
-    drawing.suptitle(title)
-    return png(drawing)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def row_of_axes(count: int) -> tuple[Any, Any]:
     """A figure, and its axes in a row [count], with a grid and without a frame."""
-    drawing, grid = figure(1, count)
+    plot, grid = figure(1, count)
     for axes in grid[0]:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    return drawing, grid[0]
+    return plot, grid[0]

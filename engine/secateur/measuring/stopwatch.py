@@ -1,4 +1,4 @@
-"""Milliseconds of each branch within a whole forward pass, where its weights are as cold as in use."""
+"""Time each branch inside a whole forward pass, where its weights are as cold in the caches as in real use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from secateur.model.families import branches
 
 @dataclass(frozen=True)
 class Clock:
-    """now: a mark of the present; between: milliseconds from one mark to a later one, once `wait` has returned."""
+    """A device's clock.
+
+    Attributes:
+        now: Return a mark of the present moment.
+        between: Return the milliseconds from one mark to a later one. Call `wait` first.
+        wait: Block until the device has passed all marks.
+    """
 
     now: Callable[[], Any]
     between: Callable[[Any, Any], float]
@@ -26,14 +32,19 @@ class Clock:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a whole forward pass, and of each branch in it."""
+    """The times of one forward pass.
+
+    Attributes:
+        total: Milliseconds of the whole pass.
+        branches: Milliseconds of each branch in it.
+    """
 
     total: float
     branches: dict[str, float]
 
 
 def clock(device: torch.device) -> Clock:
-    """The device's clock. A GPU marks its own queue, so that the host waits at the end of a pass alone."""
+    """Return a device's clock. On a GPU, marks are events in its own queue, so the host waits only at the end of a pass."""
     if device.type != "cuda":
         return Clock(time.perf_counter, lambda start, end: 1e3 * (end - start), lambda: None)
 
@@ -47,10 +58,16 @@ def clock(device: torch.device) -> Clock:
 
 @contextmanager
 def stopwatch(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Callable[[], Times]]:
-    """A function that runs the model on the batch and times it, in whatever mode it is. No hooks stay behind.
+    """Yield a function that runs the model on the batch and times it.
 
-    A branch's time begins where its first module is called, and ends where its out-projection has run: the activation and
-    attention's core are in it, the norm and the residual addition aren't.
+    The model runs in the mode that it is in. All hooks are removed at the end.
+
+    A branch's time begins where its first module is called, and ends where its out-projection has run. It includes the
+    activation function and the attention's core, but not the norm or the residual addition.
+
+    Args:
+        model: The model.
+        batch: Its keyword arguments.
     """
     watch, options = clock(next(model.parameters()).device), forward_options(model)
     marks: dict[str, list[Any]] = {}
@@ -68,7 +85,7 @@ def stopwatch(model: nn.Module, batch: Mapping[str, Tensor]) -> Iterator[Callabl
         model(**batch, **options)
         last = watch.now()
         watch.wait()
-        return Times(watch.between(start, last), {name: watch.between(*both) for name, both in marks.items()})
+        return Times(watch.between(start, last), {name: watch.between(*pair) for name, pair in marks.items()})
 
     try:
         for name, branch in branches(model).items():

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one file each."""
+"""The commands. A command has a file of its own, or shares it with a related one."""

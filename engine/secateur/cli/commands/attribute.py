@@ -1,4 +1,4 @@
-"""`secateur attribute`: scores of units, written as safetensors."""
+"""`secateur attribute`: score units and write the scores as safetensors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def attribute(
     model: Model,
     data: Data,
     out: Out,
-    task: Kind = None,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -54,8 +54,8 @@ def attribute(
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
-    per_example: Annotated[bool, typer.Option(help="Keep each example's scores too.")] = False,
-    backend: Annotated[str, typer.Option(help="Of the kernels: auto (Triton on a CUDA device), reference or triton.")] = "auto",
+    per_example: Annotated[bool, typer.Option(help="Also write the scores of each single example.")] = False,
+    backend: Annotated[str, typer.Option(help="Kernels: reference, triton, or auto (Triton on a GPU).")] = "auto",
     checkpoint: Checkpoints = None,
     device: Device = "auto",
     device_map: DeviceMap = None,
@@ -63,17 +63,17 @@ def attribute(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score each unit by what it does for a task: writes scores (safetensors). torchrun deals it out among processes."""
+    """Score each unit by its effect on a task; write the scores (safetensors). torchrun splits the examples among processes."""
     inputs.use_threads(threads)
     with processes(device, device_map) as ranks:
         require_absent(out, "file")
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-        loaded, job, rows = inputs.prepare(
-            model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+        loaded, task, rows = inputs.prepare(
+            model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
             device_map=device_map, unlabeled=unlabeled, columns=(column, token_column),
         )  # fmt: skip
         scores = secateur.attribute(
-            loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
+            loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,
             progress=None if ranks.rank else output.batch_progress,
         )  # fmt: skip

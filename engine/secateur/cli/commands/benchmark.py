@@ -1,4 +1,4 @@
-"""`secateur benchmark`: dense against pruned, timed over shapes."""
+"""`secateur benchmark`: time a dense against a pruned model over batch shapes."""
 
 from __future__ import annotations
 
@@ -26,26 +26,31 @@ from secateur.support.files import new_folder, require_absent
 
 
 def benchmark(
-    dense: Annotated[str, typer.Argument(help="The dense model.")],
-    pruned: Annotated[str, typer.Argument(help="The pruned model.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report and the plot; must not exist yet.")] = None,
+    dense: Annotated[str, typer.Argument(help="The dense model: a folder, a Hub name, or 'builtin'.")],
+    pruned: Annotated[str, typer.Argument(help="The pruned model: a folder or a Hub name.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report and the plot; it must not exist yet. By default, nothing is written."),
+    ] = None,
     batch_sizes: Sizes = "1,8,32",
     lengths: Lengths = "16,64",
-    target_length: Annotated[int, typer.Option(help="Decoder tokens, where there is an encoder.", min=1)] = 8,
-    pairs: Annotated[int, typer.Option(help="Interleaved runs of each model.", min=3)] = 20,
-    task: Kind = None,
+    target_length: Annotated[int, typer.Option(help="Decoder tokens, for a model with an encoder and a decoder.", min=1)] = 8,
+    pairs: Annotated[
+        int, typer.Option(help="Number of dense runs, and of pruned runs in turn with them, for each shape.", min=3)
+    ] = 20,
+    kind: Kind = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Dense against pruned: latency and throughput over batch sizes and lengths, as ratios with their spread."""
+    """Time a dense against a pruned model: latency, throughput, and speed-ups with their spread, over batch shapes."""
     inputs.use_threads(threads)
     if out is not None:
         require_absent(out)
     sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    first = load_model(dense, task=task, device=device, dtype=dtype)
-    second = load_model(pruned, task=task or first.task, device=device, dtype=dtype)
+    first = load_model(dense, task=kind, device=device, dtype=dtype)
+    second = load_model(pruned, task=kind or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
     report = secateur.benchmark(first.model, second.model, batches, pairs=pairs)
     if out is not None:

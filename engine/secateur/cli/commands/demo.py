@@ -1,4 +1,4 @@
-"""`secateur demo`: the whole flow on the built-in model and data."""
+"""`secateur demo`: score, prune and compare the built-in model on built-in data."""
 
 from __future__ import annotations
 
@@ -27,13 +27,27 @@ from secateur.support.files import new_folder
 
 KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 BATCH_SIZE, LENGTH = 32, 64
-REFITTED = 300  # Examples that the out-projections are refitted on.
+REFITTED = 300  # The number of examples that the out-projections are refitted on.
 
 
 def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[str, Any], list[Table | str]]:
-    """Score the built-in model on one task's calibration examples, prune it at several rates and compare the results on the
-    task's test examples. Write the model pruned at `keep` with the sweep's table and plot. Returns the document and what to
-    show of it."""
+    """Score the built-in model, prune it at several rates, and compare the results.
+
+    The model is scored on the calibration examples of a task, and compared on its test examples. The folder gets the model
+    pruned at `keep`, and the sweep's table and plot.
+
+    Args:
+        out: The folder, which must not exist yet.
+        name: The built-in task.
+        keep: The share of units that the written model keeps at every site.
+        unit: The unit of attention.
+
+    Returns:
+        The JSON document, and the tables and lines to print.
+
+    Raises:
+        InputError: There is no built-in task of this name, or the folder exists.
+    """
     if name not in builtin.tasks():
         raise InputError(f"task: expected one of {', '.join(builtin.tasks())}, got {name!r}")
     with new_folder(out) as folder:
@@ -63,9 +77,9 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.csv").write_text(to_csv(points))
         (folder / "sweep.png").write_bytes(sweep_plot(points, f"built-in T5 pruned for {name!r}, out-projections refitted"))
-    kind = f"labels {', '.join(task.labels)}" if task.labels else "open targets"
+    targets = f"labels {', '.join(task.labels)}" if task.labels else "open targets"
     head = (
-        f"Task {name!r} ({kind}): {len(rows)} examples to score on, {REFITTED} of them to refit on, {len(held_out)} to test "
+        f"Task {name!r} ({targets}): {len(rows)} examples to score on, {REFITTED} of them to refit on, {len(held_out)} to test "
         f"on. Neurons and attention {unit}s are pruned at every layer; batch {BATCH_SIZE} x {LENGTH}"
     )
     return document, [
@@ -81,14 +95,14 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Output folder; must not exist yet.")] = Path("demo-out"),
-    task: Annotated[str, typer.Option(help="Which of the built-in tasks.")] = "language",
+    out: Annotated[Path, typer.Option(help="Output folder; it must not exist yet.")] = Path("demo-out"),
+    task: Annotated[str, typer.Option(help=f"Built-in task: {', '.join(builtin.tasks())}.")] = "language",
     unit: UnitOption = "channel",
-    keep: Annotated[float, typer.Option(help="The rate at which the pruned model is written.")] = 0.5,
+    keep: Annotated[float, typer.Option(help="Share of units that the written model keeps at every site.")] = 0.5,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """The whole flow on the built-in model and data."""
+    """Score, prune and compare the built-in model on built-in data; write the model with a report and a plot."""
     inputs.use_threads(threads)
     document, shown = run(out, task, keep, inputs.unit(unit))
     output.emit(document, as_json, *shown)

@@ -1,4 +1,4 @@
-"""`secateur prune --dry-run`: tell from a model's config alone what a budget would leave of the model."""
+"""`secateur prune --dry-run`: compute the sizes of the pruned model from the config alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     budget: Budget | None,
     shapes: tuple[Sequence[int], Sequence[int]],
     *,
-    task: str | None,
+    kind: str | None,
     dtype: str,
     select: str | None,
     **options: Any,
@@ -40,23 +40,23 @@ def run(
         scores: The file of --scores, if it is given.
         budget: The budget; None with a plan.
         shapes: Batch sizes and lengths. The forward pass whose FLOPs are counted has the largest of each.
-        task: The name of the task.
+        kind: The kind of task; None for the model's own kind.
         dtype: The name of the dtype.
         select: The sites to prune.
-        options: What else `secateur.dry_run` takes.
+        options: Further arguments of `secateur.dry_run`.
 
     Returns:
-        The document, and what to show of it.
+        The JSON document, and the tables and lines to print.
 
     Raises:
-        InputError: As `secateur.dry_run` does.
+        InputError: As in `secateur.dry_run`.
     """
     if budget is not None:
         options[budget.kind] = budget.amount
     loaded = None if scores is None else Scores.load(scores)
     if loaded is not None and select is not None:
         loaded = loaded.of(select)
-    model = meta_model(name, task=task, dtype=dtype)
+    model = meta_model(name, task=kind, dtype=dtype)
     result = dry_run(
         model, given=given, scores=loaded, select=select, batch_size=max(shapes[0]), length=max(shapes[1]), **options
     )
@@ -64,7 +64,11 @@ def run(
 
 
 def require_real(data: str | None, out: Path | None, scores: Path | None) -> tuple[str, Path]:
-    """The data and the output folder that a run needs which is not dry. Raises InputError where one is missing."""
+    """Return the data and the output folder, which only a dry run can do without.
+
+    Raises:
+        InputError: One is missing, or --scores is given, which only a dry run takes.
+    """
     if data is None:
         raise InputError("data: expected --data with examples, which only --dry-run goes without, got none")
     if out is None:
@@ -75,7 +79,7 @@ def require_real(data: str | None, out: Path | None, scores: Path | None) -> tup
 
 
 def _sizes(result: DryRun) -> Table:
-    """Sizes and FLOPs, dense and pruned."""
+    """A table of sizes and FLOPs, dense and pruned."""
     dense, pruned = result.dense, result.pruned
     rows = [
         ("parameters", f"{dense.parameters:,}", f"{pruned.parameters:,} ({pruned.parameters / dense.parameters:.0%})"),
@@ -91,12 +95,12 @@ def _sizes(result: DryRun) -> Table:
 
 
 def _row(what: str, dense: int, pruned: int, written: Any) -> tuple[str, str, str]:
-    """A row of the comparison. written: turns a number into text."""
+    """A row of the comparison. `written` turns a number into text."""
     return what, written(dense), f"{written(pruned)} ({pruned / dense:.0%})"
 
 
 def _first_sites(plan: Plan) -> Table:
-    """The kinds of sites with their numbers, then the first few sites by name."""
+    """A table of the kinds of sites with their numbers, then of the first few sites by name."""
     kinds: Counter[tuple[str, str, int, int]] = Counter()
     for site in plan.sites:
         kinds[f"{site.stack} {site.kind}", site.unit, site.units, len(plan[site.name])] += 1
@@ -107,7 +111,7 @@ def _first_sites(plan: Plan) -> Table:
 
 
 def _lines(result: DryRun, model: Any) -> list[str]:
-    """What remains, the memory that scoring needs, and whether a stock config describes the pruned model."""
+    """Lines about the shares that remain, the memory that scoring takes, and whether the pruned model is a stock one."""
     memory, name = result.attribution, type(model).__name__
     left = result.plan.summary().get("remaining")
     lines = [
@@ -123,17 +127,17 @@ def _lines(result: DryRun, model: Any) -> list[str]:
 
 
 def amount(size: float) -> str:
-    """Bytes in the unit that suits their size."""
+    """Return a number of bytes as text, in a unit that suits its size."""
     return _scaled(size, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def _count(number: float) -> str:
-    """A count in thousands, millions, ..."""
+    """A count as text, in thousands (K), millions (M), ..."""
     return _scaled(number, 1000, ("", "K", "M", "G", "T", "P"))
 
 
 def _scaled(value: float, step: int, units: Sequence[str]) -> str:
-    """A value in the largest of the units that leaves it at least 1. Each unit is `step` times the one before."""
+    """A value as text, in the largest unit in which it is at least 1. Every unit is `step` times the unit before it."""
     power = 0
     while value >= step and power < len(units) - 1:
         value, power = value / step, power + 1

@@ -1,4 +1,4 @@
-"""`secateur evaluate`: the metric of a model on examples."""
+"""`secateur evaluate`: measure a model's metric on examples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from secateur.cli.shared.options import (
 def evaluate(
     model: Model,
     data: Data,
-    task: Kind = None,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -36,11 +36,11 @@ def evaluate(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """A model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
+    """Measure a model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
     inputs.use_threads(threads)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         columns=(column, token_column),
     )  # fmt: skip
-    result = secateur.evaluate(loaded.model, job, rows, max_tokens=max_tokens)
+    result = secateur.evaluate(loaded.model, task, rows, max_tokens=max_tokens)
     output.emit({"model": model, **result.to_json()}, as_json, str(result))

@@ -1,4 +1,4 @@
-"""`secateur layer-gates`: gates learn which layers a task needs, the others are deleted, and the result is proved."""
+"""`secateur layer-gates`: learn with gates which layers a task needs, delete the others, and verify the result."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def layer_gates(
     out: RunFolder,
     keep_layers: KeepLayers,
     unit: LayerUnitOption = "block",
-    steps: Annotated[int, typer.Option(help="Of training.", min=1)] = 500,
-    strength: Annotated[float, typer.Option(help="lambda_0: the weight of the penalty on open gates in the loss.")] = 5.0,
-    warmup: Annotated[float, typer.Option(help="Share of the steps before the penalty counts.")] = 0.25,
-    drop: Annotated[float, typer.Option(help="LayerDrop: probability that a step leaves a block out.")] = 0.0,
-    frozen: Annotated[bool, typer.Option("--frozen/--fine-tune", help="Train the gates alone, or the weights too.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Examples of a step.", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Of the weights' AdamW.", min=0)] = 3e-5,
-    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates' projected SGD.", min=0)] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of dropout and the order of examples.", min=0)] = 0,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 500,
+    strength: Annotated[float, typer.Option(help="Weight of the penalty on open gates in the loss (lambda_0).")] = 5.0,
+    warmup: Annotated[float, typer.Option(help="Share of the steps that pass before the penalty counts.")] = 0.25,
+    drop: Annotated[float, typer.Option(help="Probability that a step leaves a block out (LayerDrop).")] = 0.0,
+    frozen: Annotated[bool, typer.Option("--frozen/--fine-tune", help="Train only the gates, or also the weights.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Examples in a training step.", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights (AdamW).", min=0)] = 3e-5,
+    gate_learning_rate: Annotated[float, typer.Option(help="Learning rate of the gates (projected SGD).", min=0)] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of dropout and of the order of examples.", min=0)] = 0,
     evaluation: Eval = None,
-    task: Kind = None,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -73,17 +73,17 @@ def layer_gates(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Learn by gates which layers a task needs, delete the others, verify, evaluate, benchmark: a run that can be resumed."""
+    """Learn with gates which layers a task needs, delete the others, verify, evaluate and benchmark, as a resumable run."""
     from secateur.learned.layers.layer_gates import LayerGates
     from secateur.learned.layers.layer_training import task_features, train
     from secateur.learned.shared.trainer import trainer_arguments
 
     inputs.use_threads(threads)
-    (of,) = inputs.among("unit", unit, get_args(LayerUnit))
+    (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    # The model is trained in float32, whatever dtype it is stored in: half precision loses the changes of a step.
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
+    # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
         columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
@@ -93,17 +93,17 @@ def layer_gates(
     }  # fmt: skip
     arguments = trainer_arguments(out / "checkpoints", loaded.device, given)
     gates = LayerGates(
-        copy.deepcopy(loaded.model), keep_layers=keep_layers, unit=cast(LayerUnit, of), strength=strength, warmup=warmup,
-        drop=drop, frozen=frozen,
+        copy.deepcopy(loaded.model), keep_layers=keep_layers, unit=cast(LayerUnit, layer_unit), strength=strength,
+        warmup=warmup, drop=drop, frozen=frozen,
     )  # fmt: skip
-    # Examples are checked before the folder is begun, so that unusable ones leave nothing behind.
-    features = task_features(job, gates, rows)
+    # Examples are checked before the folder is begun, so that unusable examples leave no folder behind.
+    features = task_features(task, gates, rows)
     if held_out is not None:
-        job.items(loaded.model, held_out)
+        task.items(loaded.model, held_out)
     learned = {**gates.settings(), "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     learned["gate_learning_rate"] = gate_learning_rate
     settings = {
-        "model": model, "data": [data, len(rows)], "eval": evaluation, "task": loaded.task, "labels": job.labels,
+        "model": model, "data": [data, len(rows)], "eval": evaluation, "task": loaded.task, "labels": task.labels,
         "max_length": max_length, "column": [column, token_column], **learned,
     }  # fmt: skip
     with gates, Ledger(out, settings) as ledger:
@@ -114,7 +114,7 @@ def layer_gates(
                     gates, features[0], arguments, collate=features[1], learning_rates={"gates": gate_learning_rate},
                     resume=True, progress=count,
                 )  # fmt: skip
-            ledger.add(cell, _write_selected(loaded, gates, job, log, out / "model", learned, rows, held_out, shapes))
+            ledger.add(cell, _write_selected(loaded, gates, task, log, out / "model", learned, rows, held_out, shapes))
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         (document,) = ledger.rows()
     if document["closed at the end"]:
@@ -136,8 +136,8 @@ def _write_selected(
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
 ) -> dict[str, Any]:
-    """Close the smallest gates beyond the wanted number, delete the closed layers, verify the result against the gated model,
-    and write the folder. Returns the report."""
+    """Close the smallest gates beyond the number of layers to keep, delete the closed layers, verify the result against the
+    gated model, and write the folder. Returns the report. Raises VerificationError if the two models differ."""
     late = gates.close_smallest_()
     gone = [name for name in gates.names if name not in gates.left]
     output.say("deleting and verifying")
@@ -147,7 +147,7 @@ def _write_selected(
     verification = verify_layers(gates.model, selected, gone, task, batches, scales={n: gates.values[n] for n in gates.left})
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    selected.to(loaded.stored).float()  # The evaluated weights are those that are written.
+    selected.to(loaded.stored).float()  # Evaluate the weights as they are written.
     comparison = compare(loaded.model, selected, task, held_out, *shapes, say=output.say)
     course = [row for row in log if "loss" in row]
     document = {
@@ -167,8 +167,8 @@ def _write_selected(
 
 
 def _shown(document: Mapping[str, Any]) -> list[Table | str]:
-    """The report as tables: the gate of each layer, and the sizes, metrics and times of both models."""
-    left = {name: "deleted" if name in document["deleted"] else f"{value:.3f}" for name, value in document["z"].items()}
+    """The report as tables: the gate of each layer, and the sizes, metrics and times of both models; then the verification."""
+    gate_of = {name: "deleted" if name in document["deleted"] else f"{value:.3f}" for name, value in document["z"].items()}
     sizes = document["parameters"]
     rows = [("parameters", f"{sizes['dense']:,}", f"{sizes['pruned']:,} ({sizes['pruned'] / sizes['dense']:.0%})")]
     if document["evaluation"]:
@@ -179,4 +179,4 @@ def _shown(document: Mapping[str, Any]) -> list[Table | str]:
         for timing in document["benchmark"]["timings"]
     ]
     proof = Verification(**{name: value for name, value in document["verification"].items() if name != "holds"})
-    return [output.table(("layer", "gate"), left.items()), output.side_by_side(rows), str(proof)]
+    return [output.table(("layer", "gate"), gate_of.items()), output.side_by_side(rows), str(proof)]

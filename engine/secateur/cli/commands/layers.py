@@ -1,4 +1,4 @@
-"""`secateur layers`: scores whole layers, deletes the least needed ones, and proves it."""
+"""`secateur layers`: score whole layers, delete those with the lowest scores, and verify the result."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ def layers(
     data: Data,
     out: Out,
     keep_layers: KeepLayers,
-    criterion: Annotated[str, typer.Option(help=f"How layers are scored: {', '.join(LAYER_CRITERIA)}.")] = "influence",
+    criterion: Annotated[str, typer.Option(help=f"How to score layers: {', '.join(LAYER_CRITERIA)}.")] = "influence",
     unit: LayerUnitOption = "block",
-    target: Annotated[str, typer.Option(help="probability, log_probability or margin.")] = "log_probability",
+    target: Annotated[
+        str, typer.Option(help="Quantity that scores explain: probability, log_probability or margin.")
+    ] = "log_probability",
     evaluation: Eval = None,
-    task: Kind = None,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -67,27 +69,27 @@ def layers(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Score whole layers, delete the least needed ones, verify, evaluate, benchmark: writes a model folder with its report."""
+    """Score whole layers, delete the lowest-scored ones, verify, evaluate and benchmark; write a model folder with a report."""
     inputs.use_threads(threads)
     require_absent(out)
-    (kind,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
-    (of,) = inputs.among("unit", unit, get_args(LayerUnit))
-    (wanted,) = inputs.among("target", target, get_args(Target))
+    (criterion_name,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
+    (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
+    (target_name,) = inputs.among("target", target, get_args(Target))
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
-    # Checks the number before the scoring, which takes long.
-    choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, of)), 0.0), keep_layers)
+    # Refuse a wrong number of layers before the scoring, which takes long.
+    choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, layer_unit)), 0.0), keep_layers)
     scores = layer_scores(
-        loaded.model, job, rows, kind, unit=cast(LayerUnit, of), target=cast(Target, wanted), max_tokens=max_tokens,
-        progress=output.batch_progress,
+        loaded.model, task, rows, criterion_name, unit=cast(LayerUnit, layer_unit), target=cast(Target, target_name),
+        max_tokens=max_tokens, progress=output.batch_progress,
     )  # fmt: skip
     gone = choose_layers(scores, keep_layers)
-    chosen = {"criterion": kind, "unit": of, "keep_layers": keep_layers, "scores": scores, "deleted": gone}
-    document, shown = write_deleted(loaded, job, chosen, out, rows=rows, held_out=held_out, shapes=shapes)
+    chosen = {"criterion": criterion_name, "unit": layer_unit, "keep_layers": keep_layers, "scores": scores, "deleted": gone}
+    document, shown = write_deleted(loaded, task, chosen, out, rows=rows, held_out=held_out, shapes=shapes)
     output.emit(document, as_json, scores_table(scores, gone), *shown)
 
 
@@ -101,8 +103,25 @@ def write_deleted(
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
 ) -> tuple[dict[str, Any], list[Table | str]]:
-    """Delete the layers `chosen["deleted"]`, verify the result, and write the folder: the model in its stored dtype, its
-    tokenizer, report.json and a plot. Returns the report and what to show of it."""
+    """Delete layers, verify the result, evaluate and time it, and write the folder.
+
+    The folder holds the model in its stored dtype, its tokenizer, report.json and a plot.
+
+    Args:
+        loaded: The dense model.
+        task: Its task.
+        chosen: The first part of the report. Its "deleted" names the layers to delete.
+        out: The folder.
+        rows: Examples to verify on.
+        held_out: Examples to evaluate on; None to evaluate nothing.
+        shapes: Batch sizes and lengths to time.
+
+    Returns:
+        The report, and the tables and lines to print.
+
+    Raises:
+        VerificationError: The smaller model does not compute what the dense one computes without these layers.
+    """
     model, gone = loaded.model, chosen["deleted"]
     output.say("deleting and verifying")
     deleted = delete_layers(model, gone)
@@ -119,6 +138,6 @@ def write_deleted(
 
 
 def scores_table(scores: Mapping[str, float], gone: Collection[str]) -> Table:
-    """Each layer with its score, and whether it is deleted."""
+    """Return a table of the layers, their scores, and whether they are deleted."""
     rows = ((name, f"{score:.4g}", "deleted" if name in gone else "") for name, score in scores.items())
     return output.table(("layer", "score", ""), rows)

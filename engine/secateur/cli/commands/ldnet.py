@@ -1,4 +1,4 @@
-"""`secateur ldnet`: recurrent language models whose layers can be taken out, taggers on them, and their tags."""
+"""`secateur ldnet`: train recurrent language models, train taggers on them, prune their layers, and tag text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from secateur.cli.shared import inputs, output
-from secateur.cli.shared.options import Device, Json, Threads
+from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.flow.loaded import device_named
@@ -28,32 +28,42 @@ app = typer.Typer(
     help="LD-Net (Liu et al. 2018): prune a language model's layers for sequence labelling.", no_args_is_help=True
 )
 
-Out = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
-Seed = Annotated[int, typer.Option(help="Of weights, dropout and the order of examples.", min=0)]
-Scheme = Annotated[str, typer.Option(help="Of the tags in the files: auto, bio1, bio2, bioes; plain for tags of no spans.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0)]
+Scheme = Annotated[
+    str, typer.Option(help="Scheme of the tags in the files: auto, bio1, bio2, bioes; plain: tags that mark no spans.")
+]
+
+TrainFile = Annotated[Path, typer.Option("--data", help="Column file to train on: a token and its tags on each line.")]
+EvalFile = Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")]
+Lambda0 = Annotated[float, typer.Option(help="Weight of the penalty; the paper has 0.05 for entities and 0.5 for chunks.")]
+GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning rate of the gates' projected SGD.")]
 
 
 @app.command()
 def train_lm(
-    texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files, a sentence a line, words between spaces.")],
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Of training.", min=1)] = 10_000,
-    layers: Annotated[int, typer.Option(help="In each direction.", min=1)] = 10,
-    width: Annotated[int, typer.Option(help="Of each layer.", min=1)] = 300,
+    texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
+    out: RunFolder,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 10_000,
+    layers: Annotated[int, typer.Option(help="Number of layers in each direction.", min=1)] = 10,
+    width: Annotated[int, typer.Option(help="Width of a layer.", min=1)] = 300,
     embedding: Annotated[int, typer.Option(help="Width of the word embeddings.", min=1)] = 300,
-    projection: Annotated[int, typer.Option(help="Width of what the softmax reads; 0: all layers, unprojected.", min=0)] = 0,
-    layer_dropout: Annotated[float, typer.Option(help="Probability that a layer is hidden from the later ones.")] = 0.5,
-    dropout: Annotated[float, typer.Option(help="Of the elements that a layer reads.")] = 0.01,
-    cutoffs: Annotated[str, typer.Option(help="Of the adaptive softmax, between commas; auto by the vocabulary.")] = "auto",
-    min_count: Annotated[int, typer.Option(help="Words that come less often are unknown.", min=1)] = 3,
-    vocabulary: Annotated[int | None, typer.Option(help="Words that are known, at most.", min=4)] = None,
-    max_length: Annotated[int, typer.Option(help="Longer sentences come in pieces of so many words.", min=1)] = 128,
-    batch_size: Annotated[int, typer.Option(help="Sentences of a step.", min=1)] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 1e-3,
+    projection: Annotated[
+        int, typer.Option(help="Width of the projection that the softmax reads; 0: all layers without projection.", min=0)
+    ] = 0,
+    layer_dropout: Annotated[float, typer.Option(help="Probability that a layer is hidden from the layers after it.")] = 0.5,
+    dropout: Annotated[float, typer.Option(help="Dropout probability of the elements that a layer reads.")] = 0.01,
+    cutoffs: Annotated[
+        str, typer.Option(help="Cutoffs of the adaptive softmax, separated by commas; auto: from the vocabulary.")
+    ] = "auto",
+    min_count: Annotated[int, typer.Option(help="Rarer words are treated as unknown.", min=1)] = 3,
+    vocabulary: Annotated[int | None, typer.Option(help="Largest number of known words; by default, no limit.", min=4)] = None,
+    max_length: Annotated[int, typer.Option(help="Longer sentences are split into pieces of this many words.", min=1)] = 128,
+    batch_size: Annotated[int, typer.Option(help="Sentences in a training step.", min=1)] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
     save_steps: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints; a quarter of all by default.", min=1)
+        int | None, typer.Option(help="Steps between checkpoints; by default, a quarter of all steps.", min=1)
     ] = None,
-    evaluation: Annotated[Path | None, typer.Option("--eval", help="Text to measure the perplexity on.")] = None,
+    evaluation: Annotated[Path | None, typer.Option("--eval", help="Text file to measure the perplexity on.")] = None,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -106,31 +116,35 @@ def train_lm(
 
 @app.command()
 def train_tagger(
-    lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder of train-lm.")],
-    data: Annotated[Path, typer.Option(help="Column file to train on: a token and its tags a line.")],
-    evaluation: Annotated[Path, typer.Option("--eval", help="Column file to evaluate on.")],
-    column: Annotated[str, typer.Option(help="Of the tags: a number from 1, or a name of the files' global.columns line.")],
-    out: Out,
-    wanted: Annotated[int, typer.Option(help="Layers of both directions together that stay.", min=0)] = 2,
-    lambda0: Annotated[float, typer.Option(help="Weight of the penalty; the paper: 0.05 for entities, 0.5 for chunks.")] = 0.05,
-    regulariser: Annotated[str, typer.Option(help="R1, R2 or R3; R3 stops at the wanted number.")] = "R3",
-    reopen: Annotated[bool, typer.Option(help="Closed gates may open again, as in the paper.")] = True,
+    lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder that train-lm wrote.")],
+    data: TrainFile,
+    evaluation: EvalFile,
+    column: Annotated[
+        str, typer.Option(help="Column of the tags: a number from 1, or a name of the files' global.columns line.")
+    ],
+    out: RunFolder,
+    wanted: Annotated[int, typer.Option(help="Number of layers to keep, in both directions together.", min=0)] = 2,
+    lambda0: Lambda0 = 0.05,
+    regulariser: Annotated[str, typer.Option(help="Penalty: R1, R2 or R3. R3 stops at the wanted number of layers.")] = "R3",
+    reopen: Annotated[bool, typer.Option(help="Let closed gates open again, as in the paper.")] = True,
     scheme: Scheme = "auto",
-    token_column: Annotated[str, typer.Option(help="Of the tokens, as --column.")] = "1",
-    epochs: Annotated[float, typer.Option(help="Of the whole tagger's training.")] = 30.0,
-    prune_epochs: Annotated[float, typer.Option(help="Of the training with the penalty.")] = 30.0,
-    batch_size: Annotated[int, typer.Option(help="Sentences of a step.", min=1)] = 10,
-    learning_rate: Annotated[float, typer.Option(help="Of SGD.")] = 0.015,
-    gate_learning_rate: Annotated[float, typer.Option(help="Of the gates' projected SGD.")] = 0.15,
-    features: Annotated[int, typer.Option(help="Width of what is made of the language models' states.", min=1)] = 300,
-    word_width: Annotated[int, typer.Option(help="Of the word embeddings.", min=1)] = 100,
+    token_column: Annotated[str, typer.Option(help="Column of the tokens, in the same form as --column.")] = "1",
+    epochs: Annotated[float, typer.Option(help="Epochs of the whole tagger's training.")] = 30.0,
+    prune_epochs: Annotated[float, typer.Option(help="Epochs of the training with the penalty.")] = 30.0,
+    batch_size: Annotated[int, typer.Option(help="Sentences in a training step.", min=1)] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of SGD.")] = 0.015,
+    gate_learning_rate: GateRate = 0.15,
+    features: Annotated[
+        int, typer.Option(help="Width of the features that are computed from the language models' states.", min=1)
+    ] = 300,
+    word_width: Annotated[int, typer.Option(help="Width of the word embeddings.", min=1)] = 100,
     hidden: Annotated[int, typer.Option(help="Width of the tagger's LSTM in each direction.", min=1)] = 150,
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Train a tagger on frozen language models, close gates of their layers by a penalty, and delete those layers."""
+    """Train a tagger on frozen language models, close gates of their layers with a penalty, and delete these layers."""
     from secateur.learned.ldnet.folders import load_lm
     from secateur.learned.ldnet.run import Stage
     from secateur.learned.ldnet.tagger_training import GatePenalty
@@ -146,8 +160,8 @@ def train_tagger(
     stages = [Stage(number, batch_size, learning_rate, seed) for number in (epochs, prune_epochs)]
     settings = {
         "lm": str(lm), "data": [str(data), file_size(data)], "eval": [str(evaluation), file_size(evaluation)], "column": column,
-        "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty), "stages": [asdict(each) for each in stages],
-        "sizes": sizes,
+        "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty),
+        "stages": [asdict(stage) for stage in stages], "sizes": sizes,
     }  # fmt: skip
     with Ledger(out, settings) as ledger:
         document = _two_stages(ledger, (models, vocabulary), (train, dev), scheme, sizes, stages, penalty, place.type)
@@ -155,23 +169,26 @@ def train_tagger(
         write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
     if document["layers"]["after"] != wanted:
         left = document["layers"]["after"]
-        output.say(f"{left} layers stay, {wanted} were wanted: more epochs or a larger lambda0 close more gates, less fewer")
+        output.say(
+            f"{left} layers stay, {wanted} were wanted: more epochs or a larger lambda0 close more gates, "
+            "fewer epochs or a smaller lambda0 close fewer"
+        )
     output.emit({"out": str(out), **document}, as_json, _comparison(document), f"the pruned tagger is in {out / 'model'}")
 
 
 @app.command()
 def tag(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of train-tagger.")],
-    text: Annotated[Path, typer.Argument(help="Text, a sentence a line, tokens between spaces; - for standard input.")] = Path(
-        "-"
-    ),
-    scheme: Annotated[str, typer.Option(help="Of the tags of spans: bio1, bio2 or bioes.")] = "bio2",
-    batch_size: Annotated[int, typer.Option(help="Sentences at a time.", min=1)] = 80,
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that train-tagger wrote.")],
+    text: Annotated[
+        Path, typer.Argument(help="Text file: one sentence on a line, tokens separated by spaces; - is standard input.")
+    ] = Path("-"),
+    scheme: Annotated[str, typer.Option(help="Scheme of span tags in the output: bio1, bio2 or bioes.")] = "bio2",
+    batch_size: Annotated[int, typer.Option(help="Sentences in a batch.", min=1)] = 80,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Tag text: a token, a tab and its tag a line, and a blank line after each sentence. With --json all at the end."""
+    """Tag text. Each line has a token, a tab and its tag; a blank line ends a sentence. --json prints everything at the end."""
     from secateur.learned.ldnet.folders import load_tagger
     from secateur.learned.ldnet.tagging import tag as tags_of
 
@@ -186,7 +203,7 @@ def tag(
         output.emit({"sentences": [{"tokens": tokens, "tags": tags} for tokens, tags in tagged]}, True)
         return
     for tokens, tags in tagged:
-        sys.stdout.write("".join(f"{token}\t{found}\n" for token, found in zip(tokens, tags, strict=True)) + "\n")
+        sys.stdout.write("".join(f"{token}\t{label}\n" for token, label in zip(tokens, tags, strict=True)) + "\n")
         sys.stdout.flush()
 
 
@@ -199,7 +216,7 @@ def _language_models(
     device: str,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the report tells; models that the ledger has are not trained again. about: their config and vocabulary."""
+    """The report. Models that the ledger has are not trained again. `about` is their config and vocabulary."""
     from secateur.learned.ldnet.folders import save_lm
     from secateur.learned.ldnet.lm_training import perplexity, run
 
@@ -208,14 +225,14 @@ def _language_models(
         with output.counting("steps") as count:
             log, seconds = run(models, lines, out / "checkpoints", device, progress=count, **arguments)
         _write_log(out / "training.jsonl", log)
-        found = perplexity(models, held_out) if held_out else None
+        perplexities = perplexity(models, held_out) if held_out else None
         if not (out / "model").exists():
             save_lm(models, *about, out / "model")
         result = {
             "words": len(about[1]),
             "parameters": parameters(models),
             "training perplexity": [row["perplexity"] for row in log if "perplexity" in row][-1],
-            "perplexity": found and dict(zip(("forward", "backward"), found, strict=True)),
+            "perplexity": perplexities and dict(zip(("forward", "backward"), perplexities, strict=True)),
             "seconds": round(seconds, 1),
         }
         ledger.add(cell, result)
@@ -234,7 +251,7 @@ def _two_stages(
     penalty: Any,
     device: str,
 ) -> dict[str, Any]:
-    """What the report tells; a stage that the ledger has is not trained again."""
+    """The report. A stage that the ledger has is not trained again."""
     from secateur.learned.ldnet.folders import load_tagger, save_tagger
     from secateur.learned.ldnet.run import deletion_report, new_tagger, train_stage
 
@@ -256,42 +273,53 @@ def _two_stages(
                 tagger, train, dev, stages[1], out / "checkpoints-pruned", device, penalty=penalty, progress=count
             )
         _write_log(out / "training-pruned.jsonl", log)
-        pruned, found = deletion_report(whole, tagger, dev, penalty.wanted)
+        pruned, deletion = deletion_report(whole, tagger, dev, penalty.wanted)
         if not (out / "model").exists():
             save_tagger(pruned, out / "model")
-        ledger.add(cells[1], {"seconds": round(seconds, 1), "penalty": asdict(penalty), **found})
+        ledger.add(cells[1], {"seconds": round(seconds, 1), "penalty": asdict(penalty), **deletion})
     before, after = ledger.rows()
     document = {name: value for name, value in after.items() if name not in ("stage", "seconds")}
     return {**document, "seconds": {"whole": before["seconds"], "pruned": after["seconds"]}}
 
 
 def _lines(text: Path) -> Iterator[str]:
+    """The lines of a file, or of standard input."""
     numbered = decoded_lines(sys.stdin.buffer, "text: standard input") if str(text) == "-" else numbered_lines(text)
     return (line for _, line in numbered)
 
 
 def require_positive(**numbers: float) -> None:
-    """Raises InputError, with its name, for a number that is not above 0 or not finite."""
+    """Check numbers.
+
+    Raises:
+        InputError: A number is not above 0, or not finite. The message has its name.
+    """
     for name, value in numbers.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}: expected a number above 0, got {value}")
 
 
 def file_size(path: Path) -> int:
-    """In bytes. Raises InputError where there is no such file."""
+    """Return a file's size in bytes.
+
+    Raises:
+        InputError: There is no such file.
+    """
     if not path.is_file():
         raise InputError(f"data: no such file: {str(path)!r}")
     return path.stat().st_size
 
 
 def _write_log(path: Path, log: list[dict[str, Any]]) -> None:
+    """Write a training log as JSONL."""
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in log))
 
 
 def _comparison(document: dict[str, Any]) -> Table:
+    """A table of the tagger before and after pruning."""
     evaluations, layers, flops = (document[name] for name in ("evaluation", "layers", "flops per word"))
     values = [f"{e['value']:.4f} [{e['low']:.4f}, {e['high']:.4f}]" for e in evaluations.values()]
-    millions = [f"{found['all'] / 1e6:.2f} ({found['language models'] / 1e6:.2f} in the models)" for found in flops.values()]
+    millions = [f"{count['all'] / 1e6:.2f} ({count['language models'] / 1e6:.2f} in the models)" for count in flops.values()]
     return output.side_by_side(
         (
             (evaluations["before"]["metric"], values[0], values[1]),

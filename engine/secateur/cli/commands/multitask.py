@@ -1,4 +1,4 @@
-"""`secateur multitask`: prunes an encoder while it learns several tasks, as a YAML file says."""
+"""`secateur multitask`: prune an encoder while it learns several tasks, configured by a YAML file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from secateur.tasks.fitting import read_tokenizer
 
 
 def multitask(
-    config: Annotated[Path, typer.Argument(help="YAML: model, tasks, pruning, schedule, training (docs/usage/multitask.md).")],
-    out: Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same config goes on.")],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/usage/multitask.md).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run. A run that was begun with the same config is resumed.")],
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Prune a shared encoder while it is fine-tuned on several tasks (Xia and Shin 2021): writes encoder, heads and report."""
+    """Prune a shared encoder while fine-tuning it on several tasks (Xia and Shin 2021); write encoder, heads and report."""
     from secateur.learned.multitask import config as configs
     from secateur.learned.multitask.exporting import export, load, save
     from secateur.learned.multitask.run import TaskData, prepare, run, scores_from
@@ -37,7 +39,7 @@ def multitask(
     data = {name: TaskData(*configs.load_task(name, about)) for name, about in read.tasks.items()}
     place = device_named(device)
     arguments = configs.training_arguments(
-        read, {name: len(each.train) for name, each in data.items()}, out / "checkpoints", place.type
+        read, {name: len(task_data.train) for name, task_data in data.items()}, out / "checkpoints", place.type
     )
     encoder, tokenizer = load_encoder(read.model)
     pruning: dict[str, Any] = {**vars(read.pruning), "schedule": read.schedule, "pooling": read.pooling}
@@ -47,7 +49,7 @@ def multitask(
             load(scored), encoder, tokenizer, data, granularity=read.pruning.granularity, max_length=read.max_length
         )
     prepared = prepare(encoder, tokenizer, data, seed=arguments.seed, max_length=read.max_length, **pruning)
-    if arguments.process_index:  # Of several under torchrun, the first one writes.
+    if arguments.process_index:  # Under torchrun, only the first process writes.
         if not (out / CELLS).exists() or not (out / CELLS).read_bytes().endswith(b"\n"):
             run(prepared, arguments, learning_rates=read.learning_rates)
         return
@@ -55,34 +57,34 @@ def multitask(
         cell = {"model": read.model}
         if cell not in ledger:
             with output.counting("steps") as count:
-                found = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
-            exported = export(found.pruning.cpu())
+                result = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
+            exported = export(result.pruning.cpu())
             if not (out / "model").exists():
                 save(exported, out / "model", tokenizer=tokenizer, sparse=read.pruning.granularity == "element")
-            write_atomically(out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in found.log))
-            ledger.add(cell, report(found, encoder, exported.encoder, out / "model"))
+            write_atomically(out / "training.jsonl", "".join(json.dumps(row) + "\n" for row in result.log))
+            ledger.add(cell, report(result, encoder, exported.encoder, out / "model"))
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         (document,) = ledger.rows()
         write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
     output.emit({"out": str(out), **document}, as_json, output.evaluations_table(document["tasks"]), *lines(document, out))
 
 
-def report(found: Any, dense: nn.Module, pruned: nn.Module, folder: Path) -> dict[str, Any]:
-    """What a finished run tells: scores, density, sizes."""
+def report(result: Any, dense: nn.Module, pruned: nn.Module, folder: Path) -> dict[str, Any]:
+    """Return the report of a finished run: scores, density, sizes."""
     files = {"dense checkpoint": "encoder/model.safetensors", "sparse checkpoint": "encoder.sparse.safetensors"}
     return {
-        "settings": found.pruning.settings(),
-        "density": found.pruning.reached,
-        "weights": found.pruning.stored,
+        "settings": result.pruning.settings(),
+        "density": result.pruning.reached,
+        "weights": result.pruning.stored,
         "parameters": {"dense": parameters(dense), "pruned": parameters(pruned)},
         "bytes": {name: (folder / path).stat().st_size for name, path in files.items() if (folder / path).exists()},
-        "tasks": {name: evaluation.to_json() for name, evaluation in found.evaluations.items()},
-        "seconds": round(found.seconds, 1),
+        "tasks": {name: evaluation.to_json() for name, evaluation in result.evaluations.items()},
+        "seconds": round(result.seconds, 1),
     }
 
 
 def lines(document: dict[str, Any], out: Path) -> list[str]:
-    """The report below its table."""
+    """Return the lines of the report below its table."""
     sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in document["bytes"].items())
     settings = document["settings"]
     return [
@@ -93,7 +95,14 @@ def lines(document: dict[str, Any], out: Path) -> list[str]:
 
 
 def load_encoder(name: str) -> tuple[nn.Module, Any]:
-    """An encoder in float32, and its tokenizer, by folder, Hub name or "builtin" (the encoder of the built-in T5)."""
+    """Load an encoder in float32, and its tokenizer.
+
+    Args:
+        name: A folder, a Hub name, or "builtin" for the encoder of the built-in T5.
+
+    Raises:
+        InputError: It cannot be loaded as an encoder.
+    """
     from transformers import AutoModelForTextEncoding
     from transformers.utils.logging import disable_progress_bar
 

@@ -1,4 +1,4 @@
-"""`secateur plan`: choose the units that stay from scores, and write the plan as JSON."""
+"""`secateur plan`: choose from scores which units stay, and write the plan."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from secateur.support.files import require_absent
 
 
 def plan(
-    scores: Annotated[Path, typer.Argument(help="Scores written by attribute.")],
+    scores: Annotated[Path, typer.Argument(help="File of scores, from attribute.")],
     out: Out,
     keep: Keep = None,
     flops: Flops = None,
@@ -40,7 +40,7 @@ def plan(
     per_head: PerHead = False,
     as_json: Json = False,
 ) -> None:
-    """Choose which units stay, under a budget: writes a plan (JSON)."""
+    """Choose from scores which units stay within a budget; write the plan (JSON)."""
     require_absent(out, "file")
     chosen = secateur.plan(
         Scores.load(scores),

@@ -1,4 +1,4 @@
-"""`secateur prune`: the whole flow of `secateur.compress`, or a dry run of it."""
+"""`secateur prune`: run `secateur.compress` from scoring to the benchmark, or make a dry run of it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def prune(
     data: DataUnlessDry = None,
     out: OutUnlessDry = None,
     evaluation: Eval = None,
-    plan_file: Annotated[Path | None, typer.Option("--plan", help="A plan to carry out, instead of scoring.")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", help="Plan to carry out (JSON, from plan), instead of scores and a budget.")
+    ] = None,
     dry: DryRunOption = False,
     scores_file: ScoresOption = None,
     keep: Keep = None,
@@ -74,8 +76,8 @@ def prune(
     latency: Latency = None,
     allocation: AllocationName = "auto",
     floor: Floor = None,
-    rounds: Annotated[int, typer.Option(help="Score that often: prune some, score again what is left.", min=1)] = 1,
-    task: Kind = None,
+    rounds: Annotated[int, typer.Option(help="Number of rounds: prune a part, score the rest again, and so on.", min=1)] = 1,
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -98,21 +100,21 @@ def prune(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Attribute, plan, prune, verify, evaluate, benchmark: writes a model folder with its report."""
+    """Score, plan, prune, verify, recover, evaluate and benchmark; write a model folder with its report."""
     inputs.use_threads(threads)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is not None and any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected --plan or a budget, got both")
     budget = None if plan_file is not None else Budget.of(**amounts)
-    if budget is not None:  # Checked before the scoring, which takes long.
+    if budget is not None:  # Refuse a wrong budget before the scoring, which takes long.
         budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
     recoveries = inputs.recoveries(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     if dry:
         document, shown = dry_run.run(
-            model, given, scores_file, budget, shapes, task=task, dtype=dtype, unit=inputs.unit(unit), select=select,
+            model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,
             max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head,
             align=inputs.alignment(align, device_named(device).type),
             allocation="uniform" if allocation == "auto" else allocation,
@@ -121,13 +123,13 @@ def prune(
         return
     data, out = dry_run.require_real(data, out, scores_file)
     require_absent(out)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
     compressed = secateur.compress(
-        loaded, rows, job, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
+        loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
         align=inputs.alignment(align, loaded.device), per_head=per_head, recoveries=recoveries, max_tokens=max_tokens,
@@ -139,5 +141,5 @@ def prune(
 
 
 def _progress(steps: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Steps with a bar. That of the scoring counts examples."""
+    """Yield the steps, with a progress bar. The bar of the scoring counts examples."""
     return output.batch_progress(steps, total) if what == SCORING else output.step_progress(steps, total, what)

@@ -1,4 +1,4 @@
-"""`secateur reproduce ap`: the experiments of attribution-based pruning, as a resumable run."""
+"""`secateur reproduce ap`: repeat the experiments of attribution-based pruning, as a resumable run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 import secateur
 from secateur.attribution.criteria import criterion_named
 from secateur.cli.shared import inputs, output
-from secateur.cli.shared.options import Device, Json, Threads, UnitOption
+from secateur.cli.shared.options import Device, Json, RunFolder, Threads, UnitOption
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
 from secateur.flow.loaded import Loaded, load_model
@@ -20,68 +20,77 @@ from secateur.reproduction.ap import grid as ap
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
-# Of each preset: its tasks, those that are looked at more closely, and a task with a related and an unrelated one.
+# For each preset: its tasks, the tasks of the detailed experiments, and a task with a related and an unrelated one.
 BUILTIN = (("domain", "language", "movie", "qtype", "sentiment"), ("language", "domain"), ("sentiment", "movie", "language"))
 PAPER = (("sst2", "mrpc", "boolq", "qnli", "cb", "rte"), ("sst2", "qnli"), ("qnli", "rte", "sst2"))
 
-Out = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
-Model = Annotated[str, typer.Option(help="An encoder-decoder that knows the tasks: folder, Hub name, or 'builtin'.")]
-Preset = Annotated[str, typer.Option(help="builtin: built-in tasks; paper: GLUE and SuperGLUE sets from the Hub.")]
-Tasks = Annotated[str | None, typer.Option(help="Some of the preset's tasks, between commas.")]
-Experiments = Annotated[str | None, typer.Option(help=f"Some of {', '.join(ap.EXPERIMENTS)}, between commas.")]
-Criteria = Annotated[str | None, typer.Option(help="Of the experiment on accuracy, between commas; svd is one too.")]
-Sizes = Annotated[str, typer.Option(help="Examples of the low-resource experiment, between commas.")]
-Root = Annotated[Path | None, typer.Option("--data-root", help="With --preset paper: ROOT/NAME/SPLIT.parquet, not the Hub.")]
+Model = Annotated[str, typer.Option(help="An encoder-decoder that knows the tasks: a folder, a Hub name, or 'builtin'.")]
+Preset = Annotated[str, typer.Option(help="Data: builtin (built-in tasks) or paper (GLUE and SuperGLUE sets from the Hub).")]
+Tasks = Annotated[str | None, typer.Option(help="Some of the preset's tasks, separated by commas; by default, all.")]
+Experiments = Annotated[
+    str | None, typer.Option(help=f"Some of {', '.join(ap.EXPERIMENTS)}, separated by commas; by default, all.")
+]
+Criteria = Annotated[
+    str | None, typer.Option(help="Criteria of the accuracy experiment, separated by commas; svd is allowed too.")
+]
+Sizes = Annotated[str, typer.Option(help="Numbers of examples in the low-resource experiment, separated by commas.")]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", help="With --preset paper: read ROOT/NAME/SPLIT.parquet instead of the Hub.")
+]
 
 
 def ap_(
-    out: Out,
+    out: RunFolder,
     model: Model = "builtin",
     preset: Preset = "builtin",
     tasks: Tasks = None,
     experiments: Experiments = None,
     criteria: Criteria = None,
     unit: UnitOption = "channel",
-    examples: Annotated[int | None, typer.Option(help="Examples of a task to score on; paper: all.", min=2)] = None,
-    tested: Annotated[int | None, typer.Option(help="Examples of a task to test on; paper: all.", min=2)] = None,
+    examples: Annotated[
+        int | None, typer.Option(help="Examples of a task to score on; by default, 300, or all with --preset paper.", min=2)
+    ] = None,
+    tested: Annotated[
+        int | None, typer.Option(help="Examples of a task to test on; by default, 200, or all with --preset paper.", min=2)
+    ] = None,
     sizes: Sizes = "10,100,1000",
-    draws: Annotated[int, typer.Option(help="Draws of what is random.", min=1)] = 5,
+    draws: Annotated[int, typer.Option(help="Repetitions of random choices, with other seeds.", min=1)] = 5,
     data_root: Root = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Attribution-based pruning (Yang et al. 2023): its six experiments, with its baselines and today's strong criteria."""
+    """Repeat the six experiments of attribution-based pruning (Yang et al. 2023), with its baselines and newer criteria."""
     inputs.use_threads(threads)
     if preset not in ("builtin", "paper"):
         raise InputError(f"preset: expected builtin or paper, got {preset!r}")
     known, detailed, unseen = BUILTIN if preset == "builtin" else PAPER
-    chosen = inputs.among("tasks", tasks, known)
-    found = inputs.among("experiments", experiments, ap.EXPERIMENTS)
-    complete = set(unseen) <= set(chosen)
-    if not complete and "unseen" in found:
+    wanted_tasks = inputs.among("tasks", tasks, known)
+    wanted_experiments = inputs.among("experiments", experiments, ap.EXPERIMENTS)
+    complete = set(unseen) <= set(wanted_tasks)
+    if not complete and "unseen" in wanted_experiments:
         needed = f"the experiment on unseen domains needs the tasks {', '.join(unseen)}"
         if experiments is not None:
-            raise InputError(f"tasks: {needed}, got {', '.join(chosen)}")
+            raise InputError(f"tasks: {needed}, got {', '.join(wanted_tasks)}")
         output.say(f"{needed}: left out")
     loaded = load_model(model, task="text-to-text", device=device, dtype="auto")
-    small = preset == "builtin"
+    built_in = preset == "builtin"
     settings = ap.Settings(
         model=model,
         layers=_layers(loaded.model),
-        tasks=chosen,
-        detailed=tuple(task for task in detailed if task in chosen) or chosen[:1],
+        tasks=wanted_tasks,
+        detailed=tuple(task for task in detailed if task in wanted_tasks) or wanted_tasks[:1],
         unseen=unseen if complete else (),
-        experiments=tuple(name for name in found if name != "unseen" or complete),
+        experiments=tuple(name for name in wanted_experiments if name != "unseen" or complete),
         criteria=ap.CRITERIA if criteria is None else _criteria(criteria),
         sizes=tuple(inputs.numbers(sizes, "sizes")),
         draws=draws,
         unit=inputs.unit(unit),
-        examples=examples or (300 if small else None),
-        tested=tested or (200 if small else None),
+        examples=examples or (300 if built_in else None),
+        tested=tested or (200 if built_in else None),
     )
     cells = ap.grid(settings)
-    task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in chosen}
+    task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in wanted_tasks}
     laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
     run_cells(
         out, settings.to_json(), cells, laboratory.run,
@@ -90,6 +99,7 @@ def ap_(
 
 
 def _task_examples(loaded: Loaded, preset: str, name: str, settings: ap.Settings, root: Path | None) -> ap.TaskExamples:
+    """The task, its examples to score on, and its examples to test on."""
     if preset == "builtin":
         pool, test = builtin.examples(name), builtin.examples(f"{name}.test")
     else:
@@ -102,14 +112,16 @@ def _task_examples(loaded: Loaded, preset: str, name: str, settings: ap.Settings
 
 
 def _layers(model: nn.Module) -> tuple[int, int]:
-    found = secateur.sites(model)
-    counts = [1 + max((site.layer for site in found if site.stack == stack), default=-1) for stack in ap.STACKS]
+    """The layers of the encoder and of the decoder."""
+    prunable = secateur.sites(model)
+    counts = [1 + max((site.layer for site in prunable if site.stack == stack), default=-1) for stack in ap.STACKS]
     if not all(counts):
         raise InputError("model: expected an encoder-decoder, got a model of one stack")
     return counts[0], counts[1]
 
 
 def _criteria(text: str) -> tuple[str, ...]:
+    """Parse names of criteria."""
     chosen = tuple(text.split(","))
     for name in chosen:
         if name != "svd":

@@ -1,4 +1,4 @@
-"""`secateur reproduce multitask`: one pruned model for several tasks against pruned models of single tasks."""
+"""`secateur reproduce multitask`: compare one pruned model for several tasks with pruned models of single tasks."""
 
 from __future__ import annotations
 
@@ -8,37 +8,54 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli.shared import inputs
-from secateur.cli.shared.options import Device, Json, Threads
+from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
 from secateur.flow.loaded import device_named
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
-# What a preset fixes: its tasks, the model, and settings that its size asks for.
+# The default tasks of the preset builtin.
 BUILTIN_TASKS = ("domain", "language", "qtype")
 EXPERIMENTS = ("settings", "mixture", "low-resource", "initial-scores")
 
-Out = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
-Model = Annotated[str | None, typer.Option(help="An encoder: folder, Hub name, or 'builtin' (of the built-in T5).")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="An encoder: a folder, a Hub name, or 'builtin' (that of the built-in T5); by default, the preset's."),
+]
 Preset = Annotated[
     str,
-    typer.Option(help="builtin: built-in encoder and data; paper: BERT-base on MNLI, QQP, SQuAD; paper-nine: GLUE and SQuAD."),
+    typer.Option(help="Model and data: builtin, paper (BERT-base on MNLI, QQP, SQuAD), or paper-nine (on GLUE and SQuAD)."),
 ]
-Tasks = Annotated[str | None, typer.Option(help="Some of the preset's tasks, between commas; builtin: any closed task.")]
-Experiments = Annotated[str | None, typer.Option(help=f"Some of {', '.join(EXPERIMENTS)}, between commas.")]
-Steps = Annotated[int | None, typer.Option(help="Of training for each task; paper: 8 epochs.", min=1)]
+Tasks = Annotated[
+    str | None, typer.Option(help="Some of the preset's tasks, separated by commas; for builtin, any closed task.")
+]
+Experiments = Annotated[
+    str | None, typer.Option(help=f"Some of {', '.join(EXPERIMENTS)}, separated by commas; by default, all.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Training steps of a task; by default, 100 for builtin, and 8 epochs for the papers' presets.", min=1),
+]
 Densities = Annotated[
-    str | None, typer.Option(help="Of elements and of ranks, between commas; by default the paper's, lower ones for 'builtin'.")
+    str | None,
+    typer.Option(
+        help="Densities of elements and ranks, separated by commas; by default, the paper's, or lower ones for 'builtin'."
+    ),
 ]
 Rate = Annotated[
-    float | None, typer.Option("--learning-rate", help="Of the weights; 0.001 for 'builtin', else the paper's 3e-5.")
+    float | None,
+    typer.Option(
+        "--learning-rate", help="Learning rate of the weights; by default, 0.001 for 'builtin', else the paper's 3e-5."
+    ),
 ]
-Root = Annotated[Path | None, typer.Option("--data-root", help="With a paper's preset: ROOT/NAME/SPLIT.parquet, not the Hub.")]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", help="With a paper's preset: read ROOT/NAME/SPLIT.parquet instead of the Hub.")
+]
 
 
 def multitask(
-    out: Out,
+    out: RunFolder,
     model: Model = None,
     preset: Preset = "builtin",
     tasks: Tasks = None,
@@ -46,15 +63,15 @@ def multitask(
     steps: Steps = None,
     densities: Densities = None,
     learning_rate: Rate = None,
-    examples: Annotated[int | None, typer.Option(help="Training examples of a task, at most.", min=2)] = None,
-    tested: Annotated[int | None, typer.Option(help="Examples of a task to test on, at most.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Of heads, sampling and dropout.")] = 0,
+    examples: Annotated[int | None, typer.Option(help="Most training examples of a task; by default, all.", min=2)] = None,
+    tested: Annotated[int | None, typer.Option(help="Most examples of a task to test on; by default, all.", min=2)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of heads, sampling and dropout.")] = 0,
     data_root: Root = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Pruning with a multitask objective (Xia and Shin 2021): eight settings, against single-task models at the same budget."""
+    """Repeat multitask pruning (Xia and Shin 2021): eight settings, against single-task models at the same budget."""
     from secateur.cli.commands.multitask import load_encoder
     from secateur.reproduction.multitask import grid, report
 
@@ -80,25 +97,26 @@ def multitask(
 
 
 def _tasks(preset: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Those that are known, and those that are taken by default."""
+    """The tasks of a preset that can be chosen, and its default tasks."""
     from secateur.reproduction.multitask import encoder_sets
 
     if preset == "builtin":
         return tuple(name for name in builtin.tasks() if name not in ("negation", "question")), BUILTIN_TASKS
-    found = encoder_sets.THREE if preset == "paper" else encoder_sets.NINE
-    return found, found
+    names = encoder_sets.THREE if preset == "paper" else encoder_sets.NINE
+    return names, names
 
 
 def _densities(given: str | None) -> dict[str, tuple[float, ...]] | None:
+    """Parse densities, for elements and for ranks."""
     if given is None:
         return None
     try:
-        found = tuple(sorted({float(number) for number in given.split(",")}))
+        densities = tuple(sorted({float(number) for number in given.split(",")}))
     except ValueError:
         raise InputError(f"densities: expected numbers between commas, got {given!r}") from None
-    if not all(0 < density <= 1 for density in found):
+    if not all(0 < density <= 1 for density in densities):
         raise InputError(f"densities: expected shares in (0, 1], got {given!r}")
-    return {"element": found, "rank": found}
+    return {"element": densities, "rank": densities}
 
 
 def _settings(
@@ -111,8 +129,11 @@ def _settings(
     steps: int | None,
     **own: Any,
 ) -> Any:
-    """The paper's, but short training on the built-in data, whose texts are short; for the built-in encoder, a fiftieth of
-    BERT-base, also smaller densities and higher rates."""
+    """The settings of the run: the paper's, with exceptions.
+
+    The built-in data, whose texts are short, get short training. The built-in encoder, which is a fiftieth of BERT-base, also
+    gets smaller densities and higher learning rates.
+    """
     from secateur.reproduction.multitask.grid import Settings
 
     model = model or ("builtin" if preset == "builtin" else "google-bert/bert-base-uncased")
@@ -129,8 +150,10 @@ def _settings(
     if learning_rate is not None:
         rates["weights"] = learning_rate
     wanted = densities or wanted
-    # Of each budget an equal share for each task, and twice that of the largest, for ensembles that share it unequally.
-    single = {kind: (*(d / len(tasks) for d in found), min(1.0, 2 * found[-1] / len(tasks))) for kind, found in wanted.items()}
+    # An equal share of each budget for each task, and twice the share of the largest, for ensembles that share it unequally.
+    single = {
+        kind: (*(d / len(tasks) for d in budgets), min(1.0, 2 * budgets[-1] / len(tasks))) for kind, budgets in wanted.items()
+    }
     return Settings(
         model=model,
         tasks=tasks,
@@ -144,6 +167,7 @@ def _settings(
 
 
 def _data(preset: str, name: str, settings: Any, root: Path | None) -> Any:
+    """The task of an encoder, its training examples and its test examples."""
     from secateur.learned.multitask.encoder_tasks import Classification
     from secateur.learned.multitask.run import TaskData
     from secateur.reproduction.multitask import encoder_sets

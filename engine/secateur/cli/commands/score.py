@@ -1,4 +1,4 @@
-"""`secateur score`: a label and its probability for each document of a corpus."""
+"""`secateur score`: write a label and its probability for each document of a corpus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
-from secateur.corpus.run import Job, Wanted, alone_in, tuning_of, with_tuning
+from secateur.corpus.run import CorpusRun, RunOptions, alone_in, tuning_of, with_tuning
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
@@ -38,58 +38,70 @@ def score(
     data: Annotated[
         str,
         typer.Option(
-            help="Documents: files, patterns or URLs between commas, a folder of datasets' save_to_disk, or a Hub name."
+            help="Documents: files, patterns or URLs separated by commas, a folder of datasets' save_to_disk, or a Hub name."
         ),
     ],
-    out: Annotated[str, typer.Option(help="Output folder, local or a URL.")],
-    column: Annotated[str, typer.Option(help="Of the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="A column to carry over.")] = None,
-    labels: Annotated[str, typer.Option(help="Candidate labels between commas; auto: the model's own.")] = "auto",
-    task: Kind = None,
+    out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.")],
+    column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    id_column: Annotated[str | None, typer.Option(help="Column to copy into the output, such as an id.")] = None,
+    labels: Annotated[str, typer.Option(help="Candidate labels, separated by commas; auto: the model's own.")] = "auto",
+    kind: Kind = None,
     max_length: MaxLength = None,
-    on_long: Annotated[str, typer.Option(help="Documents longer than the model takes: cut, or error (rejected).")] = "cut",
-    limit: Annotated[int | None, typer.Option(help="Score the first that many documents.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a folder that was begun.")] = False,
-    threads: Annotated[str, typer.Option(help="CPU threads, with Ray of each worker; auto: by measurement.")] = "auto",
-    max_tokens: Annotated[str, typer.Option(help="Padded input tokens in a batch, or auto: by measurement.")] = "auto",
+    on_long: Annotated[
+        str, typer.Option(help="What to do with documents that are too long for the model: cut, or error (reject them).")
+    ] = "cut",
+    limit: Annotated[int | None, typer.Option(help="Score only the first N documents; by default, all of them.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run in a folder that was begun.")] = False,
+    threads: Annotated[str, typer.Option(help="CPU threads, with Ray for each worker; auto: measured at the start.")] = "auto",
+    max_tokens: Annotated[
+        str, typer.Option(help="Largest number of input tokens in a batch, padding included; auto: measured at the start.")
+    ] = "auto",
     dtype: Dtype = "auto",
-    compile: Annotated[str, typer.Option(help="By torch.compile: on, off, or auto: if a long corpus gains by it.")] = "auto",
+    compile: Annotated[
+        str, typer.Option(help="Use torch.compile: on, off, or auto (if it makes a long corpus faster).")
+    ] = "auto",
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help="local: this process; ray: workers of Ray Data.")] = "local",
-    workers: Annotated[int | None, typer.Option(help="Of Ray; else as many as the cluster has room for.", min=1)] = None,
-    ray_address: Annotated[str | None, typer.Option(help="Of a Ray cluster, or auto; else as ray.init does.")] = None,
+    engine: Annotated[str, typer.Option(help="Where to score: local (this process) or ray (workers of Ray Data).")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Number of Ray workers; by default, as many as the cluster has room for.", min=1)
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster, or auto; by default, ray.init decides.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a corpus: shard by shard into Parquet, with what cannot be scored beside it. A killed run goes on by --resume."""
+    """Score a corpus, shard by shard, into Parquet files, and list rejected documents. --resume continues a killed run."""
     if compile not in COMPILE:
         raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
-    wanted = Wanted(_number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile])
+    options = RunOptions(_number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile])
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
-    if engine == "ray" and wanted.compile is None:
-        wanted = replace(wanted, compile=False)  # How long its workers will take is not known here.
+    if engine == "ray" and options.compile is None:
+        options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
     keep_kernels()
-    recipe = _Recipe(model, task, labels, max_length, device, dtype)
+    recipe = _Recipe(model, kind, labels, max_length, device, dtype)
     reading = Reading(column, id_column, on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
-        if workers is not None and wanted.threads is None:
-            wanted = replace(wanted, threads=min(ray_engine.threads_for(workers), usable_cores()))
-        runner, kind = recipe.make()
+        if workers is not None and options.threads is None:
+            options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
+        runner, task_kind = recipe.make()
         sources, folder = find_sources(data), Folder(out)
         weights = weights_digest(runner.model)
         settings = {
-            "model": weights, "task": kind, "labels": runner.task.label_names(runner.model),
+            "model": weights, "task": task_kind, "labels": runner.task.label_names(runner.model),
             "max_length": runner.task.max_length,
         }  # fmt: skip
-        job = Job(sources, folder, reading, settings, resume=resume)
-        runner = job.ready(runner, wanted, output.say)
+        corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
+        runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
         with alone_in(folder):
-            job.begin(runner)
-            if job.unnamed:
-                output.say(f"{len(job.unnamed)} finished shards are none of --data's; their scores stay, and are counted")
-            _score(job, runner, scorer)
-    summary = job.summary
+            corpus_run.begin(runner)
+            if corpus_run.unnamed:
+                output.say(
+                    f"{len(corpus_run.unnamed)} finished shards are none of --data's; their scores stay, and are counted"
+                )
+            _score(corpus_run, runner, scorer)
+    summary = corpus_run.summary
     lines = [f"{len(summary.failed)} shards failed; --resume tries them again"] if summary.failed else []
     output.emit({**summary.to_json(), "out": out}, as_json, _table(summary.to_json()), *lines, f"scores in {out}")
     if summary.failed:
@@ -98,23 +110,31 @@ def score(
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What a model and its task are made of, here and in Ray's workers."""
+    """How to load a model and its task, in this process and in Ray's workers."""
 
     model: str
-    task: str | None
+    kind: str | None
     labels: str
     max_length: int | None
     device: str
     dtype: str
 
     def make(self) -> tuple[Runner, str]:
-        """The model, not tuned yet, and the name of its task."""
-        loaded = load_model(self.model, task=self.task, device=self.device, dtype=self.dtype)
+        """Return the model, not tuned yet, and the kind of its task."""
+        loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
         task = make_task(loaded, self.labels, [{}], self.max_length)
         return Runner(loaded.model, task.require_texts(), max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
-        """The model as it is run in a worker. weights: their digest. Raises InputError: others than those."""
+        """Return the model for a worker.
+
+        Args:
+            weights: The digest of the weights that it must have.
+            tuned: How the model is run, from `tuning_of`.
+
+        Raises:
+            InputError: The weights differ.
+        """
         runner, _ = self.make()
         if weights_digest(runner.model) != weights:
             raise InputError(
@@ -123,41 +143,47 @@ class _Recipe:
         return with_tuning(runner, tuned)
 
     def elsewhere(self, device: str) -> _Recipe:
-        """The same for processes with another working folder. device: its kind; of several GPUs Ray shows a worker its own."""
+        """Return the recipe for processes with another working folder.
+
+        Ray shows a worker only its own GPU, so `device` has no number.
+        """
         folder = Path(self.model)
         return replace(self, model=str(folder.absolute()) if folder.is_dir() else self.model, device=device)
 
 
 def _on_ray(runner: Runner, recipe: _Recipe, weights: str, workers: int | None) -> Engine:
+    """The engine that scores on Ray."""
     room = ray_engine.room_for(runner)
     if workers is not None and workers > room:
-        output.say(f"{workers} workers wanted, of which the cluster has room for {room} now")
+        output.say(f"{workers} workers requested, of which the cluster has room for {room} now")
     load = partial(recipe.elsewhere(model_device(runner.model).type).make_again, weights, tuning_of(runner))
     return partial(ray_engine.score_on_ray, load, workers or room)
 
 
-def _score(job: Job, runner: Runner, engine: Engine) -> None:
-    """Scores what is left, with a bar, and says which shards failed."""
-    left = job.left
-    output.say(f"{len(job.sources)} shards, {len(job.sources) - len(left)} of them finished before")
+def _score(corpus_run: CorpusRun, runner: Runner, engine: Engine) -> None:
+    """Score the shards that are left, with a progress bar, and report the failed ones."""
+    left = corpus_run.left
+    output.say(f"{len(corpus_run.sources)} shards, {len(corpus_run.sources) - len(left)} of them finished before")
     try:
         with _bar(sum(source.size for source in left)) as advance:
-            for each in job.score(runner, advance, engine):
-                if each.error is not None:
-                    output.say(f"secateur: {each.error}")
+            for shard in corpus_run.score(runner, advance, engine):
+                if shard.error is not None:
+                    output.say(f"secateur: {shard.error}")
     except WorkerError as error:
-        output.say(f"secateur: {error}; {_so_far(job)}")
+        output.say(f"secateur: {error}; {_so_far(corpus_run)}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        output.say(_so_far(job))
+        output.say(_so_far(corpus_run))
         raise
 
 
-def _so_far(job: Job) -> str:
-    return f"{len(job.finished)} of {len(job.sources)} shards are finished; --resume goes on"
+def _so_far(corpus_run: CorpusRun) -> str:
+    """A line about the finished shards."""
+    return f"{len(corpus_run.finished)} of {len(corpus_run.sources)} shards are finished; --resume continues the run"
 
 
 def _require_engine(engine: str, workers: int | None, address: str | None, limit: int | None) -> None:
+    """Raise InputError for options that the engine does not take."""
     if engine not in ("local", "ray"):
         raise InputError(f"engine: expected local or ray, got {engine!r}")
     for name, value in (("workers", workers), ("ray-address", address)):
@@ -168,6 +194,7 @@ def _require_engine(engine: str, workers: int | None, address: str | None, limit
 
 
 def _number(name: str, text: str) -> int | None:
+    """Parse auto (None) or a positive number."""
     if text == "auto":
         return None
     if not text.isdecimal() or int(text) < 1:
@@ -177,7 +204,7 @@ def _number(name: str, text: str) -> int | None:
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[Source, float, Counts], None]]:
-    """A bar over the shards' bytes, with documents and tokens a second."""
+    """A progress bar over the shards' bytes, with documents and tokens a second."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TextColumn("{task.fields[rates]}"),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -198,11 +225,12 @@ def _bar(total: int) -> Iterator[Callable[[Source, float, Counts], None]]:
         yield advance
 
 
-def _table(found: dict[str, Any]) -> Any:
+def _table(summary: dict[str, Any]) -> Any:
+    """A table of the summary."""
     rows = [
-        ("documents", f"{found['rows']:,}"), ("scored", f"{found['scored']:,}"), ("rejected", f"{found['rejected']:,}"),
-        ("shards", f"{found['shards']:,}"), ("documents/s", f"{found['documents_per_second']:,.1f}"),
-        ("tokens/s", f"{found['tokens_per_second']:,.0f}"), ("padding", f"{found['padding']:.1%}"),
-        ("model busy", f"{found['busy']:.1%}"), ("seconds", f"{found['seconds']:,.1f}"),
+        ("documents", f"{summary['rows']:,}"), ("scored", f"{summary['scored']:,}"), ("rejected", f"{summary['rejected']:,}"),
+        ("shards", f"{summary['shards']:,}"), ("documents/s", f"{summary['documents_per_second']:,.1f}"),
+        ("tokens/s", f"{summary['tokens_per_second']:,.0f}"), ("padding", f"{summary['padding']:.1%}"),
+        ("model busy", f"{summary['busy']:.1%}"), ("seconds", f"{summary['seconds']:,.1f}"),
     ]  # fmt: skip
     return output.table(("", ""), rows)

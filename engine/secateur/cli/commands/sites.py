@@ -1,4 +1,4 @@
-"""`secateur sites` and `secateur criteria`: what could be pruned, and how units can be scored."""
+"""`secateur sites` and `secateur criteria`: list what can be pruned, and how units can be scored."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from secateur.flow.loaded import meta_model
 
 
 def sites(model: Model, unit: UnitOption = "head", select: Select = None, as_json: Json = False) -> None:
-    """What could be pruned: name, units, and what one unit costs."""
-    found = secateur.sites(meta_model(model, task=None), unit=inputs.unit(unit), select=select)
-    output.emit({"sites": [site.to_json() for site in found]}, as_json, output.sites_table(found))
+    """List what can be pruned: name, units, and the cost of one unit."""
+    prunable = secateur.sites(meta_model(model, task=None), unit=inputs.unit(unit), select=select)
+    output.emit({"sites": [site.to_json() for site in prunable]}, as_json, output.sites_table(prunable))
 
 
 def criteria(as_json: Json = False) -> None:
-    """How units can be scored: what --criterion takes, with its settings and their defaults."""
-    found = [{"name": name, "summary": summary(name), "settings": asdict(make())} for name, make in PRESETS.items()]
+    """List the criteria that --criterion takes, with their settings and defaults."""
+    described = [{"name": name, "summary": summary(name), "settings": asdict(make())} for name, make in PRESETS.items()]
     low_rank = "svd scores no units: secateur.factorise gives layers of low rank, which `secateur reproduce ap` compares with"
-    output.emit({"criteria": found}, as_json, output.criteria_table(found), low_rank)
+    output.emit({"criteria": described}, as_json, output.criteria_table(described), low_rank)

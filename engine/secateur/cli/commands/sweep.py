@@ -1,4 +1,4 @@
-"""`secateur sweep`: measure accuracy, size and speed at several rates."""
+"""`secateur sweep`: measure accuracy, size and speed at several rates of pruning."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ def sweep_(
     data: Data,
     out: Out,
     evaluation: Annotated[str, typer.Option("--eval", help="Held-out examples to evaluate on.")],
-    keeps: Annotated[str, typer.Option(help="Rates between commas.")] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2",
-    task: Kind = None,
+    keeps: Annotated[
+        str, typer.Option(help="Shares of units to keep at every site, separated by commas.")
+    ] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2",
+    kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
     token_column: TokenColumn = "1",
@@ -62,34 +64,34 @@ def sweep_(
     align: Align = "1",
     per_head: PerHead = False,
     recover: Recover = "least-squares",
-    batch_size: Annotated[int, typer.Option(help="Of the timed batch.", min=1)] = 32,
-    length: Annotated[int, typer.Option(help="Tokens of the timed batch.", min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(help="Examples in the timed batch.", min=1)] = 32,
+    length: Annotated[int, typer.Option(help="Tokens of each example in the timed batch.", min=1)] = 64,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Accuracy against size and speed over several rates, as CSV, JSON and PNG."""
+    """Measure accuracy, size and speed at several rates of pruning; write them as CSV, JSON and PNG."""
     inputs.use_threads(threads)
     require_absent(out)
     (refit,) = inputs.recoveries(recover, tries=False)
     rates = inputs.numbers(keeps, "keeps", float)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    loaded, job, rows = inputs.prepare(
-        model, data, task=task, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
+    loaded, task, rows = inputs.prepare(
+        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
     held_out = inputs.read(evaluation, loaded, (column, token_column), labels)
     scores = secateur.attribute(
-        loaded.model, job, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
+        loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,
     )  # fmt: skip
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     points = sweep(
-        loaded.model, job, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
+        loaded.model, task, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
         progress=output.step_progress,
         recovery=None if refit is None else lambda pruned: secateur.recover_(
-            loaded.model, pruned, job, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
+            loaded.model, pruned, task, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
         ),
     )  # fmt: skip
     document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}

@@ -1,4 +1,4 @@
-"""From a command's arguments to a model, a task, examples and a criterion."""
+"""Turn the arguments of a command into a model, a task, examples and a criterion."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from secateur.tasks import TokenClassification
 from secateur.tasks.classification import class_names
 
 COLUMN_FILE = ".conll"
-# The columns of a column file: that of the tags, None where the data is no column file, and that of the tokens.
+# The columns of the tags and of the tokens in a column file. The first is None if the data is no column file.
 Columns = tuple[str | None, str]
 
 
@@ -40,8 +40,27 @@ def prepare(
     unlabeled: bool = False,
     columns: Columns = (None, "1"),
 ) -> tuple[Loaded, tasks.Task, list[Example]]:
-    """What every verb that sees examples needs: the model, its task (of all rows, whose targets may tell the labels) and the
-    first `examples` rows. unlabeled: targets are not read."""
+    """Load the model, the task and the examples of a command.
+
+    Args:
+        model: A folder, a Hub name, or "builtin".
+        data: The examples, as in `read`.
+        task: The kind of task; None for the model's own kind.
+        labels: The candidate labels, as in `make_task`. The targets of all rows may tell them.
+        examples: Return only that many rows, the first ones; None for all.
+        max_length: Inputs are cut after that many tokens.
+        device: The device, as in `load_model`.
+        dtype: The dtype, as in `load_model`.
+        device_map: How Accelerate spreads the model, in place of `device`.
+        unlabeled: Do not read the targets.
+        columns: The columns of a column file.
+
+    Returns:
+        The model, its task, and the rows.
+
+    Raises:
+        InputError: As in `load_model`, `read` and `make_task`.
+    """
     loaded = load_model(model, task=task, device=device, dtype=dtype, device_map=device_map)
     rows = read(data, loaded, columns, labels, unlabeled=unlabeled)
     return loaded, make_task(loaded, labels, rows, max_length), rows[:examples]
@@ -50,8 +69,22 @@ def prepare(
 def read(
     data: str, loaded: Loaded, columns: Columns = (None, "1"), labels: str = "auto", *, unlabeled: bool = False
 ) -> list[Example]:
-    """Examples with the columns of a model's task, or the first of them alone; "builtin:..." as in `read_examples`. columns:
-    where they are in a column file, whose tags are among the labels (those of `make_task`)."""
+    """Read the examples of a model's task.
+
+    Args:
+        data: A file, a Hub name or "builtin:...", as in `read_examples`; or a column file, with `columns`.
+        loaded: The model.
+        columns: The columns of the tags and of the tokens in a column file.
+        labels: The candidate labels, as in `make_task`. The tags of a column file must be among them.
+        unlabeled: Read the first column of the task only, not the targets.
+
+    Returns:
+        The rows, with the columns of the task.
+
+    Raises:
+        InputError: The examples cannot be read, a column file comes without the column of its tags, or that column is given
+            for a model whose task is not token-classification.
+    """
     column, token = columns
     if column is None:
         if Path(data).suffix == COLUMN_FILE:
@@ -64,19 +97,29 @@ def read(
 
 
 def among(name: str, text: str | None, known: Collection[str], default: Collection[str] | None = None) -> tuple[str, ...]:
-    """Names between commas, which must be known; without any the default, all known ones if there is none."""
+    """Return the names between commas; without any, the default, or else all known names.
+
+    Raises:
+        InputError: A name is unknown.
+    """
     if text is None:
         return tuple(known if default is None else default)
     chosen = tuple(text.split(","))
-    for each in chosen:
-        if each not in known:
-            raise InputError(f"{name}: expected some of {', '.join(known)}, got {each!r}")
+    for choice in chosen:
+        if choice not in known:
+            raise InputError(f"{name}: expected some of {', '.join(known)}, got {choice!r}")
     return chosen
 
 
 def make_criterion(name: str, target: str | None, over_examples: str | None, unlabeled: bool) -> Criterion:
-    """A criterion with the fields that options change. unlabeled: for all candidate labels, whose signed scores would cancel:
-    they become absolute unless told otherwise."""
+    """Return the criterion, with the fields that options set.
+
+    With `unlabeled`, it scores for all candidate labels. Their signed scores would cancel, so they become absolute, unless an
+    option says otherwise.
+
+    Raises:
+        InputError: The criterion is unknown, or lacks a setting that an option sets.
+    """
     criterion = criterion_named(name)
     if unlabeled and getattr(criterion, "over_examples", None) == "signed":
         over_examples = over_examples or "absolute"
@@ -93,7 +136,7 @@ def make_criterion(name: str, target: str | None, over_examples: str | None, unl
 
 
 def unit(name: str) -> Literal["head", "channel"]:
-    """The unit of attention that is pruned."""
+    """Return the unit of attention that is pruned."""
     if name == "head":
         return "head"
     if name == "channel":
@@ -102,36 +145,36 @@ def unit(name: str) -> Literal["head", "channel"]:
 
 
 def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
-    """Positive numbers between commas."""
+    """Parse positive numbers between commas. `name` is the option, for error messages."""
     try:
-        found = [kind(part) for part in text.split(",")]
+        parsed = [kind(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(f"{name}: expected numbers between commas, got {text!r}") from error
-    if not all(number > 0 for number in found):
+    if not all(number > 0 for number in parsed):
         raise InputError(f"{name}: expected positive numbers, got {text!r}")
-    return found
+    return parsed
 
 
 def use_threads(threads: int | None) -> None:
-    """CPU threads from here on, if they were given."""
+    """Set the number of CPU threads, if it is given."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
 def recoveries(name: str, tries: bool) -> tuple[Method | None, ...]:
-    """The recoveries that a name stands for."""
-    found: dict[str, tuple[Method | None, ...]] = {
+    """Return the methods of recovery that a name stands for. `tries` also allows auto."""
+    by_name: dict[str, tuple[Method | None, ...]] = {
         "least-squares": ("least_squares",), "scale": ("scale",), "bias": ("bias",), "none": (None,)
     }  # fmt: skip
     if tries:
-        found["auto"] = RECOVERIES
-    if name not in found:
-        raise InputError(f"recover: expected one of {', '.join(found)}, got {name!r}")
-    return found[name]
+        by_name["auto"] = RECOVERIES
+    if name not in by_name:
+        raise InputError(f"recover: expected one of {', '.join(by_name)}, got {name!r}")
+    return by_name[name]
 
 
 def alignment(value: str, device: str) -> int:
-    """auto: what the device's matrix units take whole, tiles of 64 on an accelerator and vectors of 16 floats on a CPU."""
+    """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU."""
     if value == "auto":
         return preferred_alignment(device)
     if not value.isdigit() or int(value) < 1:

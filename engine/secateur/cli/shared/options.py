@@ -1,4 +1,4 @@
-"""Options of the commands: their types, names and help."""
+"""Options of the commands: their types, names and help texts."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from typing import Annotated
 
 import typer
 
-UnitOption = Annotated[str, typer.Option("--unit", help="What is removed from attention: head or channel.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads.", min=1)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of a table.")]
-Model = Annotated[str, typer.Argument(help="Model folder, Hub name, or 'builtin'.")]
-Data = Annotated[str, typer.Option(help="Examples: JSONL, CSV, Parquet or column file, Hub name, or builtin:TASK.")]
-DataUnlessDry = Annotated[str | None, typer.Option("--data", help="Examples, as for attribute; --dry-run needs none.")]
+UnitOption = Annotated[str, typer.Option("--unit", help="The unit that is removed from attention: head or channel.")]
+Device = Annotated[str, typer.Option(help="Device to run on: auto (a GPU if there is one), cpu, cuda, cuda:1, ...")]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads; by default, torch decides.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of a table.")]
+Model = Annotated[str, typer.Argument(help="A model folder, a Hub name, or 'builtin' (the built-in model).")]
+Data = Annotated[str, typer.Option(help="Examples: a JSONL, CSV, Parquet or column file, a Hub name, or builtin:TASK.")]
+DataUnlessDry = Annotated[str | None, typer.Option("--data", help="Examples, as for attribute; not needed with --dry-run.")]
 Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.")]
 Column = Annotated[
     str | None,
-    typer.Option(help="Examples are in CoNLL-style column files, tags in this column: a number, or a name of global.columns."),
+    typer.Option(
+        help="Column of the tags, if the examples are CoNLL-style column files: a number from 1, or a name of global.columns."
+    ),
 ]
-TokenColumn = Annotated[str, typer.Option(help="Of a column file's tokens, as --column.")]
+TokenColumn = Annotated[str, typer.Option(help="Column of the tokens in a column file, in the same form as --column.")]
 Kind = Annotated[
     str | None,
-    typer.Option("--task", help="text-to-text, causal-lm, or sequence-, token- or image-classification."),
+    typer.Option(
+        "--task",
+        help="Kind of task: text-to-text, causal-lm, or sequence-, token- or image-classification; by default, the model's.",
+    ),
 ]
-Labels = Annotated[str, typer.Option(help="Candidate labels between commas; 'open' for open targets; 'auto' from the data.")]
+Labels = Annotated[
+    str, typer.Option(help="Candidate labels, separated by commas; 'open': any target text; 'auto': from the data.")
+]
 Select = Annotated[
     str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")
 ]
@@ -32,54 +39,85 @@ CriterionName = Annotated[
     str,
     typer.Option(
         "--criterion",
-        help="How units are scored: a name that `secateur criteria` lists; settings after a colon: ig:tolerance=0.01.",
+        help="How to score units: a name from `secateur criteria`, with settings after a colon, as in ig:tolerance=0.01.",
     ),
 ]
-TargetName = Annotated[str | None, typer.Option("--target", help="probability, log_probability or margin.")]
-Over = Annotated[str | None, typer.Option("--over-examples", help="signed, absolute or squared.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target", help="Quantity that scores explain: probability, log_probability or margin; by default, the criterion's."
+    ),
+]
+Over = Annotated[
+    str | None,
+    typer.Option(
+        "--over-examples", help="How scores are summed over examples: signed, absolute or squared; by default, the criterion's."
+    ),
+]
 Unlabeled = Annotated[
-    bool, typer.Option("--unlabeled", help="Score for all candidate labels: examples need no targets, but --labels.")
+    bool,
+    typer.Option(
+        "--unlabeled", help="Score for all candidate labels. Examples then need no targets, but --labels is required."
+    ),
 ]
-Limit = Annotated[int | None, typer.Option("--examples", help="Use the first that many examples to score.", min=1)]
-MaxTokens = Annotated[int, typer.Option(help="Padded input tokens in a batch.", min=1)]
-MaxLength = Annotated[int | None, typer.Option(help="Cut inputs after that many tokens.", min=2)]
-Align = Annotated[str, typer.Option(help="FFN widths are multiples of it: a number, or 'auto' by device.")]
-Keep = Annotated[float | None, typer.Option(help="Share of units that stays at every site.")]
-Flops = Annotated[float | None, typer.Option(help="Share of the layers' FLOPs that may remain.")]
-Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may remain.")]
-Memory = Annotated[float | None, typer.Option(help="Share of all the model's weights, embeddings included, that may remain.")]
-Speedup = Annotated[float | None, typer.Option(help="How much faster than the dense model, measured at the largest shape.")]
-Latency = Annotated[float | None, typer.Option(help="Milliseconds of a forward pass, measured at the largest shape.")]
+Limit = Annotated[int | None, typer.Option("--examples", help="Use only the first N examples; by default, all of them.", min=1)]
+MaxTokens = Annotated[int, typer.Option(help="Largest number of input tokens in a batch, padding included.", min=1)]
+MaxLength = Annotated[int | None, typer.Option(help="Cut inputs to N tokens; by default, to the tokenizer's maximum.", min=2)]
+Align = Annotated[str, typer.Option(help="FFN widths become multiples of this number; 'auto' chooses it for the device.")]
+Keep = Annotated[float | None, typer.Option(help="Budget: share of units to keep at every site.")]
+Flops = Annotated[float | None, typer.Option(help="Budget: share of the layers' FLOPs that may remain.")]
+Params = Annotated[float | None, typer.Option(help="Budget: share of the layers' parameters that may remain.")]
+Memory = Annotated[
+    float | None, typer.Option(help="Budget: share of the model's weights, embeddings included, that may remain.")
+]
+Speedup = Annotated[float | None, typer.Option(help="Budget: speed-up over the dense model, measured at the largest shape.")]
+Latency = Annotated[float | None, typer.Option(help="Budget: milliseconds of a forward pass, measured at the largest shape.")]
 AllocationName = Annotated[
-    str, typer.Option("--allocation", help="How a budget is spread over sites: uniform, global, knapsack; prune tries: auto.")
+    str,
+    typer.Option(
+        "--allocation",
+        help="How to spread a budget over sites: uniform, global or knapsack; for prune also auto, which tries them.",
+    ),
 ]
-Floor = Annotated[float | None, typer.Option(help="Share of its units that every site keeps at least.")]
-PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that heads stay alike.")]
+Floor = Annotated[float | None, typer.Option(help="Smallest share of its units that a site may keep.")]
+PerHead = Annotated[bool, typer.Option(help="Rank channels within each head, so that all heads keep the same width.")]
 DeviceMap = Annotated[
     str | None,
-    typer.Option(help="Spread a model over several devices (Accelerate): auto, balanced, balanced_low_0 or sequential."),
+    typer.Option(help="Spread the model over several devices with Accelerate: auto, balanced, balanced_low_0 or sequential."),
 ]
 Checkpoints = Annotated[
     Path | None,
-    typer.Option("--checkpoint", help="Folder for partial sums: the same command goes on after a kill. Gone at the end."),
+    typer.Option(
+        "--checkpoint", help="Folder for partial sums, so that the same command resumes after a kill. It is removed at the end."
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")]
+Dtype = Annotated[
+    str, typer.Option(help="Dtype to compute in: float32, float16, bfloat16; auto: the stored one on a GPU, float32 on a CPU.")
+]
 Recover = Annotated[
-    str, typer.Option(help="Refit the out-projections: least-squares, scale, bias (alone) or none; prune tries: auto.")
+    str,
+    typer.Option(
+        help="How to refit the out-projections: least-squares, scale, bias or none; for prune also auto, which tries them."
+    ),
 ]
-Sizes = Annotated[str, typer.Option(help="Batch sizes between commas.")]
-Lengths = Annotated[str, typer.Option(help="Input lengths in tokens, between commas.")]
-Out = Annotated[Path, typer.Option(help="Output; must not exist yet.")]
-OutUnlessDry = Annotated[Path | None, typer.Option("--out", help="Output; must not exist yet; --dry-run writes none.")]
+Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.")]
+Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.")]
+Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet.")]
+OutUnlessDry = Annotated[
+    Path | None, typer.Option("--out", help="Output path; it must not exist yet. Not needed with --dry-run.")
+]
 DryRunOption = Annotated[
     bool,
-    typer.Option("--dry-run", help="Tell sizes, FLOPs and memory of such a model from its config alone: no weights, no data."),
+    typer.Option(
+        "--dry-run", help="Print the pruned model's sizes, FLOPs and memory from the config alone, without weights or data."
+    ),
 ]
 ScoresOption = Annotated[
-    Path | None, typer.Option("--scores", help="With --dry-run: scores that attribute wrote, for budgets spread by them.")
+    Path | None,
+    typer.Option("--scores", help="With --dry-run: a file of scores from attribute, for allocations that need scores."),
 ]
-RunFolder = Annotated[Path, typer.Option(help="Folder of the run. One that was begun with the same settings goes on.")]
-KeepLayers = Annotated[int, typer.Option(help="How many layers stay, in all stacks together.")]
+RunFolder = Annotated[Path, typer.Option(help="Folder of the run. A run that was begun with the same settings is resumed.")]
+KeepLayers = Annotated[int, typer.Option(help="Number of layers to keep, in all stacks together.")]
 LayerUnitOption = Annotated[
-    str, typer.Option("--unit", help="What a layer is: block, or branch (self-attention, cross-attention, FFN).")
+    str, typer.Option("--unit", help="What counts as a layer: block, or branch (self-attention, cross-attention or FFN).")
 ]

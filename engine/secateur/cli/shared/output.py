@@ -1,4 +1,4 @@
-"""What commands print: tables or one JSON document on stdout, progress on stderr."""
+"""Output of the commands: tables or one JSON document on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ stderr = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print a line on stderr."""
     stderr.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:
-    """The command's result: the document with --json, else the tables and lines."""
+    """Print a command's result: the document with --json, else the tables and lines."""
     if as_json:
         print(json.dumps(document, indent=1))
         return
-    # Wide enough when piped, so that no column is cut.
+    # Piped output is wide enough that no column is cut.
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
         console.print(table, highlight=False, markup=False, soft_wrap=isinstance(table, str))
 
 
 def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:
-    """Batches with a bar that counts examples."""
+    """Yield the batches, with a progress bar that counts examples."""
     with _bar() as bar:
         step = bar.add_task("scoring examples", total=items)
-        bar.advance(step, 0)  # The rate is counted from here, so that the first batch gives an estimate.
+        bar.advance(step, 0)  # Starts the clock of the rate, so that the first batch gives an estimate.
         for batch in batches:
             yield batch
             bar.advance(step, len(batch.rows))
 
 
 def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterator[T]:
-    """Steps with a bar."""
+    """Yield the steps, with a progress bar. `what` names them."""
     with _bar() as bar:
         task = bar.add_task(what, total=total)
         bar.advance(task, 0)
@@ -63,12 +63,12 @@ def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterat
 
 
 def side_by_side(rows: Sequence[tuple[str, str, str]]) -> Table:
-    """Dense against pruned."""
+    """Return a table of dense against pruned."""
     return table(("", "dense", "pruned"), rows)
 
 
 def points_table(points: Sequence[Point]) -> Table:
-    """A sweep's points."""
+    """Return a table of a sweep's points."""
     columns = ("kept", points[0].metric, "95% interval", "parameters", "MFLOPs", "latency ms", "speed-up", "examples/s")
     rows = (
         (
@@ -81,7 +81,7 @@ def points_table(points: Sequence[Point]) -> Table:
 
 
 def timings_table(report: Report) -> Table:
-    """A benchmark's shapes."""
+    """Return a table of a benchmark's batch shapes."""
     columns = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
     rows = (
         (
@@ -95,7 +95,7 @@ def timings_table(report: Report) -> Table:
 
 
 def plan_table(plan: Plan) -> Table:
-    """Kept units by site."""
+    """Return a table of the units that each site keeps."""
     rows = (
         (site.name, site.unit, str(site.units), str(len(plan[site.name])), f"{len(plan[site.name]) / site.units:.2f}")
         for site in plan.sites
@@ -104,7 +104,7 @@ def plan_table(plan: Plan) -> Table:
 
 
 def sites_table(sites: Sequence[Site]) -> Table:
-    """Sites and what a unit of each costs."""
+    """Return a table of sites, with the cost of a unit."""
     rows = (
         (site.name, site.unit, str(site.units), f"{site.parameters:,.0f}", f"{site.flops + site.source_flops:,.0f}")
         for site in sites
@@ -113,7 +113,7 @@ def sites_table(sites: Sequence[Site]) -> Table:
 
 
 def scores_table(scores: Scores) -> Table:
-    """The range of each site's scores."""
+    """Return a table of the range of each site's scores."""
     rows = (
         (site.name, site.unit, str(site.units), *(f"{float(v):.4g}" for v in (values.min(), values.median(), values.max())))
         for site, values in ((site, scores[site.name]) for site in scores.sites)
@@ -122,42 +122,44 @@ def scores_table(scores: Scores) -> Table:
 
 
 def criteria_table(criteria: Sequence[dict[str, Any]]) -> Table:
-    """Criteria and their settings."""
+    """Return a table of criteria and their settings."""
     rows = (
-        (each["name"], each["summary"], ", ".join(f"{name}={value}" for name, value in each["settings"].items()))
-        for each in criteria
+        (criterion["name"], criterion["summary"], ", ".join(f"{name}={value}" for name, value in criterion["settings"].items()))
+        for criterion in criteria
     )
     return table(("name", "scores", "settings"), rows, left=3)
 
 
 def convergence(scores: Scores) -> list[Table | str]:
-    """How exact integrated gradients are, by path, with a line where examples missed the tolerance; nothing for others."""
-    found = scores.convergence
-    if found is None:
+    """Return a table of how exact integrated gradients are, by path, and a line about examples that missed the tolerance.
+
+    Scores of other criteria have neither.
+    """
+    measured = scores.convergence
+    if measured is None:
         return []
     rows = (
         (path, f"{s['nodes']:.1f}", f"{s['residual']:.2%}", f"{s['error']:.2%}", f"{s['doubled']:.2%}", f"{s['missed']:.0f}")
-        for path, s in found.summary().items()
+        for path, s in measured.summary().items()
     )
     shown: list[Table | str] = [table(("path", "nodes", "residual", "estimated error", "twice the nodes", "missed"), rows)]
-    every = {row for of_path in found.missed().values() for row in of_path}
-    if every:
+    missed_rows = {row for of_path in measured.missed().values() for row in of_path}
+    if missed_rows:
         shown.append(
-            f"{len(every)} examples missed the tolerance of {found.tolerance:.2g} at some site: max_nodes allows no more"
+            f"{len(missed_rows)} examples missed the tolerance of {measured.tolerance:.2g} at some site: "
+            "max_nodes allows no more nodes"
         )
     return shown
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    """A paper's claims beside what a run found."""
-    made = table(("claim", "the paper", "this run", "held"), [])
-    for claim in claims:
-        made.add_row(claim.claim, claim.paper, claim.ours, "yes" if claim.held else "no")
-    return made
+    """Return a table of a paper's claims beside the results of a run."""
+    rows = ((claim.claim, claim.paper, claim.ours, "yes" if claim.held else "no") for claim in claims)
+    return table(("claim", "the paper", "this run", "held"), rows)
 
 
 def compared(comparison: Comparison) -> list[Table | str]:
-    """A dense and a pruned model beside each other, their timings, and notes on these."""
+    """Return a table of dense against pruned, a table of their timings, and the benchmark's notes."""
     dense, pruned = comparison.parameters["dense"], comparison.parameters["pruned"]
     rows = [("parameters", f"{dense:,}", f"{pruned:,} ({pruned / dense:.0%})")]
     metrics = comparison.evaluation
@@ -167,33 +169,34 @@ def compared(comparison: Comparison) -> list[Table | str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
-    """A plain table, its first columns to the left."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """Return a plain table. Its first `left` columns are left-aligned."""
+    plain = Table(box=None, pad_edge=False, header_style="bold")
     for k, column in enumerate(columns):
-        made.add_column(column, justify="left" if k < left else "right")
+        plain.add_column(column, justify="left" if k < left else "right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        plain.add_row(*row)
+    return plain
 
 
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is told how many steps of how many are done."""
+    """Yield a function that updates a progress bar: it takes the steps done and all steps."""
     with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The metric of each task with its interval."""
+    """Return a table of each task's metric and its interval."""
     table = Table("task", "metric", "value", "95% interval", "examples")
-    for name, found in tasks.items():
-        interval = f"{found['low']:.3f} to {found['high']:.3f}"
-        table.add_row(name, found["metric"], f"{found['value']:.3f}", interval, str(found["examples"]))
+    for name, evaluation in tasks.items():
+        interval = f"{evaluation['low']:.3f} to {evaluation['high']:.3f}"
+        table.add_row(name, evaluation["metric"], f"{evaluation['value']:.3f}", interval, str(evaluation["examples"]))
     return table
 
 
 def _bar() -> Progress:
+    """A progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # The rate is that of the whole run: over the usual 30 seconds, steps that take longer would never give one.
+    # The rate is averaged over the whole run. Over the default 30 seconds, slower steps would never give one.
     return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal, speed_estimate_period=math.inf)

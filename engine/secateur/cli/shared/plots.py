@@ -1,4 +1,4 @@
-"""Plots of sweeps and of training, as PNG bytes."""
+"""Plots of sweeps and of training, as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _BLUE, _GREY = "#1f5fa8", "#8a8a8a"
 
 
 def sweep_plot(points: Sequence[Point], title: str) -> bytes:
-    """Draw the metric with its interval against the share of units kept, and against the measured speed-up."""
-    drawing, (left, right) = row_of_axes(2)
+    """Plot the metric, with its interval, against the share of units kept and against the measured speed-up."""
+    plot, (left, right) = row_of_axes(2)
     ordered = sorted(points, key=lambda point: point.keep)
     values = [point.value for point in ordered]
     errors = [[p.value - p.low for p in ordered], [p.high - p.value for p in ordered]]
@@ -27,18 +27,23 @@ def sweep_plot(points: Sequence[Point], title: str) -> bytes:
         axes.set_xlabel(label)
         axes.set_ylabel(ordered[0].metric)
     left.invert_xaxis()
-    drawing.suptitle(title)
-    return png(drawing)
+    plot.suptitle(title)
+    return png(plot)
 
 
 def gates_plot(training: Mapping[str, Any], title: str) -> bytes:
-    """Draw each layer's gate over the steps of training. training: "step" [logged], and "z" by layer [logged]."""
-    drawing, (axes,) = row_of_axes(1)
+    """Plot each layer's gate over the steps of training.
+
+    Args:
+        training: "step" [logged steps], and "z" with a list [logged steps] for each layer.
+        title: The plot's title.
+    """
+    plot, (axes,) = row_of_axes(1)
     for name, values in training["z"].items():
         axes.plot(training["step"], values, linewidth=1.5, label=name)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("step")
     axes.set_ylabel("gate")
     axes.legend(fontsize=7)
-    drawing.suptitle(title)
-    return png(drawing)
+    plot.suptitle(title)
+    return png(plot)

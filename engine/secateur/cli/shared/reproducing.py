@@ -1,4 +1,4 @@
-"""What every verb of `secateur reproduce` does with its cells: runs those that are left, reports, shows the claims."""
+"""The common part of the `secateur reproduce` commands: run the remaining cells, write the report, show the claims."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.support.ledger import Ledger
 
 
 class Recorded(Protocol):
-    """A cell, as the ledger knows it."""
+    """A cell, as the ledger records it."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -29,8 +29,19 @@ def run_cells(
     write: Write,
     as_json: bool,
 ) -> None:
-    """Runs the cells that the folder has not, and writes the run's files by `write`, which gets the finished cells and returns
-    the claims; these are what is shown. Raises InputError as `Ledger` and the functions given."""
+    """Run the cells that the folder does not have yet, write the run's files, and print the claims.
+
+    Args:
+        out: The folder of the run.
+        settings: The run's settings, which a resumed run must share.
+        cells: All cells.
+        run: Runs a cell and returns its results.
+        write: Writes the run's files from the finished cells, and returns the claims.
+        as_json: Print a JSON document instead of a table.
+
+    Raises:
+        InputError: As in `Ledger`, `run` and `write`.
+    """
     with Ledger(out, settings) as ledger:
         left = [cell for cell in cells if cell.to_json() not in ledger]
         output.say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before")

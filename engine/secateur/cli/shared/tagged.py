@@ -1,4 +1,4 @@
-"""Column files of tokens and their tags, as commands read them."""
+"""Read column files of tokens and tags for the commands."""
 
 from __future__ import annotations
 
@@ -16,39 +16,57 @@ from secateur.tasks.classification import class_number
 def tagged_sentences(
     path: str | Path, column: str, token: str, scheme: str, *, target: Scheme = "bioes"
 ) -> tuple[list[Sentence], dict[str, Any]]:
-    """The sentences of a file, with tags of spans in the scheme `target`, and what was read; repairs are said on stderr.
+    """Read the sentences of a column file, and convert span tags into the scheme `target`. Repairs are reported on stderr.
 
-    column, token: numbers from 1, or names. scheme: that the file is in: auto, one of SCHEMES, or plain for tags of no spans,
-    which stay as they are. Raises InputError as `SpanFile`, and for an unknown scheme.
+    Args:
+        path: The file.
+        column: The column of the tags: a number from 1, or a name.
+        token: The column of the tokens, in the same form.
+        scheme: The scheme of the file: auto, one of SCHEMES, or plain for tags that mark no spans, which are not converted.
+        target: The scheme to convert into.
+
+    Returns:
+        The sentences, and a JSON document about the file.
+
+    Raises:
+        InputError: As in `SpanFile`, or the scheme is unknown.
     """
     columns = [int(name) if name.lstrip("-").isdigit() else name for name in (column, token)]
     if scheme == "plain":
-        found = list(read_columns(path, columns[0], token=columns[1]))
-        return found, {"file": str(path), "sentences": len(found), "scheme": "plain"}
+        sentences = list(read_columns(path, columns[0], token=columns[1]))
+        return sentences, {"file": str(path), "sentences": len(sentences), "scheme": "plain"}
     if scheme not in ("auto", *SCHEMES):
         raise InputError(f"scheme: expected one of auto, {', '.join(SCHEMES)}, plain, got {scheme!r}")
     file = SpanFile(path, columns[0], token=columns[1], scheme=scheme, target=target)  # type: ignore[arg-type]
-    found = list(file)
+    sentences = list(file)
     if file.repaired:
         output.say(f"{path}: {file.repaired} of {file.tags} tags were ill-formed {file.scheme.upper()} and repaired")
-    about = {"file": str(path), "sentences": len(found), "scheme": file.scheme, "tags": file.tags, "repaired": file.repaired}
-    return found, about
+    about = {
+        "file": str(path),
+        "sentences": len(sentences),
+        "scheme": file.scheme,
+        "tags": file.tags,
+        "repaired": file.repaired,
+    }
+    return sentences, about
 
 
 def tagged_examples(path: str, column: str, token: str, names: Sequence[str]) -> list[Example]:
-    """The examples of a column file for a model whose classes have these names, which also tell the tags' scheme.
+    """Read the examples of a column file for a model with classes of these names. The names also decide the tags' scheme.
 
-    Raises InputError as `tagged_sentences`, and with the line for a tag that is not among the names.
+    Raises:
+        InputError: As in `tagged_sentences`; or, with the line, a tag is not among the names.
     """
     scheme, target = ("auto", _scheme_of(names)) if _span_tags(names) else ("plain", "bio2")
-    found, _ = tagged_sentences(path, column, token, scheme, target=target)
-    for sentence in found:
+    sentences, _ = tagged_sentences(path, column, token, scheme, target=target)
+    for sentence in sentences:
         for line, tag in enumerate(sentence.tags, start=sentence.line):
             class_number(names, tag, f"data: {path!r}, line {line}")
-    return [{"tokens": sentence.tokens, "tags": sentence.tags} for sentence in found]
+    return [{"tokens": sentence.tokens, "tags": sentence.tags} for sentence in sentences]
 
 
 def _span_tags(names: Sequence[str]) -> bool:
+    """Whether the names are span tags."""
     try:
         return all(parse(name, 0) for name in names)
     except TagError:
@@ -56,4 +74,5 @@ def _span_tags(names: Sequence[str]) -> bool:
 
 
 def _scheme_of(names: Sequence[str]) -> Scheme:
+    """The scheme of span tags."""
     return "bioes" if any(name.startswith(("E-", "S-")) for name in names) else "bio2"

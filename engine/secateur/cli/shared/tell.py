@@ -1,4 +1,4 @@
-"""What went wrong, in one line on stderr."""
+"""Report an error in one line on stderr."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 
 def tell(message: str) -> None:
-    """What went wrong, as one line on stderr."""
+    """Print an error message as one line on stderr."""
     print("secateur: " + " ".join(message.split()), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Commands under torchrun: a group of all processes, one device each, and one line for what is wrong in any of them."""
+"""Commands under torchrun: a group of all processes, a device for each, and one line for an error in any of them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ from secateur.support.errors import InputError
 
 @contextmanager
 def processes(device: str, device_map: str | None) -> Iterator[Ranks]:
-    """The processes that torchrun started, or this one alone. The CUDA device called "cuda" is a process's own.
+    """Join the processes that torchrun started; without torchrun, this process is alone.
 
-    An InputError inside, in one of them or in all, is told by the first one, and all exit with code 2.
+    The CUDA device called "cuda" is the process's own. If an InputError occurs inside, in one process or in all of them, the
+    first process reports it, and all exit with code 2.
+
+    Args:
+        device: The --device option.
+        device_map: The --device-map option, which is refused for several processes.
     """
     if not (dist.is_available() and dist.is_torchelastic_launched()):
         yield Ranks(None)
         return
-    # Transformers imports it with a model. Its functions have the group of that time as their default, and so would keep
-    # the group's threads until the interpreter ends, which these may abort. Now there is no group yet.
+    # Transformers imports this module when it loads a model. The functions' default arguments then hold the group, and keep its
+    # threads alive until the interpreter ends, which they may abort. So import it now, before there is a group.
     importlib.import_module("torch.distributed.nn")
-    # What is sent are sums on the CPU; a slow batch may keep the others waiting for long.
+    # The processes exchange sums on the CPU (gloo). A slow batch may keep the others waiting for a long time.
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     ranks = Ranks(dist.group.WORLD)
     try:
@@ -41,13 +46,14 @@ def processes(device: str, device_map: str | None) -> Iterator[Ranks]:
     except InputError as error:
         if ranks.rank == 0:
             tell(str(error))
-        dist.barrier()  # torchrun ends the others as soon as one has exited: not before the line is out.
+        dist.barrier()  # torchrun ends all processes once one has exited; wait until the line is printed.
         raise typer.Exit(2) from None
     finally:
         dist.destroy_process_group()
 
 
 def _take_device(device: str, local_rank: int) -> None:
+    """Make the process's own GPU the current CUDA device."""
     if device not in ("auto", "cuda") or not torch.cuda.is_available():
         return
     if local_rank >= torch.cuda.device_count():

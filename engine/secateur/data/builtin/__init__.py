@@ -1,4 +1,4 @@
-"""The built-in model and data: a small multi-task T5 with calibration and test examples of its tasks. See NOTICE."""
+"""The built-in model and data: a small multi-task T5, with calibration and test examples of its tasks. See NOTICE."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ MODEL = _HERE / "model"
 
 
 def tasks() -> list[str]:
-    """Names of the tasks."""
+    """Return the names of the built-in tasks, sorted."""
     return sorted({path.name.partition(".")[0] for path in (_HERE / "tasks").glob("*.jsonl.gz")})
 
 
 def examples(name: str) -> list[dict[str, Any]]:
-    """Examples of "TASK" or "TASK.calibration" (to score units on), or of "TASK.test" (to evaluate on)."""
+    """Read the examples of a built-in task.
+
+    Args:
+        name: "TASK" or "TASK.calibration" for the examples to score units on; "TASK.test" for the examples to evaluate on.
+
+    Raises:
+        InputError: There is no such task or split.
+    """
     task, _, split = name.partition(".")
     path = _HERE / "tasks" / f"{task}.{split or 'calibration'}.jsonl.gz"
     if not path.exists():
@@ -33,7 +40,7 @@ def examples(name: str) -> list[dict[str, Any]]:
 
 
 def load() -> tuple[nn.Module, Any]:
-    """The model in float32 and its tokenizer."""
+    """Load the built-in model, in float32 and in eval mode, and its tokenizer."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
     model: nn.Module = AutoModelForSeq2SeqLM.from_pretrained(MODEL, dtype=torch.float32)
