@@ -202,7 +202,7 @@ def passes(case: Case) -> dict[str, Any]:
 
 
 def by_nodes(case: Case, reference: int) -> dict[str, Any]:
-    """Measure error, Spearman correlation, kept units and time by nodes and tolerance, with the default target and reduction."""
+    """Measure error, Spearman correlation, kept units and time by nodes and tolerance, with the default settings."""
     exact, _ = case.score(IntegratedGradients(nodes=reference))
     plain, unit = case.score(GradientActivation())
     rows = [{"setting": "gradient x activation", **_likeness(plain, exact), "time": 1.0}]
