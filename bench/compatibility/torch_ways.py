@@ -35,13 +35,13 @@ def saved_again(folder: Folder) -> Outcome:
     The new folder must give the same bits.
     """
     model: Any = folder.load()
-    again = replace(folder, path=folder.path / "again")
-    model.save_pretrained(again.model)
-    other = again.load()
-    outputs = [run(lambda loaded=loaded, **inputs: loaded(**inputs).logits, folder) for loaded in (model, other)]
+    saved_folder = replace(folder, path=folder.path / "again")
+    model.save_pretrained(saved_folder.model)
+    reloaded = saved_folder.load()
+    outputs = [run(lambda loaded=loaded, **inputs: loaded(**inputs).logits, folder) for loaded in (model, reloaded)]
     if not all(torch.equal(first, second) for first, second in zip(*outputs, strict=True)):
         return Outcome("fails", "the second folder's logits are others")
-    extra = {path.name for path in again.model.iterdir() if path.suffix == ".py"}
+    extra = {path.name for path in saved_folder.model.iterdir() if path.suffix == ".py"}
     return Outcome("works", f"the same logits{', and the modelling file goes along' if extra else ''}")
 
 

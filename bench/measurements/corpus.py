@@ -271,12 +271,11 @@ def _memory(folder: Path, documents: int = 6000) -> dict[str, Any]:
     labels = ",".join(_labels(builtin.examples(TASK)))
     peaks: dict[str, Any] = {}
     for times in (1, 10):
-        place = folder / f"memory{times}"
-        place.mkdir()
-        write_corpus(place, documents * times, times, words=(5, 60))
-        command = (
-            f"score builtin --data {place}/*.parquet --labels {labels} --out {place}/out --max-tokens 1024 --dtype float32"
-        )
+        corpus_folder = folder / f"memory{times}"
+        corpus_folder.mkdir()
+        write_corpus(corpus_folder, documents * times, times, words=(5, 60))
+        files = f"--data {corpus_folder}/*.parquet --out {corpus_folder}/out"
+        command = f"score builtin {files} --labels {labels} --max-tokens 1024 --dtype float32"
         process = subprocess.run([sys.executable, "-c", PEAK, *command.split()], capture_output=True, text=True, check=True)
         peaks[f"{documents * times}_documents_mib"] = round(int(process.stdout.split()[-1]) / 1024, 1)
     first, second = peaks.values()

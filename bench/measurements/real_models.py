@@ -162,7 +162,7 @@ def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, 
 
 def _pruned(
     subject: Subject, model: Any, task: Task, scores: secateur.Scores, calibration: Rows, test: Rows,
-    flops: float, place: Path,
+    flops: float, target: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Choose, prune, verify, evaluate, recover, evaluate, save, load and compare."""
     seconds: dict[str, dict[str, float]] = {}
@@ -185,7 +185,7 @@ def _pruned(
     refit_examples = calibration[: subject.refitted]
     refits = step("recover", lambda: secateur.recover_(model, pruned, task, refit_examples, method=method, max_tokens=tokens))
     recovered = secateur.evaluate(pruned, task, test, max_tokens=tokens)
-    megabytes = step("save", lambda: _saved(pruned, place))
+    megabytes = step("save", lambda: _saved(pruned, target))
     batches = synthetic_batches(model, [subject.shape[0]], [subject.shape[1]])
     (timing,) = step("benchmark", lambda: secateur.benchmark(model, pruned, batches, seconds=5.0)).timings
     return {
@@ -196,31 +196,31 @@ def _pruned(
         "recovery": method, "before": _mean([refit.before for refit in refits]),
         "after": _mean([refit.after for refit in refits]),
         "parameters": parameters(pruned), "megabytes": megabytes, "stock": not hasattr(pruned.config, "secateur"),
-        "loaded": _loaded(pruned, task, few_batches[0].inputs["input_ids"][:1, :16], place), "timing": asdict(timing),
+        "loaded": _loaded(pruned, task, few_batches[0].inputs["input_ids"][:1, :16], target), "timing": asdict(timing),
         "flops_speedup": timing.flops_speedup, "seconds": seconds,
     }  # fmt: skip
 
 
-def _loaded(pruned: Any, task: Task, ids: Tensor, place: Path) -> dict[str, Any]:
+def _loaded(pruned: Any, task: Task, ids: Tensor, target: Path) -> dict[str, Any]:
     """Return whether the folder gives the model's logits, by `secateur.load` and in a process that cannot import secateur."""
     from safetensors.torch import load_file, save_file
 
     trust = "trust" if hasattr(pruned.config, "secateur") else "stock"
-    inputs, output = place.with_suffix(".inputs"), place.with_suffix(".output")
+    inputs, output = target.with_suffix(".inputs"), target.with_suffix(".output")
     save_file({"input_ids": ids.contiguous()}, inputs)
     with tempfile.TemporaryDirectory() as home:
         variables = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
         subprocess.run(
-            [sys.executable, "-c", ALONE, str(place), task.auto_class, trust, str(inputs), str(output)],
+            [sys.executable, "-c", ALONE, str(target), task.auto_class, trust, str(inputs), str(output)],
             env=variables,
             check=True,
         )
-    again = secateur.load(place).eval()
+    loaded = secateur.load(target).eval()
     with torch.inference_mode():
-        ours, by_load, alone = pruned(ids).logits, again(ids).logits, load_file(output)["logits"]
+        pruned_logits, loaded_logits, stock_logits = pruned(ids).logits, loaded(ids).logits, load_file(output)["logits"]
     return {
-        "largest": float(ours.abs().max()), "load_error": float((ours - by_load).abs().max()),
-        "alone_equals_load": bool(torch.equal(by_load, alone)), "remote_code": trust == "trust",
+        "largest": float(pruned_logits.abs().max()), "load_error": float((pruned_logits - loaded_logits).abs().max()),
+        "alone_equals_load": bool(torch.equal(loaded_logits, stock_logits)), "remote_code": trust == "trust",
     }  # fmt: skip
 
 

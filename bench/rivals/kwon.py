@@ -149,9 +149,9 @@ def rearranged(gradients: Tensor, kept: Tensor, rounds: int = 10) -> Tensor:
         for unit in before.nonzero().flatten().tolist():
             removed[unit] = False
             pull -= fisher[unit]
-            other = int((2 * pull + diagonal).masked_fill(removed, torch.inf).argmin())
-            removed[other] = True
-            pull += fisher[other]
+            exchanged = int((2 * pull + diagonal).masked_fill(removed, torch.inf).argmin())
+            removed[exchanged] = True
+            pull += fisher[exchanged]
         if torch.equal(before, removed):
             break
     return (~removed).nonzero().flatten()
@@ -178,7 +178,7 @@ def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mappin
     last = list(branch_of_site.values())[-1]
     has_encoder_below = {branch.stack for branch in branch_of_site.values()} == {"encoder", "decoder"}
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
-        wanted, prefix = _streams(model, task, batches), _Prefix(pruned, task, batches)
+        dense_streams, prefix = _streams(model, task, batches), _Prefix(pruned, task, batches)
         for tuned, (site, branch) in enumerate(branch_of_site.items()):
             layer, port = pruned.get_submodule(branch.output), branch.cut_at(site.unit)[-1]
             parameter = layer.get_parameter("weight")
@@ -187,8 +187,8 @@ def tune_(pruned: nn.Module, model: nn.Module, task: Task, rows: Sequence[Mappin
                 real = batch.real(target=branch.stack == "decoder" and has_encoder_below)
                 if branch is last and isinstance(task, secateur.SequenceClassification):
                     real = torch.zeros_like(real).index_fill_(1, torch.tensor(0), True)
-                inputs, residual = (seen[real] for seen in prefix.reached(number, branch))
-                missing = wanted[branch.name][number][real] - residual - layer(inputs)  # b - A 1.
+                inputs, residual = (tensor[real] for tensor in prefix.reached(number, branch))
+                missing = dense_streams[branch.name][number][real] - residual - layer(inputs)  # b - A 1.
                 moments.append((inputs.T @ inputs).double())
                 cross_moments.append((missing.T @ inputs).double())
             # Column i of A is the output of unit i alone. <A_i, A_j> is the sum of W'W * H'H over the channels of both units.

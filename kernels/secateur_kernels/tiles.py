@@ -230,10 +230,10 @@ def store_sums(
     if mask is not None:
         scores *= tl.load(mask + start + position, mask=position < end - start, other=0).to(tl.float32)[None, :]
     for b in tl.range(start // tokens, (end - 1) // tokens + 1):
-        here = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
-        carry += tl.sum(tl.where(here[None, :], scores, 0.0), 1)
+        in_example = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
+        carry += tl.sum(tl.where(in_example[None, :], scores, 0.0), 1)
         ends = (b + 1) * tokens <= stop
-        place = tile - b * tokens // TOKENS
-        tl.store(out + (b * tiles + place) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
+        slot = tile - b * tokens // TOKENS
+        tl.store(out + (b * tiles + slot) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
         carry = tl.where(ends, 0.0, carry)
     return carry

@@ -123,7 +123,10 @@ def test_float32_is_not_rounded_to_tf32(operation: str) -> None:
 
 
 def test_programs_that_share_a_multiprocessor() -> None:
-    """neuron_attribution at T5's width relies on two programs per multiprocessor: 65,536 registers, 227 KiB, 256 threads each."""
+    """neuron_attribution at T5's width relies on two programs per multiprocessor.
+
+    A multiprocessor has 65,536 registers and 227 KiB of shared memory. A program has 256 threads.
+    """
     (launch,) = calls("neuron_attribution", torch.bfloat16, 768, 3072)
     used = usage(next(candidates(launch)), 90)
     assert used.registers <= 128

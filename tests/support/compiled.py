@@ -1,4 +1,4 @@
-"""Triton kernels compiled ahead of time, as their launchers would call them, and what the binaries use. Needs no GPU."""
+"""Compile Triton kernels ahead of time, with the arguments of their launchers, and read what the binaries use. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"
 
 @dataclass(frozen=True)
 class Launch:
-    """One call of a kernel: its arguments by name, and the launch's options."""
+    """One call of a kernel: its arguments by name, and the options of the launch."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -30,7 +30,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a binary uses: registers of a thread, bytes of local memory (spills among them), bytes of shared memory. Its PTX."""
+    """The resources of a binary.
+
+    Attributes:
+        registers: Registers per thread.
+        local: Bytes of local memory, with spilled registers.
+        shared: Bytes of shared memory.
+        ptx: The PTX code.
+    """
 
     registers: int
     local: int
@@ -39,8 +46,8 @@ class Usage:
 
 
 def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
-    """The launches that a call makes of the module's kernels, none of them carried out."""
-    found: list[Launch] = []
+    """Return the launches of the module's kernels in a call. No launch runs."""
+    recorded: list[Launch] = []
 
     class Recorder:
         def __init__(self, kernel: Any) -> None:
@@ -50,7 +57,7 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
             def record(*positional: Any, **named: Any) -> None:
                 names = self.kernel.arg_names
                 arguments = dict(zip(names, positional, strict=False)) | {k: v for k, v in named.items() if k in names}
-                found.append(Launch(self.kernel, arguments, {k: v for k, v in named.items() if k not in names}))
+                recorded.append(Launch(self.kernel, arguments, {k: v for k, v in named.items() if k not in names}))
 
             return record
 
@@ -59,11 +66,11 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
             if hasattr(value, "arg_names"):
                 patch.setattr(module, name, Recorder(value))
         call()
-    return found
+    return recorded
 
 
 def candidates(launch: Launch) -> Iterator[Launch]:
-    """The launch with each of the options that tuning chooses from."""
+    """Yield the launch with each candidate of the tuning."""
     if not hasattr(launch.kernel, "configs"):
         yield launch
         return
@@ -74,7 +81,7 @@ def candidates(launch: Launch) -> Iterator[Launch]:
 
 
 def usage(launch: Launch, capability: int) -> Usage:
-    """Compiles the launch for a compute capability, with what Triton assumes of such arguments."""
+    """Compile the launch for a compute capability, with the alignment that Triton assumes for these arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -99,6 +106,7 @@ def usage(launch: Launch, capability: int) -> Usage:
 
 
 def _usage(compiled: Any) -> Usage:
+    """Return the resources of a compiled kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -107,5 +115,5 @@ def _usage(compiled: Any) -> Usage:
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # Spilled registers lie on the stack.
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(found["REG"], found["STACK"] + found["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])
+    resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Usage(resources["REG"], resources["STACK"] + resources["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])

@@ -55,20 +55,20 @@ def interpolated_norm_kernel(
     if norm_weight is not None:
         scale = tl.load(norm_weight + column, mask=inside, other=0.0).to(tl.float32)
     node_at = nodes + row // tokens * nodes_batch
-    place = row
+    node_row = row
     for _ in range(count):
         node = tl.load(node_at).to(tl.float32)
         x = start + node * step
-        at = place * width + column
-        tl.store(residuals + at, x, mask=inside)
+        offset = node_row * width + column
+        tl.store(residuals + offset, x, mask=inside)
         if CENTRED:
             mean = tl.sum(x, 0) / width
             x = tl.where(inside, x - mean, 0.0)
-            tl.store(means + place, mean)
+            tl.store(means + node_row, mean)
         inverse = 1.0 / tl.sqrt_rn(tl.sum(x * x, 0) / width + eps)
-        tl.store(inverses + place, inverse)
-        tl.store(normed + at, _plus(x * inverse * scale, norm_bias, column, inside), mask=inside)
-        place += rows
+        tl.store(inverses + node_row, inverse)
+        tl.store(normed + offset, _plus(x * inverse * scale, norm_bias, column, inside), mask=inside)
+        node_row += rows
         node_at += nodes_node
 
 
@@ -120,24 +120,24 @@ def interpolated_norm_backward_kernel(
     node_at = nodes + row // tokens * nodes_batch
     total = tl.zeros([WIDTH], tl.float32)
     weighted = tl.zeros([WIDTH], tl.float32)
-    place = row
+    node_row = row
     for _ in tl.range(0, count, num_stages=STAGES):
         d = tl.zeros([WIDTH], tl.float32)
         if dnormed is not None:
-            d = tl.load(dnormed + place * width + column, mask=inside, other=0.0).to(tl.float32) * scale
+            d = tl.load(dnormed + node_row * width + column, mask=inside, other=0.0).to(tl.float32) * scale
         node = tl.load(node_at).to(tl.float32)
-        inverse = tl.load(inverses + place)
+        inverse = tl.load(inverses + node_row)
         x = start + node * step
         if CENTRED:
-            x = tl.where(inside, x - tl.load(means + place), 0.0)
+            x = tl.where(inside, x - tl.load(means + node_row), 0.0)
             d -= tl.where(inside, tl.sum(d, 0) / width, 0.0)
         y = x * inverse
         gradient = inverse * (d - y * (tl.sum(d * y, 0) / width))
         if dresiduals is not None:
-            gradient += tl.load(dresiduals + place * width + column, mask=inside, other=0.0).to(tl.float32)
+            gradient += tl.load(dresiduals + node_row * width + column, mask=inside, other=0.0).to(tl.float32)
         total += gradient
         weighted += node * gradient
-        place += rows
+        node_row += rows
         node_at += nodes_node
     if dr is not None:
         tl.store(dr + row * width + column, total, mask=inside)
