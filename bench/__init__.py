@@ -1,1 +1,1 @@
-"""Measurements: what is timed and compared, the results, and the tables made of them. Run from the repository's root."""
+"""Measurements: timings, comparisons, results, and the tables generated from the results. Run from the repository's root."""

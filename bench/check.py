@@ -1,9 +1,9 @@
-"""Measure a small fixed part of each result file again, and compare ratios and accuracies with the committed ones.
+"""Measure a small fixed part of each result file again, and compare ratios and accuracies with the committed values.
 
-python -m bench.check [NAME ...]     minutes on a CPU; NAME is a result file without its ending. Exit code 1: a figure differs.
+python -m bench.check [NAME ...]     takes minutes on a CPU; NAME is a result file without its ending
 
-Seconds are not compared: they belong to a machine. A part that cannot be measured in minutes on a CPU is printed as "not rerun"
-with the reason. It does not count as passed.
+The exit code is 1 if a figure differs. Seconds are not compared, because they depend on the machine. A part that cannot be
+measured in minutes on a CPU is printed as "not rerun" with the reason. It does not count as passed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Check:
         tolerance: The largest difference that is accepted.
         relative: The tolerance is a share of the committed value. Otherwise it is absolute.
         why: The reason for the tolerance.
-        measure: Measures, and yields pairs of figures.
+        measure: Measures again, and yields pairs of figures.
     """
 
     name: str
@@ -58,72 +58,72 @@ def committed_row(file: str, part: str, /, **wanted: Any) -> dict[str, Any]:
     return row
 
 
-def domain_job(examples: int, tested: int) -> Any:
+def domain_task(examples: int, tested: int) -> Any:
     """Return the built-in model and the built-in task `domain` with its examples."""
-    from bench.support.jobs import jobs
+    from bench.support.task_examples import builtin_tasks
 
     model, tokenizer = builtin.load()
-    return model, next(job for job in jobs(tokenizer, examples, tested) if job.name == "domain")
+    return model, next(task for task in builtin_tasks(tokenizer, examples, tested) if task.name == "domain")
 
 
 def quality() -> Iterator[Pair]:
-    """Accuracies of gradient x activation with the default settings."""
+    """Measure accuracies of gradient x activation with the default settings."""
     from secateur.attribution.criteria import GradientActivation
 
     wanted = {"task": "domain", "units": "heads and neurons", "setting": "log-probability, absolute"}
     row = committed_row("quality", "rows", **wanted)
-    model, job = domain_job(300, 500)
-    yield "dense", row["dense"], secateur.evaluate(model, job.task, job.test).value
-    scores = secateur.attribute(model, job.task, job.calibration, criterion=GradientActivation())
+    model, domain = domain_task(300, 500)
+    yield "dense", row["dense"], secateur.evaluate(model, domain.task, domain.test).value
+    scores = secateur.attribute(model, domain.task, domain.calibration, criterion=GradientActivation())
     for keep, accuracy in row["accuracy"].items():
         pruned = secateur.prune(model, secateur.plan(scores, keep=float(keep)))
-        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, job.task, job.test).value
+        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, domain.task, domain.test).value
 
 
 def recovery() -> Iterator[Pair]:
-    """Accuracies before and after the refit."""
+    """Measure accuracies before and after the refit."""
     row = committed_row("recovery", "rows", task="domain", unit="head", keep=0.5)
-    model, job = domain_job(300, 500)
-    scores = secateur.attribute(model, job.task, job.calibration)
+    model, domain = domain_task(300, 500)
+    scores = secateur.attribute(model, domain.task, domain.calibration)
     pruned = secateur.prune(model, secateur.plan(scores, keep=0.5))
-    yield "plain", row["plain"], secateur.evaluate(pruned, job.task, job.test).value
-    secateur.recover_(model, pruned, job.task, job.calibration)
-    yield "recovered", row["recovered"], secateur.evaluate(pruned, job.task, job.test).value
+    yield "plain", row["plain"], secateur.evaluate(pruned, domain.task, domain.test).value
+    secateur.recover_(model, pruned, domain.task, domain.calibration)
+    yield "recovered", row["recovered"], secateur.evaluate(pruned, domain.task, domain.test).value
 
 
 def worth() -> Iterator[Pair]:
-    """Accuracies of one draw of the calibration examples."""
+    """Measure accuracies of one draw of the calibration examples."""
     wanted = {"task": "domain", "draw": 0, "criterion": "gradient x activation", "stack": "both"}
     row = committed_row("worth", "rows", **wanted)
-    model, job = domain_job(1000, 200)
+    model, domain = domain_task(1000, 200)
     calibration = random.Random(0).sample(builtin.examples("domain"), result("worth")["examples"])
-    scores = secateur.attribute(model, job.task, calibration)
+    scores = secateur.attribute(model, domain.task, calibration)
     for keep, accuracy in row["accuracy"].items():
         pruned = secateur.prune(model, secateur.plan(scores, keep=float(keep)))
-        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, job.task, job.test).value
+        yield f"keep {keep}", accuracy, secateur.evaluate(pruned, domain.task, domain.test).value
 
 
 def budgets() -> Iterator[Pair]:
-    """The share of FLOPs that is left and the accuracy, of secateur's own method."""
-    from bench.measurements.budgets import Draw, run_cell, t5_jobs
+    """Measure the remaining share of FLOPs and the accuracy of secateur's own method."""
+    from bench.measurements.budgets import Draw, run_cell, t5_tasks
 
     row = committed_row("budgets", "rows", model="t5", task="domain", draw=0, method="secateur", share=0.5)
-    (job,) = t5_jobs(["domain"], 500)
+    (subject,) = t5_tasks(["domain"], 500)
     examples = random.Random(0).sample(builtin.examples("domain"), 300)
-    cell = run_cell(Draw(job.model, job.task, examples, 0), "secateur", 0.5, job.test)
+    cell = run_cell(Draw(subject.model, subject.task, examples, 0), "secateur", 0.5, subject.test)
     yield "share of FLOPs", row["flops"], cell["flops"]
     yield "accuracy", row["accuracy"], cell["accuracy"]
 
 
 def integrated() -> Iterator[Pair]:
-    """FLOPs of a replayed forward pass over those above the site."""
+    """Count the FLOPs of a replayed forward pass, relative to the FLOPs above the site."""
     from bench.measurements.integrated import passes, t5
 
     yield "FLOPs run / FLOPs above the sites", result("integrated")["passes"]["t5"]["ratio"], passes(t5(16))["ratio"]
 
 
 def latency() -> Iterator[Pair]:
-    """The measured speed-up of a uniform plan, and the one that FLOPs imply."""
+    """Measure the speed-up of a uniform plan."""
     from bench.measurements.latency import _uniform
     from secateur.measuring.synthetic import synthetic_batches
 
@@ -136,7 +136,7 @@ def latency() -> Iterator[Pair]:
 
 
 def speed() -> Iterator[Pair]:
-    """The bare passes over attribution, in turns."""
+    """Time the bare passes and the Taylor pass in turn with attribution."""
     from bench.measurements.bench_attribution import passes
     from bench.subjects.shapes import cases
     from bench.support.interleaved import compare
@@ -148,7 +148,7 @@ def speed() -> Iterator[Pair]:
 
 
 def pruning() -> Iterator[Pair]:
-    """All steps of pruning, in forward passes over the calibration examples."""
+    """Measure all steps of pruning in forward passes over the calibration examples."""
     from bench.measurements.pruning import _steps
 
     row = committed_row("pruning", "rows", name="builtin-t5")
@@ -160,7 +160,7 @@ def pruning() -> Iterator[Pair]:
 
 
 def routing() -> Iterator[Pair]:
-    """The time to gather a task's model over the time to copy its weights."""
+    """Measure the time to gather a task's model, relative to the time to copy its weights."""
     from bench.measurements.routing import KEEP, _gathering
 
     row = committed_row("routing", "gathering", name="builtin-t5")
@@ -176,7 +176,7 @@ def routing() -> Iterator[Pair]:
 
 
 def multitask() -> Iterator[Pair]:
-    """A training step with masks over the step without."""
+    """Time a training step with masks, relative to the step without masks."""
     from bench.measurements.multitask import masked_steps
     from secateur.cli.commands.multitask import load_encoder
 
@@ -188,7 +188,7 @@ def multitask() -> Iterator[Pair]:
 
 
 def ldnet() -> Iterator[Pair]:
-    """The speed-up of a tagger with one layer left."""
+    """Measure the speed-up of a tagger with one remaining layer."""
     from bench.measurements.ldnet import ldnet
 
     row = committed_row("ldnet", "rows", tagger="1 left")
@@ -198,7 +198,7 @@ def ldnet() -> Iterator[Pair]:
 
 
 def layers() -> Iterator[Pair]:
-    """A training step with gates over the step without."""
+    """Time a training step with gates, relative to the step without gates."""
     from bench.measurements.layers import steps
 
     for measured in steps(rounds=5, names=["builtin-t5"]):
@@ -208,7 +208,7 @@ def layers() -> Iterator[Pair]:
 
 
 def demo() -> Iterator[Pair]:
-    """The accuracy at one rate of the sweep, as `secateur demo` measures it."""
+    """Measure the accuracy at one rate of the sweep, in the same way as `secateur demo`."""
     row = committed_row("demo", "sweep", keep=0.5)
     examples = builtin.examples("language")
     model, tokenizer = builtin.load()

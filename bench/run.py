@@ -1,4 +1,4 @@
-"""Runs the timings and the comparisons, and writes bench/results/*.json.
+"""Run the timings and the comparisons, and write bench/results/*.json.
 
 python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
     [layers] [corpus] [corpus-again] [real-models] [compatibility]
@@ -20,7 +20,7 @@ from bench.support.provenance import RESULTS, ROOT, commit
 
 
 def speed() -> dict[str, Any]:
-    """The ratios of bench_*.py."""
+    """Measure the ratios of bench_*.py."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
         bench = ROOT / "bench"
@@ -28,83 +28,96 @@ def speed() -> dict[str, Any]:
         subprocess.run([*command, f"--benchmark-json={raw}"], check=True)
         measured = json.loads(raw.read_text())
     machine = {key: measured["machine_info"]["cpu"].get(key) for key in ("brand_raw", "count")}
-    rows = [{"group": b["group"], "seconds": b["stats"]["median"], **b["extra_info"]} for b in measured["benchmarks"]]
+    rows = [{"group": row["group"], "seconds": row["stats"]["median"], **row["extra_info"]} for row in measured["benchmarks"]]
     return {"machine": machine, "rows": rows}
 
 
 def quality() -> dict[str, Any]:
+    """Measure accuracy after pruning for the settings of gradient x activation."""
     from bench.measurements.quality import compare_criteria
 
     return compare_criteria()
 
 
 def integrated_gradients() -> dict[str, Any]:
+    """Measure the error and the time of integrated gradients."""
     from bench.measurements.integrated import integrated
 
     return integrated()
 
 
 def worth() -> dict[str, Any]:
+    """Measure accuracy after pruning with integrated gradients and with gradient x activation."""
     from bench.measurements.worth import compare_worth
 
     return compare_worth()
 
 
 def task_plans() -> dict[str, Any]:
+    """Measure one dense model that serves a plan for each task."""
     from bench.measurements.routing import routing
 
     return routing()
 
 
 def recovery() -> dict[str, Any]:
+    """Measure accuracy after pruning with and without recovery."""
     from bench.measurements.recovery import compare_recovery
 
     return compare_recovery()
 
 
 def latency_budgets() -> dict[str, Any]:
+    """Measure the predictions of latency tables and the delivered speed-ups."""
     from bench.measurements.latency import latency
 
     return latency()
 
 
 def steps_of_pruning() -> dict[str, Any]:
+    """Measure the time of the steps of pruning."""
     from bench.measurements.pruning import pruning
 
     return pruning()
 
 
 def multitask_pruning() -> dict[str, Any]:
+    """Measure the cost of masks in training and the speed of exported encoders."""
     from bench.measurements.multitask import multitask
 
     return multitask()
 
 
 def layers_of_taggers() -> dict[str, Any]:
+    """Measure LD-Net taggers with deleted layers."""
     from bench.measurements.ldnet import ldnet
 
     return ldnet()
 
 
 def bulk_scoring(memory: bool = True) -> dict[str, Any]:
+    """Measure bulk scoring. Peak memory is optional."""
     from bench.measurements.corpus import corpus
 
     return corpus(memory=memory)
 
 
 def deleted_layers() -> dict[str, Any]:
+    """Measure models with deleted layers."""
     from bench.measurements.layers import layers
 
     return layers()
 
 
 def whole_flow_on_real_weights() -> dict[str, Any]:
+    """Run the whole flow on real weights."""
     from bench.measurements.real_models import real_models
 
     return real_models()
 
 
 def ways_to_run() -> dict[str, Any]:
+    """Try the ways to run a pruned folder."""
     from bench.compatibility.runs import compatibility
 
     return compatibility()
@@ -127,11 +140,12 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "real-models": whole_flow_on_real_weights,
     "compatibility": ways_to_run,
 }
-# By name alone: a run of everything is of one machine.
+# These run only by name, because a run of all measurements belongs to one machine.
 ELSEWHERE = {"corpus-other-cpu": RUNS["corpus-again"]}
 
 
 def main() -> None:
+    """Run the named measurements, or all, and write a result file for each."""
     RESULTS.mkdir(exist_ok=True)
     measured = commit()
     for name in sys.argv[1:] or RUNS:

@@ -1,1 +1,1 @@
-"""Ways to run a pruned folder, each tried in a process of its own; `compatibility` runs them all."""
+"""Ways to run a pruned folder. Each way is tried in a process of its own; `runs.compatibility` tries them all."""

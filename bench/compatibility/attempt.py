@@ -1,4 +1,4 @@
-"""The ways of running a pruned folder, and one attempt, which has a process of its own."""
+"""The ways to run a pruned folder, and one attempt at one way. An attempt has a process of its own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Way:
-    """A way of running a pruned folder. function: "module:name" in this package, called with the folder; needs: distributions
-    without which it isn't tried; families, shapes: to which it applies, and why not to others; seconds: its limit."""
+    """A way to run a pruned folder.
+
+    Attributes:
+        title: The title in the table.
+        function: "module:name" in this package. The function takes the folder.
+        needs: The distributions without which the way is not tried.
+        families: The families that the way applies to.
+        elsewhere: The reason why the way does not apply to other families.
+        alone: The attempt must not import secateur.
+        seconds: The time limit.
+    """
 
     title: str
     function: str
@@ -64,15 +73,16 @@ WAYS = {
 
 
 class Forbidden:
-    """An import hook under which secateur cannot be imported."""
+    """An import hook that makes the import of secateur fail."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        """Raise ImportError for secateur and its kernels."""
         if name.partition(".")[0] in ("secateur", "secateur_kernels"):
             raise ImportError(f"{name} is forbidden here")
 
 
 def attempt(name: str, folder: Path, result: Path, log: Path) -> None:
-    """Tries one way on one folder in this process, and writes the outcome."""
+    """Try one way on one folder in this process, and write the outcome."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -101,6 +111,6 @@ def attempt(name: str, folder: Path, result: Path, log: Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The error's kind and the first line that says something."""
+    """Return the error's type and the first line of its message that is not empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:240]

@@ -1,4 +1,4 @@
-"""The pruned folders that every way of running is tried on, each with inputs and the logits of the model that was saved."""
+"""The pruned folders for all ways to run. Each folder has inputs and the logits of the model that was saved."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ BUILTIN_TASK = "language"
 
 
 def make_folders(out: Path) -> Iterator[Folder]:
-    """Three families, each pruned to widths that are alike in all layers, to heads and neurons that are not (one attention has
-    none left), and to channels that are not."""
+    """Yield pruned folders of three families in three shapes.
+
+    The shapes are: equal widths in all layers; heads and neurons that differ between layers, with one attention that has no
+    heads left; and channels that differ between layers.
+    """
     rows = builtin.examples(BUILTIN_TASK)[:64]
     for family, make in {"t5": _t5, "bert": _bert, "llama": _llama}.items():
         model, task = make(rows)
@@ -35,13 +38,14 @@ def make_folders(out: Path) -> Iterator[Folder]:
 
 
 def labels(rows: list[dict[str, Any]]) -> list[str]:
-    """The labels of the built-in task."""
+    """Return the labels of the built-in task."""
     return sorted({row["target"] for row in rows})
 
 
 def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[dict[str, Any]]) -> nn.Module:
+    """Return the model pruned to one of the shapes."""
     if shape == "uniform":
-        # What a stock config can say: T5 narrower heads, BERT the dense model's heads, Llama fewer heads.
+        # A stock config can express narrower heads in T5, only the dense model's heads in BERT, and fewer heads in Llama.
         stock: dict[str, tuple[Literal["head", "channel"], str | None, bool]] = {
             "t5": ("channel", None, True),
             "bert": ("head", "ffn", False),
@@ -62,6 +66,7 @@ def _pruned(family: str, shape: str, model: nn.Module, task: Task, rows: list[di
 
 
 def _save(path: Path, family: str, shape: str, model: nn.Module, task: Task) -> Folder:
+    """Save the model with inputs and its logits for them."""
     path.mkdir()
     secateur.save(model, path / "model", tokenizer=task.reader)
     tensors: dict[str, Tensor] = {}
@@ -78,7 +83,7 @@ def _save(path: Path, family: str, shape: str, model: nn.Module, task: Task) -> 
 
 
 def _inputs(model: Any, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Random ids; but for the first row, the last ones are padding."""
+    """Return random token ids. The last tokens of each row are padding, except in the first row."""
     generator = torch.Generator().manual_seed(size[1])
     ids = torch.randint(5, model.config.vocab_size, size, generator=generator)
     mask = torch.ones_like(ids)
@@ -120,7 +125,7 @@ def _llama(rows: list[dict[str, Any]]) -> tuple[nn.Module, Task]:
 
 
 def _piece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """BERT's kind, of 1,000 pieces."""
+    """Train a WordPiece tokenizer, as BERT has, with 1,000 pieces."""
     special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -132,12 +137,12 @@ def _piece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def _byte_fallback_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Llama 2's kind, of 1,000 pieces: what is in no piece is spelled in bytes."""
+    """Train a tokenizer as in Llama 2 with 1,000 pieces. Text outside the pieces is encoded in bytes."""
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     tokens = [*special.values(), *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    # No piece reaches over a space, so that a text and what follows it are cut the same together as alone.
+    # No piece crosses a space, so a text and its continuation are tokenised the same together and alone.
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=tokens, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
@@ -147,5 +152,5 @@ def _byte_fallback_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    # Llama has no padding token of its own; the mark of the end serves.
+    # Llama has no padding token. The end token replaces it.
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, pad_token="</s>", **special)

@@ -1,4 +1,4 @@
-"""GGUF: llama.cpp's own converter on the folder, read back by transformers, and run by llama.cpp."""
+"""GGUF: llama.cpp's own converter on the folder. transformers reads the file back, and llama.cpp runs it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,28 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 
 def gguf(folder: Folder) -> Outcome:
-    """$LLAMA_CPP names llama.cpp's source folder, which has the converter."""
+    """Convert the folder, read it back, and run it.
+
+    $LLAMA_CPP names llama.cpp's source folder, which contains the converter.
+    """
     source = os.environ.get("LLAMA_CPP")
     if source is None:
         return Outcome("not tried", f"needs LLAMA_CPP, the folder with llama.cpp's {CONVERTER}")
     path = folder.path / "model.gguf"
     command = [sys.executable, str(Path(source) / CONVERTER), str(folder.model), "--outfile", str(path), "--outtype", "f32"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return Outcome("fails", f"{CONVERTER}: {done.stderr.strip().splitlines()[-1][:200]}")
-    read, exact = _read_back(folder, path)
-    ran, away = _run(folder, path)
-    measured = {"read_back_equal": exact, "llama_cpp_log_probability": away}
-    if not folder.stock or exact is False or (away is not None and away > 1e-4):
-        return Outcome("fails", f"converted; {read}; {ran}", measured)
-    return Outcome("works", f"converted; {read}; {ran}", measured)
+    converted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if converted.returncode:
+        return Outcome("fails", f"{CONVERTER}: {converted.stderr.strip().splitlines()[-1][:200]}")
+    read_note, exact = _read_back(folder, path)
+    run_note, difference = _run(folder, path)
+    measured = {"read_back_equal": exact, "llama_cpp_log_probability": difference}
+    if not folder.stock or exact is False or (difference is not None and difference > 1e-4):
+        return Outcome("fails", f"converted; {read_note}; {run_note}", measured)
+    return Outcome("works", f"converted; {read_note}; {run_note}", measured)
 
 
 def _read_back(folder: Folder, path: Path) -> tuple[str, bool | None]:
-    """transformers reads the file into its stock class; weights must be those of the folder."""
+    """Read the file into transformers' stock class. The weights must equal those of the folder."""
     import transformers
 
     try:
@@ -49,7 +52,7 @@ def _read_back(folder: Folder, path: Path) -> tuple[str, bool | None]:
 
 
 def _run(folder: Folder, path: Path) -> tuple[str, float | None]:
-    """llama.cpp's log-probabilities of what it would say next, against the model's for the same ids."""
+    """Compare llama.cpp's log-probabilities of the next token with the model's for the same ids."""
     if installed("xllamacpp") is None:
         return "not run by llama.cpp (needs xllamacpp)", None
     import xllamacpp
@@ -58,7 +61,7 @@ def _run(folder: Folder, path: Path) -> tuple[str, float | None]:
     parameters.model.path = str(path)
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = 256, 1, False
     parameters.cpuparams.n_threads = 1
-    # By default attention is computed in half precision.
+    # llama.cpp computes attention in half precision by default.
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     try:
@@ -78,6 +81,6 @@ def _run(folder: Folder, path: Path) -> tuple[str, float | None]:
 
 
 def _log_probabilities(answer: Any) -> list[tuple[int, float]]:
-    """Ids and log-probabilities of the ten likeliest tokens."""
-    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    return [(entry["id"], entry["logprob"]) for entry in found if math.isfinite(entry["logprob"])]
+    """Return ids and log-probabilities of the ten most likely tokens."""
+    likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    return [(entry["id"], entry["logprob"]) for entry in likeliest if math.isfinite(entry["logprob"])]

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with `--model hf`, beside secateur's own evaluation of the same rows."""
+"""lm-evaluation-harness with `--model hf`, compared with secateur's own evaluation of the same rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = "secateur_language"
 
 
 def harness(folder: Folder) -> Outcome:
-    """A multiple-choice task out of a local JSON file: the input, then each label."""
+    """Evaluate a multiple-choice task from a local JSON file. The text is the input, and the choices are the labels."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -26,20 +26,28 @@ def harness(folder: Folder) -> Outcome:
     (tasks / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (tasks / f"{NAME}.yaml").write_text(_task(tasks / "rows.jsonl", labels), encoding="utf-8")
     model = HFLM(pretrained=str(folder.model), device="cpu", dtype="float32", batch_size=8, trust_remote_code=not folder.stock)
-    found: Any = simple_evaluate(
+    evaluated: Any = simple_evaluate(
         model=model, tasks=[NAME], task_manager=TaskManager(include_path=str(tasks), include_defaults=False), bootstrap_iters=0
     )
-    theirs = found["results"][NAME]["acc,none"]
-    ours = _accuracy(folder, labels, rows)
-    measured = {"lm_eval": theirs, "secateur": ours, "examples": len(rows)}
+    harness_accuracy = evaluated["results"][NAME]["acc,none"]
+    secateur_accuracy = _accuracy(folder, labels, rows)
+    measured = {"lm_eval": harness_accuracy, "secateur": secateur_accuracy, "examples": len(rows)}
     if folder.family == "t5":
-        # It gives the encoder no end mark, and doesn't score the label's: another measure, not another model.
-        return Outcome("works", f"acc {theirs:.3f}; secateur evaluate, which adds the end marks, {ours:.3f}", measured)
-    same = abs(theirs - ours) < 1e-9
-    return Outcome("works" if same else "fails", f"acc {theirs:.3f}, secateur evaluate {ours:.3f}", measured)
+        # The harness adds no end token to the encoder's input and does not score the label's end token. The
+        # measure differs, not the model.
+        return Outcome(
+            "works",
+            f"acc {harness_accuracy:.3f}; secateur evaluate, which adds the end marks, {secateur_accuracy:.3f}",
+            measured,
+        )
+    same = abs(harness_accuracy - secateur_accuracy) < 1e-9
+    return Outcome(
+        "works" if same else "fails", f"acc {harness_accuracy:.3f}, secateur evaluate {secateur_accuracy:.3f}", measured
+    )
 
 
 def _task(data: Any, labels: list[str]) -> str:
+    """Return the harness's YAML description of the task."""
     return "\n".join(
         [
             f"task: {NAME}", "dataset_path: json", f"dataset_kwargs: {{data_files: {{test: {json.dumps(str(data))}}}}}",
@@ -50,7 +58,7 @@ def _task(data: Any, labels: list[str]) -> str:
 
 
 def _accuracy(folder: Folder, labels: list[str], rows: list[dict[str, Any]]) -> float:
-    """The accuracy that secateur finds. lm-eval puts a space before a choice, as this tokenizer does before any text."""
+    """Return secateur's accuracy. lm-eval puts a space before a choice, and this tokenizer puts one before any text."""
     tokenizer = folder.tokenizer()
     if folder.family == "t5":
         return secateur.evaluate(secateur.load(folder.model), secateur.TextToText(tokenizer, labels=labels), rows).value

@@ -15,8 +15,11 @@ STEPS = 12
 
 
 def plain_layers(folder: Folder) -> Outcome:
-    """LoRA on the layers whose type is nn.Linear itself, which the pruned model reads whole: the loss falls, and the merged
-    model computes what the model with its adapter does."""
+    """Train LoRA on the layers whose type is exactly nn.Linear.
+
+    The pruned model uses these layers' weights whole. The loss must fall, and the merged model must compute the same outputs as
+    the model with its adapter.
+    """
     model: Any = folder.load()
     special = sorted({type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear) and type(m) is not nn.Linear})
     targets = [path for path, module in model.named_modules() if type(module) is nn.Linear and path != "lm_head"]
@@ -26,11 +29,12 @@ def plain_layers(folder: Folder) -> Outcome:
 
 
 def all_layers(folder: Folder) -> Outcome:
-    """LoRA with `target_modules="all-linear"`."""
+    """Train LoRA with `target_modules="all-linear"`."""
     return _tuned(folder, folder.load(), "all-linear")
 
 
 def _tuned(folder: Folder, model: Any, targets: Any) -> Outcome:
+    """Train LoRA on these layers, merge it, and compare the outputs."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -50,17 +54,17 @@ def _tuned(folder: Folder, model: Any, targets: Any) -> Outcome:
     adapted = run(lambda **inputs: tuned(**inputs).logits, folder)
     merged = tuned.merge_and_unload().eval()
     outputs = run(lambda **inputs: merged(**inputs).logits, folder)
-    away = max(float((a - b).abs().max()) for a, b in zip(adapted, outputs, strict=True))
+    merge_difference = max(float((a - b).abs().max()) for a, b in zip(adapted, outputs, strict=True))
     largest = max(float(a.abs().max()) for a in adapted)
     rounding = differences(model, folder, [logits for _, logits in folder.batches()]).rounding
-    note = f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {STEPS} steps; merged differs by {away:.1e}"
-    measured = {"losses": losses, "merged": away, "largest": largest, "rounding": rounding}
-    works = losses[-1] < 0.9 * losses[0] and away < 100 * rounding
+    note = f"loss {losses[0]:.2f} to {losses[-1]:.2f} in {STEPS} steps; merged differs by {merge_difference:.1e}"
+    measured = {"losses": losses, "merged": merge_difference, "largest": largest, "rounding": rounding}
+    works = losses[-1] < 0.9 * losses[0] and merge_difference < 100 * rounding
     return Outcome("works" if works else "fails", note, measured)
 
 
 def _batch(folder: Folder, model: Any) -> dict[str, Tensor]:
-    """32 built-in examples with their labels, as the family trains on them."""
+    """Return 32 built-in examples with their labels, in the form that the family is trained on."""
     rows = [json.loads(line) for line in (folder.path / "rows.jsonl").read_text(encoding="utf-8").splitlines()][:32]
     tokenizer = folder.tokenizer()
     texts, targets = [row["input"] for row in rows], [row["target"] for row in rows]

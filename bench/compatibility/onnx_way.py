@@ -1,4 +1,4 @@
-"""torch.onnx's exporter, and the file under onnxruntime."""
+"""torch.onnx's exporter, and its file in onnxruntime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.compatibility.outcome import Outcome, differences, dynamic_shapes, lo
 
 
 def onnxruntime(folder: Folder) -> Outcome:
-    """One ONNX file for any batch and length; the same outputs, one thread."""
+    """Export one ONNX file for any batch size and length, and compare outputs and time with one thread."""
     import onnxruntime as ort
     from torch.onnx.errors import OnnxExporterError
 
@@ -31,17 +31,18 @@ def onnxruntime(folder: Folder) -> Outcome:
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     path.unlink()
 
-    def answer(batch: dict[str, torch.Tensor]) -> Any:
+    def run_session(batch: dict[str, torch.Tensor]) -> Any:
         return session.run(["logits"], {name: tensor.numpy() for name, tensor in batch.items()})[0]
 
-    outputs = [torch.from_numpy(answer(batch)) for batch, _ in folder.batches()]
+    outputs = [torch.from_numpy(run_session(batch)) for batch, _ in folder.batches()]
     with torch.inference_mode():
-        times = timed(lambda: module(**inputs), lambda: answer(inputs))
-    found = same_outputs(differences(model, folder, outputs), "; ".join(filter(None, [ratio(times), note])), **times)
-    return replace(found, verdict="works, but") if note and found.verdict == "works" else found
+        times = timed(lambda: module(**inputs), lambda: run_session(inputs))
+    outcome = same_outputs(differences(model, folder, outputs), "; ".join(filter(None, [ratio(times), note])), **times)
+    return replace(outcome, verdict="works, but") if note and outcome.verdict == "works" else outcome
 
 
 def _export(folder: Folder, model: nn.Module, path: Path) -> None:
+    """Export the model's logits."""
     inputs, _ = folder.batches()[0]
     torch.onnx.export(
         logits_of(model, folder), (), str(path), kwargs=inputs, dynamo=True, external_data=False, verbose=False,
@@ -50,7 +51,7 @@ def _export(folder: Folder, model: nn.Module, path: Path) -> None:
 
 
 def optimum(folder: Folder) -> Outcome:
-    """`ORTModelFor...from_pretrained(folder, export=True)`."""
+    """Load the folder with `ORTModelFor...from_pretrained(folder, export=True)` and compare outputs."""
     from optimum import onnxruntime as ort
 
     name = {"t5": "ORTModelForSeq2SeqLM", "bert": "ORTModelForSequenceClassification", "llama": "ORTModelForCausalLM"}

@@ -14,7 +14,10 @@ from bench.compatibility.outcome import Outcome, differences, dynamic_shapes, lo
 
 
 def without_secateur(folder: Folder) -> Outcome:
-    """`AutoModel...from_pretrained` in a process that has no secateur: logits as the saved model's, bit for bit."""
+    """Load with `AutoModel...from_pretrained` in a process without secateur.
+
+    The logits must equal the saved model's bit for bit.
+    """
     loaded = sorted(name for name in sys.modules if name.partition(".")[0] in ("secateur", "secateur_kernels"))
     if loaded:
         return Outcome("fails", f"secateur was imported: {loaded[0]}")
@@ -27,20 +30,23 @@ def without_secateur(folder: Folder) -> Outcome:
 
 
 def saved_again(folder: Folder) -> Outcome:
-    """`save_pretrained` of the model that transformers loaded, as after fine-tuning; the new folder gives the same bits."""
+    """Call `save_pretrained` on the model that transformers loaded, as after fine-tuning.
+
+    The new folder must give the same bits.
+    """
     model: Any = folder.load()
-    again = replace(folder, path=folder.path / "again")
-    model.save_pretrained(again.model)
-    other = again.load()
-    outputs = [run(lambda of=of, **inputs: of(**inputs).logits, folder) for of in (model, other)]
+    saved_folder = replace(folder, path=folder.path / "again")
+    model.save_pretrained(saved_folder.model)
+    reloaded = saved_folder.load()
+    outputs = [run(lambda loaded=loaded, **inputs: loaded(**inputs).logits, folder) for loaded in (model, reloaded)]
     if not all(torch.equal(first, second) for first, second in zip(*outputs, strict=True)):
         return Outcome("fails", "the second folder's logits are others")
-    extra = {path.name for path in again.model.iterdir() if path.suffix == ".py"}
+    extra = {path.name for path in saved_folder.model.iterdir() if path.suffix == ".py"}
     return Outcome("works", f"the same logits{', and the modelling file goes along' if extra else ''}")
 
 
 def compiled(folder: Folder) -> Outcome:
-    """torch.compile of the whole forward pass as one graph, for any batch and length."""
+    """Compile the whole forward pass as one graph for any batch size and length."""
     if shutil.which("g++") is None:
         return Outcome("not tried", "needs a C++ compiler (g++)")
     model: Any = folder.load()
@@ -56,15 +62,17 @@ def compiled(folder: Folder) -> Outcome:
 
 
 def exported_strict(folder: Folder) -> Outcome:
+    """Export with torch.export in strict mode."""
     return _exported(folder, strict=True)
 
 
 def exported(folder: Folder) -> Outcome:
+    """Export with torch.export in non-strict mode."""
     return _exported(folder, strict=False)
 
 
 def _exported(folder: Folder, *, strict: bool) -> Outcome:
-    """torch.export with free batch and length, saved and loaded again."""
+    """Export with a free batch size and length, save, load, and compare outputs."""
     model: Any = folder.load()
     inputs, _ = folder.batches()[0]
     program = torch.export.export(logits_of(model, folder), (), inputs, dynamic_shapes=dynamic_shapes(inputs), strict=strict)

@@ -1,1 +1,1 @@
-"""One measurement a file: each writes a file of bench/results/."""
+"""The measurements, one per file. Each writes a file of bench/results/."""

@@ -1,4 +1,4 @@
-"""Attribution of all sites against the bare forward and backward to the inputs, and against a Taylor pass."""
+"""Time attribution of all sites in turn with the bare forward and backward pass to the inputs and with a Taylor pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.subjects import shapes as models
+from bench.subjects import shapes
 from bench.subjects.shapes import Case, bare
 from bench.support.interleaved import compare
 from secateur.attribution.criteria import GradientActivation, ScoringContext
@@ -18,13 +18,13 @@ from secateur.model.undisturbed import undisturbed
 
 
 def taylor(case: Case) -> dict[str, Tensor]:
-    """What weight-based Taylor importance does: gradients of all parameters, then |sum of w * dw| for each output row."""
+    """Compute weight-based Taylor importance: the gradients of all parameters, then |sum of w * dw| of each output row."""
     case.model.zero_grad(set_to_none=True)
     case.task.target(case.model, case.batch, "log_probability").sum().backward()  # type: ignore[no-untyped-call]
     return {
-        name: (p.detach() * p.grad).flatten(1).sum(1).abs()
-        for name, p in case.model.named_parameters()
-        if p.grad is not None and p.dim() == 2
+        name: (parameter.detach() * parameter.grad).flatten(1).sum(1).abs()
+        for name, parameter in case.model.named_parameters()
+        if parameter.grad is not None and parameter.dim() == 2
     }
 
 
@@ -41,10 +41,11 @@ def passes(case: Case) -> dict[str, Callable[[], Any]]:
     return {"attribution": attribution, "bare": lambda: bare(case), "taylor": lambda: taylor(case)}
 
 
-@pytest.mark.parametrize("name", models.cases())
+@pytest.mark.parametrize("name", shapes.cases())
 def bench_attribution(name: str, benchmark: Any) -> None:
+    """Time the passes of one case."""
     torch.set_num_threads(1)
-    functions = passes(models.cases()[name]())
+    functions = passes(shapes.cases()[name]())
     benchmark.group = "attribution"
     benchmark.extra_info.update(compare(functions), model=name, threads=torch.get_num_threads(), batch=[32, 64])
     benchmark.pedantic(functions["attribution"], rounds=5, warmup_rounds=1)

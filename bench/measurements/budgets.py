@@ -1,10 +1,10 @@
-"""Methods of pruning under the same budgets of FLOPs: accuracy by model, task, method, budget and draw of the examples.
+"""Compare pruning methods under the same budgets of FLOPs: accuracy by model, task, method, budget and draw of the examples.
 
 python -m bench.measurements.budgets --out DIR [--models t5,bert] [--methods NAME,...] [--tasks NAME,...] [--draws N]
-python -m bench.measurements.budgets --out DIR --timed [...]    times one task's models, on a quiet machine
+python -m bench.measurements.budgets --out DIR --timed [...]    times the models of one task; needs a quiet machine
 python -m bench.measurements.budgets --out DIR --collect        writes bench/results/budgets.json
 
-A killed run goes on where it was. A model's cells are in a ledger of its own, so two models can be run at the same time.
+A killed run continues with the next cell. Each model has its own ledger of cells, so two models can run at the same time.
 """
 
 from __future__ import annotations
@@ -40,19 +40,20 @@ from secateur.support.ledger import Ledger
 from secateur.tasks import Task
 
 SHARES = (0.7, 0.5, 0.33)
-TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # What --timed times, on one thread.
+TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # The task and the batch that --timed measures, on one thread.
 BERT_TASKS = ("domain", "qtype", "movie", "language", "sentiment")
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """On the clock, and of this process's own: what a method takes where it need not share the machine."""
+    """Wall-clock time, and CPU time of this process. CPU time does not depend on other processes of the machine."""
 
     wall: float = 0.0
     cpu: float = 0.0
 
     @classmethod
     def now(cls) -> Seconds:
+        """Return the current readings of both clocks."""
         return cls(time.perf_counter(), time.process_time())
 
     def __add__(self, other: Seconds) -> Seconds:
@@ -64,8 +65,11 @@ class Seconds:
 
 @dataclass
 class Draw:
-    """A model, a task, and one draw of the examples to prune with. Scores are computed once for all budgets; `owed` adds up
-    the seconds that a method was spared by that, which count as its own."""
+    """A model, a task, and one draw of the calibration examples.
+
+    Scores are computed once for all budgets. `owed` adds up the seconds that a method saves by that. They count as the method's
+    own.
+    """
 
     model: nn.Module
     task: Task
@@ -77,6 +81,7 @@ class Draw:
     def scores(
         self, criterion: Criterion, unit: AttentionUnit = "head", select: str | None = None, per_example: bool = False
     ) -> secateur.Scores:
+        """Return the scores of a criterion, from the cache if they are known."""
         key = json.dumps([criterion.to_json(), unit, select, per_example])
         if key in self._scores:
             scores, seconds = self._scores[key]
@@ -91,7 +96,7 @@ class Draw:
 
     @property
     def tokens(self) -> Mapping[str, float]:
-        """Mean lengths, which weigh FLOPs. No pass over the model: no method owes for it."""
+        """Return the mean lengths, which weight FLOPs. They need no pass over the model, so no method owes time for them."""
         owed = self.owed
         tokens = self.scores(RandomScores()).tokens
         self.owed = owed
@@ -102,7 +107,7 @@ Method = Callable[[Draw, float], nn.Module]
 
 
 def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
-    """As `secateur prune` does it: allocation and recovery picked by trying, then refitted on all examples."""
+    """Prune as `secateur prune` does: try allocations and recoveries, then refit the best on all examples."""
 
     def method(draw: Draw, share: float) -> nn.Module:
         if rounds == 1:
@@ -120,7 +125,7 @@ def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
 
 
 def by_kwon(stage: Stage) -> Method:
-    """Kwon et al., up to a stage."""
+    """Prune by Kwon et al. up to a stage."""
 
     def method(draw: Draw, share: float) -> nn.Module:
         return kwon(draw.model, draw.task, draw.rows, share, stage=stage, scores=draw.scores(CRITERION, per_example=True))
@@ -129,18 +134,18 @@ def by_kwon(stage: Stage) -> Method:
 
 
 def by_flap(draw: Draw, share: float) -> nn.Module:
-    """FLAP, with its bias compensation."""
+    """Prune by FLAP with its bias compensation."""
     scores = draw.scores(Fluctuation(), unit="channel", select=CHANNELS)
     return flap(draw.model, draw.task, draw.rows, share, scores=scores)
 
 
 def uniform(criterion: Callable[[Draw], Criterion]) -> Method:
-    """The best heads and neurons of each layer by a criterion, at one rate for all, without recovery."""
+    """Keep the best heads and neurons of each layer by a criterion, at one rate for all layers, without recovery."""
     return lambda draw, share: secateur.prune(draw.model, secateur.plan(draw.scores(criterion(draw)), flops=share))
 
 
 def by_torch_pruning(ranking: str, hidden: bool = False) -> Method:
-    """Torch-Pruning's Taylor importance."""
+    """Prune by Torch-Pruning with its Taylor importance."""
 
     def method(draw: Draw, share: float) -> nn.Module:
         return torch_pruning(draw.model, draw.task, draw.rows, share, draw.tokens, ranking=ranking, hidden=hidden)
@@ -167,51 +172,53 @@ LEFT_OUT = {("t5", name): T5 for name in METHODS if name.startswith("Torch-Pruni
 
 
 @dataclass(frozen=True)
-class Job:
+class Subject:
+    """A model with a task and its test examples."""
+
     name: str
     model: nn.Module
     task: Task
     test: list[dict[str, Any]]
 
 
-def t5_jobs(names: Sequence[str] | None, tested: int) -> Iterator[Job]:
-    """The built-in model with all its tasks."""
+def t5_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subject]:
+    """Yield the built-in model with each of its tasks."""
     model, tokenizer = builtin.load()
     for name in names or builtin.tasks():
         targets = sorted({row["target"] for row in builtin.examples(name)})
         task = secateur.TextToText(tokenizer, labels=targets if len(targets) <= 32 else None)
-        yield Job(name, model, task, builtin.examples(f"{name}.test")[:tested])
+        yield Subject(name, model, task, builtin.examples(f"{name}.test")[:tested])
 
 
-def bert_jobs(names: Sequence[str] | None, tested: int, source: Callable[[str], Any] = minilm.fine_tuned) -> Iterator[Job]:
-    """A classifier for each task, all of it fine-tuned."""
+def bert_tasks(names: Sequence[str] | None, tested: int, source: Callable[[str], Any] = minilm.fine_tuned) -> Iterator[Subject]:
+    """Yield a classifier for each task. All its weights are fine-tuned."""
     for name in names or BERT_TASKS:
         if name in BERT_TASKS:
             model, tokenizer = source(name)
-            yield Job(name, model, secateur.SequenceClassification(tokenizer), builtin.examples(f"{name}.test")[:tested])
+            yield Subject(name, model, secateur.SequenceClassification(tokenizer), builtin.examples(f"{name}.test")[:tested])
 
 
-def frozen_bert_jobs(names: Sequence[str] | None, tested: int) -> Iterator[Job]:
-    """Classifiers with a trained head alone, for a quick look: made in half a minute."""
-    return bert_jobs(names, tested, minilm.classifier)
+def frozen_bert_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subject]:
+    """Yield classifiers with a trained head alone, for a quick run. Training takes half a minute."""
+    return bert_tasks(names, tested, minilm.classifier)
 
 
-MODELS = {"t5": t5_jobs, "bert": bert_jobs, "bert-frozen": frozen_bert_jobs}
+MODELS = {"t5": t5_tasks, "bert": bert_tasks, "bert-frozen": frozen_bert_tasks}
 
 
 def main() -> None:
-    """The command line; see the file's first lines."""
+    """Run the command line that the module's docstring describes."""
     parser = argparse.ArgumentParser(description="Methods of pruning under the same budgets of FLOPs.")
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished cells")
-    parser.add_argument("--models", default="t5,bert", help=f"of {', '.join(MODELS)}")
-    parser.add_argument("--methods", help=f"of {'; '.join(METHODS)} (between semicolons)")
+    parser.add_argument("--models", default="t5,bert", help=f"some of {', '.join(MODELS)}")
+    parser.add_argument("--methods", help=f"some of {'; '.join(METHODS)}, separated by semicolons")
     parser.add_argument("--tasks", help="all by default")
-    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="of the layers' FLOPs")
+    parser.add_argument("--shares", default=",".join(map(str, SHARES)), help="shares of the layers' FLOPs")
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=300, help="to prune with, at most 1000")
+    parser.add_argument("--examples", type=int, default=300, help="number of calibration examples, at most 1000")
     parser.add_argument("--tested", type=int, default=500)
-    parser.add_argument("--timed", action="store_true", help="time the pruned models of one task, draw 0, instead")
-    parser.add_argument("--collect", action="store_true", help="write the results of all cells, and run none")
+    parser.add_argument("--timed", action="store_true", help="time the pruned models of one task, draw 0, and run no cell")
+    parser.add_argument("--collect", action="store_true", help="write the results of all cells, and run no cell")
     given = parser.parse_args()
     if given.collect:
         collect(given.out)
@@ -231,32 +238,37 @@ def main() -> None:
         return
     for model in models:
         with Ledger(given.out / model, {"examples": given.examples, "tested": given.tested}) as ledger:
-            for job in MODELS[model](tasks, given.tested):
-                run_job(ledger, model, job, methods, shares, given.draws, given.examples)
+            for subject in MODELS[model](tasks, given.tested):
+                run_subject(ledger, model, subject, methods, shares, given.draws, given.examples)
 
 
-def run_job(
-    ledger: Ledger, model: str, job: Job, methods: Sequence[str], shares: Sequence[float], draws: int, examples: int
+def run_subject(
+    ledger: Ledger, model: str, subject: Subject, methods: Sequence[str], shares: Sequence[float], draws: int, examples: int
 ) -> None:
-    """The cells of one model and task that are not finished yet."""
-    dense = secateur.evaluate(job.model, job.task, job.test)
-    at = commit()
+    """Run the cells of one model and task that are not finished yet."""
+    dense = secateur.evaluate(subject.model, subject.task, subject.test)
+    measured_commit = commit()
     for number in range(draws):
-        rows = random.Random(number).sample(builtin.examples(job.name), examples)
-        draw = Draw(job.model, job.task, rows, number)
+        rows = random.Random(number).sample(builtin.examples(subject.name), examples)
+        draw = Draw(subject.model, subject.task, rows, number)
         for name in methods:
             for share in shares:
-                cell = {"model": model, "task": job.name, "draw": number, "method": name, "share": share}
+                cell = {"model": model, "task": subject.name, "draw": number, "method": name, "share": share}
                 if cell in ledger or (model, name) in LEFT_OUT:
                     continue
-                found = {"metric": dense.metric, "dense": dense.value, "commit": at, **run_cell(draw, name, share, job.test)}
-                ledger.add(cell, found)
-                shown = {key: found[key] for key in ("flops", "cpu_seconds", "accuracy", "error") if key in found}
-                print(*cell.values(), shown, flush=True)
+                row = {
+                    "metric": dense.metric,
+                    "dense": dense.value,
+                    "commit": measured_commit,
+                    **run_cell(draw, name, share, subject.test),
+                }
+                ledger.add(cell, row)
+                summary = {key: row[key] for key in ("flops", "cpu_seconds", "accuracy", "error") if key in row}
+                print(*cell.values(), summary, flush=True)
 
 
 def run_cell(draw: Draw, name: str, share: float, test: list[dict[str, Any]]) -> dict[str, Any]:
-    """The share of the layers' FLOPs really left, the whole method's seconds, and the accuracy; or why there is none."""
+    """Return the share of the layers' FLOPs that is left, the seconds of the whole method, and the accuracy; or the error."""
     dense = layer_flops(draw.model, draw.tokens)
     draw.owed, start = Seconds(), Seconds.now()
     try:
@@ -264,40 +276,40 @@ def run_cell(draw: Draw, name: str, share: float, test: list[dict[str, Any]]) ->
     except InputError as error:
         return {"error": str(error)}
     spent = Seconds.now() - start + draw.owed
-    left = layer_flops(pruned, draw.tokens) / dense
+    remaining = layer_flops(pruned, draw.tokens) / dense
     value = secateur.evaluate(pruned, draw.task, test).value
     seconds = {"seconds": round(spent.wall, 2), "cpu_seconds": round(spent.cpu, 2)}
-    return {"flops": round(left, 4), **seconds, "accuracy": value}
+    return {"flops": round(remaining, 4), **seconds, "accuracy": value}
 
 
 def time_models(out: Path, model: str, methods: Sequence[str], shares: Sequence[float], examples: int, tested: int) -> None:
-    """Each method's model of one task against the dense one, in turn: accuracy and measured speed-up of a batch."""
-    (job,) = MODELS[model]([TIMED[model]], tested)
-    rows = random.Random(0).sample(builtin.examples(job.name), examples)
-    draw = Draw(job.model, job.task, rows, 0)
-    dense = secateur.evaluate(job.model, job.task, job.test).value
-    batches = synthetic_batches(job.model, [SHAPE[0]], [SHAPE[1]])
+    """Time each method's model of one task in turn with the dense model. Write accuracy and measured speed-up of a batch."""
+    (subject,) = MODELS[model]([TIMED[model]], tested)
+    rows = random.Random(0).sample(builtin.examples(subject.name), examples)
+    draw = Draw(subject.model, subject.task, rows, 0)
+    dense = secateur.evaluate(subject.model, subject.task, subject.test).value
+    batches = synthetic_batches(subject.model, [SHAPE[0]], [SHAPE[1]])
     with Ledger(
-        out / f"timed-{model}", {"examples": examples, "tested": tested, "task": job.name, "batch": list(SHAPE)}
+        out / f"timed-{model}", {"examples": examples, "tested": tested, "task": subject.name, "batch": list(SHAPE)}
     ) as ledger:
         for name in methods:
             for share in shares:
-                cell = {"model": model, "task": job.name, "method": name, "share": share}
+                cell = {"model": model, "task": subject.name, "method": name, "share": share}
                 if cell in ledger or (model, name) in LEFT_OUT:
                     continue
                 try:
                     pruned = METHODS[name](draw, share)
                 except InputError:
                     continue
-                (timing,) = secateur.benchmark(job.model, pruned, batches).timings
-                value = secateur.evaluate(pruned, job.task, job.test).value
-                found = {"dense": dense, "accuracy": value, "speedup": timing.speedup, "flops_speedup": timing.flops_speedup}
-                ledger.add(cell, {**found, "quartiles": [timing.speedup_low, timing.speedup_high]})
-                print(*cell.values(), found, flush=True)
+                (timing,) = secateur.benchmark(subject.model, pruned, batches).timings
+                value = secateur.evaluate(pruned, subject.task, subject.test).value
+                row = {"dense": dense, "accuracy": value, "speedup": timing.speedup, "flops_speedup": timing.flops_speedup}
+                ledger.add(cell, {**row, "quartiles": [timing.speedup_low, timing.speedup_high]})
+                print(*cell.values(), row, flush=True)
 
 
 def collect(out: Path) -> None:
-    """Writes all cells to bench/results/budgets.json."""
+    """Write all cells to bench/results/budgets.json."""
     rows, timed, settings = [], [], {}
     for name in MODELS:
         if (out / f"timed-{name}").is_dir():
@@ -312,8 +324,8 @@ def collect(out: Path) -> None:
     commits = sorted({row.pop("commit") for row in rows})
     left_out = [{"model": model, "method": method, "why": why} for (model, method), why in LEFT_OUT.items()]
     about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0]), **settings}
-    found = {**about, "shares": SHARES, "left_out": left_out, "rows": rows, "timed": timed}
-    (RESULTS / "budgets.json").write_text(json.dumps(found, indent=1) + "\n")
+    document = {**about, "shares": SHARES, "left_out": left_out, "rows": rows, "timed": timed}
+    (RESULTS / "budgets.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

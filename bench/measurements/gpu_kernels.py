@@ -1,10 +1,11 @@
-"""Times the Triton kernels on this GPU against eager PyTorch, torch.compile, and what the GPU can do at all.
+"""Time the Triton kernels on this GPU and compare them with eager PyTorch, torch.compile, and the GPU's own limits.
 
 python -m bench.measurements.gpu_kernels [--seconds 450] [--out FILE]
-    measures; the last line is JSON, which is also in bench/results/<device>-<commit>.json
+    measures; the last line is JSON, which is also written to bench/results/<device>-<commit>.json
 python -m bench.measurements.gpu_kernels --predict
-    the table of predictions in bench/README.md; needs no GPU
-Needs torch and triton alone. A row is timed only after its result was found right in the same run.
+    prints the table of predictions in bench/README.md; needs no GPU
+
+The module needs only torch and triton. A row is timed only after its result is checked in the same run.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from bench.support.provenance import RESULTS, ROOT
 from secateur_kernels import interpolated_norm, neuron_attribution, product_sum, scored_mlp_backward
 
 NODES = 8
-LENGTH = 512  # Tokens of an example.
-BYTES = 2  # bfloat16.
-# Name, d_model, d_ff, tokens of the batch, gated MLP.
+LENGTH = 512  # Tokens in an example.
+BYTES = 2  # Bytes of a bfloat16 number.
+# Name, d_model, d_ff, tokens in the batch, gated MLP.
 SHAPES = [
     ("T5-base", 768, 3072, 4096, False),
     ("T5-base", 768, 3072, 65536, False),
@@ -40,7 +41,7 @@ SHAPES = [
     ("Llama-1B", 2048, 8192, 32768, True),
     ("Llama-8B", 4096, 14336, 65536, True),
 ]
-# NVIDIA H100 SXM5 80 GB, datasheet: HBM3 in bytes/s, dense bf16 in operations/s. For --predict alone.
+# NVIDIA H100 SXM5 80 GB, datasheet: HBM3 in bytes/s, dense bf16 in operations/s. Only --predict uses it.
 H100 = (3.35e12, 989e12)
 
 Function = Callable[[], Any]
@@ -48,7 +49,7 @@ Function = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What an operation must do: the fewest bytes read and written, and the operations of its matrix product."""
+    """The work of an operation: the fewest bytes that it reads and writes, and the operations of its matrix product."""
 
     operation: str
     model: str
@@ -60,23 +61,33 @@ class Work:
     operations: int
 
     def floor(self, copy: float, product: float) -> float:
-        """Seconds: no version is much faster."""
+        """Return the seconds that no version beats by much, from the copy rate and the product rate."""
         return max(self.bytes / copy, self.operations / product)
 
 
 @dataclass
 class Case:
-    """functions: what is timed, in eager PyTorch unless the name says else; compiled: what torch.compile gets."""
+    """The functions of one row.
+
+    Attributes:
+        triton: The kernel.
+        eager: The same operation in eager PyTorch.
+        compiled: The function and the arguments for torch.compile.
+        expected: Returns the result for the first example, computed in float32.
+        computed: Returns the kernel's result for the first example, which is compared with `expected`.
+        others: Further functions that are timed.
+    """
 
     triton: Function
     eager: Function
     compiled: tuple[Callable[..., Any], tuple[Any, ...]]
-    right: Function  # In float32, of the first example; compared with `found`.
-    found: Function
+    expected: Function
+    computed: Function
     others: dict[str, Function] = field(default_factory=dict)
 
 
 def works() -> Iterator[Work]:
+    """Yield the work of each operation at each shape."""
     for model, d, f, n, gated in SHAPES:
         scores = 4 * f * (n // LENGTH)
 
@@ -93,15 +104,18 @@ def works() -> Iterator[Work]:
 
 
 def random(*shape: int, scale: float = 1.0) -> Tensor:
+    """Return random bfloat16 numbers on the GPU."""
     return (torch.randn(shape, device="cuda") * scale).to(torch.bfloat16)
 
 
 def ragged(batch: int) -> Tensor:
+    """Return a padding mask [batch, LENGTH] with random lengths."""
     lengths = torch.randint(LENGTH // 2, LENGTH + 1, (batch, 1), device="cuda")
     return torch.arange(LENGTH, device="cuda") < lengths
 
 
 def product_sum_case(work: Work) -> Case:
+    """Return the functions of product_sum."""
     batch = work.tokens // LENGTH
     x, dx, mask = random(batch, LENGTH, work.neurons), random(batch, LENGTH, work.neurons), ragged(batch)
 
@@ -112,12 +126,13 @@ def product_sum_case(work: Work) -> Case:
         triton=lambda: product_sum(x, dx, mask, backend="triton"),
         eager=lambda: eager(x, dx, mask),
         compiled=(eager, (x, dx, mask)),
-        right=lambda: product_sum(x[:1].float(), dx[:1].float(), mask[:1], backend="reference"),
-        found=lambda: product_sum(x, dx, mask, backend="triton")[:1],
+        expected=lambda: product_sum(x[:1].float(), dx[:1].float(), mask[:1], backend="reference"),
+        computed=lambda: product_sum(x, dx, mask, backend="triton")[:1],
     )
 
 
 def neuron_attribution_case(work: Work) -> Case:
+    """Return the functions of neuron_attribution."""
     batch = work.tokens // LENGTH
     h, g, mask = random(batch, LENGTH, work.neurons), random(batch, LENGTH, work.width), ragged(batch)
     weight = random(work.width, work.neurons, scale=work.width**-0.5)
@@ -129,13 +144,14 @@ def neuron_attribution_case(work: Work) -> Case:
         triton=lambda: neuron_attribution(h, g, weight, mask, backend="triton"),
         eager=lambda: eager(h, g, weight, mask),
         compiled=(eager, (h, g, weight, mask)),
-        right=lambda: neuron_attribution(h[:1].float(), g[:1].float(), weight.float(), mask[:1], backend="reference"),
-        found=lambda: neuron_attribution(h, g, weight, mask, backend="triton")[:1],
+        expected=lambda: neuron_attribution(h[:1].float(), g[:1].float(), weight.float(), mask[:1], backend="reference"),
+        computed=lambda: neuron_attribution(h, g, weight, mask, backend="triton")[:1],
         others={"product_alone": lambda: g @ weight},
     )
 
 
 def scored_mlp_backward_case(work: Work) -> Case:
+    """Return the functions of scored_mlp_backward."""
     batch = work.tokens // LENGTH
     g, mask = random(batch, LENGTH, work.width), ragged(batch)
     weight = random(work.width, work.neurons, scale=work.width**-0.5)
@@ -157,7 +173,7 @@ def scored_mlp_backward_case(work: Work) -> Case:
     def first(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor[:1].float()
 
-    def right() -> Tensor:
+    def expected() -> Tensor:
         values = first(g), weight.float(), first(pre), first(up), mask[:1]
         return pack(scored_mlp_backward(*values, activation=activation, backend="reference"))
 
@@ -169,19 +185,20 @@ def scored_mlp_backward_case(work: Work) -> Case:
         triton=lambda: scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend="triton"),
         eager=lambda: eager(g, weight, pre, up, mask),
         compiled=(eager, (g, weight, pre, up, mask)),
-        right=right,
-        found=lambda: pack(scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend="triton")),
+        expected=expected,
+        computed=lambda: pack(scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend="triton")),
         others={"compiled_without_scores": lambda: compiled_bare(g, weight, pre, up)},
     )
 
 
 def pack(outputs: tuple[Tensor | None, ...]) -> Tensor:
-    """Of the first example, all in one vector; gradients and scores each with a norm of 1 or so."""
+    """Return the first example's outputs in one vector. Gradients and scores are each scaled to a norm of 1."""
     parts = [tensor[:1].flatten().float() for tensor in outputs if tensor is not None]
     return torch.cat([part / part.norm() for part in parts])
 
 
 def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
+    """Return the functions of interpolated_norm, or of its backward pass."""
     batch = work.tokens // LENGTH
     r, u = random(batch, LENGTH, work.width).requires_grad_(backward), random(batch, LENGTH, work.width)
     scale, nodes = random(work.width), torch.rand(NODES, device="cuda")
@@ -199,12 +216,12 @@ def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
             triton=lambda: kernel(r, u),
             eager=lambda: eager(r, u, nodes, scale),
             compiled=(eager, (r, u, nodes, scale)),
-            right=lambda: pack(tuple(x[:, :1].flatten()[None] for x in kernel(r[:1].float(), u[:1].float(), "reference"))),
-            found=lambda: pack(tuple(x[:, :1].flatten()[None] for x in kernel(r, u))),
+            expected=lambda: pack(tuple(x[:, :1].flatten()[None] for x in kernel(r[:1].float(), u[:1].float(), "reference"))),
+            computed=lambda: pack(tuple(x[:, :1].flatten()[None] for x in kernel(r, u))),
         )
 
     def gradient(function: Callable[..., Any], *values: Any) -> Function:
-        """The backward pass alone. Its forward pass runs once, at the first call."""
+        """Return the backward pass alone. Its forward pass runs once, at the first call."""
         outputs: list[Tensor] = []
 
         def run() -> Tensor:
@@ -215,7 +232,7 @@ def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
 
         return run
 
-    def right() -> Tensor:
+    def expected() -> Tensor:
         start = r[:1].detach().float().requires_grad_()
         outputs = kernel(start, u[:1].float(), "reference")
         return torch.autograd.grad(outputs, start, [c[:, :1].float() for c in cotangents])[0]
@@ -226,8 +243,8 @@ def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
         triton=run,
         eager=gradient(eager, r, u, nodes, scale),
         compiled=(gradient(compiled, r, u, nodes, scale), ()),
-        right=right,
-        found=lambda: run()[:1],
+        expected=expected,
+        computed=lambda: run()[:1],
     )
 
 
@@ -241,19 +258,20 @@ CASES: dict[str, Callable[[Work], Case]] = {
 
 
 def seconds(function: Function) -> float:
-    """The median time on the device, the second-level cache emptied before each run."""
+    """Return the median time on the device. The second-level cache is emptied before each run."""
     from triton.testing import do_bench
 
     return float(do_bench(function, warmup=30, rep=150, return_mode="median")) / 1e3
 
 
 def copying(source: Tensor) -> Function:
+    """Return a function that copies a tensor on the device."""
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 
 
 def ceilings() -> dict[str, float]:
-    """Bytes/s of a device copy, read and written counted, and operations/s of the best of some bf16 products."""
+    """Measure bytes/s of a device copy (reads plus writes) and operations/s of the fastest of three bf16 products."""
     copy = 2 * BYTES * 2**29 / seconds(copying(random(2**14, 2**15)))
     products = []
     for m, n, k in [(8192, 8192, 8192), (16384, 8192, 4096), (65536, 14336, 4096)]:
@@ -263,11 +281,12 @@ def ceilings() -> dict[str, float]:
 
 
 def measure(work: Work, copy: float, product: float, deadline: float) -> dict[str, Any]:
+    """Check the result of an operation, then time its versions."""
     row: dict[str, Any] = {**vars(work)}
     row["floor_ms"] = round(1e3 * work.floor(copy, product), 4)
     case = CASES[work.operation](work)
-    found, right = case.found().float(), case.right().float()
-    row["relative_error"] = float((found - right).norm() / right.norm())
+    computed, expected = case.computed().float(), case.expected().float()
+    row["relative_error"] = float((computed - expected).norm() / expected.norm())
     if not row["relative_error"] < 1e-2:
         return {**row, "error": "wrong result: not timed"}
     functions = {"triton": case.triton, "eager": case.eager}
@@ -293,6 +312,8 @@ def measure(work: Work, copy: float, product: float, deadline: float) -> dict[st
 
 
 def describe(row: dict[str, Any]) -> str:
+    """Return the printed line of a row."""
+
     def milliseconds(name: str) -> str:
         return f"{row[f'{name}_ms']:9.3f}" if f"{name}_ms" in row else "        -"
 
@@ -303,26 +324,27 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
+    """Return the device, the versions and the commit."""
     import triton
 
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
-        "commit": found.stdout.strip() or None,
+        "commit": described.stdout.strip() or None,
     }
 
 
 def result_path(about: dict[str, Any], suffix: str = "") -> Path:
-    """Where the results of this device and commit are kept."""
+    """Return the result file of this device and commit."""
     RESULTS.mkdir(exist_ok=True)
     return RESULTS / f"{about['device'].replace(' ', '-')}-{about['commit'] or 'uncommitted'}{suffix}.json"
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """How near each version of a row comes to the floor of its time, as a plot."""
+    """Plot the floor of the time divided by the time of each version, for each row."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -344,6 +366,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def run(limit: float, out: Path | None) -> None:
+    """Measure all rows and write the results."""
     deadline = time.monotonic() + limit
     torch.manual_seed(0)
     functorch.donated_buffer = False  # A backward pass is timed many times on one graph.
@@ -372,7 +395,7 @@ def run(limit: float, out: Path | None) -> None:
 
 
 def predict() -> None:
-    """The table of bench/README.md."""
+    """Print the table of predictions in bench/README.md."""
     print("| operation | model | d_model, d_ff, tokens | GB | TFLOP | bytes, ms | product, ms | floor, ms |")
     print("|---|---|---|--:|--:|--:|--:|--:|")
     for work in sorted(works(), key=lambda work: list(CASES).index(work.operation)):
@@ -383,9 +406,10 @@ def predict() -> None:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=450, help="after these, torch.compile is no longer timed")
-    parser.add_argument("--out", type=Path, help="where to write the JSON")
+    parser.add_argument("--seconds", type=float, default=450, help="after this time, torch.compile is no longer timed")
+    parser.add_argument("--out", type=Path, help="file for the JSON document")
     parser.add_argument("--predict", action="store_true", help="print the predictions for an H100 and stop")
     arguments = parser.parse_args()
     if arguments.predict:

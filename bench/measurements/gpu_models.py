@@ -1,9 +1,9 @@
-"""Times attribution of whole models on this GPU: with Triton, with the reference, and the passes alone.
+"""Time attribution of whole models on this GPU: with Triton, with the reference, and the bare passes.
 
 python -m bench.measurements.gpu_models [--out FILE]
     writes bench/results/<device>-<commit>-models.json; the last line is the same JSON
 python -m bench.measurements.gpu_models --tiny
-    tiny shapes, on the CPU too; writes nothing: shows that it runs
+    runs tiny shapes, on the CPU too, and writes nothing; it shows that the module runs
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.measurements.gpu_kernels import environment, result_path
-from bench.subjects import shapes as models
+from bench.subjects import shapes
 from bench.subjects.shapes import Case, bare
 from bench.support.interleaved import compare
 from secateur import GradientActivation, IntegratedGradients
@@ -27,20 +27,22 @@ from secateur.model.undisturbed import undisturbed
 from secateur_kernels.backend import Backend, uses_triton
 
 NODES = 4
-# Bare passes and gradient x activation take the batch; integrated gradients its first examples.
+# Bare passes and gradient x activation use the whole batch. Integrated gradients use its first examples.
 SHAPES: dict[str, Callable[[], Case]] = {
-    "T5-base": lambda: models.t5(768, 3072, 12, 12, size=(32, 512)),
-    "Llama-1B": lambda: models.llama(2048, 8192, 32, 8, 16, size=(32, 512)),
+    "T5-base": lambda: shapes.t5(768, 3072, 12, 12, size=(32, 512)),
+    "Llama-1B": lambda: shapes.llama(2048, 8192, 32, 8, 16, size=(32, 512)),
 }
 TINY: dict[str, Callable[[], Case]] = {
-    "T5": lambda: models.t5(32, 64, 2, 2, size=(4, 16)),
-    "Llama": lambda: models.llama(32, 64, 2, 1, 2, size=(4, 16)),
+    "T5": lambda: shapes.t5(32, 64, 2, 2, size=(4, 16)),
+    "Llama": lambda: shapes.llama(32, 64, 2, 1, 2, size=(4, 16)),
 }
 
 
 def measure(case: Case, few: int, rounds: int) -> dict[str, Any]:
-    """Gradient x activation of all sites over the bare forward and backward pass, by both backends where Triton runs; and
-    integrated gradients by both."""
+    """Time gradient x activation of all sites relative to the bare forward and backward pass, and time integrated gradients.
+
+    Both criteria run with the reference, and with Triton where it runs.
+    """
     backends: list[Backend] = ["reference"]
     if uses_triton("auto", next(case.model.parameters())):
         backends.insert(0, "triton")
@@ -73,7 +75,7 @@ def scoring(case: Case, criterion: Criterion, backend: Backend) -> Callable[[], 
 
 
 def finished(function: Callable[[], Any]) -> Callable[[], None]:
-    """Waits for the GPU."""
+    """Return a function that also waits for the GPU."""
 
     def run() -> None:
         function()
@@ -84,7 +86,7 @@ def finished(function: Callable[[], Any]) -> Callable[[], None]:
 
 
 def on(case: Case, device: torch.device) -> Case:
-    """In bfloat16, on the device."""
+    """Return the case in bfloat16 on the device."""
     batch = case.batch.take(torch.arange(len(case.batch.labels)))
     inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
     moved = type(batch)(inputs, batch.labels.to(device), batch.rows, {k: v.to(device) for k, v in batch.extra.items()})
@@ -92,17 +94,18 @@ def on(case: Case, device: torch.device) -> Case:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where to write the JSON")
+    parser.add_argument("--out", type=Path, help="file for the JSON document")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes; writes nothing")
     arguments = parser.parse_args()
     if not arguments.tiny and not torch.cuda.is_available():
         parser.exit(2, "bench/measurements/gpu_models.py: expected a CUDA device, found none (--tiny needs none)\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {} if arguments.tiny else environment()
-    for name, make in (TINY if arguments.tiny else SHAPES).items():
+    for name, build in (TINY if arguments.tiny else SHAPES).items():
         torch.manual_seed(0)
-        result[name] = measure(on(make(), device), few=2 if arguments.tiny else 8, rounds=3 if arguments.tiny else 9)
+        result[name] = measure(on(build(), device), few=2 if arguments.tiny else 8, rounds=3 if arguments.tiny else 9)
         print(name, result[name], flush=True)
     if not arguments.tiny:
         path = arguments.out or result_path(result, "-models")

@@ -1,4 +1,4 @@
-"""Integrated gradients: error, rank and time against nodes; time at equal error against Captum and a loop of full passes."""
+"""Integrated gradients: error, rank and time by nodes; time at equal error compared with Captum and a loop of full passes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from secateur.tasks import Batch, Task
 
 TOKENS = 4096
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-# What each method tries to get its error below a goal on the T5: (tolerance, max_nodes), and numbers of steps.
+# The settings that each method tries to reach an error goal on the T5: secateur's (tolerance, max_nodes), Captum's nodes and
+# Riemann steps.
 GOALS: dict[float, tuple[Sequence[tuple[float, int]], Sequence[int], Sequence[int]]] = {
     0.05: (((0.2, 48), (0.1, 48), (0.05, 48), (0.05, 96), (0.05, 192)), (96, 128, 192, 256), (100, 200)),
     0.01: (((0.1, 48), (0.05, 48), (0.03, 48), (0.03, 96)), (32, 48, 64, 96), (100, 200)),
@@ -39,15 +40,18 @@ TOLERANCES = (0.3, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005)
 
 @dataclass(frozen=True)
 class Case:
+    """A model with a task and examples."""
+
     model: nn.Module
     task: Task
     rows: list[dict[str, Any]]
 
     def first(self, examples: int) -> Case:
+        """Return the case with its first examples alone."""
         return Case(self.model, self.task, self.rows[:examples])
 
     def score(self, criterion: Any, select: str | None = None) -> tuple[secateur.Scores, float]:
-        """Scores with those of each example, and the seconds they took."""
+        """Return scores with their values for each example, and the seconds of the scoring."""
         start = time.perf_counter()
         scores = secateur.attribute(
             self.model, self.task, self.rows, criterion=criterion, select=select, max_tokens=TOKENS, per_example=True
@@ -55,20 +59,23 @@ class Case:
         return scores, time.perf_counter() - start
 
     def batch(self) -> Batch:
+        """Return all examples as one batch."""
         (batch,) = self.task.batches(self.task.items(self.model, self.rows), torch.device("cpu"), TOKENS)
         return batch
 
 
 def bert(examples: int) -> Case:
+    """Return a BERT classifier with a trained head."""
     model, tokenizer = minilm.classifier("domain")
     return Case(model, secateur.SequenceClassification(tokenizer), builtin.examples("domain")[:examples])
 
 
 def t5(examples: int) -> Case:
+    """Return the built-in T5 with examples of four tasks."""
     model, tokenizer = builtin.load()
     names = ("domain", "language", "movie", "sentiment")
-    each = [builtin.examples(name)[: examples // len(names)] for name in names]
-    return Case(model, secateur.TextToText(tokenizer), [row for rows in zip(*each, strict=True) for row in rows])
+    examples_of_task = [builtin.examples(name)[: examples // len(names)] for name in names]
+    return Case(model, secateur.TextToText(tokenizer), [row for rows in zip(*examples_of_task, strict=True) for row in rows])
 
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -81,17 +88,19 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def integrated(parts: Sequence[str] = tuple(PARTS)) -> dict[str, Any]:
-    """All parts, or some, on one thread."""
+    """Run all parts, or some, with one thread."""
     torch.set_num_threads(1)
     return {"environment": environment(builtin.load()[0]), **{part: PARTS[part]() for part in parts}}
 
 
 def against_peers(case: Case, few: int, rounds: int = 3) -> dict[str, Any]:
-    """(i) All sites of the BERT classifier: the fewest nodes and the loosest tolerance whose error against 64 nodes is below 1%
-    (mean over sites), against 20 Riemann steps and Captum's 50, whatever their errors are.
+    """(i) Compare all sites of the BERT classifier with 20 Riemann steps and Captum's 50, whatever the errors of the peers are.
 
-    Errors are of the first few examples. Secateur scores them among all of the case's, as a user would; its pilot and its check
-    of some of the examples are in its time. The others treat each example alike, and are timed on the few.
+    Secateur has two rows: the fewest nodes, and the loosest tolerance, whose error against 64 nodes is below 1% (mean over
+    sites).
+
+    Errors are of the first few examples. Secateur scores them among all examples of the case, as a user would. Its time
+    includes its pilot and its check of some examples. The peers treat all examples alike and are timed on the few.
     """
     exact, _ = case.first(few).score(_ig(nodes=64))
     search = partial(_fewest, case, exact, exact.sites, 0.01)
@@ -115,24 +124,25 @@ def against_peers(case: Case, few: int, rounds: int = 3) -> dict[str, Any]:
 
 
 def at_equal_error(case: Case, few: int) -> dict[str, Any]:
-    """(ii) The built-in T5: each method with the fewest steps, or the loosest setting, whose error is below 5% and 1%.
+    """(ii) Compare the times of all methods on the built-in T5 at equal error: below 5% and below 1%.
 
-    Examples as in (i). The error is the mean over sites against 256 nodes, or 1,024 where 128 nodes differ from 256 by more
-    than 1%. The goal of 5% is over all sites, that of 1% over those for which 256 nodes are exact enough: nothing here reaches
-    it elsewhere.
+    Each method uses the fewest steps, or the loosest setting, that reaches the goal. Examples are as in (i). The error is the
+    mean over sites against 256 nodes, or against 1,024 nodes where 128 nodes differ from 256 by more than 1%. The goal of 5%
+    covers all sites. The goal of 1% covers the sites for which 256 nodes are exact enough, because no method here reaches it at
+    the others.
     """
     first = case.first(few)
     exact, _ = first.score(_ig(nodes=256))
     half, _ = first.score(_ig(nodes=128))
-    batch, own = first.batch(), {site.name: _error(half, exact, site) for site in exact.sites}
-    moving = [site for site in exact.sites if own[site.name] > 0.01]
-    finer, _ = first.score(_ig(nodes=1024), select=_select(moving))
-    _each(exact).update(_each(finer))
-    result: dict[str, Any] = {"examples": len(case.rows), "few": few, "128 against 256": own, "goals": {}}
+    batch, reference_errors = first.batch(), {site.name: _error(half, exact, site) for site in exact.sites}
+    inexact_sites = [site for site in exact.sites if reference_errors[site.name] > 0.01]
+    finer, _ = first.score(_ig(nodes=1024), select=_select(inexact_sites))
+    _per_example(exact).update(_per_example(finer))
+    result: dict[str, Any] = {"examples": len(case.rows), "few": few, "128 against 256": reference_errors, "goals": {}}
     for goal, (tolerances, nodes, steps) in GOALS.items():
-        chosen = [site for site in exact.sites if goal == 0.05 or site not in moving]
-        ours = _fewest(case, exact, chosen, goal, tolerances, lambda s: _ig(tolerance=s[0], max_nodes=s[1]))
-        methods = {"secateur": ours}
+        chosen = [site for site in exact.sites if goal == 0.05 or site not in inexact_sites]
+        own_result = _fewest(case, exact, chosen, goal, tolerances, lambda s: _ig(tolerance=s[0], max_nodes=s[1]))
+        methods = {"secateur": own_result}
         peer = partial(peers.captum, case.model, case.task, batch, target="probability", tokens=TOKENS)
         methods["Captum"] = _plain(first, batch, chosen, exact, goal, nodes, gauss, peer)
         peer = partial(peers.riemann, case.model, case.task, batch, target="probability")
@@ -143,26 +153,34 @@ def at_equal_error(case: Case, few: int) -> dict[str, Any]:
 
 
 def rough(case: Case, names: Sequence[str] = ("encoder.self.0", "encoder.ffn.0", "decoder.self.0")) -> dict[str, Any]:
-    """The sites where F moves most: errors against 1,024 nodes, with nodes spread evenly and where F moves."""
-    found = {}
-    for words in names:
-        exact, _ = case.score(_ig(nodes=1024), select=words)
+    """Measure the sites where F changes most: errors against 1,024 nodes.
+
+    The nodes are spread evenly, or placed where F changes.
+    """
+    rows_by_site = {}
+    for selection in names:
+        exact, _ = case.score(_ig(nodes=1024), select=selection)
         (site,) = exact.sites
         rows = []
         for nodes in (24, 48, 96, 192):
-            plain, _ = case.score(_ig(nodes=nodes), select=words)
-            placed, _ = case.score(_ig(tolerance=1e-6, max_nodes=nodes), select=words)
-            spent = _summary(placed)[site.name]["nodes"]
+            plain, _ = case.score(_ig(nodes=nodes), select=selection)
+            placed, _ = case.score(_ig(tolerance=1e-6, max_nodes=nodes), select=selection)
+            used_nodes = _summary(placed)[site.name]["nodes"]
             rows.append(
-                {"nodes": nodes, "plain": _error(plain, exact, site), "placed": _error(placed, exact, site), "spent": spent}
+                {
+                    "nodes": nodes,
+                    "plain": _error(plain, exact, site),
+                    "placed": _error(placed, exact, site),
+                    "spent": used_nodes,
+                }
             )
-        found[site.name] = rows
+        rows_by_site[site.name] = rows
         print(site.name, rows, flush=True)
-    return {"examples": len(case.rows), "sites": found}
+    return {"examples": len(case.rows), "sites": rows_by_site}
 
 
 def passes(case: Case) -> dict[str, Any]:
-    """FLOPs of one replayed forward pass of each site, against those that lie above the site in a full pass."""
+    """Count the FLOPs of one replayed forward pass of each site, and the FLOPs above the site in a full pass."""
     batch, chosen = case.batch(), sites(case.model)
     counted = {"run": 0, "ideal": 0}
     with undisturbed(case.model):
@@ -184,7 +202,7 @@ def passes(case: Case) -> dict[str, Any]:
 
 
 def by_nodes(case: Case, reference: int) -> dict[str, Any]:
-    """Error, Spearman correlation, kept units and time against nodes and tolerances, for the default target and reduction."""
+    """Measure error, Spearman correlation, kept units and time by nodes and tolerance, with the default settings."""
     exact, _ = case.score(IntegratedGradients(nodes=reference))
     plain, unit = case.score(GradientActivation())
     rows = [{"setting": "gradient x activation", **_likeness(plain, exact), "time": 1.0}]
@@ -205,48 +223,58 @@ def by_nodes(case: Case, reference: int) -> dict[str, Any]:
 
 
 def _ig(**settings: Any) -> IntegratedGradients:
+    """Return integrated gradients with the target probability and signed sums."""
     return IntegratedGradients(target="probability", over_examples="signed", **settings)
 
 
 def _summary(scores: secateur.Scores) -> dict[str, dict[str, float]]:
+    """Return the convergence summary by site."""
     if scores.convergence is None:
-        raise ValueError("scores: expected those of integrated gradients")
+        raise ValueError("scores: expected scores of integrated gradients, got scores without convergence")
     return scores.convergence.summary()
 
 
 def _mean_nodes(scores: secateur.Scores) -> float:
+    """Return the mean number of nodes over sites."""
     return statistics.mean(summary["nodes"] for summary in _summary(scores).values())
 
 
 def _error(scores: Any, exact: secateur.Scores, site: Site) -> float:
-    """sum |difference| / sum |exact| over the units and the examples of `exact`, which are the first of the others."""
-    found, wanted = (_each(s)[site.name].double() for s in (scores, exact))
-    return float((found[: len(wanted)] - wanted).abs().sum() / wanted.abs().sum())
+    """Return sum |difference| / sum |exact| over the units and the examples of `exact`.
+
+    The examples of `exact` are the first examples of `scores`.
+    """
+    values, expected = (_per_example(s)[site.name].double() for s in (scores, exact))
+    return float((values[: len(expected)] - expected).abs().sum() / expected.abs().sum())
 
 
-def _each(scores: Any) -> dict[str, Tensor]:
-    each: dict[str, Tensor] | None = scores.per_example if isinstance(scores, secateur.Scores) else scores
-    if each is None:
-        raise ValueError("scores: expected those of each example")
-    return each
+def _per_example(scores: Any) -> dict[str, Tensor]:
+    """Return the scores of each example [examples, units] by site."""
+    per_example: dict[str, Tensor] | None = scores.per_example if isinstance(scores, secateur.Scores) else scores
+    if per_example is None:
+        raise ValueError("scores: expected scores of each example (per_example=True), got sums over examples")
+    return per_example
 
 
-def _row(name: str, each: Any, exact: secateur.Scores, seconds: float) -> dict[str, Any]:
-    errors = [_error(each, exact, site) for site in exact.sites]
+def _row(name: str, scores: Any, exact: secateur.Scores, seconds: float) -> dict[str, Any]:
+    """Return and print the row of a method."""
+    errors = [_error(scores, exact, site) for site in exact.sites]
     print(name, statistics.mean(errors), max(errors), seconds, flush=True)
     return {"method": name, "error": statistics.mean(errors), "worst": max(errors), "seconds": seconds}
 
 
 def _by_site(case: Case, batch: Batch, run: Callable[[Site], Tensor]) -> tuple[dict[str, Tensor], float]:
-    found, total = {}, 0.0
+    """Run a peer on every site. Return the scores of each example by site, and the seconds."""
+    scores_by_site, total = {}, 0.0
     for site in sites(case.model):
         scores, seconds = _timed(lambda s=site: run(s))  # type: ignore[misc]
-        found[site.name] = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.rows), scores)
+        scores_by_site[site.name] = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.rows), scores)
         total += seconds
-    return found, total
+    return scores_by_site, total
 
 
 def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
+    """Return the function's result and its seconds."""
     start = time.perf_counter()
     return function(), time.perf_counter() - start
 
@@ -254,7 +282,10 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
 def _fewest(
     case: Case, exact: secateur.Scores, chosen: Sequence[Site], goal: float, settings: Sequence[Any], make: Callable[[Any], Any]
 ) -> dict[str, Any]:
-    """The first of the settings, which go from coarse to fine, whose mean error over the chosen sites is below the goal."""
+    """Return the first setting whose mean error over the chosen sites is below the goal.
+
+    The settings go from coarse to fine.
+    """
 
     def attempt(setting: Any) -> dict[str, Any]:
         scores, seconds = case.score(make(setting), select=_select(chosen))
@@ -265,6 +296,7 @@ def _fewest(
 
 
 def _select(chosen: Sequence[Site]) -> str:
+    """Return the selection of these sites."""
     return ",".join(f"{site.stack}.{site.kind}.{site.layer}" for site in chosen)
 
 
@@ -272,28 +304,34 @@ def _plain(
     case: Case, batch: Batch, chosen: Sequence[Site], exact: secateur.Scores, goal: float, counts: Sequence[int],
     rule: Callable[[int], tuple[Any, Any]], peer: Callable[..., Tensor],
 ) -> dict[str, Any]:  # fmt: skip
-    """A peer's time with the fewest nodes of its rule whose error is below the goal, or the most. These are found by replay."""
-    everyone = torch.arange(len(batch.labels))
+    """Return a peer's time with the fewest nodes of its rule whose error is below the goal, or with the most nodes.
+
+    The replay finds the number of nodes.
+    """
+    all_rows = torch.arange(len(batch.labels))
     with undisturbed(case.model):
         replay = Replay(case.model, chosen, lambda b: case.task.target(case.model, b, "probability"), batch)
 
         def attempt(count: int) -> dict[str, Any]:
-            at, weights = (torch.tensor(each, dtype=torch.float32).expand(len(everyone), -1) for each in rule(count))
-            twice, errors = torch.cat([weights, torch.zeros(len(everyone), 1)], 1).expand(2, -1, -1), []
+            positions, weights = (torch.tensor(values, dtype=torch.float32).expand(len(all_rows), -1) for values in rule(count))
+            two_rules, errors = torch.cat([weights, torch.zeros(len(all_rows), 1)], 1).expand(2, -1, -1), []
             for site in chosen:
                 path = LayerPath(replay, site, TOKENS // batch.inputs["input_ids"].shape[1])
-                scores = path.sums(everyone, at, twice, torch.zeros(len(everyone))).plain
+                scores = path.sums(all_rows, positions, two_rules, torch.zeros(len(all_rows))).plain
                 placed = torch.zeros_like(scores).index_add_(0, torch.tensor(batch.rows), scores)
                 errors.append(_error({site.name: placed}, exact, site))
             return {"setting": count, "nodes": count, "error": statistics.mean(errors)}
 
-        found = _first_below(goal, counts, attempt)
-    seconds = sum(_timed(partial(peer, site=site, steps=found["setting"]))[1] for site in chosen) / len(case.rows)
-    return {**found, "seconds": seconds}
+        first_below = _first_below(goal, counts, attempt)
+    seconds = sum(_timed(partial(peer, site=site, steps=first_below["setting"]))[1] for site in chosen) / len(case.rows)
+    return {**first_below, "seconds": seconds}
 
 
 def _first_below(goal: float, settings: Sequence[Any], attempt: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    """What the first of the settings, which go from coarse to fine, gives with an error below the goal; or the last."""
+    """Return the result of the first setting with an error below the goal, or of the last.
+
+    The settings go from coarse to fine.
+    """
     tried: dict[int, dict[str, Any]] = {}
     low, high = 0, len(settings) - 1
     while low not in tried:
@@ -308,35 +346,44 @@ def _first_below(goal: float, settings: Sequence[Any], attempt: Callable[[Any], 
 
 
 def _riemann(count: int) -> tuple[list[float], list[float]]:
+    """Return nodes and weights of the right Riemann sum."""
     return [(k + 1) / count for k in range(count)], [1 / count] * count
 
 
 def _likeness(scores: secateur.Scores, exact: secateur.Scores) -> dict[str, float]:
-    """Means over sites: error by example, rank correlation of the scores, and of the better half (or fifth) what is common."""
-    found = {
+    """Return means over sites: the error by example, the rank correlation of the scores, and the overlap of the kept units.
+
+    The overlap is between the better half (or fifth) of the units by both scores.
+    """
+    likeness = {
         "error": statistics.mean(_error(scores, exact, site) for site in exact.sites),
         "spearman": statistics.mean(_spearman(scores[name], exact[name]) for name in exact),
     }
     for keep in (0.5, 0.2):
-        found[f"kept {keep}"] = statistics.mean(_common(scores[name], exact[name], keep) for name in exact if "ffn" in name)
-    return found
+        likeness[f"kept {keep}"] = statistics.mean(_common(scores[name], exact[name], keep) for name in exact if "ffn" in name)
+    return likeness
 
 
 def _halves(exact: secateur.Scores) -> dict[str, float]:
-    """The same likeness between the scores of one half of the examples and of the other: what the choice of examples does."""
-    each = {name: rows.double().abs() for name, rows in _each(exact).items()}
-    first, second = ({name: rows[k::2].sum(0) for name, rows in each.items()} for k in (0, 1))
-    found = {"spearman": statistics.mean(_spearman(first[name], second[name]) for name in first)}
+    """Return the same rank correlation and overlap between the scores of two halves of the examples.
+
+    They show the effect of the choice of examples.
+    """
+    absolute = {name: rows.double().abs() for name, rows in _per_example(exact).items()}
+    first, second = ({name: rows[k::2].sum(0) for name, rows in absolute.items()} for k in (0, 1))
+    likeness = {"spearman": statistics.mean(_spearman(first[name], second[name]) for name in first)}
     for keep in (0.5, 0.2):
-        found[f"kept {keep}"] = statistics.mean(_common(first[name], second[name], keep) for name in first if "ffn" in name)
-    return found
+        likeness[f"kept {keep}"] = statistics.mean(_common(first[name], second[name], keep) for name in first if "ffn" in name)
+    return likeness
 
 
 def _spearman(a: Tensor, b: Tensor) -> float:
+    """Return the rank correlation."""
     ranks = torch.stack([a.argsort().argsort(), b.argsort().argsort()]).double()
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 def _common(a: Tensor, b: Tensor, keep: float) -> float:
+    """Return the share of the best units that both scores have in common."""
     count = max(1, round(keep * len(a)))
     return len(set(a.topk(count).indices.tolist()) & set(b.topk(count).indices.tolist())) / count

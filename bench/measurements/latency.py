@@ -1,4 +1,4 @@
-"""Latency budgets: what a table predicts against what whole rebuilt models take, and speed-ups asked for and delivered."""
+"""Latency budgets: a table's predictions compared with rebuilt models, and requested speed-ups compared with delivered ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SPEEDUPS = (1.5, 2.0, 100.0)
 
 
 def latency(models: tuple[str, ...] = MODELS, pairs: int = 15, seconds: float = 10.0) -> dict[str, Any]:
-    """Uniform plans of random units, batches of 32 x 64 tokens, one thread. The last speed-up is one that no plan reaches."""
+    """Measure uniform plans of random units on batches of 32 x 64 tokens with one thread.
+
+    No plan reaches the last requested speed-up.
+    """
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name in models:
@@ -40,6 +43,7 @@ def latency(models: tuple[str, ...] = MODELS, pairs: int = 15, seconds: float = 
 
 
 def _predicted(model: nn.Module, table: LatencyTable, keep: float, pairs: int, seconds: float) -> dict[str, Any]:
+    """Compare the table's prediction for a uniform plan with the measured speed-up."""
     plan = _uniform(model, keep)
     milliseconds = table.milliseconds({site: len(kept) for site, kept in plan.items()})
     (batch,) = synthetic_batches(model, [table.batch_size], [table.length], target_length=table.target_length)
@@ -53,18 +57,19 @@ def _predicted(model: nn.Module, table: LatencyTable, keep: float, pairs: int, s
 
 
 def _delivered(model: nn.Module, table: LatencyTable, speedup: float, pairs: int, seconds: float) -> dict[str, Any]:
+    """Return the speed-up that `meet_latency` delivers, or its error."""
     try:
-        met = secateur.meet_latency(model, _maker(model, table), table, speedup=speedup, pairs=pairs, seconds=seconds)
+        result = secateur.meet_latency(model, _maker(model, table), table, speedup=speedup, pairs=pairs, seconds=seconds)
     except secateur.InputError as error:
         return {"asked": speedup, "refused": str(error)}
-    timing = met.timing
+    timing = result.timing
     quartiles = [round(timing.speedup_low, 3), round(timing.speedup_high, 3)]
-    history = [[round(table.total / a.predicted, 3), round(a.timing.speedup, 3)] for a in met.history]
+    history = [[round(table.total / attempt.predicted, 3), round(attempt.timing.speedup, 3)] for attempt in result.history]
     return {"asked": speedup, "delivered": round(timing.speedup, 3), "quartiles": quartiles, "history": history}
 
 
 def _maker(model: nn.Module, table: LatencyTable) -> Callable[[float], Plan]:
-    """The highest rate for all sites, in 256ths, that the table says is fast enough."""
+    """Return a function that gives the plan with the highest rate, in 256ths, that the table predicts to be fast enough."""
 
     def make(milliseconds: float) -> Plan:
         low, high = 0, 256
@@ -73,14 +78,14 @@ def _maker(model: nn.Module, table: LatencyTable) -> Callable[[float], Plan]:
             counts = {site: len(kept) for site, kept in _uniform(model, middle / 256).items()}
             low, high = (middle, high) if table.milliseconds(counts) <= milliseconds else (low, middle - 1)
         if not low:
-            raise secateur.InputError(f"latency: expected at least what the smallest plan takes, got {milliseconds}")
+            raise secateur.InputError(f"latency: expected at least the milliseconds of the smallest plan, got {milliseconds}")
         return _uniform(model, low / 256)
 
     return make
 
 
 def _uniform(model: nn.Module, keep: float) -> Plan:
-    """Neurons in multiples of 8."""
+    """Return a plan that keeps the same share of random units at every site. Neurons are kept in multiples of 8."""
     generator, sites = torch.Generator().manual_seed(0), tuple(secateur.sites(model))
     kept = {}
     for site in sites:

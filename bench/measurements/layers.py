@@ -29,7 +29,7 @@ from secateur.learned.layers.layer_training import GatedAdamW, task_features, tr
 from secateur.learned.shared.trainer import trainer_arguments
 from secateur.measuring.benchmark import benchmark
 from secateur.measuring.synthetic import synthetic_batches
-from secateur.model.blocks import layers as layers_of
+from secateur.model import blocks
 from secateur.model.cost import parameters
 from secateur.support.environment import environment
 
@@ -46,7 +46,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Study:
-    """A model that does one task, and what its layers are chosen and trained with."""
+    """A model for one task, with the examples and settings that choose and train its layers."""
 
     name: str
     title: str
@@ -59,7 +59,7 @@ class Study:
 
 
 def layers() -> dict[str, Any]:
-    """One thread; an hour at the first use, then trained models come from the cache."""
+    """Measure all studies with one thread. The first use takes an hour; later uses read the trained models from the cache."""
     torch.set_num_threads(1)
     document: dict[str, Any] = {
         "load": os.getloadavg(),
@@ -68,8 +68,8 @@ def layers() -> dict[str, Any]:
         "rows": [],
         "speeds": [],
     }
-    for make in (lambda: _text("question", 5), _entities):
-        study = make()  # type: ignore[no-untyped-call]
+    for build in (lambda: _text("question", 5), _entities):
+        study = build()  # type: ignore[no-untyped-call]
         rows, speeds = _study(study)
         document["studies"][study.name] = study.title
         document["rows"] += rows
@@ -78,8 +78,10 @@ def layers() -> dict[str, Any]:
 
 
 def steps(rounds: int = 7, names: Sequence[str] = ("builtin-t5", "minilm-shape")) -> Rows:
-    """A training step with gates over the same step without, in CPU time; batches of 32 x 64 tokens. On a frozen model, both go
-    back to the embeddings."""
+    """Time a training step with gates relative to the same step without gates, in CPU time, on batches of 32 x 64 tokens.
+
+    On a frozen model, both steps run the backward pass to the embeddings.
+    """
     rows = []
     for name in names:
         for frozen in (True, False):
@@ -93,14 +95,14 @@ def steps(rounds: int = 7, names: Sequence[str] = ("builtin-t5", "minilm-shape")
             labels = case.batch.labels if model.config.is_encoder_decoder else case.batch.labels.squeeze(1)
             gates = LayerGates(model, keep_layers=2, frozen=frozen)
             with_gates, without = _steps(gates, {**case.batch.inputs, "labels": labels})
-            found = compare({"plain": without, "gated": with_gates}, rounds=rounds, clock=time.process_time)
-            rows.append({"model": name, "frozen": frozen, **found})
+            times = compare({"plain": without, "gated": with_gates}, rounds=rounds, clock=time.process_time)
+            rows.append({"model": name, "frozen": frozen, **times})
             print(rows[-1], flush=True)
     return rows
 
 
 def _steps(gates: LayerGates, batch: dict[str, Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The step of training with the gates, and without."""
+    """Return the training step with gates and the training step without gates."""
     optimizer = GatedAdamW(gates.parameter_groups({"gates": 1e-3, "weights": 1e-5}, 0.0))
 
     def gated() -> None:
@@ -120,45 +122,49 @@ def _steps(gates: LayerGates, batch: dict[str, Tensor]) -> tuple[Callable[[], No
 
 
 def _study(study: Study) -> tuple[Rows, Rows]:
-    """The metric of each way to each number of layers, and how much faster a model of so many layers is."""
+    """Return the metric of each way at each number of layers, and the speed-up of a model with that many layers."""
     rows, speeds = [], []
     (batch,) = synthetic_batches(study.model, [32], [64])
-    for keep, method, made, about in _models(study):
-        left = [name for name in layers_of(study.model) if name not in about.get("deleted", ())]
-        row = {"study": study.name, "keep": keep, "method": method, "left": left, "parameters": parameters(made), **about}
-        rows.append({**row, **secateur.evaluate(made, study.task, study.test).to_json()})
+    for keep, method, pruned, about in _models(study):
+        left = [name for name in blocks.layers(study.model) if name not in about.get("deleted", ())]
+        row = {"study": study.name, "keep": keep, "method": method, "left": left, "parameters": parameters(pruned), **about}
+        rows.append({**row, **secateur.evaluate(pruned, study.task, study.test).to_json()})
         print(rows[-1], flush=True)
         if method == SCORES[0]:
-            (t,) = benchmark(study.model, made, [batch]).timings
-            found = {"speedup": t.speedup, "low": t.speedup_low, "high": t.speedup_high, "flops": t.flops_speedup}
-            speeds.append({"study": study.name, "keep": keep, **{name: round(value, 3) for name, value in found.items()}})
+            (timing,) = benchmark(study.model, pruned, [batch]).timings
+            speed = {
+                "speedup": timing.speedup, "low": timing.speedup_low,
+                "high": timing.speedup_high, "flops": timing.flops_speedup,
+            }  # fmt: skip
+            speeds.append({"study": study.name, "keep": keep, **{name: round(value, 3) for name, value in speed.items()}})
             print(speeds[-1], flush=True)
     return rows, speeds
 
 
 def _models(study: Study) -> Iterator[tuple[int, str, nn.Module, dict[str, Any]]]:
-    """How many layers are left, by which way, the model, and what else is to be told of it."""
-    every = len(layers_of(study.model))
-    yield every, "dense", study.model, {}
-    yield every, "dense, fine-tuned", *_tuned(study, "dense", study.model, strength=0.0)
+    """Yield the number of layers, the way, the model, and further facts for its row."""
+    all_layers = len(blocks.layers(study.model))
+    yield all_layers, "dense", study.model, {}
+    yield all_layers, "dense, fine-tuned", *_tuned(study, "dense", study.model, strength=0.0)
     dropped, about = _tuned(study, "dropped", study.model, strength=0.0, drop=DROP)
-    yield every, "dense, fine-tuned with LayerDrop", dropped, about
+    yield all_layers, "dense, fine-tuned with LayerDrop", dropped, about
     for keep in study.keeps:
         for score in SCORES:
-            made, about = _scored(study, study.model, score, keep)
-            yield keep, score, made, about
+            pruned, about = _scored(study, study.model, score, keep)
+            yield keep, score, pruned, about
             if score == SCORES[0]:
-                tuned, more = _tuned(study, f"{score}-{keep}", made, strength=0.0)
-                yield keep, f"{score}, then fine-tuned", tuned, {**about, **more}
+                tuned, tuning_facts = _tuned(study, f"{score}-{keep}", pruned, strength=0.0)
+                yield keep, f"{score}, then fine-tuned", tuned, {**about, **tuning_facts}
         yield keep, f"fine-tuned with LayerDrop, then {SCORES[0]}", *_scored(study, dropped, SCORES[0], keep)
         for name, options in WITH_GATES.items():
             yield keep, name, *_tuned(study, f"{name}-{keep}", study.model, keep=keep, **options)
 
 
 def _scored(study: Study, model: nn.Module, score: str, keep: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Delete the layers with the lowest scores."""
     start = time.perf_counter()
-    gone = choose_layers(secateur.layer_scores(model, study.task, study.train[:200], score), keep)
-    return secateur.delete_layers(model, gone), {"deleted": gone, "seconds": round(time.perf_counter() - start, 1)}
+    deleted = choose_layers(secateur.layer_scores(model, study.task, study.train[:200], score), keep)
+    return secateur.delete_layers(model, deleted), {"deleted": deleted, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def _tuned(
@@ -171,29 +177,34 @@ def _tuned(
     steps: int = STEPS,
     **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A model fine-tuned by the one loop for all of them, which has gates; with strength 0 they stay open. From the cache after
-    the first use."""
+    """Return a fine-tuned model. It comes from the cache after the first use.
+
+    All models use one training loop, which has gates. With strength 0 the gates stay open.
+    """
     gate_rate = GATE_RATE if strength else 0.0
     words = [study.name, *name.replace(",", "").split(), strength, gate_rate, steps, SIZE, study.learning_rate]
-    place = packages.cache() / "-".join(map(str, ["layers", *words]))
-    if not place.exists():
+    target = packages.cache() / "-".join(map(str, ["layers", *words]))
+    if not target.exists():
         start = time.perf_counter()
         torch.manual_seed(0)
-        with LayerGates(copy.deepcopy(model), keep_layers=keep or len(layers_of(model)), strength=strength, **options) as gates:
+        with LayerGates(
+            copy.deepcopy(model), keep_layers=keep or len(blocks.layers(model)), strength=strength, **options
+        ) as gates:
             _train(study, gates, steps, gate_rate)
             opened = len(gates.left)
             gates.close_smallest_()
             about: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 1)}
             if strength:
-                gone = [each for each in gates.names if each not in gates.left]
-                about |= {"deleted": gone, "open": opened, "gates": gates.values}
-            secateur.save(gates.export(), place, extra={"about.json": json.dumps(about)})
-    return secateur.load(place).eval(), json.loads((place / "about.json").read_text())
+                deleted = [layer for layer in gates.names if layer not in gates.left]
+                about |= {"deleted": deleted, "open": opened, "gates": gates.values}
+            secateur.save(gates.export(), target, extra={"about.json": json.dumps(about)})
+    return secateur.load(target).eval(), json.loads((target / "about.json").read_text())
 
 
 def _train(study: Study, gates: LayerGates, steps: int, gate_rate: float) -> None:
+    """Train the study's model through its gates, and print the log."""
     items, collate = task_features(study.task, gates, study.train)
-    # Batches of like length, which the Trainer then takes as its examples.
+    # A batch holds examples of similar length. The Trainer takes the batches as its examples.
     items.sort(key=lambda item: item.length)
     batches = [items[first : first + SIZE] for first in range(0, len(items), SIZE)]
     given = {
@@ -208,11 +219,17 @@ def _train(study: Study, gates: LayerGates, steps: int, gate_rate: float) -> Non
 
 
 def _entities(sentences: int = 4000, steps: int = 375) -> Study:
-    """all-MiniLM-L6-v2 as a tagger of CoNLL-2003's entities: every third sentence, the first of them to train on."""
+    """Return all-MiniLM-L6-v2 as a tagger of CoNLL-2003's entities.
+
+    The study has every third sentence. The first `sentences` of them are for training.
+    """
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     rows = {
-        split: [{"tokens": each.tokens, "tags": each.tags} for each in SpanFile(file, conll.COLUMNS["ner"], target="bio2")][::3]
+        split: [
+            {"tokens": sentence.tokens, "tags": sentence.tags}
+            for sentence in SpanFile(file, conll.COLUMNS["ner"], target="bio2")
+        ][::3]
         for split, file in conll.files().items()
     }
     names = sorted({tag for row in rows["train"] for tag in row["tags"]})
@@ -230,7 +247,7 @@ def _entities(sentences: int = 4000, steps: int = 375) -> Study:
 
 
 def _text(name: str, keep: int) -> Study:
-    """A task of the built-in T5."""
+    """Return the built-in T5 on one of its tasks."""
     model, tokenizer = builtin.load()
     file = minilm.DATA / f"{name}.train.jsonl.gz"
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()][:4000]

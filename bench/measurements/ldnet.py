@@ -1,4 +1,4 @@
-"""LD-Net taggers, whole and with layers deleted: words a second against what the FLOPs a word imply."""
+"""LD-Net taggers, whole and with deleted layers: words per second compared with the FLOPs per word."""
 
 from __future__ import annotations
 
@@ -26,22 +26,36 @@ def ldnet(
     words: int = 20,
     rounds: int = 9,
 ) -> dict[str, Any]:
-    """Random weights, sentences of one length, words of eight letters, one thread. lefts: how many layers of both directions
-    together stay, the first ones of the forward model and the last ones of the backward one in turn."""
+    """Time taggers with random weights on sentences of one length and words of eight letters, with one thread.
+
+    Args:
+        layers: The layers of each direction.
+        width: The width of a layer.
+        lefts: For each pruned tagger, the layers that stay over both directions. The first layers of the forward model and the
+            last layers of the backward model stay, taken in turn.
+        batch_size: Sentences in the batch.
+        words: Words in a sentence.
+        rounds: How often each tagger is timed.
+    """
     torch.set_num_threads(1)
     whole = _tagger(layers, width)
     batch = _batch(whole, batch_size, words)
     taggers = {"whole": whole, **{f"{left} left": _pruned(whole, layers, left) for left in lefts}}
-    calls = {name: partial(each.decode, **batch) for name, each in taggers.items()}
+    calls = {name: partial(tagger.decode, **batch) for name, tagger in taggers.items()}
     with torch.inference_mode():
         times = compare(calls, rounds=rounds, warmup=1)
     count = batch_size * words
     rows = []
-    for name, each in taggers.items():
+    for name, tagger in taggers.items():
         milliseconds = times[f"{name}_ms"]
-        row = {"tagger": name, "flops": flops_per_word(each), "words/s": round(1e3 * count / milliseconds), "ms": milliseconds}
+        row = {
+            "tagger": name,
+            "flops": flops_per_word(tagger),
+            "words/s": round(1e3 * count / milliseconds),
+            "ms": milliseconds,
+        }
         if name != "whole":
-            implied = flops_per_word(whole)["all"] / flops_per_word(each)["all"]
+            implied = flops_per_word(whole)["all"] / flops_per_word(tagger)["all"]
             measured = 1 / times[f"{name}_over_whole"]["median"]
             row |= {"implied": round(implied, 2), "measured": round(measured, 2), "of implied": round(measured / implied, 3)}
         rows.append(row)
@@ -50,6 +64,7 @@ def ldnet(
 
 
 def _tagger(layers: int, width: int) -> Tagger:
+    """Build a tagger with random weights."""
     torch.manual_seed(0)
     known = Vocabulary(["<unk>", "<s>", *LETTERS])
     widths = (width,) * layers
@@ -58,9 +73,10 @@ def _tagger(layers: int, width: int) -> Tagger:
 
 
 def _pruned(whole: Tagger, layers: int, left: int) -> Tagger:
-    stays = [set(range((left + 1) // 2)), {layers - 1 - number for number in range(left // 2)}]
+    """Return the tagger with `left` layers."""
+    kept_layers = [set(range((left + 1) // 2)), {layers - 1 - number for number in range(left // 2)}]
     with torch.no_grad():
-        for gates, kept in zip(whole.gates, stays, strict=True):
+        for gates, kept in zip(whole.gates, kept_layers, strict=True):
             gates.copy_(torch.tensor([float(number in kept) for number in range(layers)]))
         pruned = delete_closed(whole)
         for gates in whole.gates:
@@ -69,6 +85,7 @@ def _pruned(whole: Tagger, layers: int, left: int) -> Tagger:
 
 
 def _batch(tagger: Tagger, batch_size: int, words: int) -> dict[str, torch.Tensor]:
+    """Return a batch of random words."""
     generator = torch.Generator().manual_seed(0)
     letters = torch.randint(len(LETTERS), (batch_size, words, 8), generator=generator).tolist()
     sentences = [["".join(LETTERS[number] for number in word) for word in sentence] for sentence in letters]

@@ -1,4 +1,4 @@
-"""Multitask pruning: what masks cost a training step, and what the exported encoders gain in time and bytes."""
+"""Multitask pruning: the cost of masks in a training step, and the speed and size of the exported encoders."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from secateur.support.environment import environment
 TASKS = {"task": Classification(("a", "b", "c", "d"))}
 SHAPES = {"builtin-t5": ((32, 64),), "minilm": ((32, 64), (32, 128))}
 GOALS = {"masked step / dense step": 1.25, "measured speed-up / speed-up by FLOPs": 0.8}
-STEP = (500, 1000)  # In the middle of the schedule, where masks are neither open nor final.
+STEP = (500, 1000)  # The middle of the schedule, where masks are neither open nor final.
 
 
 def multitask(rounds: int = 15, pairs: int = 20, seconds: float = 20.0) -> dict[str, Any]:
-    """Real encoders; random ids without padding, one thread."""
+    """Measure real encoders on random ids without padding, with one thread."""
     torch.set_num_threads(1)
     steps: list[dict[str, Any]] = []
     ranks: list[dict[str, Any]] = []
@@ -55,15 +55,18 @@ def multitask(rounds: int = 15, pairs: int = 20, seconds: float = 20.0) -> dict[
 
 
 def bert_base_layers() -> nn.Module:
-    """Four layers of BERT-base's width: the paper's model, whose twelve take three times as long, pruned and dense."""
+    """Return four layers of BERT-base's width.
+
+    BERT-base is the paper's model. Its twelve layers take three times as long, both pruned and dense.
+    """
     encoder: nn.Module = BertModel(BertConfig(num_hidden_layers=4)).eval()
     return encoder
 
 
 def masked_steps(encoder: nn.Module, shape: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """An optimizer's step with masks, and the choice of the masks within it, over the same step without.
+    """Time an optimizer's step with masks, and the choice of the masks within it, relative to the same step without masks.
 
-    The optimizer is the Trainer's, fused AdamW. Scores are drawn: all zero, they would all be equal.
+    The optimizer is the Trainer's fused AdamW. The masks' scores are random, because scores of zero would all be equal.
     """
     batch = labelled(encoder, shape)
     dense = MultitaskModel(copy.deepcopy(encoder), TASKS)
@@ -71,8 +74,8 @@ def masked_steps(encoder: nn.Module, shape: tuple[int, int], rounds: int) -> dic
     functions: dict[str, Callable[[], Any]] = {"dense": _step(dense, groups, batch)}
     settings = [("element", method, scope) for method in ("movement", "magnitude") for scope in ("global", "local")]
     for granularity, method, scope in [*settings, ("rank", "movement", "global")]:
-        chosen: Any = {"granularity": granularity, "method": method, "scope": scope}
-        pruning = MultitaskPruning(encoder, TASKS, density=0.1, **chosen)
+        options: Any = {"granularity": granularity, "method": method, "scope": scope}
+        pruning = MultitaskPruning(encoder, TASKS, density=0.1, **options)
         for mask in pruning.masks.values():
             if mask.scores is not None:
                 nn.init.normal_(mask.scores, std=0.02)
@@ -83,13 +86,14 @@ def masked_steps(encoder: nn.Module, shape: tuple[int, int], rounds: int) -> dic
 
 
 def labelled(encoder: nn.Module, shape: tuple[int, int]) -> dict[str, Any]:
-    """A batch of the task, without padding."""
-    (found,) = synthetic_batches(encoder, [shape[0]], [shape[1]])
-    inputs = {name: found[name] for name in ("input_ids", "attention_mask")}
+    """Return a batch of the task without padding."""
+    (synthetic,) = synthetic_batches(encoder, [shape[0]], [shape[1]])
+    inputs = {name: synthetic[name] for name in ("input_ids", "attention_mask")}
     return {"task": "task", **inputs, "labels": torch.arange(shape[0]) % TASKS["task"].outputs}
 
 
 def _step(model: MultitaskModel, groups: list[dict[str, Any]], batch: dict[str, Any]) -> Callable[[], None]:
+    """Return a function that runs one training step."""
     model.train()
     optimizer = torch.optim.AdamW(groups, fused=True)
 
@@ -104,22 +108,28 @@ def _step(model: MultitaskModel, groups: list[dict[str, Any]], batch: dict[str, 
 
 
 def _masks(pruning: MultitaskPruning) -> Callable[[], None]:
+    """Return a function that chooses the masks."""
     return lambda: pruning.update_masks_(*STEP)
 
 
 def exported_ranks(encoder: nn.Module, pairs: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Encoders of low rank against the dense one: the speed-up that is measured, and what FLOPs allow; of the whole, and of the
-    linear layers alone, as nothing else shrinks."""
+    """Time encoders of low rank in turn with the dense encoder, and compare the speed-up with the one that FLOPs allow.
+
+    The whole encoder is timed, and the linear layers alone, because nothing else becomes smaller.
+    """
     pruning = MultitaskPruning(encoder, TASKS, granularity="rank", method="magnitude", scope="local")
     batch = _inputs(encoder)
     for density in (0.1, 0.2, 0.3, 0.5):
         pruning.density = density
         pruning.update_masks_(1, 1)
-        made = export(pruning).encoder
-        timing = benchmark(encoder, made, [batch], pairs=pairs, seconds=seconds).timings[0]
+        exported = export(pruning).encoder
+        timing = benchmark(encoder, exported, [batch], pairs=pairs, seconds=seconds).timings[0]
         with torch.inference_mode():
-            parts = {"pruned": _layers(made, pruning.linears, batch), "dense": _layers(encoder, pruning.linears, batch)}
-            alone = compare(parts, rounds=pairs)["dense_over_pruned"]
+            layer_runs = {
+                "pruned": _layers(exported, pruning.linears, batch),
+                "dense": _layers(encoder, pruning.linears, batch),
+            }
+            alone = compare(layer_runs, rounds=pairs)["dense_over_pruned"]
         yield {
             "density": density, "reached": round(pruning.reached, 4), "dense_ms": round(timing.dense_ms, 2),
             "pruned_ms": round(timing.pruned_ms, 2), "speedup": round(timing.speedup, 3),
@@ -130,24 +140,27 @@ def exported_ranks(encoder: nn.Module, pairs: int, seconds: float) -> Iterator[d
 
 
 def exported_elements(encoder: nn.Module, tokenizer: Any, pairs: int, seconds: float) -> Iterator[dict[str, Any]]:
-    """Dense weights with zeros against the same in compressed rows: speed and bytes."""
+    """Compare speed and bytes of dense weights that contain zeros with the same weights in compressed sparse rows."""
     batch = _inputs(encoder)
     for density in (0.1, 0.03):
         pruning = MultitaskPruning(encoder, TASKS, method="magnitude", density=density)
         pruning.update_masks_(1, 1)
-        made = export(pruning)
+        exported = export(pruning)
         with tempfile.TemporaryDirectory() as scratch:
-            place = Path(scratch) / "model"
-            save(made, place, tokenizer=tokenizer, sparse=True)
-            sizes = {"dense": (place / ENCODER / "model.safetensors").stat().st_size, "sparse": (place / SPARSE).stat().st_size}
+            target = Path(scratch) / "model"
+            save(exported, target, tokenizer=tokenizer, sparse=True)
+            sizes = {
+                "dense": (target / ENCODER / "model.safetensors").stat().st_size,
+                "sparse": (target / SPARSE).stat().st_size,
+            }
         with torch.inference_mode():
-            wanted = made.encoder(**batch).last_hidden_state
-            functions: dict[str, Callable[[], Any]] = {"dense": _forward(made.encoder, batch)}
+            expected = exported.encoder(**batch).last_hidden_state
+            functions: dict[str, Callable[[], Any]] = {"dense": _forward(exported.encoder, batch)}
             sparse = export(pruning).encoder
             for path in pruning.linears:
                 parent, _, name = path.rpartition(".")
                 setattr(sparse.get_submodule(parent), name, LinearCSR(sparse.get_submodule(path)))
-            error = (sparse(**batch).last_hidden_state - wanted).abs().max().item()
+            error = (sparse(**batch).last_hidden_state - expected).abs().max().item()
             functions["csr"] = _forward(sparse, batch)
             times = compare(functions, rounds=pairs)
         ratio = times.pop("csr_over_dense")
@@ -159,7 +172,7 @@ def exported_elements(encoder: nn.Module, tokenizer: Any, pairs: int, seconds: f
 
 
 class LinearCSR(nn.Module):
-    """A linear layer whose weight [m, n] is in compressed sparse rows."""
+    """A linear layer whose weight [m, n] is stored in compressed sparse rows."""
 
     def __init__(self, dense: nn.Module) -> None:
         super().__init__()
@@ -167,31 +180,34 @@ class LinearCSR(nn.Module):
         self.bias = getattr(dense, "bias", None)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Return the layer's outputs for inputs [..., n]."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         products: Tensor = torch.sparse.mm(self.weight, flat.t().contiguous()).t().reshape(*inputs.shape[:-1], -1)
         return products if self.bias is None else products + self.bias
 
 
 def _inputs(encoder: nn.Module) -> dict[str, Tensor]:
+    """Return a batch of 32 x 64 ids without labels."""
     batch = labelled(encoder, (32, 64))
     return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def _layers(model: nn.Module, paths: list[str], batch: dict[str, Tensor]) -> Callable[[], None]:
-    """The linear layers, each on what it reads in a forward pass."""
+    """Return a function that runs the linear layers, with their inputs from a forward pass."""
     layers = [model.get_submodule(path) for path in paths]
-    read: dict[nn.Module, tuple[Any, ...]] = {}
-    handles = [layer.register_forward_pre_hook(read.__setitem__) for layer in layers]
+    layer_inputs: dict[nn.Module, tuple[Any, ...]] = {}
+    handles = [layer.register_forward_pre_hook(layer_inputs.__setitem__) for layer in layers]
     model(**batch)
     for handle in handles:
         handle.remove()
 
     def run() -> None:
         for layer in layers:
-            layer(*read[layer])
+            layer(*layer_inputs[layer])
 
     return run
 
 
 def _forward(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
+    """Return a function that runs the forward pass."""
     return lambda: model(**batch)

@@ -1,4 +1,4 @@
-"""Accuracy after pruning the built-in model, for the settings of gradient x activation: which of them should be the default?"""
+"""Accuracy after pruning the built-in model for the settings of gradient x activation. It decides the default setting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import secateur
-from bench.support.jobs import jobs
+from bench.support.task_examples import builtin_tasks
 from secateur.attribution.criteria import GradientActivation
 from secateur.data import builtin
 from secateur.support.environment import environment
@@ -26,12 +26,12 @@ UNITS = {"heads and neurons": ("head", None), "neurons alone": ("head", "ffn")}
 
 
 def compare_criteria(examples: int = 300, tested: int = 500) -> dict[str, Any]:
-    """Accuracy by task, units, setting and rate; 300 examples to score on, 500 to test on."""
+    """Measure accuracy by task, units, setting and rate. 300 examples score the units, and 500 test the accuracy."""
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     rows = []
-    for job in jobs(tokenizer, examples, tested):
-        name, task, calibration, test = job.name, job.task, job.calibration, job.test
+    for subject in builtin_tasks(tokenizer, examples, tested):
+        name, task, calibration, test = subject.name, subject.task, subject.calibration, subject.test
         majority = max(Counter(row["target"] for row in test).values()) / len(test)
         dense = secateur.evaluate(model, task, test)
         for units, (unit, select) in UNITS.items():

@@ -1,4 +1,4 @@
-"""attribute by two processes against one, a thread each, and with a checkpoint after every batch; prints JSON.
+"""Attribution by two single-threaded processes compared with one, and with a checkpoint after every batch; prints JSON.
 
 torchrun --nproc-per-node 2 -m bench.measurements.ranks
 """
@@ -15,18 +15,19 @@ import torch.distributed as dist
 
 import secateur
 from bench.support.interleaved import compare
-from secateur.attribution import checkpoint as partial_sums
+from secateur.attribution import checkpoint
 from secateur.data import builtin
 
 EXAMPLES, MAX_TOKENS = 120, 1024
 
 
 def main() -> None:
+    """Time attribution in all ways."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     first, group = dist.get_rank() == 0, dist.group.WORLD
-    # A checkpoint is written whenever one may be, which is after every batch.
-    partial_sums._SECONDS, partial_sums._SHARE = 0.0, float("inf")
+    # With these values a checkpoint is written after every batch.
+    checkpoint._SECONDS, checkpoint._SHARE = 0.0, float("inf")
     model, tokenizer = builtin.load()
     rows = builtin.examples("movie")[:EXAMPLES]
     task = secateur.TextToText(tokenizer, labels=sorted({row["target"] for row in rows}))
@@ -34,7 +35,7 @@ def main() -> None:
     def attribute(here: bool, **options: Any) -> None:
         if here:
             secateur.attribute(model, task, rows, max_tokens=MAX_TOKENS, **options)
-        dist.barrier()  # Whoever has nothing to do waits for the other, so that one function runs at a time.
+        dist.barrier()  # The idle process waits for the other, so only one function runs at a time.
 
     with tempfile.TemporaryDirectory() as folder:
         functions = {
@@ -42,9 +43,9 @@ def main() -> None:
             "two": lambda: attribute(True, group=group),
             "checkpoints": lambda: attribute(first, checkpoint=Path(folder) / "c"),
         }
-        found = compare(functions, rounds=5, warmup=1)
+        times = compare(functions, rounds=5, warmup=1)
     if first:
-        print(json.dumps({"examples": EXAMPLES, "max_tokens": MAX_TOKENS, **found}, indent=1))
+        print(json.dumps({"examples": EXAMPLES, "max_tokens": MAX_TOKENS, **times}, indent=1))
     dist.destroy_process_group()
 
 

@@ -36,20 +36,20 @@ from secateur.tasks import Task
 
 Value = TypeVar("Value")
 Rows = list[dict[str, str]]
-CONTEXT, CONTINUATION = 32, 24  # Pieces of a news text: what is given, and what is scored.
-# How the topics continue the prompt: pieces that are likely there for some text of each topic.
+CONTEXT, CONTINUATION = 32, 24  # Tokens of a news text: the given beginning, and the scored continuation.
+# The token that continues the prompt for each topic. It is a likely continuation for some text of the topic.
 TOPICS = {"products": " product", "medicine": " doctor", "hotels": " hotel", "reviews": " course"}
 PROMPTS = ("The capital of France is", "Water boils at a temperature of")
-GREATEST_PERPLEXITY = 60.0  # Of news. A model that is read wrong has thousands.
+GREATEST_PERPLEXITY = 60.0  # On news. A model whose weights are read wrongly has thousands.
 ALONE = """
 import sys
-sys.modules["secateur"] = None  # Whatever imports it fails.
+sys.modules["secateur"] = None  # Every import of secateur fails.
 import torch, transformers
 from safetensors.torch import load_file, save_file
 folder, auto, trust, inputs, output = sys.argv[1:]
 torch.set_num_threads(1)
 model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=trust == "trust", dtype="auto").eval()
-for parameter in model.parameters():  # How products round depends on where in memory their operands begin.
+for parameter in model.parameters():  # The rounding of a product depends on where its operands begin in memory.
     parameter.data = parameter.data.clone()
 with torch.inference_mode():
     save_file({"logits": model(**load_file(inputs)).logits.contiguous()}, output)
@@ -58,8 +58,18 @@ with torch.inference_mode():
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with a task. budgets: shares of its layers' FLOPs. recoveries: those that `choose` tries; tried: on how many of
-    the calibration examples. refitted: examples of a recovery. shape: of the timed batches. max_tokens: of a batch."""
+    """A model with a task.
+
+    Attributes:
+        load: Returns the model, the task, the calibration examples and the test examples.
+        unit: The unit of attention.
+        budgets: Shares of the model's layers' FLOPs.
+        recoveries: The recoveries that `choose` tries.
+        tried: The number of calibration examples that `choose` uses.
+        refitted: The number of examples for a recovery.
+        shape: Batch size and length of the timed batches.
+        max_tokens: The largest number of tokens in a batch.
+    """
 
     load: Callable[[], tuple[Any, Task, Rows, Rows]]
     unit: AttentionUnit
@@ -72,7 +82,7 @@ class Subject:
 
 
 def bert() -> tuple[Any, Task, Rows, Rows]:
-    """all-MiniLM-L6-v2, fine-tuned on the topics of reviews."""
+    """Return all-MiniLM-L6-v2, fine-tuned on the topics of reviews."""
     model, tokenizer = minilm.fine_tuned("domain")
     return (
         model,
@@ -83,14 +93,14 @@ def bert() -> tuple[Any, Task, Rows, Rows]:
 
 
 def gemma_news() -> tuple[Any, Task, Rows, Rows]:
-    """Plain language modelling of Reuters news: the perplexity of what follows the beginning of a text."""
+    """Return plain language modelling of Reuters news. The metric is the perplexity of a text's continuation."""
     model, tokenizer = gemma.load()
     calibration, test = (_news(tokenizer, split, count) for split, count in (("train", 100), ("test", 32)))
     return model, secateur.CausalLM(tokenizer), calibration, test
 
 
 def gemma_topics() -> tuple[Any, Task, Rows, Rows]:
-    """The topic of a review, as the word that follows a prompt; no examples are in it."""
+    """Return topic classification of reviews. The label is the word that follows a prompt without examples."""
     model, tokenizer = gemma.load()
     calibration, test = (_prompts(split, count) for split, count in (("domain", 100), ("domain.test", 100)))
     return model, secateur.CausalLM(tokenizer, labels=list(TOPICS.values())), calibration, test
@@ -104,16 +114,17 @@ SUBJECTS = {
 
 
 def real_models(subjects: Sequence[str] = tuple(SUBJECTS), unit: AttentionUnit | None = None) -> dict[str, Any]:
-    """One thread. unit: of attention, for all subjects; their own by default."""
+    """Run the subjects with one thread. `unit` sets the unit of attention of all subjects; by default each has its own."""
     torch.set_num_threads(1)
     return {"subjects": {name: _flow(name, SUBJECTS[name], unit) for name in subjects}}
 
 
 def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, Any]:
+    """Run the whole flow for one subject."""
     unit = unit or subject.unit
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "scores.safetensors"
-        # In a process of its own, whose peak memory is then that of loading and attributing alone.
+        # A process of its own, so that its peak memory is that of loading and attribution alone.
         command = [
             sys.executable,
             "-m",
@@ -142,77 +153,79 @@ def _flow(name: str, subject: Subject, unit: AttentionUnit | None) -> dict[str, 
         }  # fmt: skip
         print(json.dumps(row), flush=True)
         for flops in subject.budgets:
-            place = Path(scratch) / f"pruned-{flops}"
-            found = _pruned(subject, model, task, scores, calibration, test, flops, place)
-            row["budgets"].append(found)
-            print(json.dumps(found), flush=True)
+            target = Path(scratch) / f"pruned-{flops}"
+            budget_row = _pruned(subject, model, task, scores, calibration, test, flops, target)
+            row["budgets"].append(budget_row)
+            print(json.dumps(budget_row), flush=True)
     return row
 
 
 def _pruned(
     subject: Subject, model: Any, task: Task, scores: secateur.Scores, calibration: Rows, test: Rows,
-    flops: float, place: Path,
+    flops: float, target: Path,
 ) -> dict[str, Any]:  # fmt: skip
-    """Choose, prune, verify, evaluate, recover, evaluate, save, load, compare."""
+    """Choose, prune, verify, evaluate, recover, evaluate, save, load and compare."""
     seconds: dict[str, dict[str, float]] = {}
 
-    def step(what: str, function: Callable[[], Value]) -> Value:
-        value, seconds[what] = _timed(function)
+    def step(name: str, function: Callable[[], Value]) -> Value:
+        value, seconds[name] = _timed(function)
         return value
 
     plans = alternatives(scores, flops=flops, align=16)
-    tokens, some = subject.max_tokens, calibration[: subject.tried]
+    tokens, tried_examples = subject.max_tokens, calibration[: subject.tried]
     candidates = step(
-        "choose", lambda: secateur.choose(model, task, plans, some, recoveries=subject.recoveries, max_tokens=tokens)
+        "choose", lambda: secateur.choose(model, task, plans, tried_examples, recoveries=subject.recoveries, max_tokens=tokens)
     )
     best = candidates[0]
     pruned = step("prune", lambda: secateur.prune(model, best.plan))
-    few = list(task.batches(task.items(model, calibration[:4]), torch.device("cpu"), 256))[:2]
-    verification = step("verify", lambda: secateur.verify(model, pruned, best.plan, task, few))
+    few_batches = list(task.batches(task.items(model, calibration[:4]), torch.device("cpu"), 256))[:2]
+    verification = step("verify", lambda: secateur.verify(model, pruned, best.plan, task, few_batches))
     plain = step("evaluate", lambda: secateur.evaluate(pruned, task, test, max_tokens=tokens))
     method: Method = best.recovery or "least_squares"
-    fitted = calibration[: subject.refitted]
-    refits = step("recover", lambda: secateur.recover_(model, pruned, task, fitted, method=method, max_tokens=tokens))
+    refit_examples = calibration[: subject.refitted]
+    refits = step("recover", lambda: secateur.recover_(model, pruned, task, refit_examples, method=method, max_tokens=tokens))
     recovered = secateur.evaluate(pruned, task, test, max_tokens=tokens)
-    megabytes = step("save", lambda: _saved(pruned, place))
+    megabytes = step("save", lambda: _saved(pruned, target))
     batches = synthetic_batches(model, [subject.shape[0]], [subject.shape[1]])
     (timing,) = step("benchmark", lambda: secateur.benchmark(model, pruned, batches, seconds=5.0)).timings
     return {
-        "flops": flops, "candidates": [str(each) for each in candidates], "remaining": best.plan.summary()["remaining"],
+        "flops": flops, "candidates": [str(candidate) for candidate in candidates],
+        "remaining": best.plan.summary()["remaining"],
         "emptied": [site.name for site in best.plan.sites if not len(best.plan[site.name])],
         "verification": verification.to_json(), "plain": plain.to_json(), "recovered": recovered.to_json(),
-        "recovery": method, "before": _mean([r.before for r in refits]), "after": _mean([r.after for r in refits]),
+        "recovery": method, "before": _mean([refit.before for refit in refits]),
+        "after": _mean([refit.after for refit in refits]),
         "parameters": parameters(pruned), "megabytes": megabytes, "stock": not hasattr(pruned.config, "secateur"),
-        "loaded": _loaded(pruned, task, few[0].inputs["input_ids"][:1, :16], place), "timing": asdict(timing),
+        "loaded": _loaded(pruned, task, few_batches[0].inputs["input_ids"][:1, :16], target), "timing": asdict(timing),
         "flops_speedup": timing.flops_speedup, "seconds": seconds,
     }  # fmt: skip
 
 
-def _loaded(pruned: Any, task: Task, ids: Tensor, place: Path) -> dict[str, Any]:
-    """Whether the folder gives the model's logits: by `secateur.load`, and in a process that cannot import secateur."""
+def _loaded(pruned: Any, task: Task, ids: Tensor, target: Path) -> dict[str, Any]:
+    """Return whether the folder gives the model's logits, by `secateur.load` and in a process that cannot import secateur."""
     from safetensors.torch import load_file, save_file
 
     trust = "trust" if hasattr(pruned.config, "secateur") else "stock"
-    inputs, output = place.with_suffix(".inputs"), place.with_suffix(".output")
+    inputs, output = target.with_suffix(".inputs"), target.with_suffix(".output")
     save_file({"input_ids": ids.contiguous()}, inputs)
     with tempfile.TemporaryDirectory() as home:
         variables = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
         subprocess.run(
-            [sys.executable, "-c", ALONE, str(place), task.auto_class, trust, str(inputs), str(output)],
+            [sys.executable, "-c", ALONE, str(target), task.auto_class, trust, str(inputs), str(output)],
             env=variables,
             check=True,
         )
-    again = secateur.load(place).eval()
+    loaded = secateur.load(target).eval()
     with torch.inference_mode():
-        ours, by_load, alone = pruned(ids).logits, again(ids).logits, load_file(output)["logits"]
+        pruned_logits, loaded_logits, stock_logits = pruned(ids).logits, loaded(ids).logits, load_file(output)["logits"]
     return {
-        "largest": float(ours.abs().max()), "load_error": float((ours - by_load).abs().max()),
-        "alone_equals_load": bool(torch.equal(by_load, alone)), "remote_code": trust == "trust",
+        "largest": float(pruned_logits.abs().max()), "load_error": float((pruned_logits - loaded_logits).abs().max()),
+        "alone_equals_load": bool(torch.equal(loaded_logits, stock_logits)), "remote_code": trust == "trust",
     }  # fmt: skip
 
 
 def attribute(name: str, unit: AttentionUnit, file: Path) -> None:
-    """Scores of a subject, and beside them how long they took and what memory."""
+    """Save a subject's scores. Next to them, save the seconds and the peak memory of the attribution."""
     torch.set_num_threads(1)
     subject = SUBJECTS[name]
     (model, task, calibration, _), loading = _timed(subject.load)
@@ -226,9 +239,14 @@ def attribute(name: str, unit: AttentionUnit, file: Path) -> None:
 
 
 def _reading(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
-    """Whether the weights were read right: the perplexity of whole texts, what follows a prompt, text through the tokenizer.
+    """Check that the weights are read correctly, by the perplexity of whole texts and by texts through the tokenizer and back.
 
-    Raises RuntimeError where they were not."""
+    Returns:
+        The perplexity, the number of tokens, and the continuations of prompts.
+
+    Raises:
+        RuntimeError: The perplexity is too high, or the tokenizer does not return a text.
+    """
     texts = _documents("valid", tokenizer, 8)
     loss, count = 0.0, 0
     for text in texts:
@@ -240,16 +258,19 @@ def _reading(model: nn.Module, tokenizer: Any) -> dict[str, Any]:
             raise RuntimeError(f"the tokenizer does not give back {text[:60]!r}")
     perplexity = math.exp(loss / count)
     if perplexity > GREATEST_PERPLEXITY:
-        raise RuntimeError(f"expected a perplexity under {GREATEST_PERPLEXITY} on news, got {perplexity:.1f}: read wrong?")
-    said = []
+        raise RuntimeError(
+            f"expected a perplexity under {GREATEST_PERPLEXITY} on news, got {perplexity:.1f}: are the weights read wrongly?"
+        )
+    continuations = []
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        said.append(tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0], skip_special_tokens=True))  # type: ignore[operator]
-    return {"perplexity": perplexity, "pieces": count, "said": said}
+        generated = model.generate(ids, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
+        continuations.append(tokenizer.decode(generated[0], skip_special_tokens=True))
+    return {"perplexity": perplexity, "pieces": count, "said": continuations}
 
 
 def _news(tokenizer: Any, split: str, count: int) -> Rows:
-    """The first pieces of texts, and those that follow."""
+    """Return rows with the first tokens of a text as input and the next tokens as target."""
     rows = []
     for text in _documents(split, tokenizer, count):
         ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -259,14 +280,15 @@ def _news(tokenizer: Any, split: str, count: int) -> Rows:
 
 
 def _documents(split: str, tokenizer: Any, count: int) -> list[str]:
-    """Texts of at least the wanted length, from all over the split. They are cut into words, which stand between spaces."""
+    """Return texts of at least the wanted length from the whole split. The texts are split into words, joined by spaces."""
     parts = conll.files()[split].read_text(encoding="utf-8").split("-DOCSTART-")[1:]
     texts = [" ".join(line.split()[0] for line in part.splitlines()[1:] if line.strip()) for part in parts]
-    long = [text for text in texts if len(text.split()) >= CONTEXT + CONTINUATION]
-    return long[:: len(long) // count][:count]
+    long_texts = [text for text in texts if len(text.split()) >= CONTEXT + CONTINUATION]
+    return long_texts[:: len(long_texts) // count][:count]
 
 
 def _prompts(name: str, count: int) -> Rows:
+    """Return reviews with a prompt as input and the topic's word as target."""
     return [
         {"input": f"Review: {row['input'].partition(': ')[2]}\nThis review is about a", "target": TOPICS[row["target"]]}
         for row in builtin.examples(name)[:count]
@@ -274,47 +296,54 @@ def _prompts(name: str, count: int) -> Rows:
 
 
 def _sites(scores: secateur.Scores) -> dict[str, Any]:
-    """How many sites there are of each unit, and how many units one has."""
+    """Return, for each unit, the number of sites and the units of a site."""
     return {site.unit: {"sites": sum(s.unit == site.unit for s in scores.sites), "units": site.units} for site in scores.sites}
 
 
-def _saved(model: nn.Module, place: Path) -> float:
-    """Writes the folder; the megabytes of its weights."""
-    secateur.save(model, place)
-    return sum(file.stat().st_size for file in place.glob("*.safetensors")) / 1e6
+def _saved(model: nn.Module, target: Path) -> float:
+    """Save the folder and return the megabytes of its weights."""
+    secateur.save(model, target)
+    return sum(file.stat().st_size for file in target.glob("*.safetensors")) / 1e6
 
 
 def _timed(function: Callable[[], Value]) -> tuple[Value, dict[str, float]]:
-    """What a function returns, and its seconds: on the clock, and of this process alone."""
+    """Return the function's value and its seconds: wall-clock time, and CPU time of this process alone."""
     wall, own = time.perf_counter(), time.process_time()
     value = function()
     return value, {"wall": round(time.perf_counter() - wall, 2), "own": round(time.process_time() - own, 2)}
 
 
 def _peak() -> int:
-    """The most memory that this process has held, in bytes. (getrusage would count what the process that started it held.)"""
+    """Return the peak memory of this process in bytes. (getrusage would include the memory of the parent process.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 def _mean(values: Sequence[float]) -> float:
+    """Return the mean."""
     return sum(values) / len(values)
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--unit", choices=("head", "channel"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "real-models.json", help="subjects that are not run stay in it")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / "real-models.json",
+        help="result file; subjects that do not run keep their results",
+    )
     parser.add_argument("--attribute", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.attribute:
         attribute(given.subjects[0], given.unit, given.attribute)
         return
-    found = {"commit": commit(), **real_models(given.subjects, given.unit)}
+    document = {"commit": commit(), **real_models(given.subjects, given.unit)}
     if given.out.exists():
-        found["subjects"] = {**json.loads(given.out.read_text())["subjects"], **found["subjects"]}
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+        document["subjects"] = {**json.loads(given.out.read_text())["subjects"], **document["subjects"]}
+    given.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Accuracy after pruning the built-in model, with and without the recovery of what was lost."""
+"""Accuracy after pruning the built-in model, with and without recovery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, get_args
 import torch
 
 import secateur
-from bench.support.jobs import jobs
+from bench.support.task_examples import builtin_tasks
 from secateur.data import builtin
 from secateur.model.sites import AttentionUnit
 from secateur.support.environment import environment
@@ -17,12 +17,15 @@ KEEPS = (0.7, 0.5, 0.3)
 
 
 def compare_recovery(examples: int = 300, tested: int = 500) -> dict[str, Any]:
-    """By task, unit of attention (channels: as many in each head) and rate; the same examples to score on and to refit on."""
+    """Measure accuracy by task, unit of attention and rate.
+
+    Channels are pruned with equal counts in all heads. The same examples score the units and refit the pruned model.
+    """
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     rows = []
-    for job in jobs(tokenizer, examples, tested):
-        name, task, calibration, test = job.name, job.task, job.calibration, job.test
+    for subject in builtin_tasks(tokenizer, examples, tested):
+        name, task, calibration, test = subject.name, subject.task, subject.calibration, subject.test
         dense = secateur.evaluate(model, task, test)
         for unit in get_args(AttentionUnit):
             scores = secateur.attribute(model, task, calibration, unit=unit)

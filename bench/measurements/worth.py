@@ -1,4 +1,4 @@
-"""What integrated gradients are worth: accuracy after pruning, against gradient x activation, on every built-in task."""
+"""The benefit of integrated gradients: accuracy after pruning, compared with gradient x activation, on every built-in task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRAWS = 3
 
 
 def compare_worth(tasks: Sequence[str] | None = None, examples: int = 48, tested: int = 200) -> dict[str, Any]:
-    """Accuracy by task, draw of the calibration examples, criterion, stack that is pruned, and rate."""
+    """Measure accuracy by task, draw of the calibration examples, criterion, pruned stack and rate."""
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     rows = []
@@ -51,4 +51,5 @@ def compare_worth(tasks: Sequence[str] | None = None, examples: int = 48, tested
 
 
 def _accuracy(model: Any, task: secateur.Task, test: Any, scores: secateur.Scores, keep: float) -> float:
+    """Prune at this rate and return the accuracy."""
     return secateur.evaluate(secateur.prune(model, secateur.plan(scores, keep=keep)), task, test).value

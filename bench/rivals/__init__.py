@@ -1,1 +1,1 @@
-"""Methods of other authors, written from their papers, or run from their packages."""
+"""Methods of other authors. They are written from the papers or run from the authors' packages."""

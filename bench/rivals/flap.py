@@ -1,4 +1,7 @@
-"""FLAP (An et al. 2024): units whose outputs fluctuate least go, ranked across all layers; biases make up for their means."""
+"""FLAP (An et al. 2024): remove the units whose outputs fluctuate least, in one ranking over all layers.
+
+Biases replace the mean output of the removed units.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Task
 from secateur.tasks.batches import model_device
 
-CHANNELS = "ffn,vo"  # Every channel that an out-projection reads.
+CHANNELS = "ffn,vo"  # All channels that out-projections read.
 
 
 def flap(
@@ -31,13 +34,22 @@ def flap(
     scores: secateur.Scores | None = None,
     compensate: bool = True,
 ) -> nn.Module:
-    """The model pruned to this share of its layers' FLOPs as in arXiv 2312.11983, with its adaptive structure (AL-AM): scores
-    standardised in each module, one ranking for all layers and modules.
+    """Return the model pruned to a share of its layers' FLOPs by FLAP.
 
-    Written from the paper, where each head and neuron counts by its weights: here by its FLOPs, as the budget is one of FLOPs.
-    Each layer keeps one head and one neuron at least. compensate: what the removed units give on the average goes into the
-    out-projection's bias, which is added where the architecture has none (T5), as FLAP does for Llama. scores: by
-    Fluctuation(), of channels.
+    Scores are standardised within each module, and one ranking covers all layers and modules (the adaptive structure AL-AM).
+    The code is written from the paper. The paper counts the weights of a head or a neuron; this code counts FLOPs, because the
+    budget is one of FLOPs. Each layer keeps at least one head and one neuron.
+
+    Args:
+        model: The dense model.
+        task: The task.
+        rows: The calibration examples.
+        flops: The budget, as a share of the layers' FLOPs.
+        scores: Scores of channels by `Fluctuation()`. They are computed if not given.
+        compensate: Add the mean output of the removed units to the out-projection's bias. The bias is added where the
+            architecture has none (T5), as FLAP does for Llama.
+
+    Reference: arXiv 2312.11983.
     """
     scores = scores or secateur.attribute(model, task, rows, criterion=Fluctuation(), unit="channel", select=CHANNELS)
     kept = _ranked(_standardised(model, scores), scores, flops)
@@ -49,24 +61,27 @@ def flap(
 
 
 def _standardised(model: nn.Module, scores: secateur.Scores) -> dict[Site, Tensor]:
-    """Each module's channels minus their mean, over their standard deviation; a head has the mean of its channels."""
-    found = {}
+    """Return each unit's standardised score: (score - mean) / standard deviation in its module.
+
+    A head has the mean of its channels.
+    """
+    scores_by_site = {}
     for site in sites(model):
-        of_channels = scores[site.name if site.kind == "ffn" else f"{site.name}.vo"]
-        standard = (of_channels - of_channels.mean()) / of_channels.std()
-        found[site] = standard.view(site.units, -1).mean(1)
-    return found
+        channel_scores = scores[site.name if site.kind == "ffn" else f"{site.name}.vo"]
+        standardised = (channel_scores - channel_scores.mean()) / channel_scores.std()
+        scores_by_site[site] = standardised.view(site.units, -1).mean(1)  # [units, channels of a unit] -> [units]
+    return scores_by_site
 
 
 def _ranked(worth: Mapping[Site, Tensor], scores: secateur.Scores, flops: float) -> dict[Site, Tensor]:
-    """The best units of all sites together, as many as the budget has room for."""
+    """Return the best units over all sites. The budget limits their number."""
     kept = {site: torch.zeros(site.units, dtype=torch.bool) for site in worth}
     budget = flops * all_flops(scores)
     for site, values in worth.items():
         kept[site][values.argmax()] = True
         budget -= unit_flops(site, scores)
-    rest = [(value, site, unit) for site, values in worth.items() for unit, value in enumerate(values.tolist())]
-    for _, site, unit in sorted(rest, key=lambda each: -each[0]):
+    candidates = [(value, site, unit) for site, values in worth.items() for unit, value in enumerate(values.tolist())]
+    for _, site, unit in sorted(candidates, key=lambda candidate: -candidate[0]):
         price = unit_flops(site, scores)
         if not kept[site][unit] and price <= budget:
             kept[site][unit] = True
@@ -75,27 +90,27 @@ def _ranked(worth: Mapping[Site, Tensor], scores: secateur.Scores, flops: float)
 
 
 def _compensate_(pruned: nn.Module, model: nn.Module, task: Task, rows: Any, plan: secateur.Plan) -> None:
-    """Adds W m to each out-projection's bias, m being the dense model's mean inputs of the removed units."""
+    """Add W m to each out-projection's bias. m holds the removed units' mean activations in the dense model."""
     means = _mean_inputs(model, task, rows, plan.sites)
     for site, branch in branches_of(model, plan.sites).items():
         removed = torch.ones(site.units, dtype=torch.bool)
         removed[plan[site.name]] = False
         channels = branch.cut_at(site.unit)[-1].map.expand(removed)
         weight = model.get_submodule(branch.output).get_parameter("weight").detach().double()
-        lost = weight[:, channels] @ means[site][channels]
-        layer = pruned.get_submodule(branch.output)
-        if getattr(layer, "bias", None) is None:
-            layer.bias = nn.Parameter(torch.zeros(weight.shape[0], dtype=layer.get_parameter("weight").dtype))
+        lost_output = weight[:, channels] @ means[site][channels]
+        projection = pruned.get_submodule(branch.output)
+        if getattr(projection, "bias", None) is None:
+            projection.bias = nn.Parameter(torch.zeros(weight.shape[0], dtype=projection.get_parameter("weight").dtype))
         with torch.no_grad():
-            layer.get_parameter("bias").add_(lost)
+            projection.get_parameter("bias").add_(lost_output)
 
 
-def _mean_inputs(model: nn.Module, task: Task, rows: Any, found: Sequence[Site]) -> dict[Site, Tensor]:
-    """The mean over real tokens of what each out-projection reads, float64 [channels]."""
-    owners = branches_of(model, found)
-    ports = {branch.cut_at(site.unit)[-1]: site for site, branch in owners.items()}
-    has_encoder = any(site.stack == "encoder" for site in found)
-    sums, counts = dict.fromkeys(found, torch.zeros((), dtype=torch.float64)), dict.fromkeys(found, 0)
+def _mean_inputs(model: nn.Module, task: Task, rows: Any, chosen: Sequence[Site]) -> dict[Site, Tensor]:
+    """Return the mean input of each out-projection over real tokens, float64 [channels]."""
+    branch_of_site = branches_of(model, chosen)
+    ports = {branch.cut_at(site.unit)[-1]: site for site, branch in branch_of_site.items()}
+    has_encoder = any(site.stack == "encoder" for site in chosen)
+    sums, counts = dict.fromkeys(chosen, torch.zeros((), dtype=torch.float64)), dict.fromkeys(chosen, 0)
 
     def add(site: Site, real: Tensor, activation: Tensor) -> None:
         sums[site] = sums[site] + activation[real].double().sum(0)
@@ -106,4 +121,4 @@ def _mean_inputs(model: nn.Module, task: Task, rows: Any, found: Sequence[Site])
             real = {stack: batch.real(target=stack == "decoder" and has_encoder) for stack in ("encoder", "decoder")}
             with observed(model, {port: partial(add, site, real[site.stack]) for port, site in ports.items()}):
                 task.logits(model, batch)
-    return {site: sums[site] / counts[site] for site in found}
+    return {site: sums[site] / counts[site] for site in chosen}

@@ -1,4 +1,4 @@
-"""Integrated gradients as they are computed elsewhere: a loop of full passes, and Captum on the same function of the site."""
+"""Integrated gradients by other implementations: a loop of full passes, and Captum on the same function of the site."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from secateur.tasks import Batch, Task
 
 
 def riemann(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, target: Any) -> Tensor:
-    """Right Riemann sum: hook, scale, a full forward and backward pass a step. [B, units]"""
+    """Return a right Riemann sum [B, units].
+
+    Each step hooks and scales the activation and runs a full forward and backward pass.
+    """
     port = _port(model, site)
     total: Any = 0
     for step in range(1, steps + 1):
@@ -34,7 +37,10 @@ def riemann(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, 
 
 
 def captum(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, target: Any, tokens: int) -> Tensor:
-    """Captum's IntegratedGradients with its default rule (Gauss-Legendre), passes of at most `tokens` tokens. [B, units]"""
+    """Return the scores [B, units] of Captum's IntegratedGradients with its default rule (Gauss-Legendre).
+
+    A pass has at most `tokens` tokens.
+    """
     from captum.attr import IntegratedGradients
 
     port = _port(model, site)
@@ -49,30 +55,32 @@ def captum(model: nn.Module, task: Task, batch: Batch, site: Site, steps: int, t
             task.target(model, batch, target)
     names = list(batch.inputs)
 
-    def of_site(activation: Tensor, labels: Tensor, *inputs: Tensor) -> Tensor:
-        # The rows are the batch's, repeated: what is not by row (`extra`) stays as it is.
+    def target_of_activation(activation: Tensor, labels: Tensor, *inputs: Tensor) -> Tensor:
+        # Captum repeats the rows of the batch. `extra` is not per row, so it stays as it is.
         expanded = Batch(dict(zip(names, inputs, strict=True)), labels, [], batch.extra)
         with _input_of(model, port, lambda _: activation):
             return task.target(model, expanded, target)
 
-    size = max(1, tokens // batch.inputs["input_ids"].shape[1])
-    found = IntegratedGradients(of_site, multiply_by_inputs=True).attribute(
+    rows_per_pass = max(1, tokens // batch.inputs["input_ids"].shape[1])
+    attributions = IntegratedGradients(target_of_activation, multiply_by_inputs=True).attribute(
         seen[0],
         baselines=0.0,
         additional_forward_args=(batch.labels, *batch.inputs.values()),
         n_steps=steps,
-        internal_batch_size=max(size, len(batch.labels)),
+        internal_batch_size=max(rows_per_pass, len(batch.labels)),
     )
-    return port.map.fold(found.detach().sum(1))
+    return port.map.fold(attributions.detach().sum(1))
 
 
 def _port(model: nn.Module, site: Site) -> Port:
+    """Return the port whose input the site's gates multiply."""
     (port,) = branches_of(model, [site])[site].gated_at(site.unit)
     return port
 
 
 @contextmanager
 def _input_of(model: nn.Module, port: Port, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the input of a port's module inside the context."""
     handle = model.get_submodule(port.path).register_forward_pre_hook(lambda module, inputs: (change(inputs[0]), *inputs[1:]))
     try:
         yield

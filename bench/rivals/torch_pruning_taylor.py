@@ -1,4 +1,4 @@
-"""Torch-Pruning (Fang et al. 2023) with its Taylor importance on a BERT classifier, at a budget of its layers' FLOPs."""
+"""Torch-Pruning (Fang et al. 2023) with its Taylor importance on a BERT classifier, under a budget of its layers' FLOPs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bench.support.budgeted import layer_flops
 from secateur.tasks import Task
 from secateur.tasks.batches import model_device
 
-PROBES = 7  # Bisections of the pruning ratio.
-# Why there are no numbers for T5 (torch-pruning 1.6.1, transformers 5.23).
+PROBES = 7  # Steps of the bisection of the pruning ratio.
+# The reason why T5 has no numbers (torch-pruning 1.6.1, transformers 5.23).
 T5 = (
     "self-attention stays whole: a group that removes its heads would have to cut the shared table of relative positions, "
     "which has a column for each head, and is left out, or ends in an IndexError in prune_out_channels where that table is "
@@ -35,30 +35,43 @@ def torch_pruning(
     hidden: bool = False,
     max_tokens: int = 4096,
 ) -> nn.Module:
-    """The model pruned by torch_pruning.BasePruner with GroupTaylorImportance as it comes, at the smallest ratios that leave no
-    more than this share of the layers' FLOPs; heads go whole (num_heads, prune_num_heads), set up as the package's own example
-    for BERT is.
+    """Return the model pruned by torch_pruning.BasePruner with its GroupTaylorImportance.
 
-    ranking: "local", the same ratio everywhere, or "global". hidden: d_model is cut at the same ratio too, as the package does
-    by itself; otherwise neurons and heads alone. tokens: as in `Scores`.
+    The pruning ratios are the smallest that leave at most the budget. Heads are removed whole (num_heads, prune_num_heads). The
+    setup is that of the package's own example for BERT.
+
+    Args:
+        model: The dense BERT classifier.
+        task: The task.
+        rows: The calibration examples.
+        flops: The budget, as a share of the layers' FLOPs.
+        tokens: The mean lengths, as in `Scores`.
+        ranking: "local": the same ratio everywhere. "global": one ranking for all layers.
+        hidden: Prune d_model at the same ratio too, as the package does by default. Otherwise only neurons and heads are
+            pruned.
+        max_tokens: The largest number of tokens in a batch.
+
+    Raises:
+        InputError: No ratio meets the budget and leaves every layer.
     """
-    # Frozen parameters would have no gradient to weigh.
+    # Frozen parameters would have no gradient, and the importance needs one.
     model = copy.deepcopy(model).eval().requires_grad_(True)
     for batch in task.batches(task.items(model, [dict(row) for row in rows]), model_device(model), max_tokens):
         (-task.target(model, batch, "log_probability").sum() / len(rows)).backward()  # type: ignore[no-untyped-call]
     example = dict(batch.inputs)
     budget, best, head_ratio, high = flops * layer_flops(model, tokens), None, None, 1.0
-    # One ratio for all first. Heads are few, so that leaves room: the other ratio alone then fills it.
+    # The first search uses one ratio for all dimensions. A model has few heads, so part of the budget stays unused. The second
+    # search keeps the heads' ratio and lowers the other ratio until the budget is used.
     for _ in range(2):
         low = 0.0
         for _ in range(PROBES):
             ratio = (low + high) / 2
-            found = _pruned(model, example, ratio, ratio if head_ratio is None else head_ratio, ranking, hidden)
-            if found is not None and layer_flops(found, tokens) > budget:
+            candidate = _pruned(model, example, ratio, ratio if head_ratio is None else head_ratio, ranking, hidden)
+            if candidate is not None and layer_flops(candidate, tokens) > budget:
                 low = ratio
             else:
                 high = ratio
-                best = best if found is None else found
+                best = best if candidate is None else candidate
         head_ratio = high
     if best is None:
         raise secateur.InputError(f"flops: torch-pruning finds no {ranking} ratio that leaves {flops} and every layer")
@@ -68,27 +81,31 @@ def torch_pruning(
 def _pruned(
     model: nn.Module, example: dict[str, Any], ratio: float, head_ratio: float, ranking: str, hidden: bool
 ) -> nn.Module | None:
-    """None where a layer would go whole, which leaves a model that doesn't run."""
+    """Return the pruned copy, or None if a layer would be removed whole, because the model then does not run."""
     import torch_pruning as tp
     from transformers.models.bert.modeling_bert import BertSelfAttention
 
-    made: Any = copy.deepcopy(model)
-    for parameter, original in zip(made.parameters(), model.parameters(), strict=True):
-        parameter.grad = original.grad  # A copied parameter is without.
-    attentions = [module for module in made.modules() if isinstance(module, BertSelfAttention)]
-    ignored = [made.bert.pooler, made.classifier]
+    copied: Any = copy.deepcopy(model)
+    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+        parameter.grad = original.grad  # copy.deepcopy does not copy gradients.
+    attentions = [module for module in copied.modules() if isinstance(module, BertSelfAttention)]
+    ignored = [copied.bert.pooler, copied.classifier]
     if not hidden:
-        layers = list(made.bert.encoder.layer)
-        ignored += [made.bert.embeddings, *(layer.attention.output for layer in layers), *(layer.output for layer in layers)]
+        layers = list(copied.bert.encoder.layer)
+        ignored += [copied.bert.embeddings, *(layer.attention.output for layer in layers), *(layer.output for layer in layers)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = tp.pruner.BasePruner(
-            made,
+            copied,
             example,
             importance=tp.importance.GroupTaylorImportance(),
             global_pruning=ranking == "global",
             pruning_ratio=ratio,
-            num_heads={layer: each.num_attention_heads for each in attentions for layer in (each.query, each.key, each.value)},
+            num_heads={
+                layer: attention.num_attention_heads
+                for attention in attentions
+                for layer in (attention.query, attention.key, attention.value)
+            },
             prune_num_heads=True,
             prune_head_dims=False,
             head_pruning_ratio=head_ratio,
@@ -96,16 +113,16 @@ def _pruned(
             output_transform=lambda output: output.logits.sum(),
         )
         pruner.step()
-    for each in attentions:
-        heads = pruner.num_heads[each.query]
-        if heads < 1 or each.query.out_features < heads:
+    for attention in attentions:
+        heads = pruner.num_heads[attention.query]
+        if heads < 1 or attention.query.out_features < heads:
             return None
-        each.num_attention_heads, each.all_head_size = heads, each.query.out_features
-        each.attention_head_size = each.all_head_size // heads
+        attention.num_attention_heads, attention.all_head_size = heads, attention.query.out_features
+        attention.attention_head_size = attention.all_head_size // heads
     try:
         with torch.no_grad():
-            made(**example)
+            copied(**example)
     except (RuntimeError, ValueError):
         return None
-    pruned: nn.Module = made
+    pruned: nn.Module = copied
     return pruned

@@ -1,1 +1,1 @@
-"""The models and data that are measured."""
+"""The models and the data that measurements use."""

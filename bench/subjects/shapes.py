@@ -1,4 +1,4 @@
-"""The models that are timed: the built-in T5, and larger shapes with random weights."""
+"""The models that are timed: the built-in T5, and larger models with random weights."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Case:
 
 
 class _NoTokenizer:
-    """The timed batches are made of ids, so nothing is tokenised."""
+    """A placeholder. The timed batches consist of token ids, so nothing is tokenised."""
 
     pad_token_id = 0
     model_max_length = 512
 
 
 def cases() -> dict[str, Callable[[], Case]]:
-    """Name to a function that builds the case, with a batch of 32 x 64 tokens."""
+    """Return functions by name. Each function builds a case with a batch of 32 x 64 tokens."""
     return {
         "builtin-t5": _builtin,
         "t5-small-shape": lambda: t5(512, 2048, 8, 6),
@@ -44,12 +44,14 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def t5(width: int, neurons: int, heads: int, layers: int, size: tuple[int, int] = (32, 64)) -> Case:
+    """Build a T5 with random weights."""
     shape = {"d_model": width, "d_kv": width // heads, "num_heads": heads, "d_ff": neurons, "num_layers": layers}
     config = T5Config(vocab_size=8000, feed_forward_proj="relu", decoder_start_token_id=0, dropout_rate=0.0, **shape)
     return _case(T5(config), secateur.TextToText(_NoTokenizer()), [5, 6, 1], size)
 
 
 def llama(width: int, neurons: int, heads: int, groups: int, layers: int, size: tuple[int, int] = (32, 64)) -> Case:
+    """Build a Llama with random weights."""
     shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8000, intermediate_size=neurons, **shape))
     return _case(model, secateur.CausalLM(_NoTokenizer()), [5, 6, 1], size)
@@ -76,9 +78,9 @@ def _case(model: nn.Module, task: Task, target: list[int], size: tuple[int, int]
 
 
 def bare(case: Case) -> None:
-    """Forward, and backward to the embeddings, with frozen parameters."""
+    """Run the forward pass, and the backward pass to the embeddings, with frozen parameters."""
     vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
-    # Not get_input_embeddings: the stacks of an encoder-decoder have modules of their own, tied by weight.
+    # get_input_embeddings is not enough: each stack of an encoder-decoder has its own embedding module with the tied weight.
     tables = [m for m in case.model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
     handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
     try:

@@ -1,1 +1,1 @@
-"""What measurements share: the commit that is measured, results as JSON, timing in turns, packages of weights."""
+"""Helpers that measurements share: the measured commit, JSON results, timing in turns, packages with weights."""

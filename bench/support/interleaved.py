@@ -1,4 +1,4 @@
-"""Timing of several functions in turn: ratios that hold on a machine whose speed drifts."""
+"""Timing of several functions in turn. The ratios stay valid on a machine whose speed drifts."""
 
 from __future__ import annotations
 
@@ -15,19 +15,26 @@ def compare(
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """Runs the functions in turn, `rounds` times, each round beginning with another one.
+    """Time the functions in turn for `rounds` rounds. Each round begins with another function.
 
-    Returns for each its median milliseconds, and for all but the first the median and quartiles of its time divided by the
-    first one's time in the same round. clock: time.process_time counts what this process computes alone, for functions of one
-    thread on a machine that others use too.
+    Args:
+        functions: The functions by name. The first one is the reference of the ratios.
+        rounds: How often each function is timed.
+        warmup: How often each function runs before the first round.
+        clock: The clock in seconds. `time.process_time` counts the computation of this process alone. It suits single-threaded
+            functions on a machine that other processes also use.
+
+    Returns:
+        The median milliseconds of each function. For each function but the first, also the median and the quartiles of its time
+        divided by the first function's time in the same round.
     """
     names = list(functions)
     for _ in range(warmup):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in names}
-    for k in range(rounds):
-        for name in names[k % len(names) :] + names[: k % len(names)]:
+    for round_number in range(rounds):
+        for name in names[round_number % len(names) :] + names[: round_number % len(names)]:
             start = clock()
             functions[name]()
             times[name].append(clock() - start)

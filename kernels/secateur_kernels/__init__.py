@@ -1,4 +1,7 @@
-"""Kernels of secateur: one folder an operation, each with the PyTorch reference that specifies it."""
+"""Kernels of secateur. Each operation has a folder with its public function, its PyTorch reference and its Triton kernel.
+
+The reference specifies the operation.
+"""
 
 from secateur_kernels.interpolated_norm import interpolated_norm
 from secateur_kernels.neuron_attribution import neuron_attribution

@@ -1,4 +1,4 @@
-"""Which implementation an operation runs: the PyTorch reference or the Triton kernel. And the checks that operations share."""
+"""The choice between the PyTorch reference and the Triton kernel, and the checks that operations share."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Activation = Literal["relu", "gelu", "gelu_new", "silu"]
 Norm = Literal["rms_norm", "layer_norm"]
 Reduction = Literal["sum", "abs_sum", "square_sum"]
 
-# Read once: a traced function must not depend on what a look-up finds later. Triton is looked for and not imported.
-FOUND = importlib.util.find_spec("triton") is not None
+# Both are read once, because a traced function must not depend on a later look-up. The look-up does not import Triton.
+INSTALLED = importlib.util.find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def uses_triton(backend: Backend, tensor: Tensor) -> bool:
-    """Tell whether an operation runs its Triton kernel on tensors like this one.
+    """Return whether an operation runs its Triton kernel on tensors like this one.
 
     The backend is an argument of each call. No global state changes it, so calls in several threads are independent.
 
@@ -29,7 +29,10 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
         backend: "auto": Triton where it is installed, for float32, float16 and bfloat16 tensors on a CUDA device, and the
             reference elsewhere. "reference": the PyTorch reference. "triton": the Triton kernel, on a CUDA device or under
             Triton's interpreter (TRITON_INTERPRET=1, set before this package is imported).
-        tensor: An input of the operation. Its dtype and device count.
+        tensor: An input of the operation. Its dtype and its device decide.
+
+    Returns:
+        True for the Triton kernel, False for the reference.
 
     Raises:
         ValueError: The backend has another name, or it is "triton" where Triton cannot run.
@@ -37,9 +40,9 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
     if backend == "reference":
         return False
     if backend == "auto":
-        return FOUND and tensor.is_cuda and tensor.dtype in DTYPES
+        return INSTALLED and tensor.is_cuda and tensor.dtype in DTYPES
     check_one_of("backend", backend, Backend)
-    if not FOUND:
+    if not INSTALLED:
         raise ValueError("backend: expected the package triton to be installed for 'triton', found none")
     if tensor.dtype not in DTYPES:
         raise ValueError(f"backend: expected tensors of float32, float16 or bfloat16 for 'triton', got {tensor.dtype}")
@@ -49,39 +52,90 @@ def uses_triton(backend: Backend, tensor: Tensor) -> bool:
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:
-    """The dtype that sums are kept in: float64 for float64, else float32."""
+    """Return the dtype of an operation's sums.
+
+    Args:
+        tensor: An input of the operation.
+
+    Returns:
+        float64 for a float64 tensor, otherwise float32.
+    """
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def check_one_of(name: str, value: str, choices: Any) -> None:
+    """Check that an argument has one of the allowed values.
+
+    Args:
+        name: The argument's name, for the message.
+        value: The argument's value.
+        choices: A `Literal` type with the allowed values.
+
+    Raises:
+        ValueError: The value is not allowed.
+    """
     if value not in get_args(choices):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
 def check_dimensions(name: str, tensor: Tensor, dimensions: str) -> None:
-    """dimensions: their names, as in "B, T, D"."""
+    """Check the number of a tensor's dimensions.
+
+    Args:
+        name: The argument's name, for the message.
+        tensor: The tensor.
+        dimensions: The names of the dimensions, as in "B, T, D".
+
+    Raises:
+        ValueError: The tensor has another number of dimensions.
+    """
     if tensor.dim() != dimensions.count(",") + 1:
         raise ValueError(f"{name}: expected [{dimensions}], got shape {tuple(tensor.shape)}")
 
 
 def check_shape(name: str, tensor: Tensor | None, *shape: int) -> None:
+    """Check a tensor's shape.
+
+    Args:
+        name: The argument's name, for the message.
+        tensor: The tensor, or None, which has any shape.
+        shape: The expected sizes.
+
+    Raises:
+        ValueError: The tensor has another shape.
+    """
     if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
 def check_alike(**tensors: Tensor | None) -> None:
-    """One floating dtype and one device."""
+    """Check that tensors have one floating dtype and one device.
+
+    Args:
+        tensors: The tensors by argument name. None is left out.
+
+    Raises:
+        ValueError: The dtypes differ, a dtype is not floating, or the devices differ.
+    """
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first = next(iter(given.values()))
     if not first.is_floating_point() or any(tensor.dtype != first.dtype for tensor in given.values()):
-        found = " and ".join(str(tensor.dtype) for tensor in given.values())
-        raise ValueError(f"{', '.join(given)}: expected one floating dtype, got {found}")
+        dtypes = " and ".join(str(tensor.dtype) for tensor in given.values())
+        raise ValueError(f"{', '.join(given)}: expected one floating dtype, got {dtypes}")
     check_device(**tensors)
 
 
 def check_device(**tensors: Tensor | None) -> None:
+    """Check that tensors are on one device.
+
+    Args:
+        tensors: The tensors by argument name. None is left out.
+
+    Raises:
+        ValueError: The devices differ.
+    """
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     first = next(iter(given.values()))
     if any(tensor.device != first.device for tensor in given.values()):
-        found = " and ".join(str(tensor.device) for tensor in given.values())
-        raise ValueError(f"{', '.join(given)}: expected one device, got {found}")
+        devices = " and ".join(str(tensor.device) for tensor in given.values())
+        raise ValueError(f"{', '.join(given)}: expected one device, got {devices}")

@@ -1,4 +1,7 @@
-"""What the Triton kernels share: tuning, a tile of a gradient, sums over each example. Imported with a kernel, never before."""
+"""Shared parts of the Triton kernels: tuning, a tile of a gradient, and sums over the tokens of each example.
+
+A kernel imports this module, so its import needs Triton.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,24 @@ from torch import Tensor
 from secateur_kernels.backend import INTERPRETED
 
 FIXED = INTERPRETED or os.environ.get("SECATEUR_AUTOTUNE") == "0"
-# A product and a sum fused here and not there, as layouts have it, would round differently.
+# The compiler would fuse a product and a sum in some layouts and not in others, and the two round differently.
 OPTIONS = {"enable_fp_fusion": False}
 
 
 def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
-    """Times a kernel's candidates once for each dtype and value of `key`, and keeps the outcome on disk.
+    """Return a decorator that times a kernel's candidate settings and keeps the fastest.
 
-    A candidate may set only what leaves the order of additions alone, so that whichever is faster never changes a bit of a
-    result; what sets that order is a function of shapes and dtype, given at the launch. SECATEUR_AUTOTUNE=0: the first
-    candidate, untimed.
+    The candidates are timed once for each dtype and each value of `key`. The result is kept on disk. A candidate may only set
+    values that do not change the order of additions, so the choice never changes a bit of a result. Values that set this order
+    are functions of shapes and dtype, and the launch passes them. With SECATEUR_AUTOTUNE=0, and under Triton's interpreter, the
+    kernel uses the first candidate and times nothing.
+
+    Args:
+        candidates: Settings by name. Upper-case names are the kernel's constants. `num_warps` and `num_stages` are Triton's.
+        key: The kernel arguments that a choice depends on.
+
+    Returns:
+        The decorator.
     """
     configs = []
     for candidate in candidates[:1] if FIXED else candidates:
@@ -35,40 +46,72 @@ def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """[B, T, C] as [B * T, C] with stride 1 along C: a view where the strides allow one, else a copy."""
+    """Return a tensor as a matrix with one row per token.
+
+    Args:
+        tensor: A tensor [B, T, C].
+
+    Returns:
+        The matrix [B * T, C] with stride 1 along C. It is a view where the strides allow one, otherwise a copy.
+    """
     flat = tensor.flatten(0, 1)
     return flat if flat.stride(1) == 1 else flat.contiguous()
 
 
-# Of a tile of [neurons, tokens] = weight.T @ g.T, and of its loop over the model's width. Tokens lie along the second axis,
-# which the accumulators of tensor cores keep within a thread and three of its neighbours: their sums cost next to nothing.
-# With few steps of the loop two programs share a multiprocessor, and one loads while the other multiplies; with many, the
-# large tile reads less.
+# Sizes of a tile of [neurons, tokens] = weight.T @ g.T, and of a step of its loop over the model's width. Tokens are the second
+# axis. The accumulators of tensor cores keep this axis within a thread and three of its neighbours, so sums over tokens cost
+# almost nothing. If the loop has few steps, two programs share a multiprocessor, and one loads while the other multiplies. If
+# the loop has many steps, the large tile is better, because it reads less.
 HALF = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
 WIDE = {"NEURONS": 256, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
 TF32 = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 32, "num_warps": 8}
 SINGLE = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 32, "num_warps": 4}
-# Programs that run together share columns of the weight: GROUP tiles of tokens for each tile of neurons.
+# Programs that run at the same time share columns of the weight: GROUP tiles of tokens for each tile of neurons.
 TILES = ({"GROUP": 8, "num_stages": 3}, {"GROUP": 8, "num_stages": 4}, {"GROUP": 16, "num_stages": 3})
 
 
 def tile_options(weight: Tensor, allow_tf32: bool) -> dict[str, Any]:
+    """Return the launch options for a matrix product with this weight.
+
+    Args:
+        weight: The out-projection's weight [D, F].
+        allow_tf32: Whether float32 products may use tf32.
+
+    Returns:
+        The tile's sizes, the warps and the precision. They set the order of additions and are functions of the arguments alone.
+    """
     width, neurons = weight.shape
     if weight.dtype == torch.float32:
         options = TF32 if allow_tf32 else SINGLE
     else:
         options = WIDE if width >= 1024 and width % 16 == 0 and neurons % 16 == 0 else HALF
-    # Triton's interpreter multiplies the bits of bfloat16 operands as if they were integers (seen in 3.6 and 3.9).
+    # Triton's interpreter multiplies the bits of bfloat16 operands as integers (seen in 3.6 and 3.9).
     widen = INTERPRETED and weight.dtype == torch.bfloat16
     return {**options, **OPTIONS, "PRECISION": "tf32" if allow_tf32 else "ieee", "WIDEN": widen}
 
 
 def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:
+    """Return the launch grid: one program for each tile of tokens and each tile of neurons.
+
+    Args:
+        tokens: The rows of all examples, B * T.
+        neurons: The columns of the weight, F.
+        options: The result of `tile_options`.
+    """
     return (triton.cdiv(tokens, options["TOKENS"]) * triton.cdiv(neurons, options["NEURONS"]),)
 
 
 def partial_sums(g: Tensor, neurons: int, options: dict[str, Any]) -> Tensor:
-    """Zeros [B, tiles, F]: a place for what each tile of tokens adds to each example that it meets."""
+    """Return zeros for the partial sums that `store_sums` writes.
+
+    Args:
+        g: The gradient at the out-projection's output [B, T, D].
+        neurons: The columns of the weight, F.
+        options: The result of `tile_options`.
+
+    Returns:
+        Zeros [B, tiles, F] in float32: one place for each example and each tile of tokens that the example can meet.
+    """
     batch, tokens, _ = g.shape
     tiles = min((tokens - 1) // options["TOKENS"] + 2, triton.cdiv(batch * tokens, options["TOKENS"]))
     return torch.zeros(batch, tiles, neurons, dtype=torch.float32, device=g.device)
@@ -76,7 +119,10 @@ def partial_sums(g: Tensor, neurons: int, options: dict[str, Any]) -> Tensor:
 
 @triton.jit
 def tile_of(program, rows, neurons, NEURONS: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr):
-    """A program's tile of tokens and tile of neurons, as int64."""
+    """Return a program's tile of tokens and its tile of neurons, as int64.
+
+    Up to GROUP consecutive programs have the same tile of neurons.
+    """
     program = program.to(tl.int64)
     token_tiles = tl.cdiv(rows, TOKENS)
     neuron_tiles = tl.cdiv(neurons, NEURONS)
@@ -105,7 +151,11 @@ def gradient_tile(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """(g @ weight).T for the given rows of g and columns of weight: [NEURONS, TOKENS] in float32."""
+    """Return (g @ weight).T for some rows of g and some columns of weight, [NEURONS, TOKENS] in float32.
+
+    g: [rows, D] with stride 1 along D. weight: [D, F]. row: [TOKENS], the rows of g. neuron: [NEURONS], the columns of weight.
+    rows, width, neurons: the sizes of g and weight. Values outside of them are zero.
+    """
     depth = tl.arange(0, DEPTH)
     weight_at = weight + neuron[:, None] * weight_neuron + depth[None, :] * weight_width
     g_at = g + depth[:, None] + row[None, :] * g_row
@@ -124,7 +174,10 @@ def gradient_tile(
 
 @triton.jit
 def quarters(tile):
-    """[M, N] as four tensors [M, N // 4], in order: what follows a product needs registers for a quarter of it at a time."""
+    """Return a tile [M, N] as four tensors [M, N // 4], in order.
+
+    The code after a product then needs registers for only a quarter of the tile at a time.
+    """
     first, second = _halves(tile)
     a, b = _halves(first)
     c, d = _halves(second)
@@ -133,6 +186,7 @@ def quarters(tile):
 
 @triton.jit
 def _halves(tile):
+    """Return a tile [M, N] as two tensors [M, N // 2], in order."""
     M: tl.constexpr = tile.shape[0]
     N: tl.constexpr = tile.shape[1]
     return tl.split(tl.permute(tl.reshape(tile, (M, 2, N // 2)), (0, 2, 1)))
@@ -154,10 +208,13 @@ def store_sums(
     TOKENS: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    """out[b, tile, f] = sum over the tile's tokens of b of mask * r(score), for each example b that ends in this part of it.
+    """Add up the scores of one quarter of a tile's tokens, and store the sum of each example that ends in this quarter.
 
-    scores: [NEURONS, TOKENS // 4], the part's. carry: the sum so far for the example that the part before ended in.
-    mask: [rows], or None. Returns the next carry.
+    out[b, tile, f] = sum over the tile's tokens of example b of mask * r(score)
+
+    scores: [NEURONS, TOKENS // 4], the scores of the quarter. carry: [NEURONS], the sum so far of the example in which the
+    quarter before ended. mask: [rows], or None. out: [B, tiles, F]. PART: the index of the quarter. REDUCTION: the function r.
+    Returns the next carry.
     """
     QUARTER: tl.constexpr = TOKENS // 4
     start = tile * TOKENS + PART * QUARTER
@@ -173,10 +230,10 @@ def store_sums(
     if mask is not None:
         scores *= tl.load(mask + start + position, mask=position < end - start, other=0).to(tl.float32)[None, :]
     for b in tl.range(start // tokens, (end - 1) // tokens + 1):
-        here = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
-        carry += tl.sum(tl.where(here[None, :], scores, 0.0), 1)
+        in_example = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
+        carry += tl.sum(tl.where(in_example[None, :], scores, 0.0), 1)
         ends = (b + 1) * tokens <= stop
-        place = tile - b * tokens // TOKENS
-        tl.store(out + (b * tiles + place) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
+        slot = tile - b * tokens // TOKENS
+        tl.store(out + (b * tiles + slot) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
         carry = tl.where(ends, 0.0, carry)
     return carry

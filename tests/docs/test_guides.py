@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pages import DOCS, code_blocks, run_block
 
-from secateur_kernels.backend import FOUND
+from secateur_kernels.backend import INSTALLED
 
 GUIDES = DOCS / "guides"
 
@@ -79,7 +79,7 @@ def test_the_kernel_guides_files_make_an_operation(tmp_path: Path) -> None:
         file = tmp_path / text.partition("\n")[0].removeprefix("# ")
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    backends = ("reference", "triton") if FOUND else ("reference",)
+    backends = ("reference", "triton") if INSTALLED else ("reference",)
     run_block("python", f"BACKENDS = {backends}\n{KERNEL}", tmp_path, TRITON_INTERPRET="1")
 
 

@@ -1,4 +1,4 @@
-"""The flow on a CUDA device: the same scores, plans and equality as on the CPU."""
+"""The flow on a CUDA device gives the same scores, plans and equality of pruned and masked models as on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""interpolated_norm and its gradients against loops and autograd in float64: both norms, nodes, shapes, dtypes, bad input."""
+"""interpolated_norm and its gradients compared with loops and autograd in float64: norms, nodes, shapes, dtypes, bad input."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from secateur_kernels import interpolated_norm
 from secateur_kernels.backend import Backend, Norm
 
 EPS = 1e-5
-norm: Callable[..., tuple[Tensor, Tensor]] = interpolated_norm  # Called with lists of its tensors.
+norm: Callable[..., tuple[Tensor, Tensor]] = interpolated_norm  # The tests call it with lists of tensors.
 SHAPES = [(1, 1, 1, 1), (3, 2, 9, 60), (2, 3, 5, 123), (4, 1, 2, 1030), (2, 0, 3, 4), (2, 3, 0, 4), (0, 2, 3, 4)]
 
 
 def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, full: bool, where: str) -> list[Any]:
-    """r, u, bias, nodes, norm_weight, norm_bias; full: with all of the vectors, and nodes of each example's own."""
+    """Return r, u, bias, nodes, norm_weight and norm_bias.
+
+    With `full`, all vectors are present and each example has its own nodes.
+    """
     count, batch, tokens, width = shape
     r, u = (torch.randn(batch, tokens, width).to(where, dtype).requires_grad_() for _ in range(2))
     vectors: list[Any] = [torch.randn(width).to(where) if full else None for _ in range(3)]
@@ -30,7 +33,7 @@ def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, full: bool, whe
 
 
 def loop(values: list[Any], kind: Norm) -> tuple[Tensor, Tensor]:
-    """Token by token, by the formula; differentiable."""
+    """Compute the formula token by token. The result is differentiable."""
     r, u, bias, nodes, norm_weight, norm_bias = values
     residuals, normed = [], []
     for k in range(nodes.shape[0]):
@@ -47,11 +50,13 @@ def loop(values: list[Any], kind: Norm) -> tuple[Tensor, Tensor]:
     return (torch.stack(residuals).view(shape), torch.stack(normed).view(shape)) if residuals else (r.new_zeros(shape),) * 2
 
 
-def wide(values: list[Any], dtype: torch.dtype) -> list[Any]:
+def converted(values: list[Any], dtype: torch.dtype) -> list[Any]:
+    """Return CPU copies in this dtype."""
     return [None if x is None else x.detach().cpu().to(dtype).requires_grad_(x.requires_grad) for x in values]
 
 
 def gradients(outputs: tuple[Tensor, Tensor], values: list[Any], cotangents: list[Tensor]) -> list[Tensor]:
+    """Return the gradients at the inputs that require one."""
     leaves = [x for x in values if x is not None and x.requires_grad]
     return list(torch.autograd.grad(outputs, leaves, [c.to(outputs[0]) for c in cotangents]))
 
@@ -65,26 +70,28 @@ def test_equals_loop(shape: tuple[int, int, int, int], dtype: torch.dtype, full:
     values = inputs(shape, dtype, full, device(backend))
     cotangents = [torch.randn(shape).to(device(backend), dtype) for _ in range(2)]
     with poisoned():
-        found = norm(*values, EPS, kind, backend=backend)
-        grads = gradients(found, values, cotangents) if 0 not in shape else []
-    right, eager = wide(values, torch.float64), wide(values, torch.float32)
-    exact, rough = loop(right, kind), loop(eager, kind)
-    assert all(x.dtype == dtype for x in found)
+        outputs = norm(*values, EPS, kind, backend=backend)
+        grads = gradients(outputs, values, cotangents) if 0 not in shape else []
+    exact_values, eager_values = converted(values, torch.float64), converted(values, torch.float32)
+    exact, eager_outputs = loop(exact_values, kind), loop(eager_values, kind)
+    assert all(x.dtype == dtype for x in outputs)
     largest = 1 + exact[0].detach().abs().amax(-1, keepdim=True) if 0 not in shape else torch.zeros(shape)
-    for each, one, other in zip(found, exact, rough, strict=True):
-        # A LayerNorm divides by a deviation that may be far below its input's size.
-        assert_exact(each.detach(), one.detach(), other.detach(), 2 * largest + one.detach().abs())
+    for output, exact_output, eager_output in zip(outputs, exact, eager_outputs, strict=True):
+        # A LayerNorm divides by a deviation that may be much smaller than its input.
+        limit = 2 * largest + exact_output.detach().abs()
+        assert_exact(output.detach(), exact_output.detach(), eager_output.detach(), limit)
     if not grads:
         return
     cotangents = [c.cpu() for c in cotangents]
-    for each, one, other in zip(grads, gradients(exact, right, cotangents), gradients(rough, eager, cotangents), strict=True):
-        steps = shape[0] if each.dim() == 3 else shape[0] * shape[1] * shape[2]
-        assert_exact(each, one, other, (3 * steps + 3 * one.abs().max()).expand(one.shape))
+    exact_grads, eager_grads = gradients(exact, exact_values, cotangents), gradients(eager_outputs, eager_values, cotangents)
+    for grad, exact_grad, eager_grad in zip(grads, exact_grads, eager_grads, strict=True):
+        steps = shape[0] if grad.dim() == 3 else shape[0] * shape[1] * shape[2]
+        assert_exact(grad, exact_grad, eager_grad, (3 * steps + 3 * exact_grad.abs().max()).expand(exact_grad.shape))
 
 
 @pytest.mark.parametrize("kind", get_args(Norm))
 def test_gradcheck_of_the_reference(kind: Norm) -> None:
-    values = [x.detach().requires_grad_() for x in wide(inputs((2, 2, 3, 5), torch.float64, True, "cpu"), torch.float64)]
+    values = [x.detach().requires_grad_() for x in converted(inputs((2, 2, 3, 5), torch.float64, True, "cpu"), torch.float64)]
     assert torch.autograd.gradcheck(lambda *x: norm(*x, EPS, kind), values)
 
 
@@ -94,13 +101,13 @@ def test_one_output_and_one_input(used: int, backend: Backend) -> None:
     values = inputs((3, 2, 4, 10), torch.float32, True, device(backend))
     values[1] = values[1].detach()
     values[2] = values[2].detach()
-    right = wide(values, torch.float64)
+    exact_values = converted(values, torch.float64)
     cotangent = torch.randn(3, 2, 4, 10)
-    found = norm(*values, EPS, "layer_norm", backend=backend)[used]
-    exact = loop(right, "layer_norm")[used]
-    (one,) = torch.autograd.grad(found, values[0], cotangent.to(found))
-    (other,) = torch.autograd.grad(exact, right[0], cotangent.double())
-    torch.testing.assert_close(one.cpu().double(), other, rtol=1e-4, atol=1e-5)
+    output = norm(*values, EPS, "layer_norm", backend=backend)[used]
+    exact = loop(exact_values, "layer_norm")[used]
+    (grad,) = torch.autograd.grad(output, values[0], cotangent.to(output))
+    (exact_grad,) = torch.autograd.grad(exact, exact_values[0], cotangent.double())
+    torch.testing.assert_close(grad.cpu().double(), exact_grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -110,22 +117,22 @@ def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
     u = torch.randn(3, 9, 20, device=where)[..., ::2]
     values: list[Any] = [r, u, torch.randn(20, device=where)[::2], torch.rand(3, 4, device=where).T, None, None]
     copies: list[Any] = [None if x is None else x.clone() for x in values]
-    found = norm(*values, EPS, "rms_norm", backend=backend)
-    for each, right in zip(found, loop(wide(values, torch.float64), "rms_norm"), strict=True):
-        torch.testing.assert_close(each.cpu().double(), right, rtol=1e-4, atol=1e-5)
+    outputs = norm(*values, EPS, "rms_norm", backend=backend)
+    for output, exact_output in zip(outputs, loop(converted(values, torch.float64), "rms_norm"), strict=True):
+        torch.testing.assert_close(output.cpu().double(), exact_output, rtol=1e-4, atol=1e-5)
     again = norm(*values, EPS, "rms_norm", backend=backend)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
     assert all(x is None or torch.equal(x, before) for x, before in zip(values, copies, strict=True))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_mean(backend: Backend) -> None:
-    """The variance is that of the centred residual, not a difference of large numbers."""
+    """The variance is computed from the centred residual, not as a difference of large numbers."""
     values = inputs((2, 2, 3, 64), torch.float32, False, device(backend))
     values[0] = values[0].detach() + 1000
-    found = norm(*values, EPS, "layer_norm", backend=backend)[1].detach()
-    exact = loop(wide(values, torch.float64), "layer_norm")[1].detach()
-    torch.testing.assert_close(found.cpu().double(), exact, rtol=1e-3, atol=1e-3)
+    normed = norm(*values, EPS, "layer_norm", backend=backend)[1].detach()
+    exact = loop(converted(values, torch.float64), "layer_norm")[1].detach()
+    torch.testing.assert_close(normed.cpu().double(), exact, rtol=1e-3, atol=1e-3)
 
 
 X, V, N = torch.ones(2, 3, 4), torch.ones(4), torch.ones(5)

@@ -1,4 +1,7 @@
-"""Each kernel compiled ahead of time for three generations of GPUs: it compiles, spills no register, fits in shared memory."""
+"""Each kernel is compiled ahead of time for three generations of GPUs.
+
+It must compile, spill no register, and fit in shared memory.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ import torch
 from kernel_cases import DTYPES
 from torch import Tensor
 
-from secateur_kernels.backend import FOUND, INTERPRETED
+from secateur_kernels.backend import INSTALLED, INTERPRETED
 
-if not FOUND or INTERPRETED:
-    pytest.skip("needs triton, and not its interpreter", allow_module_level=True)
+if not INSTALLED or INTERPRETED:
+    pytest.skip("needs triton without its interpreter", allow_module_level=True)
 
 from compiled import SHARED, Launch, candidates, launches, usage
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return an empty tensor without memory."""
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def calls(operation: str, dtype: torch.dtype, width: int, neurons: int, activation: str = "gelu_new") -> list[Launch]:
-    """What an operation launches for 8 examples of 500 tokens. activation: the MLP is gated with gelu_new, else plain."""
+    """Return the launches of an operation for 8 examples of 500 tokens. The MLP is gated with gelu_new, otherwise plain."""
     module = import_module(f"secateur_kernels.{operation}.triton")
     g, h, weight = (meta(*shape, dtype=dtype) for shape in ((8, 500, width), (8, 500, neurons), (width, neurons)))
     mask, vector, nodes = meta(8, 500, dtype=torch.bool), meta(width), meta(6, 8)
@@ -36,21 +40,22 @@ def calls(operation: str, dtype: torch.dtype, width: int, neurons: int, activati
         up = h if activation == "gelu_new" else None
         module.launch(g, weight, h, up, mask, activation, "abs_sum", False)
 
-    made: dict[str, Any] = {
+    functions: dict[str, Any] = {
         "product_sum": lambda: module.launch(h, h, mask),
         "neuron_attribution": lambda: module.launch(h, g, weight, mask, "sum", False),
         "interpolated_norm": interpolated_norm,
         "scored_mlp_backward": scored_mlp_backward,
     }
-    found = launches(module, made[operation])
-    assert len(found) == (2 if operation == "interpolated_norm" else 1)
-    return found
+    operation_launches = launches(module, functions[operation])
+    assert len(operation_launches) == (2 if operation == "interpolated_norm" else 1)
+    return operation_launches
 
 
 OPERATIONS = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward"]
 
 
 def check(launch: Launch, capability: int, spilled: int = 0) -> None:
+    """Check the local and the shared memory of a compiled launch."""
     used = usage(launch, capability)
     assert used.local <= spilled, (launch.options, used)
     assert used.shared <= SHARED[capability], (launch.options, used)
@@ -79,7 +84,7 @@ def test_odd_widths(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_large_widths(operation: str) -> None:
-    """The gated MLP's large tile has registers to the brim: what it spills is used once, after the product."""
+    """The gated MLP's large tile uses all registers. The spilled values are used once, after the product."""
     for launch in calls(operation, torch.bfloat16, 4096, 14336):
         check(next(candidates(launch)), 90, spilled=32 if operation == "scored_mlp_backward" else 0)
 
@@ -91,7 +96,7 @@ def test_activations(activation: str) -> None:
 
 
 def test_sizes_of_one() -> None:
-    """Triton makes constants of arguments that are 1: they have no methods. No size for speed."""
+    """Triton turns arguments that are 1 into constants, which have no methods. Speed is not tested at these sizes."""
     for operation in OPERATIONS:
         for launch in calls(operation, torch.float32, 1, 1):
             ones = dict.fromkeys(("rows", "tokens", "count"), 1)
@@ -105,7 +110,7 @@ def test_half_precision_runs_on_the_matrix_units(operation: str, capability: int
     (launch,) = calls(operation, torch.bfloat16, 768, 3072)
     ptx = usage(next(candidates(launch)), capability).ptx
     assert instruction in ptx
-    # Tiles come by 16 bytes at a time, past the registers.
+    # Tiles are loaded 16 bytes at a time and bypass the registers.
     assert "cp.async.cg.shared.global" in ptx
 
 
@@ -118,7 +123,10 @@ def test_float32_is_not_rounded_to_tf32(operation: str) -> None:
 
 
 def test_programs_that_share_a_multiprocessor() -> None:
-    """neuron_attribution at T5's width counts on two programs: 65,536 registers, 227 KiB, 256 threads each."""
+    """neuron_attribution at T5's width relies on two programs per multiprocessor.
+
+    A multiprocessor has 65,536 registers and 227 KiB of shared memory. A program has 256 threads.
+    """
     (launch,) = calls("neuron_attribution", torch.bfloat16, 768, 3072)
     used = usage(next(candidates(launch)), 90)
     assert used.registers <= 128

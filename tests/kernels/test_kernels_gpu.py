@@ -1,4 +1,4 @@
-"""The kernels on a CUDA device: sizes that the interpreter is too slow for, and what tuning may not change."""
+"""The kernels on a CUDA device: sizes that the interpreter is too slow for, and tuning that must not change results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ OPERATIONS = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_
 
 
 def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Return random numbers on the device."""
     return torch.randn(shape, device="cuda", dtype=dtype)
 
 
 def call(operation: str, dtype: torch.dtype, width: int, neurons: int) -> Callable[..., Any]:
-    """A function of the backend that returns tensors."""
+    """Return a function that takes a backend and returns tensors."""
     shapes = (3, 700, width), (3, 700, neurons), (3, 700, neurons), (width, neurons)
     g, h, up, weight = (random(*shape, dtype=dtype) for shape in shapes)
     mask, vector, nodes = torch.rand(3, 700, device="cuda") > 0.3, random(width), torch.rand(4, device="cuda")
@@ -31,21 +32,22 @@ def call(operation: str, dtype: torch.dtype, width: int, neurons: int) -> Callab
 
     def interpolated(backend: Any) -> list[Tensor]:
         r, u = g.clone().requires_grad_(), g.flip(0).requires_grad_()
-        found = interpolated_norm(r, u, vector, nodes, vector, vector, 1e-5, "layer_norm", backend=backend)
-        return [*found, *torch.autograd.grad(found, (r, u), (found[1].detach(), found[0].detach()))]
+        outputs = interpolated_norm(r, u, vector, nodes, vector, vector, 1e-5, "layer_norm", backend=backend)
+        return [*outputs, *torch.autograd.grad(outputs, (r, u), (outputs[1].detach(), outputs[0].detach()))]
 
-    made: dict[str, Callable[..., Any]] = {
+    calls: dict[str, Callable[..., Any]] = {
         "product_sum": lambda backend: [product_sum(h, up, mask, backend=backend)],
         "neuron_attribution": lambda backend: [neuron_attribution(h, g, weight, mask, backend=backend)],
         "scored_mlp_backward": lambda backend: scored_mlp_backward(g, weight, h, up, mask, activation="gelu", backend=backend),
         "interpolated_norm": interpolated,
     }
-    return made[operation]
+    return calls[operation]
 
 
-def assert_near(found: Tensor, expected: Tensor) -> None:
-    limit = 2e-5 if found.dtype == torch.float32 else 2 * torch.finfo(found.dtype).eps
-    assert float((found.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    """Check the relative error in the Frobenius norm."""
+    limit = 2e-5 if actual.dtype == torch.float32 else 2 * torch.finfo(actual.dtype).eps
+    assert float((actual.double() - expected.double()).norm()) <= limit * float(expected.double().norm())
 
 
 @pytest.mark.parametrize("shape", [(768, 3072), (2048, 5632), (123, 457)], ids=str)
@@ -53,10 +55,10 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_equals_the_reference_twice_the_same(operation: str, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     function = call(operation, dtype, *shape)
-    found, again, right = function("triton"), function("triton"), function("reference")
-    for one, other, expected in zip(found, again, right, strict=True):
-        assert torch.equal(one, other)
-        assert_near(one, expected)
+    first, second, reference = function("triton"), function("triton"), function("reference")
+    for output, repeated, expected in zip(first, second, reference, strict=True):
+        assert torch.equal(output, repeated)
+        assert_near(output, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -80,7 +82,7 @@ def test_auto_is_triton(operation: str) -> None:
 
 
 def test_more_elements_than_an_int32_counts() -> None:
-    """The last example, which lies beyond 2^31 elements, as if it were alone."""
+    """The last example lies beyond 2^31 elements. Its results equal those of a call with it alone."""
     h, g, weight = random(3, 2**18, 3072), random(3, 2**18, 32), random(32, 3072)
     assert h.numel() > 2**31
     assert_near(product_sum(h, h)[-1:], product_sum(h[-1:], h[-1:]))

@@ -1,4 +1,7 @@
-"""The kernels' tests under Triton's interpreter, in a process of its own: it must be asked for before Triton is imported."""
+"""The kernels' tests under Triton's interpreter.
+
+They run in a process of their own, because the interpreter must be chosen before Triton is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from secateur_kernels.backend import FOUND, INTERPRETED
+from secateur_kernels.backend import INSTALLED, INTERPRETED
 
 TESTS = Path(__file__).parents[1]
 NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced", "fused"]
 
 
-@pytest.mark.skipif(not FOUND, reason="triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(not INSTALLED, reason="triton is not installed")
+@pytest.mark.skipif(INTERPRETED, reason="this process already runs the interpreter")
 def test_under_the_interpreter() -> None:
     files = [str(next(TESTS.rglob(f"test_{name}.py"))) for name in NAMES]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--maxfail=5", *files]

@@ -10,17 +10,17 @@ import torch
 from kernel_cases import BACKENDS, device
 from torch import Tensor, nn
 
-from secateur_kernels import backend as choice
+from secateur_kernels import backend as backend_module
 from secateur_kernels import interpolated_norm, neuron_attribution, product_sum, scored_mlp_backward
 from secateur_kernels.backend import Backend, uses_triton
 
 
 def call(operation: str, backend: Backend) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
-    """A function of tensors alone, and tensors."""
+    """Return a function that takes only tensors, and its tensors."""
     where = device(backend)
     g, h, weight = torch.randn(2, 5, 6, device=where), torch.randn(2, 5, 7, device=where), torch.randn(6, 7, device=where)
     mask, nodes, vector = torch.ones(2, 5, device=where), torch.rand(3, device=where), torch.randn(6, device=where)
-    made: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    calls: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         "product_sum": (lambda x, dx, m: product_sum(x, dx, m, backend=backend), (h, h + 1, mask)),
         "neuron_attribution": (
             lambda h, g, w, m: neuron_attribution(h, g, w, m, "abs_sum", backend=backend),
@@ -35,7 +35,7 @@ def call(operation: str, backend: Backend) -> tuple[Callable[..., Any], tuple[Te
             (g, weight, h, h + 1, mask),
         ),
     }
-    return made[operation]
+    return calls[operation]
 
 
 OPERATIONS = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward"]
@@ -78,8 +78,8 @@ def test_gradients_through_a_compiled_graph(backend: Backend) -> None:
         return total
 
     compiled = torch.compile(value, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(*leaves), leaves)
-    torch.testing.assert_close(found, torch.autograd.grad(value(*leaves), leaves))
+    grads = torch.autograd.grad(compiled(*leaves), leaves)
+    torch.testing.assert_close(grads, torch.autograd.grad(value(*leaves), leaves))
 
 
 @pytest.mark.skipif("triton" not in BACKENDS, reason="runs under Triton's interpreter")
@@ -101,7 +101,7 @@ def test_auto_is_the_reference_on_the_cpu_and_for_float64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "interpreted", "dtype", "message"),
+    ("installed", "interpreted", "dtype", "message"),
     [
         (False, True, torch.float32, "expected the package triton to be installed for 'triton', found none"),
         (True, True, torch.float64, "expected tensors of float32, float16 or bfloat16 for 'triton', got torch.float64"),
@@ -111,10 +111,10 @@ def test_auto_is_the_reference_on_the_cpu_and_for_float64() -> None:
 )
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_forced_backend_never_falls_back(
-    monkeypatch: pytest.MonkeyPatch, operation: str, found: bool, interpreted: bool, dtype: torch.dtype, message: str
+    monkeypatch: pytest.MonkeyPatch, operation: str, installed: bool, interpreted: bool, dtype: torch.dtype, message: str
 ) -> None:
-    monkeypatch.setattr(choice, "FOUND", found)
-    monkeypatch.setattr(choice, "INTERPRETED", interpreted)
+    monkeypatch.setattr(backend_module, "INSTALLED", installed)
+    monkeypatch.setattr(backend_module, "INTERPRETED", interpreted)
     function, _ = call(operation, "triton")
     with pytest.raises(ValueError, match=f"^backend: {message}"):
         function(*(tensor.cpu().to(dtype) for tensor in call(operation, "reference")[1]))

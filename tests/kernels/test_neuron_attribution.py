@@ -1,4 +1,4 @@
-"""neuron_attribution against a loop in float64: odd shapes, masks, dtypes, reductions, strides, and bad input."""
+"""neuron_attribution compared with a loop in float64: odd shapes, masks, dtypes, reductions, strides, and bad input."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from secateur_kernels import neuron_attribution
 from secateur_kernels.backend import Backend, Reduction
 
-# Of D and F: one of each, odd numbers, more than the kernel's tiles hold, nothing at all.
+# D and F: one, odd numbers, more than the kernel's tiles hold, and zero.
 WIDTHS = [(1, 1), (60, 123), (130, 131), (0, 3), (4, 0)]
 
 
 def loop(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
+    """Compute the formula token by token in float64."""
     h, g, weight = (tensor.cpu().double() for tensor in (h, g, weight))
     out = torch.zeros(h.shape[0], h.shape[2], dtype=torch.float64)
     for b in range(h.shape[0]):
@@ -28,7 +29,7 @@ def loop(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: R
 
 
 def size(h: Tensor, g: Tensor, weight: Tensor, reduction: Reduction) -> Tensor:
-    """The sum of absolute values of all terms, for a square those of both factors."""
+    """Return the sum of the absolute values of all terms. For a square, both factors count."""
     terms = h.double().abs() * (g.double().abs() @ weight.double().abs())
     return (2 * terms.square() if reduction == "square_sum" else terms).sum(1)
 
@@ -41,6 +42,7 @@ def check(
     reduction: Reduction,
     backend: Backend,
 ) -> None:
+    """Compare one case with the loop."""
     where, (width, neurons) = device(backend), widths
     h, g = torch.randn(*tokens, neurons).to(where, dtype), torch.randn(*tokens, width).to(where, dtype)
     weight = torch.randn(width, neurons).to(where, dtype)
@@ -81,10 +83,10 @@ def test_tokens_of_other_examples_do_not_count(backend: Backend) -> None:
     h, g = torch.randn(5, 40, 7, device=device(backend)), torch.randn(5, 40, 6, device=device(backend))
     weight = torch.randn(6, 7, device=device(backend))
     h[2] = torch.nan
-    found = neuron_attribution(h, g, weight, backend=backend)
-    assert found.isnan().all(1).tolist() == [False, False, True, False, False]
+    scores = neuron_attribution(h, g, weight, backend=backend)
+    assert scores.isnan().all(1).tolist() == [False, False, True, False, False]
     for b in (0, 1, 3, 4):
-        torch.testing.assert_close(found[b : b + 1], neuron_attribution(h[b : b + 1], g[b : b + 1], weight, backend=backend))
+        torch.testing.assert_close(scores[b : b + 1], neuron_attribution(h[b : b + 1], g[b : b + 1], weight, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

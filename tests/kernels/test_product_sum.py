@@ -1,4 +1,4 @@
-"""product_sum against a loop in float64: odd shapes, masks, dtypes, strides, and arguments that don't fit together."""
+"""product_sum compared with a loop in float64: odd shapes, masks, dtypes, strides, and arguments that do not fit together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ CHANNELS = [1, 60, 123]
 
 
 def loop(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute the formula token by token in float64."""
     x, dx = x.cpu().double(), dx.cpu().double()
     out = torch.zeros(x.shape[0], x.shape[2], dtype=torch.float64)
     for b in range(x.shape[0]):

@@ -1,4 +1,4 @@
-"""scored_mlp_backward against a loop in float64: activations, gated and plain, shapes, masks, dtypes, and bad input."""
+"""scored_mlp_backward compared with autograd in float64: activations, gated and plain, shapes, masks, dtypes, and bad input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur_kernels import scored_mlp_backward
 from secateur_kernels.backend import Activation, Backend, Reduction
 
-# Written out, and not PyTorch's: these are what the kernels are held to.
+# The activations are written out and are not PyTorch's. They define the correct results.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: x * (x > 0),
     "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
@@ -27,7 +27,7 @@ WIDTHS = [(1, 1), (60, 123), (20, 131), (0, 3), (4, 0)]
 def exact(
     g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None, mask: Tensor | None, activation: str, reduction: Reduction
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """By autograd through the MLP itself, and a gate on each neuron of each token."""
+    """Compute gradients and scores by autograd through the MLP, with a gate on each neuron of each token."""
     g, weight, pre = (tensor.cpu().double() for tensor in (g, weight, pre))
     ones = torch.ones_like(pre).requires_grad_()
     leaves = [pre.requires_grad_(), ones]
@@ -50,6 +50,7 @@ def check(
     masked: torch.dtype | None = torch.bool,
     reduction: Reduction = "sum",
 ) -> None:
+    """Compare one case with autograd."""
     where, (width, neurons) = device(backend), widths
     g, weight = torch.randn(*tokens, width).to(where, dtype), torch.randn(width, neurons).to(where, dtype)
     pre = (2 * torch.randn(*tokens, neurons)).to(where, dtype)
@@ -57,24 +58,28 @@ def check(
     mask = random_mask(tokens, masked, where)
     options: Any = {"activation": activation, "reduction": reduction}
     with poisoned():
-        found: Any = scored_mlp_backward(g, weight, pre, up, mask, **options, backend=backend)
-    wide: list[Any] = [None if x is None else x.cpu().float() for x in (g, weight, pre, up)]
+        outputs: Any = scored_mlp_backward(g, weight, pre, up, mask, **options, backend=backend)
+    float32_inputs: list[Any] = [None if x is None else x.cpu().float() for x in (g, weight, pre, up)]
     on_cpu = None if mask is None else mask.cpu()
-    eager: Any = scored_mlp_backward(wide[0], wide[1], wide[2], wide[3], on_cpu, **options, backend="reference")
-    # All that is multiplied is at most this large; activations are at most 1.2 times their input, and slopes 1.2. An
-    # activation's slope is the outcome of ten roundings, of which a square root of ten or so adds up.
-    dh = 3 * 1.2 * (wide[0].double().abs() @ wide[1].double().abs())
-    gate: Any = 1 if wide[3] is None else wide[3].double().abs()
-    value = wide[2].double().abs()
+    eager: Any = scored_mlp_backward(
+        float32_inputs[0], float32_inputs[1], float32_inputs[2], float32_inputs[3], on_cpu, **options, backend="reference"
+    )
+    # Bounds of all products. An activation is at most 1.2 times its input, and its slope is at most 1.2. The slope results from
+    # ten roundings, whose errors add up to about the square root of ten.
+    dh = 3 * 1.2 * (float32_inputs[0].double().abs() @ float32_inputs[1].double().abs())
+    gate: Any = 1 if float32_inputs[3] is None else float32_inputs[3].double().abs()
+    value = float32_inputs[2].double().abs()
     terms = dh * value * gate
     sizes = (dh * gate * (1 + value), dh * value, (2 * terms.square() if reduction == "square_sum" else terms).sum(1))
-    for each, right, rough, size in zip(found, exact(g, weight, pre, up, mask, **options), eager, sizes, strict=True):
-        if right is None:
-            assert each is None
+    for output, exact_output, eager_output, size in zip(
+        outputs, exact(g, weight, pre, up, mask, **options), eager, sizes, strict=True
+    ):
+        if exact_output is None:
+            assert output is None
             continue
-        assert_exact(each, right, rough, size)
-    assert found[0].dtype == dtype
-    assert found[2].dtype == torch.float32
+        assert_exact(output, exact_output, eager_output, size)
+    assert outputs[0].dtype == dtype
+    assert outputs[2].dtype == torch.float32
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -103,12 +108,14 @@ def test_reductions_and_masks(reduction: Reduction, masked: torch.dtype | None, 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
     where = device(backend)
-    both = torch.randn(3, 9, 20, device=where)  # As a fused projection returns them.
+    both = torch.randn(3, 9, 20, device=where)  # A fused projection returns this layout.
     tensors = [torch.randn(9, 3, 12, device=where).transpose(0, 1), torch.randn(10, 12, device=where).T, *both.chunk(2, -1)]
     copies = [tensor.clone() for tensor in tensors]
     first: Any = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
-    for found, right in zip(first, exact(tensors[0], tensors[1], tensors[2], tensors[3], None, "gelu", "sum"), strict=True):
-        torch.testing.assert_close(found.cpu().double(), right, rtol=1e-4, atol=1e-5)
+    for output, exact_output in zip(
+        first, exact(tensors[0], tensors[1], tensors[2], tensors[3], None, "gelu", "sum"), strict=True
+    ):
+        torch.testing.assert_close(output.cpu().double(), exact_output, rtol=1e-4, atol=1e-5)
     again: Any = scored_mlp_backward(*tensors, activation="gelu", backend=backend)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert all(torch.equal(now, before) for now, before in zip(tensors, copies, strict=True))

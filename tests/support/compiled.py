@@ -1,4 +1,4 @@
-"""Compile Triton kernels ahead of time, as their launchers call them, and read what the binaries use. Needs no GPU."""
+"""Compile Triton kernels ahead of time, with the arguments of their launchers, and read what the binaries use. Needs no GPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"
 
 @dataclass(frozen=True)
 class Launch:
-    """One call of a kernel: its arguments by name, and the launch's options."""
+    """One call of a kernel: its arguments by name, and the options of the launch."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -30,7 +30,14 @@ class Launch:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a binary uses: registers of a thread, bytes of local memory (spills among them), bytes of shared memory. Its PTX."""
+    """The resources of a binary.
+
+    Attributes:
+        registers: Registers per thread.
+        local: Bytes of local memory, with spilled registers.
+        shared: Bytes of shared memory.
+        ptx: The PTX code.
+    """
 
     registers: int
     local: int
@@ -39,7 +46,7 @@ class Usage:
 
 
 def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
-    """The launches that a call makes of the module's kernels. No launch is carried out."""
+    """Return the launches of the module's kernels in a call. No launch runs."""
     recorded: list[Launch] = []
 
     class Recorder:
@@ -63,7 +70,7 @@ def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
 
 
 def candidates(launch: Launch) -> Iterator[Launch]:
-    """The launch, once with every set of options that tuning chooses from."""
+    """Yield the launch with each candidate of the tuning."""
     if not hasattr(launch.kernel, "configs"):
         yield launch
         return
@@ -74,7 +81,7 @@ def candidates(launch: Launch) -> Iterator[Launch]:
 
 
 def usage(launch: Launch, capability: int) -> Usage:
-    """Compile the launch for a compute capability, with what Triton assumes of these arguments."""
+    """Compile the launch for a compute capability, with the alignment that Triton assumes for these arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -99,6 +106,7 @@ def usage(launch: Launch, capability: int) -> Usage:
 
 
 def _usage(compiled: Any) -> Usage:
+    """Return the resources of a compiled kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,6 +114,6 @@ def _usage(compiled: Any) -> Usage:
         binary.write_bytes(compiled.asm["cubin"])
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # The stack holds spilled registers.
-    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])
+    # Spilled registers lie on the stack.
+    resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Usage(resources["REG"], resources["STACK"] + resources["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])

@@ -1,4 +1,4 @@
-"""Shared by the tests of the kernels: devices of the implementations, shapes, poisoned memory, and the error allowed."""
+"""Shared by the kernels' tests: the devices of the implementations, shapes, poisoned memory, and the largest allowed error."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ GPU = torch.cuda.is_available() and not INTERPRETED
 BACKENDS = ["triton"] if INTERPRETED else ["reference", pytest.param("triton", marks=pytest.mark.gpu)] if GPU else ["reference"]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 MASKS = [None, torch.bool, torch.int64, torch.float32]
-# Batch and tokens: one of each, odd numbers, examples that cross the kernels' tiles, tiles with many examples, nothing at all.
+# Batch and tokens: one, odd numbers, examples that cross the kernels' tiles, tiles with many examples, and zero.
 TOKENS = [(1, 1), (3, 63), (2, 5), (7, 1), (2, 131), (5, 0), (0, 3)]
 
 
 def device(backend: str) -> str:
+    """Return the device on which a backend is tested."""
     return "cuda" if GPU and backend == "triton" else "cpu"
 
 
 def random_mask(shape: tuple[int, int], dtype: torch.dtype | None, where: str = "cpu") -> Tensor | None:
-    """Zeros and ones; for a floating dtype weights between."""
+    """Return a mask of zeros and ones. For a floating dtype, it has weights between zero and one instead of ones."""
     if dtype is None:
         return None
     mask = torch.rand(shape)
@@ -35,7 +36,7 @@ def random_mask(shape: tuple[int, int], dtype: torch.dtype | None, where: str = 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Memory that nothing has written holds NaN inside this context."""
+    """Fill newly allocated memory with NaN inside the context, so that an unwritten output shows."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.empty(3).isnan().all()
@@ -44,14 +45,14 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def assert_exact(found: Tensor, exact: Tensor, eager: Tensor, size: Tensor) -> None:
-    """The error against float64 is at most that of eager PyTorch (its largest) and rounding in the dtype that was found.
+def assert_exact(output: Tensor, exact: Tensor, eager: Tensor, size: Tensor) -> None:
+    """Check that the error against float64 is at most the largest error of eager PyTorch plus rounding in the output's dtype.
 
-    size: what each element's rounding is measured by, the sum of its terms' absolute values.
+    `size` is the measure of an element's rounding: the sum of the absolute values of its terms.
     """
-    assert found.shape == exact.shape
-    found, eager, size = found.cpu(), eager.cpu(), size.cpu()
-    if found.numel():
-        allowed = (eager.double() - exact).abs().max() + torch.finfo(found.dtype).eps * size
-        error = (found.double() - exact).abs()
+    assert output.shape == exact.shape
+    output, eager, size = output.cpu(), eager.cpu(), size.cpu()
+    if output.numel():
+        allowed = (eager.double() - exact).abs().max() + torch.finfo(output.dtype).eps * size
+        error = (output.double() - exact).abs()
         assert bool((error <= allowed).all()), f"error {float(error.max())}, allowed {float(allowed.max())}"

@@ -1,4 +1,4 @@
-"""The checked, public form of interpolated_norm, and its gradient."""
+"""The public function interpolated_norm, which checks its arguments and chooses a backend, and its gradient."""
 
 from __future__ import annotations
 
@@ -32,19 +32,39 @@ def interpolated_norm(
     *,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """residuals[k] = r + nodes[k] * u + bias, and norm(residuals[k]), both [K, B, T, D] in r's dtype.
+    """Compute the points of a path between two residual streams, and the norm of each point.
 
-    kind: "rms_norm", x / sqrt(mean(x^2) + eps) * norm_weight + norm_bias (Zhang and Sennrich 2019, arXiv 1910.07467), or
-    "layer_norm", the same of x - mean(x) (Ba et al. 2016, arXiv 1607.06450); means over D. The norm is that of the residual
-    before it is rounded to r's dtype.
+        residuals[k] = r + nodes[k] * u + bias
+        normed[k]    = norm(residuals[k])
 
-    r, u: [B, T, D], one floating dtype; any strides: copied where D has holes or B and T cannot be merged. bias, norm_weight,
-    norm_bias: [D] or None. nodes: [K], or [K, B] for nodes of each example's own. These four may have floating dtypes of their
-    own. Computed in float32 (float64 for float64 inputs).
-    Gradients: with G[k] the gradient at residuals[k], from both outputs, those at r, u and bias are the sum over k of G[k], of
-    nodes[k] * G[k], and of G[k] over k and all tokens. With Triton G is never written; nodes, norm_weight and norm_bias have
-    no gradient there and must not require one.
-    backend: see `secateur_kernels.backend.uses_triton`. Raises ValueError: shapes, dtypes or devices that do not agree.
+    "rms_norm" is x / sqrt(mean(x^2) + eps) * norm_weight + norm_bias. "layer_norm" is the same function of x - mean(x). Means
+    are over D. The norm uses the residual before it is rounded to r's dtype.
+
+    G[k] is the gradient at residuals[k] from both outputs. The gradient at r is the sum over k of G[k]. The gradient at u is
+    the sum over k of nodes[k] * G[k]. The gradient at bias is the sum of G[k] over k and all tokens. With Triton, G is never
+    written.
+
+    Args:
+        r: The start of the path [B, T, D], a floating dtype, any strides.
+        u: The direction of the path [B, T, D], in the dtype of r, any strides.
+        bias: A vector [D] that is added to all residuals, any floating dtype, or None.
+        nodes: The positions on the path [K], or [K, B] if they differ between examples, any floating dtype.
+        norm_weight: The norm's scale [D], any floating dtype, or None.
+        norm_bias: The norm's shift [D], any floating dtype, or None.
+        eps: The constant under the square root.
+        kind: "rms_norm" or "layer_norm".
+        backend: The implementation, see `secateur_kernels.backend.uses_triton`.
+
+    Returns:
+        The residuals and their norms, both [K, B, T, D] in r's dtype. They are computed in float32 (float64 for float64
+        inputs). Triton copies r and u if D has gaps or B and T cannot be merged.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not agree, the backend cannot run, or nodes, norm_weight or norm_bias require a
+            gradient with Triton, which has none for them.
+
+    Reference:
+        RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467. LayerNorm: Ba et al. 2016, arXiv 1607.06450.
     """
     check_dimensions("r", r, "B, T, D")
     check_shape("u", u, *r.shape)
@@ -79,7 +99,11 @@ def _interpolated_norm(
     eps: float,
     kind: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The residuals, their norms, and [2, K, B, T] in float32: what was subtracted, and what multiplied, before norm_weight."""
+    """Run the Triton kernel as one operator.
+
+    It returns the residuals, their norms, and the norms' statistics [2, K, B, T] in float32: the subtracted mean, and the
+    factor before norm_weight.
+    """
     from secateur_kernels.interpolated_norm.triton import launch
 
     return launch(r, u, bias, nodes, norm_weight, norm_bias, eps, kind)
@@ -106,7 +130,7 @@ def _interpolated_norm_backward(
     needs_du: bool,
     unrounded: bool,
 ) -> list[Tensor]:
-    """The gradients at r and u, those of them that are needed; unrounded: that at r in float32."""
+    """Return the gradients at r and u that are needed. With `unrounded`, the gradient at r is in float32."""
     from secateur_kernels.interpolated_norm.triton import launch_backward
 
     return launch_backward(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, kind, needs_dr, needs_du, unrounded)
@@ -132,6 +156,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save the tensors for the backward pass."""
     r, u, bias, nodes, norm_weight, _, _, ctx.kind = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
@@ -139,15 +164,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, dresiduals: Tensor | None, dnormed: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    """Return the gradients at r, u and bias."""
     r, u, bias, nodes, norm_weight, statistics = ctx.saved_tensors
     needs_dr, needs_du, needs_dbias = ctx.needs_input_grad[:3]
-    found = _interpolated_norm_backward(
+    gradients = _interpolated_norm_backward(
         *(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics),
         *(ctx.kind, needs_dr or needs_dbias, needs_du, needs_dbias),
     )
-    dr = found[0].to(r.dtype) if needs_dr else None
-    du = found[-1] if needs_du else None
-    dbias = found[0].sum((0, 1)).to(bias.dtype) if needs_dbias else None
+    dr = gradients[0].to(r.dtype) if needs_dr else None
+    du = gradients[-1] if needs_du else None
+    dbias = gradients[0].sum((0, 1)).to(bias.dtype) if needs_dbias else None
     return dr, du, dbias, None, None, None, None, None
 
 

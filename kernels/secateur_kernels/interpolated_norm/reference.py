@@ -1,4 +1,4 @@
-"""interpolated_norm in PyTorch: the specification, and by autograd that of its gradients."""
+"""interpolated_norm in PyTorch. This is the specification. Autograd specifies the gradients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,27 @@ def interpolated_norm_reference(
     eps: float,
     kind: Norm,
 ) -> tuple[Tensor, Tensor]:
-    """See `secateur_kernels.interpolated_norm`."""
+    """Compute `secateur_kernels.interpolated_norm` in PyTorch, without checks.
+
+        residuals[k] = r + nodes[k] * u + bias
+        normed[k]    = norm(residuals[k])
+
+    Args:
+        r: The start of the path [B, T, D], a floating dtype.
+        u: The direction of the path [B, T, D].
+        bias: A vector [D] that is added to all residuals, or None.
+        nodes: The positions on the path [K] or [K, B].
+        norm_weight: The norm's scale [D], or None.
+        norm_bias: The norm's shift [D], or None.
+        eps: The constant under the square root.
+        kind: "rms_norm" or "layer_norm".
+
+    Returns:
+        The residuals and their norms, both [K, B, T, D] in r's dtype.
+    """
     accumulate = accumulator(r)
     nodes = nodes.to(accumulate)[:, None, None, None] if nodes.dim() == 1 else nodes.to(accumulate)[:, :, None, None]
-    residuals = r.to(accumulate) + nodes * u.to(accumulate)
+    residuals = r.to(accumulate) + nodes * u.to(accumulate)  # [K, B, T, D]
     if bias is not None:
         residuals = residuals + bias.to(accumulate)
     centred = residuals - residuals.mean(-1, keepdim=True) if kind == "layer_norm" else residuals

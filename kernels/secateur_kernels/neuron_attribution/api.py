@@ -1,4 +1,4 @@
-"""The checked, public form of neuron_attribution."""
+"""The public function neuron_attribution, which checks its arguments and chooses a backend."""
 
 from __future__ import annotations
 
@@ -30,16 +30,31 @@ def neuron_attribution(
     backend: Backend = "auto",
     allow_tf32: bool = False,
 ) -> Tensor:
-    """out[b, f] = sum over t of mask[b, t] * r(h[b, t, f] * sum over d of g[b, t, d] * weight[d, f]).
+    """Score each neuron of an out-projection's input by activation times gradient, summed over tokens.
 
-    r: what it is given (reduction="sum"), its absolute value ("abs_sum") or its square ("square_sum").
-    h: [B, T, F], the input of an out-projection. g: [B, T, D], the gradient at its output. weight: [D, F], as in
-    `nn.Linear(F, D)`. One floating dtype; any strides: h and g are copied where their last dimension has holes or B and T
-    cannot be merged. mask: [B, T], a bool or number for each token, or None. Returns [B, F], float32 (float64 for float64
-    inputs), accumulated in that dtype; not differentiable with Triton. With Triton the gradient g @ weight [B, T, F] is never
-    written. allow_tf32: whether float32 products may use tf32 there, with 10 bits of mantissa.
-    This is dF/dc for a gate c on each neuron (Yang et al. 2023, arXiv 2205.04157, Eq. 4-5, its chain rule written out).
-    backend: see `secateur_kernels.backend.uses_triton`. Raises ValueError: shapes, dtypes or devices that do not agree.
+        out[b, f] = sum over t of mask[b, t] * r(h[b, t, f] * sum over d of g[b, t, d] * weight[d, f])
+
+    This is dF/dc for a gate c on each neuron. r is the identity, the absolute value or the square. With Triton, the gradient
+    g @ weight [B, T, F] is never written.
+
+    Args:
+        h: The input of the out-projection [B, T, F], a floating dtype, any strides.
+        g: The gradient at its output [B, T, D], in the dtype of h, any strides.
+        weight: The out-projection's weight [D, F], as in `nn.Linear(F, D)`, in the dtype of h.
+        mask: A bool or a number for each token [B, T], or None.
+        reduction: The function r: "sum" (identity), "abs_sum" (absolute value) or "square_sum" (square).
+        backend: The implementation, see `secateur_kernels.backend.uses_triton`.
+        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products.
+
+    Returns:
+        The scores [B, F] in float32 (float64 for float64 inputs). They are accumulated in that dtype. With Triton they are not
+        differentiable. Triton copies h and g if their last dimension has gaps or B and T cannot be merged.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not agree, or the backend cannot run.
+
+    Reference:
+        Yang et al. 2023, arXiv 2205.04157, Eq. 4-5, with the chain rule written out.
     """
     check_dimensions("h", h, "B, T, F")
     check_dimensions("g", g, "B, T, D")
@@ -58,6 +73,7 @@ def neuron_attribution(
 
 @torch.library.custom_op("secateur::neuron_attribution", mutates_args=())
 def _neuron_attribution(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
+    """Run the Triton kernel as one operator, which torch.compile and torch.export do not trace into."""
     from secateur_kernels.neuron_attribution.triton import launch
 
     return launch(h, g, weight, mask, reduction, allow_tf32)

@@ -1,4 +1,4 @@
-"""neuron_attribution in Triton: a matrix product whose result is multiplied and summed where it was computed."""
+"""neuron_attribution in Triton: a matrix product whose result is multiplied and summed in registers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ def neuron_attribution_kernel(
     WIDEN: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    """out[b, tile, f] = the tile's part of the sum that `neuron_attribution` returns. h: [rows, F], g: [rows, D]."""
+    """Compute one tile's part of the sums that `neuron_attribution` returns.
+
+    out[b, tile, f] = sum over the tile's tokens t of mask[b, t] * r(h[b, t, f] * sum over d of g[b, t, d] * weight[d, f])
+
+    h: [rows, F]. g: [rows, D]. weight: [D, F]. mask: [rows], or None. out: [B, tiles, F] in float32. rows = B * T. Source: Yang
+    et al. 2023, arXiv 2205.04157, Eq. 4-5.
+    """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
     row = tile * TOKENS + tl.arange(0, TOKENS)
     neuron = neuron_tile * NEURONS + tl.arange(0, NEURONS)
@@ -68,6 +74,7 @@ def neuron_attribution_kernel(
 
 
 def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
+    """Run the kernel on h [B, T, F], g [B, T, D] and weight [D, F], and return the scores [B, F] in float32."""
     tokens, width, neurons = g.shape[1], *weight.shape
     options = tile_options(weight, allow_tf32)
     if not h.numel():

@@ -1,4 +1,4 @@
-"""product_sum in Triton: one pass over both tensors."""
+"""product_sum in Triton. It reads both tensors once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from secateur_kernels.tiles import OPTIONS, tuned
 
-CHUNK = 128  # Tokens that one program sums: enough programs for few examples; partial sums are under 2% of the bytes read.
-GROUP = 8  # Of these, those that are summed before the sum is added: many loads at once, and less rounding than one by one.
+# Tokens that one program sums. With this number few examples still give enough programs, and the partial sums are under 2% of
+# the bytes that are read.
+CHUNK = 128
+# Tokens that are summed before their sum is added to the total. This allows many loads at once, and rounds less than adding the
+# tokens one by one.
+GROUP = 8
 
 
 @tuned(
@@ -39,7 +43,13 @@ def product_sum_kernel(
     GROUP: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """out[b, chunk, c] = sum over the chunk's tokens, by groups, of mask[b, t] * x[b, t, c] * dx[b, t, c]."""
+    """Sum the products of one example's chunk of tokens.
+
+    out[b, chunk, c] = sum over the chunk's tokens t, group by group, of mask[b, t] * x[b, t, c] * dx[b, t, c]
+
+    x, dx: [B, T, C]. mask: [B, T], or None. out: [B, chunks, C] in float32. All strides are arguments. Source: Yang et al.
+    2023, arXiv 2205.04157, Eq. 4-5.
+    """
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
     chunks = tl.cdiv(tokens, CHUNK)
@@ -55,10 +65,10 @@ def product_sum_kernel(
     for start in tl.range(0, count, GROUP):
         group = tl.zeros([CHANNELS], tl.float32)
         for k in tl.static_range(GROUP):
-            here = channel < tl.where(start + k < count, channels, 0)
-            each_x = tl.load(x_row + k * x_token + channel * x_channel, mask=here, other=0.0).to(tl.float32)
-            each_dx = tl.load(dx_row + k * dx_token + channel * dx_channel, mask=here, other=0.0).to(tl.float32)
-            product = each_x * each_dx
+            inside = channel < tl.where(start + k < count, channels, 0)
+            activation = tl.load(x_row + k * x_token + channel * x_channel, mask=inside, other=0.0).to(tl.float32)
+            gradient = tl.load(dx_row + k * dx_token + channel * dx_channel, mask=inside, other=0.0).to(tl.float32)
+            product = activation * gradient
             if mask is not None:
                 product *= tl.load(mask_at + tl.minimum(start + k, count - 1) * mask_token).to(tl.float32)
             group += product
@@ -69,6 +79,7 @@ def product_sum_kernel(
 
 
 def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
+    """Run the kernel on x and dx [B, T, C], and return the sums [B, C] in float32."""
     batch, tokens, channels = x.shape
     chunks = triton.cdiv(tokens, CHUNK)
     partial = torch.empty(batch, chunks, channels, dtype=torch.float32, device=x.device)

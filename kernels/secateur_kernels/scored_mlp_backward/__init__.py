@@ -1,4 +1,7 @@
-"""scored_mlp_backward: the gradient through an MLP's out-projection and activation, and its neurons' scores, in one pass."""
+"""scored_mlp_backward: an MLP's gradients and its neurons' scores in one pass.
+
+The gradients pass the MLP's out-projection and its activation.
+"""
 
 from secateur_kernels.scored_mlp_backward.api import scored_mlp_backward
 

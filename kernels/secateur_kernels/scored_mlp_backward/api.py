@@ -1,4 +1,4 @@
-"""The checked, public form of scored_mlp_backward."""
+"""The public function scored_mlp_backward, which checks its arguments and chooses a backend."""
 
 from __future__ import annotations
 
@@ -33,20 +33,39 @@ def scored_mlp_backward(
     backend: Backend = "auto",
     allow_tf32: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The gradients at an MLP's pre-activations, and its neurons' scores.
+    """Compute the gradients at an MLP's pre-activations and the scores of its neurons.
 
-    The MLP's output is h @ weight.T with h = act(pre), or act(pre) * up where it is gated. With dh = g @ weight:
-        dpre   = dh * act'(pre), or dh * up * act'(pre)       [B, T, F], in the inputs' dtype, rounded once
-        dup    = dh * act(pre)                                the same; None without `up`
-        scores = sum over t of mask[b, t] * r(h * dh)         [B, F], as `neuron_attribution` has it
-    With Triton neither h nor dh is written. The mask weighs scores alone, not gradients.
+    The MLP's output is h @ weight.T. h = act(pre), or act(pre) * up in a gated MLP. With dh = g @ weight:
 
-    g: [B, T, D], the gradient at the MLP's output. weight: [D, F], as in `nn.Linear(F, D)`. pre, up: [B, T, F]. One floating
-    dtype; any strides: all but the weight are copied where their last dimension has holes or B and T cannot be merged. mask:
-    [B, T], a bool or number for each token, or None. activation: "relu", "gelu" (with the error function), "gelu_new" (with
-    the hyperbolic tangent; Hendrycks and Gimpel 2016, arXiv 1606.08415) or "silu". Gated: Shazeer 2020, arXiv 2002.05202.
-    Scores are float32 (float64 for float64 inputs), everything accumulated in that dtype. Not differentiable with Triton.
-    reduction, allow_tf32, backend: as in `neuron_attribution`. Raises ValueError: shapes, dtypes or devices that do not agree.
+        dpre   = dh * act'(pre), or dh * up * act'(pre) in a gated MLP
+        dup    = dh * act(pre)
+        scores = sum over t of mask[b, t] * r(h * dh)
+
+    With Triton, neither h nor dh is written. The mask weights the scores, but not the gradients.
+
+    Args:
+        g: The gradient at the MLP's output [B, T, D], a floating dtype, any strides.
+        weight: The out-projection's weight [D, F], as in `nn.Linear(F, D)`, in the dtype of g.
+        pre: The input of the activation [B, T, F], in the dtype of g, any strides.
+        up: The factor of a gated MLP [B, T, F], in the dtype of g, any strides, or None for a plain MLP.
+        mask: A bool or a number for each token [B, T], or None.
+        activation: "relu", "gelu" (with the error function), "gelu_new" (with the hyperbolic tangent) or "silu".
+        reduction: The function r, as in `neuron_attribution`.
+        backend: The implementation, see `secateur_kernels.backend.uses_triton`.
+        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products.
+
+    Returns:
+        dpre [B, T, F] and dup [B, T, F] in the dtype of the inputs, rounded once, and the scores [B, F] in float32 (float64 for
+        float64 inputs). dup is None without `up`. All sums are accumulated in the dtype of the scores. With Triton the results
+        are not differentiable. Triton copies all inputs but the weight if their last dimension has gaps or B and T cannot be
+        merged.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not agree, or the backend cannot run.
+
+    Reference:
+        GELU: Hendrycks and Gimpel 2016, arXiv 1606.08415. Gated MLPs: Shazeer 2020, arXiv 2002.05202. Scores: Yang et al. 2023,
+        arXiv 2205.04157, Eq. 4-5.
     """
     check_dimensions("g", g, "B, T, D")
     check_dimensions("pre", pre, "B, T, F")
@@ -76,6 +95,7 @@ def _scored_mlp_backward(
     reduction: str,
     allow_tf32: bool,
 ) -> list[Tensor]:
+    """Run the Triton kernel as one operator, which torch.compile and torch.export do not trace into."""
     from secateur_kernels.scored_mlp_backward.triton import launch
 
     return launch(g, weight, pre, up, mask, activation, reduction, allow_tf32)

@@ -1,4 +1,4 @@
-"""scored_mlp_backward in PyTorch: the specification."""
+"""scored_mlp_backward in PyTorch. This is the specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur_kernels.neuron_attribution.reference import reduce_tokens
 
 aten = torch.ops.aten
 
-# The function, and its gradient from the gradient at its output and its input.
+# The activation, and its backward function: (gradient at the output, input) -> gradient at the input.
 ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (functional.relu, lambda gradient, x: aten.threshold_backward(gradient, x, 0)),
     "gelu": (functional.gelu, lambda gradient, x: aten.gelu_backward(gradient, x)),
@@ -28,13 +28,32 @@ ACTIVATIONS: dict[Activation, tuple[Callable[[Tensor], Tensor], Callable[[Tensor
 def scored_mlp_backward_reference(
     g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None, mask: Tensor | None, activation: Activation, reduction: Reduction
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See `secateur_kernels.scored_mlp_backward`."""
+    """Compute `secateur_kernels.scored_mlp_backward` in PyTorch, without checks.
+
+        dh     = g @ weight
+        dpre   = dh * act'(pre), or dh * up * act'(pre) in a gated MLP
+        dup    = dh * act(pre)
+        scores = sum over t of mask[b, t] * r(h * dh), with h = act(pre), or act(pre) * up in a gated MLP
+
+    Args:
+        g: The gradient at the MLP's output [B, T, D], a floating dtype.
+        weight: The out-projection's weight [D, F].
+        pre: The input of the activation [B, T, F].
+        up: The factor of a gated MLP [B, T, F], or None.
+        mask: A bool or a number for each token [B, T], or None.
+        activation: The activation.
+        reduction: The function r, as in `neuron_attribution`.
+
+    Returns:
+        dpre [B, T, F], dup [B, T, F] or None, both in the dtype of `pre`, and the scores [B, F] in float32, or float64 for
+        float64 inputs.
+    """
     accumulate = accumulator(g)
     function, backward = ACTIVATIONS[activation]
-    dh = g.to(accumulate) @ weight.to(accumulate)
-    wide = pre.to(accumulate)
-    activated = function(wide)
+    dh = g.to(accumulate) @ weight.to(accumulate)  # [B, T, F]
+    pre_accumulated = pre.to(accumulate)
+    activated = function(pre_accumulated)
     if up is None:
-        return backward(dh, wide).to(pre.dtype), None, reduce_tokens(activated * dh, mask, reduction)
+        return backward(dh, pre_accumulated).to(pre.dtype), None, reduce_tokens(activated * dh, mask, reduction)
     scores = reduce_tokens(activated * up.to(accumulate) * dh, mask, reduction)
-    return backward(dh * up.to(accumulate), wide).to(pre.dtype), (dh * activated).to(pre.dtype), scores
+    return backward(dh * up.to(accumulate), pre_accumulated).to(pre.dtype), (dh * activated).to(pre.dtype), scores

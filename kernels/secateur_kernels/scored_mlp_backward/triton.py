@@ -1,4 +1,7 @@
-"""scored_mlp_backward in Triton: neuron_attribution's matrix product, and the activation's gradient where it was computed."""
+"""scored_mlp_backward in Triton: the matrix product of neuron_attribution.
+
+The activation's gradient is computed in the same registers.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,11 @@ from secateur_kernels.tiles import (
 
 @triton.jit
 def value_and_slope(x, ACTIVATION: tl.constexpr):
-    """act(x) and act'(x). x: float32. Half of 1 + tanh(z) is the logistic function of 2 z."""
+    """Return act(x) and act'(x) for x in float32.
+
+    gelu_new uses the logistic function: (1 + tanh(z)) / 2 is the logistic function of 2 z. Source: Hendrycks and Gimpel 2016,
+    arXiv 1606.08415.
+    """
     if ACTIVATION == "relu":
         value, slope = tl.where(x <= 0, 0.0, x), tl.where(x <= 0, 0.0, 1.0)
     elif ACTIVATION == "gelu":
@@ -69,7 +76,15 @@ def scored_mlp_backward_kernel(
     ACTIVATION: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    """dpre, dup [rows, F] and the tile's part of the scores, out[b, tile, f], as `scored_mlp_backward` defines them."""
+    """Compute one tile of the gradients, and the tile's part of the scores.
+
+    dh = g @ weight, dpre = dh * act'(pre) [* up], dup = dh * act(pre)
+    out[b, tile, f] = sum over the tile's tokens t of mask[b, t] * r(dh * act(pre) [* up])
+
+    g: [rows, D]. weight: [D, F]. pre, up, dpre, dup: [rows, F]; up is None for a plain MLP. mask: [rows], or None. out: [B,
+    tiles, F] in float32. rows = B * T. Source: the formulas of `scored_mlp_backward`; gated MLPs: Shazeer 2020, arXiv
+    2002.05202.
+    """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
     row = tile * TOKENS + tl.arange(0, TOKENS)
     neuron = neuron_tile * NEURONS + tl.arange(0, NEURONS)
@@ -109,6 +124,7 @@ def launch(
     reduction: str,
     allow_tf32: bool,
 ) -> list[Tensor]:
+    """Run the kernel. Return dpre [B, T, F], dup [B, T, F] in a gated MLP, and the scores [B, F] in float32."""
     tokens, width, neurons = g.shape[1], *weight.shape
     options = tile_options(weight, allow_tf32)
     gradients = [torch.empty(pre.shape, dtype=pre.dtype, device=pre.device) for _ in range(1 if up is None else 2)]
