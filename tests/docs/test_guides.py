@@ -19,6 +19,9 @@ for site in scores:
     expected = plain.per_example[site].double().pow(0.5).sum(0)
     assert ((scores[site] - expected).abs() <= 1e-5 * expected.abs().max()).all(), site
 assert scores.criterion["criterion"] == "RootActivation" and scores.criterion["power"] == 0.5
+weight = model.get_submodule("encoder.block.0.layer.1.DenseReluDense.wo").weight.detach().double()
+assert norms["encoder.0.ffn"].allclose(weight.square().sum(0), rtol=1e-6)
+assert {site.unit for site in norms.sites} == {"neuron", "head"} and norms.examples == 32
 """,
     "add-a-task": """
 plain = secateur.TextToText(tokenizer, labels=["good", "bad"])

@@ -15,10 +15,17 @@ def test_the_blocks_run_as_pasted_in_order(tmp_path: Path) -> None:
     blocks = code_blocks(README, "python", "sh")
     assert [language for language, _ in blocks] == ["python", "sh", "python"]
     outputs = [run_block(language, text, tmp_path) for language, text in blocks]
-    assert outputs[0].count("accuracy") == 2, outputs[0]
-    assert "pruned equals masked" in outputs[1]
+    for output in outputs[:2]:
+        assert "pruned equals masked" in output
+        assert _loss_of_accuracy(output) <= 0.02, output
     for folder in ("out", "pruned"):
         assert (tmp_path / folder / "model.safetensors").is_file()
+
+
+def _loss_of_accuracy(output: str) -> float:
+    """The dense model's accuracy less the pruned model's, as `compress` or `secateur prune` prints them."""
+    ((dense, pruned),) = re.findall(r"^accuracy:? +([\d.]+)(?: dense,)? +([\d.]+)", output, flags=re.MULTILINE)
+    return float(dense) - float(pruned)
 
 
 def test_it_is_short() -> None:
@@ -29,6 +36,13 @@ def test_its_links_lead_to_files() -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README.read_text(encoding="utf-8"))
     assert len(targets) > 20
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_stages_run_as_pasted_in_order(tmp_path: Path) -> None:
+    ((_, text),) = code_blocks(ROOT / "docs/usage/stages.md", "python")
+    output = run_block("python", text, tmp_path)
+    assert output.count("accuracy") == 2 and "pruned equals masked" in output
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: str(page.relative_to(ROOT)))
