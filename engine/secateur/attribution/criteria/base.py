@@ -105,7 +105,7 @@ class Criterion(ABC):
 
     A new criterion overrides `scorer` and nothing else, unless it needs more.
 
-    Example:
+    Examples:
         >>> @dataclass(frozen=True)
         ... class Ones(Criterion):
         ...     def scorer(self, context: ScoringContext) -> Scorer:

@@ -42,7 +42,7 @@ def export(pruning: MultitaskPruning) -> MultitaskModel:
     References:
         Xia and Shin 2021, arXiv 2112.05705 (merging of the kept singular values into the factors).
 
-    Example:
+    Examples:
         >>> model = secateur.learned.export(pruning)
         >>> secateur.learned.save(model, "out", tokenizer=tokenizer)
     """

@@ -51,7 +51,7 @@ class MultitaskPruning(MultitaskModel):
         Xia and Shin 2021, arXiv 2112.05705.
         Sanh et al. 2020, arXiv 2005.07683, equation 4 (movement scores).
 
-    Example:
+    Examples:
         >>> tasks = {"mood": secateur.learned.Classification(("bad", "good"))}
         >>> pruning = secateur.learned.MultitaskPruning(model, tasks, density=0.1)
         >>> features = secateur.learned.features_of(pruning, tokenizer, {"mood": examples}, max_length=128)
