@@ -41,7 +41,8 @@ def test_its_links_lead_to_files() -> None:
 def test_the_stages_run_as_pasted_in_order(tmp_path: Path) -> None:
     ((_, text),) = code_blocks(ROOT / "docs/usage/stages.md", "python")
     output = run_block("python", text, tmp_path)
-    assert output.count("accuracy") == 2 and "pruned equals masked" in output
+    assert output.count("accuracy") == 2
+    assert "pruned equals masked" in output
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
