@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, CLASSES, Case, piece_tokenizer, uneven_plan
+from comparing import relative
 from torch import nn
 from transformers import (
     CamembertConfig,
@@ -22,10 +23,6 @@ from secateur.model.families import supported
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import EmptyLinear
 from secateur.pruning.masked import masked
-
-
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def test_every_model_type_is_tested() -> None:

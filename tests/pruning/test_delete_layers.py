@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from cases import ALL, CASES, GENERATING, PRE_NORM, Case, emptied_plan, uneven_plan
-from hand_layers import branch_names, by_hand, relative
+from comparing import relative
+from hand_layers import branch_names, by_hand
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
