@@ -1,4 +1,4 @@
-"""delete_layers: what the gates at zero compute, physically smaller; saved, loaded, generating; stock where it can be."""
+"""delete_layers gives a smaller model that equals gates at zero. It is saved and loaded, generates, and loses more layers."""
 
 from __future__ import annotations
 
@@ -25,54 +25,55 @@ from secateur.pruning.verify import verify_layers
 every_case = pytest.mark.parametrize("case", ALL, ids=str)
 
 
-def expected(case: Case, model: nn.Module, gone: list[str]) -> Tensor:
-    with by_hand(case, model, dict.fromkeys(gone, 0.0)):
+def logits_without(case: Case, model: nn.Module, deleted: list[str]) -> Tensor:
+    """Return the logits of the model with the given layers gated to zero."""
+    with by_hand(case, model, dict.fromkeys(deleted, 0.0)):
         return case.logits(model)
 
 
 def subsets(names: list[str], count: int) -> list[list[str]]:
-    """Every name alone, and random subsets."""
+    """Return every name alone, and random subsets."""
     generator = torch.Generator().manual_seed(3)
-    drawn = [[n for n, keep in zip(names, torch.rand(len(names), generator=generator) < 0.5, strict=True) if keep]
-             for _ in range(count)]  # fmt: skip
-    return [[name] for name in names] + [each for each in drawn if 0 < len(each) < len(names)]
+    chosen = [torch.rand(len(names), generator=generator) < 0.5 for _ in range(count)]
+    drawn = [[name for name, keep in zip(names, keeps, strict=True) if keep] for keeps in chosen]
+    return [[name] for name in names] + [subset for subset in drawn if 0 < len(subset) < len(names)]
 
 
 @pytest.mark.parametrize("unit", ["block", "branch"])
 @every_case
-def test_no_logit_changes_in_float64(case: Case, unit: Any) -> None:
+def test_deletion_gives_the_logits_of_gates_at_zero(case: Case, unit: Any) -> None:
     model = case.model(torch.float64)
     dense = case.logits(model)
-    for gone in subsets(list(layers(model, unit)), 6):
-        wanted = expected(case, model, gone)
-        made = delete_layers(model, gone)
-        assert relative(case.logits(made), wanted) < 1e-12, gone
-        assert relative(wanted, dense) > 1e-3
-        assert secateur.cost.parameters(made) < secateur.cost.parameters(model)
-        assert len(layers(made, "branch")) < len(layers(model, "branch"))
+    for deleted in subsets(list(layers(model, unit)), 6):
+        expected = logits_without(case, model, deleted)
+        smaller = delete_layers(model, deleted)
+        assert relative(case.logits(smaller), expected) < 1e-12, deleted
+        assert relative(expected, dense) > 1e-3
+        assert secateur.cost.parameters(smaller) < secateur.cost.parameters(model)
+        assert len(layers(smaller, "branch")) < len(layers(model, "branch"))
 
 
 @every_case
-def test_nothing_at_all_may_be_left(case: Case) -> None:
+def test_all_layers_may_be_deleted(case: Case) -> None:
     model = case.model(torch.float64)
-    made = delete_layers(model, layers(model))
-    assert relative(case.logits(made), expected(case, model, list(layers(model)))) < 1e-12
+    smaller = delete_layers(model, layers(model))
+    assert relative(case.logits(smaller), logits_without(case, model, list(layers(model)))) < 1e-12
     with pytest.raises(secateur.InputError, match="model: expected one with layers left to delete"):
-        layers(made)
+        layers(smaller)
 
 
 @every_case
-def test_the_gates_are_the_hand_written_ones(case: Case) -> None:
-    """`blocks.gated` is the specification that verify_layers compares with, with gates between 0 and 1 too."""
+def test_gated_equals_hand_written_gates(case: Case) -> None:
+    """verify_layers compares with `blocks.gated`, so it is checked here, also with gates between 0 and 1."""
     model = case.model(torch.float64)
     values = {name: 0.2 + 0.07 * k for k, name in enumerate(branch_names(case, model))}
-    of = layers(model, "branch")
-    with gated(model, {of[name][0]: torch.tensor([value], dtype=torch.float64) for name, value in values.items()}):
-        found = case.logits(model)
+    branch_of = layers(model, "branch")
+    with gated(model, {branch_of[name][0]: torch.tensor([value], dtype=torch.float64) for name, value in values.items()}):
+        actual = case.logits(model)
     with by_hand(case, model, values):
-        wanted = case.logits(model)
-    assert relative(found, wanted) < 1e-12
-    assert relative(wanted, case.logits(model)) > 1e-3
+        expected = case.logits(model)
+    assert relative(actual, expected) < 1e-12
+    assert relative(expected, case.logits(model)) > 1e-3
 
 
 @every_case
@@ -80,129 +81,133 @@ def test_scales_are_folded_into_the_weights(case: Case) -> None:
     model = case.model(torch.float64)
     names = branch_names(case, model)
     values = {name: 0.3 + 0.1 * k for k, name in enumerate(names[:-1])}
-    made = delete_layers(model, names[-1:], scales={name: min(value, 1.0) for name, value in values.items()})
+    smaller = delete_layers(model, names[-1:], scales={name: min(value, 1.0) for name, value in values.items()})
     with by_hand(case, model, {**{name: min(value, 1.0) for name, value in values.items()}, names[-1]: 0.0}):
-        wanted = case.logits(model)
-    # Gemma's norms compute in float32, whatever the model's dtype.
-    assert relative(case.logits(made), wanted) < (1e-6 if case.name in ("gemma2", "gemma3") else 1e-12)
+        expected = case.logits(model)
+    # Gemma's norms compute in float32, whatever the dtype of the model.
+    assert relative(case.logits(smaller), expected) < (1e-6 if case.name in ("gemma2", "gemma3") else 1e-12)
 
 
 @every_case
-def test_the_callers_model_is_untouched(case: Case) -> None:
+def test_the_callers_model_is_unchanged_and_shares_no_memory(case: Case) -> None:
     model = case.model()
     weights, config = {n: t.clone() for n, t in model.state_dict().items()}, model.config.to_dict()  # type: ignore[operator, union-attr]
     modules = {n: (type(m), id(m), len(m._forward_hooks)) for n, m in model.named_modules()}
     indices = {n: getattr(m, "layer_idx", None) for n, m in model.named_modules()}
     first, last = next(iter(layers(model))), list(layers(model, "branch"))[-1]
-    made = delete_layers(model, [first], scales={last: 0.5})
+    smaller = delete_layers(model, [first], scales={last: 0.5})
     assert {n: (type(m), id(m), len(m._forward_hooks)) for n, m in model.named_modules()} == modules
     assert {n: getattr(m, "layer_idx", None) for n, m in model.named_modules()} == indices
     assert model.config.to_dict() == config  # type: ignore[operator, union-attr]
     assert all(torch.equal(t, weights[n]) for n, t in model.state_dict().items())
-    shared = {p.data_ptr() for p in model.parameters() if p.numel()} & {p.data_ptr() for p in made.parameters() if p.numel()}
+    shared = {p.data_ptr() for p in model.parameters() if p.numel()} & {p.data_ptr() for p in smaller.parameters() if p.numel()}
     assert not shared
 
 
 @pytest.mark.parametrize("case", PRE_NORM, ids=str)
-def test_without_whole_blocks_it_is_a_stock_model(case: Case) -> None:
-    """The class built from its config takes its weights, for each single block."""
+def test_a_model_without_a_whole_block_fits_the_class_of_transformers(case: Case) -> None:
+    """For every single block, the class built from the new config takes the weights of the smaller model."""
     model: Any = case.model()
     for name in layers(model):
-        made: Any = delete_layers(model, [name])
-        if case.name == "modernbert" and name == "encoder.0":  # The others have a norm that a first block lacks.
-            assert len(blocks(made)) == len(blocks(model))
+        smaller: Any = delete_layers(model, [name])
+        if case.name == "modernbert" and name == "encoder.0":  # Its other blocks have a norm that a first block lacks.
+            assert len(blocks(smaller)) == len(blocks(model))
             continue
-        assert not hasattr(made.config, "secateur")
-        stock = type(model)(made.config)
-        stock.load_state_dict(made.state_dict())
-        assert torch.equal(case.logits(stock.eval()), case.logits(made)), name
+        assert not hasattr(smaller.config, "secateur")
+        stock = type(model)(smaller.config)
+        stock.load_state_dict(smaller.state_dict())
+        assert torch.equal(case.logits(stock.eval()), case.logits(smaller)), name
         count = (
             ("num_layers" if name.startswith("encoder") else "num_decoder_layers")
             if case.kind == "encoder-decoder"
             else "num_hidden_layers"
         )
-        assert getattr(made.config, count) == getattr(model.config, count) - 1
-        assert len(blocks(made)) == len(blocks(model)) - 1
+        assert getattr(smaller.config, count) == getattr(model.config, count) - 1
+        assert len(blocks(smaller)) == len(blocks(model)) - 1
         if case.kind == "encoder-decoder":
-            assert made.decoder.config.num_layers == made.config.num_decoder_layers
-            assert made.encoder.config.num_layers == made.config.num_layers
+            assert smaller.decoder.config.num_layers == smaller.config.num_decoder_layers
+            assert smaller.encoder.config.num_layers == smaller.config.num_layers
 
 
-def test_blocks_whose_number_counts_are_not_numbered_anew() -> None:
-    """GPT-2 may scale attention by its block's number: the first block's place stays, without branches."""
+def test_a_block_stays_as_an_empty_one_where_block_numbers_scale_the_attention() -> None:
+    """GPT-2 may scale attention by the number of its block, so the first block stays in place without branches."""
     case = CASES["gpt2"]
     model: Any = case.model()
     model.config.scale_attn_by_inverse_layer_idx = True
     model = type(model)(model.config).eval()
-    made: Any = delete_layers(model, ["decoder.0"])
-    assert made.config.n_layer == 2
+    smaller: Any = delete_layers(model, ["decoder.0"])
+    assert smaller.config.n_layer == 2
     with by_hand(case, model, {"decoder.0": 0.0}):
-        assert relative(case.logits(made), case.logits(model)) < 1e-5
+        assert relative(case.logits(smaller), case.logits(model)) < 1e-5
 
 
-def test_layer_types_go_with_their_layers() -> None:
+def test_the_config_loses_the_layer_types_of_deleted_layers() -> None:
     model: Any = CASES["gemma3"].model()
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
     for name, left in (("decoder.0", ["full_attention"]), ("decoder.1", ["sliding_attention"])):
         assert delete_layers(model, [name]).config.layer_types == left  # type: ignore[union-attr]
 
 
-def test_t5_keeps_as_many_encoder_as_decoder_blocks() -> None:
-    """A shell, nothing but norms, stands for what is gone: transformers makes the decoder's cache by the encoder's number."""
+def test_t5_keeps_at_least_as_many_encoder_blocks_as_decoder_blocks() -> None:
+    """A shell of norms replaces a deleted block: transformers sizes the decoder's cache by the number of encoder blocks."""
     model: Any = CASES["t5-relu"].model()
-    made: Any = delete_layers(model, ["encoder.0", "encoder.2"])
-    assert (made.config.num_layers, made.config.num_decoder_layers) == (2, 2)
-    assert hasattr(made.config, "secateur")
-    assert [name for name in layers(made) if name.startswith("encoder")] == ["encoder.1"]
-    shell = {name for name, parameter in made.encoder.block[0].named_parameters() if parameter.numel()}
+    smaller: Any = delete_layers(model, ["encoder.0", "encoder.2"])
+    assert (smaller.config.num_layers, smaller.config.num_decoder_layers) == (2, 2)
+    assert hasattr(smaller.config, "secateur")
+    assert [name for name in layers(smaller) if name.startswith("encoder")] == ["encoder.1"]
+    shell = {name for name, parameter in smaller.encoder.block[0].named_parameters() if parameter.numel()}
     assert shell == {"layer.0.layer_norm.weight", "layer.1.layer_norm.weight"}
-    # Once the decoder needs it no longer, it goes too.
-    fewer: Any = delete_layers(made, ["decoder.0"])
+    # Once the decoder needs the shell no longer, it is deleted too.
+    fewer: Any = delete_layers(smaller, ["decoder.0"])
     assert (fewer.config.num_layers, fewer.config.num_decoder_layers) == (1, 1)
     assert not hasattr(fewer.config, "secateur")
 
 
 @pytest.mark.parametrize("case", GENERATING, ids=str)
-def test_generation_with_a_cache_is_that_without(case: Case) -> None:
+def test_generation_with_and_without_a_cache_equals_that_of_gates_at_zero(case: Case) -> None:
     model: Any = case.model(torch.float64)
     options: dict[str, Any] = {"input_ids": torch.tensor([[2, 7, 9, 12, 20, 11]]), "max_new_tokens": 8, "do_sample": False}
     options["eos_token_id"] = None
-    for gone in [*([name] for name in layers(model)), *([name] for name in layers(model, "branch")), list(layers(model))[:2]]:
-        made: Any = delete_layers(model, gone)
-        cached, plain = (made.generate(**options, use_cache=use) for use in (True, False))
-        assert torch.equal(cached, plain), gone
-        with by_hand(case, model, dict.fromkeys(gone, 0.0)):
-            assert torch.equal(plain, model.generate(**options, use_cache=False)), gone
+    for deleted in [
+        *([name] for name in layers(model)),
+        *([name] for name in layers(model, "branch")),
+        list(layers(model))[:2],
+    ]:
+        smaller: Any = delete_layers(model, deleted)
+        cached, plain = (smaller.generate(**options, use_cache=use) for use in (True, False))
+        assert torch.equal(cached, plain), deleted
+        with by_hand(case, model, dict.fromkeys(deleted, 0.0)):
+            assert torch.equal(plain, model.generate(**options, use_cache=False)), deleted
 
 
-@pytest.mark.parametrize("case", [c for c in PRE_NORM if c.name != "vit"], ids=str)  # Its layers know no number.
-def test_layers_are_numbered_anew(case: Case) -> None:
-    made = delete_layers(case.model(), [next(iter(layers(case.model())))])
-    for block in blocks(made).values():
-        indices = {m.layer_idx for m in made.get_submodule(block.path).modules() if hasattr(m, "layer_idx")}
+@pytest.mark.parametrize("case", [c for c in PRE_NORM if c.name != "vit"], ids=str)  # ViT's layers have no number.
+def test_the_remaining_layers_are_renumbered(case: Case) -> None:
+    smaller = delete_layers(case.model(), [next(iter(layers(case.model())))])
+    for block in blocks(smaller).values():
+        indices = {m.layer_idx for m in smaller.get_submodule(block.path).modules() if hasattr(m, "layer_idx")}
         assert indices == {block.layer}
 
 
 @every_case
-def test_pruned_models_lose_layers_too(case: Case) -> None:
-    """The recipe in the config is numbered anew, and saved and loaded it is the same."""
-    for make in (uneven_plan, emptied_plan):
-        model = secateur.prune(case.model(torch.float64), make(case, "head"))
-        known = layers(model)
-        for name in (next(iter(known)), list(known)[-1]):
-            with gated(model, {branch: torch.zeros(1).double() for branch in known[name]}):
-                wanted = case.logits(model)
-            assert relative(case.logits(delete_layers(model, [name])), wanted) < 1e-12
+def test_layers_of_pruned_models_are_deleted(case: Case) -> None:
+    """The recipe in the config of the pruned model follows the new layer numbers."""
+    for make_plan in (uneven_plan, emptied_plan):
+        model = secateur.prune(case.model(torch.float64), make_plan(case, "head"))
+        branches = layers(model)
+        for name in (next(iter(branches)), list(branches)[-1]):
+            with gated(model, {branch: torch.zeros(1).double() for branch in branches[name]}):
+                expected = case.logits(model)
+            assert relative(case.logits(delete_layers(model, [name])), expected) < 1e-12
 
 
-def test_a_factorised_model_loses_layers_too() -> None:
+def test_layers_of_a_factorised_model_are_deleted() -> None:
     case = CASES["t5-relu"]
     model = secateur.factorise(case.model(torch.float64), 0.5)
     for name in ("encoder.0", "decoder.1.ffn", "encoder.1.self_attention"):
-        of = {**layers(model), **layers(model, "branch")}[name]
-        with gated(model, {branch: torch.zeros(1).double() for branch in of}):
-            wanted = case.logits(model)
-        assert relative(case.logits(delete_layers(model, [name])), wanted) < 1e-12
+        branches = {**layers(model), **layers(model, "branch")}[name]
+        with gated(model, {branch: torch.zeros(1).double() for branch in branches}):
+            expected = case.logits(model)
+        assert relative(case.logits(delete_layers(model, [name])), expected) < 1e-12
 
 
 @every_case
@@ -214,6 +219,7 @@ def test_verify_layers_tells_equal_from_different(case: Case) -> None:
     assert not verify_layers(model, delete_layers(model, [second]), [first], case.task, batches).holds
 
 
+# By name: the case, the deleted layers, the scales of other layers, and whether a class of transformers loads the folder.
 KINDS = {
     "t5-block": ("t5-gated", ["encoder.0", "decoder.0"], {}, True),
     "t5-shell": ("t5-relu", ["encoder.0", "encoder.1"], {"encoder.2": 0.5}, False),
@@ -232,7 +238,7 @@ KINDS = {
     "gemma3-branch": ("gemma3", ["decoder.1.self_attention", "decoder.0.ffn"], {}, False),
 }
 
-# One process reads all folders, without secateur: stock classes, or the folder's own modelling file where there is one.
+# One process loads all folders without secateur, by a class of transformers or by the folder's own modelling file.
 SCRIPT = """
 import json, sys
 class Block:
@@ -243,47 +249,47 @@ sys.meta_path.insert(0, Block())
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
-for job in json.load(open(sys.argv[1])):
-    auto = getattr(transformers, job["auto"])
-    model = auto.from_pretrained(job["folder"], dtype="auto", trust_remote_code=job["trust"])
+for load in json.load(open(sys.argv[1])):
+    auto = getattr(transformers, load["auto"])
+    model = auto.from_pretrained(load["folder"], dtype="auto", trust_remote_code=load["trust"])
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     with torch.inference_mode():
-        save_file({"output": model(**load_file(job["inputs"])).logits.contiguous()}, job["output"])
+        save_file({"output": model(**load_file(load["inputs"])).logits.contiguous()}, load["output"])
 """
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Tensor]]:
-    """Each kind's folder, and the logits of the model in it."""
+    """Save a model of every kind. Returns the kinds' folders and the logits of their models."""
     root = tmp_path_factory.mktemp("deleted")
-    found, jobs = {}, []
-    for name, (of, gone, scales, stock) in KINDS.items():
-        case = CASES[of]
-        made: Any = delete_layers(case.model(), gone, scales=scales)
-        secateur.save(made, root / name, tokenizer=case.task.reader)
-        batch = case.batches(made, 1000)[0]
+    folders, loads = {}, []
+    for name, (case_name, deleted, scales, stock) in KINDS.items():
+        case = CASES[case_name]
+        smaller: Any = delete_layers(case.model(), deleted, scales=scales)
+        secateur.save(smaller, root / name, tokenizer=case.task.reader)
+        batch = case.batches(smaller, 1000)[0]
         inputs = dict(batch.inputs)
         if case.kind == "encoder-decoder":
-            inputs["decoder_input_ids"] = made.prepare_decoder_input_ids_from_labels(labels=batch.labels)
+            inputs["decoder_input_ids"] = smaller.prepare_decoder_input_ids_from_labels(labels=batch.labels)
         save_file({key: tensor.contiguous() for key, tensor in inputs.items()}, root / f"{name}.inputs")
         with torch.inference_mode():
-            found[name] = (root / name, made(**inputs).logits)
-        jobs.append(
+            folders[name] = (root / name, smaller(**inputs).logits)
+        loads.append(
             {"folder": str(root / name), "auto": case.auto_class, "trust": not stock,
              "inputs": str(root / f"{name}.inputs"), "output": str(root / f"{name}.output")}
         )  # fmt: skip
-    (root / "jobs.json").write_text(json.dumps(jobs))
+    (root / "loads.json").write_text(json.dumps(loads))
     variables = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SCRIPT, str(root / "jobs.json")]
+    command = [sys.executable, "-c", SCRIPT, str(root / "loads.json")]
     result = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    return found
+    return folders
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_saved_it_is_the_same_in_a_fresh_process(saved: dict[str, tuple[Path, Tensor]], name: str) -> None:
+def test_a_saved_model_gives_the_same_logits_in_a_new_process(saved: dict[str, tuple[Path, Tensor]], name: str) -> None:
     folder, logits = saved[name]
     assert torch.equal(load_file(f"{folder}.output")["output"], logits)
     config = json.loads((folder / "config.json").read_text())
@@ -291,15 +297,17 @@ def test_saved_it_is_the_same_in_a_fresh_process(saved: dict[str, tuple[Path, Te
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_loaded_it_is_the_same_and_can_lose_more(saved: dict[str, tuple[Path, Tensor]], name: str) -> None:
+def test_a_loaded_model_gives_the_same_logits_and_can_lose_more_layers(
+    saved: dict[str, tuple[Path, Tensor]], name: str
+) -> None:
     folder, logits = saved[name]
     model: Any = secateur.load(folder)
     with torch.inference_mode():
         assert torch.equal(model(**load_file(f"{folder}.inputs")).logits, logits)
     case, last = CASES[KINDS[name][0]], list(layers(model))[-1]
     with gated(model, {branch: torch.zeros(1) for branch in layers(model)[last]}):
-        wanted = case.logits(model)
-    assert relative(case.logits(delete_layers(model, [last])), wanted) < 1e-5
+        expected = case.logits(model)
+    assert relative(case.logits(delete_layers(model, [last])), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -316,12 +324,12 @@ def test_loaded_it_is_the_same_and_can_lose_more(saved: dict[str, tuple[Path, Te
         ({"gone": [], "scales": {"encoder.0": 0.5, "encoder.0.ffn": 0.5}}, "scales: expected one factor for each branch"),
     ],
 )
-def test_bad_input(t5: nn.Module, arguments: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(t5: nn.Module, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(secateur.InputError, match=message):
         delete_layers(t5, **arguments)
 
 
-def test_what_is_gone_cannot_go_again() -> None:
+def test_a_deleted_layer_cannot_be_deleted_again() -> None:
     bert = delete_layers(CASES["bert-token"].model(), ["encoder.0"])
     with pytest.raises(secateur.InputError, match=r"layers: expected some of encoder.1, .*, got 'encoder.0'"):
         delete_layers(bert, ["encoder.0"])
