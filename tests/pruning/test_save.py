@@ -1,4 +1,4 @@
-"""Contract 4: a saved model gives bit-identical logits in a new process, without pickle, and runs remote code only on request."""
+"""Contract 4: a saved model gives bit-identical logits in a new process, without pickle or unrequested remote code."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_wilson_interval_equals_the_published_values(right: int, total: int, low
     result = proportion("accuracy", right, total)
     assert (result.value, result.examples) == (right / total, total)
     assert (round(result.low, 4), round(result.high, 4)) == (low, high)
-    # Successes and failures mirror each other.
+    # The interval of the failures mirrors that of the successes.
     mirrored = proportion("accuracy", total - right, total)
     assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((result.low, result.high), abs=1e-12)
 
