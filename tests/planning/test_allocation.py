@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, scores_of
+from cases import CASES, random_scores
 
 import secateur
 from secateur import InputError, LatencyTable, Scores, Site
@@ -29,14 +29,6 @@ def random_ffn_scores(seed: int, units: Sequence[int] = (3, 4, 5)) -> Scores:
     )
     scores = {site.name: torch.rand(site.units, generator=generator, dtype=torch.float64) for site in sites}
     return Scores(scores, sites, sites, "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0}, 1000)
-
-
-def random_scores(name: str, unit: Any = "head", seed: int = 0) -> Scores:
-    """Return random scores for the sites of a case's model."""
-    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
-    return replace(
-        whole, by_site={site.name: torch.rand(site.units, generator=generator, dtype=torch.float64) for site in whole.sites}
-    )
 
 
 def attribution(scores: Scores, plan: secateur.Plan) -> float:

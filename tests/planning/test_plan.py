@@ -13,20 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CORE, Case, emptied_plan, empty_plan, scores_of, uniform_plan
+from cases import CASES, CORE, Case, emptied_plan, empty_plan, random_scores, scores_of, uniform_plan
 from safetensors.torch import save_file
 
 import secateur
 from secateur import Plan, Scores, Site
-
-
-def random_scores(name: str, unit: Any = "head", select: str | None = None, seed: int = 0) -> Scores:
-    """Return random scores for the sites of a case's model. A plan needs no more than scores."""
-    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
-    names = {site.name for site in secateur.sites(CASES[name].model(), unit=unit, select=select)}
-    sites = tuple(site for site in whole.sites if site.name in names)
-    units = {s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in sites}
-    return replace(whole, by_site=units, sites=sites)
 
 
 def one_site(values: list[float]) -> Scores:

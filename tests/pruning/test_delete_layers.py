@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 from cases import ALL, CASES, GENERATING, PRE_NORM, Case, emptied_plan, uneven_plan
 from comparing import relative
 from hand_layers import branch_names, by_hand
+from new_process import BLOCK_SECATEUR, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -241,11 +239,6 @@ KINDS = {
 # One process loads all folders without secateur, by a class of transformers or by the folder's own modelling file.
 SCRIPT = """
 import json, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
-            raise ImportError(f"{name} is blocked")
-sys.meta_path.insert(0, Block())
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
@@ -280,11 +273,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Ten
              "inputs": str(root / f"{name}.inputs"), "output": str(root / f"{name}.output")}
         )  # fmt: skip
     (root / "loads.json").write_text(json.dumps(loads))
-    variables = {**os.environ, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    variables.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SCRIPT, str(root / "loads.json")]
-    result = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(BLOCK_SECATEUR + SCRIPT, root, str(root / "loads.json"))
     return folders
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_plan
+from new_process import BLOCK_SECATEUR, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice, BertForMultipleChoice
@@ -110,28 +108,11 @@ KINDS: dict[str, Kind] = {
 # class that loads it, and a file for its output.
 SCRIPT = """
 import json, sys
-loads = json.load(open(sys.argv[1]))
-blocked = sys.argv[2] == "blocked"
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
-            raise ImportError(f"{name} is blocked")
-
-if blocked:
-    sys.meta_path.insert(0, Block())
-    try:
-        import secateur
-    except ImportError:
-        pass
-    else:
-        raise SystemExit("secateur can be imported")
-
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 report = {}
-for load in loads:
+for load in json.load(open(sys.argv[1])):
     try:
         if load["auto"] == "secateur":
             import secateur
@@ -153,19 +134,11 @@ print("REPORT" + json.dumps(report))
 
 
 def run(loads: list[dict[str, Any]], folder: Path, *, blocked: bool) -> dict[str, str]:
-    """Load folders in a new process. Returns the process's report on every load, by name.
-
-    The process is offline and has an empty cache of remote code.
-    """
+    """Load folders in a new process, with secateur blocked or not. Returns the process's report on every load, by name."""
     path = folder / f"loads-{blocked}.json"
     path.write_text(json.dumps(loads))
-    # transformers caches remote code under HF_HOME. An empty HF_HOME rules out the code of an earlier run.
-    variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    variables.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SCRIPT, str(path), "blocked" if blocked else "free"]
-    result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    report: dict[str, str] = json.loads(result.stdout.partition("REPORT")[2])
+    output = run_script(BLOCK_SECATEUR + SCRIPT if blocked else SCRIPT, folder, str(path))
+    report: dict[str, str] = json.loads(output.partition("REPORT")[2])
     return report
 
 

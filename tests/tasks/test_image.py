@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, CLASSES
+from command import Run
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
 import secateur
-from secateur.cli import main
 
 CASE = CASES["vit"]
 PIXELS = [example["image"] for example in CASE.examples]
@@ -78,9 +77,8 @@ def test_a_checkpoints_digest_differs_for_different_images(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(run: Run, tmp_path: Path) -> Path:
     """Return a folder with a model folder "m", image files, and data.jsonl that names the images."""
-    monkeypatch.chdir(tmp_path)
     secateur.save(CASE.model(), "m", tokenizer=CASE.task.reader)
     rows = []
     for number, example in enumerate(CASE.examples):
@@ -90,39 +88,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str) -> tuple[Any, str, str]:
-    """Run the command line. Returns its exit code, its standard output and its standard error."""
-    monkeypatch.setattr(sys, "argv", ["secateur", *line.split()])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    captured = capsys.readouterr()
-    return stop.value.code, captured.out, captured.err
-
-
-def test_the_commands_prune_and_evaluate_a_folder_of_images(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands_prune_and_evaluate_a_folder_of_images(folder: Path, run: Run) -> None:
     line = "prune m --data data.jsonl --eval data.jsonl --flops 0.6 --out d --batch-sizes 2 --json"
-    code, out, errors = run(monkeypatch, capsys, line)
-    assert code == 0, errors
-    report = json.loads(out)
+    result = run(line)
+    assert result.code == 0, result.errors
+    report = result.document
     assert report["verification"]["holds"] is True
     (timing,) = report["benchmark"]["timings"]
     assert (timing["batch_size"], timing["length"]) == (2, 17)
-    code, out, _ = run(monkeypatch, capsys, "evaluate d --data data.jsonl --json")
-    assert code == 0
-    assert json.loads(out)["value"] == report["evaluation"]["pruned"]["value"]
+    result = run("evaluate d --data data.jsonl --json")
+    assert result.code == 0
+    assert result.document["value"] == report["evaluation"]["pruned"]["value"]
 
 
-def test_a_dry_run_counts_an_images_tokens(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_counts_an_images_tokens(folder: Path, run: Run) -> None:
     for path in Path("m").glob("*"):
         if path.name != "config.json":
             path.unlink()
-    code, out, _ = run(monkeypatch, capsys, "prune m --dry-run --keep 0.5 --json")
-    assert code == 0
-    report = json.loads(out)
+    result = run("prune m --dry-run --keep 0.5 --json")
+    assert result.code == 0
+    report = result.document
     assert report["shape"] == [32, 17]
     assert report["dense"]["parameters"] == sum(parameter.numel() for parameter in CASE.model().parameters())
     assert report["stock"] is True
