@@ -1,4 +1,4 @@
-"""Private names of other libraries are read in secateur.support.compat alone."""
+"""Only secateur.support.compat reads private names of other libraries."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ COMPAT = ROOT / "engine/secateur/support/compat.py"
 
 
 def is_private(name: str) -> bool:
+    """Whether a name begins with a single underscore."""
     return name.startswith("_") and not name.startswith("__") and name != "_"
 
 
 def own_names(trees: list[ast.Module]) -> set[str]:
-    """The private names that secateur's own code defines."""
+    """Return the private names that secateur's own code defines."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     stored = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
@@ -25,7 +26,7 @@ def own_names(trees: list[ast.Module]) -> set[str]:
 
 
 def foreign_private_names(code: str, own: set[str]) -> list[str]:
-    """The private names that some code reads or imports, and that are not secateur's own."""
+    """Return the private names that the code reads or imports and that secateur does not define."""
     names: list[str] = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute):
@@ -41,6 +42,7 @@ def foreign_private_names(code: str, own: set[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def own() -> set[str]:
+    """The private names that secateur defines outside the compat module."""
     return own_names([ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES if path != COMPAT])
 
 
@@ -59,5 +61,5 @@ def test_no_other_module_reads_a_private_name_of_another_library(own: set[str]) 
         "transformers.AutoModel._model_mapping",
     ],
 )
-def test_it_would_find_one(code: str, own: set[str]) -> None:
+def test_code_that_reads_a_private_name_of_another_library_is_reported(code: str, own: set[str]) -> None:
     assert foreign_private_names(code, own)

@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/ are what bench.report makes of bench/results."""
+"""The generated parts of README.md and docs/ equal the output of bench.report for bench/results."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PARTS = [(path, maker) for path, makers in PAGES for maker in makers]
 @pytest.mark.parametrize(
     ("path", "maker"), [pytest.param(path, maker, id=f"{path.relative_to(ROOT)}-{maker.__name__}") for path, maker in PARTS]
 )
-def test_a_page_shows_the_figures_of_the_results(path: Path, maker: Maker) -> None:
+def test_a_page_shows_the_figures_of_bench_results(path: Path, maker: Maker) -> None:
     assert path.read_text(encoding="utf-8") == filled(path, maker), "run `make readme`"
 
 
-def test_every_mark_in_a_page_has_a_maker() -> None:
-    """Text between marks that no function makes is not checked by the test above."""
-    made = {(path, maker.__name__) for path, maker in PARTS}
+def test_every_mark_in_a_page_has_a_function() -> None:
+    """The test above does not check text between marks without a function, so every mark must have one."""
+    generated = {(path, maker.__name__) for path, maker in PARTS}
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     marked = {(page, name) for page in pages for name in re.findall(r"<!-- begin:(\w+) -->", page.read_text(encoding="utf-8"))}
-    assert marked == made
+    assert marked == generated
 
 
-def test_a_changed_figure_is_found(tmp_path: Path) -> None:
+def test_a_changed_figure_is_replaced(tmp_path: Path) -> None:
     maker = next(maker for _, maker in PARTS if any(digit in maker() for digit in "123456789"))
     page = tmp_path / "page.md"
     right = f"<!-- begin:{maker.__name__} -->\n{maker()}\n<!-- end:{maker.__name__} -->\n"

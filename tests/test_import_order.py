@@ -1,4 +1,4 @@
-"""The order of imports: a stage of the engine uses the stages below it, and no others."""
+"""The order of imports: a stage of the engine imports only stages below it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom up. Two stages on one floor do not use each other.
+# From the bottom up. Stages on the same floor do not import each other.
 FLOORS = [
     ("support", "secateur_kernels"),
     ("model", "data"),
@@ -24,11 +24,11 @@ FLOORS = [
     ("cli",),
 ]
 FLOOR = {stage: number for number, floor in enumerate(FLOORS) for stage in floor}
-TOP = "secateur"  # The package itself: its public names reach every stage, so only the command line may use it.
+TOP = "secateur"  # The package itself. Its public names reach every stage, so only the command line may import it.
 
 
 def stage_of(module: str) -> str:
-    """The stage that a module belongs to: "secateur.model.sites" to "model"."""
+    """Return the stage of a module: "model" for "secateur.model.sites"."""
     package, *inside = module.split(".")
     if package == "secateur":
         return inside[0] if inside and inside[0] in FLOOR else TOP
@@ -36,12 +36,12 @@ def stage_of(module: str) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """The line and the name of each of our modules that a file imports, wherever in the file."""
+    """Yield the line and the name of every import of our own modules, anywhere in a file."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute, so that a reader sees the stage"
-            # `from secateur import plan` may name a public name or a stage.
+            # In `from secateur import plan`, `plan` may be a public name or a stage.
             names = [f"secateur.{alias.name}" for alias in node.names] if node.module == "secateur" else [node.module or ""]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -51,21 +51,22 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def upward(file: str, module: str, text: str) -> list[str]:
-    """The imports of a file that do not go down, each with its line."""
+    """Return the imports of a file that do not go down, with their lines."""
     stage = stage_of(module)
     if stage == TOP:  # `secateur/__init__.py` and `__main__.py`.
         return []
-    found = []
+    imports = []
     for line, name in imported(ast.parse(text)):
         other = stage_of(name)
         if other == stage or (other == TOP and stage == "cli"):
             continue
         if other == TOP or FLOOR[other] >= FLOOR[stage]:
-            found.append(f"{file}:{line}: {stage} imports {name}")
-    return found
+            imports.append(f"{file}:{line}: {stage} imports {name}")
+    return imports
 
 
 def modules() -> list[tuple[Path, str]]:
+    """Return the files and the names of all modules of the engine and the kernels."""
     return [
         (path, ".".join(path.relative_to(ROOT / root).with_suffix("").parts).removesuffix(".__init__"))
         for root in ("engine", "kernels")
@@ -92,12 +93,12 @@ def test_imports_go_down() -> None:
         ("secateur_kernels.tiles", "from secateur.support.errors import InputError"),
     ],
 )
-def test_an_import_that_goes_up_is_found(module: str, line: str) -> None:
+def test_an_import_that_goes_up_is_reported(module: str, line: str) -> None:
     assert len(upward("file.py", module, line)) == 1
 
 
 def bench_imports() -> dict[str, set[str]]:
-    """Each module of bench with the modules of bench that it imports."""
+    """Return the modules of bench that every module of bench imports."""
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "bench").rglob("*.py")}
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
@@ -111,7 +112,7 @@ def bench_imports() -> dict[str, set[str]]:
     return graph
 
 
-def test_bench_has_no_circle() -> None:
+def test_the_imports_of_bench_have_no_circle() -> None:
     graph = bench_imports()
     assert sum(map(len, graph.values())) > 50
     while leaves := [name for name, used in graph.items() if not used & graph.keys()]:

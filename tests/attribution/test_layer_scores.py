@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from cases import ALL, CASES, Case
-from hand_layers import by_hand, places, relative
+from comparing import relative
+from hand_layers import by_hand, places
 from torch import Tensor, nn
 from undisturbed import assert_undisturbed, lived_in
 

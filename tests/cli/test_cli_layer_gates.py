@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Run, killed_in, same_weights
+from command import Run, assert_refused, killed_in, same_weights
 from safetensors.torch import load_file
 from tagged import CASE as TAGGER
 from tagged import saved, written
@@ -102,8 +102,5 @@ def test_bad_input_is_one_line(run: Run, options: str, message: str) -> None:
     Path("full/precious").touch()
     Path("other.jsonl").write_text(json.dumps({"input": "movie review: fine", "target": "dull"}) + "\n")
     result = run(f"{LINE} --out r {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not Path("r").exists()
+    assert_refused(result, message, "r")
     assert [path.name for path in Path("full").iterdir()] == ["precious"]

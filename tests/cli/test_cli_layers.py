@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Run
+from command import Run, assert_refused
 
 import secateur
 from secateur.attribution.layer_scores import choose_layers, layer_scores
@@ -55,7 +55,4 @@ def test_the_command_shows_which_layers_are_removed(run: Run) -> None:
 )
 def test_bad_input_is_one_line(run: Run, options: str, message: str) -> None:
     result = run(f"layers builtin --data train.jsonl --out d {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not Path("d").exists()
+    assert_refused(result, message, "d")

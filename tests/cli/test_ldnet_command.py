@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command import COMMAND, Result, Run, killed_in, same_weights
+from command import COMMAND, Result, Run, assert_refused, killed_in, same_weights
 from ldnet_toys import write_columns, write_text
 
 LM = "ldnet train-lm text --layers 2 --width 8 --embedding 8 --batch-size 8 --learning-rate 0.01 --min-count 1 --threads 1"
@@ -157,7 +157,7 @@ BAD_LM = [
 def test_bad_text_is_one_line(run: Run, files: Path, options: str, message: str) -> None:
     Path("empty").write_text("\n")
     Path("latin").write_bytes("a\nfenêtre\n".encode("latin-1"))
-    refused(run(f"ldnet train-lm {options if '--out' in options else options + ' --out d'} --steps 2"), message, "d")
+    assert_refused(run(f"ldnet train-lm {options if '--out' in options else options + ' --out d'} --steps 2"), message, "d")
 
 
 BAD_TAGGER = [
@@ -180,16 +180,16 @@ def test_bad_columns_are_one_line(run: Run, files: Path) -> None:
     assert run(f"{LM} --out lm --steps 2").code == 0
     Path("ragged").write_text("a x O\nb x O\nc O\n")
     for options, message in BAD_TAGGER:
-        refused(run(f"{TAGGER} --out d {options}"), message, "d")
-    refused(run(f"{TAGGER.replace(' lm ', ' text ')} --out d"), "model: expected a folder with config.json", "d")
-    refused(run("ldnet tag lm text"), "model: expected the folder of 'tagger', got 'lm' of 'language models'", "d")
+        assert_refused(run(f"{TAGGER} --out d {options}"), message, "d")
+    assert_refused(run(f"{TAGGER.replace(' lm ', ' text ')} --out d"), "model: expected a folder with config.json", "d")
+    assert_refused(run("ldnet tag lm text"), "model: expected the folder of 'tagger', got 'lm' of 'language models'", "d")
     assert run(f"{TAGGER} --out d --epochs 1 --prune-epochs 1").code == 0
-    refused(run(f"{TAGGER} --out d --epochs 2 --prune-epochs 1"), "stages: 'd' was begun with ", "n")
+    assert_refused(run(f"{TAGGER} --out d --epochs 2 --prune-epochs 1"), "stages: 'd' was begun with ", "n")
     for options, message in (
         ("nowhere", "data: cannot read 'nowhere'"),
         ("text --scheme x", "scheme: expected one of bio1, bio2"),
     ):
-        refused(run(f"ldnet tag d {options}"), message, "n")
+        assert_refused(run(f"ldnet tag d {options}"), message, "n")
 
 
 def test_tagging_stops_at_a_line_that_is_not_text(run: Run, files: Path) -> None:
@@ -203,11 +203,3 @@ def test_tagging_stops_at_a_line_that_is_not_text(run: Run, files: Path) -> None
         f"secateur: data: 'latin', line 2: expected UTF-8, got {bytes([0xEA]) + b'tre' + chr(10).encode()!r}"
     ]
     assert run("ldnet tag t latin --json").out == ""
-
-
-def refused(result: Result, message: str, folder: str) -> None:
-    """Check exit code 2, one line on stderr, nothing on stdout, and no folder."""
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}"), result.errors
-    assert result.out == ""
-    assert not Path(folder).exists()

@@ -18,7 +18,7 @@ import corpora
 import pytest
 import torch
 from cases import CASES
-from command import Run
+from command import Run, assert_refused
 
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
@@ -259,10 +259,7 @@ def test_other_settings_are_refused(run: Run, tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, options: str, message: str) -> None:
     corpus(tmp_path, 1)
     result = run(f"score builtin {LABELS} {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not (tmp_path / "new").exists()
+    assert_refused(result, message, tmp_path / "new")
 
 
 def test_a_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/api/: every public name has an entry, which names its home as the stub does, and pages are in the navigation."""
+"""docs/api/: every public name has an entry. The entry names the same module as the stub. Every page is in the navigation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ENTRY = re.compile(r"^::: ([\w.]+)\n    options:\n      heading: (secateur[\w.]*
 
 
 def entries() -> dict[str, str]:
-    """Public names, in full, and the objects that the pages show for them."""
+    """Return the object that the pages show for every public name. Names are full."""
     texts = (page.read_text(encoding="utf-8") for page in (DOCS / "api").glob("*.md"))
     return {name: home for text in texts for home, name in ENTRY.findall(text)}
 
 
 def homes(stub: Path, package: str) -> dict[str, str]:
-    """Public names, in full, and their homes, by a package's stub."""
+    """Return the module and name that a package's stub states for every public name. Names are full."""
     imports = re.findall(r"^from (\S+) import (\w+) as \w+$", stub.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {f"{package}.{name}": f"{home}.{name}" for home, name in imports}
 
@@ -36,7 +36,7 @@ def test_every_public_name_has_an_entry(package: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("package", ["secateur", "secateur.learned"])
-def test_entries_name_the_homes_of_the_stub(package: str) -> None:
+def test_entries_name_the_modules_of_the_stub(package: str) -> None:
     stub = homes(ROOT / "engine" / Path(*package.split(".")) / "__init__.pyi", package)
     stub.pop("secateur.learned", None)  # It is a page.
     shown = entries()

@@ -1,4 +1,4 @@
-"""docs/guides/: each guide's code, run as it stands there. (add-a-family has tests/model/test_outside_family.py.)"""
+"""docs/guides/: the code of every guide runs unchanged. tests/model/test_outside_family.py tests add-a-family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur_kernels.backend import INSTALLED
 
 GUIDES = DOCS / "guides"
 
-# What each guide's last block must also satisfy.
+# Checks that run after a guide's last block.
 CHECKS = {
     "add-a-criterion": """
 plain = secateur.attribute(model, task, examples, per_example=True)
@@ -51,7 +51,7 @@ secateur_kernels.__path__.append(sys.argv[1] if len(sys.argv) > 1 else ".")
 from secateur_kernels.abs_sum.api import abs_sum
 
 torch.manual_seed(0)
-x = torch.randn(3, 17, 300).transpose(0, 1)[:, :, ::2]  # [17, 3, 150], no dimension of which is contiguous
+x = torch.randn(3, 17, 300).transpose(0, 1)[:, :, ::2]  # [17, 3, 150]; no dimension is contiguous
 expected = torch.stack([sum(abs(x[b, t].double()) for t in range(3)) for b in range(17)])
 for backend in BACKENDS:
     out = abs_sum(x, backend=backend)
@@ -69,13 +69,13 @@ else:
 
 
 @pytest.mark.parametrize("name", sorted(CHECKS))
-def test_the_guides_code_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+def test_a_guides_code_runs_unchanged(name: str, tmp_path: Path) -> None:
     blocks = [text for _, text in code_blocks(GUIDES / f"{name}.md", "python")]
     assert blocks
     run_block("python", "\n".join([*blocks, CHECKS[name]]), tmp_path)
 
 
-def test_the_kernel_guides_files_make_an_operation(tmp_path: Path) -> None:
+def test_the_files_of_the_kernel_guide_form_an_operation(tmp_path: Path) -> None:
     blocks = [text for _, text in code_blocks(GUIDES / "add-a-kernel.md", "python")]
     assert len(blocks) == 3
     for text in blocks:

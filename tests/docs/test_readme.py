@@ -1,4 +1,4 @@
-"""README.md: its code runs as pasted, it stays short, and its links lead somewhere."""
+"""README.md: its code runs as pasted, it is short, and its links lead to files. The pages of docs/ link to files too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pages import ROOT, code_blocks, run_block
 README = ROOT / "README.md"
 
 
-def test_the_blocks_run_as_pasted_in_order(tmp_path: Path) -> None:
+def test_the_code_blocks_run_as_pasted_in_order(tmp_path: Path) -> None:
     blocks = code_blocks(README, "python", "sh")
     assert [language for language, _ in blocks] == ["python", "sh", "python"]
     outputs = [run_block(language, text, tmp_path) for language, text in blocks]
@@ -28,11 +28,11 @@ def _loss_of_accuracy(output: str) -> float:
     return float(dense) - float(pruned)
 
 
-def test_it_is_short() -> None:
+def test_the_readme_is_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_its_links_lead_to_files() -> None:
+def test_the_links_of_the_readme_lead_to_files() -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", README.read_text(encoding="utf-8"))
     assert len(targets) > 20
     assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -1,4 +1,4 @@
-"""compress: one call equals its stages one by one, writes what the command writes, and leaves the caller's model alone."""
+"""compress equals its stages run one by one, writes the same files as the command, and does not change the caller's model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.data import builtin
 from secateur.flow import compress as compressing
 from secateur.pruning.verify import Verification, VerificationError
 
-ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 QUICK: dict[str, Any] = {"batch_sizes": [1], "lengths": [8]}
 FILES = ["benchmark.png", "plan.json", "report.json", "secateur.json", "widths.png"]
 
@@ -33,82 +33,82 @@ def same_plan(one: secateur.Plan, other: secateur.Plan) -> bool:
     return one.dumps() == other.dumps()
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_one_call_is_its_stages(case: Case) -> None:
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_one_call_equals_its_stages(case: Case) -> None:
     model = case.model()
-    found = secateur.compress(
+    result = secateur.compress(
         model, case.examples, case.task, keep=0.5, align=1, recoveries=["least_squares"], evaluation=case.examples, **QUICK
     )
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
     pruned = secateur.prune(model, plan)
     refits = secateur.recover_(model, pruned, case.task, case.examples)
-    assert same_plan(found.plan, plan)
-    assert same_state(found.pruned, pruned)
-    assert found.recovery == refits
-    assert found.verification.holds
+    assert same_plan(result.plan, plan)
+    assert same_state(result.pruned, pruned)
+    assert result.recovery == refits
+    assert result.verification.holds
     evaluation = {"dense": model, "pruned": pruned}
-    assert found.comparison.evaluation == {
-        name: secateur.evaluate(each, case.task, case.examples) for name, each in evaluation.items()
+    assert result.comparison.evaluation == {
+        name: secateur.evaluate(evaluated, case.task, case.examples) for name, evaluated in evaluation.items()
     }
-    assert found.comparison.parameters["pruned"] == secateur.cost.parameters(pruned)
-    assert found.met is None
-    assert found.task is case.task
-    assert found.tokenizer is case.task.reader
+    assert result.comparison.parameters["pruned"] == secateur.cost.parameters(pruned)
+    assert result.met is None
+    assert result.task is case.task
+    assert result.tokenizer is case.task.reader
 
 
-def test_rounds_and_candidates_are_those_of_the_stages() -> None:
+def test_rounds_and_candidates_equal_those_of_the_stages() -> None:
     case = CASES["bert-sequence"]
     model = case.model()
-    found = secateur.compress(model, case.examples, case.task, flops=0.6, rounds=2, align=1, **QUICK)
+    result = secateur.compress(model, case.examples, case.task, flops=0.6, rounds=2, align=1, **QUICK)
     scores = secateur.attribute_in_rounds(
         model, case.task, case.examples, 2, {"flops": 0.6}, planning={"per_head": False}
     )  # fmt: skip
     expected = secateur.choose(model, case.task, secateur.alternatives(scores, flops=0.6), case.examples)
-    assert [candidate.to_json() for candidate in found.candidates] == [candidate.to_json() for candidate in expected]
-    assert same_plan(found.plan, expected[0].plan)
-    assert found.comparison.evaluation == {}
-    told = str(found)
-    assert "picked as the closest on held-out examples" in told
-    assert "pruned equals masked" in told
+    assert [candidate.to_json() for candidate in result.candidates] == [candidate.to_json() for candidate in expected]
+    assert same_plan(result.plan, expected[0].plan)
+    assert result.comparison.evaluation == {}
+    summary = str(result)
+    assert "picked as the closest on held-out examples" in summary
+    assert "pruned equals masked" in summary
     again = secateur.compress(model, case.examples, case.task, flops=0.6, scores=scores, align=1, **QUICK)
-    assert same_plan(again.plan, found.plan)
-    assert same_state(again.pruned, found.pruned)
+    assert same_plan(again.plan, result.plan)
+    assert same_state(again.pruned, result.pruned)
 
 
 @pytest.mark.parametrize("given", ["plan", "file"])
-def test_a_given_plan_is_carried_out(given: str, tmp_path: Path) -> None:
+def test_a_given_plan_is_used(given: str, tmp_path: Path) -> None:
     case = CASES["llama"]
     model = case.model()
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
     plan.save(tmp_path / "plan.json")
-    found = secateur.compress(
+    result = secateur.compress(
         model, case.examples, case.task, plan=plan if given == "plan" else tmp_path / "plan.json", recoveries=[None], **QUICK
     )
-    assert same_plan(found.plan, plan)
-    assert same_state(found.pruned, secateur.prune(model, plan))
-    assert found.recovery == []
+    assert same_plan(result.plan, plan)
+    assert same_state(result.pruned, secateur.prune(model, plan))
+    assert result.recovery == []
 
 
-def test_a_budget_of_time_is_met(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Within what a real clock allows: any delivered time counts as close enough here."""
+def test_a_latency_budget_is_met(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The tolerance is so large that every measured time is close enough, because a real clock varies."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     case = CASES["llama"]
-    met: list[Any] = []
+    meetings: list[Any] = []
 
     def meet(*arguments: Any, **options: Any) -> Any:
-        met.append(secateur.meet_latency(*arguments, **{**options, "tolerance": 1e9}))
-        return met[-1]
+        meetings.append(secateur.meet_latency(*arguments, **{**options, "tolerance": 1e9}))
+        return meetings[-1]
 
     monkeypatch.setattr("secateur.flow.within_budget.meet_latency", meet)
-    found = secateur.compress(case.model(), case.examples, case.task, latency=1000.0, recoveries=[None], **QUICK)
-    assert found.met is not None
-    assert found.met is met[0]
-    assert same_plan(found.plan, met[0].plan)
-    assert "delivered: " in str(found)
+    result = secateur.compress(case.model(), case.examples, case.task, latency=1000.0, recoveries=[None], **QUICK)
+    assert result.met is not None
+    assert result.met is meetings[0]
+    assert same_plan(result.plan, meetings[0].plan)
+    assert "delivered: " in str(result)
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_the_model_is_left_alone(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_the_model_is_undisturbed(case: Case, tmp_path: Path) -> None:
     model = lived_in(case)
     assert_undisturbed(
         model,
@@ -116,7 +116,9 @@ def test_the_model_is_left_alone(case: Case, tmp_path: Path) -> None:
     )
 
 
-def test_the_model_is_left_alone_when_it_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_model_is_undisturbed_and_nothing_is_written_when_the_verification_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     case = CASES["t5-gated"]
     model = lived_in(case)
     monkeypatch.setattr(compressing, "verify", lambda *_: Verification(1.0, 0.0, 1.0, 1.0, "float32"))
@@ -129,7 +131,7 @@ def test_the_model_is_left_alone_when_it_fails(monkeypatch: pytest.MonkeyPatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_finished_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     case = CASES["bert-sequence"]
 
     def full(*_: Any, **__: Any) -> None:
@@ -143,22 +145,22 @@ def test_a_folder_that_cannot_be_finished_is_not_there(monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_and_the_library_do_the_same(run: Run) -> None:
+def test_the_command_and_the_library_write_the_same_files(run: Run) -> None:
     options = "--flops 0.5 --examples 24 --batch-sizes 1 --lengths 8 --json"
     command = run(f"prune builtin --data train.jsonl --eval test.jsonl --out c {options}")
     assert command.code == 0
-    said: list[str] = []
+    messages: list[str] = []
     wrapped: list[str] = []
 
     def progress(steps: Any, total: int, what: str) -> Any:
         wrapped.append(what)
         return steps
 
-    found = secateur.compress(
-        "builtin", "train.jsonl", flops=0.5, limit=24, evaluation="test.jsonl", out="l", say=said.append, progress=progress,
+    result = secateur.compress(
+        "builtin", "train.jsonl", flops=0.5, limit=24, evaluation="test.jsonl", out="l", say=messages.append, progress=progress,
         **QUICK,
     )  # fmt: skip
-    assert Path("l/plan.json").read_text() == Path("c/plan.json").read_text() == found.plan.dumps()
+    assert Path("l/plan.json").read_text() == Path("c/plan.json").read_text() == result.plan.dumps()
     assert same_weights(Path("l"), Path("c"))
     names = [sorted(path.name for path in Path(folder).iterdir()) for folder in ("l", "c")]
     assert names[0] == names[1]
@@ -166,44 +168,46 @@ def test_the_command_and_the_library_do_the_same(run: Run) -> None:
     document, other = json.loads(Path("l/report.json").read_text()), command.document
     assert document["evaluation"] == other["evaluation"]
     for name in ("plan", "recovery"):
-        assert [each[name] for each in document["candidates"]] == [each[name] for each in other["candidates"]]
+        assert [candidate[name] for candidate in document["candidates"]] == [
+            candidate[name] for candidate in other["candidates"]
+        ]
     assert document.keys() == other.keys()
     assert Path("l/secateur.json").read_text() == Path("c/secateur.json").read_text()
-    assert json.loads(json.dumps(found.to_json())) == {name: value for name, value in document.items() if name != "out"}
-    assert said[0] == "rebuilding and verifying"
+    assert json.loads(json.dumps(result.to_json())) == {name: value for name, value in document.items() if name != "out"}
+    assert messages[0] == "rebuilding and verifying"
     assert wrapped == ["scoring examples", "trying"]
-    # The model in memory stays in the dtype that it was computed in; the folder has the stored one.
-    assert {parameter.dtype for parameter in found.pruned.parameters()} == {torch.float32}
-    # The folder tells its task, so it can be compressed again.
+    # The model in memory keeps the dtype of the computation. The folder has the stored dtype.
+    assert {parameter.dtype for parameter in result.pruned.parameters()} == {torch.float32}
+    # The folder names its task, so it can be compressed again.
     again = secateur.compress("./l", "train.jsonl", keep=1.0, limit=8, recoveries=[None], **QUICK)
     assert again.task.labels == ["bad", "good"]
 
 
-def test_a_task_of_ones_own_has_no_name_to_write(tmp_path: Path) -> None:
+def test_a_user_defined_task_is_not_written_into_the_folder(tmp_path: Path) -> None:
     class Own(secateur.SequenceClassification):
-        """A task of a class that no command knows."""
+        """A task class without a name on the command line."""
 
     case = CASES["bert-sequence"]
     task = Own(case.task.reader, labels=case.task.labels)
-    found = secateur.compress(
+    result = secateur.compress(
         case.model(), case.examples, task, keep=0.5, align=1, recoveries=[None], out=tmp_path / "d", **QUICK
     )  # fmt: skip
     assert not (tmp_path / "d/secateur.json").exists()
-    assert (tmp_path / "d/plan.json").read_text() == found.plan.dumps()
-    assert same_state(secateur.load(tmp_path / "d"), found.pruned)
+    assert (tmp_path / "d/plan.json").read_text() == result.plan.dumps()
+    assert same_state(secateur.load(tmp_path / "d"), result.pruned)
 
 
-def test_labels_may_be_named(run: Run) -> None:
+def test_unlabelled_rows_with_named_labels_equal_the_stages(run: Run) -> None:
     rows = builtin.examples("movie")[:16]
     inputs = [{"input": row["input"]} for row in rows]
-    found = secateur.compress(
+    result = secateur.compress(
         "builtin", inputs, keep=0.6, unlabeled=True, labels=["good", "bad"], recoveries=[None], **QUICK
     )  # fmt: skip
     model, tokenizer = builtin.load()
     task = secateur.TextToText(tokenizer, labels=["good", "bad"])
     criterion = secateur.GradientActivation(labels="all", over_examples="absolute")
     scores = secateur.attribute(model, task, inputs, criterion=criterion)
-    assert same_plan(found.plan, secateur.plan(scores, keep=0.6, align=16))
+    assert same_plan(result.plan, secateur.plan(scores, keep=0.6, align=16))
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -249,10 +253,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_wrong_usage_is_one_line_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wrong_usage_is_refused_in_one_line_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_examples"):
-        monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("work was begun"))
+        monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("a stage began"))
     options, message = BAD[name]
     case = CASES["t5-gated"]
     arguments = {"model": case.model(), "examples": case.examples, "task": case.task, **options}

@@ -1,4 +1,4 @@
-"""Scoring in rounds: what is scored is the model that earlier rounds have left."""
+"""attribute_in_rounds: a later round scores the model that the earlier rounds have pruned."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cases import CASES, Case
 import secateur
 from secateur import InputError
 
-ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_one_round_is_attribute(case: Case) -> None:
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_one_round_equals_attribute(case: Case) -> None:
     model = case.model()
     scores = secateur.attribute_in_rounds(model, case.task, case.examples, 1, {"flops": 0.5})
     assert scores.equal(secateur.attribute(model, case.task, case.examples))
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
 def test_a_later_round_scores_the_pruned_model(case: Case) -> None:
     model = case.model()
     first = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.25**0.5)
@@ -29,16 +29,16 @@ def test_a_later_round_scores_the_pruned_model(case: Case) -> None:
     left = secateur.attribute(secateur.prune(model, first), case.task, case.examples)
     for site, kept in first.items():
         torch.testing.assert_close(scores[site][kept], left[site], rtol=1e-3, atol=1e-6)
-        gone = sorted(set(range(len(scores[site]))) - set(kept.tolist()))
-        assert gone
-        assert scores[site][gone].max() < scores[site][kept].min()
+        removed = sorted(set(range(len(scores[site]))) - set(kept.tolist()))
+        assert removed
+        assert scores[site][removed].max() < scores[site][kept].min()
     last = secateur.plan(scores, keep=0.25)
     assert all(set(kept.tolist()) <= set(first[site].tolist()) for site, kept in last.items())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
-def test_what_a_round_removed_does_not_return(allocation: Any) -> None:
-    """Signed scores fall below zero, where a removed unit's own score, which is zero, would be ahead of kept units."""
+def test_units_that_a_round_removes_do_not_return(allocation: Any) -> None:
+    """Signed scores may be negative. A removed unit must rank below them, though its own score would be zero."""
     case = CASES["t5-gated"]
     model, signed = case.model(), secateur.GradientActivation(over_examples="signed")
     options: dict[str, Any] = {"allocation": allocation, "floor": 0.2}
@@ -57,7 +57,7 @@ def test_what_a_round_removed_does_not_return(allocation: Any) -> None:
         assert all(float(scores[site][unit]) < lowest for unit in removed[site])
 
 
-def test_rounds_plan_with_a_knapsack_that_leaves_each_site_a_unit() -> None:
+def test_rounds_plan_by_default_with_a_knapsack_that_leaves_every_site_a_unit() -> None:
     case = CASES["t5-gated"]
     model = case.model()
 
@@ -72,7 +72,7 @@ def test_rounds_plan_with_a_knapsack_that_leaves_each_site_a_unit() -> None:
     assert not default.equal(scores(planning={"floor": 0.0}))
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     case = CASES["t5-gated"]
     with pytest.raises(InputError, match=r"^rounds: expected one at least, got 0"):
         secateur.attribute_in_rounds(case.model(), case.task, case.examples, 0, {"flops": 0.5})

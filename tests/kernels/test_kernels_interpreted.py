@@ -15,7 +15,7 @@ import pytest
 from secateur_kernels.backend import INSTALLED, INTERPRETED
 
 TESTS = Path(__file__).parents[1]
-NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced", "fused"]
+NAMES = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward", "kernels_traced", "fused_ffn"]
 
 
 @pytest.mark.skipif(not INSTALLED, reason="triton is not installed")

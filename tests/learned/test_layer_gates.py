@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, CORE, DTYPES, Case
-from hand_layers import branch_names, by_hand, relative
+from comparing import relative
+from hand_layers import branch_names, by_hand
 from torch import Tensor, nn
 from transformers import TrainingArguments
 from undisturbed import assert_undisturbed, lived_in

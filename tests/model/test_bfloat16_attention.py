@@ -1,4 +1,4 @@
-"""Attention in bfloat16 on a CPU as matrix products: as exact as the "eager" of transformers, and only where it is meant."""
+"""Attention in bfloat16 on a CPU by matrix products: as exact as transformers' "eager", and only where it is intended."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from secateur.model.faster_forward import faster_forward
 OURS: Any = sys.modules["secateur.model.shortcuts.bfloat16_attention"]
 BERT = CASES["bert-sequence"]
 ROWS, HEADS, TOKENS, CHANNELS = 3, 4, 70, 32
-# Whose attention looks to both sides, and is given a mask of bools.
+# Families with bidirectional attention and a boolean mask.
 BOTH_SIDES = ("bert-sequence", "bert-token", "roberta", "electra", "distilbert", "modernbert", "vit", "bart", "marian")
 
 
 @pytest.fixture(autouse=True)
-def able(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever this machine's CPU is."""
+def products_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat matrix products as faster, whichever CPU runs the test."""
     monkeypatch.setattr(OURS, "_products_are_faster", lambda: True)
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of the queries that were attended with by products."""
-    found: list[tuple[int, ...]] = []
+    """Return the list of the query shapes whose attention runs by products."""
+    shapes: list[tuple[int, ...]] = []
     attend = OURS._attend
 
     def record(query: Tensor, *rest: Any) -> Any:
-        found.append(tuple(query.shape))
+        shapes.append(tuple(query.shape))
         return attend(query, *rest)
 
     monkeypatch.setattr(OURS, "_attend", record)
-    return found
+    return shapes
 
 
 def masks() -> dict[str, Tensor | None]:
+    """Return masks by name: True where a query sees a key; None for no mask."""
     draw = torch.Generator().manual_seed(0)
     lengths = torch.tensor([TOKENS, 41, 1])
     padding = (torch.arange(TOKENS) < lengths[:, None])[:, None, None]
@@ -50,7 +51,7 @@ def masks() -> dict[str, Tensor | None]:
         "none": None,
         "padding": padding,
         "padding on the left": padding.flip(-1),
-        "padding, a row for each token": padding.expand(-1, -1, TOKENS, -1),
+        "padding, a row per token": padding.expand(-1, -1, TOKENS, -1),
         "all seen": torch.ones(1, 1, 1, TOKENS, dtype=torch.bool),
         "a window": (torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)).abs()[None, None] < 9,
         "any": scattered | torch.eye(TOKENS, dtype=torch.bool),
@@ -58,56 +59,56 @@ def masks() -> dict[str, Tensor | None]:
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """[rows, tokens, heads, channels] in float64, a token at a time."""
+    """Compute attention in float64, one token at a time. Returns [rows, tokens, heads, channels]."""
     query, key, value = query.double(), key.double(), value.double()
-    found = torch.empty(ROWS, TOKENS, HEADS, CHANNELS, dtype=torch.float64)
+    output = torch.empty(ROWS, TOKENS, HEADS, CHANNELS, dtype=torch.float64)
     seen = torch.ones(ROWS, 1, TOKENS, TOKENS, dtype=torch.bool) if mask is None else mask.expand(ROWS, 1, TOKENS, TOKENS)
     for row in range(ROWS):
         for head in range(HEADS):
             for token in range(TOKENS):
-                at = seen[row, 0, token]
-                weights = (key[row, head, at] @ query[row, head, token] * scaling).softmax(0)
-                found[row, token, head] = weights @ value[row, head, at]
-    return found
+                visible = seen[row, 0, token]
+                weights = (key[row, head, visible] @ query[row, head, token] * scaling).softmax(0)
+                output[row, token, head] = weights @ value[row, head, visible]
+    return output
 
 
 @pytest.mark.parametrize("mask", masks(), ids=str)
-def test_as_exact_as_eager(mask: str) -> None:
+def test_attention_by_products_is_as_exact_as_eager(mask: str) -> None:
     draw, hidden, scaling = torch.Generator().manual_seed(1), masks()[mask], CHANNELS**-0.5
-    made = [torch.randn(ROWS, TOKENS, HEADS, CHANNELS, generator=draw).bfloat16() for _ in range(3)]
-    query, key, value = (each.transpose(1, 2) for each in made)
+    states = [torch.randn(ROWS, TOKENS, HEADS, CHANNELS, generator=draw).bfloat16() for _ in range(3)]
+    query, key, value = (state.transpose(1, 2) for state in states)
     expected = naive(query, key, value, hidden, scaling)
     added = None if hidden is None else torch.zeros(hidden.shape).masked_fill(~hidden, float("-inf")).bfloat16()
     eager, _ = eager_attention_forward(nn.Module().eval(), query, key, value, added, scaling)
     with torch.inference_mode():
-        found = OURS._attend(query, key, value, hidden, scaling)
-    assert found.dtype == torch.bfloat16
-    assert found.is_contiguous()
-    ours, theirs = (float((each.double() - expected).pow(2).mean().sqrt()) for each in (found, eager))
+        actual = OURS._attend(query, key, value, hidden, scaling)
+    assert actual.dtype == torch.bfloat16
+    assert actual.is_contiguous()
+    ours, theirs = (float((output.double() - expected).pow(2).mean().sqrt()) for output in (actual, eager))
     assert ours <= 1.1 * theirs
-    assert ours <= 2**-7 * float(expected.pow(2).mean().sqrt())  # Of 8 bits.
+    assert ours <= 2**-7 * float(expected.pow(2).mean().sqrt())  # bfloat16 has 8 significant bits.
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_every_family(case: Case, calls: list[tuple[int, ...]]) -> None:
+def test_families_with_bidirectional_attention_use_products(case: Case, calls: list[tuple[int, ...]]) -> None:
     model = case.model(torch.bfloat16)
     exact, usual = case.logits(case.model(torch.float32)), case.logits(model)
     assert not calls
     with faster_forward(model):
-        found = case.logits(model)
+        faster = case.logits(model)
     assert bool(calls) == (case.name in BOTH_SIDES)
     if not calls:
-        assert torch.equal(found, usual)
+        assert torch.equal(faster, usual)
         return
-    ours, theirs = (float((each - exact).pow(2).mean().sqrt()) for each in (found, usual))
+    ours, theirs = (float((logits - exact).pow(2).mean().sqrt()) for logits in (faster, usual))
     assert ours <= 1.5 * theirs
 
 
-def test_others_are_as_they_were(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_do_not_run_in_other_modes_and_dtypes(calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     narrow: Any = BERT.model(torch.bfloat16)
     batch, *_ = BERT.batches(narrow)
     with faster_forward(narrow):
-        BERT.task.logits(narrow, batch)  # Gradients may be wanted.
+        BERT.task.logits(narrow, batch)  # Gradients are enabled.
     with faster_forward(narrow.train()):
         BERT.logits(narrow)
     narrow.eval().set_attn_implementation("eager")
@@ -122,7 +123,7 @@ def test_others_are_as_they_were(calls: list[tuple[int, ...]], monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["bert-sequence", "bart", "vit"])
-def test_nothing_is_left_behind(name: str) -> None:
+def test_the_model_is_as_before_after_faster_forward(name: str) -> None:
     model: Any = CASES[name].model(torch.bfloat16)
     configs: list[Any] = [module.config for module in model.modules() if hasattr(module, "config")]
     before = state(model)
@@ -133,8 +134,8 @@ def test_nothing_is_left_behind(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Of modules that torch.compile imports.
-def test_compiled_it_is_one_operation() -> None:
+@pytest.mark.filterwarnings("ignore")  # Modules that torch.compile imports give warnings.
+def test_torch_compile_sees_the_attention_as_one_operation() -> None:
     model: nn.Module = BERT.model(torch.bfloat16)
     batch, *_ = BERT.batches(model)
     names: list[str] = []
@@ -145,6 +146,6 @@ def test_compiled_it_is_one_operation() -> None:
 
     with torch.inference_mode(), faster_forward(model):
         expected = BERT.task.logits(model, batch)
-        found = torch.compile(BERT.task.logits, backend=see, fullgraph=True)(model, batch)  # type: ignore[no-untyped-call]
+        compiled = torch.compile(BERT.task.logits, backend=see, fullgraph=True)(model, batch)  # type: ignore[no-untyped-call]
     assert any(OURS._NAME in name for name in names)
-    assert torch.equal(found, expected)
+    assert torch.equal(compiled, expected)

@@ -1,4 +1,4 @@
-"""What single families have of their own, beside what tests/models.py has all of them go through."""
+"""Properties of single families, in addition to the tests that run over all cases of tests/support/cases.py."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, CLASSES, Case, piece_tokenizer, uneven_plan
+from comparing import relative
 from torch import nn
 from transformers import (
     CamembertConfig,
@@ -24,12 +25,8 @@ from secateur.model.modeling import EmptyLinear
 from secateur.pruning.masked import masked
 
 
-def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
 def test_every_model_type_is_tested() -> None:
-    """By a case of its own, or by the siblings below."""
+    """A model type has a case of its own, or is one of RoBERTa's siblings below."""
     configs: list[Any] = [case.build().config for case in CASES.values()]
     assert {config.model_type for config in configs} | {"xlm-roberta", "camembert"} == set(supported())
 
@@ -40,7 +37,7 @@ def test_every_model_type_is_tested() -> None:
     ids=["xlm-roberta", "camembert"],
 )
 @pytest.mark.parametrize("unit", ["head", "channel"])
-def test_siblings_of_roberta(cls: Any, kind: Any, unit: Any) -> None:
+def test_siblings_of_roberta_are_pruned_exactly(cls: Any, kind: Any, unit: Any) -> None:
     torch.manual_seed(0)
     config = kind(
         vocab_size=len(piece_tokenizer()), hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
@@ -55,7 +52,8 @@ def test_siblings_of_roberta(cls: Any, kind: Any, unit: Any) -> None:
     assert relative(case.logits(secateur.prune(model, plan)), expected) < 1e-10
 
 
-def mqa(kept: list[int]) -> tuple[nn.Module, nn.Module, Plan]:
+def multi_query_model(kept: list[int]) -> tuple[nn.Module, nn.Module, Plan]:
+    """Return a model with one key-value head, the model that keeps the given query heads, and their plan."""
     model = CASES["llama-mqa"].model(torch.float64)
     sites = tuple(secateur.sites(model, select="attention"))
     plan = Plan({site.name: torch.tensor(kept, dtype=torch.int64) for site in sites}, sites, fingerprint(model))
@@ -63,20 +61,20 @@ def mqa(kept: list[int]) -> tuple[nn.Module, nn.Module, Plan]:
 
 
 def test_with_one_key_value_head_query_heads_are_the_units() -> None:
-    model, pruned, _ = mqa([1, 4])
+    model, pruned, _ = multi_query_model([1, 4])
     assert {(site.unit, site.units, site.groups) for site in secateur.sites(model, select="attention")} == {
         ("query_head", 6, 1)
     }
     config: Any = pruned.config
     assert (config.num_attention_heads, config.num_key_value_heads, hasattr(config, "secateur")) == (2, 1, False)
-    ours, dense = (m.get_submodule("model.layers.0.self_attn") for m in (pruned, model))
+    ours, dense = (part.get_submodule("model.layers.0.self_attn") for part in (pruned, model))
     assert torch.equal(ours.k_proj.weight, dense.k_proj.weight)  # type: ignore[union-attr, arg-type]
     rows = torch.cat([torch.arange(6, 12), torch.arange(24, 30)])
     assert torch.equal(ours.q_proj.weight, dense.q_proj.weight[rows])  # type: ignore[union-attr, arg-type, index]
 
 
-def test_without_query_heads_the_key_value_head_goes_too() -> None:
-    model, pruned, plan = mqa([])
+def test_a_plan_without_query_heads_removes_the_key_value_head() -> None:
+    model, pruned, plan = multi_query_model([])
     with masked(model, plan):
         expected = CASES["llama-mqa"].logits(model)
     assert relative(CASES["llama-mqa"].logits(pruned), expected) < 1e-10
@@ -85,8 +83,8 @@ def test_without_query_heads_the_key_value_head_goes_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "modernbert"])
-def test_a_layer_that_makes_queries_keys_and_values_loses_each_for_itself(name: str) -> None:
-    """Of Q/K channels no value goes, and of V channels no query or key."""
+def test_a_fused_projection_loses_query_key_channels_and_value_channels_separately(name: str) -> None:
+    """Q/K channels remove no rows of the values. V channels remove no rows of the queries and keys."""
     case = CASES[name]
     model, whole = case.model(), uneven_plan(case, "channel")
     path = {"gpt2": "transformer.h.0.attn.c_attn", "modernbert": "model.layers.0.attn.Wqkv"}[name]

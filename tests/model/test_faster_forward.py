@@ -1,4 +1,4 @@
-"""A model within `faster_forward`: the same outputs in fewer operations, and nothing of it left behind."""
+"""Within `faster_forward` a model gives the same outputs in fewer operations. Afterwards the model is as before."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ def first_attention(model: Any) -> Any:
 
 
 def spelt_out(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that compute GELU in several operations."""
     return [module for module in model.modules() if isinstance(module, NewGELUActivation)]
 
 
 def assert_the_same(case: Case, model: nn.Module) -> None:
+    """Compare the logits with and without `faster_forward`."""
     expected = case.logits(model)
     with faster_forward(model):
         assert not spelt_out(model)
-        found = case.logits(model)
-    # An RMSNorm rounds to float32 in between.
-    assert float((found - expected).abs().max()) <= (1e-12 if case.exact else 1e-6) * float(expected.abs().max())
+        actual = case.logits(model)
+    # RMSNorm computes in float32, also in a float64 model.
+    assert float((actual - expected).abs().max()) <= (1e-12 if case.exact else 1e-6) * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -53,37 +55,37 @@ def test_the_outputs_of_pruned_models_are_the_same(name: str, make_plan: Callabl
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 128, 129, 300])
-def test_the_bias_of_distances_is_the_bias_of_pairs(length: int) -> None:
+def test_the_position_bias_by_distance_equals_the_bias_by_pair(length: int) -> None:
     model = T5.model()
     attention = first_attention(model)
     with torch.no_grad():
         expected = attention.compute_bias(length, length)
         with faster_forward(model):
-            found = attention.compute_bias(length, length)
-    assert torch.equal(found, expected)
+            by_distance = attention.compute_bias(length, length)
+    assert torch.equal(by_distance, expected)
 
 
-def test_buckets_are_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_are_not_computed_anew_in_a_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model = T5.model()
-    asked: list[int] = []
-    find = T5Attention._relative_position_bucket
+    dimensions: list[int] = []
+    original = T5Attention._relative_position_bucket
 
     def bucket(distance: Tensor, **options: Any) -> Any:
-        asked.append(distance.dim())
-        return find(distance, **options)
+        dimensions.append(distance.dim())
+        return original(distance, **options)
 
     monkeypatch.setattr(T5Attention, "_relative_position_bucket", staticmethod(bucket))
     encoder: Any = model.get_submodule("encoder")
     ids = torch.ones(1, 9, dtype=torch.int64)
     encoder(input_ids=ids)
-    assert asked == [2]
+    assert dimensions == [2]
     with faster_forward(model):
-        asked.clear()
+        dimensions.clear()
         encoder(input_ids=ids)
-        assert asked == []
+        assert dimensions == []
 
 
-def test_gradients_after_inference() -> None:
+def test_gradients_flow_after_a_pass_in_inference_mode() -> None:
     model = T5.model()
     encoder: Any = model.get_submodule("encoder")
     ids = torch.ones(1, 9, dtype=torch.int64)
@@ -91,26 +93,27 @@ def test_gradients_after_inference() -> None:
     with faster_forward(model):
         with torch.inference_mode():
             expected = encoder(input_ids=ids).last_hidden_state
-        found = encoder(input_ids=ids).last_hidden_state
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
-        (found**2).sum().backward()
+        states = encoder(input_ids=ids).last_hidden_state
+        assert torch.allclose(states, expected, rtol=1e-4, atol=1e-5)
+        (states**2).sum().backward()
     assert first_attention(model).relative_attention_bias.weight.grad.abs().max() > 0
 
 
 def raise_within(model: nn.Module, before: dict[str, Any]) -> None:
+    """Raise an error within `faster_forward`, after a check that the model's state has changed."""
     with faster_forward(model):
         assert state(model) != before
         raise RuntimeError("inside")
 
 
 @pytest.mark.parametrize("name", SPELT_OUT)
-def test_nothing_is_left_behind(name: str) -> None:
+def test_the_model_is_as_before_after_an_error_and_after_overlapping_contexts(name: str) -> None:
     model = CASES[name].model()
     before = state(model)
     with pytest.raises(RuntimeError, match="inside"):
         raise_within(model, before)
     assert state(model) == before
-    # Two at once, the first of which ends first.
+    # Two contexts overlap. The context that starts first also ends first.
     first, second = faster_forward(model), faster_forward(model)
     first.__enter__()
     second.__enter__()
@@ -120,7 +123,7 @@ def test_nothing_is_left_behind(name: str) -> None:
     assert state(model) == before
 
 
-def test_hooks_of_activations_run() -> None:
+def test_an_activation_with_a_hook_is_not_replaced() -> None:
     model = T5.model(torch.float64)
     hooked, *others = spelt_out(model)
     hooked.register_forward_hook(lambda module, arguments, output: 0 * output)
@@ -131,10 +134,10 @@ def test_hooks_of_activations_run() -> None:
     assert spelt_out(model) == [hooked, *others]
 
 
-def test_models_of_unknown_families() -> None:
+def test_activations_of_an_unknown_family_are_replaced() -> None:
     model = nn.Sequential(nn.Linear(3, 3), NewGELUActivation())
     values = torch.linspace(-4, 4, 12).view(4, 3)
     with faster_forward(model):
-        found = model(values)
+        actual = model(values)
         assert not spelt_out(model)
-    assert torch.allclose(found, model(values), atol=1e-6)
+    assert torch.allclose(actual, model(values), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Encoders whose head reads the first token alone: the last block runs for that token, with the same logits."""
+"""Where the head reads only the first token, the last block runs for that token alone and gives the same logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BERT = CASES["bert-sequence"]
 
 
 def small(cls: type[nn.Module], kind: type[Any], **options: Any) -> Case:
-    """A family that the case matrix has with another head, or not at all."""
+    """Return a case of a model class that the case matrix lacks."""
     config = dict(
         vocab_size=40, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37, pad_token_id=0,
         max_position_embeddings=40, initializer_range=0.3, id2label=dict(enumerate(CLASSES)), **options,
@@ -50,23 +50,23 @@ OTHERS = [case for case in ALL if case.kind == "encoder" and case not in READING
 
 @contextmanager
 def tokens_seen(model: nn.Module) -> Iterator[dict[str, set[int]]]:
-    """How many tokens of an example each linear layer of the branches saw meanwhile."""
+    """Yield the numbers of tokens that the last block's linear layers read within the context, by path."""
     paths = {model.get_submodule(path): path for path in layers(model)}
-    found: dict[str, set[int]] = {}
+    tokens: dict[str, set[int]] = {}
 
     def see(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if module in paths:
-            found.setdefault(paths[module], set()).add(arguments[0].shape[1])
+            tokens.setdefault(paths[module], set()).add(arguments[0].shape[1])
 
     handle = nn.modules.module.register_module_forward_hook(see)
     try:
-        yield found
+        yield tokens
     finally:
         handle.remove()
 
 
 def layers(model: nn.Module) -> list[str]:
-    """The linear layers of the last block."""
+    """Return the paths of the last block's linear layers."""
     *_, attention, feed_forward = branches(model).values()
     assert isinstance(attention, Attention)
     assert isinstance(feed_forward, FeedForward)
@@ -74,10 +74,11 @@ def layers(model: nn.Module) -> list[str]:
 
 
 def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: float = 1e-12) -> None:
+    """Compare the logits with and without `faster_forward`. If `reduced`, the last block must read one token only."""
     with tokens_seen(model) as usual:
         expected = case.logits(model)
     with faster_forward(model), tokens_seen(model) as seen:
-        found = case.logits(model)
+        actual = case.logits(model)
     assert all(max(tokens) > 1 for tokens in usual.values())
     assert seen
     if reduced:
@@ -87,7 +88,7 @@ def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: f
         assert not {attention.key, attention.value} & seen.keys()
     else:
         assert seen == usual
-    assert float((found - expected).abs().max()) <= tolerance * float(expected.abs().max())
+    assert float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -95,24 +96,26 @@ def assert_the_same(case: Case, model: nn.Module, *, reduced: bool, tolerance: f
 def test_the_last_block_runs_for_one_token(case: Case, attention: str) -> None:
     model: Any = case.model(torch.float64)
     model.set_attn_implementation(attention)
-    # The eager ViT takes its softmax in float32.
+    # ViT's eager attention computes the softmax in float32.
     tolerance = 1e-6 if (case.name, attention) == ("vit", "eager") else 1e-12
     assert_the_same(case, model, reduced=True, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("case", OTHERS, ids=str)
-def test_other_heads_are_given_all_tokens(case: Case) -> None:
+def test_other_heads_read_all_tokens(case: Case) -> None:
     assert_the_same(case, case.model(torch.float64), reduced=False)
 
 
 @pytest.mark.parametrize("make_plan", [uneven_plan, emptied_plan])
 @pytest.mark.parametrize("case", READING[:4], ids=str)
-def test_pruned_models(case: Case, make_plan: Callable[[Case, str], secateur.Plan]) -> None:
+def test_the_last_block_of_pruned_models_runs_for_one_token(
+    case: Case, make_plan: Callable[[Case, str], secateur.Plan]
+) -> None:
     assert_the_same(case, secateur.prune(case.model(torch.float64), make_plan(case, "head")), reduced=True)
 
 
 @pytest.mark.parametrize("case", READING[:4], ids=str)
-def test_a_last_attention_without_heads(case: Case) -> None:
+def test_a_last_attention_without_heads_gives_the_same_logits(case: Case) -> None:
     plan = uneven_plan(case, "head")
     last = [site.name for site in plan.sites if site.kind == "self_attention"][-1]
     kept = {name: units[:0] if name == last else units for name, units in plan.items()}
@@ -131,34 +134,34 @@ def test_gradients_are_the_same(case: Case) -> None:
 
     expected = gradients()
     with faster_forward(model):
-        found = gradients()
-    for (name, _), ours, theirs in zip(model.named_parameters(), found, expected, strict=True):
-        # A key's bias moves all scores alike; what is left of its gradient is rounding.
+        actual = gradients()
+    for (name, _), ours, theirs in zip(model.named_parameters(), actual, expected, strict=True):
+        # A key's bias shifts all attention scores equally, so its gradient is rounding error.
         scale = max(float(theirs.abs().max()), 1.0 if name.endswith(("key.bias", "k_lin.bias", "k_proj.bias")) else 0.0)
         assert float((ours - theirs).abs().max()) <= 1e-10 * scale, name
 
 
 @pytest.mark.parametrize("path", ["bert", "bert.encoder.layer.1.output", "bert.pooler", "classifier"])
-def test_hooks_see_what_they_saw(path: str) -> None:
+def test_a_module_with_a_hook_still_reads_all_tokens(path: str) -> None:
     model = BERT.model(torch.float64)
     model.get_submodule(path).register_forward_hook(lambda *_: None)
     assert_the_same(BERT, model, reduced=False)
 
 
 class Mean(nn.Module):
-    """A pooler of the user's own."""
+    """A user-defined pooler: the mean over all tokens."""
 
     def forward(self, states: Tensor) -> Tensor:
         return states.mean(1)
 
 
-def test_a_head_of_ones_own_is_given_all_tokens() -> None:
+def test_a_user_defined_head_reads_all_tokens() -> None:
     model: Any = BERT.model(torch.float64)
     model.bert.pooler = Mean()
     assert_the_same(BERT, model, reduced=False)
 
 
-def test_a_model_of_ones_own_is_given_all_tokens() -> None:
+def test_a_user_defined_model_class_reads_all_tokens() -> None:
     class Own(BertForSequenceClassification):  # type: ignore[misc]
         def forward(self, *arguments: Any, **named: Any) -> Any:
             return super().forward(*arguments, **named)
@@ -168,13 +171,13 @@ def test_a_model_of_ones_own_is_given_all_tokens() -> None:
     assert_the_same(BERT, model, reduced=False)
 
 
-def test_tokens_that_see_those_before_them_alone() -> None:
+def test_causal_attention_reads_all_tokens() -> None:
     case = small(BertForSequenceClassification, BertConfig, is_decoder=True)
     assert_the_same(case, case.model(torch.float64), reduced=False)
 
 
 @pytest.mark.parametrize("case", READING, ids=str)
-def test_nothing_is_left_behind(case: Case) -> None:
+def test_the_model_is_as_before_after_faster_forward(case: Case) -> None:
     model = case.model()
     before = state(model)
     with faster_forward(model):

@@ -1,4 +1,4 @@
-"""docs/guides/add-a-family.md: its code, run as it stands there, on a model whose class is no transformers' one."""
+"""The code of docs/guides/add-a-family.md runs unchanged on a model whose class is not part of transformers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ class Mix(nn.Module):
         self.o = nn.Linear(config.heads * config.head_dim, 24)
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, None]:
-        q, k, v = (each(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
         return self.o(mixed.transpose(1, 2).flatten(2)), None
 
@@ -72,7 +74,7 @@ class ToyModel(PreTrainedModel):  # type: ignore[misc]
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> ToyModel:
-    """The model, with its family registered by the code of the page, for as long as the test runs."""
+    """Return the model. The page's code registers its family for the duration of the test."""
     monkeypatch.setattr(registry, "_FAMILIES", list(registry._FAMILIES))
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert "toy" not in families.supported()
@@ -98,7 +100,7 @@ def logits(model: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("criterion", ["ap", "ig"])
 @pytest.mark.parametrize("unit", ["head", "channel"])
-def test_the_pages_family_is_attributed_and_pruned(toy: ToyModel, unit: Any, criterion: str) -> None:
+def test_a_model_of_the_guides_family_is_attributed_and_pruned(toy: ToyModel, unit: Any, criterion: str) -> None:
     model = toy.double()
     scores = secateur.attribute(model, task(), labelled(LABELS), unit=unit, criterion=criterion)
     assert next(site.name for site in scores.sites).startswith("decoder.0.self_attention")
@@ -110,7 +112,7 @@ def test_the_pages_family_is_attributed_and_pruned(toy: ToyModel, unit: Any, cri
     assert secateur.cost.parameters(pruned) < secateur.cost.parameters(model)
 
 
-def test_its_uniform_folder_is_its_own_class(toy: ToyModel, tmp_path: Path) -> None:
+def test_its_own_class_loads_a_uniformly_pruned_folder(toy: ToyModel, tmp_path: Path) -> None:
     scores = secateur.attribute(toy, task(), labelled(LABELS), select="ffn")
     pruned = secateur.prune(toy, secateur.plan(scores, keep=0.5))
     secateur.save(pruned, tmp_path / "toy")
@@ -119,7 +121,7 @@ def test_its_uniform_folder_is_its_own_class(toy: ToyModel, tmp_path: Path) -> N
     assert torch.equal(logits(loaded), logits(pruned))
 
 
-def test_another_shape_of_an_outside_class_is_refused_in_one_line(toy: ToyModel, tmp_path: Path) -> None:
+def test_saving_an_uneven_shape_of_a_class_outside_transformers_is_refused(toy: ToyModel, tmp_path: Path) -> None:
     scores = secateur.attribute(toy, task(), labelled(LABELS), select="ffn.0")
     pruned = secateur.prune(toy, secateur.plan(scores, keep=0.5))
     with pytest.raises(secateur.InputError, match=r"^model: expected a class of transformers, .* got ToyModel"):
@@ -127,9 +129,9 @@ def test_another_shape_of_an_outside_class_is_refused_in_one_line(toy: ToyModel,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_layers_are_deleted(toy: ToyModel) -> None:
-    made = secateur.delete_layers(toy.double(), ["decoder.1.ffn"])
+def test_deleting_a_layer_equals_zeroing_its_output(toy: ToyModel) -> None:
+    shallower = secateur.delete_layers(toy.double(), ["decoder.1.ffn"])
     with torch.no_grad():
         toy.blocks[1].down.weight.zero_()  # type: ignore[union-attr, operator]
         toy.blocks[1].down.bias.zero_()  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(logits(made), logits(toy), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(logits(shallower), logits(toy), rtol=1e-12, atol=1e-12)

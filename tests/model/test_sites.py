@@ -1,4 +1,4 @@
-"""What can be pruned: names, selection, and the cost of a unit against the model's own parameters and FLOPs."""
+"""Sites: their names, their selection, and the cost of a unit compared with the model's parameters and FLOPs."""
 
 from __future__ import annotations
 
@@ -40,48 +40,50 @@ def test_sites_come_in_forward_order(t5: nn.Module) -> None:
         ("decoder.self.1, encoder.ffn.2", ["encoder.2.ffn", "decoder.1.self_attention"]),
     ],
 )
-def test_selection(t5: nn.Module, select: str, expected: list[str]) -> None:
+def test_a_selection_names_its_sites(t5: nn.Module, select: str, expected: list[str]) -> None:
     assert [site.name for site in secateur.sites(t5, select=select)] == expected
 
 
-def test_selection_of_channels(t5: nn.Module) -> None:
-    found = secateur.sites(t5, unit="channel", select="encoder.0.qk")
-    assert [site.name for site in found] == ["encoder.0.self_attention.qk"]
+def test_a_selection_of_channels_names_its_sites(t5: nn.Module) -> None:
+    sites = secateur.sites(t5, unit="channel", select="encoder.0.qk")
+    assert [site.name for site in sites] == ["encoder.0.self_attention.qk"]
 
 
 @pytest.mark.parametrize("select", ["mlp", "ffn.x-3", "", "ffn..1", "layer9", "ffn.7"])
-def test_bad_selection(t5: nn.Module, select: str) -> None:
+def test_a_bad_selection_is_refused(t5: nn.Module, select: str) -> None:
     with pytest.raises(secateur.InputError, match=r"^sites: .*(expected words of|selects none)"):
         secateur.sites(t5, select=select)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_unit_parameters_add_up_to_the_layers_parameters(case: Case) -> None:
-    """Everything in the projections belongs to a unit, save the out-projections' biases."""
+    """Every parameter of the projections belongs to a unit, except the out-projections' biases."""
     model = case.model()
     marks: tuple[str, ...] = ("SelfAttention", "EncDecAttention", "DenseReluDense", "attn.", "mlp.", "encoder.layer.")
     marks += ("fc1", "fc2", "attention.", "ffn.")
-    aside: tuple[str, ...] = ("norm", "Norm", "relative_attention_bias")
-    aside += tuple(
+    excluded: tuple[str, ...] = ("norm", "Norm", "relative_attention_bias")
+    excluded += tuple(
         f"{name}.bias" for name in ("output.dense", "fc2", "out_proj", "attention.o_proj", "lin2", "out_lin", "c_proj")
     )
     if case.name == "llama-mqa":
-        aside += ("k_proj", "v_proj")  # All query heads share them.
+        excluded += ("k_proj", "v_proj")  # All query heads share them.
     expected = sum(
-        p.numel() for name, p in model.named_parameters() if any(m in name for m in marks) and not any(a in name for a in aside)
+        p.numel()
+        for name, p in model.named_parameters()
+        if any(mark in name for mark in marks) and not any(part in name for part in excluded)
     )
     assert sum(site.parameters * site.units for site in secateur.sites(model)) == expected
 
 
 def attend_by(implementation: str, model: nn.Module) -> None:
-    """Each stack of a T5 has its own config."""
+    """Set the attention implementation of every stack: the stacks of a T5 have separate configs."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.set_attn_implementation(implementation)
 
 
 def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-    """Inputs without padding, and their length in each stack."""
+    """Return inputs without padding, and their length in tokens by stack."""
     if case.name == "vit":
         return {"pixel_values": torch.rand(batch, 3, 8, 8)}, {"encoder": 17.0, "decoder": 1.0}
     source, target = 7, 5
@@ -95,10 +97,10 @@ def unpadded(case: Case, batch: int = 1) -> tuple[dict[str, torch.Tensor], dict[
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> None:
-    """Removing one unit anywhere saves exactly the FLOPs that its site tells, attention's core included."""
+    """Removing one unit saves exactly the FLOPs that its site states, including the attention core."""
     model = case.model()
     if implementation == "sdpa" and not model._supports_sdpa:
-        pytest.skip("transformers has no such attention for the family")
+        pytest.skip("transformers has no SDPA attention for the family")
     attend_by(implementation, model)
     inputs, tokens = unpadded(case)
     dense = cost.flops(model, inputs)
@@ -112,25 +114,25 @@ def test_unit_flops_are_what_torch_counts(case: Case, implementation: str) -> No
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("case", [c for c in ALL if c.name != "gemma2"], ids=str)  # Eager is all that transformers has there.
-def test_every_implementation_of_attention_counts_alike(case: Case, unit: str) -> None:
-    """Also of models whose heads have lost channels, and in either grad mode."""
+@pytest.mark.parametrize("case", [c for c in ALL if c.name != "gemma2"], ids=str)  # Gemma 2 has eager attention only.
+def test_attention_implementations_count_equal_flops(case: Case, unit: str) -> None:
+    """Eager attention and SDPA count equal FLOPs, also where heads have lost channels."""
     inputs, _ = unpadded(case, batch=2)
-    found = {}
+    counts = {}
     for implementation in ("eager", "sdpa"):
         model = case.model()
         attend_by(implementation, model)
         pruned = [secateur.prune(model, plan) for plan in (uniform_plan(case, unit), uneven_plan(case, unit))]
-        for each in pruned:
-            attend_by(implementation, each)
-        found[implementation] = [cost.flops(each, inputs) for each in (model, *pruned)]
-    assert found["eager"] == found["sdpa"]
-    assert found["sdpa"][0] > max(found["sdpa"][1:])
+        for smaller in pruned:
+            attend_by(implementation, smaller)
+        counts[implementation] = [cost.flops(variant, inputs) for variant in (model, *pruned)]
+    assert counts["eager"] == counts["sdpa"]
+    assert counts["sdpa"][0] > max(counts["sdpa"][1:])
 
 
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize(("groups", "channels"), [(6, 8), (2, 8), (2, 5)], ids=["plain", "grouped", "other-value-width"])
-def test_attentions_core_counts_for_each_query_head(groups: int, channels: int, inference: bool) -> None:
+def test_the_attention_core_counts_for_every_query_head(groups: int, channels: int, inference: bool) -> None:
     class Core(nn.Module):
         def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             return nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
@@ -143,7 +145,7 @@ def test_attentions_core_counts_for_each_query_head(groups: int, channels: int, 
 @pytest.mark.parametrize("make", [uniform_plan, uneven_plan], ids=["uniform", "uneven"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_the_planners_flops_are_what_torch_counts(case: Case, make: Callable[[Case, str], secateur.Plan]) -> None:
-    """A whole plan by heads, on a batch of the lengths that the scores tell, as the decoder of a T5 runs over its targets."""
+    """A plan by heads removes the FLOPs that the planner predicts, on a batch with the lengths that the scores state."""
     inputs, tokens = unpadded(case, batch=3)
     scores, plan = scores_of(case.name), make(case, "head")
     counts = {name: len(kept) for name, kept in plan.items()}
@@ -154,7 +156,7 @@ def test_the_planners_flops_are_what_torch_counts(case: Case, make: Callable[[Ca
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_parameters_counts_tied_ones_once(case: Case) -> None:
+def test_parameters_counts_tied_weights_once(case: Case) -> None:
     model = case.model()
     distinct = {p.data_ptr(): math.prod(p.shape) for p in model.parameters()}
     assert cost.parameters(model) == sum(distinct.values())
@@ -171,8 +173,8 @@ def _fingerprint(model: nn.Module) -> str:
     return fingerprint(model)
 
 
-def test_models_of_equal_shapes_and_other_heads_do_not_share_a_fingerprint() -> None:
-    """Four heads of six channels and six of four have the same weights' shapes, and not the same units."""
+def test_models_with_equal_shapes_and_different_heads_have_different_fingerprints() -> None:
+    """Four heads of six channels and six heads of four channels have weights of the same shapes, but different units."""
 
     def bert(heads: int) -> nn.Module:
         config = BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=1, num_attention_heads=heads, intermediate_size=37)

@@ -1,4 +1,4 @@
-"""Contract 5: nothing is left behind on the caller's model, also after an exception."""
+"""Contract 5: every call leaves the caller's model as it was, also after an exception."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ OTHERS = {name: criterion_named(name) for name in ("fpp", "rap", "wanda", "flap"
 
 
 def calls(case: Case, model: nn.Module) -> dict[str, Callable[[], Any]]:
+    """Return calls of the public functions on the model, by name."""
     plan = uniform_plan(case, "head")
 
     def run_masked() -> None:
@@ -58,7 +59,7 @@ VERBS = [*ATTRIBUTE, "evaluate", "verify", "masked", "prune", "factorise", "site
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_undisturbed(case: Case, verb: str) -> None:
+def test_a_call_leaves_the_model_undisturbed(case: Case, verb: str) -> None:
     model = lived_in(case)
     assert_undisturbed(model, calls(case, model)[verb])
 
@@ -72,7 +73,7 @@ def test_verify_leaves_the_pruned_model_undisturbed(case: Case) -> None:
 
 @pytest.mark.parametrize("verb", [*ATTRIBUTE, "evaluate", "verify", "masked"])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
+def test_the_model_is_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
     model = lived_in(case)
     raised = 0
 
@@ -94,10 +95,10 @@ def test_undisturbed_when_the_forward_raises(case: Case, verb: str) -> None:
 
 @pytest.mark.parametrize("criterion", [LAYER, JOINT], ids=["layer", "joint"])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_undisturbed_when_a_target_along_the_path_raises(
+def test_the_model_is_undisturbed_when_a_target_along_the_path_raises(
     case: Case, criterion: Criterion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of the pieces of a pass, where the path of one layer has replaced what modules do."""
+    """The error comes in the middle of a pass, while the layer path has replaced the forward of modules."""
     model, target, called = lived_in(case), case.task.target, 0
 
     def fail(*arguments: Any) -> Tensor:
@@ -118,8 +119,8 @@ def test_undisturbed_when_a_target_along_the_path_raises(
 
 
 @pytest.mark.parametrize(("criterion", "passes"), [(None, 1), (LAYER, 2), (JOINT, 2)], ids=["gradient", "layer", "joint"])
-def test_undisturbed_when_the_backward_raises(t5_case: Case, criterion: Criterion | None, passes: int) -> None:
-    """Of the given pass, among those that have one."""
+def test_the_model_is_undisturbed_when_the_backward_raises(t5_case: Case, criterion: Criterion | None, passes: int) -> None:
+    """The error comes in the given backward pass, counted from one."""
     model, seen = lived_in(t5_case), 0
 
     def fail(gradient: Tensor) -> None:
@@ -150,7 +151,7 @@ def test_undisturbed_when_the_backward_raises(t5_case: Case, criterion: Criterio
     ],
 )
 @pytest.mark.parametrize("criterion", [LAYER, JOINT], ids=["layer", "joint"])
-def test_a_forward_that_another_library_has_wrapped_stays(name: str, paths: list[str], criterion: Criterion) -> None:
+def test_a_forward_that_another_library_has_wrapped_stays_wrapped(name: str, paths: list[str], criterion: Criterion) -> None:
     case = CASES[name]
     model = lived_in(case)
     expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
@@ -165,7 +166,7 @@ def test_a_forward_that_another_library_has_wrapped_stays(name: str, paths: list
 
 
 @pytest.mark.parametrize("verb", ["attribute", "attribute-layer", "attribute-joint", "evaluate"])
-def test_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) -> None:
+def test_the_model_is_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) -> None:
     model = lived_in(t5_case)
 
     def stop(*arguments: Any) -> None:
@@ -186,7 +187,7 @@ def test_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) ->
     [
         ("t5-gated", "encoder.block.1.layer.1.DenseReluDense.wi_0.weight", "'encoder.1.ffn'"),
         ("t5-relu", "decoder.block.0.layer.1.EncDecAttention.v.weight", "'decoder.0.cross_attention'"),
-        # A branch without units of its own that is not finite shows at the next site.
+        # A non-finite weight outside all units is reported at the next site.
         ("t5-relu", "encoder.block.2.layer.0.layer_norm.weight", "'encoder.2.self_attention'"),
         ("llama", "model.layers.1.self_attn.q_proj.weight", "'decoder.1.self_attention'"),
         ("bert-sequence", "bert.encoder.layer.0.output.dense.weight", "'encoder.1.self_attention'"),
@@ -195,7 +196,7 @@ def test_undisturbed_when_stopped_from_the_keyboard(t5_case: Case, verb: str) ->
 )
 @pytest.mark.parametrize("criterion", [None, LAYER, JOINT], ids=["gradient", "layer", "joint"])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")], ids=["nan", "inf"])
-def test_undisturbed_after_a_value_that_is_not_finite_and_the_site_is_named(
+def test_a_non_finite_value_is_reported_with_its_site_and_leaves_the_model_undisturbed(
     name: str, path: str, site: str, broken: float, criterion: Criterion | None
 ) -> None:
     case = CASES[name]

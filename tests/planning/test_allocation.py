@@ -1,4 +1,4 @@
-"""Allocation: the knapsack against every choice, monotone budgets, floors, empty sites, memory and predicted latency."""
+"""Allocation: the knapsack compared with every choice, growing budgets, floors, empty sites, memory and predicted latency."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, scores_of
+from cases import CASES, random_scores
 
 import secateur
 from secateur import InputError, LatencyTable, Scores, Site
@@ -19,8 +19,8 @@ from secateur.planning.allocation import Ladder, greedy
 CASE_NAMES = ["t5-gated", "bert-sequence", "llama"]
 
 
-def drawn(seed: int, units: Sequence[int] = (3, 4, 5)) -> Scores:
-    """Sites of random cost with random scores, all of a model's layers."""
+def random_ffn_scores(seed: int, units: Sequence[int] = (3, 4, 5)) -> Scores:
+    """Return random scores of sites with random costs. The sites are all layers of a model."""
     generator = torch.Generator().manual_seed(seed)
     costs = torch.rand(len(units), generator=generator).mul(9).add(1).tolist()
     sites = tuple(
@@ -31,31 +31,27 @@ def drawn(seed: int, units: Sequence[int] = (3, 4, 5)) -> Scores:
     return Scores(scores, sites, sites, "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0}, 1000)
 
 
-def random_scores(name: str, unit: Any = "head", seed: int = 0) -> Scores:
-    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
-    return replace(whole, by_site={s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in whole.sites})
-
-
 def attribution(scores: Scores, plan: secateur.Plan) -> float:
+    """Return the sum of the scores of the kept units."""
     return sum(float(scores[name][kept].sum()) for name, kept in plan.items())
 
 
 def best(scores: Scores, limit: float) -> float:
-    """The most attribution within a share of the parameters, by trying every choice."""
+    """Return the largest attribution within a share of the parameters. Try every choice."""
     total = sum(site.parameters * site.units for site in scores.sites)
     prefix = {site.name: [0.0, *scores[site.name].sort(descending=True).values.cumsum(0).tolist()] for site in scores.sites}
-    found = 0.0
+    largest = 0.0
     for counts in itertools.product(*(range(site.units + 1) for site in scores.sites)):
         cost = sum(site.parameters * count for site, count in zip(scores.sites, counts, strict=True))
         if cost <= limit * total * (1 + 1e-12):
-            found = max(found, sum(prefix[site.name][count] for site, count in zip(scores.sites, counts, strict=True)))
-    return found
+            largest = max(largest, sum(prefix[site.name][count] for site, count in zip(scores.sites, counts, strict=True)))
+    return largest
 
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("limit", [0.15, 0.5, 0.8])
 def test_knapsack_is_within_its_stated_gap_of_the_best(seed: int, limit: float) -> None:
-    scores = drawn(seed)
+    scores = random_ffn_scores(seed)
     plan = secateur.plan(scores, params=limit, allocation="knapsack")
     gap = plan.summary()["gap"]
     assert 0 <= gap < 0.5
@@ -63,8 +59,8 @@ def test_knapsack_is_within_its_stated_gap_of_the_best(seed: int, limit: float) 
     assert plan.summary()["remaining"]["params"] <= limit + 1e-12
 
 
-def test_the_gap_closes_where_units_are_many() -> None:
-    plan = secateur.plan(drawn(0, units=(500, 700, 900)), params=0.5, allocation="knapsack")
+def test_the_gap_is_small_where_sites_have_many_units() -> None:
+    plan = secateur.plan(random_ffn_scores(0, units=(500, 700, 900)), params=0.5, allocation="knapsack")
     assert plan.summary()["gap"] < 1e-3
 
 
@@ -83,27 +79,27 @@ def test_a_larger_budget_keeps_no_less_attribution(name: str, unit: Any, allocat
 
 @pytest.mark.parametrize("name", CASE_NAMES)
 @pytest.mark.parametrize("seed", range(3))
-def test_knapsack_keeps_more_attribution_than_the_others(name: str, seed: int) -> None:
+def test_a_knapsack_keeps_at_least_the_attribution_of_the_other_allocations(name: str, seed: int) -> None:
     scores = random_scores(name, seed=seed)
     kept = {
-        how: attribution(scores, secateur.plan(scores, allocation=how, flops=0.5, floor=0.1))
-        for how in ("uniform", "global", "knapsack")
+        allocation: attribution(scores, secateur.plan(scores, allocation=allocation, flops=0.5, floor=0.1))
+        for allocation in ("uniform", "global", "knapsack")
     }
     assert kept["knapsack"] >= max(kept.values()) - 1e-9
 
 
 def test_global_ranking_keeps_the_highest_of_all_sites() -> None:
-    scores = drawn(1)
+    scores = random_ffn_scores(1)
     plan = secateur.plan(scores, params=0.5, allocation="global")
     kept = torch.cat([scores[name][units] for name, units in plan.items()])
-    gone = torch.cat(
+    removed = torch.cat(
         [values[[k for k in range(len(values)) if k not in plan[name].tolist()]] for name, values in scores.items()]
     )
-    assert kept.min() > gone.max()
+    assert kept.min() > removed.max()
 
 
 def two_sites() -> Scores:
-    """Two sites of two units. A unit of the first costs ten times a unit of the second."""
+    """Return scores of two sites with two units. A unit of the first site costs ten times a unit of the second."""
     sites = tuple(
         Site(f"encoder.{k}.ffn", "ffn", "encoder", k, "neuron", 2, 1, price, 2 * price, 0.0, 0.0)
         for k, price in enumerate((10.0, 1.0))
@@ -124,8 +120,8 @@ def test_a_step_that_does_not_fit_ends_a_global_ranking(allocation: Any, kept: l
 
 @pytest.mark.parametrize("allocation", ["global", "knapsack"])
 @pytest.mark.parametrize(("floor", "least"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.75, 3), (1.0, 4)])
-def test_a_floor_that_is_a_whole_number_of_units_is_that_number(floor: float, least: int, allocation: Any) -> None:
-    scores = drawn(6, units=(4, 8))
+def test_a_floor_rounds_up_to_whole_units(floor: float, least: int, allocation: Any) -> None:
+    scores = random_ffn_scores(6, units=(4, 8))
     worthless, other = scores
     scores.by_site[worthless].neg_()
     plan = secateur.plan(scores, params=1.0, allocation=allocation, floor=floor)
@@ -133,14 +129,14 @@ def test_a_floor_that_is_a_whole_number_of_units_is_that_number(floor: float, le
 
 
 @pytest.mark.parametrize("floor", [0.5, 1.0])
-def test_a_floor_that_the_budget_just_holds_is_met(floor: float) -> None:
+def test_a_floor_equal_to_the_budget_is_met(floor: float) -> None:
     scores = two_sites()
     plan = secateur.plan(scores, params=floor, floor=floor)
     assert [len(units) for units in plan.values()] == [2 * floor] * 2
 
 
 @pytest.mark.parametrize("allocation", ["global", "knapsack"])
-def test_floors_hold_and_without_one_a_site_may_go(allocation: Any) -> None:
+def test_every_site_keeps_its_floor_and_without_a_floor_a_site_may_be_empty(allocation: Any) -> None:
     scores = random_scores("t5-gated")
     worthless = "decoder.0.ffn"
     scores.by_site[worthless].zero_().sub_(1e-9)
@@ -153,41 +149,41 @@ def test_floors_hold_and_without_one_a_site_may_go(allocation: Any) -> None:
     assert min(len(kept) for kept in uniform.values()) >= 1
 
 
-def test_negative_scores_are_not_bought() -> None:
-    scores = drawn(2)
+def test_a_knapsack_keeps_no_unit_with_a_negative_score() -> None:
+    scores = random_ffn_scores(2)
     scores.by_site["encoder.0.ffn"].neg_()
     plan = secateur.plan(scores, params=1.0, allocation="knapsack")
     assert [len(plan[name]) for name in scores] == [0, 4, 5]
 
 
-def test_the_hull_passes_over_rungs_that_gain_too_little() -> None:
-    """A step in cost, as widths of a matrix product have: two units cost hardly more than one."""
-    (site,) = drawn(0, units=(3,)).sites
+def test_the_hull_leaves_out_rungs_that_gain_too_little() -> None:
+    """Costs have a step, as the widths of a matrix product have: two units cost hardly more than one."""
+    (site,) = random_ffn_scores(0, units=(3,)).sites
     ladder = Ladder(site, [0, 1, 2, 3], [0.0, 0.5, 0.55, 1.0], [0.0, 1.0, 1.8, 2.0])
     assert ladder.hull() == [0, 2, 3]
     assert greedy([ladder], 0.55, by_price=True) == ([2], 0.0)
     rungs, gap = greedy([ladder], 0.5, by_price=True)
     assert rungs == [0]
-    assert gap == 1.0  # It keeps nothing, where the relaxation keeps most of a step.
+    assert gap == 1.0  # The plan keeps nothing, but the relaxation keeps most of a step.
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
 @pytest.mark.parametrize("name", ["bert-sequence", "llama", "t5-gated"])
-def test_memory_is_the_share_of_all_weights(name: str, allocation: Any) -> None:
+def test_a_memory_budget_is_the_share_of_all_weights(name: str, allocation: Any) -> None:
     model, scores = CASES[name].model(), random_scores(name)
     assert scores.weights == secateur.cost.parameters(model)
     plan = secateur.plan(scores, memory=0.8, allocation=allocation)
     pruned = secateur.cost.parameters(secateur.prune(model, plan)) / scores.weights
-    # T5's position bias has an entry a head, which no unit counts.
+    # T5's position bias has an entry per head, which no unit counts.
     bias = 0.003 if name == "t5-gated" else 1e-9
     step = max(site.parameters for site in scores.sites) / scores.weights
     assert 0.8 - step - bias < pruned <= 0.8 + bias
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
-def test_memory_counts_the_weights_outside_the_layers(allocation: Any) -> None:
-    """The layers hold a quarter of the weights, so a tenth less of all weights is four tenths less of the layers."""
-    scores = drawn(5, units=(200, 300, 400))
+def test_a_memory_budget_counts_the_weights_outside_the_layers(allocation: Any) -> None:
+    """The layers hold a quarter of all weights, so to remove a tenth of all weights is to remove four tenths of the layers."""
+    scores = random_ffn_scores(5, units=(200, 300, 400))
     whole = sum(site.parameters * site.units for site in scores.sites)
     scores = replace(scores, weights=round(4 * whole))
     plan = secateur.plan(scores, memory=0.9, allocation=allocation)
@@ -198,15 +194,15 @@ def test_memory_counts_the_weights_outside_the_layers(allocation: Any) -> None:
 
 
 def table_of(scores: Scores, rest: float = 5.0) -> LatencyTable:
-    """A table in which each unit of a site takes a millisecond more than one of the site before, and all else `rest`."""
+    """Return a table: a unit of the k-th site (counted from one) takes k milliseconds, and everything else takes `rest`."""
     rows = {site.name: {count: (k + 1.0) * count for count in (1, site.units) if count} for k, site in enumerate(scores.sites)}
     total = rest + sum((k + 1) * site.units for k, site in enumerate(scores.sites))
     return LatencyTable({}, scores.fingerprint, "head", 1, 8, 8, total, rows, {}, {0.01: rest, 1.0: rest})
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
-def test_predicted_latency_is_met_to_within_a_step(allocation: Any) -> None:
-    scores = drawn(4, units=(20, 30, 40))
+def test_a_plan_meets_the_predicted_latency_to_within_a_step(allocation: Any) -> None:
+    scores = random_ffn_scores(4, units=(20, 30, 40))
     table = table_of(scores)
     plan = secateur.plan(scores, speedup=2.0, table=table, allocation=allocation)
     predicted = table.milliseconds({name: len(kept) for name, kept in plan.items()})
@@ -215,8 +211,8 @@ def test_predicted_latency_is_met_to_within_a_step(allocation: Any) -> None:
     assert all(torch.equal(plan[name], same[name]) for name in plan)
 
 
-def test_an_unreachable_speedup_and_a_table_of_another_model() -> None:
-    scores = drawn(4)
+def test_an_unreachable_speedup_and_a_table_of_another_model_are_refused() -> None:
+    scores = random_ffn_scores(4)
     table = table_of(scores)
     highest = table.total / (5.0 + 1 + 2 + 3)
     with pytest.raises(InputError, match=f"^speedup: expected at most {highest:.2f}, predicted of .*, got 99$"):

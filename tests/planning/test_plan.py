@@ -1,4 +1,4 @@
-"""Contract 2: a plan meets its budget exactly or says why not; plans and scores as pure data that files carry unchanged."""
+"""Contract 2: a plan meets its budget exactly or says why it cannot. Files keep plans and scores unchanged."""
 
 from __future__ import annotations
 
@@ -13,40 +13,32 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CORE, Case, emptied_plan, empty_plan, scores_of, uniform_plan
+from cases import CASES, CORE, Case, emptied_plan, empty_plan, random_scores, scores_of, uniform_plan
 from safetensors.torch import save_file
 
 import secateur
 from secateur import Plan, Scores, Site
 
 
-def random_scores(name: str, unit: Any = "head", select: str | None = None, seed: int = 0) -> Scores:
-    """Random numbers at the sites of a case's model: a plan needs no more."""
-    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
-    names = {site.name for site in secateur.sites(CASES[name].model(), unit=unit, select=select)}
-    sites = tuple(site for site in whole.sites if site.name in names)
-    units = {s.name: torch.rand(s.units, generator=generator, dtype=torch.float64) for s in sites}
-    return replace(whole, by_site=units, sites=sites)
-
-
 def one_site(values: list[float]) -> Scores:
+    """Return scores of a single FFN."""
     site = Site("encoder.0.ffn", "ffn", "encoder", 0, "neuron", len(values), 1, 10.0, 20.0, 0.0, 0.0)
     units = {site.name: torch.tensor(values, dtype=torch.float64)}
     return Scores(units, (site,), (site,), "0" * 16, {}, 1, {"encoder": 3.0, "decoder": 3.0}, 100)
 
 
 def share(scores: Scores, counts: Mapping[str, int], kind: str) -> float:
-    """What remains of the layers' cost, from the formulas in DESIGN.md, unit by unit."""
+    """Return the share of the layers' cost that remains, from the cost formulas, unit by unit."""
 
-    def unit(site: Site) -> float:
+    def unit_cost(site: Site) -> float:
         if kind == "params":
             return site.parameters
         own, source = scores.tokens[site.stack], scores.tokens["encoder"]
         pairs = own * (source if site.kind == "cross_attention" else own)
         return site.flops * own + site.source_flops * source + site.core_flops * pairs
 
-    total = sum(unit(site) * site.units for site in scores.all_sites)
-    return (total - sum(unit(s) * (s.units - counts[s.name]) for s in scores.sites)) / total
+    total = sum(unit_cost(site) * site.units for site in scores.all_sites)
+    return (total - sum(unit_cost(site) * (site.units - counts[site.name]) for site in scores.sites)) / total
 
 
 @pytest.mark.parametrize("keep", ["0.01", "0.07", "0.3", "0.5", "0.6", "0.9", "1"])
@@ -61,21 +53,21 @@ def test_keep_counts_are_rounded_up(keep: str, units: int) -> None:
 
 @pytest.mark.parametrize("case", CORE, ids=str)
 @pytest.mark.parametrize("unit", ["head", "channel"])
-def test_keeps_the_highest_of_each_site(case: Case, unit: Any) -> None:
+def test_a_plan_keeps_the_highest_scores_of_every_site(case: Case, unit: Any) -> None:
     scores = random_scores(case.name, unit)
     plan = secateur.plan(scores, keep=0.4)
     assert list(plan) == list(scores)
     for name, kept in plan.items():
         assert kept.tolist() == sorted(kept.tolist())
-        gone = sorted(set(range(len(scores[name]))) - set(kept.tolist()))
-        assert scores[name][kept].min() > scores[name][gone].max()
+        removed = sorted(set(range(len(scores[name]))) - set(kept.tolist()))
+        assert scores[name][kept].min() > scores[name][removed].max()
 
 
 def test_ties_go_to_the_lower_index() -> None:
     scores = one_site([1, 3, 2, 2, 3, 2, 0, 2])
     assert secateur.plan(scores, keep=0.5)["encoder.0.ffn"].tolist() == [1, 2, 3, 4]
-    everywhere_alike = one_site([0.0] * 100)
-    assert secateur.plan(everywhere_alike, keep=0.3)["encoder.0.ffn"].tolist() == list(range(30))
+    equal_scores = one_site([0.0] * 100)
+    assert secateur.plan(equal_scores, keep=0.3)["encoder.0.ffn"].tolist() == list(range(30))
 
 
 def test_negative_scores_rank_lowest() -> None:
@@ -84,13 +76,13 @@ def test_negative_scores_rank_lowest() -> None:
 
 @pytest.mark.parametrize("budget", [{"keep": 0.3}, {"flops": 0.5}, {"params": 0.5}], ids=["keep", "flops", "params"])
 @pytest.mark.parametrize("per_head", [False, True])
-def test_plans_never_mutate_scores(budget: dict[str, float], per_head: bool) -> None:
+def test_planning_does_not_change_the_scores(budget: dict[str, float], per_head: bool) -> None:
     scores = random_scores("t5-gated", "channel")
     before = {name: values.clone() for name, values in scores.items()}
     sites = scores.sites
     first = secateur.plan(scores, per_head=per_head, **budget)  # type: ignore[arg-type]
     for kept in first.values():
-        kept.fill_(-1)  # Nor do they share memory with what they return.
+        kept.fill_(-1)  # Scores and plans share no memory.
     second = secateur.plan(scores, per_head=per_head, **budget)  # type: ignore[arg-type]
     assert all(torch.equal(scores[name], before[name]) for name in before)
     assert scores.sites == sites
@@ -105,7 +97,7 @@ def test_plans_never_mutate_scores(budget: dict[str, float], per_head: bool) -> 
     ids=["head", "head-align8", "channel", "channel-per-head"],
 )
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama", "qwen3"])
-def test_cost_budgets_are_met_and_no_step_more_fits(
+def test_cost_budgets_are_met_and_no_further_step_fits(
     name: str, unit: Any, per_head: bool, align: int, value: float, kind: str
 ) -> None:
     scores = random_scores(name, unit)
@@ -123,13 +115,13 @@ def test_cost_budgets_are_met_and_no_step_more_fits(
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "llama", "bert-sequence"])
-def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
+def test_a_params_budget_is_the_share_of_the_models_parameters(name: str) -> None:
     case, scores = CASES[name], random_scores(name)
     plan = secateur.plan(scores, params=0.6)
     dense = case.model()
     removed = secateur.cost.parameters(dense) - secateur.cost.parameters(secateur.prune(dense, plan))
     layers = sum(site.parameters * site.units for site in scores.all_sites)
-    # T5's position bias has an entry a head, which no unit counts.
+    # T5's position bias has an entry per head, which no unit counts.
     assert 1 - removed / layers == pytest.approx(
         plan.summary()["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12
     )
@@ -137,7 +129,7 @@ def test_params_budget_is_the_share_of_the_real_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["flops", "params"])
 @pytest.mark.parametrize("select", [None, "ffn", "attention"])
-def test_an_unreachable_budget_says_what_can_be_reached(kind: str, select: str | None) -> None:
+def test_an_unreachable_budget_names_the_smallest_reachable_one(kind: str, select: str | None) -> None:
     scores = random_scores("t5-gated", select=select)
     smallest = share(scores, {site.name: 1 for site in scores.sites}, kind)
     with pytest.raises(secateur.InputError, match=rf"^{kind}: expected at least {smallest:.4f}, .* got 0.01$"):
@@ -147,18 +139,18 @@ def test_an_unreachable_budget_says_what_can_be_reached(kind: str, select: str |
 
 
 @pytest.mark.parametrize("align", [1, 2, 4, 8, 16, 32, 64])
-def test_align_rounds_ffn_widths_up_and_leaves_heads_alone(align: int) -> None:
+def test_align_rounds_ffn_widths_up_and_does_not_change_heads(align: int) -> None:
     scores = random_scores("t5-gated")
     plan = secateur.plan(scores, keep=0.3, align=align)
     for site in scores.sites:
-        wanted = math.ceil(0.3 * site.units)
-        expected = min(site.units, math.ceil(wanted / align) * align) if site.kind == "ffn" else wanted
+        unaligned = math.ceil(0.3 * site.units)
+        expected = min(site.units, math.ceil(unaligned / align) * align) if site.kind == "ffn" else unaligned
         assert len(plan[site.name]) == expected
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
+def test_per_head_keeps_the_best_channels_of_every_head(case: Case, keep: float) -> None:
     scores = random_scores(case.name, "channel")
     plan = secateur.plan(scores, keep=keep, per_head=True)
     for site in scores.sites:
@@ -168,21 +160,21 @@ def test_per_head_keeps_the_best_of_each_head(case: Case, keep: float) -> None:
         width = site.units // site.groups
         expected: list[int] = []
         for head in range(site.groups):
-            of_head = scores[site.name][head * width : (head + 1) * width]
-            best = of_head.argsort(descending=True)[: math.ceil(Fraction(str(keep)) * width)]
+            head_scores = scores[site.name][head * width : (head + 1) * width]
+            best = head_scores.argsort(descending=True)[: math.ceil(Fraction(str(keep)) * width)]
             expected += sorted((best + head * width).tolist())
         assert plan[site.name].tolist() == expected
 
 
 @pytest.mark.parametrize("align", [1, 2, 3, 7, 8, 9, 16, 64])
-def test_channels_of_a_head_align_to_eight_at_most(align: int) -> None:
+def test_channels_of_a_head_align_to_at_most_eight(align: int) -> None:
     site = Site("encoder.0.self_attention.vo", "self_attention", "encoder", 0, "vo_channel", 4 * 32, 4, 10.0, 20.0, 0.0, 0.0)
     values = torch.rand(site.units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scores = replace(one_site([0.0]), by_site={site.name: values}, sites=(site,), all_sites=(site,))
     step = min(align, 8)
-    for keep, wanted in ((0.6, 0.6 * 32), (0.3, 0.3 * 32)):
+    for keep, unaligned in ((0.6, 0.6 * 32), (0.3, 0.3 * 32)):
         kept = secateur.plan(scores, keep=keep, align=align, per_head=True)[site.name]
-        expected = min(32, math.ceil(wanted / step) * step)
+        expected = min(32, math.ceil(unaligned / step) * step)
         assert (kept // 32).bincount().tolist() == [expected] * 4
     kept = secateur.plan(scores, params=0.6, align=align, per_head=True)[site.name]
     assert (kept // 32).bincount().tolist() == [math.floor(0.6 * 32 / step) * step] * 4
@@ -190,7 +182,7 @@ def test_channels_of_a_head_align_to_eight_at_most(align: int) -> None:
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
+def test_a_plan_is_unchanged_after_saving_and_loading(case: Case, unit: str, tmp_path: Path) -> None:
     plan = uniform_plan(case, unit)
     plan.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
@@ -203,7 +195,7 @@ def test_plan_round_trip(case: Case, unit: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("per_example", [False, True])
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path: Path) -> None:
+def test_scores_are_bit_identical_after_saving_and_loading(case: Case, per_example: bool, tmp_path: Path) -> None:
     scores = secateur.attribute(case.model(), case.task, case.examples, unit="channel", per_example=per_example)
     scores.save(tmp_path / "s.safetensors")
     loaded = Scores.load(tmp_path / "s.safetensors")
@@ -220,7 +212,7 @@ def test_scores_round_trip_is_bit_exact(case: Case, per_example: bool, tmp_path:
     assert all(torch.equal(again[name], kept) for name, kept in secateur.plan(scores, flops=0.6).items())
 
 
-def test_saving_replaces_a_file_whole(tmp_path: Path) -> None:
+def test_saving_replaces_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text("x" * 10_000_000)
     uniform_plan(CASES["llama"], "head").save(path)
@@ -229,6 +221,7 @@ def test_saving_replaces_a_file_whole(tmp_path: Path) -> None:
 
 
 def _edited(change: Any) -> str:
+    """Return the text of a plan file, written by hand and then changed by `change`."""
     plan = uniform_plan(CASES["t5-gated"], "head")
     sites = []
     for site in plan.sites:
@@ -241,14 +234,14 @@ def _edited(change: Any) -> str:
 
 
 def test_the_file_format_is_the_documented_one(tmp_path: Path) -> None:
-    """A plan written by hand: bit masks in base64, lowest unit first."""
+    """A plan file written by hand is read: bit masks in base64, the lowest unit first."""
     (tmp_path / "plan.json").write_text(_edited(lambda about: None))
     expected = uniform_plan(CASES["t5-gated"], "head")
     assert all(torch.equal(kept, expected[name]) for name, kept in Plan.load(tmp_path / "plan.json").items())
 
 
 def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
-    """It says "stay" where files say "kept" now; the rest is the same."""
+    """A file of version 0.1 says "stay" where files say "kept" now. The rest is the same."""
     plan = secateur.plan(scores_of("t5-gated"), flops=0.6, allocation="knapsack", floor=0.1, align=8)
     about = json.loads(plan.dumps())
     assert list(about["budget"]) == ["flops", "allocation", "floor", "gap", "align", "remaining"]
@@ -258,7 +251,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan.json").dumps() == plan.dumps()
 
 
-def test_a_plan_made_by_hand_has_no_budget(tmp_path: Path) -> None:
+def test_a_plan_built_by_hand_has_no_budget(tmp_path: Path) -> None:
     plan = uniform_plan(CASES["llama"], "head")
     bare = Plan(plan.kept, plan.sites, plan.fingerprint)
     assert bare.summary() == {}
@@ -267,18 +260,18 @@ def test_a_plan_made_by_hand_has_no_budget(tmp_path: Path) -> None:
     assert (loaded.budget, loaded.spread) == (None, None)
 
 
-@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("make_plan", [emptied_plan, empty_plan])
 @pytest.mark.parametrize("unit", ["head", "channel"])
-def test_a_plan_may_keep_nothing_of_a_site(unit: str, make: Callable[..., Plan], tmp_path: Path) -> None:
-    plan = make(CASES["t5-gated"], unit)
+def test_a_plan_may_keep_no_unit_of_a_site(unit: str, make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make_plan(CASES["t5-gated"], unit)
     plan.save(tmp_path / "plan.json")
-    found = Plan.load(tmp_path / "plan.json")
-    assert found.dumps() == plan.dumps()
-    assert all(torch.equal(found[name], kept) and found[name].dtype == torch.int64 for name, kept in plan.items())
-    assert not all(len(kept) for kept in found.values())
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded.dumps() == plan.dumps()
+    assert all(torch.equal(loaded[name], kept) and loaded[name].dtype == torch.int64 for name, kept in plan.items())
+    assert not all(len(kept) for kept in loaded.values())
 
 
-# How a plan file is damaged, and what the refusal says of it.
+# Damaged plan files: the change to the file's content, and the error message.
 PLAN_DAMAGE: dict[str, tuple[Any, str]] = {
     "another-format": (lambda about: about.update(format="secateur-plan/99"), "expected the format .*, got 'secateur-plan/99'"),
     "no-format": (lambda about: about.pop("format"), "is not a plan file .*'format'"),
@@ -324,6 +317,7 @@ def test_a_file_that_is_no_plan_is_refused(content: bytes, tmp_path: Path) -> No
 
 
 def _scores_about(tmp_path: Path) -> dict[str, Any]:
+    """Return the description in a scores file."""
     from safetensors import safe_open
 
     scores_of("llama").save(tmp_path / "good.safetensors")
@@ -332,7 +326,7 @@ def _scores_about(tmp_path: Path) -> dict[str, Any]:
     return about
 
 
-# How the description of a scores file is damaged, and what the refusal says of it.
+# Damaged scores files: the change to the file's description, and the error message.
 SCORES_DAMAGE: dict[str, tuple[Any, str]] = {
     "another-format": (
         lambda about: {**about, "format": "secateur-scores/99"}, "expected the format .*, got 'secateur-scores/99'"
@@ -359,7 +353,7 @@ def test_damaged_scores_are_refused(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -7])
-def test_cut_scores_are_refused(length: int, tmp_path: Path) -> None:
+def test_a_truncated_scores_file_is_refused(length: int, tmp_path: Path) -> None:
     scores_of("llama").save(tmp_path / "s.safetensors")
     whole = (tmp_path / "s.safetensors").read_bytes()
     (tmp_path / "s.safetensors").write_bytes(whole[:length])
@@ -367,7 +361,7 @@ def test_cut_scores_are_refused(length: int, tmp_path: Path) -> None:
         Scores.load(tmp_path / "s.safetensors")
 
 
-def test_a_safetensors_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_safetensors_file_without_scores_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(secateur.InputError, match=r"^scores: expected the format 'secateur-scores/1'"):
         Scores.load(tmp_path / "model.safetensors")
@@ -384,7 +378,7 @@ def test_a_plan_of_another_model_is_refused(other: str, verb: str) -> None:
 
 
 def test_a_plan_fits_another_checkpoint_of_the_same_shape() -> None:
-    """One plan format serves checkpoints that differ in their weights alone."""
+    """A plan fits checkpoints that differ only in their weights."""
     case = CASES["t5-gated"]
     pruned = secateur.prune(case.model(seed=1), uniform_plan(case, "head"))
     assert secateur.cost.parameters(pruned) < secateur.cost.parameters(case.model())

@@ -1,4 +1,4 @@
-"""Contracts 3 and 4 over plans that nobody thought of: any legal plan of any family, drawn by hypothesis."""
+"""Contracts 3 and 4 for arbitrary plans: hypothesis draws any legal plan of any family."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, unit_argument
+from comparing import relative
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,12 +18,12 @@ from secateur.model.discovery import fingerprint
 from secateur.model.sites import Site
 from secateur.pruning.masked import masked
 
-# The same draws each time, so that what fails fails for everyone.
-few = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# The draws are the same in every run, so that a failure can be repeated.
+fixed_draws = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def subset(draw: st.DrawFn, site: Site) -> Tensor:
-    """Any units of a site, sorted: none, all, a run, or a scatter."""
+    """Draw sorted units of a site: none, all, a run from the first unit, or scattered units."""
     kept = (
         draw(st.sets(st.integers(0, site.units - 1))) if draw(st.booleans()) else set(range(draw(st.integers(0, site.units))))
     )
@@ -31,6 +32,7 @@ def subset(draw: st.DrawFn, site: Site) -> Tensor:
 
 @st.composite
 def pruned_cases(draw: st.DrawFn) -> tuple[Case, secateur.Plan]:
+    """Draw a case and a plan for it."""
     case = CASES[draw(st.sampled_from(sorted(CASES)))]
     model = case.model()
     sites = secateur.sites(model, unit=unit_argument(draw(st.sampled_from(["head", "channel"]))))
@@ -39,13 +41,9 @@ def pruned_cases(draw: st.DrawFn) -> tuple[Case, secateur.Plan]:
     return case, secateur.Plan(kept, chosen, fingerprint(model))
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
-@few
+@fixed_draws
 @given(pruned_cases())
-def test_any_plan_gives_the_masked_model(drawn: tuple[Case, secateur.Plan]) -> None:
+def test_a_model_pruned_by_any_plan_equals_the_masked_model(drawn: tuple[Case, secateur.Plan]) -> None:
     case, plan = drawn
     model = case.model(torch.float64)
     with masked(model, plan):
@@ -53,9 +51,9 @@ def test_any_plan_gives_the_masked_model(drawn: tuple[Case, secateur.Plan]) -> N
     assert relative(case.logits(secateur.prune(model, plan)), expected) < 1e-10
 
 
-@few
+@fixed_draws
 @given(pruned_cases())
-def test_any_pruned_model_is_itself_once_saved_and_loaded(drawn: tuple[Case, secateur.Plan]) -> None:
+def test_any_pruned_model_is_the_same_after_saving_and_loading(drawn: tuple[Case, secateur.Plan]) -> None:
     case, plan = drawn
     pruned: Any = secateur.prune(case.model(), plan)
     with TemporaryDirectory() as folder:

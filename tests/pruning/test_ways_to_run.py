@@ -1,4 +1,4 @@
-"""A pruned model elsewhere in PyTorch and transformers: torch.export with free batch and length, pipelines, 8-bit weights."""
+"""Pruned models in PyTorch and transformers: torch.export with dynamic batch and length, pipelines, 8-bit quantisation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ every_shape = pytest.mark.parametrize("shape", PLANS)
 
 
 def pruned(name: str, shape: str) -> nn.Module:
+    """Return the case's model, pruned to one of the shapes of PLANS."""
     case = CASES[name]
     return secateur.prune(case.model(), PLANS[shape](case)).eval()
 
 
 class Logits(nn.Module):
-    """A model as exporters take it: tensors in, logits out."""
+    """A model in the form that torch.export takes: tensors in, logits out."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -41,11 +42,11 @@ class Logits(nn.Module):
 
 
 def inputs_of(case: Case, size: tuple[int, int]) -> dict[str, Tensor]:
-    """A batch of random ids whose last row ends in padding."""
+    """Return a batch of random ids. Its last row ends in padding."""
     mask = torch.ones(size, dtype=torch.int64)
     mask[-1, size[1] // 2 :] = 0
-    found = {"input_ids": torch.randint(4, 30, size) * mask, "attention_mask": mask}
-    return found | ({"decoder_input_ids": torch.randint(4, 30, (size[0], 4))} if case.kind == "encoder-decoder" else {})
+    inputs = {"input_ids": torch.randint(4, 30, size) * mask, "attention_mask": mask}
+    return inputs | ({"decoder_input_ids": torch.randint(4, 30, (size[0], 4))} if case.kind == "encoder-decoder" else {})
 
 
 EXPORTED = [
@@ -58,11 +59,11 @@ EXPORTED = [
 
 
 @pytest.mark.parametrize(("name", "shape"), EXPORTED)
-def test_it_is_exported_for_any_batch_and_length(name: str, shape: str) -> None:
+def test_a_pruned_model_is_exported_for_any_batch_and_length(name: str, shape: str) -> None:
     model = pruned(name, shape)
     example, other = inputs_of(CASES[name], (3, 11)), inputs_of(CASES[name], (2, 17))
-    free = {key: dict.fromkeys(range(tensor.dim()), Dim.DYNAMIC) for key, tensor in example.items()}
-    program = torch.export.export(Logits(model), (), example, dynamic_shapes=free, strict=False).module()
+    dynamic = {key: dict.fromkeys(range(tensor.dim()), Dim.DYNAMIC) for key, tensor in example.items()}
+    program = torch.export.export(Logits(model), (), example, dynamic_shapes=dynamic, strict=False).module()
     with torch.inference_mode():
         for inputs in (example, other):
             torch.testing.assert_close(program(**inputs), model(**inputs).logits, rtol=1e-5, atol=1e-5)
@@ -73,9 +74,9 @@ def test_a_classifier_runs_in_a_pipeline(shape: str, tmp_path: Path) -> None:
     model, task = pruned("bert-sequence", shape), CASES["bert-sequence"].task
     secateur.save(model, tmp_path / "out", tokenizer=task.reader)
     texts = sentences(5)
-    found = pipeline("text-classification", model=secateur.load(tmp_path / "out"), tokenizer=task.reader)(texts)
+    answers = pipeline("text-classification", model=secateur.load(tmp_path / "out"), tokenizer=task.reader)(texts)
     expected = task.probabilities(model, [{"input": text, "target": ""} for text in texts], 1000)
-    for answer, chances in zip(found, expected, strict=True):
+    for answer, chances in zip(answers, expected, strict=True):
         assert answer["label"] == max(chances, key=chances.__getitem__)
         assert answer["score"] == pytest.approx(chances[answer["label"]], abs=1e-5)
 
@@ -87,14 +88,14 @@ def test_a_decoder_generates_in_a_pipeline(shape: str, tmp_path: Path) -> None:
     ids = tokenizer("the cat sat", return_tensors="pt")["input_ids"]
     expected = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0]  # type: ignore[operator]
     run = pipeline("text-generation", model=secateur.load(tmp_path / "out"), tokenizer=tokenizer)
-    (found,) = run("the cat sat", max_new_tokens=6, do_sample=False, return_tensors=True)
-    assert found["generated_token_ids"] == expected.tolist()
+    (answer,) = run("the cat sat", max_new_tokens=6, do_sample=False, return_tensors=True)
+    assert answer["generated_token_ids"] == expected.tolist()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_dynamic_quantisation_leaves_layers_that_scatter_or_gather_alone(name: str) -> None:
-    """They would lose their slots if they were replaced as ordinary linear layers."""
+def test_dynamic_quantisation_does_not_replace_layers_that_scatter_or_gather(name: str) -> None:
+    """If quantisation replaced them as ordinary linear layers, they would lose their slots."""
     model = pruned(name, "channels")
     kinds = {path: type(module) for path, module in model.named_modules() if isinstance(module, ScatterLinear | GatherLinear)}
     assert kinds
@@ -105,8 +106,8 @@ def test_dynamic_quantisation_leaves_layers_that_scatter_or_gather_alone(name: s
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_dynamic_quantisation_takes_a_model_with_emptied_layers(name: str) -> None:
-    """The quantised range of no numbers is infinite: where an out-projection without inputs was quantised, so were logits."""
+def test_dynamic_quantisation_works_on_a_model_with_empty_layers(name: str) -> None:
+    """Quantisers replace nn.Linear and give an empty weight an infinite range, which would make the logits infinite too."""
     model, inputs = pruned(name, "heads"), inputs_of(CASES[name], (3, 11))
     assert any(isinstance(module, EmptyLinear) for module in model.modules())
     assert not [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not module.weight.numel()]

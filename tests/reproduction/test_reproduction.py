@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Run
+from command import Run, assert_refused
 
 from secateur import InputError
 from secateur.reproduction.ap import claims as claims_of_paper
@@ -145,10 +145,7 @@ BAD = [
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
 def test_bad_input_is_one_line(run: Run, tmp_path: Path, options: str, message: str) -> None:
     result = run(f"reproduce ap --out d {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not (tmp_path / "d").exists()
+    assert_refused(result, message, tmp_path / "d")
 
 
 def local_copies(root: Path) -> None:

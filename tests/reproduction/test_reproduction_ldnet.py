@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Run
+from command import Run, assert_refused
 from ldnet_toys import LM_CONFIG, sentences, vocabulary, write_columns, write_text
 
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
@@ -230,7 +230,4 @@ BAD = [
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
 def test_bad_input_is_one_line(run: Run, files: Path, options: str, message: str) -> None:
     result = run(f"reproduce ldnet --data train.conll --eval dev.conll --out d {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not (files / "d").exists()
+    assert_refused(result, message, files / "d")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from cases import CASES
-from command import Run
+from command import Run, assert_refused
 from encoder_rows import pair_tokenizer, rows_of, write
 
 from secateur.learned.multitask.model import encoder_of
@@ -143,10 +143,7 @@ BAD = [
 @pytest.mark.parametrize(("options", "message"), BAD, ids=[options for options, _ in BAD])
 def test_bad_input_is_one_line(run: Run, tmp_path: Path, options: str, message: str) -> None:
     result = run(f"reproduce multitask --out d {options}")
-    assert result.code == 2
-    assert result.errors[-1].startswith(f"secateur: {message}")
-    assert result.out == ""
-    assert not (tmp_path / "d").exists()
+    assert_refused(result, message, tmp_path / "d")
 
 
 def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> None:

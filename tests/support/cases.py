@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -315,6 +315,15 @@ def scores_of(name: str, unit: Unit = "head") -> secateur.Scores:
     """Scores of a case's float32 model. They are computed once and shared, because they are pure data."""
     case = CASES[name]
     return secateur.attribute(case.model(), case.task, case.examples, unit=unit)
+
+
+def random_scores(name: str, unit: Unit = "head", select: str | None = None, seed: int = 0) -> secateur.Scores:
+    """Return random scores for the sites of a case's model. A plan needs no more than scores."""
+    whole, generator = scores_of(name, unit), torch.Generator().manual_seed(seed)
+    names = {site.name for site in secateur.sites(CASES[name].model(), unit=unit, select=select)}
+    sites = tuple(site for site in whole.sites if site.name in names)
+    by_site = {site.name: torch.rand(site.units, generator=generator, dtype=torch.float64) for site in sites}
+    return replace(whole, by_site=by_site, sites=sites)
 
 
 def uniform_plan(case: Case, unit: str, keep: float = 0.5) -> secateur.Plan:

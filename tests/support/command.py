@@ -57,6 +57,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return command
 
 
+def assert_refused(result: Result, message: str, folder: Path | str) -> None:
+    """Check for exit code 2, the message as the last line of stderr, an empty stdout, and no output folder."""
+    assert result.code == 2
+    assert result.errors[-1].startswith(f"secateur: {message}"), result.errors
+    assert result.out == ""
+    assert not Path(folder).exists()
+
+
 COMMAND = [sys.executable, "-c", "from secateur.cli import main; main()"]
 
 

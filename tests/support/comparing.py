@@ -1,4 +1,4 @@
-"""The error of scores against expected scores, and the expected totals over examples."""
+"""Errors of tensors and of scores against expected ones, and the expected totals over examples."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ COMBINE = {"signed": lambda s: s, "absolute": Tensor.abs, "squared": Tensor.squa
 
 
 REDUCED = ("head", "channel")
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest absolute difference, relative to the largest absolute expected value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 def error(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], scale: Mapping[str, Tensor]) -> float:

@@ -8,12 +8,7 @@ from typing import Any
 
 import naive
 from cases import Case
-from torch import Tensor, nn
-
-
-def relative(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference, relative to the largest absolute expected value."""
-    return float((actual - expected).abs().max() / expected.abs().max())
+from torch import nn
 
 
 def places(case: Case, name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""A user's own Task subclass goes through every stage: no stage asks which class a task has."""
+"""A user-defined subclass of Task goes through every stage: no stage asks for the class of a task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = [{"text": text, "mood": CLASSES[k % len(CLASSES)]} for k, text in enu
 
 
 class Mood(secateur.Task):
-    """A class for each text, in columns of its own. It names no class of transformers and loads its inputs itself."""
+    """Classify texts in columns of its own. The task names no class of transformers and loads its inputs itself."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "mood")
 
@@ -56,7 +56,7 @@ def task() -> Mood:
     return Mood(CASE.task.reader, labels=CLASSES)
 
 
-def test_it_is_scored_pruned_verified_recovered_and_evaluated(task: Mood, tmp_path: Path) -> None:
+def test_a_user_defined_task_is_scored_pruned_verified_recovered_and_evaluated(task: Mood, tmp_path: Path) -> None:
     model = CASE.model()
     scores = secateur.attribute(model, task, EXAMPLES)
     plan = secateur.plan(scores, keep=0.5)
@@ -69,7 +69,7 @@ def test_it_is_scored_pruned_verified_recovered_and_evaluated(task: Mood, tmp_pa
     assert secateur.evaluate(secateur.load(tmp_path / "out"), task, EXAMPLES) == secateur.evaluate(pruned, task, EXAMPLES)
 
 
-def test_it_equals_secateurs_own_task(task: Mood) -> None:
+def test_its_scores_equal_those_of_secateurs_own_task(task: Mood) -> None:
     own = secateur.attribute(CASE.model(), task, EXAMPLES)
     rows = [{"input": example["text"], "target": example["mood"]} for example in EXAMPLES]
     stock = secateur.attribute(CASE.model(), CASE.task, rows)
@@ -77,7 +77,7 @@ def test_it_equals_secateurs_own_task(task: Mood) -> None:
         assert torch.allclose(own[name], stock[name], rtol=1e-5), name
 
 
-def test_its_features_give_the_models_own_loss(task: Mood) -> None:
+def test_its_features_give_a_finite_loss(task: Mood) -> None:
     with LayerGates(CASE.model(), keep_layers=1) as gates:
         items, collate = task_features(task, gates, EXAMPLES)
         assert torch.isfinite(gates.model(**collate(items)).loss)

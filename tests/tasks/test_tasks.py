@@ -1,4 +1,4 @@
-"""Tasks: metrics against slow computations of single examples, intervals, batching, truncation, tokens."""
+"""Tasks: metrics compared with slow computations of single examples, confidence intervals, batching, truncation and tokens."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SOURCES = 24
 
 
 def half_right(answers: list[str], others: list[str]) -> list[str]:
-    """Targets that every third answer misses, so that the metric is neither 0 nor 1."""
-    return [next(o for o in others if o != a) if i % 3 == 0 else a for i, a in enumerate(answers)]
+    """Return targets that differ from every third answer, so that the metric is neither 0 nor 1."""
+    return [next(other for other in others if other != answer) if i % 3 == 0 else answer for i, answer in enumerate(answers)]
 
 
 def log_probability(case: Case, model: Any, example: dict[str, Any], target: str) -> float:
@@ -38,33 +38,35 @@ def best_label(case: Case, model: Any, example: dict[str, Any], labels: list[str
 
 @pytest.mark.parametrize("name", ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3", "bert-sequence"])
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
-def test_accuracy_equals_brute_force(name: str, max_tokens: int) -> None:
-    """Each label of each example alone: no batch, no padding, no shared encoder."""
+def test_accuracy_equals_that_of_single_examples_and_labels(name: str, max_tokens: int) -> None:
+    """The expected accuracy comes from every label of every example alone: no batch, no padding, no shared encoder."""
     case, model = CASES[name], CASES[name].model()
     labels = CLASSES if case.kind == "encoder" else LABELS
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=1)]
     answers = [best_label(case, case.model(torch.float64), example, labels) for example in inputs]
     targets = half_right(answers, labels)
     examples = [{**example, "target": target} for example, target in zip(inputs, targets, strict=True)]
-    found = secateur.evaluate(model, case.task, examples, max_tokens=max_tokens)
-    assert found.metric == "accuracy"
-    assert found.examples == SOURCES
-    assert found.value == sum(a == t for a, t in zip(answers, targets, strict=True)) / SOURCES
-    assert 0 < found.low < found.value < found.high < 1
+    result = secateur.evaluate(model, case.task, examples, max_tokens=max_tokens)
+    assert result.metric == "accuracy"
+    assert result.examples == SOURCES
+    assert result.value == sum(a == t for a, t in zip(answers, targets, strict=True)) / SOURCES
+    assert 0 < result.low < result.value < result.high < 1
 
 
-# One within another, and two that begin alike.
+# Some labels are the beginning of another label, and some begin alike.
 NESTED = ["yes", "yes yes", "no way", "no way so", "maybe so then"]
 
 
 @pytest.mark.parametrize("name", [case.name for case in GENERATING])
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
-def test_label_scores_equal_brute_force(name: str, max_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each label of each example alone, against all labels in one tree."""
-    # Of padding that sees nothing, Gemma 2's attention in float64 makes what is no number.
+def test_label_scores_equal_those_of_single_examples_and_labels(
+    name: str, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task ranks all labels in one tree. The expected scores come from every label of every example alone."""
+    # In float64, Gemma 2's attention gives NaN for padding that sees no token.
     dtype, limit = (torch.float32, 1e-4) if name == "gemma2" else (torch.float64, 1e-9)
     case, model = CASES[name], CASES[name].model(dtype)
-    monkeypatch.setattr("secateur.tasks.text_to_text._LOGITS", 600)  # Two or three rows at once.
+    monkeypatch.setattr("secateur.tasks.text_to_text._LOGITS", 600)  # The task scores two or three rows at a time.
     task = type(case.task)(case.task.reader, labels=NESTED)
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=3)]
     with torch.inference_mode():
@@ -88,7 +90,7 @@ def test_labels_are_ranked_with_gradients_after_inference(name: str) -> None:
 
 
 def greedy(model: Any, ids: list[int], steps: int, end: int) -> list[int]:
-    """Greedy decoding by whole forward passes: no cache, no batch."""
+    """Decode greedily with whole forward passes: no cache, no batch."""
     out = [model.config.decoder_start_token_id]
     for _ in range(steps):
         with torch.inference_mode():
@@ -101,7 +103,7 @@ def greedy(model: Any, ids: list[int], steps: int, end: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def first_word() -> Any:
-    """A T5 that has learned, more or less, to answer with the text's first word: a random one never ends its output."""
+    """Return a T5 trained to answer with the text's first word, mostly right. A random T5 never ends its output."""
     case = CASES["t5-gated"]
     model: Any = case.model().eval()
     task = secateur.TextToText(case.task.reader)
@@ -117,32 +119,32 @@ def first_word() -> Any:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
-def test_exact_match_equals_greedy_decoding_by_hand(first_word: Any, max_tokens: int) -> None:
+def test_exact_match_equals_that_of_greedy_decoding_by_hand(first_word: Any, max_tokens: int) -> None:
     tokenizer = CASES["t5-gated"].task.reader
     texts = sentences(SOURCES, seed=2)
-    # The longest target sets how far the output goes: two words and the end mark here, and one more.
+    # The longest target limits the output: here to two words, the end mark, and one token more.
     targets = [*(text.split()[0] for text in texts[:-6]), *(" ".join(text.split()[:2]) for text in texts[-6:])]
     outputs = [greedy(first_word, tokenizer(text)["input_ids"], 4, tokenizer.eos_token_id) for text in texts]
     answers = [tokenizer.decode(output, skip_special_tokens=True) for output in outputs]
     right = sum(answer == target for answer, target in zip(answers, targets, strict=True))
     examples = [{"input": text, "target": target} for text, target in zip(texts, targets, strict=True)]
-    found = secateur.evaluate(first_word, secateur.TextToText(tokenizer), examples, max_tokens=max_tokens)
-    assert (found.metric, found.value, found.examples) == ("exact match", right / SOURCES, SOURCES)
+    result = secateur.evaluate(first_word, secateur.TextToText(tokenizer), examples, max_tokens=max_tokens)
+    assert (result.metric, result.value, result.examples) == ("exact match", right / SOURCES, SOURCES)
     assert 0 < right < SOURCES
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
-def test_perplexity_is_over_pieces(name: str, max_tokens: int) -> None:
+def test_perplexity_is_per_token_of_the_targets(name: str, max_tokens: int) -> None:
     case, model = CASES[name], CASES[name].model()
     task = secateur.CausalLM(word_tokenizer(start=True, end=False))
     targets = sentences(9, seed=3)
     examples = [{"input": text, "target": target} for text, target in zip(sentences(9, seed=4), targets, strict=True)]
     loss = -sum(log_probability(case, case.model(torch.float64), e, e["target"]) for e in examples)
-    found = secateur.evaluate(model, task, examples, max_tokens=max_tokens)
-    assert found.metric == "perplexity"
-    assert found.value == pytest.approx(math.exp(loss / sum(len(target.split()) for target in targets)), rel=1e-5)
-    assert found.low < found.value < found.high
+    result = secateur.evaluate(model, task, examples, max_tokens=max_tokens)
+    assert result.metric == "perplexity"
+    assert result.value == pytest.approx(math.exp(loss / sum(len(target.split()) for target in targets)), rel=1e-5)
+    assert result.low < result.value < result.high
 
 
 def predicted_tags(case: Case, model: Any, examples: list[dict[str, Any]]) -> list[list[str]]:
@@ -151,32 +153,35 @@ def predicted_tags(case: Case, model: Any, examples: list[dict[str, Any]]) -> li
 
 
 @pytest.mark.parametrize("max_tokens", [1, 50, 8192])
-def test_entity_f1_equals_seqeval(max_tokens: int) -> None:
+def test_entity_f1_equals_that_of_seqeval(max_tokens: int) -> None:
     case = CASES["bert-token"]
     model, examples = case.model(), tagged(16)
     guess = predicted_tags(case, model, examples)
-    # Half the rows are tagged as the model does it, so that there are entities to find.
-    examples = [{**e, "tags": g if i % 2 else e["tags"]} for i, (e, g) in enumerate(zip(examples, guess, strict=True))]
+    # Half the rows have the model's own tags, so that the model is right about some entities.
+    examples = [
+        {**example, "tags": tags if i % 2 else example["tags"]}
+        for i, (example, tags) in enumerate(zip(examples, guess, strict=True))
+    ]
     expected = f1_score([e["tags"] for e in examples], guess)
-    found = secateur.evaluate(model, case.task, examples, max_tokens=max_tokens)
-    assert (found.metric, found.examples) == ("F1", 16)
-    assert found.value == pytest.approx(expected, abs=1e-12)
-    assert 0 < found.low < expected < found.high
+    result = secateur.evaluate(model, case.task, examples, max_tokens=max_tokens)
+    assert (result.metric, result.examples) == ("F1", 16)
+    assert result.value == pytest.approx(expected, abs=1e-12)
+    assert 0 < result.low < expected < result.high
 
 
-def test_word_accuracy_where_tags_are_no_entities() -> None:
+def test_tags_that_are_no_entities_give_word_accuracy() -> None:
     case = CASES["bert-token"]
     model: Any = case.model()
     names = ["NOUN", "VERB", "DET", "ADJ", "X"]
     examples = [{"tokens": e["tokens"], "tags": [names[TAGS.index(tag)] for tag in e["tags"]]} for e in tagged(12)]
     guess = [[names[TAGS.index(tag)] for tag in row] for row in predicted_tags(case, model, tagged(12))]
     pairs = [(a, b) for e, g in zip(examples, guess, strict=True) for a, b in zip(e["tags"], g, strict=True)]
-    found = secateur.evaluate(model, secateur.TokenClassification(piece_tokenizer(), labels=names), examples)
-    assert (found.metric, found.examples) == ("word accuracy", len(pairs))
-    assert found.value == sum(a == b for a, b in pairs) / len(pairs) > 0
+    result = secateur.evaluate(model, secateur.TokenClassification(piece_tokenizer(), labels=names), examples)
+    assert (result.metric, result.examples) == ("word accuracy", len(pairs))
+    assert result.value == sum(a == b for a, b in pairs) / len(pairs) > 0
 
 
-def test_tags_stand_at_first_pieces() -> None:
+def test_the_first_piece_of_a_word_carries_its_tag() -> None:
     case = CASES["bert-token"]
     model = case.model()
     example = {"tokens": ["cats", "play", "singishs"], "tags": ["B-PER", 2, "O"]}
@@ -191,18 +196,18 @@ def test_tags_stand_at_first_pieces() -> None:
     # Newcombe (1998), Statistics in Medicine 17: 857-872, table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval(right: int, total: int, low: float, high: float) -> None:
-    found = proportion("accuracy", right, total)
-    assert (found.value, found.examples) == (right / total, total)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
-    # Successes and failures mirror each other.
+def test_wilson_interval_equals_the_published_values(right: int, total: int, low: float, high: float) -> None:
+    result = proportion("accuracy", right, total)
+    assert (result.value, result.examples) == (right / total, total)
+    assert (round(result.low, 4), round(result.high, 4)) == (low, high)
+    # The interval of the failures mirrors that of the successes.
     mirrored = proportion("accuracy", total - right, total)
-    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high), abs=1e-12)
+    assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((result.low, result.high), abs=1e-12)
 
 
 def test_wilson_ends_solve_the_score_equation() -> None:
-    found = proportion("accuracy", 17, 60)
-    for p in (found.low, found.high):
+    result = proportion("accuracy", 17, 60)
+    for p in (result.low, result.high):
         assert abs(17 / 60 - p) / math.sqrt(p * (1 - p) / 60) == pytest.approx(1.959964, rel=1e-6)
 
 
@@ -212,40 +217,40 @@ def test_bootstrap_is_seeded_and_covers_the_value() -> None:
     def mean(rows: list[int]) -> float:
         return float(sum(values[row] for row in rows) / len(rows))
 
-    found = bootstrap("mean", 80, mean)
-    assert found == bootstrap("mean", 80, mean)
-    assert found.value == mean(list(range(80)))
-    # A mean's interval is known: about 1.96 standard errors to each side.
+    result = bootstrap("mean", 80, mean)
+    assert result == bootstrap("mean", 80, mean)
+    assert result.value == mean(list(range(80)))
+    # The interval of a mean is known: about 1.96 standard errors on either side.
     half = 1.96 * float(torch.tensor(values).std()) / math.sqrt(80)
-    assert found.high - found.low == pytest.approx(2 * half, rel=0.25)
+    assert result.high - result.low == pytest.approx(2 * half, rel=0.25)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 7, 40, 1000])
 def test_buckets_cover_every_row_once_within_the_limit(max_tokens: int) -> None:
     items = [Item(row, [1] * (row * 7 % 13), [0]) for row in range(50)]
-    found = buckets(items, max_tokens)
-    assert Counter(item.row for bucket in found for item in bucket) == Counter(range(50))
-    for bucket in found:
+    batches = buckets(items, max_tokens)
+    assert Counter(item.row for bucket in batches for item in bucket) == Counter(range(50))
+    for bucket in batches:
         longest = max(item.length for item in bucket)
         assert len(bucket) == 1 or len(bucket) * longest <= max_tokens
-    lengths = [item.length for bucket in found for item in bucket]
+    lengths = [item.length for bucket in batches for item in bucket]
     assert lengths == sorted(lengths, reverse=True)
-    # As few batches as that allows: no bucket could have taken the next one's first item.
-    for bucket in found[:-1]:
+    # No bucket has room for one item more, so there are as few batches as the limit allows.
+    for bucket in batches[:-1]:
         assert (len(bucket) + 1) * bucket[0].length > max_tokens
 
 
 @pytest.mark.parametrize("case", [case for case in ALL if case.name != "vit"], ids=str)
-def test_batches_are_padded_and_masked_at_the_right(case: Case) -> None:
+def test_batches_are_padded_and_masked_on_the_right(case: Case) -> None:
     model = case.model()
     items = {item.row: item for item in case.task.items(model, case.examples)}
     for batch in case.batches(model):
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
-        for row, of_row, seen in zip(batch.rows, ids, mask, strict=True):
+        for row, row_ids, row_mask in zip(batch.rows, ids, mask, strict=True):
             length = len(items[row].input_ids)
-            assert of_row[:length].tolist() == items[row].input_ids
-            assert of_row[length:].tolist() == [case.task.reader.pad_token_id] * (len(of_row) - length)
-            assert seen.tolist() == [1] * length + [0] * (len(of_row) - length)
+            assert row_ids[:length].tolist() == items[row].input_ids
+            assert row_ids[length:].tolist() == [case.task.reader.pad_token_id] * (len(row_ids) - length)
+            assert row_mask.tolist() == [1] * length + [0] * (len(row_ids) - length)
         assert (batch.labels != -100).any(1).all()
 
 
@@ -256,9 +261,9 @@ def test_target_equals_its_formula(case: Case, kind: Any) -> None:
     with torch.inference_mode():
         for batch in case.batches(model):
             values: Tensor = case.task.target(model, batch, kind)
-            for row, found in zip(batch.rows, values.tolist(), strict=True):
+            for row, value in zip(batch.rows, values.tolist(), strict=True):
                 expected = float(naive.value(*naive.alone(case, model, case.examples[row]), kind))
-                assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+                assert value == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence"])
@@ -274,12 +279,12 @@ def test_long_inputs_are_cut_with_one_warning(name: str, caplog: pytest.LogCaptu
         f"{too_long} of {len(whole)} inputs are longer than 5 pieces and were cut"
     ]
     for item, full in zip(items, whole, strict=True):
-        # The end mark stays.
+        # A cut input keeps its end mark.
         expected = full.input_ids if len(full.input_ids) <= 5 else [*full.input_ids[:4], full.input_ids[-1]]
         assert item.input_ids == expected
 
 
-def test_a_decoders_prompt_is_cut_at_its_beginning() -> None:
+def test_a_decoders_prompt_loses_its_first_tokens() -> None:
     case = CASES["llama"]
     task = secateur.CausalLM(case.task.reader, labels=LABELS, max_length=5)
     (item,) = task.items(case.model(), [{"input": "the cat sat on the mat", "target": "no way"}])
@@ -287,12 +292,12 @@ def test_a_decoders_prompt_is_cut_at_its_beginning() -> None:
     assert case.task.reader.decode(item.target) == "no way"
 
 
-def test_the_tokenizers_own_limit_is_the_default() -> None:
+def test_the_tokenizers_limit_is_the_default_max_length() -> None:
     assert secateur.TextToText(word_tokenizer(start=False, end=True, model_max_length=6)).max_length == 6
     assert secateur.TextToText(word_tokenizer(start=False, end=True)).max_length is None
 
 
-def test_an_empty_prompt_starts_at_the_start_mark() -> None:
+def test_an_empty_prompt_begins_with_the_start_mark() -> None:
     case = CASES["llama"]
     task = secateur.CausalLM(word_tokenizer(start=False, end=False), labels=LABELS)
     (item,) = task.items(case.model(), [{"input": "", "target": "yes"}])
@@ -300,7 +305,7 @@ def test_an_empty_prompt_starts_at_the_start_mark() -> None:
     assert math.isfinite(secateur.evaluate(case.model(), task, [{"input": "", "target": "yes"}]).value)
 
 
-def test_a_class_may_be_its_number() -> None:
+def test_a_target_may_be_the_number_of_its_class() -> None:
     case = CASES["bert-sequence"]
     by_number = [{**e, "target": CLASSES.index(e["target"])} for e in case.examples]
     model = case.model()
@@ -317,12 +322,12 @@ def test_labels_rename_the_models_classes() -> None:
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_evaluation_ignores_the_batch_size(case: Case) -> None:
+def test_an_evaluation_does_not_depend_on_the_batch_size(case: Case) -> None:
     model = case.model()
     small, large = (secateur.evaluate(model, case.task, case.examples, max_tokens=n) for n in (1, 100_000))
     assert small == large
 
 
-def test_evaluation_reads_well() -> None:
+def test_an_evaluation_has_its_text_and_json_form() -> None:
     assert str(proportion("accuracy", 5, 10)) == "accuracy 0.5000 [0.2366, 0.7634] on 10 examples"
     assert set(proportion("accuracy", 5, 10).to_json()) == {"metric", "value", "low", "high", "examples"}

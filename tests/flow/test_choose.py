@@ -1,4 +1,4 @@
-"""choose: plans and recoveries are compared on examples that they were not fitted on; the model stays as it is."""
+"""choose compares plans and recoveries on examples that they are not fitted on. It does not change the model."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ import secateur
 from secateur import InputError
 from secateur.flow.choose import alternatives, divergence
 
-ONE_EACH = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
+ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_the_closest_to_the_dense_model_comes_first(case: Case) -> None:
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_the_candidate_closest_to_the_dense_model_comes_first(case: Case) -> None:
     model = case.model()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     scores = secateur.attribute(model, case.task, case.examples)
     everything, most, half = (secateur.plan(scores, keep=keep) for keep in (1.0, 0.8, 0.4))
-    found = secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
-    assert found[0].plan is everything
-    assert found[0].divergence == pytest.approx(0.0, abs=1e-6)
-    distances = [candidate.divergence for candidate in found]
-    assert distances == sorted(distances, key=lambda each: each or 0.0)
+    candidates = secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
+    assert candidates[0].plan is everything
+    assert candidates[0].divergence == pytest.approx(0.0, abs=1e-6)
+    distances = [candidate.divergence for candidate in candidates]
+    assert distances == sorted(distances, key=lambda distance: distance or 0.0)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert [
-        c.to_json() for c in secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
-    ] == [candidate.to_json() for candidate in found]
+        candidate.to_json()
+        for candidate in secateur.choose(model, case.task, [half, everything, most], case.examples, recoveries=[None])
+    ] == [candidate.to_json() for candidate in candidates]
 
 
-def test_divergence_is_that_of_kullback_and_leibler() -> None:
+def test_divergence_equals_the_kullback_leibler_formula() -> None:
     case = CASES["bert-sequence"]
     model, other = case.model(), case.model(seed=1)
     batches = list(case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 64))
     expected = 0.0
     for batch in batches:
         with torch.no_grad():
-            p, q = (case.task.logits(each.eval(), batch).double().softmax(-1) for each in (model, other))
+            p, q = (case.task.logits(one.eval(), batch).double().softmax(-1) for one in (model, other))
         for row, column in (batch.labels != -100).nonzero().tolist():
             expected += sum(float(a * (a / b).log()) for a, b in zip(p[row, column], q[row, column], strict=True))
     assert divergence(model, other, case.task, batches) == pytest.approx(expected / len(case.examples), rel=1e-6)
 
 
 def different_examples(count: int) -> list[dict[str, Any]]:
-    """Examples of which no two have the same text."""
+    """Return examples with different texts."""
     pairs = [f"{first} {second}" for first in WORDS for second in WORDS]
     return [{"input": text, "target": CLASSES[i % len(CLASSES)]} for i, text in enumerate(pairs[:count])]
 
 
 @pytest.mark.parametrize(("count", "used"), [(2, 2), (7, 7), (120, 120), (130, 120)])
-def test_candidates_are_compared_on_examples_that_they_are_not_fitted_on(
+def test_examples_of_the_comparison_differ_from_those_of_the_fit(
     count: int, used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES["bert-sequence"]
@@ -76,7 +77,7 @@ def test_candidates_are_compared_on_examples_that_they_are_not_fitted_on(
     assert min(len(first), len(second)) == -(-used // 5)
 
 
-def test_the_best_plan_is_tried_with_the_other_recoveries() -> None:
+def test_only_the_best_plan_is_tried_with_the_other_recoveries() -> None:
     case = CASES["bert-sequence"]
     model = case.model()
     scores = secateur.attribute(model, case.task, case.examples)
@@ -89,7 +90,7 @@ def test_the_best_plan_is_tried_with_the_other_recoveries() -> None:
     assert plans["scale"][0] is plans["bias"][0] is most
 
 
-def test_one_candidate_is_not_tried() -> None:
+def test_a_single_candidate_is_returned_without_a_comparison() -> None:
     case = CASES["t5-gated"]
     model = case.model()
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
@@ -97,19 +98,19 @@ def test_one_candidate_is_not_tried() -> None:
     assert (only.plan, only.recovery, only.divergence) == (plan, "least_squares", None)
 
 
-def test_alternatives_are_those_that_were_not_settled() -> None:
+def test_alternatives_vary_only_options_that_are_not_given() -> None:
     case = CASES["t5-gated"]
     scores = secateur.attribute(case.model(), case.task, case.examples)
-    how = [(p.summary()["allocation"], p.summary()["floor"]) for p in alternatives(scores, flops=0.5)]
-    assert [allocation for allocation, _ in how] == ["uniform", *["knapsack"] * 3]
-    assert how[1][1] > 0.3 > 0.01 > how[2][1] > how[3][1] == 0.0
-    assert [p.summary()["allocation"] for p in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
+    spreads = [(plan.summary()["allocation"], plan.summary()["floor"]) for plan in alternatives(scores, flops=0.5)]
+    assert [allocation for allocation, _ in spreads] == ["uniform", *["knapsack"] * 3]
+    assert spreads[1][1] > 0.3 > 0.01 > spreads[2][1] > spreads[3][1] == 0.0
+    assert [plan.summary()["allocation"] for plan in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
     (fixed,) = alternatives(scores, flops=0.5, allocation="global", floor=0.2)
     assert (fixed.summary()["allocation"], fixed.summary()["floor"]) == ("global", 0.2)
-    assert [p.summary()["floor"] for p in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
+    assert [plan.summary()["floor"] for plan in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     case = CASES["t5-gated"]
     model = case.model()
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)

@@ -1,11 +1,8 @@
-"""Contract 4: saved, then loaded in a fresh process, the logits are the same bit for bit; no pickle, no remote code unasked."""
+"""Contract 4: a saved model gives bit-identical logits in a new process, without pickle or unrequested remote code."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_plan
+from new_process import BLOCK_SECATEUR, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForMultipleChoice, BertForMultipleChoice
@@ -25,7 +23,7 @@ from secateur.pruning.prune import prune
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of pruned model: its case, how it is cut, whether stock transformers reads it."""
+    """A kind of pruned model: its case, the function that prunes it, and whether a class of transformers loads it."""
 
     case: str
     cut: Callable[[nn.Module], nn.Module]
@@ -34,6 +32,8 @@ class Kind:
 
 
 def by_selection(name: str, select: str, *, unit: Any = "head", per_head: bool = False) -> Callable[[nn.Module], nn.Module]:
+    """Return a function that keeps the best half of the selected sites' units."""
+
     def cut(model: nn.Module) -> nn.Module:
         scores = secateur.attribute(model, CASES[name].task, CASES[name].examples, unit=unit, select=select)
         return prune(model, secateur.plan(scores, keep=0.5, per_head=per_head))
@@ -41,11 +41,14 @@ def by_selection(name: str, select: str, *, unit: Any = "head", per_head: bool =
     return cut
 
 
-def by_plan(name: str, unit: str, make: Any) -> Callable[[nn.Module], nn.Module]:
-    return lambda model: prune(model, make(CASES[name], unit))
+def by_plan(name: str, unit: str, make_plan: Any) -> Callable[[nn.Module], nn.Module]:
+    """Return a function that prunes a model by a plan of the case."""
+    return lambda model: prune(model, make_plan(CASES[name], unit))
 
 
 def twice(name: str) -> Callable[[nn.Module], nn.Module]:
+    """Return a function that prunes a model by one plan and then by another."""
+
     def cut(model: nn.Module) -> nn.Module:
         once = prune(model, uneven_plan(CASES[name], "head"))
         scores = secateur.attribute(once, CASES[name].task, CASES[name].examples)
@@ -101,67 +104,46 @@ KINDS: dict[str, Kind] = {
     "gemma3-heads": Kind("gemma3", by_plan("gemma3", "head", uneven_plan), stock=False),
 }
 
-# One process reads all folders, since importing transformers takes longer than all else. Each job: folder, how, outputs.
+# One process loads all folders, because the import of transformers takes longer than everything else. A load has a folder, a
+# class that loads it, and a file for its output.
 SCRIPT = """
 import json, sys
-jobs = json.load(open(sys.argv[1]))
-blocked = sys.argv[2] == "blocked"
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
-            raise ImportError(f"{name} is blocked")
-
-if blocked:
-    sys.meta_path.insert(0, Block())
-    try:
-        import secateur
-    except ImportError:
-        pass
-    else:
-        raise SystemExit("secateur can be imported")
-
 import torch, transformers
 from safetensors.torch import load_file, save_file
 torch.set_num_threads(1)
 report = {}
-for job in jobs:
+for load in json.load(open(sys.argv[1])):
     try:
-        if job["auto"] == "secateur":
+        if load["auto"] == "secateur":
             import secateur
-            model = secateur.load(job["folder"])
+            model = secateur.load(load["folder"])
         else:
-            auto = getattr(transformers, job["auto"])
-            model = auto.from_pretrained(job["folder"], dtype="auto", trust_remote_code=job["trust"])
-        # A product's rounding may depend on where in memory its operands begin (MKL), which is not the folder's doing.
+            auto = getattr(transformers, load["auto"])
+            model = auto.from_pretrained(load["folder"], dtype="auto", trust_remote_code=load["trust"])
+        # In MKL a product's rounding may depend on the memory address of its operands, which the folder does not determine.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
         with torch.inference_mode():
-            output = model(**load_file(job["inputs"]))
-        save_file({"output": (output.logits if "logits" in output else output[0]).contiguous()}, job["output"])
-        report[job["name"]] = f"{type(model).__name__} {model.training} {next(model.parameters()).dtype}"
+            output = model(**load_file(load["inputs"]))
+        save_file({"output": (output.logits if "logits" in output else output[0]).contiguous()}, load["output"])
+        report[load["name"]] = f"{type(model).__name__} {model.training} {next(model.parameters()).dtype}"
     except Exception as error:
-        report[job["name"]] = f"{type(error).__name__}: {error}"
+        report[load["name"]] = f"{type(error).__name__}: {error}"
 print("REPORT" + json.dumps(report))
 """
 
 
-def run(jobs: list[dict[str, Any]], folder: Path, *, blocked: bool) -> dict[str, str]:
-    """What a fresh process says of each job; offline, with its own empty cache of remote code."""
-    path = folder / f"jobs-{blocked}.json"
-    path.write_text(json.dumps(jobs))
-    # The stock modules cache remote code under HF_HOME: an empty one, so that no earlier run's can serve.
-    variables = {**os.environ, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    variables.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", SCRIPT, str(path), "blocked" if blocked else "free"]
-    result = subprocess.run(command, env=variables, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
-    found: dict[str, str] = json.loads(result.stdout.partition("REPORT")[2])
-    return found
+def run(loads: list[dict[str, Any]], folder: Path, *, blocked: bool) -> dict[str, str]:
+    """Load folders in a new process, with secateur blocked or not. Returns the process's report on every load, by name."""
+    path = folder / f"loads-{blocked}.json"
+    path.write_text(json.dumps(loads))
+    output = run_script(BLOCK_SECATEUR + SCRIPT if blocked else SCRIPT, folder, str(path))
+    report: dict[str, str] = json.loads(output.partition("REPORT")[2])
+    return report
 
 
 def base_output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """What AutoModel gives: the base model's first output."""
+    """Return the output of AutoModel's model: the first output of the base model."""
     body = model if model.config.is_encoder_decoder else model.base_model
     if not model.config.is_encoder_decoder:
         return body(**inputs)[0]  # type: ignore[no-any-return]
@@ -169,8 +151,8 @@ def base_output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 @dataclass
-class World:
-    """All saved folders, what was expected of them, and what fresh processes found."""
+class SavedModels:
+    """The saved folders, the expected outputs, and the reports of the new processes that loaded the folders."""
 
     root: Path
     expected: dict[str, Tensor]
@@ -184,7 +166,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def saved_models(tmp_path_factory: pytest.TempPathFactory) -> SavedModels:
     root = tmp_path_factory.mktemp("export")
     torch.set_num_threads(1)
     expected: dict[str, Tensor] = {}
@@ -195,7 +177,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         case = CASES[kind.case]
         model = kind.cut(case.model(DTYPES[kind.dtype]))
         secateur.save(model, root / name, tokenizer=case.task.reader)
-        # Saved again by what loaded it: nothing may get lost on the second way.
+        # The loaded model is saved again: nothing may be lost the second time.
         secateur.save(secateur.load(root / name), root / f"{name}-again", tokenizer=case.task.reader)
         batch = case.batches(model, 1000)[0]
         inputs = dict(batch.inputs)
@@ -205,45 +187,45 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         with torch.inference_mode():
             expected[name] = model(**inputs).logits
             base[name] = base_output(model, inputs)
-        for job, folder, auto in (
+        for load, folder, auto in (
             (name, name, case.auto_class),
             (f"{name}-again", f"{name}-again", case.auto_class),
             (f"{name}-base", name, "AutoModel"),
             (f"{name}-untrusted", name, case.auto_class),
             (f"{name}-secateur", name, "secateur"),
         ):
-            trust = not kind.stock and not job.endswith("untrusted")
-            about = {"name": job, "folder": str(root / folder), "auto": auto, "trust": trust}
-            about |= {"inputs": str(root / f"{name}.inputs"), "output": str(root / f"{job}.output")}
+            trust = not kind.stock and not load.endswith("untrusted")
+            about = {"name": load, "folder": str(root / folder), "auto": auto, "trust": trust}
+            about |= {"inputs": str(root / f"{name}.inputs"), "output": str(root / f"{load}.output")}
             (with_secateur if auto == "secateur" else alone).append(about)
     reports = run(alone, root, blocked=True) | run(with_secateur, root, blocked=False)
-    return World(root, expected, base, reports)
+    return SavedModels(root, expected, base, reports)
 
 
 every_kind = pytest.mark.parametrize("name", KINDS)
 
 
 @every_kind
-def test_auto_classes_read_it_without_secateur(world: World, name: str) -> None:
-    assert torch.equal(world.output(name), world.expected[name]), world.reports[name]
-    assert world.expected[name].dtype == DTYPES[KINDS[name].dtype]
-    assert " False " in world.reports[name]  # In eval mode, as from_pretrained gives it.
+def test_auto_classes_load_a_pruned_model_without_secateur(saved_models: SavedModels, name: str) -> None:
+    assert torch.equal(saved_models.output(name), saved_models.expected[name]), saved_models.reports[name]
+    assert saved_models.expected[name].dtype == DTYPES[KINDS[name].dtype]
+    assert " False " in saved_models.reports[name]  # The model is in eval mode, as from_pretrained returns it.
 
 
 @every_kind
-def test_auto_model_reads_its_body(world: World, name: str) -> None:
-    assert torch.equal(world.output(f"{name}-base"), world.base[name])
+def test_auto_model_loads_its_base_model(saved_models: SavedModels, name: str) -> None:
+    assert torch.equal(saved_models.output(f"{name}-base"), saved_models.base[name])
 
 
 @every_kind
-def test_secateur_load_reads_it(world: World, name: str) -> None:
-    assert torch.equal(world.output(f"{name}-secateur"), world.expected[name])
+def test_secateur_load_gives_the_same_logits(saved_models: SavedModels, name: str) -> None:
+    assert torch.equal(saved_models.output(f"{name}-secateur"), saved_models.expected[name])
 
 
 @every_kind
-def test_saved_again_it_is_the_same(world: World, name: str) -> None:
-    assert torch.equal(world.output(f"{name}-again"), world.expected[name])
-    first, second = ({path.name: path for path in (world.root / n).iterdir()} for n in (name, f"{name}-again"))
+def test_a_loaded_model_saved_again_is_the_same(saved_models: SavedModels, name: str) -> None:
+    assert torch.equal(saved_models.output(f"{name}-again"), saved_models.expected[name])
+    first, second = ({path.name: path for path in (saved_models.root / n).iterdir()} for n in (name, f"{name}-again"))
     assert set(first) == set(second)
     for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
         assert json.loads(first[file].read_text()) == json.loads(second[file].read_text()), file
@@ -253,27 +235,27 @@ def test_saved_again_it_is_the_same(world: World, name: str) -> None:
 
 
 @every_kind
-def test_remote_code_runs_only_if_asked_for(world: World, name: str) -> None:
+def test_remote_code_runs_only_with_trust_remote_code(saved_models: SavedModels, name: str) -> None:
     if KINDS[name].stock:
-        assert torch.equal(world.output(f"{name}-untrusted"), world.expected[name])
+        assert torch.equal(saved_models.output(f"{name}-untrusted"), saved_models.expected[name])
     else:
-        # The stock class is tried, and refuses the weights' shapes.
-        assert "ignore_mismatched_sizes" in world.reports[f"{name}-untrusted"]
-        assert not (world.root / f"{name}-untrusted.output").exists()
+        # transformers' own class is tried, and refuses the shapes of the weights.
+        assert "ignore_mismatched_sizes" in saved_models.reports[f"{name}-untrusted"]
+        assert not (saved_models.root / f"{name}-untrusted.output").exists()
 
 
 @every_kind
-def test_the_folder_holds_no_pickle_and_stock_ones_no_code(world: World, name: str) -> None:
-    files = {path.name for path in (world.root / name).iterdir()}
+def test_a_folder_has_no_pickle_and_has_code_only_where_transformers_needs_it(saved_models: SavedModels, name: str) -> None:
+    files = {path.name for path in (saved_models.root / name).iterdir()}
     assert {path.rpartition(".")[2] for path in files} <= {"safetensors", "json", "py"}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= files
     assert ("modeling_secateur.py" in files) == (not KINDS[name].stock)
-    config = json.loads((world.root / name / "config.json").read_text())
+    config = json.loads((saved_models.root / name / "config.json").read_text())
     assert ("secateur" in config) == ("auto_map" in config) == (not KINDS[name].stock)
     assert not any(architecture.startswith("Pruned") for architecture in config["architectures"])
 
 
-def test_a_head_of_no_task_of_secateurs_is_found_by_its_auto_class(tmp_path: Path) -> None:
+def test_an_auto_class_loads_a_head_that_no_task_of_secateur_uses(tmp_path: Path) -> None:
     model = BertForMultipleChoice(CASES["bert-sequence"].model().config).eval()
     plan = uneven_plan(CASES["bert-sequence"], "head")
     pruned = prune(model, secateur.Plan(dict(plan), plan.sites, fingerprint(model)))
@@ -287,20 +269,20 @@ def test_a_head_of_no_task_of_secateurs_is_found_by_its_auto_class(tmp_path: Pat
 
 
 @every_kind
-def test_the_folder_is_smaller_than_the_dense_models(world: World, name: str, tmp_path: Path) -> None:
+def test_a_pruned_folder_is_smaller_than_the_dense_one(saved_models: SavedModels, name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
     secateur.save(CASES[kind.case].model(DTYPES[kind.dtype]), tmp_path / "dense")
-    pruned, dense = ((folder / "model.safetensors").stat().st_size for folder in (world.root / name, tmp_path / "dense"))
+    pruned, dense = ((folder / "model.safetensors").stat().st_size for folder in (saved_models.root / name, tmp_path / "dense"))
     saved = sum(p.numel() * p.element_size() for p in CASES[kind.case].model(DTYPES[kind.dtype]).parameters()) / 20
     assert pruned < dense - saved
 
 
-def test_nothing_of_the_shared_folder_is_left_half_done(world: World) -> None:
-    assert not [path.name for path in world.root.iterdir() if path.name.startswith(".")]
+def test_saving_leaves_no_temporary_files(saved_models: SavedModels) -> None:
+    assert not [path.name for path in saved_models.root.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_a_dense_model_is_saved_as_it_is(name: str, tmp_path: Path) -> None:
+def test_a_dense_model_is_saved_unchanged(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     model = case.model()
     secateur.save(model, tmp_path / "dense")
@@ -311,20 +293,20 @@ def test_a_dense_model_is_saved_as_it_is(name: str, tmp_path: Path) -> None:
     assert {path.rpartition(".")[2] for path in map(str, (tmp_path / "dense").iterdir())} == {"safetensors", "json"}
 
 
-def test_extra_files_stand_in_the_folder(tmp_path: Path) -> None:
+def test_extra_files_are_written_into_the_folder(tmp_path: Path) -> None:
     secateur.save(CASES["llama"].model(), tmp_path / "out", extra={"report.json": '{"a": 1}\n'})
     assert (tmp_path / "out" / "report.json").read_text() == '{"a": 1}\n'
 
 
-def test_load_passes_its_options_on(world: World) -> None:
-    model = secateur.load(world.root / "t5-relu-heads", dtype=torch.float64)
+def test_load_passes_its_options_to_transformers(saved_models: SavedModels) -> None:
+    model = secateur.load(saved_models.root / "t5-relu-heads", dtype=torch.float64)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", ["t5-relu-heads", "llama-channels", "t5-twice", "t5-emptied", "llama-emptied"])
-def test_a_loaded_model_works_on(world: World, name: str) -> None:
-    """It can be evaluated, and generates as the saved one did."""
-    case, model = CASES[KINDS[name].case], secateur.load(world.root / name)
+def test_a_loaded_model_evaluates_and_generates_as_the_saved_one(saved_models: SavedModels, name: str) -> None:
+    """The loaded model has the same accuracy and generates the same tokens as the saved one."""
+    case, model = CASES[KINDS[name].case], secateur.load(saved_models.root / name)
     saved = KINDS[name].cut(case.model())
     result, expected = (secateur.evaluate(m, case.task, case.examples) for m in (model, saved))
     assert result.value == pytest.approx(expected.value, rel=1e-5)
@@ -332,8 +314,8 @@ def test_a_loaded_model_works_on(world: World, name: str) -> None:
     assert torch.equal(model.generate(**options), saved.generate(**options))  # type: ignore[operator]
 
 
-def test_a_loaded_model_can_be_pruned_again(world: World) -> None:
-    case, model = CASES["t5-relu"], secateur.load(world.root / "t5-relu-heads")
+def test_a_loaded_model_can_be_pruned_again(saved_models: SavedModels) -> None:
+    case, model = CASES["t5-relu"], secateur.load(saved_models.root / "t5-relu-heads")
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
     pruned = secateur.prune(model, plan)
     assert secateur.verify(model, pruned, plan, case.task, case.batches(model)).holds

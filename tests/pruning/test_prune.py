@@ -1,4 +1,4 @@
-"""Contract 3: the pruned model computes what the masked model computes, for every family, unit and dtype."""
+"""Contract 3: the pruned model computes the same outputs as the masked model, for every family, unit and dtype."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from cases import (
     uniform_plan,
     unit_argument,
 )
+from comparing import relative
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -43,24 +44,24 @@ every_unit = pytest.mark.parametrize("unit", UNITS)
 every_plan = pytest.mark.parametrize("kind", PLANS)
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
 def masked_logits(case: Case, model: nn.Module, plan: Plan) -> Tensor:
+    """Return the logits of the model with the removed units at zero."""
     with masked(model, plan):
         return case.logits(model)
 
 
-def gone(model: nn.Module, plan: Plan) -> set[Branch]:
-    """The attentions of which nothing is left: with the last head, or V channel, the Q and K channels go too."""
-    found = branches_of(model, plan.sites).items()
-    return {b for site, b in found if isinstance(b, Attention) and site.unit != "qk_channel" and not len(plan[site.name])}
+def empty_attentions(model: nn.Module, plan: Plan) -> set[Branch]:
+    """Return the attentions that the plan empties: the last head or V channel takes the Q and K channels with it."""
+    return {
+        branch
+        for site, branch in branches_of(model, plan.sites).items()
+        if isinstance(branch, Attention) and site.unit != "qk_channel" and not len(plan[site.name])
+    }
 
 
 @contextmanager
 def by_hand(case: Case, model: nn.Module, unit: str, plan: Plan) -> Iterator[None]:
-    """The masked model from the naive gates: removed units at zero."""
+    """Mask the model with the naive gates: 0 for removed units, 1 for kept ones."""
     places = naive.gates(case, model, unit_argument(unit))
     values = {}
     for site in plan.sites:
@@ -73,8 +74,8 @@ def by_hand(case: Case, model: nn.Module, unit: str, plan: Plan) -> Iterator[Non
 @every_plan
 @every_unit
 @every_case
-def test_masked_is_gates_at_zero(case: Case, unit: str, kind: str) -> None:
-    """The specification itself, against gates at hand-written paths."""
+def test_the_masked_model_equals_one_with_gates_at_zero(case: Case, unit: str, kind: str) -> None:
+    """`masked` is the specification of pruning. It is compared with gates at hand-written paths."""
     model, plan = case.model(torch.float64), PLANS[kind](case, unit)
     with by_hand(case, model, unit, plan):
         expected = case.logits(model)
@@ -88,9 +89,9 @@ def test_masked_is_gates_at_zero(case: Case, unit: str, kind: str) -> None:
 def test_pruned_equals_masked_in_float64(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(torch.float64), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
-    expected, found = masked_logits(case, model, plan), case.logits(pruned)
-    assert relative(found, expected) < 1e-10
-    assert relative(found, case.logits(model)) > 1e-3
+    expected, actual = masked_logits(case, model, plan), case.logits(pruned)
+    assert relative(actual, expected) < 1e-10
+    assert relative(actual, case.logits(model)) > 1e-3
     assert next(pruned.parameters()).dtype == torch.float64
 
 
@@ -101,7 +102,7 @@ def test_pruned_equals_masked_in_float64(case: Case, unit: str, kind: str) -> No
 def test_verify_holds(case: Case, unit: str, kind: str, dtype: str) -> None:
     model, plan = case.model(DTYPES[dtype]), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
-    assert {p.dtype for p in pruned.parameters()} == {DTYPES[dtype]}
+    assert {parameter.dtype for parameter in pruned.parameters()} == {DTYPES[dtype]}
     result = secateur.verify(model, pruned, plan, case.task, case.batches(model))
     assert result.holds, str(result)
     assert result.dtype == dtype
@@ -122,7 +123,7 @@ def test_verify_holds_whichever_sites_are_empty(case: Case, unit: str, dtype: st
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @every_case
 def test_verify_holds_where_a_single_site_is_empty(case: Case, unit: str) -> None:
-    """All else is whole, so that what lies above must get all that it got."""
+    """All other sites are whole, so the layers above the empty site must still get all their inputs."""
     model, whole = case.model(), uniform_plan(case, unit, keep=1.0)
     for name in whole:
         plan = replace(whole, kept={**whole.kept, name: whole[name][:0]})
@@ -132,25 +133,27 @@ def test_verify_holds_where_a_single_site_is_empty(case: Case, unit: str) -> Non
 
 @every_unit
 @every_case
-def test_of_empty_sites_no_product_is_left(case: Case, unit: str) -> None:
-    """FLOPs are those of the layers beside the branches, such as the output head: no projection's, no attention's."""
+def test_empty_sites_cost_no_flops(case: Case, unit: str) -> None:
+    """Only layers outside the branches, for example the output head, cost FLOPs. Projections and attention cost none."""
     model = case.model()
     pruned = secateur.prune(model, empty_plan(case, unit))
-    found: list[int] = []
+    products: list[int] = []
     for module in pruned.modules():
         if isinstance(module, (nn.Linear, Conv1D, nn.Conv2d)):
-            module.register_forward_hook(lambda m, _, output: found.append(2 * output.numel() * weight_of(m)[:1].numel()))
+            module.register_forward_hook(
+                lambda layer, _, output: products.append(2 * output.numel() * weight_of(layer)[:1].numel())
+            )
     (batch,) = synthetic_batches(model, [2], [6])
     flops = secateur.cost.flops(pruned, batch)
-    assert flops == sum(found) > 0
+    assert flops == sum(products) > 0
     report = secateur.benchmark(model, pruned, [batch], pairs=3)
     assert report.timings[0].pruned_flops == flops < report.timings[0].dense_flops / 10
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_core
-def test_rounding_is_bounded_by_the_masked_models_own(case: Case, dtype: str) -> None:
-    """What verify says, once more without it: error of the pruned model at most four times the masked model's own."""
+def test_the_pruned_models_rounding_is_bounded_by_the_masked_models(case: Case, dtype: str) -> None:
+    """This repeats verify's check without verify: the pruned model's error is at most four times the masked model's."""
     model, plan = case.model(DTYPES[dtype]), uneven_plan(case, "channel")
     exact = copy.deepcopy(model).double()
     with by_hand(case, exact, "channel", plan):
@@ -162,13 +165,13 @@ def test_rounding_is_bounded_by_the_masked_models_own(case: Case, dtype: str) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @every_core
-def test_verify_finds_a_wrong_model(case: Case, unit: str, dtype: str) -> None:
+def test_verify_refuses_a_model_pruned_by_another_plan(case: Case, unit: str, dtype: str) -> None:
     model, plan, other = case.model(DTYPES[dtype]), uneven_plan(case, unit), uneven_plan(case, unit, seed=1)
     wrong = secateur.prune(model, other)
     assert not secateur.verify(model, wrong, plan, case.task, case.batches(model)).holds
 
 
-def test_verify_finds_one_wrong_weight(t5_case: Case) -> None:
+def test_verify_refuses_a_model_with_one_wrong_weight(t5_case: Case) -> None:
     model, plan = t5_case.model(), uneven_plan(t5_case, "head")
     pruned = secateur.prune(model, plan)
     with torch.no_grad():
@@ -181,16 +184,18 @@ def test_verify_finds_one_wrong_weight(t5_case: Case) -> None:
 @every_plan
 @every_unit
 @every_case
-def test_parameters_are_those_of_the_kept_units(case: Case, unit: str, kind: str) -> None:
+def test_the_removed_parameters_are_those_of_the_removed_units(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
 
-    def counted(m: nn.Module) -> int:
-        # T5's position bias follows the heads, and may have to be there once a layer; no unit counts it.
-        return sum(p.numel() for n, p in m.named_parameters() if "relative_attention_bias" not in n)
+    def counted(part: nn.Module) -> int:
+        # T5's position bias is cut with the heads, and a pruned model may need one per layer. No unit counts it.
+        return sum(p.numel() for name, p in part.named_parameters() if "relative_attention_bias" not in name)
 
-    empty, found = gone(model, plan), branches_of(model, plan.sites)
-    removed = sum(s.parameters * (s.units - len(plan[s.name])) for s, branch in found.items() if branch not in empty)
+    empty, by_site = empty_attentions(model, plan), branches_of(model, plan.sites)
+    removed = sum(
+        site.parameters * (site.units - len(plan[site.name])) for site, branch in by_site.items() if branch not in empty
+    )
     for branch in empty:
         weights = [p for path in branch.linears for p in model.get_submodule(path).parameters()]
         bias = getattr(model.get_submodule(branch.output), "bias", None)
@@ -201,17 +206,17 @@ def test_parameters_are_those_of_the_kept_units(case: Case, unit: str, kind: str
 @every_plan
 @every_unit
 @every_case
-def test_every_cut_layer_is_really_smaller(case: Case, unit: str, kind: str) -> None:
+def test_every_cut_layer_has_smaller_weights(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
     checked = 0
     for site, branch in branches_of(model, plan.sites).items():
-        left = 0 if branch in gone(model, plan) else len(plan[site.name])
+        kept_units = 0 if branch in empty_attentions(model, plan) else len(plan[site.name])
         for port in branch.cut_at(site.unit):
-            dense, ours = (weight_of(m.get_submodule(port.path)).shape for m in (model, pruned))
+            dense, ours = (weight_of(part.get_submodule(port.path)).shape for part in (model, pruned))
             side = 0 if port.side == "output" else 1
-            if port.map.size == dense[side]:  # What else such a layer makes may be another site's.
-                assert ours[side] * site.units == dense[side] * left, port
+            if port.map.size == dense[side]:  # Otherwise the layer also belongs to another site.
+                assert ours[side] * site.units == dense[side] * kept_units, port
             checked += ours[side] < dense[side]
             bias = pruned.get_submodule(port.path)._parameters.get("bias")
             assert bias is None or len(bias) == ours[0]
@@ -221,37 +226,37 @@ def test_every_cut_layer_is_really_smaller(case: Case, unit: str, kind: str) -> 
 @every_plan
 @every_unit
 @every_core
-def test_attention_implementations_agree(case: Case, unit: str, kind: str) -> None:
-    # Decoders' and ViT's eager attention is float32 whatever the model's dtype; decoders' is NaN for float64 at padding outside
-    # the window.
+def test_eager_attention_and_sdpa_give_the_same_logits(case: Case, unit: str, kind: str) -> None:
+    # Eager attention of decoders and ViT computes in float32, whatever the model's dtype. In float64, decoders' eager attention
+    # gives NaN at padding outside the window.
     dtype, limit = (torch.float32, 1e-4) if (case.kind == "decoder" or case.name == "vit") else (torch.float64, 1e-10)
-    model, plan, found = cast(Any, case.model(dtype)), PLANS[kind](case, unit), {}
+    model, plan, logits = cast(Any, case.model(dtype)), PLANS[kind](case, unit), {}
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         pruned: Any = secateur.prune(model, plan)
         assert pruned.config._attn_implementation == implementation
-        found[implementation] = case.logits(pruned)
-        assert relative(found[implementation], masked_logits(case, model, plan)) < limit
-    assert relative(found["eager"], found["sdpa"]) < limit
+        logits[implementation] = case.logits(pruned)
+        assert relative(logits[implementation], masked_logits(case, model, plan)) < limit
+    assert relative(logits["eager"], logits["sdpa"]) < limit
 
 
 @every_unit
 @every_case
 def test_padding_does_not_change_the_pruned_model(case: Case, unit: str) -> None:
-    """Each example alone, without padding and attention mask, against the padded batches."""
+    """Logits of padded batches equal those of every example alone, without padding and attention mask."""
     plan = uneven_plan(case, unit)
     pruned = secateur.prune(case.model(torch.float64), plan)
-    found: dict[int, Tensor] = {}
+    by_row: dict[int, Tensor] = {}
     with torch.inference_mode():
         for batch in case.batches(pruned):
             logits = case.task.logits(pruned, batch)
-            found.update({row: logits[i][batch.labels[i] != -100] for i, row in enumerate(batch.rows)})
+            by_row.update({row: logits[i][batch.labels[i] != -100] for i, row in enumerate(batch.rows)})
         for row, example in enumerate(case.examples):
-            assert relative(found[row], naive.alone(case, pruned, example)[0]) < 1e-6
+            assert relative(by_row[row], naive.alone(case, pruned, example)[0]) < 1e-6
 
 
 def prompt(case: Case) -> dict[str, Tensor]:
-    """Prompts for generation; decoders get them at one length, since padding would belong on their left."""
+    """Return prompts for generation. A decoder's prompts have equal lengths, because their padding would be on the left."""
     if case.kind == "encoder-decoder":
         batch = case.batches(case.model(), 1000)[0]
         assert batch.inputs["attention_mask"].min() == 0
@@ -263,7 +268,7 @@ def prompt(case: Case) -> dict[str, Tensor]:
 @every_plan
 @every_unit
 @pytest.mark.parametrize("case", GENERATING, ids=str)
-def test_generation_with_and_without_cache(case: Case, unit: str, kind: str) -> None:
+def test_generation_equals_the_masked_models_with_and_without_a_cache(case: Case, unit: str, kind: str) -> None:
     model, plan = cast(Any, case.model(torch.float64)), PLANS[kind](case, unit)
     pruned: Any = secateur.prune(model, plan)
     options = {**prompt(case), "max_new_tokens": 6, "do_sample": False}
@@ -276,8 +281,8 @@ def test_generation_with_and_without_cache(case: Case, unit: str, kind: str) -> 
 @every_plan
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", GENERATING, ids=str)
-def test_a_text_continued_from_the_cache(case: Case, unit: str, kind: str) -> None:
-    """Several tokens at once and no positions given: how long the text is already, the model knows from the cache alone."""
+def test_a_text_continued_from_the_cache_has_the_same_logits(case: Case, unit: str, kind: str) -> None:
+    """Several tokens are given at once, without positions. Only the cache tells the model how long the text is already."""
     pruned: Any = secateur.prune(case.model(torch.float64), PLANS[kind](case, unit))
     ids = torch.tensor([[2, 7, 9, 12, 5, 8], [2, 11, 4, 8, 30, 9]])
     name, given = ("decoder_input_ids", {"input_ids": ids}) if case.kind == "encoder-decoder" else ("input_ids", {})
@@ -285,7 +290,7 @@ def test_a_text_continued_from_the_cache(case: Case, unit: str, kind: str) -> No
         expected = pruned(**given, **{name: ids}).logits
         start = pruned(**given, **{name: ids[:, :4]}, use_cache=True)
         end = pruned(**given, **{name: ids[:, 4:]}, past_key_values=start.past_key_values)
-    assert relative(torch.cat([start.logits, end.logits], 1), expected) < 1e-6  # Decoders' rotary positions are float32.
+    assert relative(torch.cat([start.logits, end.logits], 1), expected) < 1e-6  # Decoders compute rotary positions in float32.
 
 
 @every_plan
@@ -314,8 +319,8 @@ def test_a_pruned_model_can_be_pruned_again(case: Case, first: str, second: str)
 
 
 @every_core
-def test_ffn_of_a_model_with_cut_heads_then_heads_of_a_model_with_cut_ffn(case: Case) -> None:
-    """Two plans one after the other come to the same as one."""
+def test_pruning_heads_and_ffn_one_after_the_other_equals_pruning_both_at_once(case: Case) -> None:
+    """Two plans, in either order, give the same model as one plan."""
     model, plan = case.model(torch.float64), uneven_plan(case, "head")
     ffn = [site.name for site in plan.sites if site.kind == "ffn"]
     expected = case.logits(secateur.prune(model, plan))
@@ -331,9 +336,9 @@ def test_ffn_of_a_model_with_cut_heads_then_heads_of_a_model_with_cut_ffn(case: 
 @pytest.mark.parametrize("again", ["head", "channel"])
 @pytest.mark.parametrize("select", ["qk", "vo", "qk,vo"])
 @every_core
-def test_attention_that_has_lost_channels_is_refused_clearly(case: Case, select: str, again: Any) -> None:
+def test_pruning_attention_that_has_lost_channels_is_refused(case: Case, select: str, again: Any) -> None:
     if select == "qk" and not case.qk_channels:
-        pytest.skip("the family normalises its queries and keys: it has no such site")
+        pytest.skip("the family normalises its queries and keys: it has no Q/K sites")
     model = case.model()
     pruned = secateur.prune(
         model, secateur.plan(secateur.attribute(model, case.task, case.examples, unit="channel", select=select), keep=0.5)
@@ -349,9 +354,9 @@ def test_attention_that_has_lost_channels_is_refused_clearly(case: Case, select:
 
 @every_unit
 @every_core
-def test_prune_leaves_the_dense_model_and_shares_no_memory(case: Case, unit: str) -> None:
+def test_prune_does_not_change_the_dense_model_and_shares_no_memory(case: Case, unit: str) -> None:
     model, plan = cast(Any, case.model()), uneven_plan(case, unit)
-    before, tensors = model.config.to_dict(), {n: t.clone() for n, t in model.state_dict().items()}
+    before, tensors = model.config.to_dict(), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = case.logits(model)
     pruned: Any = secateur.prune(model, plan)
     with torch.no_grad():
@@ -359,14 +364,14 @@ def test_prune_leaves_the_dense_model_and_shares_no_memory(case: Case, unit: str
             parameter.zero_()
     pruned.config.num_labels = 99
     assert model.config.to_dict() == before
-    assert all(torch.equal(t, tensors[n]) for n, t in model.state_dict().items())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(case.logits(model), expected)
 
 
 @every_plan
 @every_unit
 @every_core
-def test_prune_in_place_is_prune(case: Case, unit: str, kind: str) -> None:
+def test_prune_in_place_gives_the_same_model_as_prune(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
     assert secateur.prune_(model, plan) is model
@@ -376,17 +381,17 @@ def test_prune_in_place_is_prune(case: Case, unit: str, kind: str) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-def test_a_plan_that_names_a_site_of_another_model() -> None:
-    """As one edited by hand may."""
+def test_a_plan_that_names_a_site_of_another_model_is_refused() -> None:
+    """A plan edited by hand may have the model's fingerprint and a wrong site."""
     case = CASES["t5-gated"]
     plan = uniform_plan(case, "head")
     (first, *others) = plan.sites
-    stranger = replace(first, name="encoder.99.ffn")
-    kept = {stranger.name: plan[first.name], **{site.name: plan[site.name] for site in others}}
+    foreign = replace(first, name="encoder.99.ffn")
+    kept = {foreign.name: plan[first.name], **{site.name: plan[site.name] for site in others}}
     with pytest.raises(
         secateur.InputError, match=r"^sites: expected sites of this model, such as 'encoder.0.*, got 'encoder.99.ffn'"
     ):
-        secateur.prune(case.model(), Plan(kept, (stranger, *others), plan.fingerprint, plan.budget, plan.spread))
+        secateur.prune(case.model(), Plan(kept, (foreign, *others), plan.fingerprint, plan.budget, plan.spread))
 
 
 @every_core
@@ -414,16 +419,16 @@ def test_tied_embeddings_stay_tied(case: Case, unit: str, kind: str) -> None:
 @every_plan
 @every_unit
 @every_core
-def test_flags_and_modes_are_carried_over(case: Case, unit: str, kind: str) -> None:
+def test_the_pruned_model_has_the_requires_grad_flags_and_modes_of_the_dense_one(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(), PLANS[kind](case, unit)
     for number, parameter in enumerate(model.parameters()):
         parameter.requires_grad_(number % 2 == 0)
     for number, module in enumerate(model.modules()):
         module.training = number % 3 == 0
-    # A linear layer does the same in either mode.
-    acting = {name for name, m in model.named_modules() if not isinstance(m, (nn.Linear, Conv1D))}
+    # Linear layers do not depend on the mode.
+    mode_dependent = {name for name, m in model.named_modules() if not isinstance(m, (nn.Linear, Conv1D))}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    modes = {name: m.training for name, m in model.named_modules() if name in acting}
+    modes = {name: m.training for name, m in model.named_modules() if name in mode_dependent}
     pruned = secateur.prune(model, plan)
     ours = {name: p.requires_grad for name, p in pruned.named_parameters() if name in flags}
     assert ours == {name: flags[name] for name in ours}
@@ -442,12 +447,13 @@ def test_the_pruned_model_can_be_trained_and_copied(case: Case, unit: str, kind:
     value = case.task.target(pruned.train(), case.batches(pruned)[0], "log_probability").sum()
     value.backward()
     missing = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
-    # A unit may be all that a site has left; but no rebuilt layer is cut off from the output.
-    found = branches_of(case.model(), PLANS[kind](case, unit).sites)
-    rebuilt = {port.path for site, branch in found.items() for port in branch.cut_at(site.unit)}
+    # Layers may have no gradient at an empty site, but every rebuilt layer reaches the output.
+    by_site = branches_of(case.model(), PLANS[kind](case, unit).sites)
+    rebuilt = {port.path for site, branch in by_site.items() for port in branch.cut_at(site.unit)}
     assert not [name for name in missing if name.rpartition(".")[0] in rebuilt]
 
 
+# The fields of a config that state an FFN's width, by model type. Other types have intermediate_size.
 WIDTHS = {
     **{name: {"d_ff"} for name in ("t5", "mt5")},
     **{name: {"encoder_ffn_dim", "decoder_ffn_dim"} for name in ("bart", "marian")},
@@ -458,13 +464,13 @@ WIDTHS = {
 
 
 @every_case
-def test_a_stock_shape_has_a_stock_config(case: Case) -> None:
-    """A uniform FFN plan is what the architecture's config can say: the class built from it takes the weights."""
+def test_the_class_of_transformers_takes_a_uniformly_pruned_ffn(case: Case) -> None:
+    """The architecture's config can state uniform FFN widths, so the class built from the config takes the weights."""
     model = cast(Any, case.model())
     scores = secateur.attribute(model, case.task, case.examples, select="ffn")
     pruned: Any = secateur.prune(model, secateur.plan(scores, keep=0.5))
     assert not hasattr(pruned.config, "secateur")
-    # The stacks hold copies of the config, which have to say the same.
+    # The stacks hold copies of the config. The copies must state the same widths.
     configs = [vars(module.config) for module in pruned.modules() if hasattr(module, "config")]
     dense = vars(model.config)
     changed = {name for name, value in vars(pruned.config).items() if dense.get(name) != value and not name.startswith("_")}
@@ -483,7 +489,7 @@ def test_an_uneven_shape_has_its_recipe_in_the_config(case: Case, unit: str) -> 
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_a_group_goes_with_all_its_query_heads(name: str) -> None:
+def test_a_removed_group_takes_all_its_query_heads_with_it(name: str) -> None:
     case = CASES[name]
     model: Any = case.model()
     sites = tuple(secateur.sites(model, select="attention"))

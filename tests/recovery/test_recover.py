@@ -1,4 +1,4 @@
-"""Recovery: exact where it can be, never worse on the examples, and nothing else changed."""
+"""recover_: exact where an exact fit exists, never worse on the examples, and without any other change."""
 
 from __future__ import annotations
 
@@ -19,36 +19,38 @@ from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import branches
 from secateur.planning.plan import Plan
 
-ONE_EACH = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
+ONE_PER_TASK = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
 
 
 def halves(model: nn.Module) -> Plan:
-    """Of every FFN, all but the last half of the neurons."""
+    """Return a plan that removes the last half of the neurons of every FFN."""
     sites = tuple(secateur.sites(model, select="ffn"))
     kept = {site.name: torch.arange(site.units - site.units // 2) for site in sites}
     return Plan(kept, sites, fingerprint(model))
 
 
 def feed_forwards(model: nn.Module) -> list[FeedForward]:
-    found = branches_of(model, secateur.sites(model, select="ffn")).values()
-    return [branch for branch in found if isinstance(branch, FeedForward)]
+    in_sites = branches_of(model, secateur.sites(model, select="ffn")).values()
+    return [branch for branch in in_sites if isinstance(branch, FeedForward)]
 
 
 def logits(case: Case, model: nn.Module) -> Tensor:
+    """Return the logits at the labelled positions of all examples, in one batch and in eval mode."""
     (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
     with torch.no_grad():
-        found = case.task.logits(model.eval(), batch)
-    return torch.as_tensor(found[batch.labels != -100])
+        all_logits = case.task.logits(model.eval(), batch)
+    return torch.as_tensor(all_logits[batch.labels != -100])
 
 
-def random_plan(model: nn.Module, case: Case, unit: str) -> Plan:
+def plan_of_half(model: nn.Module, case: Case, unit: str) -> Plan:
+    """Return a plan that keeps the best half of every site's units."""
     scores = secateur.attribute(model, case.task, case.examples, unit=unit)  # type: ignore[arg-type]
     return secateur.plan(scores, keep=0.5)
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
-    """The last half of each FFN's neurons computes what the first half does: the fit finds the sums of their weights."""
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_recovery_is_exact_where_removed_neurons_duplicate_kept_ones(case: Case) -> None:
+    """The last half of every FFN's neurons duplicates the first half, so the fit adds the weights of the duplicates."""
     model = case.model(torch.float64)
     with torch.no_grad():
         for branch in feed_forwards(model):
@@ -56,27 +58,29 @@ def test_exact_where_removed_neurons_repeat_kept_ones(case: Case) -> None:
                 for parameter in model.get_submodule(path).parameters():
                     parameter[-(branch.width // 2) :] = parameter[: branch.width // 2]
     pruned = secateur.prune(model, halves(model))
-    wanted, before = logits(case, model), logits(case, pruned)
+    expected, before = logits(case, model), logits(case, pruned)
     refits = secateur.recover_(model, pruned, case.task, case.examples)
     after = logits(case, pruned)
-    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
-    # A decoder sees fewer tokens here than it has neurons, so the fit is held where it was.
-    assert float((after - wanted).norm() / wanted.norm()) < 1e-3
+    assert float((before - expected).norm() / expected.norm()) > 1e-3
+    # A decoder sees fewer tokens here than it has neurons, so the ridge holds its fit near the old weights.
+    assert float((after - expected).norm() / expected.norm()) < 1e-3
     assert all(refit.after <= (1e-5 if refit.branch.startswith("decoder") else 1e-12) for refit in refits)
 
 
-def test_a_bias_may_be_added_where_there_is_none() -> None:
-    """On average, what removed neurons gave is then given back."""
+def test_an_added_bias_lowers_the_error_of_layers_without_biases() -> None:
+    """The added bias restores the mean output of the removed neurons."""
     case = CASES["t5-relu"]
     model = case.model(torch.float64)
     pruned = secateur.prune(model, halves(model))
-    before = sum(r.before for r in secateur.recover_(model, copy.deepcopy(pruned), case.task, case.examples, method="scale"))
+    before = sum(
+        refit.before for refit in secateur.recover_(model, copy.deepcopy(pruned), case.task, case.examples, method="scale")
+    )
     refits = secateur.recover_(model, pruned, case.task, case.examples, method="bias", add_biases=True)
     assert sum(refit.after for refit in refits) < before
 
 
 @pytest.mark.parametrize("method", ["bias", "least_squares"])
-def test_exact_where_removed_neurons_are_constant(method: str) -> None:
+def test_recovery_is_exact_where_removed_neurons_are_constant(method: str) -> None:
     case = CASES["bert-sequence"]
     model = case.model(torch.float64)
     with torch.no_grad():
@@ -85,16 +89,16 @@ def test_exact_where_removed_neurons_are_constant(method: str) -> None:
             layer.get_parameter("weight")[-(branch.width // 2) :] = 0
             layer.get_parameter("bias")[-(branch.width // 2) :] = 1
     pruned = secateur.prune(model, halves(model))
-    wanted, before = logits(case, model), logits(case, pruned)
+    expected, before = logits(case, model), logits(case, pruned)
     secateur.recover_(model, pruned, case.task, case.examples, method=method)  # type: ignore[arg-type]
     limit = 1e-10 if method == "bias" else 1e-4
-    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
-    assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < limit
+    assert float((before - expected).norm() / expected.norm()) > 1e-3
+    assert float((logits(case, pruned) - expected).norm() / expected.norm()) < limit
 
 
 @pytest.mark.parametrize("kind", ["ffn", "attention"])
-def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> None:
-    """The last half of the neurons, or heads, is the first half once more: each of those counts twice."""
+def test_a_scale_is_exact_where_removed_units_duplicate_kept_ones(kind: str) -> None:
+    """The last half of the neurons or heads duplicates the first half, so a scale of two restores the output."""
     case = CASES["bert-sequence"]
     model = case.model(torch.float64)
     sites = tuple(secateur.sites(model, select=kind))
@@ -110,23 +114,23 @@ def test_a_scale_is_exact_where_removed_units_are_kept_ones_again(kind: str) -> 
                     weight[:, -half:] = weight[:, :half]
     plan = Plan({s.name: torch.arange(s.units - s.units // 2) for s in sites}, sites, fingerprint(model))
     pruned = secateur.prune(model, plan)
-    wanted, before = logits(case, model), logits(case, pruned)
+    expected, before = logits(case, model), logits(case, pruned)
     refits = secateur.recover_(model, pruned, case.task, case.examples, method="scale")
-    assert float((before - wanted).norm() / wanted.norm()) > 1e-3
-    assert float((logits(case, pruned) - wanted).norm() / wanted.norm()) < 1e-4
+    assert float((before - expected).norm() / expected.norm()) > 1e-3
+    assert float((logits(case, pruned) - expected).norm() / expected.norm()) < 1e-4
     assert all(refit.after < 1e-6 for refit in refits)
 
 
 @pytest.mark.parametrize("method", ["least_squares", "scale"])
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
+def test_recovery_makes_no_branch_worse_and_is_repeatable(case: Case, unit: str, method: Any) -> None:
     model = case.model()
-    plan = random_plan(model, case, unit)
+    plan = plan_of_half(model, case, unit)
     pruned = secateur.prune(model, plan)
     refits = secateur.recover_(model, pruned, case.task, case.examples, method=method)
     assert [refit.branch for refit in refits] == [
-        b.name for b in dict.fromkeys(branches_of(model, secateur.sites(model)).values())
+        branch.name for branch in dict.fromkeys(branches_of(model, secateur.sites(model)).values())
     ]
     assert all(refit.after <= refit.before for refit in refits)
     if method == "least_squares":
@@ -137,13 +141,15 @@ def test_no_branch_gets_worse(case: Case, unit: str, method: Any) -> None:
         assert torch.equal(parameter, pruned.get_parameter(name))
 
 
-@pytest.mark.parametrize("make", [emptied_plan, empty_plan])
+@pytest.mark.parametrize("make_plan", [emptied_plan, empty_plan])
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_of_an_empty_branch_only_the_bias_is_fitted(case: Case, make: Callable[..., Plan]) -> None:
+def test_recovery_fits_only_the_bias_of_an_empty_branch(case: Case, make_plan: Callable[..., Plan]) -> None:
     model = case.model()
-    pruned = secateur.prune(model, make(case, "channel"))
+    pruned = secateur.prune(model, make_plan(case, "channel"))
     refits = secateur.recover_(model, pruned, case.task, case.examples)
-    left = {b.name: pruned.get_submodule(b.output).get_parameter("weight").numel() for b in branches(pruned).values()}
+    left = {
+        branch.name: pruned.get_submodule(branch.output).get_parameter("weight").numel() for branch in branches(pruned).values()
+    }
     assert all(refit.after <= refit.before for refit in refits)
     empty = [refit for refit in refits if not left[refit.branch]]
     biased = {name.removesuffix(".bias") for name, _ in pruned.named_parameters() if name.endswith(".bias")}
@@ -154,11 +160,11 @@ def test_of_an_empty_branch_only_the_bias_is_fitted(case: Case, make: Callable[.
     assert empty
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_half_precision_one_example_and_repeated_ones(case: Case) -> None:
-    """Fewer tokens than channels: the second moments are singular."""
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_recovery_takes_half_precision_a_single_example_and_repeated_examples(case: Case) -> None:
+    """There are fewer tokens than channels, so the second moments are singular."""
     model = case.model(torch.bfloat16)
-    plan = random_plan(model, case, "head")
+    plan = plan_of_half(model, case, "head")
     for examples in (case.examples[:1], [case.examples[0]] * 6):
         pruned = secateur.prune(model, plan)
         refits = secateur.recover_(model, pruned, case.task, examples)
@@ -167,7 +173,7 @@ def test_half_precision_one_example_and_repeated_ones(case: Case) -> None:
         assert all(parameter.dtype == torch.bfloat16 for parameter in pruned.parameters())
 
 
-def test_a_whole_model_stays_as_it_is() -> None:
+def test_recovery_of_an_unpruned_copy_keeps_its_logits() -> None:
     case = CASES["t5-gated"]
     model = case.model()
     same = copy.deepcopy(model)
@@ -176,23 +182,25 @@ def test_a_whole_model_stays_as_it_is() -> None:
     torch.testing.assert_close(logits(case, same), logits(case, model), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ONE_EACH, ids=str)
-def test_nothing_else_changes(case: Case) -> None:
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_recovery_changes_only_out_projections(case: Case) -> None:
     model = case.model().train()
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    pruned = secateur.prune(model, random_plan(model, case, "head"))
+    pruned = secateur.prune(model, plan_of_half(model, case, "head"))
     outputs = {f"{branch.output}" for branch in branches_of(model, secateur.sites(model)).values()}
-    others = {n: p.clone() for n, p in pruned.named_parameters() if n.rpartition(".")[0] not in outputs}
+    others = {
+        name: parameter.clone() for name, parameter in pruned.named_parameters() if name.rpartition(".")[0] not in outputs
+    }
     secateur.recover_(model, pruned, case.task, case.examples)
     for name, weight in weights.items():
         assert torch.equal(model.get_parameter(name), weight)
     for name, weight in others.items():
         assert torch.equal(pruned.get_parameter(name), weight)
-    for each in (model, pruned):
-        assert all(module.training for module in each.modules())
-        assert all(parameter.requires_grad for parameter in each.parameters())
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in each.modules())
-        assert not any("forward" in vars(module) for module in each.modules())
+    for checked in (model, pruned):
+        assert all(module.training for module in checked.modules())
+        assert all(parameter.requires_grad for parameter in checked.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in checked.modules())
+        assert not any("forward" in vars(module) for module in checked.modules())
 
 
 @pytest.mark.parametrize("add_biases", [False, True])
@@ -200,16 +208,17 @@ def test_nothing_else_changes(case: Case) -> None:
 @pytest.mark.parametrize("case", [CASES["llama"], CASES["t5-gated"]], ids=str)
 def test_a_recovered_model_is_saved_and_loaded(case: Case, unit: str, add_biases: bool, tmp_path: Path) -> None:
     model = case.model()
-    pruned = secateur.prune(model, random_plan(model, case, unit))
+    pruned = secateur.prune(model, plan_of_half(model, case, unit))
     secateur.recover_(model, pruned, case.task, case.examples, add_biases=add_biases)
-    biases: list[Any] = [pruned.get_submodule(b.output).bias for b in branches_of(model, secateur.sites(model)).values()]
+    sites = secateur.sites(model)
+    biases: list[Any] = [pruned.get_submodule(branch.output).bias for branch in branches_of(model, sites).values()]
     assert all((bias is not None) == add_biases for bias in biases)
     assert not add_biases or any(bool(bias.any()) for bias in biases)
     secateur.save(pruned, tmp_path / "out")
     assert torch.equal(logits(case, secateur.load(tmp_path / "out")), logits(case, pruned))
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     case, other = CASES["t5-gated"], CASES["llama"]
     model = case.model()
     with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'lasso'"):
@@ -223,7 +232,7 @@ def test_bad_input() -> None:
 
 
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_the_swapped_order_is_refused_and_changes_nothing(case: Case) -> None:
+def test_the_pruned_model_before_the_dense_one_is_refused_and_changes_nothing(case: Case) -> None:
     model = case.model()
     pruned = secateur.prune(model, uniform_plan(case, "head"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Contract 7: a router's models are the separately pruned ones, bit for bit, and hold no more memory than they are said to."""
+"""Contract 7: the models of a router are bit-identical to separately pruned ones, and hold no more memory than stated."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ T5, BERT, LLAMA = CASES["t5-gated"], CASES["bert-sequence"], CASES["llama"]
 
 
 def plans_of(case: Case, unit: str = "head") -> dict[str, Plan]:
-    """Three tasks' plans: alike in every layer, another width in every layer, and one of other units."""
+    """Return the plans of three tasks: equal widths in all layers, different widths, and different widths of other units."""
     return {"even": uniform_plan(case, unit), "uneven": uneven_plan(case, unit), "other": uneven_plan(case, unit, seed=1)}
 
 
 def saved(plans: dict[str, Plan], folder: Path) -> dict[str, Path]:
+    """Save the plans in a folder. Returns their files by task."""
     for name, plan in plans.items():
         plan.save(folder / f"{name}.json")
     return {name: folder / f"{name}.json" for name in plans}
 
 
 def one_at_a_time(case: Case, dense: nn.Module) -> TaskPlans:
-    """A router of two tasks, whose cache has room for either alone."""
+    """Return a router of two tasks. Its cache has room for one of them at a time."""
     plans = {"even": uniform_plan(case, "head"), "uneven": uneven_plan(case, "head")}
     return TaskPlans(dense, plans, cache_bytes=max(TaskPlans(dense, plans).sizes.values()))
 
 
-def own(model: nn.Module, dense: nn.Module) -> list[nn.Parameter]:
-    """The parameters whose memory is not the dense model's."""
+def own_parameters(model: nn.Module, dense: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that share no memory with the dense model."""
     shared = {p.untyped_storage().data_ptr() for p in dense.parameters()}
     return [p for p in model.parameters() if p.untyped_storage().data_ptr() not in shared]
 
@@ -67,101 +68,101 @@ def own(model: nn.Module, dense: nn.Module) -> list[nn.Parameter]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @every_unit
 @every_case
-def test_models_are_the_separately_pruned_ones(case: Case, unit: str, dtype: str, tmp_path: Path) -> None:
+def test_a_routers_models_equal_separately_pruned_ones(case: Case, unit: str, dtype: str, tmp_path: Path) -> None:
     dense, plans = case.model(DTYPES[dtype]), {**plans_of(case, unit), "emptied": emptied_plan(case, unit)}
     router = TaskPlans(dense, saved(plans, tmp_path))
     for name, plan in plans.items():
         expected: Any = secateur.prune(dense, plan)
-        found: Any = router[name]
-        assert torch.equal(case.logits(found), case.logits(expected))
-        ours, theirs = found.state_dict(), expected.state_dict()
+        routed: Any = router[name]
+        assert torch.equal(case.logits(routed), case.logits(expected))
+        ours, theirs = routed.state_dict(), expected.state_dict()
         assert list(ours) == list(theirs)
-        assert all(torch.equal(tensor, theirs[at]) for at, tensor in ours.items())
-        assert found.config.to_dict() == expected.config.to_dict()
-        assert not found.training
-        assert not any(p.requires_grad for p in found.parameters())
+        assert all(torch.equal(tensor, theirs[path]) for path, tensor in ours.items())
+        assert routed.config.to_dict() == expected.config.to_dict()
+        assert not routed.training
+        assert not any(p.requires_grad for p in routed.parameters())
 
 
 @every_unit
 @every_case
-def test_what_is_not_cut_is_the_dense_models_memory(case: Case, unit: str) -> None:
+def test_uncut_tensors_share_the_dense_models_memory(case: Case, unit: str) -> None:
     dense: Any = case.model()
     router = TaskPlans(dense, plans_of(case, unit))
     tensors = {**dict(dense.named_parameters(remove_duplicate=False)), **dict(dense.named_buffers())}
     for name in router:
         model = router[name]
-        found = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
-        alike = [at for at, tensor in found.items() if at in tensors and tensor.shape == tensors[at].shape]
-        assert any("norm" in at.lower() for at in alike)
-        assert any("embed" in at or "shared" in at for at in alike)
-        for at in alike:
-            assert found[at].data_ptr() == tensors[at].data_ptr(), at
-        # And nothing more is owned than the cut weights, which `sizes` counts.
-        assert sum(p.nbytes for p in own(model, dense)) == router.sizes[name] > 0
+        routed = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        uncut = [path for path, tensor in routed.items() if path in tensors and tensor.shape == tensors[path].shape]
+        assert any("norm" in path.lower() for path in uncut)
+        assert any("embed" in path or "shared" in path for path in uncut)
+        for path in uncut:
+            assert routed[path].data_ptr() == tensors[path].data_ptr(), path
+        # The model owns only the cut weights. `sizes` counts their bytes.
+        assert sum(p.nbytes for p in own_parameters(model, dense)) == router.sizes[name] > 0
         assert {id(p) for p in model.parameters()}.isdisjoint(id(p) for p in dense.parameters())
 
 
-def test_a_plan_that_keeps_everything_takes_nothing() -> None:
+def test_a_plan_that_keeps_everything_takes_no_memory() -> None:
     dense = T5.model()
     router = TaskPlans(dense, {"all": uniform_plan(T5, "head", keep=1.0)}, cache_bytes=0)
     assert router.sizes == {"all": 0}
-    assert not own(router["all"], dense)
+    assert not own_parameters(router["all"], dense)
 
 
 @every_case
-def test_the_dense_model_is_left_alone(case: Case) -> None:
+def test_the_dense_model_is_undisturbed_by_changes_to_a_routed_model(case: Case) -> None:
     model = lived_in(case)
 
     def use() -> None:
-        found = TaskPlans(model, plans_of(case))["uneven"]
-        found.double().requires_grad_(True).train()
-        found.register_forward_hook(lambda *_: None)
+        routed = TaskPlans(model, plans_of(case))["uneven"]
+        routed.double().requires_grad_(True).train()
+        routed.register_forward_hook(lambda *_: None)
 
     assert_undisturbed(model, use)
 
 
-def test_what_happens_to_a_model_stays_with_it() -> None:
+def test_changes_to_a_model_do_not_reach_the_model_that_replaces_it() -> None:
     router = one_at_a_time(T5, T5.model())
     expected = T5.logits(router["even"])
-    spoilt = router["even"].double().train()
-    spoilt.register_forward_hook(lambda *_: None)
-    assert router["uneven"] is not spoilt
+    changed = router["even"].double().train()
+    changed.register_forward_hook(lambda *_: None)
+    assert router["uneven"] is not changed
     again = router["even"]
-    assert again is not spoilt
+    assert again is not changed
     assert not any(module._forward_hooks or module.training for module in again.modules())
     assert torch.equal(T5.logits(again), expected)
 
 
-def test_mapping() -> None:
+def test_a_router_is_a_mapping_of_tasks_to_models() -> None:
     router = TaskPlans(T5.model(), plans_of(T5))
     assert len(router) == 3
     assert list(router) == ["even", "uneven", "other"]
     assert "even" in router
     assert "odd" not in router
-    assert router.cached == []  # None of this gathers anything.
+    assert router.cached == []  # The calls above gather no weights.
     assert router["even"] is router["even"]
 
 
-def test_the_cache_is_bounded_and_drops_what_was_used_longest_ago() -> None:
+def test_the_cache_is_bounded_and_drops_the_least_recently_used_model() -> None:
     dense, plans = T5.model(), plans_of(T5)
     sizes = TaskPlans(dense, plans).sizes
     router = TaskPlans(dense, plans, cache_bytes=sum(sizes.values()) - 1)
     assert router.bytes == 0
-    for use, cached in [
+    for name, cached in [
         ("even", ["even"]), ("uneven", ["even", "uneven"]), ("even", ["uneven", "even"]), ("other", ["even", "other"]),
         ("uneven", ["other", "uneven"]),
     ]:  # fmt: skip
-        model = router[use]
+        model = router[name]
         assert router.cached == cached
-        assert router.bytes == sum(sizes[name] for name in cached) < sum(sizes.values())
-        assert sum(p.nbytes for p in own(model, dense)) == sizes[use]
+        assert router.bytes == sum(sizes[task] for task in cached) < sum(sizes.values())
+        assert sum(p.nbytes for p in own_parameters(model, dense)) == sizes[name]
     unbounded = TaskPlans(dense, plans)
     assert [unbounded[name] for name in plans] == [unbounded[name] for name in plans]
     assert unbounded.bytes == sum(sizes.values())
 
 
 @pytest.mark.parametrize("case", [T5, BERT, LLAMA], ids=str)
-def test_an_evicted_model_stays_valid_and_comes_again(case: Case) -> None:
+def test_an_evicted_model_stays_valid_and_is_gathered_anew_on_request(case: Case) -> None:
     dense = case.model()
     router = one_at_a_time(case, dense)
     held = router["uneven"]
@@ -171,11 +172,11 @@ def test_an_evicted_model_stays_valid_and_comes_again(case: Case) -> None:
     assert torch.equal(case.logits(held), expected)
     again = router["uneven"]
     assert again is not held
-    assert {p.data_ptr() for p in own(again, dense)}.isdisjoint(p.data_ptr() for p in own(held, dense))
+    assert {p.data_ptr() for p in own_parameters(again, dense)}.isdisjoint(p.data_ptr() for p in own_parameters(held, dense))
     assert torch.equal(case.logits(again), expected)
 
 
-def test_an_evicted_model_that_nobody_holds_is_freed_at_once() -> None:
+def test_an_evicted_model_without_references_is_freed_at_once() -> None:
     router = one_at_a_time(T5, T5.model())
     gc.disable()
     try:
@@ -188,7 +189,7 @@ def test_an_evicted_model_that_nobody_holds_is_freed_at_once() -> None:
         gc.enable()
 
 
-def test_a_model_asked_for_in_inference_mode_serves_outside_it() -> None:
+def test_a_model_gathered_in_inference_mode_works_outside_it() -> None:
     router = TaskPlans(T5.model(), plans_of(T5))
     with torch.inference_mode():
         model = router["uneven"]
@@ -196,8 +197,8 @@ def test_a_model_asked_for_in_inference_mode_serves_outside_it() -> None:
     assert secateur.attribute(model, T5.task, T5.examples)
 
 
-def patched(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> list[_Pruned]:
-    """Whose weights are gathered, each time after a call of `before`."""
+def recorded_gatherings(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> list[_Pruned]:
+    """Return the list of the plans whose weights are gathered. `before` is called before every gathering."""
     calls: list[_Pruned] = []
     gathered = _Pruned.gathered
 
@@ -210,8 +211,8 @@ def patched(monkeypatch: pytest.MonkeyPatch, before: Callable[[], Any]) -> list[
     return calls
 
 
-def test_threads_that_want_one_task_gather_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, calls = TaskPlans(T5.model(), plans_of(T5)), patched(monkeypatch, lambda: time.sleep(0.1))
+def test_threads_that_request_one_task_gather_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, calls = TaskPlans(T5.model(), plans_of(T5)), recorded_gatherings(monkeypatch, lambda: time.sleep(0.1))
     start = threading.Barrier(4)
 
     def ask(_: int) -> nn.Module:
@@ -219,14 +220,14 @@ def test_threads_that_want_one_task_gather_it_once(monkeypatch: pytest.MonkeyPat
         return router["uneven"]
 
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(ask, range(4)))
+        models = list(pool.map(ask, range(4)))
     assert len(calls) == 1
-    assert all(model is found[0] for model in found)
+    assert all(model is models[0] for model in models)
 
 
-def test_threads_that_want_several_tasks_gather_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_request_several_tasks_gather_them_in_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     router = TaskPlans(T5.model(), plans_of(T5))
-    calls = patched(monkeypatch, lambda: together.wait())
+    calls = recorded_gatherings(monkeypatch, lambda: together.wait())
     together = threading.Barrier(3, timeout=600)
     with ThreadPoolExecutor(3) as pool:
         assert len(list(pool.map(router.__getitem__, router))) == len(calls) == 3
@@ -251,38 +252,38 @@ def test_threads_keep_the_cache_within_its_bound(room: str) -> None:
 
 
 def router_for(case: Case, **options: Any) -> tuple[TaskPlans, dict[str, nn.Module]]:
-    """A router whose tasks are all the case's, and the models pruned one by one."""
+    """Return a router whose tasks are all the case's task, and the separately pruned models."""
     dense, plans = case.model(), plans_of(case)
     tasks = dict.fromkeys(plans, case.task)
     return TaskPlans(dense, plans, tasks, **options), {name: secateur.prune(dense, plan) for name, plan in plans.items()}
 
 
 @pytest.mark.parametrize("case", [T5, CASES["t5-relu"], BERT, LLAMA, CASES["gemma3"]], ids=str)
-def test_scores_are_the_separately_pruned_models(case: Case) -> None:
+def test_a_routers_label_scores_equal_those_of_separately_pruned_models(case: Case) -> None:
     router, pruned = router_for(case)
     texts = sentences(8, seed=3)
     rows = [{"input": text} for text in texts]
     for name, model in pruned.items():
-        model.requires_grad_(False)  # As the router's: torch folds products otherwise where a weight has a gradient.
+        model.requires_grad_(False)  # As in the router: with requires_grad, torch folds products in another way.
         with torch.inference_mode():
             assert router.score(name, texts, max_tokens=40) == case.task.probabilities(model, rows, 40)
-    found = router.score("uneven", texts)
+    scores = router.score("uneven", texts)
     names = LABELS if case.generates else list(BERT.model().config.id2label.values())  # type: ignore[union-attr, operator]
-    assert all(list(of_text) == names and sum(of_text.values()) == pytest.approx(1) for of_text in found)
+    assert all(list(by_label) == names and sum(by_label.values()) == pytest.approx(1) for by_label in scores)
 
 
 @pytest.mark.parametrize("case", [T5, BERT, LLAMA], ids=str)
-def test_the_most_likely_label_is_what_evaluate_counts(case: Case) -> None:
+def test_evaluate_counts_the_routers_most_likely_labels(case: Case) -> None:
     router, pruned = router_for(case)
     for name, model in pruned.items():
         texts = [example["input"] for example in case.examples]
-        best = [max(of_text, key=of_text.__getitem__) for of_text in router.score(name, texts)]
+        best = [max(by_label, key=by_label.__getitem__) for by_label in router.score(name, texts)]
         right = sum(a == example["target"] for a, example in zip(best, case.examples, strict=True))
         assert secateur.evaluate(model, case.task, case.examples).value == right / len(texts)
 
 
 @pytest.mark.parametrize("case", GENERATING, ids=str)
-def test_generation_is_the_separately_pruned_models(case: Case) -> None:
+def test_a_router_generates_the_text_of_separately_pruned_models(case: Case) -> None:
     router, pruned = router_for(case)
     texts = sentences(6, seed=4)
     for name, model in pruned.items():
@@ -299,29 +300,29 @@ def test_prompts_padded_on_the_left_continue_as_they_do_alone(name: str) -> None
     rows = [{"input": text} for text in texts]
     together = case.task.generate(model, rows, 8192, 5)
     assert together == [case.task.generate(model, [row], 8192, 5)[0] for row in rows]
-    for text, found in zip(texts, together, strict=True):
+    for text, continuation in zip(texts, together, strict=True):
         ids = case.task.reader([text])["input_ids"][0]
         for _ in range(5):
             with torch.inference_mode():
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         start = len(case.task.reader([text])["input_ids"][0])
         until = ids.index(1, start) if 1 in ids[start:] else len(ids)
-        assert found == case.task.reader.decode(ids[start:until], skip_special_tokens=True)
+        assert continuation == case.task.reader.decode(ids[start:until], skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("cache", [None, "smallest"])
 @pytest.mark.parametrize("case", [T5, BERT, LLAMA], ids=str)
-def test_mixed_batches_keep_the_order(case: Case, cache: str | None) -> None:
+def test_inputs_of_several_tasks_keep_their_order(case: Case, cache: str | None) -> None:
     router, _ = router_for(case)
     router, pruned = router_for(case, cache_bytes=max(router.sizes.values()) if cache else None)
     texts = sentences(11, seed=6)
     names = [[*pruned][(i * i) % 3] for i in range(11)]
     assert len(set(names)) > 1
     for verb in ("score", "generate") if case.generates else ("score",):
-        found = getattr(router, verb)(names, texts)
+        outputs = getattr(router, verb)(names, texts)
         for name in set(names):
-            mine = [i for i, other in enumerate(names) if other == name]
-            assert [found[i] for i in mine] == getattr(router, verb)(name, [texts[i] for i in mine])
+            of_task = [i for i, other in enumerate(names) if other == name]
+            assert [outputs[i] for i in of_task] == getattr(router, verb)(name, [texts[i] for i in of_task])
         assert getattr(router, verb)([], []) == getattr(router, verb)("even", []) == []
 
 
@@ -331,15 +332,17 @@ def test_threads_share_a_router() -> None:
     expected = {name: router.score(name, texts) for name in router}
     router, _ = router_for(T5, cache_bytes=max(router.sizes.values()))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: router.score([*expected][i % 3], texts), range(12)))
-    assert found == [expected[[*expected][i % 3]] for i in range(12)]
+        scores = list(pool.map(lambda i: router.score([*expected][i % 3], texts), range(12)))
+    assert scores == [expected[[*expected][i % 3]] for i in range(12)]
 
 
 def build(plans: Any, tasks: Any = None, case: Case = T5, **options: Any) -> TaskPlans:
+    """Return a router of the case's dense model."""
     return TaskPlans(case.model(), plans, tasks, **options)
 
 
 def corrupted(folder: Path) -> TaskPlans:
+    """Build a router with a corrupted plan file."""
     path = saved(plans_of(T5), folder)["even"]
     about = json.loads(path.read_text())
     about["sites"][1]["kept"] += 1
@@ -348,11 +351,13 @@ def corrupted(folder: Path) -> TaskPlans:
 
 
 def small_cache(folder: Path) -> TaskPlans:
+    """Build a router whose cache lacks one byte."""
     plans = plans_of(T5)
     return build(plans, cache_bytes=max(build(plans).sizes.values()) - 1)
 
 
 def even(task: Any = T5.task, case: Case = T5) -> TaskPlans:
+    """Return a router of the single task "even"."""
     return build({"even": uniform_plan(case, "head")}, {} if task is None else {"even": task}, case)
 
 
@@ -399,14 +404,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_input_ends_in_one_line_that_says_which(bad: str, tmp_path: Path) -> None:
+def test_bad_input_is_refused_in_one_line_that_names_it(bad: str, tmp_path: Path) -> None:
     call, line = BAD[bad]
     with pytest.raises(secateur.InputError, match=f"^{line}") as raised:
         call(tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_the_size_that_the_small_cache_is_told_is_enough() -> None:
+def test_a_cache_of_the_largest_models_size_is_enough() -> None:
     plans = plans_of(T5)
     largest = max(build(plans).sizes.values())
     assert build(plans, cache_bytes=largest)["even"] is not None
@@ -414,7 +419,7 @@ def test_the_size_that_the_small_cache_is_told_is_enough() -> None:
 
 @pytest.mark.parametrize("index", [[0], [5], [1, 2, 3], [0, 1, 4, 5], [0, 1, 2, 3, 4, 5], [0, 2, 4], [2, 3]], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_cut_is_what_indexing_gives(index: list[int], dtype: str) -> None:
+def test_a_cut_equals_indexing(index: list[int], dtype: str) -> None:
     dense = torch.randn(6, 6).to(DTYPES[dtype])
     for source in (dense, dense.t()):
         for dim, expected in ((0, source[index]), (1, source[:, index])):
