@@ -70,13 +70,13 @@ def test_two_processes_give_the_scores_of_one(by_ranks: Path, name: str, max_tok
 
 
 def test_what_is_wrong_in_one_process_is_said_by_all(by_ranks: Path) -> None:
-    every = [json.loads((by_ranks / f"said-{rank}.json").read_text()) for rank in (0, 1)]
-    assert every[0][:-1] == every[1][:-1]
-    poisoned, different, unusable, _ = every[0]
+    messages = [json.loads((by_ranks / f"messages-{rank}.json").read_text()) for rank in (0, 1)]
+    assert messages[0][:-1] == messages[1][:-1]
+    poisoned, different, unusable, _ = messages[0]
     assert poisoned.startswith("model: activations of site 'encoder.0.self_attention' are not finite (NaN or inf)")
     assert different == "group: expected the same examples in all processes, got another in process 1"
     assert unusable == "examples: expected at least one example, got none"
-    assert [said[-1] for said in every] == [7, 6]
+    assert [of_rank[-1] for of_rank in messages] == [7, 6]  # Without a group, each process has its own examples.
 
 
 def test_batches_are_dealt_out_evenly() -> None:
@@ -129,7 +129,7 @@ def test_killed_processes_go_on_to_the_same_bits(files: Run) -> None:
     launch = [sys.executable, *LAUNCHER, "-m", "secateur"]
     kill_in_the_middle(f"{line} killed --checkpoint c", LAUNCHER)
     refused = files(f"{line} killed --checkpoint c")
-    assert refused.errors == ["secateur: checkpoint: 'c' was begun by 2 processes, got 1: it goes on with as many"]
+    assert refused.errors == ["secateur: checkpoint: expected 2 processes, which began 'c', got 1"]
     for options in ("whole", "killed --checkpoint c"):
         done = subprocess.run([*launch, *f"{line} {options} --json".split()], env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -189,8 +189,8 @@ class Killed(Exception):
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of a checkpoint that stands for three batches."""
-    monkeypatch.setattr(partial_sums, "_SECONDS", 0.0)
-    monkeypatch.setattr(partial_sums, "_SHARE", float("inf"))
+    monkeypatch.setattr(partial_sums, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(partial_sums, "MAX_SHARE", float("inf"))
 
     def progress(batches: Any, items: int) -> Any:
         for number, batch in enumerate(batches):

@@ -498,7 +498,10 @@ def test_a_layer_that_runs_twice_is_refused_by_the_layers_path_alone() -> None:
     case = CASES["llama"]
     model: Any = case.model()
     model.model.layers[1] = model.model.layers[0]
-    with pytest.raises(secateur.InputError, match=r"^model: module 'model\.layers\.0.*' runs more than once.*path='joint'"):
+    with pytest.raises(
+        secateur.InputError,
+        match=r"^model: expected each module to run once in a pass, got 'model\.layers\.0.*' more than once: use path='joint'$",
+    ):
         attribute(case, model, integrated("layer"))
     found = attribute(case, model, integrated("joint", nodes=64))
     assert found.convergence is not None
