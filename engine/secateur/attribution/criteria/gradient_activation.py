@@ -26,8 +26,18 @@ class GradientActivation(TargetCriterion):
 
         A_i = dF/dc_i = sum over tokens t of h[t, i] * dF/dh[t, i]
 
-    The scores of the examples are then added up as `over_examples` says. The defaults are the log-probability of the example's
-    own target, and absolute values.
+    The scores of the examples are then added up as `over_examples` says.
+
+    Attributes:
+        target: The target F, summed over the pieces of an example's target: "probability", "log_probability" (the default) or
+            "margin".
+        over_examples: How the examples' scores add up: "signed" as they are, "absolute" as absolute values (the default), or
+            "squared" (the empirical Fisher information of the unit's gate).
+        labels: "given" uses each example's own target (the default). "all" uses all candidate labels in turn, so that examples
+            need no labels.
+
+    Raises:
+        InputError: A setting has none of these values.
 
     Example:
         >>> criterion = secateur.GradientActivation(target="log_probability", over_examples="absolute")

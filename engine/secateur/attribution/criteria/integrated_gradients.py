@@ -30,8 +30,8 @@ class IntegratedGradients(TargetCriterion):
 
         IG_i = integral from 0 to 1 of dF/dc_i da, with c = a on S and c = 1 elsewhere
 
-    The scores are complete: their sum over S is F(1) - F(c_S = 0). They cost several passes, and pay where much is removed:
-    there a confident model's gradient at c = 1 has vanished.
+    The scores are complete: their sum over S is F(1) - F(c_S = 0). They cost several passes. They are worth this cost when a
+    plan removes many units, because the gradient of a confident model at c = 1 has vanished.
 
     Attributes:
         target: The target F, as in `GradientActivation`.

@@ -242,7 +242,7 @@ class Replay:
         gradients: dict[str, Tensor],
         captured_norms: Sequence[CapturedNorm],
     ) -> Leaf:
-        """Return the leaf of a port, from what the captured pass recorded by path."""
+        """Return the leaf of a port, from the records of the captured pass by path."""
         output: Tensor = returned[port.path]  # [B, T, channels]
         above = {path: returned[path] for path in prefixes(port.path) if path in returned}
         join, carried = (None, output) if port.side == "output" else joined(output, above, captured_norms, self._backend)
