@@ -21,7 +21,7 @@ class Fluctuation(Criterion):
     W is the weight of the out-projection, and the sample variance is over the real tokens of all examples.
 
     A Q/K channel is no input of a weight. There the mean square of the other side takes the place of the squared weight norm:
-    var(q_c) * mean(k_c^2) + var(k_c) * mean(q_c^2). This measures the change of the attention's logits if either side is replaced
+    var(q_c) * mean(k_c^2) + var(k_c) * mean(q_c^2). This measures the change of the attention's logits if one side is replaced
     by its mean. The variances and mean squares of a unit are summed over the query heads of its group and over a rotated pair.
 
     Example:
