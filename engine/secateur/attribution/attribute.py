@@ -67,7 +67,7 @@ def attribute(
             batches and the number of their items.
         checkpoint: A folder for the partial sums and the position in the data. If the call is killed, the same call continues
             from there and returns bit-identical scores. The folder is deleted at the end. It is written at most every ten
-            seconds, and so rarely that writing takes at most a hundredth of the time.
+            seconds, and more rarely if writing would take more than a hundredth of the time.
         group: Processes of torch.distributed, such as `torch.distributed.group.WORLD`. All of them must make this call with
             the same arguments. They share the batches and add up their float64 sums. Each process gets the same scores: the
             scores of a single process up to the order of summation. With None, this process does all the work, even if other

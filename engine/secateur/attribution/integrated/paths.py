@@ -92,7 +92,7 @@ class Path(ABC):
             The sums.
         """
         indices = torch.arange(len(rows), device=rows.device)  # [R]
-        # The nodes of all rows are flattened: R * K passes, each of which belongs to ("is owned by") one row.
+        # The nodes of all rows become R * K passes. `owners` names the row of a pass.
         owners, gates = indices.repeat_interleave(nodes.shape[1]), nodes.flatten()  # [R * K]
         inner_weights = weights[..., :-1].flatten(1)  # [2, R * K]
         end = self._end(rows)
