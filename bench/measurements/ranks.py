@@ -27,7 +27,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     first, group = dist.get_rank() == 0, dist.group.WORLD
     # With these values a checkpoint is written after every batch.
-    checkpoint._SECONDS, checkpoint._SHARE = 0.0, float("inf")
+    checkpoint.MIN_SECONDS, checkpoint.MAX_SHARE = 0.0, float("inf")
     model, tokenizer = builtin.load()
     rows = builtin.examples("movie")[:EXAMPLES]
     task = secateur.TextToText(tokenizer, labels=sorted({row["target"] for row in rows}))

@@ -1,4 +1,4 @@
-"""attribute by several processes, from checkpoints, and of models on several devices: always the scores of the plain call."""
+"""Several processes, checkpoints and models on several devices: `attribute` gives the scores of a plain call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from secateur.model.discovery import fingerprint
 
 HERE = Path(__file__).parents[1] / "support"
 JOB = str(HERE / "ranks_job.py")
-# The modules that are here, wherever a test stands.
+# The folders of the imported modules, so that a process finds them from any folder.
 PATHS = [HERE, *(Path(package.__path__[0]).parent for package in (secateur, secateur_kernels))]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, PATHS)), "OMP_NUM_THREADS": "1"}
 LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -37,15 +37,16 @@ COMMAND = "attribute ./model --data rows.jsonl --labels open --max-tokens 12 --p
 
 @pytest.fixture(scope="module")
 def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote: ranks_job.by_ranks."""
+    """The folder that two processes of ranks_job.by_ranks have written."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, *LAUNCHER, JOB, "scores", str(folder)]
     subprocess.run(command, env=ENVIRONMENT, timeout=600, check=True, capture_output=True)
     return folder
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= 1e-12 * expected.abs().max())
+def close(actual: Tensor, expected: Tensor) -> bool:
+    """Tell whether scores are equal up to the order of summation in float64."""
+    return bool((actual - expected).abs().max() <= 1e-12 * expected.abs().max())
 
 
 @pytest.mark.parametrize("max_tokens", [SMALL, LARGE], ids=["several batches", "fewer batches than processes"])
@@ -54,29 +55,29 @@ def test_two_processes_give_the_scores_of_one(by_ranks: Path, name: str, max_tok
     expected = attribute(name, max_tokens)
     assert expected.per_example is not None
     for rank in (0, 1):
-        found = secateur.Scores.load(by_ranks / f"{name}-{max_tokens}-{rank}.safetensors")
-        assert found.per_example is not None
-        assert list(found) == list(expected)
-        assert (found.sites, found.examples, found.tokens) == (expected.sites, expected.examples, expected.tokens)
+        actual = secateur.Scores.load(by_ranks / f"{name}-{max_tokens}-{rank}.safetensors")
+        assert actual.per_example is not None
+        assert list(actual) == list(expected)
+        assert (actual.sites, actual.examples, actual.tokens) == (expected.sites, expected.examples, expected.tokens)
         for site in expected:
-            assert close(found[site], expected[site]), site
-            assert close(found.per_example[site], expected.per_example[site]), site
-        assert (found.convergence is None) == (expected.convergence is None)
+            assert close(actual[site], expected[site]), site
+            assert close(actual.per_example[site], expected.per_example[site]), site
+        assert (actual.convergence is None) == (expected.convergence is None)
         if expected.convergence is not None:
-            assert found.convergence is not None
-            assert found.convergence.doubled == pytest.approx(expected.convergence.doubled, rel=1e-12)
-            ours, theirs = found.convergence.tensors(), expected.convergence.tensors()
-            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+            assert actual.convergence is not None
+            assert actual.convergence.doubled == pytest.approx(expected.convergence.doubled, rel=1e-12)
+            actual_tensors, expected_tensors = actual.convergence.tensors(), expected.convergence.tensors()
+            assert all(torch.equal(actual_tensors[key], expected_tensors[key]) for key in expected_tensors)
 
 
-def test_what_is_wrong_in_one_process_is_said_by_all(by_ranks: Path) -> None:
-    every = [json.loads((by_ranks / f"said-{rank}.json").read_text()) for rank in (0, 1)]
-    assert every[0][:-1] == every[1][:-1]
-    poisoned, different, unusable, _ = every[0]
+def test_all_processes_report_the_error_of_one(by_ranks: Path) -> None:
+    messages = [json.loads((by_ranks / f"messages-{rank}.json").read_text()) for rank in (0, 1)]
+    assert messages[0][:-1] == messages[1][:-1]
+    poisoned, different, unusable, _ = messages[0]
     assert poisoned.startswith("model: activations of site 'encoder.0.self_attention' are not finite (NaN or inf)")
     assert different == "group: expected the same examples in all processes, got another in process 1"
     assert unusable == "examples: expected at least one example, got none"
-    assert [said[-1] for said in every] == [7, 6]
+    assert [of_rank[-1] for of_rank in messages] == [7, 6]  # Without a group, each process has its own examples.
 
 
 def test_batches_are_dealt_out_evenly() -> None:
@@ -93,14 +94,14 @@ def test_batches_are_dealt_out_evenly() -> None:
 
 @pytest.fixture
 def files(run: Run) -> Run:
-    """`run`, beside a small model and its examples."""
+    """The fixture `run`, in a folder with a small model and its examples."""
     secateur.save(CASE.model(), "model", tokenizer=CASE.task.reader)
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled(LABELS, 40)))
     return run
 
 
 def kill_in_the_middle(line: str, launcher: list[str]) -> None:
-    """Starts a command, and kills all its processes a random moment after the first checkpoint."""
+    """Start a command, and kill all its processes at a random moment after the first checkpoint."""
     command = [sys.executable, *launcher, JOB, "command", *line.split()]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(Path("c").glob("process-*")):
@@ -115,7 +116,7 @@ def kill_in_the_middle(line: str, launcher: list[str]) -> None:
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "wanda", "ig-joint:nodes=2"])
-def test_a_killed_command_goes_on_to_the_same_bits(files: Run, criterion: str) -> None:
+def test_a_killed_command_continues_to_the_same_bits(files: Run, criterion: str) -> None:
     line = f"{COMMAND} --criterion {criterion} --out"
     assert files(f"{line} whole").code == 0
     kill_in_the_middle(f"{line} killed --checkpoint c", [])
@@ -124,12 +125,12 @@ def test_a_killed_command_goes_on_to_the_same_bits(files: Run, criterion: str) -
     assert not Path("c").exists()
 
 
-def test_killed_processes_go_on_to_the_same_bits(files: Run) -> None:
+def test_killed_processes_continue_to_the_same_bits(files: Run) -> None:
     line = f"{COMMAND} --criterion flap --out"
     launch = [sys.executable, *LAUNCHER, "-m", "secateur"]
     kill_in_the_middle(f"{line} killed --checkpoint c", LAUNCHER)
     refused = files(f"{line} killed --checkpoint c")
-    assert refused.errors == ["secateur: checkpoint: 'c' was begun by 2 processes, got 1: it goes on with as many"]
+    assert refused.errors == ["secateur: checkpoint: expected 2 processes, which began 'c', got 1"]
     for options in ("whole", "killed --checkpoint c"):
         done = subprocess.run([*launch, *f"{line} {options} --json".split()], env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -146,11 +147,11 @@ def test_bad_input_by_processes_is_one_line(files: Run) -> None:
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("secateur: ")]
     assert lines == ["secateur: rows.jsonl, row 1: expected the column 'target', got 'input'"]
-    assert "exitcode  : 2 " in done.stderr  # Beside it, what torchrun tells of processes that fail.
+    assert "exitcode  : 2 " in done.stderr  # torchrun reports failed processes on stderr too.
     assert not Path("s").exists()
 
 
-# No more imports than the command's own, of which some would hide what this is about.
+# This program has no imports beyond the command's own, because further imports could hide a thread that is left.
 WITH_THREADS = """
 import os
 from pathlib import Path
@@ -168,7 +169,7 @@ finally:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's list of threads")
 @pytest.mark.parametrize(("options", "code"), [("", 0), ("--checkpoint other", 1)], ids=["done", "an error in the middle"])
 def test_no_thread_of_the_group_is_left(files: Run, options: str, code: int) -> None:
-    # It would abort a process that ends, now and then, instead of letting it exit with 0 or 2.
+    # Now and then, a thread that is left aborts the process at its end, in place of an exit with 0 or 2.
     Path("other").mkdir()
     Path("other", "thesis.tex").write_text("precious")
     Path("job.py").write_text(WITH_THREADS)
@@ -183,14 +184,14 @@ def test_no_thread_of_the_group_is_left(files: Run, options: str, code: int) -> 
 
 
 class Killed(Exception):
-    """In place of a signal."""
+    """Raised in place of a signal."""
 
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder of a checkpoint that stands for three batches."""
-    monkeypatch.setattr(partial_sums, "_SECONDS", 0.0)
-    monkeypatch.setattr(partial_sums, "_SHARE", float("inf"))
+    """The folder of a checkpoint that contains three batches."""
+    monkeypatch.setattr(partial_sums, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(partial_sums, "MAX_SHARE", float("inf"))
 
     def progress(batches: Any, items: int) -> Any:
         for number, batch in enumerate(batches):
@@ -203,10 +204,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "c"
 
 
-def test_a_checkpoint_stands_for_the_batches_before(interrupted: Path) -> None:
-    (interrupted / ".process-0-of-1.safetensors.x1").write_text("What a kill leaves of a file that is being written.")
-    whole: list[int] = []
-    left: list[int] = []
+def test_a_checkpoint_replaces_the_batches_before_it(interrupted: Path) -> None:
+    (interrupted / ".process-0-of-1.safetensors.x1").write_text("A partial file that a kill has left.")
+    all_rows: list[int] = []
+    remaining_rows: list[int] = []
 
     def recording(rows: list[int]) -> Any:
         def progress(batches: Any, items: int) -> Any:
@@ -216,13 +217,13 @@ def test_a_checkpoint_stands_for_the_batches_before(interrupted: Path) -> None:
 
         return progress
 
-    expected = attribute("gradient", SMALL, progress=recording(whole))
-    found = attribute("gradient", SMALL, checkpoint=interrupted, progress=recording(left))
-    assert left == whole[3:]
-    assert found.equal(expected)
-    assert found.per_example is not None
+    expected = attribute("gradient", SMALL, progress=recording(all_rows))
+    actual = attribute("gradient", SMALL, checkpoint=interrupted, progress=recording(remaining_rows))
+    assert remaining_rows == all_rows[3:]
+    assert actual.equal(expected)
+    assert actual.per_example is not None
     assert expected.per_example is not None
-    assert all(torch.equal(found.per_example[site], expected.per_example[site]) for site in expected)
+    assert all(torch.equal(actual.per_example[site], expected.per_example[site]) for site in expected)
     assert not interrupted.exists()
 
 
@@ -237,16 +238,16 @@ def test_a_checkpoint_stands_for_the_batches_before(interrupted: Path) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_a_checkpoint_of_something_else_is_refused(interrupted: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_checkpoint_of_another_attribution_is_refused(interrupted: Path, changes: dict[str, Any], message: str) -> None:
     before = {path: path.read_bytes() for path in interrupted.iterdir()}
-    given = {"model": CASE.model(), "task": CASE.task, "examples": CASE.examples, "max_tokens": SMALL, "per_example": True}
+    arguments = {"model": CASE.model(), "task": CASE.task, "examples": CASE.examples, "max_tokens": SMALL, "per_example": True}
     with pytest.raises(secateur.InputError) as raised:
-        secateur.attribute(**{**given, **changes}, checkpoint=interrupted)
+        secateur.attribute(**{**arguments, **changes}, checkpoint=interrupted)
     assert str(raised.value).startswith(f"checkpoint: '{interrupted}' {message}")
     assert {path: path.read_bytes() for path in interrupted.iterdir()} == before
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "process-0-of-1.safetensors").write_text("no tensors")
@@ -286,9 +287,9 @@ def test_offloaded_models_have_the_same_scores(case: Case, where: str, tmp_path:
                 secateur.attribute(model, case.task, case.examples, criterion=criterion)
             continue
         expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
-        found = secateur.attribute(model, case.task, case.examples, criterion=criterion, checkpoint=tmp_path / "c")
-        assert found.equal(expected), name
-        assert (found.weights, found.all_sites) == (expected.weights, expected.all_sites)
+        actual = secateur.attribute(model, case.task, case.examples, criterion=criterion, checkpoint=tmp_path / "c")
+        assert actual.equal(expected), name
+        assert (actual.weights, actual.all_sites) == (expected.weights, expected.all_sites)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == own
     assert all(parameter.requires_grad == before.get(name, True) for name, parameter in model.named_parameters())
     assert fingerprint(model) == fingerprint(case.model())

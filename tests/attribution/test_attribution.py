@@ -1,4 +1,4 @@
-"""Contract 1: scores equal the naive float64 loop, and depend on nothing that they should not depend on."""
+"""Contract 1: scores equal the naive float64 loop. They do not depend on batches, padding, order or the model's mode."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from secateur.attribution.criteria import GradientActivation
 @pytest.mark.parametrize("case", ALL, ids=str)
 @pytest.mark.parametrize("target", ["probability", "log_probability", "margin"])
 def test_equals_naive_float32(case: Case, unit: str, target: Any) -> None:
-    each = naive.scores(case, case.model(torch.float64), unit, target)
+    by_example = naive.scores(case, case.model(torch.float64), unit, target)
     for over in ("signed", "absolute", "squared"):
         criterion = GradientActivation(target=target, over_examples=over)
-        found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit_argument(unit))
-        assert error(found, *reduce(each, over)) < 1e-4, over
-        assert all(scores.dtype == torch.float64 for scores in found.values())
+        actual = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit_argument(unit))
+        assert error(actual, *reduce(by_example, over)) < 1e-4, over
+        assert all(scores.dtype == torch.float64 for scores in actual.values())
 
 
 @pytest.mark.parametrize("unit", REDUCED)
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_equals_naive_float64(case: Case, unit: str) -> None:
     model = case.model(torch.float64)
-    each = naive.scores(case, model, unit, "log_probability")
-    found = secateur.attribute(model, case.task, case.examples, unit=unit_argument(unit))
+    by_example = naive.scores(case, model, unit, "log_probability")
+    actual = secateur.attribute(model, case.task, case.examples, unit=unit_argument(unit))
     limit = 1e-10 if case.exact else 1e-5
-    assert error(found, *reduce(each, "absolute")) < limit
+    assert error(actual, *reduce(by_example, "absolute")) < limit
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_equals_naive_float64(case: Case, unit: str) -> None:
     ids=["t5-gated", "bert-sequence", "llama"],
 )
 def test_all_labels_equals_naive(case: Case, labels: list[str]) -> None:
-    """Eq. 10: the absolute value is taken for each example and label, after the token sum; targets are not read."""
+    """Eq. 10: the absolute value is taken for each example and label, after the sum over tokens. Targets are not read."""
     inputs = [{"input": example["input"]} for example in case.examples]
     criterion = GradientActivation.paper_unsupervised()
-    found = secateur.attribute(case.model(), case.task, inputs, criterion=criterion, per_example=True)
+    actual = secateur.attribute(case.model(), case.task, inputs, criterion=criterion, per_example=True)
     model = case.model(torch.float64)
-    each = [naive.scores(case, model, "head", "probability", [label] * len(inputs)) for label in labels]
-    rows: dict[str, Any] = {site: sum(of_label[site].abs() for of_label in each) for site in each[0]}
-    assert error(found, *reduce(rows, "absolute")) < 1e-4
-    assert found.per_example is not None
-    assert error({s: v.double() for s, v in found.per_example.items()}, rows, rows) < 1e-4
+    by_label = [naive.scores(case, model, "head", "probability", [label] * len(inputs)) for label in labels]
+    rows: dict[str, Any] = {site: sum(of_label[site].abs() for of_label in by_label) for site in by_label[0]}
+    assert error(actual, *reduce(rows, "absolute")) < 1e-4
+    assert actual.per_example is not None
+    assert error({s: v.double() for s, v in actual.per_example.items()}, rows, rows) < 1e-4
 
 
 @pytest.mark.parametrize("case", [CASES["bert-sequence"], CASES["bert-token"]], ids=str)
@@ -61,7 +61,7 @@ def test_equals_finite_difference(case: Case, unit: str) -> None:
     model, example, step = case.model(torch.float64), case.examples[0], 1e-4
     places = naive.gates(case, model, unit)
     criterion = GradientActivation(over_examples="signed")
-    found = secateur.attribute(model, case.task, [example], criterion=criterion, unit=unit_argument(unit))
+    actual = secateur.attribute(model, case.task, [example], criterion=criterion, unit=unit_argument(unit))
     for site, of_site in places.items():
         ones = torch.ones(int(of_site[0].unit_of_channel.max()) + 1, dtype=torch.float64)
         for number in range(0, len(ones), 3):
@@ -72,7 +72,7 @@ def test_equals_finite_difference(case: Case, unit: str) -> None:
                 with torch.inference_mode(), naive.gated(model, {site: of_site}, {site: moved}):
                     sides.append(float(naive.value(*naive.alone(case, model, example), "log_probability")))
             slope = (sides[0] - sides[1]) / (2 * step)
-            assert float(found[site][number]) == pytest.approx(slope, rel=1e-5, abs=1e-7), (site, number)
+            assert float(actual[site][number]) == pytest.approx(slope, rel=1e-5, abs=1e-7), (site, number)
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
@@ -108,13 +108,13 @@ def test_two_runs_are_bit_identical(case: Case) -> None:
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_per_example_rows_are_in_input_order_and_sum_to_the_total(case: Case) -> None:
     criterion = GradientActivation(over_examples="signed")
-    each = naive.scores(case, case.model(torch.float64), "head", "log_probability")
-    found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, per_example=True)
-    assert found.per_example is not None
-    assert error({s: v.double() for s, v in found.per_example.items()}, each, each) < 1e-4
-    sums = {site: rows.double().sum(0) for site, rows in found.per_example.items()}
-    assert error(sums, found, reduce(each, "absolute")[1]) < 1e-5
-    assert all(rows.dtype == torch.float32 for rows in found.per_example.values())
+    by_example = naive.scores(case, case.model(torch.float64), "head", "log_probability")
+    actual = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, per_example=True)
+    assert actual.per_example is not None
+    assert error({s: v.double() for s, v in actual.per_example.items()}, by_example, by_example) < 1e-4
+    sums = {site: rows.double().sum(0) for site, rows in actual.per_example.items()}
+    assert error(sums, actual, reduce(by_example, "absolute")[1]) < 1e-5
+    assert all(rows.dtype == torch.float32 for rows in actual.per_example.values())
 
 
 def test_per_example_is_there_on_request_only(t5_case: Case) -> None:
@@ -130,7 +130,7 @@ def test_dropout_is_off(t5_case: Case, mode: str) -> None:
 
 @pytest.mark.parametrize("case", ALL, ids=str)
 @pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
-def test_one_forward_and_one_backward_a_batch(case: Case, max_tokens: int) -> None:
+def test_one_forward_and_one_backward_pass_for_each_batch(case: Case, max_tokens: int) -> None:
     model = case.model()
     batches = len(case.batches(model, max_tokens))
     forwards, backwards = 0, 0
@@ -154,7 +154,7 @@ def test_no_weight_gradient_is_computed(case: Case) -> None:
     model = case.model()
     computed: list[str] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:  # Marian's table of positions needs none.
+        if parameter.requires_grad:  # Marian's table of positions needs no gradient.
             parameter.register_hook(lambda gradient, name=name: computed.append(name))  # type: ignore[no-untyped-call]
     secateur.attribute(model, case.task, case.examples, unit="channel")
     assert computed == []
@@ -170,16 +170,16 @@ def test_a_selection_has_the_scores_of_the_whole(t5_case: Case, select: str) -> 
     assert error(part, {site: whole[site] for site in part}, whole) < 1e-6
 
 
-def test_scores_tell_what_they_are_of(t5_case: Case) -> None:
+def test_scores_carry_the_facts_that_a_plan_needs(t5_case: Case) -> None:
     model = t5_case.model()
-    found = secateur.attribute(model, t5_case.task, t5_case.examples, unit="channel")
+    actual = secateur.attribute(model, t5_case.task, t5_case.examples, unit="channel")
     lengths = [len(t5_case.task.reader(example["input"])["input_ids"]) for example in t5_case.examples]
     targets = [len(t5_case.task.reader(example["target"])["input_ids"]) for example in t5_case.examples]
-    assert list(found.sites) == secateur.sites(model, unit="channel")
-    assert list(found.all_sites) == secateur.sites(model)
-    assert found.examples == len(lengths)
-    assert found.tokens == {"encoder": sum(lengths) / len(lengths), "decoder": sum(targets) / len(targets)}
-    assert found.criterion == GradientActivation().to_json()
+    assert list(actual.sites) == secateur.sites(model, unit="channel")
+    assert list(actual.all_sites) == secateur.sites(model)
+    assert actual.examples == len(lengths)
+    assert actual.tokens == {"encoder": sum(lengths) / len(lengths), "decoder": sum(targets) / len(targets)}
+    assert actual.criterion == GradientActivation().to_json()
 
 
 def test_any_iterable_of_examples(t5_case: Case) -> None:
@@ -189,21 +189,21 @@ def test_any_iterable_of_examples(t5_case: Case) -> None:
 
 
 def test_progress_sees_every_batch(t5_case: Case) -> None:
-    model, seen = t5_case.model(), []
+    model, sizes_and_items = t5_case.model(), []
 
     def progress(batches: Any, items: int) -> Any:
         for batch in batches:
-            seen.append((len(batch.rows), items))
+            sizes_and_items.append((len(batch.rows), items))
             yield batch
 
     secateur.attribute(model, t5_case.task, t5_case.examples, max_tokens=30, progress=progress)
-    assert len(seen) > 1
-    assert sum(rows for rows, _ in seen) == len(t5_case.examples)
-    assert {items for _, items in seen} == {len(t5_case.examples)}
+    assert len(sizes_and_items) > 1
+    assert sum(rows for rows, _ in sizes_and_items) == len(t5_case.examples)
+    assert {items for _, items in sizes_and_items} == {len(t5_case.examples)}
 
 
 def test_lengths_of_the_stacks_do_not_depend_on_which_sites_are_scored(t5_case: Case) -> None:
-    """They weigh the FLOPs of all layers: a selection within the decoder once took the inputs' length for the targets'."""
+    """They weigh the FLOPs of all layers. A selection in the decoder once took the length of the inputs for the targets'."""
     model = t5_case.model()
     whole = secateur.attribute(model, t5_case.task, t5_case.examples)
     part = secateur.attribute(model, t5_case.task, t5_case.examples, select="decoder.ffn")

@@ -1,4 +1,4 @@
-"""Scores from attribution that movement pruning may start from: against a loop over entries, and what is left of the model."""
+"""Scores from attribution, from which movement pruning may start: they equal a loop over entries, and leave the model whole."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from secateur.learned.multitask.training import collate
 
 
 def batches(model: MultitaskModel, count: int = 3) -> list[dict[str, Any]]:
-    """One example each, of all tasks."""
-    found, rows = [], examples(count)
+    """Return batches of one example, of all tasks."""
+    collated, rows = [], examples(count)
     for name, task in TASKS.items():
         for feature in task.features(pair_tokenizer(), rows[name], 24):
-            found.append(collate(model, 0, name, [feature]))
-    return found
+            collated.append(collate(model, 0, name, [feature]))
+    return collated
 
 
 def by_movement(granularity: Granularity, **options: Any) -> MultitaskPruning:
@@ -35,24 +35,24 @@ def by_movement(granularity: Granularity, **options: Any) -> MultitaskPruning:
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_ranks_of_the_sums_of_absolute_gradients_times_entries(granularity: Granularity, scale: float) -> None:
     pruning = by_movement(granularity)
-    given = batches(pruning)
-    found = attribution_scores(pruning, given, scale=scale)
-    # The same entries in a model by magnitude without masks, by ordinary gradients.
+    one_example_batches = batches(pruning)
+    actual = attribution_scores(pruning, one_example_batches, scale=scale)
+    # Ordinary gradients of the same entries, in a model by magnitude without masks.
     plain = MultitaskPruning(still_encoder().double(), TASKS, granularity=granularity, density=1.0, method="magnitude").eval()
     entries = {path: held[0 if granularity == "element" else 1] for path, held in weights(plain).items()}
     sums = {path: torch.zeros_like(entry).detach() for path, entry in entries.items()}
-    for batch in given:
+    for batch in one_example_batches:
         plain.zero_grad()
         plain(**batch).loss.backward()
         for path, entry in entries.items():
             sums[path] += (entry.grad * entry).detach().abs()  # type: ignore[operator]
-    values = sorted((float(value), path, k) for path, each in sums.items() for k, value in enumerate(each.flatten()))
-    flat = {path: each.flatten() for path, each in found.items()}
-    assert sorted(float(score) for each in flat.values() for score in each) == pytest.approx(
+    values = sorted((float(value), path, k) for path, of_path in sums.items() for k, value in enumerate(of_path.flatten()))
+    flat = {path: of_path.flatten() for path, of_path in actual.items()}
+    assert sorted(float(score) for of_path in flat.values() for score in of_path) == pytest.approx(
         [scale * rank / (len(values) - 1) for rank in range(len(values))], abs=1e-6
     )
-    assert {path: each.shape for path, each in found.items()} == {path: entry.shape for path, entry in entries.items()}
-    # The order is that of the sums; where two differ by less than rounding may, either.
+    assert {path: of_path.shape for path, of_path in actual.items()} == {path: entry.shape for path, entry in entries.items()}
+    # The order is that of the sums. Two sums that differ by less than rounding may come in either order.
     ordered = torch.tensor([value for value, _, _ in values])
     scores = torch.tensor([float(flat[path][k]) for _, path, k in values])
     swapped = (scores.diff() <= 0).nonzero().flatten()
@@ -69,7 +69,7 @@ def test_pruned_entries_are_scored_as_if_they_were_there() -> None:
 
 
 class Broken(Exception):
-    """What comes instead of the second batch."""
+    """Raised in place of the second batch."""
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -84,16 +84,16 @@ def test_the_model_is_left_as_it_was(granularity: Granularity, fails: bool) -> N
     before, modes = state(pruning), {name: module.training for name, module in pruning.named_modules()}
     flags = {name: parameter.requires_grad for name, parameter in pruning.named_parameters()}
 
-    def given() -> Iterator[dict[str, Any]]:
+    def interrupted_batches() -> Iterator[dict[str, Any]]:
         yield batches(pruning)[0]
         if fails:
             raise Broken
 
     if fails:
         with pytest.raises(Broken):
-            attribution_scores(pruning, given())
+            attribution_scores(pruning, interrupted_batches())
     else:
-        attribution_scores(pruning, given())
+        attribution_scores(pruning, interrupted_batches())
     assert same(state(pruning), before)
     assert {name: module.training for name, module in pruning.named_modules()} == modes
     assert {name: parameter.requires_grad for name, parameter in pruning.named_parameters()} == flags
@@ -101,7 +101,7 @@ def test_the_model_is_left_as_it_was(granularity: Granularity, fails: bool) -> N
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_movement_starts_from_them(granularity: Granularity) -> None:
+def test_movement_starts_from_the_scores(granularity: Granularity) -> None:
     first = by_movement(granularity)
     scores = attribution_scores(first, batches(first))
     pruning = by_movement(granularity, initial_scores=scores)
@@ -109,30 +109,30 @@ def test_movement_starts_from_them(granularity: Granularity) -> None:
         torch.equal(mask.scores.detach(), scores[path]) for path, mask in pruning.masks.items() if mask.scores is not None
     )
     pruning.update_masks_(1, 1)
-    # What stays is what the scores tell.
-    kept, gone = [], []
+    # The entries with the highest scores stay.
+    kept, removed = [], []
     for path, mask in pruning.masks.items():
-        chosen = torch.ones(mask.entries, dtype=torch.bool) if mask.mask is None else mask.mask
-        kept.append(scores[path].flatten()[chosen])
-        gone.append(scores[path].flatten()[~chosen])
-    assert torch.cat(kept).min() > torch.cat(gone).max()
-    given = {path: each.clone() for path, each in scores.items()}
+        is_kept = torch.ones(mask.entries, dtype=torch.bool) if mask.mask is None else mask.mask
+        kept.append(scores[path].flatten()[is_kept])
+        removed.append(scores[path].flatten()[~is_kept])
+    assert torch.cat(kept).min() > torch.cat(removed).max()
+    before = {path: of_path.clone() for path, of_path in scores.items()}
     with torch.no_grad():
         for mask in pruning.masks.values():
             mask.scores.zero_()  # type: ignore[union-attr]
-    assert same(scores, given)  # What was given was copied.
+    assert same(scores, before)  # The pruning has copied the scores.
 
 
 def shapes() -> dict[str, Tensor]:
     return {path: torch.zeros(mask.shape) for path, mask in by_movement("element").masks.items()}
 
 
-def one_less() -> dict[str, Tensor]:
+def without_the_last() -> dict[str, Tensor]:
     return dict(list(shapes().items())[:-1])
 
 
-def turned() -> dict[str, Tensor]:
-    return {path: each.t() for path, each in shapes().items()}
+def transposed() -> dict[str, Tensor]:
+    return {path: of_path.t() for path, of_path in shapes().items()}
 
 
 def data() -> dict[str, TaskData]:
@@ -150,15 +150,15 @@ BAD: dict[str, tuple[Any, str]] = {
         r"^initial_scores: expected them with method 'movement', got 'magnitude'$",
     ),
     "one is missing": (
-        lambda: by_movement("element", initial_scores=one_less()),
+        lambda: by_movement("element", initial_scores=without_the_last()),
         r"^initial_scores: expected 'encoder.layer.1.output.dense' of shape \[16, 24\], got None$",
     ),
     "of elements": (
         lambda: by_movement("rank", initial_scores=shapes()),
         r"^initial_scores: expected 'encoder.layer.0.attention.self.query' of shape \[16\], got \[16, 16\]$",
     ),
-    "turned": (
-        lambda: by_movement("element", initial_scores=turned()),
+    "transposed": (
+        lambda: by_movement("element", initial_scores=transposed()),
         r"^initial_scores: expected 'encoder.layer.0.intermediate.dense' of shape \[24, 16\], got \[16, 24\]$",
     ),
     "attribution by magnitude": (
@@ -195,10 +195,10 @@ def test_scores_and_settings_that_do_not_fit(name: str) -> None:
 
 def test_scores_from_a_trained_model_are_of_its_first_examples() -> None:
     trained = MultitaskModel(still_encoder().double(), TASKS, seed=3).eval()
-    found = scores_from(trained, still_encoder(), pair_tokenizer(), data(), granularity="rank", max_length=24)
+    actual = scores_from(trained, still_encoder(), pair_tokenizer(), data(), granularity="rank", max_length=24)
     pruning = by_movement("rank")
     pruning.heads.load_state_dict(trained.heads.state_dict())
-    assert same(found, attribution_scores(pruning, batches(pruning, count=12)))
+    assert same(actual, attribution_scores(pruning, batches(pruning, count=12)))
     assert not any("parametrizations" in name for name, _ in trained.named_modules())
     with torch.no_grad():
         assert torch.isfinite(trained("mood", **inputs()).logits).all()
@@ -208,13 +208,13 @@ def test_scores_from_a_trained_model_are_of_its_first_examples() -> None:
 def test_scores_by_magnitude_are_the_ranks_of_absolute_values(granularity: Granularity) -> None:
     """Over all matrices together, from 0 to the scale."""
     pruning = by_movement(granularity)
-    found = magnitude_scores(pruning, scale=2.0)
+    actual = magnitude_scores(pruning, scale=2.0)
     entries = {path: held[0 if granularity == "element" else 1] for path, held in weights(pruning).items()}
-    assert {path: each.shape for path, each in found.items()} == {path: each.shape for path, each in entries.items()}
+    assert {path: of_path.shape for path, of_path in actual.items()} == {path: entry.shape for path, entry in entries.items()}
     pairs = [
         (abs(float(value)), float(score))
         for path, of_path in entries.items()
-        for value, score in zip(of_path.detach().flatten(), found[path].flatten(), strict=True)
+        for value, score in zip(of_path.detach().flatten(), actual[path].flatten(), strict=True)
     ]
     scores = [score for _, score in sorted(pairs)]
     assert scores == sorted(scores)

@@ -1,4 +1,4 @@
-"""The kernels' backend belongs to one call of attribute: two calls at the same time each run on their own."""
+"""The kernels' backend belongs to one call of `attribute`: two calls at the same time run on different backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur import GradientActivation, IntegratedGradients
 from secateur.attribution.criteria import Criterion
 from secateur_kernels.backend import Backend
 
-# Every module that asks which implementation runs.
+# All modules that ask which implementation of a kernel runs.
 CHOOSERS = [
     "secateur.attribution.attribute",
     "secateur.attribution.fused_ffn",
@@ -29,16 +29,16 @@ CHOOSERS = [
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, torch.dtype, Backend]]:
-    """Which module asked for which backend, by the dtype of its tensors. The reference answers everywhere."""
-    seen: set[tuple[str, torch.dtype, Backend]] = set()
+    """Triples of the module that asked, the dtype of its tensors, and the backend. The reference runs everywhere."""
+    questions: set[tuple[str, torch.dtype, Backend]] = set()
     for name in CHOOSERS:
 
         def record(backend: Backend, tensor: Tensor, name: str = name) -> bool:
-            seen.add((name, tensor.dtype, backend))
-            return name.endswith("fused_ffn")  # So that feed-forward branches call their kernel.
+            questions.add((name, tensor.dtype, backend))
+            return name.endswith("fused_ffn")  # True here, so that feed-forward branches call their kernel.
 
         monkeypatch.setattr(import_module(name), "uses_triton", record)
-    return seen
+    return questions
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, torch.dtype, Backen
     ],
     ids=["gradient", "ig", "ig-joint"],
 )
-def test_two_calls_at_once_have_each_their_own(criterion: Criterion, kernels: set[str], asked: set[Any]) -> None:
+def test_two_calls_at_once_use_their_own_backends(criterion: Criterion, kernels: set[str], asked: set[Any]) -> None:
     case = CASES["t5-gated"]
     backends: dict[torch.dtype, Backend] = {torch.float64: "reference", torch.float32: "triton"}
     models = {dtype: case.model(dtype) for dtype in backends}

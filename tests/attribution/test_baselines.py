@@ -1,4 +1,4 @@
-"""The peers under bench/: the budget is met, each stage does what its equation says, and models stay whole."""
+"""The peers under bench/: they meet the budget, their stages follow their equations, and the dense model stays whole."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ BOTH = [CASES["t5-gated"], CASES["bert-sequence"]]
 
 @pytest.fixture(params=BOTH, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
-    found: Case = request.param
-    return found
+    parameter: Case = request.param
+    return parameter
 
 
 @pytest.mark.parametrize("share", [0.8, 0.6])
@@ -60,7 +60,7 @@ def test_squared_gate_gradients_are_the_fisher_criterion(case: Case) -> None:
 
 
 def test_the_search_removes_the_least_information_of_all_plans() -> None:
-    """Where units of a kind cost the same, as in BERT: against every number of heads and filters."""
+    """In BERT, units of a kind cost the same. So the best plan is the best of all numbers of heads and filters."""
     case = CASES["bert-sequence"]
     model = case.model()
     scores = kwon_.gate_gradients(model, case.task, case.examples)
@@ -78,25 +78,27 @@ def test_the_search_removes_the_least_information_of_all_plans() -> None:
         for heads, filters in itertools.product(range(len(rest["self_attention"]) + 1), range(len(rest["ffn"]) + 1))
         if heads * cost["self_attention"] + filters * cost["ffn"] <= budget
     )
-    found = sum(float(values[kept[site]].sum()) for site, values in information.items())
-    assert found == pytest.approx(best + sum(float(information[site][unit]) for site, unit in pinned.items()), rel=1e-9)
+    kept_information = sum(float(values[kept[site]].sum()) for site, values in information.items())
+    assert kept_information == pytest.approx(
+        best + sum(float(information[site][unit]) for site, unit in pinned.items()), rel=1e-9
+    )
 
 
 def test_rearranging_lowers_the_quadratic_form_and_leaves_no_better_exchange() -> None:
     gradients = torch.randn(30, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
     start = torch.arange(5)
-    found = kwon_.rearranged(gradients, start)
+    rearranged = kwon_.rearranged(gradients, start)
 
-    def lost(kept: torch.Tensor) -> float:
+    def loss(kept: torch.Tensor) -> float:
         removed = torch.ones(12, dtype=torch.float64)
         removed[kept] = 0
         return float((gradients @ removed).square().sum())
 
-    assert len(found) == 5
-    assert lost(found) < lost(start)
-    for out, unit in itertools.product(found.tolist(), set(range(12)) - set(found.tolist())):
-        exchanged = torch.tensor([*(each for each in found.tolist() if each != out), unit])
-        assert lost(exchanged) >= lost(found) - 1e-9
+    assert len(rearranged) == 5
+    assert loss(rearranged) < loss(start)
+    for removed_unit, unit in itertools.product(rearranged.tolist(), set(range(12)) - set(rearranged.tolist())):
+        exchanged = torch.tensor([*(kept for kept in rearranged.tolist() if kept != removed_unit), unit])
+        assert loss(exchanged) >= loss(rearranged) - 1e-9
 
 
 def test_tuning_brings_the_streams_closer_layer_after_layer(case: Case) -> None:
@@ -106,7 +108,7 @@ def test_tuning_brings_the_streams_closer_layer_after_layer(case: Case) -> None:
 
     def error(name: str) -> float:
         with torch.no_grad():
-            streams = [kwon_._streams(each.eval(), case.task, batches)[name] for each in (model, pruned)]
+            streams = [kwon_._streams(either.eval(), case.task, batches)[name] for either in (model, pruned)]
         real = [batch.real(target=name.startswith("decoder")) for batch in batches]
         return sum(float((a - b)[r].square().sum()) for a, b, r in zip(*streams, real, strict=True))
 
@@ -116,7 +118,7 @@ def test_tuning_brings_the_streams_closer_layer_after_layer(case: Case) -> None:
 
 
 def test_compensation_keeps_the_mean_of_a_branch() -> None:
-    """With one site cut, its output's mean over the examples' tokens is the dense model's."""
+    """After one site is cut, the mean of its output over the examples' tokens equals the dense model's."""
     case = CASES["t5-gated"]
     model = case.model()
     site = secateur.sites(model, select="encoder.ffn.0")[0]
@@ -125,18 +127,19 @@ def test_compensation_keeps_the_mean_of_a_branch() -> None:
     pruned = secateur.prune(model, plan)
     flap_._compensate_(pruned, model, case.task, case.examples, plan)
     means = []
-    for each in (model, pruned):
-        seen: list[torch.Tensor] = []
+    for either in (model, pruned):
+        outputs: list[torch.Tensor] = []
         path = branches_of(model, [site])[site].output
-        handle = each.get_submodule(path).register_forward_hook(lambda m, a, output, seen=seen: seen.append(output))
+        linear = either.get_submodule(path)
+        handle = linear.register_forward_hook(lambda m, a, output, outputs=outputs: outputs.append(output))
         (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
         with torch.no_grad():
-            case.task.logits(each.eval(), batch)
+            case.task.logits(either.eval(), batch)
         handle.remove()
-        means.append(seen[0][batch.real(target=False)].mean(0))
+        means.append(outputs[0][batch.real(target=False)].mean(0))
     torch.testing.assert_close(means[0], means[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_stage_that_there_is_not_is_refused() -> None:
+def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="stage"):
         kwon_.kwon(nn.Identity(), None, [], 0.5, stage="prayer")  # type: ignore[arg-type]

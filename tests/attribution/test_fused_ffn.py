@@ -1,4 +1,4 @@
-"""Feed-forward branches that score their own neurons: the scores are those of watched ones, and others are watched."""
+"""Fused feed-forward branches: their scores equal those of watched branches, and branches that cannot be fused are watched."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ FAMILIES = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "ll
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The activations that the kernel was called with; branches are fused here although Triton doesn't run."""
-    found: list[str] = []
+    """The activation functions of the kernel's calls. Branches are fused here although Triton does not run."""
+    activations: list[str] = []
     kernel = scored_mlp_backward
 
     def count(*tensors: Any, activation: Any, **options: Any) -> Any:
-        found.append(activation)
+        activations.append(activation)
         return kernel(*tensors, activation=activation, **options)
 
     monkeypatch.setattr(fused, "scored_mlp_backward", count)
     if not INTERPRETED:
         monkeypatch.setattr(fused, "uses_triton", lambda backend, tensor: True)
-    return found
+    return activations
 
 
 def feed_forwards(model: nn.Module) -> int:
@@ -47,24 +47,24 @@ def feed_forwards(model: nn.Module) -> int:
 @pytest.mark.skipif(INTERPRETED, reason="float64 runs on the reference alone")
 @pytest.mark.parametrize("select", [None, "ffn.0"])
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_the_same_scores_as_when_watched(case: Case, select: str | None, calls: list[str]) -> None:
-    """Of all sites, and where the lowest branch needs a graph that starts in it."""
+def test_fused_branches_have_the_scores_of_watched_ones(case: Case, select: str | None, calls: list[str]) -> None:
+    """Scores of all sites, and of a selection whose lowest branch starts the graph itself."""
     model = case.model(torch.float64)
-    found = secateur.attribute(model, case.task, case.examples, select=select)
-    assert len(calls) >= len([site for site in found.sites if site.unit == "neuron"])
+    actual = secateur.attribute(model, case.task, case.examples, select=select)
+    assert len(calls) >= len([site for site in actual.sites if site.unit == "neuron"])
     assert len(set(calls)) == 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused, "uses_triton", lambda backend, tensor: False)
         watched = secateur.attribute(model, case.task, case.examples, select=select)
-    assert error(found, watched, watched) < (1e-10 if case.exact else 1e-6)
-    assert found.sites == watched.sites
+    assert error(actual, watched, watched) < (1e-10 if case.exact else 1e-6)
+    assert actual.sites == watched.sites
 
 
 @pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")
 @pytest.mark.parametrize("case", FAMILIES, ids=str)
-def test_a_branch_that_is_not_what_the_kernel_computes_is_watched(case: Case, calls: list[str]) -> None:
+def test_a_branch_that_the_kernel_cannot_compute_is_watched(case: Case, calls: list[str]) -> None:
     class Other(nn.Linear):
-        """As adapters and quantised layers are."""
+        """A subclass of nn.Linear, as adapters and quantised layers are."""
 
     model = case.model()
     plain = secateur.attribute(model, case.task, case.examples)
@@ -74,13 +74,13 @@ def test_a_branch_that_is_not_what_the_kernel_computes_is_watched(case: Case, ca
     for module in changed.modules():
         if isinstance(module, nn.Linear):
             module.__class__ = Other
-    found = secateur.attribute(changed, case.task, case.examples)
+    actual = secateur.attribute(changed, case.task, case.examples)
     assert calls == []
-    assert error(found, plain, plain) < 1e-4
+    assert error(actual, plain, plain) < 1e-4
 
 
 @pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")
-def test_nothing_stays_behind(calls: list[str]) -> None:
+def test_no_hook_stays_on_the_model(calls: list[str]) -> None:
     case = CASES["t5-gated"]
     model = case.model()
     secateur.attribute(model, case.task, case.examples)
@@ -96,21 +96,21 @@ def test_nothing_stays_behind(calls: list[str]) -> None:
 def test_triton_equals_the_reference_end_to_end(
     case: Case, criterion: Any, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    streams: list[str] = []
+    streams: list[int] = []
 
     def count(*arguments: Any, **options: Any) -> Any:
-        streams.append("")
+        streams.append(1)
         return interpolated_norm(*arguments, **options)
 
     monkeypatch.setattr(stream, "interpolated_norm", count)
     model, examples = case.model(), case.examples[:2]
-    found = secateur.attribute(model, case.task, examples, criterion=criterion, backend="triton")
+    actual = secateur.attribute(model, case.task, examples, criterion=criterion, backend="triton")
     assert bool(calls) == isinstance(criterion, GradientActivation)
     assert bool(streams) == isinstance(criterion, IntegratedGradients)
     calls.clear()
-    wanted = secateur.attribute(model, case.task, examples, criterion=criterion, backend="reference")
+    expected = secateur.attribute(model, case.task, examples, criterion=criterion, backend="reference")
     assert calls == []
-    assert error(found, wanted, wanted) < 1e-4
+    assert error(actual, expected, expected) < 1e-4
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -123,7 +123,7 @@ def test_activations_are_recognised(name: Any, dtype: torch.dtype, gated: bool) 
 
 
 @pytest.mark.parametrize("function", [torch.tanh, lambda x: x * torch.sigmoid(1.702 * x), lambda x: torch.relu(x) ** 2])
-def test_other_activations_are_not(function: Any) -> None:
+def test_other_activations_are_not_recognised(function: Any) -> None:
     pre = 2 * torch.randn(1, 9, 37)
     assert activation_of(function(pre), pre) is None
 

@@ -1,4 +1,4 @@
-"""Scores of whole layers: against loops over single examples, and integrals against their definition."""
+"""Scores of whole layers: they equal loops over single examples, and integrals equal their definition."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ every_case = pytest.mark.parametrize("case", ALL, ids=str)
 
 
 def values(case: Case, model: nn.Module, gates: dict[str, Any]) -> list[Tensor]:
-    """F of each example alone, with gates by hand."""
+    """Return F of each example alone, with hand-written gates."""
     with by_hand(case, model, gates):
         return [naive.value(*naive.alone(case, model, example), "log_probability") for example in case.examples]
 
 
 def slopes(case: Case, model: nn.Module, names: list[str], at: dict[str, float]) -> dict[str, list[float]]:
-    """dF/dz of each example alone, by layer."""
+    """Return dF/dz of each example alone, by layer."""
     leaves = {name: torch.tensor(at[name], dtype=torch.float64, requires_grad=True) for name in names}
-    found: dict[str, list[float]] = {name: [] for name in names}
+    by_layer: dict[str, list[float]] = {name: [] for name in names}
     for value in values(case, model, leaves):
         for name, gradient in zip(names, torch.autograd.grad(value, list(leaves.values()), retain_graph=True), strict=True):
-            found[name].append(float(gradient))
-    return found
+            by_layer[name].append(float(gradient))
+    return by_layer
 
 
 def batch_of(case: Case, model: nn.Module) -> Any:
-    """All examples, in order."""
+    """Return one batch of all examples, in order."""
     items = case.task.items(model, case.examples)
     return case.task.collate(items, torch.device("cpu"))
 
@@ -53,22 +53,22 @@ def test_block_influence_is_the_naive_one(case: Case) -> None:
     model = case.model(torch.float64)
     sums: dict[str, list[float]] = {}
 
-    def look(name: str, module: nn.Module, arguments: Any, named: Any, output: Any) -> None:
-        before = arguments[0] if arguments else named["hidden_states"]
+    def add(name: str, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
+        before = arguments[0] if arguments else keywords["hidden_states"]
         after = output if isinstance(output, Tensor) else output[0]
         for x, y in zip(before[0], after[0], strict=True):
             sums.setdefault(name, []).append(1 - float((x @ y) / (x.norm() * y.norm())))
 
     paths = {name: places(case, branch)[1] for branch in layers(model, "branch") for name in [branch.rpartition(".")[0]]}
     for name, path in paths.items():
-        model.get_submodule(path).register_forward_hook(partial(look, name), with_kwargs=True)
+        model.get_submodule(path).register_forward_hook(partial(add, name), with_kwargs=True)
     with torch.no_grad():
         for example in case.examples:
             naive.alone(case, model, example)
-    expected = {name: sum(of) / len(of) for name, of in sums.items()}
-    found = layer_scores(case.model(torch.float64), case.task, case.examples, "influence", max_tokens=60)
-    assert list(found) == list(blocks(model))
-    assert found == pytest.approx(expected, rel=1e-6)
+    expected = {name: sum(of_layer) / len(of_layer) for name, of_layer in sums.items()}
+    actual = layer_scores(case.model(torch.float64), case.task, case.examples, "influence", max_tokens=60)
+    assert list(actual) == list(blocks(model))
+    assert actual == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("unit", ["block", "branch"])
@@ -77,21 +77,21 @@ def test_gradient_scores_are_the_naive_ones(case: Case, unit: Any) -> None:
     model = case.model(torch.float64)
     names = list(layers(model, unit))
     by_example = slopes(case, model, names, dict.fromkeys(names, 1.0))
-    expected = {name: sum(map(abs, of)) / len(of) for name, of in by_example.items()}
-    found = layer_scores(model, case.task, case.examples, "gradient", unit=unit, max_tokens=60)
-    assert list(found) == names
-    assert found == pytest.approx(expected, rel=1e-4 if case.name == "gemma3" else 1e-7)
+    expected = {name: sum(map(abs, of_layer)) / len(of_layer) for name, of_layer in by_example.items()}
+    actual = layer_scores(model, case.task, case.examples, "gradient", unit=unit, max_tokens=60)
+    assert list(actual) == names
+    assert actual == pytest.approx(expected, rel=1e-4 if case.name == "gemma3" else 1e-7)
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "bert-token", "llama", "gemma3"])
 def test_integrated_gradients_are_the_integrals_of_the_derivative(name: str) -> None:
-    """Of dF/dz by the layer's own gate z, one for each example, by hand: a Gauss rule on each of many panels, narrow near 0,
-    where norms make it change fast."""
+    """The integral of dF/dz is taken by hand, with a gate z of each example: a Gauss rule on many panels. The panels are narrow
+    near 0, where norms make the derivative change fast."""
     case = CASES[name]
     model = case.model(torch.float64)
     names, batch = list(layers(model)), batch_of(case, model)
     with undisturbed(model):
-        found = closing_effects(model, case.task, layers(model), batch, "log_probability")
+        actual = closing_effects(model, case.task, layers(model), batch, "log_probability")
         for layer in (names[0], names[-1]):
             integral = torch.zeros(len(case.examples), dtype=torch.float64)
             nodes, weights = np.polynomial.legendre.leggauss(5)
@@ -103,15 +103,15 @@ def test_integrated_gradients_are_the_integrals_of_the_derivative(name: str) -> 
                         value = case.task.target(model, batch, "log_probability")
                     (slope,) = torch.autograd.grad(value.sum(), z)
                     integral += weight / 2 * (high - low) * slope.flatten()
-            assert relative(found[layer], integral) < 1e-3, layer
+            assert relative(actual[layer], integral) < 1e-3, layer
     scores = layer_scores(model, case.task, case.examples, "ig", max_tokens=60)
-    assert scores == pytest.approx({layer: float(of.abs().mean()) for layer, of in found.items()}, rel=1e-5)
+    assert scores == pytest.approx({layer: float(effects.abs().mean()) for layer, effects in actual.items()}, rel=1e-5)
 
 
 @pytest.mark.parametrize("unit", ["block", "branch"])
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
 def test_joint_gradients_are_complete(name: str, unit: Any) -> None:
-    """Summed over the layers they are F(1) - F(0); a finer rule comes closer."""
+    """Their sum over the layers is F(1) - F(0), and a finer rule comes closer to it."""
     case = CASES[name]
     model = case.model(torch.float64)
     names = list(layers(model, unit))
@@ -120,16 +120,15 @@ def test_joint_gradients_are_complete(name: str, unit: Any) -> None:
     errors = []
     with undisturbed(model):
         for nodes in (4, 64):
-            of = joint_gradients(
-                model, case.task, layers(model, unit), batch_of(case, model), "log_probability", nodes=nodes
-            )  # fmt: skip
-            errors.append(relative(torch.stack(list(of.values())).sum(0), change))
+            batch = batch_of(case, model)
+            joint = joint_gradients(model, case.task, layers(model, unit), batch, "log_probability", nodes=nodes)
+            errors.append(relative(torch.stack(list(joint.values())).sum(0), change))
     assert errors[1] < 2e-3
     assert errors[1] < errors[0]
 
 
-def test_joint_gradients_share_what_the_layers_do() -> None:
-    """A layer's share when all open together is not what it adds to the others, open already."""
+def test_joint_gradients_differ_from_single_effects() -> None:
+    """A layer's share when all gates open together differs from its effect when all other gates are open already."""
     case = CASES["llama"]
     model = case.model(torch.float64)
     own, joint = (layer_scores(model, case.task, case.examples, criterion) for criterion in ("ig", "ig-joint"))
@@ -170,7 +169,7 @@ def test_the_model_is_left_as_it_was_after_an_exception(criterion: str) -> None:
     assert_undisturbed(model, call)
 
 
-def test_the_lowest_go_but_each_stack_keeps_its_best() -> None:
+def test_the_lowest_layers_are_deleted_but_each_stack_keeps_its_best() -> None:
     scores = {"encoder.0": 0.1, "encoder.1": 0.2, "decoder.0": 5.0, "decoder.1": 3.0, "decoder.2": 3.0}
     assert choose_layers(scores, 5) == []
     assert choose_layers(scores, 4) == ["encoder.0"]
@@ -184,13 +183,13 @@ def test_the_lowest_go_but_each_stack_keeps_its_best() -> None:
 
 
 def test_scores_of_a_model_that_has_lost_layers() -> None:
-    """Shells and emptied branches are no layers any more."""
+    """Deleted blocks and emptied branches have no scores."""
     case = CASES["t5-relu"]
     model = delete_layers(case.model(), ["encoder.0", "encoder.2", "decoder.0.cross_attention"])
     for criterion in LAYER_CRITERIA:
         assert list(layer_scores(model, case.task, case.examples, criterion)) == ["encoder.1", "decoder.0", "decoder.1"]
     without = delete_layers(model, ["decoder.1.cross_attention"])
-    # Nothing of the encoder reaches the output any more.
+    # Without cross-attention, the encoder has no effect on the output.
     assert layer_scores(without, case.task, case.examples, "gradient")["encoder.1"] == 0
 
 

@@ -1,4 +1,4 @@
-"""Where integrated gradients' replay enters the residual stream: which sites do, what norms are recognised, the same scores."""
+"""Integrated gradients replayed from the residual stream: which sites join it, which norms are recognised, equal scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.attribution.integrated.replay import Leaf, Replay
 from secateur.attribution.integrated.stream import CapturedNorm, norm_arguments, norms
 from secateur.model.undisturbed import undisturbed
 
-# Norms of the sites' streams, post-norm ones as "", in the order of the sites; None where no module returns the stream.
+# For each site in order, the norm that reads its stream: "" for a post-norm, None if no module returns the stream.
 JOINS: dict[str, list[str | None]] = {
     "t5-relu": [
         *(f"encoder.{name}" for name in ("block.0.layer.1.layer_norm", "block.1.layer.0.layer_norm")),
@@ -36,36 +36,38 @@ JOINS: dict[str, list[str | None]] = {
 
 
 def leaves(case: Case, model: nn.Module) -> list[Leaf]:
+    """Return the leaves of all sites, in order."""
     (batch, *_) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 60)
     with undisturbed(model):
-        found = Replay(model, secateur.sites(model), lambda b: case.task.target(model, b, "probability"), batch)
-    return [leaf for each in found.leaves.values() for leaf in each]
+        captured = Replay(model, secateur.sites(model), lambda b: case.task.target(model, b, "probability"), batch)
+    return [leaf for of_site in captured.leaves.values() for leaf in of_site]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", JOINS)
-def test_which_sites_enter_the_stream(name: str, dtype: torch.dtype) -> None:
-    found = leaves(CASES[name], CASES[name].model(dtype))
-    assert [None if leaf.join is None else leaf.join.norm or "" for leaf in found] == JOINS[name]
+def test_which_sites_join_the_stream(name: str, dtype: torch.dtype) -> None:
+    joins = [leaf.join for leaf in leaves(CASES[name], CASES[name].model(dtype))]
+    assert [None if join is None else join.norm or "" for join in joins] == JOINS[name]
 
 
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_the_same_scores_as_where_the_branch_is_replaced(case: Case, unit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     criterion = secateur.IntegratedGradients(nodes=3)
-    found = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
+    actual = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
     monkeypatch.setattr(replay, "joined", lambda output, above, captured, backend: (None, output))
-    wanted = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
-    assert error(found, wanted, wanted) < 1e-4
+    expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion, unit=unit)
+    assert error(actual, expected, expected) < 1e-4
 
 
-def ran(module: nn.Module, dtype: torch.dtype) -> CapturedNorm:
+def run_norm(module: nn.Module, dtype: torch.dtype) -> CapturedNorm:
+    """Run a norm with random parameters on random inputs, and return its record."""
     module = module.to(dtype)
-    with torch.no_grad(), norms(nn.Sequential(module)) as found:
+    with torch.no_grad(), norms(nn.Sequential(module)) as records:
         for parameter in module.parameters():
             parameter.uniform_(-1, 1)
         module((3 * torch.randn(2, 5, 32) + 1).to(dtype))
-    (norm,) = found
+    (norm,) = records
     return norm
 
 
@@ -75,10 +77,10 @@ KNOWN = [nn.LayerNorm(32, eps=1e-3), nn.LayerNorm(32, bias=False), LlamaRMSNorm(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("module", KNOWN, ids=lambda module: type(module).__name__)
 def test_norms_are_recognised(module: nn.Module, dtype: torch.dtype) -> None:
-    norm = ran(module, dtype)
-    found = norm_arguments(norm)
-    assert found is not None
-    kind, eps, weight, bias = found
+    norm = run_norm(module, dtype)
+    arguments = norm_arguments(norm)
+    assert arguments is not None
+    kind, eps, weight, bias = arguments
     assert kind == ("layer_norm" if isinstance(module, nn.LayerNorm) else "rms_norm")
     assert eps == getattr(module, "eps", getattr(module, "variance_epsilon", None))
     expected: Any = norm.module.weight
@@ -87,12 +89,16 @@ def test_norms_are_recognised(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class Softened(LlamaRMSNorm):  # type: ignore[misc]
+    """A norm with a further function behind it."""
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed: Tensor = super().forward(hidden_states)
         return torch.tanh(normed)
 
 
 class Nameless(nn.Module):
+    """A module with a weight that is no norm."""
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(32))
@@ -102,5 +108,5 @@ class Nameless(nn.Module):
 
 
 @pytest.mark.parametrize("module", [Softened(32), Nameless()], ids=lambda module: type(module).__name__)
-def test_other_modules_are_not(module: nn.Module) -> None:
-    assert norm_arguments(ran(module, torch.float32)) is None
+def test_other_modules_are_not_recognised_as_norms(module: nn.Module) -> None:
+    assert norm_arguments(run_norm(module, torch.float32)) is None

@@ -1,4 +1,4 @@
-"""The case matrix: every family as a tiny random model, with its task, examples, units and a tokenizer made in code."""
+"""The case matrix: every family as a tiny random model, with a task, examples, units and a tokenizer built in code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,13 @@ Kind = Literal["encoder-decoder", "encoder", "decoder"]
 
 
 def word_tokenizer(*, start: bool, end: bool, **options: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer with one piece a word. start adds the first token of a decoder, end the last token of an encoder-decoder."""
+    """Build a tokenizer with one piece for each word.
+
+    Args:
+        start: Whether texts begin with the first token of a decoder.
+        end: Whether texts end with the last token of an encoder-decoder.
+        options: Further arguments of the tokenizer.
+    """
     special = ["<pad>", "</s>", "<s>", "<unk>"]
     vocabulary = {word: i for i, word in enumerate([*special, *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -83,7 +89,7 @@ def word_tokenizer(*, start: bool, end: bool, **options: Any) -> PreTrainedToken
 
 
 def piece_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer like BERT's: it splits words into pieces and puts them between [CLS] and [SEP]."""
+    """Build a tokenizer like BERT's: it splits words into pieces and puts them between [CLS] and [SEP]."""
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
     pieces = [*special, *WORDS, "##s", "##ish", "##er", "play", "sing"]
     tokenizer = Tokenizer(WordPiece({word: i for i, word in enumerate(pieces)}, unk_token="[UNK]"))
@@ -94,18 +100,19 @@ def piece_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Texts of 2 to 9 words, so that a batch of them has padding."""
+    """Return texts of 2 to 9 words, so that a batch of them has padding."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(2, 10, (count,), generator=generator).tolist()
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
 
 
 def labelled(targets: Sequence[str], count: int = 7) -> list[dict[str, Any]]:
+    """Return texts with targets. The targets come in turn."""
     return [{"input": text, "target": targets[i % len(targets)]} for i, text in enumerate(sentences(count))]
 
 
 def tagged(count: int = 7) -> list[dict[str, Any]]:
-    """Words of one, two and three pieces with tags."""
+    """Return words of one, two and three pieces, with tags."""
     suffixes = ["", "s", "ishs", "er"]
     rows = [[word + suffixes[(i + len(word)) % 4] for i, word in enumerate(text.split())] for text in sentences(count)]
     return [{"tokens": row, "tags": [TAGS[(i * i + k) % len(TAGS)] for i in range(len(row))]} for k, row in enumerate(rows)]
@@ -122,7 +129,7 @@ def _t5(cls: type[nn.Module] = T5ForConditionalGeneration, kind: type[Any] = T5C
 
 
 def _bart(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
-    """A BART whose encoder and decoder have different shapes, as its config allows."""
+    """Build a BART whose encoder and decoder have different shapes, which its config allows."""
     config = kind(
         vocab_size=len(word_tokenizer(start=False, end=True)), d_model=24, encoder_layers=2, decoder_layers=2,
         encoder_attention_heads=4, decoder_attention_heads=6, encoder_ffn_dim=37, decoder_ffn_dim=29,
@@ -155,7 +162,7 @@ def _vit() -> nn.Module:
 
 
 def pictures(targets: Sequence[str], count: int = 7) -> list[dict[str, Any]]:
-    """Images of noise. They are taller than wide, so that the processor resizes them."""
+    """Return images of noise with targets. They are taller than wide, so that the processor resizes them."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(256, (count, 12, 10, 3), generator=generator, dtype=torch.uint8).numpy()
     return [{"image": image, "target": targets[i % len(targets)]} for i, image in enumerate(drawn)]
@@ -170,14 +177,23 @@ def _decoder(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module
 
 
 def _grouped(cls: type[nn.Module], kind: type[Any], **options: Any) -> nn.Module:
-    """A decoder with two query heads to a key-value head."""
+    """Build a decoder with two query heads for each key-value head."""
     shape = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 6, "intermediate_size": 37}
     return _decoder(cls, kind, **{**shape, "initializer_range": 0.3, **options})
 
 
 @dataclass(frozen=True)
 class Case:
-    """One family: how its model is built, and the task and examples that test it. kind: the kind of model."""
+    """One family: a function that builds its model, and the task and examples that test it.
+
+    Attributes:
+        name: The name of the case, which is its test id.
+        kind: The kind of model.
+        build: Builds the model with random weights.
+        make_task: Builds the task.
+        examples: The examples.
+        qk_channels: Whether the family's Q/K channels can be pruned.
+    """
 
     name: str
     kind: Kind
@@ -191,58 +207,65 @@ class Case:
 
     @property
     def exact(self) -> bool:
-        """Whether a float64 model computes in float64 throughout. An RMSNorm computes in float32 in a model of any dtype."""
+        """Whether a float64 model computes in float64 everywhere. RMSNorms compute in float32 in models of any dtype."""
         return not any("RMSNorm" in type(m).__name__ or "T5LayerNorm" in type(m).__name__ for m in self.build().modules())
 
     @property
     def auto_class(self) -> str:
+        """The Auto class of transformers that loads the model."""
         return str(self.task.auto_class)
 
     @property
     def generates(self) -> bool:
+        """Whether the model generates text."""
         return self.kind != "encoder"
 
     def model(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-        """Build a model. A seed always gives the same weights. No weight is 0 or 1, which could hide a mistake."""
+        """Build a model. The seed determines the weights. No weight is 0 or 1, because such weights could hide a mistake."""
         torch.manual_seed(seed)
         model = self.build()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter), alpha=0.2)
-                # As from_pretrained does: weights get the dtype, buffers such as rotary frequencies keep theirs.
+                # As in from_pretrained, weights get the dtype, and buffers such as rotary frequencies keep theirs.
                 parameter.data = parameter.data.to(dtype)
         return model.eval()
 
     @functools.cached_property
     def task(self) -> Any:
+        """The task, which is built once."""
         return self.make_task()
 
     def batches(self, model: nn.Module, max_tokens: int = 60) -> list[Batch]:
-        """The examples in padded batches, several of them."""
+        """Return the examples in several padded batches."""
         return list(self.task.batches(self.task.items(model, self.examples), torch.device("cpu"), max_tokens=max_tokens))
 
     def logits(self, model: nn.Module) -> Tensor:
-        """The logits of the examples at all target positions, [positions, classes], in float64."""
+        """Return the logits of the examples at all target positions, float64 [positions, classes]."""
         with torch.inference_mode():
             parts = [self.task.logits(model, batch)[batch.labels != -100] for batch in self.batches(model)]
         return torch.cat(parts).double()
 
 
 def text_to_text(name: str, build: Callable[[], nn.Module]) -> Case:
+    """Return a case of an encoder-decoder."""
     task = lambda: secateur.TextToText(word_tokenizer(start=False, end=True), labels=LABELS)  # noqa: E731
     return Case(name, "encoder-decoder", build, task, labelled(LABELS))
 
 
 def sequence(name: str, build: Callable[[], nn.Module]) -> Case:
+    """Return a case of an encoder that classifies texts."""
     return Case(name, "encoder", build, lambda: secateur.SequenceClassification(piece_tokenizer()), labelled(CLASSES))
 
 
 def token(name: str, build: Callable[[], nn.Module]) -> Case:
+    """Return a case of an encoder that classifies words."""
     return Case(name, "encoder", build, lambda: secateur.TokenClassification(piece_tokenizer()), tagged())
 
 
 def causal(name: str, build: Callable[[], nn.Module], **options: Any) -> Case:
+    """Return a case of a decoder."""
     task = lambda: secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS)  # noqa: E731
     return Case(name, "decoder", build, task, labelled(LABELS), **options)
 
@@ -285,7 +308,7 @@ ALL = [
         "qwen2",
         lambda: _grouped(Qwen2ForCausalLM, Qwen2Config, use_sliding_window=True, max_window_layers=1, sliding_window=4),
     ),
-    # Attention in float64 is NaN where a padded token sees no token. The window is long enough to reach over the padding.
+    # In float64, attention is NaN for a padded token that attends to no token. This window is longer than the padding.
     causal("gemma2", lambda: _grouped(Gemma2ForCausalLM, Gemma2Config, **_SLIDING | {"sliding_window": 12})),
     causal("llama-mqa", lambda: _grouped(LlamaForCausalLM, LlamaConfig, num_key_value_heads=1)),
     causal("gpt2", lambda: _decoder(GPT2LMHeadModel, GPT2Config, n_head=4, n_inner=37, initializer_range=0.3)),
@@ -312,7 +335,7 @@ PRE_NORM = [case for case in ALL if case.name not in POST_NORM]
 
 @functools.cache
 def scores_of(name: str, unit: Unit = "head") -> secateur.Scores:
-    """Scores of a case's float32 model. They are computed once and shared, because they are pure data."""
+    """Return scores of a case's float32 model. They are computed once and shared, because they are pure data."""
     case = CASES[name]
     return secateur.attribute(case.model(), case.task, case.examples, unit=unit)
 
@@ -327,12 +350,12 @@ def random_scores(name: str, unit: Unit = "head", select: str | None = None, see
 
 
 def uniform_plan(case: Case, unit: str, keep: float = 0.5) -> secateur.Plan:
-    """Keep the same share of the units at every site. unit: one of UNITS."""
+    """Return a plan that keeps the same share of the units at every site. `unit` is one of UNITS."""
     return secateur.plan(scores_of(case.name, unit_argument(unit)), keep=keep, per_head=unit == "channel-per-head")
 
 
 def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
-    """Keep random units, a different number at every site: one site keeps all, another site one."""
+    """Return a plan that keeps random units, a different number at every site: all at one site, and one at another site."""
     scores, generator = scores_of(case.name, unit_argument(unit)), torch.Generator().manual_seed(seed)
     kept: dict[str, Tensor] = {}
     for number, site in enumerate(scores.sites):
@@ -346,25 +369,30 @@ def uneven_plan(case: Case, unit: str, seed: int = 0) -> secateur.Plan:
 
 
 def emptied_plan(case: Case, unit: str, seed: int = 266) -> secateur.Plan:
-    """The uneven plan with some sites emptied: random sites, and the first self-attention of every stack, where T5 has its
-    position bias and where a cache finds its length. The default seed leaves every family units to prune a second time."""
+    """Return the uneven plan with some sites emptied: random sites, and the first self-attention of every stack.
+
+    T5 has its position bias in that self-attention, and a cache reads its length there. With the default seed, every family has
+    units left that can be pruned a second time.
+    """
     plan, generator = uneven_plan(case, unit, seed), torch.Generator().manual_seed(seed)
     kept = {
-        site.name: plan[site.name][:0] if drawn < 0.5 or _first(site) else plan[site.name]
+        site.name: plan[site.name][:0] if drawn < 0.5 or _is_first(site) else plan[site.name]
         for site, drawn in zip(plan.sites, torch.rand(len(plan), generator=generator).tolist(), strict=True)
     }
     return secateur.Plan(kept, plan.sites, plan.fingerprint)
 
 
 def empty_plan(case: Case, unit: str) -> secateur.Plan:
-    """Keep no unit at any site."""
+    """Return a plan that keeps no unit at any site."""
     plan = uneven_plan(case, unit)
     return secateur.Plan({name: kept[:0] for name, kept in plan.items()}, plan.sites, plan.fingerprint)
 
 
-def _first(site: secateur.Site) -> bool:
+def _is_first(site: secateur.Site) -> bool:
+    """Tell whether a site is the first self-attention of its stack (its V/O channels or heads)."""
     return site.layer == 0 and site.kind == "self_attention" and site.unit != "qk_channel"
 
 
 def unit_argument(unit: str) -> Unit:
+    """Return the argument `unit` of `attribute` for one of UNITS."""
     return "head" if unit == "head" else "channel"

@@ -25,7 +25,7 @@ Run = Callable[..., "Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left: exit code, stdout, and the lines of stderr."""
+    """The result of a command: its exit code, its stdout, and the lines of its stderr."""
 
     code: int
     out: str
@@ -33,13 +33,14 @@ class Result:
 
     @property
     def document(self) -> dict[str, Any]:
+        """The JSON document on stdout."""
         document: dict[str, Any] = json.loads(self.out)
         return document
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a command in an empty folder that holds train.jsonl and test.jsonl of a built-in task."""
+    """Return a function that runs a command line in a new folder with train.jsonl and test.jsonl of a built-in task."""
     monkeypatch.chdir(tmp_path)
     for name, file in (("movie", "train.jsonl"), ("movie.test", "test.jsonl")):
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in builtin.examples(name)[:48]))
@@ -78,5 +79,6 @@ def killed_in(folder: Path, line: str, checkpoint: str) -> None:
 
 
 def same_weights(one: Path, other: Path) -> bool:
+    """Tell whether two model folders hold bit-identical weights."""
     first, second = (load_file(path / "model.safetensors") for path in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

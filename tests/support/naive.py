@@ -1,4 +1,4 @@
-"""The formulas as slow loops that share nothing with the engine: gates at hand-written paths, one example at a time."""
+"""The formulas as slow loops that share no code with the engine: gates at hand-written paths, one example at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ import secateur
 
 @dataclass(frozen=True)
 class Gated:
-    """The input or output of a linear layer, and the unit of every channel."""
+    """The input or output of a linear layer, with the unit of every channel.
+
+    Attributes:
+        path: The path of the linear layer.
+        side: Which side it is.
+        unit_of_channel: The unit of each channel, int64 [channels]; NONE for channels without a gate.
+    """
 
     path: str
     side: Literal["input", "output"]
@@ -26,13 +32,18 @@ class Gated:
 
 
 def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
-    """Site name to the places that its units' gates multiply.
+    """Return the places at which the gates of each site's units multiply, by site name.
 
-    Where algebra allows it the place is another one than the engine's: a gate on a head's output is one on its values, and a
-    gate on a value channel is one on the out-projection's input.
+    A place differs from the engine's if the algebra is the same: a gate on a head's output equals a gate on its values, and a
+    gate on a value channel equals a gate on the out-projection's input.
+
+    Args:
+        case: The case.
+        model: Its model.
+        unit: "head" or "channel".
     """
     c = model.config
-    found: dict[str, list[Gated]] = {}
+    places: dict[str, list[Gated]] = {}
     if c.model_type in ("t5", "mt5"):
         for stack, layers in (("encoder", c.num_layers), ("decoder", c.num_decoder_layers)):
             for i in range(layers):
@@ -42,11 +53,11 @@ def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
                     kinds["cross_attention"] = f"{block}.1.EncDecAttention"
                 for kind, path in kinds.items():
                     names = [f"{path}.{p}" for p in "qkvo"]
-                    found |= _attention(f"{stack}.{i}.{kind}", names, c.num_heads, c.num_heads, c.d_kv, unit)
+                    places |= _attention(f"{stack}.{i}.{kind}", names, c.num_heads, c.num_heads, c.d_kv, unit)
                 last = 2 if stack == "decoder" else 1
                 wo = f"{block}.{last}.DenseReluDense.wo"
-                found[f"{stack}.{i}.ffn"] = [Gated(wo, "input", torch.arange(c.d_ff))]
-        return found
+                places[f"{stack}.{i}.ffn"] = [Gated(wo, "input", torch.arange(c.d_ff))]
+        return places
     if c.model_type in ("bart", "marian"):
         for stack, heads, inner in (
             ("encoder", c.encoder_attention_heads, c.encoder_ffn_dim),
@@ -57,9 +68,9 @@ def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
                 for kind, path in {"self_attention": "self_attn", "cross_attention": "encoder_attn"}.items():
                     if stack == "decoder" or kind == "self_attention":
                         names = [f"{block}.{path}.{p}_proj" for p in ("q", "k", "v", "out")]
-                        found |= _attention(f"{stack}.{i}.{kind}", names, heads, heads, 24 // heads, unit)
-                found[f"{stack}.{i}.ffn"] = [Gated(f"{block}.fc2", "input", torch.arange(inner))]
-        return found
+                        places |= _attention(f"{stack}.{i}.{kind}", names, heads, heads, 24 // heads, unit)
+                places[f"{stack}.{i}.ffn"] = [Gated(f"{block}.fc2", "input", torch.arange(inner))]
+        return places
     layer, attention, down = BLOCKS[c.model_type]
     stack, heads = case.kind, c.num_attention_heads
     groups, width = getattr(c, "num_key_value_heads", None) or heads, getattr(c, "head_dim", None) or 24 // heads
@@ -67,14 +78,14 @@ def gates(case: Case, model: Any, unit: str) -> dict[str, list[Gated]]:
     for i in range(c.num_hidden_layers):
         names = [f"{layer}.{i}.{path}" for path in attention]
         site = f"{stack}.{i}.self_attention"
-        found |= _attention(site, names, heads, groups, width, unit, rotary=rotary, qk=case.qk_channels)
-        found[f"{stack}.{i}.ffn"] = [Gated(f"{layer}.{i}.{down}", "input", torch.arange(37))]
-    return found
+        places |= _attention(site, names, heads, groups, width, unit, rotary=rotary, qk=case.qk_channels)
+        places[f"{stack}.{i}.ffn"] = [Gated(f"{layer}.{i}.{down}", "input", torch.arange(37))]
+    return places
 
 
 _BERT = ([f"attention.{p}" for p in ("self.query", "self.key", "self.value", "output.dense")], "output.dense")
 _LLAMA = ("model.layers", [f"self_attn.{p}_proj" for p in "qkvo"], "mlp.down_proj")
-# By model type: the list of blocks, and in a block queries, keys, values and out-projection, and the FFN's last layer.
+# By model type: the list of blocks; within a block, the layers of queries, keys, values and outputs; the FFN's last layer.
 BLOCKS = {
     **{name: (f"{name}.encoder.layer", *_BERT) for name in ("bert", "roberta", "electra")},
     "distilbert": ("distilbert.transformer.layer", [f"attention.{p}_lin" for p in ("q", "k", "v", "out")], "ffn.lin2"),
@@ -89,42 +100,49 @@ BLOCKS = {
 def _attention(
     site: str, names: list[str], heads: int, groups: int, width: int, unit: str, rotary: bool = False, qk: bool = True
 ) -> dict[str, list[Gated]]:
+    """Return the places of an attention's gates by site. `names` are the paths of queries, keys, values and out-projection."""
     q, k, v, o = names
     repeat = heads // groups
     group_of, channel_of = torch.arange(heads * width) // width // repeat, torch.arange(heads * width) % width
-    if unit == "head" and groups == 1 < heads:  # Single query heads: no value is one's own.
+    if unit == "head" and groups == 1 < heads:  # Query heads are units: they share their values.
         return {site: [Gated(o, "input", torch.arange(heads * width) // width)]}
     if unit == "head":
         of_values = torch.arange(groups * width) // width
         return {site: [Gated(v, "output", of_values if v != k else _last(of_values))]}
-    found = {f"{site}.vo": [Gated(o, "input", group_of * width + channel_of)]}
+    places = {f"{site}.vo": [Gated(o, "input", group_of * width + channel_of)]}
     if qk:
-        # Rotary positions rotate channel c with channel c + width/2, so the pair is one unit.
+        # Rotary embeddings rotate channel c together with channel c + width/2, so the pair is one unit.
         pairs = width // 2 if rotary else width
         of_query = group_of * pairs + channel_of % pairs
         of_key = torch.arange(groups * width) // width * pairs + torch.arange(groups * width) % width % pairs
         if q == k:  # One layer makes queries, keys and values.
             none = torch.full_like(of_query, NONE)
             of_query, of_key = torch.cat([of_query, none, none]), torch.cat([none, of_key, none])
-        found[f"{site}.qk"] = [Gated(q, "output", of_query), Gated(k, "output", of_key)]
-    return found
+        places[f"{site}.qk"] = [Gated(q, "output", of_query), Gated(k, "output", of_key)]
+    return places
 
 
-NONE = -1  # Instead of a unit: the channel has no gate.
+NONE = -1  # The unit of a channel that has no gate.
 
 
 def _last(units: Tensor) -> Tensor:
-    """The values out of a layer that computes queries, keys and values."""
+    """Return the units of a layer that computes queries, keys and values, if only the values have gates."""
     return torch.cat([torch.full_like(units, NONE).repeat(2), units])
 
 
 @contextmanager
 def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Multiply the channels of every site by the gate values of its units, inside this context."""
+    """A context in which the gate values of a site's units multiply their channels.
+
+    Args:
+        model: The model.
+        places: The places of the gates, by site.
+        values: The gate values [units], by site.
+    """
     with ExitStack() as stack:
         for site, of_site in places.items():
             for place in of_site:
-                with_none = torch.cat([values[site], values[site].new_ones(1)])
+                with_none = torch.cat([values[site], values[site].new_ones(1)])  # The index NONE = -1 selects the 1 at the end.
                 factor, module = with_none[place.unit_of_channel], model.get_submodule(place.path)
                 if place.side == "input":
                     handle = module.register_forward_pre_hook(lambda m, a, f=factor: (a[0] * f.to(a[0].dtype),))
@@ -135,7 +153,17 @@ def gated(model: nn.Module, places: Mapping[str, Sequence[Gated]], values: Mappi
 
 
 def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None) -> tuple[Tensor, list[int]]:
-    """One example without batch or padding: logits [target positions, classes] and the wanted class at each."""
+    """Run one example without a batch and without padding.
+
+    Args:
+        case: The case.
+        model: Its model.
+        example: The example.
+        target: A target in place of the example's own.
+
+    Returns:
+        The logits [target positions, classes], and the class of the target at each position.
+    """
     reader: Any = case.task.reader
     if isinstance(case.task, secateur.TokenClassification):
         encoded = reader(example["tokens"], is_split_into_words=True)
@@ -162,18 +190,24 @@ def alone(case: Case, model: Any, example: Mapping[str, Any], target: Any = None
 
 
 def value(logits: Tensor, gold: Sequence[int], kind: str) -> Tensor:
-    """F: the sum over the target positions, one position at a time."""
+    """Compute the target F: a sum over the target positions.
+
+    Args:
+        logits: The logits [target positions, classes].
+        gold: The class of the target at each position.
+        kind: "probability", "log_probability" or "margin".
+    """
     total = logits.new_zeros(())
-    for row, wanted in zip(logits, gold, strict=True):
-        others = torch.cat([row[:wanted], row[wanted + 1 :]])
-        probability = row[wanted].exp() / row.exp().sum()
-        terms = {"probability": probability, "log_probability": probability.log(), "margin": row[wanted] - others.max()}
+    for row, label in zip(logits, gold, strict=True):
+        others = torch.cat([row[:label], row[label + 1 :]])
+        probability = row[label].exp() / row.exp().sum()
+        terms = {"probability": probability, "log_probability": probability.log(), "margin": row[label] - others.max()}
         total = total + terms[kind]
     return total
 
 
 def scores(case: Case, model: nn.Module, unit: str, kind: str, targets: Sequence[Any] | None = None) -> dict[str, Tensor]:
-    """dF/dc of every unit for every example, [examples, units] by site; `targets` replaces the examples' own."""
+    """Return dF/dc of every unit for every example, [examples, units] by site. `targets` replaces the examples' targets."""
     places = gates(case, model, unit)
     rows: dict[str, list[Tensor]] = {site: [] for site in places}
     for number in range(len(case.examples)):
@@ -185,35 +219,46 @@ def scores(case: Case, model: nn.Module, unit: str, kind: str, targets: Sequence
 def integrated(
     case: Case, model: nn.Module, unit: str, kind: str, nodes: int, joint: bool, targets: Sequence[Any] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Integrated gradients of every unit for every example, [examples, units] by site: the gates of all sites go from 0 to 1
-    together (joint), or those of one site while the others stay at 1. By a Gauss-Radau rule and the control variate.
-    And by path what the rule lacked before that, [examples]."""
+    """Compute integrated gradients of every unit for every example, by a Gauss-Radau rule and the control variate.
+
+    Args:
+        case: The case.
+        model: Its model.
+        unit: "head" or "channel".
+        kind: The kind of target, as in `value`.
+        nodes: The number of inner nodes of the rule.
+        joint: Whether the gates of all sites go from 0 to 1 together. Otherwise the gates of one site do, and others stay at 1.
+        targets: Targets in place of the examples' own.
+
+    Returns:
+        Integrated gradients [examples, units] by site, and F(1) - F(0) minus the rule's own sum [examples] by path.
+    """
     scores: dict[str, Tensor] = {}
-    lacked: dict[str, Tensor] = {}
+    residuals: dict[str, Tensor] = {}
     at, weights = radau(nodes)
     changes = change(case, model, unit, kind, joint, targets)
     for name, places in paths(case, model, unit, joint).items():
-        rows, of_rows = [], []
+        rows, residuals_of_path = [], []
         for number in range(len(case.examples)):
-            found = [slopes(case, model, places, node, kind, number, targets) for node in at]
-            table = torch.stack([torch.cat([of_node[site] for site in places]) for of_node in found])  # [nodes + 1, units]
-            plain = sum(weight * row for weight, row in zip(weights, table, strict=True))
-            lacking = changes[name][number] - plain.sum()
+            at_nodes = [slopes(case, model, places, node, kind, number, targets) for node in at]
+            table = torch.stack([torch.cat([of_node[site] for site in places]) for of_node in at_nodes])  # [nodes + 1, units]
+            plain = sum(weight * row for weight, row in zip(weights, table, strict=True))  # [units]
+            residual = changes[name][number] - plain.sum()
             mean = sum(weight * row.sum() for weight, row in zip(weights, table, strict=True))
             spread = [row.sum() - mean for row in table]
             variance = sum(weight * of_node**2 for weight, of_node in zip(weights, spread, strict=True))
-            strength = lacking / max(variance + (0.1 * plain.abs().sum()) ** 2, lacking.abs() * max(abs(s) for s in spread))
-            new = [weight * (1 + strength * of_node) for weight, of_node in zip(weights, spread, strict=True)]
-            rows.append(sum(weight * row for weight, row in zip(new, table, strict=True)))
-            of_rows.append(lacking)
-        of_path = torch.split(torch.stack(rows), list(counts(places).values()), 1)
-        scores |= zip(places, of_path, strict=True)
-        lacked[name] = torch.stack(of_rows)
-    return scores, lacked
+            strength = residual / max(variance + (0.1 * plain.abs().sum()) ** 2, residual.abs() * max(abs(s) for s in spread))
+            corrected = [weight * (1 + strength * of_node) for weight, of_node in zip(weights, spread, strict=True)]
+            rows.append(sum(weight * row for weight, row in zip(corrected, table, strict=True)))
+            residuals_of_path.append(residual)
+        of_sites = torch.split(torch.stack(rows), list(counts(places).values()), 1)
+        scores |= zip(places, of_sites, strict=True)
+        residuals[name] = torch.stack(residuals_of_path)
+    return scores, residuals
 
 
 def radau(nodes: int) -> tuple[list[float], list[float]]:
-    """Nodes on 0 ... 1 with 1 as the last, and weights that are exact for as many powers as there are nodes."""
+    """Return nodes on 0 ... 1, the last of which is 1, and weights that are exact for as many powers as there are nodes."""
     polynomial = Legendre.basis(nodes) - Legendre.basis(nodes + 1)
     at = (np.sort(polynomial.roots().real) + 1) / 2
     powers = np.vander(at, increasing=True).T
@@ -224,29 +269,29 @@ def radau(nodes: int) -> tuple[list[float], list[float]]:
 def change(
     case: Case, model: nn.Module, unit: str, kind: str, joint: bool, targets: Sequence[Any] | None = None
 ) -> dict[str, Tensor]:
-    """F(1) - F(0) of every example, [examples] by path: a site, or "joint"."""
-    found: dict[str, Tensor] = {}
+    """Return F(1) - F(0) of every example, [examples] by path. A path is a site, or "joint"."""
+    changes: dict[str, Tensor] = {}
     for name, places in paths(case, model, unit, joint).items():
         closed = {site: torch.zeros(count, dtype=torch.float64) for site, count in counts(places).items()}
         values = []
         for number, example in enumerate(case.examples):
             target = None if targets is None else targets[number]
             with torch.no_grad():
-                whole = value(*alone(case, model, example, target), kind)
+                open_value = value(*alone(case, model, example, target), kind)
                 with gated(model, places, closed):
-                    values.append(whole - value(*alone(case, model, example, target), kind))
-        found[name] = torch.stack(values)
-    return found
+                    values.append(open_value - value(*alone(case, model, example, target), kind))
+        changes[name] = torch.stack(values)
+    return changes
 
 
 def paths(case: Case, model: nn.Module, unit: str, joint: bool) -> dict[str, dict[str, list[Gated]]]:
-    """The gates that move together."""
+    """Return the places of the gates that move together, by path and site."""
     places = gates(case, model, unit)
     return {"joint": places} if joint else {site: {site: of_site} for site, of_site in places.items()}
 
 
 def counts(places: Mapping[str, Sequence[Gated]]) -> dict[str, int]:
-    """The number of units of every site."""
+    """Return the number of units of every site."""
     return {site: int(of_site[0].unit_of_channel.max()) + 1 for site, of_site in places.items()}
 
 
@@ -259,7 +304,7 @@ def slopes(
     number: int,
     targets: Sequence[Any] | None = None,
 ) -> dict[str, Tensor]:
-    """dF/dc of one example at these places, whose gates all have one value."""
+    """Return dF/dc [units] of one example by site, for gates at these places that all have the same value."""
     values = {
         site: torch.full((count,), gate, dtype=torch.float64, requires_grad=True) for site, count in counts(places).items()
     }

@@ -1,6 +1,6 @@
-"""What test_attribute_ranks.py starts in processes of its own: attributions by ranks, and commands that are easily killed.
+"""The program that test_attribute_ranks.py starts in separate processes: attributions by ranks, and slow commands to kill.
 
-python ranks_job.py scores FOLDER, by torchrun; or python ranks_job.py command ARGUMENTS, by torchrun or not.
+`python ranks_job.py scores FOLDER` must be started by torchrun. `python ranks_job.py command ARGUMENTS` may be.
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from secateur.attribution.criteria import PRESETS
 from secateur.cli import main
 
 CASE = CASES["t5-gated"]
-SMALL, LARGE = 10, 100_000  # max_tokens: several batches for each of two processes, and one batch for both.
-POISONED = "tree"  # A word of one example, not of the longest.
+# Values of max_tokens: SMALL gives each of two processes several batches, LARGE gives one batch to both together.
+SMALL, LARGE = 10, 100_000
+POISONED = "tree"  # A word that one example contains, and not the longest one.
 
 
 def attribute(name: str, max_tokens: int, **options: Any) -> secateur.Scores:
+    """Score the case's units by a named criterion, and keep each example's scores."""
     return secateur.attribute(
         CASE.model(), CASE.task, CASE.examples, criterion=PRESETS[name](), max_tokens=max_tokens, per_example=True, **options
     )
 
 
 def poisoned() -> torch.nn.Module:
-    """A model that returns NaN for an example of one word."""
+    """Return a model that gives NaN for examples that contain the poisoned word."""
     model = CASE.model()
     with torch.no_grad():
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
@@ -42,41 +44,41 @@ def poisoned() -> torch.nn.Module:
 
 
 def by_ranks(folder: Path) -> None:
-    """Each criterion's scores, and what each process says of input that is bad in one of them."""
+    """Save the scores of all criteria, and the error messages of each process for input that is bad in one process."""
     dist.init_process_group("gloo")
     group, rank = dist.group.WORLD, dist.get_rank()
     for name in PRESETS:
         for max_tokens in (SMALL, LARGE):
             attribute(name, max_tokens, group=group).save(folder / f"{name}-{max_tokens}-{rank}.safetensors")
-    said: list[str] = []
+    messages: list[str] = []
     for model, rows in ((poisoned(), CASE.examples), (CASE.model(), CASE.examples[rank:]), (CASE.model(), [{}] * rank)):
         try:
             secateur.attribute(model, CASE.task, rows, max_tokens=1, group=group)
         except secateur.InputError as error:
-            said.append(str(error))
-    alone = secateur.attribute(CASE.model(), CASE.task, CASE.examples[rank:])  # No group: each process by itself.
-    (folder / f"said-{rank}.json").write_text(json.dumps([*said, alone.examples]))
+            messages.append(str(error))
+    alone = secateur.attribute(CASE.model(), CASE.task, CASE.examples[rank:])  # Without a group, a process works alone.
+    (folder / f"messages-{rank}.json").write_text(json.dumps([*messages, alone.examples]))
     dist.destroy_process_group()
 
 
 def slowly() -> None:
-    """A command that is slow and writes a checkpoint after every batch."""
-    partial_sums._SECONDS, partial_sums._SHARE = 0.0, float("inf")
-    Path(f"process-{os.getpid()}").touch()  # Whom to kill: torchrun's processes outlive it.
+    """Run a command that waits and writes a checkpoint after every batch."""
+    partial_sums.MIN_SECONDS, partial_sums.MAX_SHARE = 0.0, float("inf")
+    Path(f"process-{os.getpid()}").touch()  # Names the process to kill: torchrun's processes outlive torchrun.
     keep = partial_sums.Checkpoint.keep
 
-    def kept(self: partial_sums.Checkpoint, partial: partial_sums.PartialSums) -> None:
+    def keep_slowly(self: partial_sums.Checkpoint, partial: partial_sums.PartialSums) -> None:
         keep(self, partial)
         time.sleep(0.1)
 
-    partial_sums.Checkpoint.keep = kept  # type: ignore[method-assign]
+    partial_sums.Checkpoint.keep = keep_slowly  # type: ignore[method-assign]
     main()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kind = sys.argv.pop(1)
-    if kind == "scores":
+    mode = sys.argv.pop(1)
+    if mode == "scores":
         by_ranks(Path(sys.argv[1]))
     else:
         slowly()

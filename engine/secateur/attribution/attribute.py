@@ -1,4 +1,4 @@
-"""attribute: the scores of every unit of every site, from a task's examples."""
+"""`attribute`: scores of the units of all sites, from the examples of one task."""
 
 from __future__ import annotations
 
@@ -42,42 +42,62 @@ def attribute(
     checkpoint: str | Path | None = None,
     group: torch.distributed.ProcessGroup | None = None,
 ) -> Scores:
-    """Score each unit of the model by what it does for the task on the examples.
+    """Score each prunable unit of a model by its effect on one task, from a few hundred examples.
 
-    The model runs in eval mode with frozen parameters and is left as it was. Sums over examples are float64.
+    A unit is an FFN neuron, an attention head, or a channel of attention. Give each unit i a gate c_i that multiplies its
+    activation at every token. The default criterion, `GradientActivation`, scores the unit by dF/dc_i at c = 1, where F is the
+    log-probability of the example's target. It takes one forward and one backward pass a batch. Padded tokens do not count.
+
+    The model runs in eval mode with frozen parameters. Afterwards it is as it was before the call. Sums over examples are
+    float64.
 
     Args:
-        model: The model.
-        task: The task.
-        examples: The examples, or where to read them.
-        criterion: How units are scored: a criterion, or a name of the command line's, such as "ig:nodes=8". None:
+        model: The dense model.
+        task: The task, which turns examples into batches and defines the target F.
+        examples: The examples, or a path or name to read them from.
+        criterion: How units are scored: a `Criterion`, or a name as on the command line, such as "ig:nodes=8". None means
             `GradientActivation()`.
-        unit: The unit of attention, as in `sites`.
-        select: Which sites to score, as in `sites`.
-        max_tokens: The most padded input tokens in a batch, or in one pass of integrated gradients. It bounds memory, and
+        unit: The unit of attention: "head", or "channel" for single channels, as in `sites`.
+        select: The sites to score, as in `sites`. None scores all sites.
+        max_tokens: The most padded input tokens in a batch, or in one pass of integrated gradients. It bounds memory. It
             changes scores by rounding only.
-        per_example: Keep each example's scores too: those that the example would have alone.
-        backend: Of the kernels, for this call alone: "auto" (Triton on CUDA), "reference" or "triton".
-        progress: Wraps the iteration over this process's batches (given the number of their items).
-        checkpoint: A folder for the sums so far and the position in the data. A killed call goes on from there when it is made
-            again, and returns the same bits. The folder is gone at the end. It is written every ten seconds or more seldom, so
-            that writing takes a hundredth of the time at most.
-        group: Processes of torch.distributed, such as `torch.distributed.group.WORLD`, which all make this call with the same
-            arguments. The batches are dealt out among them and the float64 sums are added up. Each process gets the same
-            scores: those of one process up to the order of summation. None: this process does everything, whatever others
-            there are.
+        per_example: Whether to keep each example's own scores too: the scores that the example would have alone.
+        backend: The implementation of the kernels, for this call alone: "auto" (Triton on CUDA), "reference" or "triton".
+        progress: A function that wraps the iteration over this process's batches, to show progress. It is called with the
+            batches and the number of their items.
+        checkpoint: A folder for the partial sums and the position in the data. If the call is killed, the same call continues
+            from there and returns bit-identical scores. The folder is deleted at the end. It is written at most every ten
+            seconds, and more rarely if writing would take more than a hundredth of the time.
+        group: Processes of torch.distributed, such as `torch.distributed.group.WORLD`. All of them must make this call with
+            the same arguments. They share the batches and add up their float64 sums. Each process gets the same scores: the
+            scores of a single process up to the order of summation. With None, this process does all the work, even if other
+            processes exist.
+
+    Returns:
+        The scores: float64 [units] by site name, where a higher score means that the unit is needed more.
 
     Raises:
-        InputError: In all processes of the group: the examples are unusable, the backend cannot run, activations are not
-            finite, the checkpoint is of another model, of other examples or settings, or of another number of processes, or
-            the group's processes have different arguments.
+        InputError: The examples are unusable, the backend cannot run, activations are not finite, the checkpoint belongs to
+            another model, to other examples or settings, or to another number of processes, or the processes of the group
+            have different arguments. All processes of the group raise it.
+
+    Example:
+        >>> model, tokenizer = secateur.builtin.load()
+        >>> task = secateur.TextToText(tokenizer, labels=["good", "bad"])
+        >>> examples = secateur.builtin.examples("movie")[:64]
+        >>> scores = secateur.attribute(model, task, examples)
+        >>> scores["encoder.0.ffn"]  # float64 [units]
+        >>> plan = secateur.plan(scores, keep=0.7)
+
+    Reference:
+        Yang et al. 2023, arXiv 2205.04157, Eq. 4-6, for the default criterion. Each criterion names its own source.
     """
     criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or GradientActivation()
     ranks = Ranks(group)
     with ranks.agreeing():
         _require_backend(backend, model)
         task.require_fit(model)
-        chosen, layers = sites(model, unit=unit, select=select), sites(model)
+        scored_sites, all_sites = sites(model, unit=unit, select=select), sites(model)
         all_labels = criterion.labels == "all"
         rows = read_examples(examples, task.columns_for(all_labels=all_labels))
         if not all_labels:
@@ -86,29 +106,29 @@ def attribute(
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
         with undisturbed(model), torch.enable_grad():
-            saved = _checkpoint(model, items, settings, checkpoint, ranks)
-            pilot, checked = _samples(items, max_tokens)
+            saved = _open_checkpoint(model, items, settings, checkpoint, ranks)
+            pilot_items, checked_items = _samples(items, max_tokens)
             context = ScoringContext(
                 model,
                 task,
-                chosen,
+                scored_sites,
                 max_tokens,
-                pilot=task.collate(pilot, model_device(model)),
+                pilot=task.collate(pilot_items, model_device(model)),
                 examples=len(rows),
-                checked=frozenset(item.row for item in checked),
+                checked=frozenset(item.row for item in checked_items),
                 backend=backend,
             )
-            result, kept = score_batches(criterion, context, items, ranks, saved, progress, per_example=per_example)
+            result, example_scores = score_batches(criterion, context, items, ranks, saved, progress, per_example=per_example)
     return Scores(
         by_site=result.scores,
-        sites=tuple(chosen),
-        all_sites=tuple(layers),
+        sites=tuple(scored_sites),
+        all_sites=tuple(all_sites),
         fingerprint=fingerprint(model),
         criterion=criterion.to_json(),
         examples=len(rows),
-        tokens=_mean_tokens(layers, items),
+        tokens=_mean_tokens(all_sites, items),
         weights=parameters(model),
-        per_example={name: values.float() for name, values in kept.items()} if per_example else None,
+        per_example={name: values.float() for name, values in example_scores.items()} if per_example else None,
         convergence=result.convergence,
     )
 
@@ -127,67 +147,73 @@ def score_batches(
 
     Args:
         criterion: The criterion.
-        context: What the criterion's scorer is built of.
+        context: The arguments that the criterion's scorer is built from.
         items: The items of all processes.
-        ranks: The processes. Each scores its own share of the batches.
-        saved: The checkpoint, which stands in for the batches that it has.
-        progress: As in `attribute`.
+        ranks: The processes. Each process scores its own share of the batches.
+        saved: The checkpoint. Batches that it already contains are skipped.
+        progress: A function that wraps the iteration over batches, as in `attribute`.
         per_example: Whether to keep each example's scores.
 
     Returns:
         The result, and the examples' own scores [examples, units] by site name (empty without per_example).
+
+    Raises:
+        InputError: A score is not finite, or the checkpoint does not fit.
     """
     sums = _ScoreSums(criterion, context, per_example)
     batches = buckets(items, criterion.batch_tokens(context.max_tokens))
-    own = [batches[k] for k in ranks.deal([len(batch) * batch[0].length for batch in batches])]
+    own_batches = [batches[k] for k in ranks.deal([len(batch) * batch[0].length for batch in batches])]
     if saved is not None:
         saved.restore_(sums.partial)
-    left, device = own[sums.partial.batches :], model_device(context.model)
-    collated = (context.task.collate(batch, device) for batch in ranks.in_step(left))
-    for batch in progress(collated, sum(map(len, left))) if progress else collated:
+    remaining, device = own_batches[sums.partial.batches :], model_device(context.model)
+    collated = (context.task.collate(batch, device) for batch in ranks.in_step(remaining))
+    for batch in progress(collated, sum(map(len, remaining))) if progress else collated:
         sums.add(batch)
         if saved is not None:
             saved.keep(sums.partial)
     ranks.merge_(sums.partial)
     if saved is not None:
         saved.remove()
-    return sums.scorer.result(sums.totals), sums.kept
+    return sums.scorer.result(sums.totals), sums.example_scores
 
 
 class _ScoreSums:
-    """Sums over examples: float64 [units] by site name in `totals`, and each example's own [examples, units] in `kept`.
+    """Sums of scores over examples.
 
-    partial: all tensors that change with the batches, among them the scorer's, and how many batches they hold.
+    Attributes:
+        totals: Sums over all examples, float64 [units] by site name.
+        example_scores: Each example's own scores [examples, units] by site name; empty unless they are kept.
+        partial: All tensors that change with the batches, the scorer's included, and the number of batches they contain.
     """
 
     def __init__(self, criterion: Criterion, context: ScoringContext, per_example: bool) -> None:
         self._criterion, self._context, self.scorer = criterion, context, criterion.scorer(context)
         self.totals = {site.name: torch.zeros(site.units, dtype=torch.float64) for site in context.sites}
-        # Terms of one example may come from several batches if it is scored for several labels: then their order matters.
+        # An example that is scored for several labels may get terms from several batches. In float32 their order would matter.
         dtype = torch.float64 if criterion.labels == "all" else torch.float32
         scored = context.sites if per_example else ()
-        self.kept = {site.name: torch.zeros(context.examples, site.units, dtype=dtype) for site in scored}
+        self.example_scores = {site.name: torch.zeros(context.examples, site.units, dtype=dtype) for site in scored}
         self.partial = self.scorer.partial_sums()
         self.partial.sums |= {f"total/{name}": values for name, values in self.totals.items()}
-        self.partial.sums |= {f"per_example/{name}": values for name, values in self.kept.items()}
+        self.partial.sums |= {f"per_example/{name}": values for name, values in self.example_scores.items()}
 
     def add(self, batch: Batch) -> None:
-        """Add the scores of a batch. Raises InputError if one of them is not finite."""
-        for site, scores in self.scorer.scores(batch).items():
+        """Add the scores of a batch. Raise InputError if a score is not finite."""
+        for site, scores in self.scorer.scores(batch).items():  # scores [B, units]
             if not torch.isfinite(scores).all():
-                raise InputError(_blame(self._context, batch))
+                raise InputError(_not_finite_message(self._context, batch))
             terms = self._criterion.over(scores.double().cpu())
             self.totals[site.name] += terms.sum(0)
-            if self.kept:
-                kept = self.kept[site.name]
-                kept.index_add_(0, torch.tensor(batch.rows), terms.to(kept.dtype))
+            if self.example_scores:
+                rows = self.example_scores[site.name]  # [examples, units]
+                rows.index_add_(0, torch.tensor(batch.rows), terms.to(rows.dtype))
         self.partial.batches += 1
 
 
-def _checkpoint(
+def _open_checkpoint(
     model: nn.Module, items: list[Item], settings: dict[str, Any], folder: str | Path | None, ranks: Ranks
 ) -> Checkpoint | None:
-    """Return the checkpoint, if the caller wants one. Require the same settings of all processes of a group."""
+    """Return the checkpoint, or None if the caller wants none. Raise an error if processes of the group have other settings."""
     if folder is None and ranks.size == 1:
         return None
     settings = {**digest(model, items), **settings}
@@ -196,45 +222,50 @@ def _checkpoint(
 
 
 def _require_backend(backend: Backend, model: nn.Module) -> None:
+    """Raise InputError if the backend cannot run on the model's device and dtype."""
     try:
         uses_triton(backend, torch.empty(0, device=model_device(model), dtype=next(model.parameters()).dtype))
     except ValueError as error:
         raise InputError(str(error)) from None
 
 
-def _blame(context: ScoringContext, batch: Batch) -> str:
-    """Say which site is the first whose activations are not finite, by one more forward pass."""
-    seen: dict[str, bool] = {}
+def _not_finite_message(context: ScoringContext, batch: Batch) -> str:
+    """Return an error message that names the first site with activations that are not finite, by one more forward pass."""
+    finite_at: dict[str, bool] = {}
 
-    def look(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        seen.setdefault(name, bool(torch.isfinite(arguments[0]).all()))
+    def check(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        finite_at.setdefault(name, bool(torch.isfinite(arguments[0]).all()))
 
     handles = []
     for site, branch in branches_of(context.model, context.sites).items():
-        handles.append(context.model.get_submodule(branch.output).register_forward_pre_hook(partial(look, site.name)))
+        handles.append(context.model.get_submodule(branch.output).register_forward_pre_hook(partial(check, site.name)))
     try:
         with torch.no_grad():
             context.task.target(context.model, batch, "log_probability")
     finally:
         for handle in handles:
             handle.remove()
-    for name, finite in seen.items():
+    for name, finite in finite_at.items():
         if not finite:
             return f"model: activations of site {name!r} are not finite (NaN or inf); is the dtype too narrow?"
     return "model: the target or its gradient is not finite (NaN or inf), though all sites' activations are"
 
 
 def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]]:
-    """Two samples of a thirty-second of the items each, four to eight of them within max_tokens, from all lengths."""
+    """Return two disjoint samples of items of all lengths: the pilot's, and the checked ones.
+
+    Each has a thirty-second of the items, but four at least and eight at most, no more than half of the items, and no more than
+    fit into max_tokens.
+    """
     by_length = sorted(items, key=lambda item: item.length)
     count = max(1, min(max(4, len(items) // 32), 8, len(items) // 2, max_tokens // by_length[-1].length))
     picked = [by_length[k * len(items) // (2 * count)] for k in range(2 * count)]
     return picked[::2], picked[1::2]
 
 
-def _mean_tokens(layers: list[Site], items: list[Item]) -> dict[str, float]:
-    """Tokens an example in each stack: a decoder that has an encoder runs over the target, one alone over the input."""
+def _mean_tokens(all_sites: list[Site], items: list[Item]) -> dict[str, float]:
+    """Return the mean tokens of an example in each stack. A decoder that has an encoder runs over the target."""
     inputs = sum(item.tokens for item in items) / len(items)
     targets = sum(len(item.target) for item in items) / len(items)
-    has_encoder = any(site.stack == "encoder" for site in layers)
+    has_encoder = any(site.stack == "encoder" for site in all_sites)
     return {"encoder": inputs, "decoder": targets if has_encoder else inputs}

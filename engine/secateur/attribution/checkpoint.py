@@ -1,4 +1,4 @@
-"""What an attribution has added up so far, and its checkpoints: a killed one goes on and ends in the same scores."""
+"""Partial sums of an attribution, and their checkpoints: a killed attribution continues and ends in the same scores."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from secateur.support.errors import InputError, reading
 from secateur.support.files import write_atomically
 from secateur.tasks import Item
 
-_SECONDS = 10.0  # Between two checkpoints, at least,
-_SHARE = 0.01  # and as long as it takes for writing one to be this share of the time.
+MIN_SECONDS = 10.0  # The shortest time between two checkpoints.
+MAX_SHARE = 0.01  # The largest share of the time that writing checkpoints may take.
 
 
 @dataclass
 class PartialSums:
-    """Tensors on the CPU by name, which batches change in place.
+    """Tensors on the CPU by name. Each batch changes them in place.
 
-    sums: what they add to. largest: what they raise, from 0. batches: how many of this process's batches are in them.
+    Attributes:
+        sums: Tensors that batches add to.
+        largest: Tensors that start at 0 and that batches raise to their largest value.
+        batches: The number of this process's batches that the tensors contain.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -38,29 +41,41 @@ class PartialSums:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The tensors of both kinds by name."""
         return {**self.sums, **self.largest}
 
 
 class Checkpoint:
-    """A folder with a file for each process, which stands in for the batches before: settings, position and partial sums.
+    """A folder with one file for each process: the settings, the position in the data and the partial sums.
 
-    A file is replaced at once or not at all. Raises InputError: a folder that holds something else, or was begun with other
-    settings or by another number of processes.
+    With it, a killed run need not score its finished batches again. A file is replaced as a whole or not at all.
+
+    Args:
+        folder: The folder. It need not exist, but its parent must.
+        settings: The settings of the attribution, as JSON values. A checkpoint serves only a run with the same settings.
+        rank: The rank of this process.
+        size: The number of processes.
+
+    Raises:
+        InputError: The folder contains other files, or was begun by another number of processes.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], rank: int, size: int) -> None:
         self.folder, self._settings = Path(folder), json.loads(json.dumps(settings))
-        self._file = self.folder / _name(rank, size)
+        self._file = self.folder / _file_name(rank, size)
         if not self.folder.absolute().parent.is_dir():
             raise InputError(f"checkpoint: expected an existing parent folder, got {str(folder)!r}")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"checkpoint: expected a folder, got the file {str(folder)!r}")
         if self.folder.exists():
-            self._require_ours(size)
-        self._written, self._took = time.monotonic(), 0.0
+            self._require_own_files(size)
+        self._written_at, self._write_seconds = time.monotonic(), 0.0
 
     def restore_(self, partial: PartialSums) -> None:
-        """Fill in the sums that an earlier run of this process left, if it left some.
+        """Copy the sums of an earlier, killed run into `partial`. Do nothing if this process has no file.
+
+        Args:
+            partial: The sums, all at 0. Tensors and the number of batches are overwritten.
 
         Raises:
             InputError: The file cannot be read, or was begun with other settings.
@@ -72,45 +87,57 @@ class Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, value in self._settings.items():
             if about["settings"].get(name) != value:
-                was = about["settings"].get(name)
-                raise InputError(f"checkpoint: {str(self.folder)!r} was begun with {name} {was!r}, got {value!r}")
+                before = about["settings"].get(name)
+                raise InputError(f"checkpoint: {str(self.folder)!r} was begun with {name} {before!r}, got {value!r}")
         partial.batches = about["batches"]
         for name, tensor in partial.tensors.items():
             tensor.copy_(tensors[name])
 
     def keep(self, partial: PartialSums) -> None:
-        """Writes, if it is time to."""
+        """Write the sums to disk, unless the last checkpoint is too recent.
+
+        Args:
+            partial: The sums so far.
+        """
         began = time.monotonic()
-        if began - self._written < max(_SECONDS, self._took / _SHARE):
+        if began - self._written_at < max(MIN_SECONDS, self._write_seconds / MAX_SHARE):
             return
         about = {"settings": self._settings, "batches": partial.batches}
         self.folder.mkdir(exist_ok=True)
         write_atomically(self._file, save(partial.tensors, {"secateur": json.dumps(about)}))
-        self._written = time.monotonic()
-        self._took = self._written - began
+        self._written_at = time.monotonic()
+        self._write_seconds = self._written_at - began
 
     def remove(self) -> None:
-        """Once the sums of all processes are known: the folder goes."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # Processes that share it do this at the same time.
+        """Delete the folder. Call this once all processes have the sums of all."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # Other processes may delete the shared folder at the same time.
 
-    def _require_ours(self, size: int) -> None:
+    def _require_own_files(self, size: int) -> None:
+        """Raise InputError if the folder holds files that are no checkpoints of `size` processes."""
         for path in self.folder.iterdir():
             words = path.name.removeprefix(".").split(".")[0].split("-")
             if len(words) != 4 or words[::2] != ["process", "of"]:
                 raise InputError(f"checkpoint: expected a new folder or one of a killed run, got {str(self.folder)!r}")
             if words[3] != str(size):
-                raise InputError(
-                    f"checkpoint: {str(self.folder)!r} was begun by {words[3]} processes, got {size}: it goes on with as many"
-                )
+                raise InputError(f"checkpoint: expected {words[3]} processes, which began {str(self.folder)!r}, got {size}")
 
 
 def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
-    """Short hashes of the model, its architecture and its weights, and of the tokenised examples."""
-    of_items = hashlib.sha256()
+    """Hash the model and the tokenised examples, to recognise them in a checkpoint.
+
+    Args:
+        model: The model. Its architecture and its weights are hashed.
+        items: The tokenised examples.
+
+    Returns:
+        Short hashes: "model" and "examples".
+    """
+    examples_hash = hashlib.sha256()
     for item in items:
-        of_items.update(item.content)
-    return {"model": f"{fingerprint(model)}-{weights_digest(model)}", "examples": of_items.hexdigest()[:16]}
+        examples_hash.update(item.content)
+    return {"model": f"{fingerprint(model)}-{weights_digest(model)}", "examples": examples_hash.hexdigest()[:16]}
 
 
-def _name(rank: int, size: int) -> str:
+def _file_name(rank: int, size: int) -> str:
+    """Return the name of a process's file."""
     return f"process-{rank}-of-{size}.safetensors"

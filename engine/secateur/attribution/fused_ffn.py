@@ -1,4 +1,4 @@
-"""Feed-forward branches whose backward pass scores their neurons in one kernel: the neurons' gradient is never written."""
+"""Feed-forward branches whose backward pass scores the neurons in one kernel and never writes the neurons' gradient."""
 
 from __future__ import annotations
 
@@ -22,48 +22,55 @@ Observer = Callable[[Tensor], None]
 
 
 class FusedFeedForward:
-    """A feed-forward branch whose backward pass is `scored_mlp_backward`, if the branch is what that kernel computes.
+    """A feed-forward branch whose backward pass is the kernel `scored_mlp_backward`, if the kernel can compute the branch.
 
-    The kernel computes branches of plain linear layers, of one dtype, with hidden activations [B, T, F] and one of its own
-    activation functions. The function is recognised by its outputs for the first example, so no family's code is read. A
-    branch of any other kind is watched by hooks.
+    The kernel computes branches of plain linear layers of one dtype, with hidden activations [B, T, F] and one of the kernel's
+    own activation functions. The activation function is recognised by its outputs for the first example, so no family's code
+    is read. Any other branch is watched by hooks instead.
 
     Args:
-        model: The model that the branch is part of.
+        model: The model that contains the branch.
         branch: The branch.
-        backend: Of the kernel. The branch is fused only where this backend runs Triton.
+        backend: The implementation of the kernel. The branch is fused only if this backend runs Triton.
     """
 
     def __init__(self, model: nn.Module, branch: FeedForward, backend: Backend) -> None:
         self._backend = backend
         self._inputs, self._parts = [model.get_submodule(path) for path in branch.inputs], branch.parts
         self._output = model.get_submodule(branch.output)
-        self._plain = all(type(each) is nn.Linear or is_transposed(each) for each in (*self._inputs, self._output))
+        linears = (*self._inputs, self._output)
+        self._plain = all(type(linear) is nn.Linear or is_transposed(linear) for linear in linears)
         self._activation: Activation | None = None
 
     @contextmanager
     def scored(self, watch: Watch, observe: Observer) -> Iterator[None]:
-        """Inside, a backward pass calls observe with the scores [B, F]; or the out-projection reads what `watch` makes of its
-        input, where the branch cannot be fused."""
+        """Score the neurons during a backward pass inside the context.
 
-        seen: list[Tensor] = []  # What the in-projections returned in this pass.
+        Args:
+            watch: A function that replaces the out-projection's input [B, T, F], if the branch cannot be fused.
+            observe: A function that is called with the scores [B, F], if the branch is fused.
+
+        Yields:
+            Nothing. The hooks are removed at the end of the context.
+        """
+        projected: list[Tensor] = []  # The outputs [B, T, F] of the in-projections in this pass.
         fused = False
 
         def keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            seen.extend(output.chunk(self._parts, -1))
+            projected.extend(output.chunk(self._parts, -1))
 
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
             nonlocal fused
             hidden = arguments[0]
-            fused = self._fusable(hidden, seen)
+            fused = self._fusable(hidden, projected)
             return (hidden.detach() if fused else watch(hidden), *arguments[1:])
 
         def after(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-            pre, up = seen[0], seen[1] if len(seen) > 1 else None
-            seen.clear()
+            pre, up = projected[0], projected[1] if len(projected) > 1 else None
+            projected.clear()
             if not fused:
                 return output
-            if not pre.requires_grad:  # Nothing below needs a gradient, so the graph starts here.
+            if not pre.requires_grad:  # No tensor below needs a gradient, so the graph starts here.
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
             return scored(output, pre, up, weight_of(self._output), self._activation, self._backend, observe)
@@ -75,20 +82,30 @@ class FusedFeedForward:
             stack.callback(self._output.register_forward_hook(after, prepend=True).remove)
             yield
 
-    def _fusable(self, hidden: Tensor, seen: list[Tensor]) -> bool:
-        alike = all(each.dtype == hidden.dtype and each.shape == hidden.shape for each in seen)
-        alike = alike and self._output.weight.device == hidden.device  # It may be offloaded.
+    def _fusable(self, hidden: Tensor, projected: list[Tensor]) -> bool:
+        """Tell whether the kernel computes the branch, from the tensors [B, T, F] of this pass."""
+        alike = all(tensor.dtype == hidden.dtype and tensor.shape == hidden.shape for tensor in projected)
+        alike = alike and self._output.weight.device == hidden.device  # The weight may be offloaded.
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled():
             return False
         if not uses_triton(self._backend, hidden):
             return False
         if self._activation is None:
-            self._activation = activation_of(hidden[:1].detach(), *(each[:1].detach() for each in seen))
+            self._activation = activation_of(hidden[:1].detach(), *(tensor[:1].detach() for tensor in projected))
         return self._activation is not None
 
 
 def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Activation | None:
-    """The activation with hidden = act(pre), or act(pre) * up, up to rounding; None if it is none of the kernels'."""
+    """Recognise an activation function by its outputs, up to rounding.
+
+    Args:
+        hidden: The input of the out-projection [B, T, F].
+        pre: The input of the activation function [B, T, F].
+        up: The factor of a gated branch [B, T, F], or None.
+
+    Returns:
+        The function with hidden = act(pre), or act(pre) * up; None if it is none of the kernel's functions.
+    """
     limit, wide = 8 * torch.finfo(hidden.dtype).eps, accumulator(hidden)
     best, least = None, float("inf")
     for name, (function, _) in ACTIVATIONS.items():
@@ -101,7 +118,7 @@ def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Acti
 
 
 class _Scored(torch.autograd.Function):
-    """Returns the out-projection's output unchanged. Its backward pass goes straight to the in-projections' outputs."""
+    """Return the out-projection's output unchanged. The backward pass skips to the outputs of the in-projections."""
 
     @staticmethod
     def forward(
@@ -128,6 +145,15 @@ class _Scored(torch.autograd.Function):
 
 
 def fused_feed_forwards(model: nn.Module, sites: Iterable[Site], backend: Backend) -> Mapping[Site, FusedFeedForward]:
-    """Return the fused branches of those sites that are feed-forward."""
+    """Build the fused branches of the feed-forward sites.
+
+    Args:
+        model: The model.
+        sites: Sites of any kind.
+        backend: The implementation of the kernel.
+
+    Returns:
+        The branches by site. Sites of attention are left out.
+    """
     site_of = {branch: site for site, branch in branches_of(model, sites).items()}
     return {site_of[branch]: FusedFeedForward(model, branch, backend) for branch in feed_forwards(site_of)}

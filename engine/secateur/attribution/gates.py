@@ -1,4 +1,4 @@
-"""Gates on units: their gradients, by one forward and one backward pass, and activations scaled by a gate."""
+"""Gates on units: their gradients by one forward and one backward pass, and activations that a gate multiplies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.attribution.fused_ffn import FusedFeedForward
 from secateur.model.branches import Port
-from secateur.model.hooks import _intercepted
+from secateur.model.hooks import intercepted
 from secateur.model.sites import Site
 from secateur_kernels import product_sum
 from secateur_kernels.backend import Backend
@@ -28,26 +28,29 @@ def gate_gradients(
     *,
     backend: Backend,
 ) -> tuple[Tensor, dict[Site, Tensor]]:
-    """Compute F and its gradients at the gates by one forward and one backward pass.
+    """Compute F and its gradients with respect to the gates, by one forward and one backward pass.
 
     Args:
         model: The model. Its parameters must be frozen (`undisturbed`).
-        ports: Where the units of each site are gated.
-        target: Runs the model and returns F [B].
-        gate: The value of all gates of each example [B], as in `watched`. None: all gates are 1.
+        ports: The ports at which the units of each site are gated.
+        target: A function that runs the model and returns F [B].
+        gate: For each example, the value of all its gates [B], as in `watched`. None means that all gates are 1.
         fused: Branches that may score their own units. They need gates of 1.
-        backend: Of the kernels that sum over tokens.
+        backend: The implementation of the kernels that sum over tokens.
 
     Returns:
-        F [B], and dF/dc of each unit of each site [B, units].
+        F [B], and dF/dc of each unit [B, units] by site.
+
+    Reference:
+        Yang et al. 2023, arXiv 2205.04157, Eq. 4-5: dF/dc = sum over tokens t of h[t] * dF/dh[t] at a gate of 1.
     """
     scores: dict[Site, Tensor] = {}
 
     def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
-        folded = port.map.fold(product_sum(activation, gradient, backend=backend))
+        folded = port.map.fold(product_sum(activation, gradient, backend=backend))  # [B, channels] -> [B, units]
         scores[site] = scores[site] + folded if site in scores else folded
 
-    observers = {port: partial(observe, site, port) for site, each in ports.items() if site not in fused for port in each}
+    observers = {port: partial(observe, site, port) for site, of_site in ports.items() if site not in fused for port in of_site}
     with ExitStack() as stack:
         for site, branch in fused.items():
             (port,) = ports[site]
@@ -62,23 +65,33 @@ def gate_gradients(
 
 @contextmanager
 def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | None = None) -> Iterator[None]:
-    """Calls each port's observer with (activation, gradient), both [B, T, channels], during the backward pass.
+    """Call each port's observer during the backward pass.
 
-    gate [B]: multiplies the activations of each example; the observers see the activation before and the gradient after.
-    Where nothing below a port needs a gradient the graph starts at the port: what lies below is never differentiated.
+    If no tensor below a port needs a gradient, the graph starts at the port. Then the layers below are not differentiated.
+
+    Args:
+        model: The model.
+        ports: The observer of each port. It is called with (activation, gradient), both [B, T, channels].
+        gate: A value for each example [B], which multiplies its activations. An observer gets the activation before this
+            product and the gradient after it.
+
+    Yields:
+        Nothing. The hooks are removed at the end of the context.
     """
-    with _intercepted(model, {port: _watch(port, observe, gate) for port, observe in ports.items()}):
+    with intercepted(model, {port: _watch(port, observe, gate) for port, observe in ports.items()}):
         yield
 
 
 def _watch(port: Port, observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return a function that takes the place of a port's activation, and hooks the observer to its gradient."""
+
     def watch(activation: Tensor) -> Tensor:
-        held = activation.detach()  # Without its graph: a hook that held the tensor itself would be a reference cycle.
+        detached = activation.detach()  # A hook that held the tensor with its graph would form a reference cycle.
         if gate is not None:
             activation = port.map.times(activation, gate)
         if not activation.requires_grad:
             activation = activation.detach().requires_grad_(True)
-        activation.register_hook(lambda gradient: observe(held, gradient))  # type: ignore[no-untyped-call]
+        activation.register_hook(lambda gradient: observe(detached, gradient))  # type: ignore[no-untyped-call]
         return activation
 
     return watch
@@ -86,6 +99,15 @@ def _watch(port: Port, observe: Observer, gate: Tensor | None) -> Callable[[Tens
 
 @contextmanager
 def scaled(model: nn.Module, ports: Iterable[Port], gate: Tensor) -> Iterator[None]:
-    """Inside, the activations at the ports are multiplied by each example's gate [B]."""
-    with _intercepted(model, {port: partial(port.map.times, gate=gate) for port in ports}):
+    """Multiply the activations at the ports by each example's gate, inside the context.
+
+    Args:
+        model: The model.
+        ports: The ports.
+        gate: A value for each example [B].
+
+    Yields:
+        Nothing. The hooks are removed at the end of the context.
+    """
+    with intercepted(model, {port: partial(port.map.times, gate=gate) for port in ports}):
         yield

@@ -1,4 +1,4 @@
-"""Scores of whole layers without training: block influence, and attribution to a gate on what each layer adds."""
+"""Scores of whole layers without training: block influence, and attribution to gates on the layers' outputs."""
 
 from __future__ import annotations
 
@@ -36,35 +36,61 @@ def layer_scores(
     max_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """How much each layer is needed, by name, in the order of the forward pass. The model is left as it was.
+    """Score how much each layer is needed for a task.
 
-    criterion: "influence" (`block_influence`), "gradient" (`layer_gate_gradients`), "ig" (`closing_effects`), "ig-joint"
-    (`joint_gradients`); but for the first, the mean over the examples of absolute values. target: F, which is attributed.
-    unit: "block", or "branch" for self-attention, cross-attention and FFN apart. nodes: of the rule of "ig-joint". progress: as
-    in `attribute`.
-    Raises InputError: an unknown criterion; influence of branches, which is defined for blocks; unusable examples.
+    Give each layer a gate z that multiplies the layer's contribution to the residual stream. Afterwards the model is as it was
+    before the call.
+
+    Args:
+        model: The model.
+        task: The task.
+        examples: The examples, or where to read them.
+        criterion: How layers are scored: "influence" (`block_influence`), "gradient" (`layer_gate_gradients`), "ig"
+            (`closing_effects`) or "ig-joint" (`joint_gradients`). All but "influence" score a layer by the mean over the
+            examples of absolute values.
+        unit: "block" for whole blocks, or "branch" for self-attention, cross-attention and FFN separately.
+        target: The target F, whose change is attributed to the layers.
+        nodes: The number of nodes of the quadrature rule of "ig-joint".
+        max_tokens: The most padded input tokens in a batch.
+        progress: A function that wraps the iteration over batches, as in `attribute`.
+
+    Returns:
+        The score of each layer by name, in the order of the forward pass. A higher score means that a layer is needed more.
+
+    Raises:
+        InputError: The criterion is unknown, the criterion is "influence" but the unit is "branch" (influence is defined for
+            blocks), the examples are unusable, or a score is not finite.
+
+    Example:
+        >>> scores = secateur.layer_scores(model, task, examples, "influence")
+        >>> names = secateur.choose_layers(scores, keep_layers=4)
+        >>> shallow = secateur.delete_layers(model, names)
+
+    Reference:
+        Men et al. 2024, arXiv 2403.03853, Eq. 1, for "influence"; Sundararajan et al. 2017, arXiv 1703.01365, for "ig" and
+        "ig-joint".
     """
     if criterion not in LAYER_CRITERIA:
         raise InputError(f"criterion: expected one of {', '.join(LAYER_CRITERIA)}, got {criterion!r}")
     if criterion == "influence" and unit != "block":
         raise InputError(f"unit: expected 'block' with criterion 'influence', got {unit!r}")
-    chosen = layers(model, unit)
+    scored = layers(model, unit)
     items = task.items(model, read_examples(examples, task.columns))
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     batches = progress(batches, len(items)) if progress else batches
     if criterion == "influence":
         influence = block_influence(model, task, batches)
-        return {name: influence[name] for name in chosen}
+        return {name: influence[name] for name in scored}
 
-    found: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
-        "gradient": lambda batch: layer_gate_gradients(model, task, chosen, batch, target),
-        "ig": lambda batch: closing_effects(model, task, chosen, batch, target),
-        "ig-joint": lambda batch: joint_gradients(model, task, chosen, batch, target, nodes=nodes),
+    scorers: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
+        "gradient": lambda batch: layer_gate_gradients(model, task, scored, batch, target),
+        "ig": lambda batch: closing_effects(model, task, scored, batch, target),
+        "ig-joint": lambda batch: joint_gradients(model, task, scored, batch, target, nodes=nodes),
     }
-    totals = dict.fromkeys(chosen, 0.0)
+    totals = dict.fromkeys(scored, 0.0)
     with undisturbed(model):
         for batch in batches:
-            for name, scores in found[criterion](batch).items():
+            for name, scores in scorers[criterion](batch).items():  # scores [B]
                 if not bool(torch.isfinite(scores).all()):
                     raise InputError(f"model: the score of {name!r} is not finite (NaN or inf); is the dtype too narrow?")
                 totals[name] += float(scores.double().abs().sum())
@@ -72,10 +98,23 @@ def layer_scores(
 
 
 def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
-    """The names that go when keep_layers of them stay: those of the lowest scores, the earlier first among equals. The best one
-    of each stack stays.
+    """Choose the layers to delete: those with the lowest scores, except that each stack keeps its best layer.
 
-    Raises InputError: a number that leaves a stack none, or more layers than there are.
+    Among equal scores, the earlier layer goes first.
+
+    Args:
+        scores: The scores of the layers by name, from `layer_scores`.
+        keep_layers: The number of layers to keep.
+
+    Returns:
+        The names of the layers to delete, in the order of `scores`.
+
+    Raises:
+        InputError: The number leaves a stack without a layer, or exceeds the number of layers.
+
+    Example:
+        >>> choose_layers({"encoder.0": 0.1, "encoder.1": 0.2, "decoder.0": 5.0, "decoder.1": 3.0}, keep_layers=3)
+        ['encoder.0']
     """
     stacks = {name.partition(".")[0] for name in scores}
     if isinstance(keep_layers, bool) or not isinstance(keep_layers, int) or not len(stacks) <= keep_layers <= len(scores):
@@ -85,102 +124,160 @@ def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
         )
     best = {max((n for n in scores if n.partition(".")[0] == stack), key=scores.__getitem__) for stack in stacks}
     order = sorted((name for name in scores if name not in best), key=scores.__getitem__)
-    gone = set(order[: len(scores) - keep_layers])
-    return [name for name in scores if name in gone]
+    deleted = set(order[: len(scores) - keep_layers])
+    return [name for name in scores if name in deleted]
 
 
 def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> dict[str, float]:
-    """1 - cos(input, output) of each block's hidden states, the mean over real tokens (Men et al. 2024, arXiv 2403.03853,
-    Eq. 1). By name of the block."""
+    """Compute the influence of each block: the mean over real tokens of 1 - cos(input, output) of its hidden states.
+
+    Args:
+        model: The model. Afterwards it is as it was before.
+        task: The task.
+        batches: The batches of examples.
+
+    Returns:
+        The influence by name of the block.
+
+    Reference:
+        Men et al. 2024, arXiv 2403.03853, Eq. 1.
+    """
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
 
     def observe(name: str, real: Tensor, before: Tensor, after: Tensor) -> None:
-        cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)[real]
+        cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)[real]  # [real tokens]
         sums[name] = sums.get(name, 0.0) + float((1 - cosine).sum())
         counts[name] = counts.get(name, 0) + int(real.sum())
 
-    found = blocks(model)
-    has_encoder = any(block.stack == "encoder" for block in found.values())
+    by_name = blocks(model)
+    has_encoder = any(block.stack == "encoder" for block in by_name.values())
     with undisturbed(model), torch.no_grad():
         for batch in batches:
             # A decoder that has an encoder runs over the target, everything else over the input.
-            real = {b.stack: batch.real(target=b.stack == "decoder" and has_encoder) for b in found.values()}
-            observers = {block.path: partial(observe, name, real[block.stack]) for name, block in found.items()}
+            stacks = {block.stack for block in by_name.values()}
+            real = {stack: batch.real(target=stack == "decoder" and has_encoder) for stack in stacks}  # [B, T]
+            observers = {block.path: partial(observe, name, real[block.stack]) for name, block in by_name.items()}
             with _hidden_states(model, observers):
                 task.logits(model, batch)
     return {name: sums[name] / counts[name] for name in sums}
 
 
 def layer_gate_gradients(
-    model: nn.Module, task: Task, chosen: Layers, batch: Batch, target: Target, at: float = 1.0
+    model: nn.Module, task: Task, gated_layers: Layers, batch: Batch, target: Target, at: float = 1.0
 ) -> dict[str, Tensor]:
-    """dF/dz [B] of each layer's gate, by name, with all gates at one value: at 1, gradient x activation of what the layer adds
-    to the residual stream. The model's parameters must be frozen (`undisturbed`)."""
+    """Compute dF/dz of each layer's gate, with all gates at the same value.
+
+    At 1, this is gradient x activation of the layer's contribution to the residual stream.
+
+    Args:
+        model: The model. Its parameters must be frozen (`undisturbed`).
+        task: The task.
+        gated_layers: The branches of each layer by name.
+        batch: The examples.
+        target: The target F.
+        at: The value of all gates.
+
+    Returns:
+        dF/dz of each example [B] by layer.
+    """
     with torch.enable_grad():
-        gates = {name: _gate(model, batch, at).requires_grad_(True) for name in chosen}
-        with _gated(model, chosen, gates):
-            found = task.target(model, batch, target)
-        # Where cross-attention is gone, nothing of the encoder reaches F.
-        gradients = torch.autograd.grad(found.sum(), list(gates.values()), allow_unused=True)
-    nothing = torch.zeros_like(found)
-    return {name: nothing if gradient is None else gradient for name, gradient in zip(gates, gradients, strict=True)}
+        gates = {name: _gate(model, batch, at).requires_grad_(True) for name in gated_layers}
+        with _gated(model, gated_layers, gates):
+            value = task.target(model, batch, target)
+        # In a model whose cross-attention was deleted, F does not depend on the encoder's gates.
+        gradients = torch.autograd.grad(value.sum(), list(gates.values()), allow_unused=True)
+    zeros = torch.zeros_like(value)
+    return {name: zeros if gradient is None else gradient for name, gradient in zip(gates, gradients, strict=True)}
 
 
 @torch.no_grad()
-def closing_effects(model: nn.Module, task: Task, chosen: Layers, batch: Batch, target: Target) -> dict[str, Tensor]:
-    """Integrated gradients of each layer's own gate, the integral of dF/dz over z from 0 to 1 while all other gates are 1 [B].
+def closing_effects(model: nn.Module, task: Task, gated_layers: Layers, batch: Batch, target: Target) -> dict[str, Tensor]:
+    """Compute integrated gradients of each layer's gate: the integral of dF/dz over z from 0 to 1, with all other gates at 1.
 
-    It is F(1) - F(z = 0) by the fundamental theorem (completeness, Sundararajan et al. 2017, arXiv 1703.01365), so that two
-    forward passes give it exactly where a quadrature rule would need many, and a derivative at each node.
+    By the fundamental theorem of calculus, the integral is F(1) - F(z = 0). So two forward passes give it exactly. A quadrature
+    rule would need many passes, and a derivative at each node.
+
+    Args:
+        model: The model.
+        task: The task.
+        gated_layers: The branches of each layer by name.
+        batch: The examples.
+        target: The target F.
+
+    Returns:
+        The integral of each example [B] by layer.
+
+    Reference:
+        Sundararajan et al. 2017, arXiv 1703.01365 (completeness).
     """
-    whole = task.target(model, batch, target)
-    found = {}
-    for name, of in chosen.items():
-        with _gated(model, {name: of}, {name: _gate(model, batch, 0.0)}):
-            found[name] = whole - task.target(model, batch, target)
-    return found
+    open_value = task.target(model, batch, target)
+    effects = {}
+    for name, branches_of_layer in gated_layers.items():
+        with _gated(model, {name: branches_of_layer}, {name: _gate(model, batch, 0.0)}):
+            effects[name] = open_value - task.target(model, batch, target)
+    return effects
 
 
 def joint_gradients(
-    model: nn.Module, task: Task, chosen: Layers, batch: Batch, target: Target, *, nodes: int = 16
+    model: nn.Module, task: Task, gated_layers: Layers, batch: Batch, target: Target, *, nodes: int = 16
 ) -> dict[str, Tensor]:
-    """Integrated gradients of each layer's gate [B] along the path on which all gates go from 0 to 1 together: their sum is
-    F(1) - F(0) up to the error of a Gauss-Legendre rule of so many nodes."""
+    """Compute integrated gradients of the layers' gates along the path on which all gates go from 0 to 1 together.
+
+    Their sum over the layers is F(1) - F(0), up to the error of the quadrature rule.
+
+    Args:
+        model: The model. Its parameters must be frozen (`undisturbed`).
+        task: The task.
+        gated_layers: The branches of each layer by name.
+        batch: The examples.
+        target: The target F.
+        nodes: The number of nodes of the Gauss-Legendre rule.
+
+    Returns:
+        The integral of each example [B] by layer.
+
+    Raises:
+        InputError: `nodes` is not a positive number.
+
+    Reference:
+        Sundararajan et al. 2017, arXiv 1703.01365, Eq. 1.
+    """
     if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
         raise InputError(f"nodes: expected a positive number, got {nodes!r}")
-    found: dict[str, Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for at, weight in zip(*gauss(nodes), strict=True):
-        for name, gradient in layer_gate_gradients(model, task, chosen, batch, target, float(at)).items():
-            found[name] = found[name] + float(weight) * gradient if name in found else float(weight) * gradient
-    return found
+        for name, gradient in layer_gate_gradients(model, task, gated_layers, batch, target, float(at)).items():
+            sums[name] = sums[name] + float(weight) * gradient if name in sums else float(weight) * gradient
+    return sums
 
 
 def _gate(model: nn.Module, batch: Batch, value: float) -> Tensor:
-    """A gate for each example [B], in float32 at least."""
+    """Return a gate of one value for each example [B], in float32 at least."""
     like = next(model.parameters())
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.full((len(batch.labels),), value, dtype=dtype, device=like.device)
 
 
-def _gated(model: nn.Module, chosen: Layers, gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
-    return gated(model, {branch: gates[name] for name, of in chosen.items() for branch in of})
+def _gated(model: nn.Module, gated_layers: Layers, gates: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    """A context in which each layer's gate [B] multiplies the outputs of its branches."""
+    return gated(model, {branch: gates[name] for name, branches in gated_layers.items() for branch in branches})
 
 
 @contextmanager
 def _hidden_states(model: nn.Module, observers: Mapping[str, Callable[[Tensor, Tensor], None]]) -> Iterator[None]:
-    """Calls the observer of each module at a path with its hidden states before and after, both [B, T, channels]."""
+    """A context in which each module at a path passes its input and output [B, T, channels] to its observer."""
 
-    def look(
-        observe: Callable[[Tensor, Tensor], None], module: nn.Module, arguments: tuple[Any, ...], named: Any, output: Any
+    def pass_on(
+        observe: Callable[[Tensor, Tensor], None], module: nn.Module, arguments: tuple[Any, ...], keywords: Any, output: Any
     ) -> None:
-        before = arguments[0] if arguments else named["hidden_states"]
+        before = arguments[0] if arguments else keywords["hidden_states"]
         observe(before, output if isinstance(output, Tensor) else output[0])
 
     handles = []
     try:
         for path, observe in observers.items():
-            hook = partial(look, observe)
+            hook = partial(pass_on, observe)
             handles.append(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Processes of torch.distributed that share one attribution: who takes which batch, one sum, and an error that ends all."""
+"""Processes of torch.distributed that share one attribution: they share the batches, the sums and the errors."""
 
 from __future__ import annotations
 
@@ -14,70 +14,120 @@ from secateur.attribution.checkpoint import PartialSums
 from secateur.support.errors import InputError
 
 T = TypeVar("T")
-_STEPS = 8  # Batches between two meetings: an error elsewhere is known after that many.
+_STEPS = 8  # Batches between two meetings. A process learns of an error in another one at the next meeting.
 
 
 class SharedError(InputError):
-    """What one process found wrong, raised by all of them."""
+    """An InputError of one process, which all processes of the group raise."""
 
 
 class Ranks:
-    """The processes of a group, which call each method together; or this process alone, where the group is None.
+    """The processes of a group. All of them must call each method together.
 
-    Raises InputError: a group that this process is not in.
+    Attributes:
+        group: The group, or None for this process alone.
+        rank: The number of this process in the group.
+        size: The number of processes.
+
+    Args:
+        group: The processes. None means that this process works alone.
+
+    Raises:
+        InputError: This process does not belong to the group.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         self.group = group
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
         if self.rank < 0:
-            raise InputError("group: expected one that this process belongs to, got another")
+            raise InputError("group: expected a group that this process belongs to, got another")
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Inside, an InputError of one process becomes a SharedError of all, at their next meeting or at the end."""
-        error = None
+        """Make an InputError of one process a SharedError of all processes, at their next meeting or at the end of the context.
+
+        Raises:
+            SharedError: A process has raised an InputError. A process that works alone raises its own InputError.
+        """
+        message = None
         try:
             yield
         except SharedError:
             raise
-        except InputError as found:
+        except InputError as error:
             if self.size == 1:
                 raise
-            error = str(found)
-        self.meet(error=error)
+            message = str(error)
+        self.meet(error=message)
 
     def meet(self, value: Any = None, error: str | None = None) -> list[Any]:
-        """Each process's value, in the order of the ranks. Raises SharedError if any has an error."""
+        """Exchange a value between all processes.
+
+        Args:
+            value: The value of this process, which must be picklable.
+            error: The error message of this process, if it has one.
+
+        Returns:
+            The values of all processes, in the order of the ranks.
+
+        Raises:
+            SharedError: A process has an error message.
+        """
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, (value, error), self.group)
-        for _, message in found:
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, (value, error), self.group)
+        for _, message in gathered:
             if message is not None:
                 raise SharedError(message)
-        return [each for each, _ in found]
+        return [of_rank for of_rank, _ in gathered]
 
     def require_same(self, settings: Mapping[str, Any]) -> None:
-        """Raises SharedError where another process has other settings than the first."""
-        every = self.meet(settings)
-        for rank, found in enumerate(every):
+        """Check that all processes have the same settings.
+
+        Args:
+            settings: The settings of this process by name.
+
+        Raises:
+            SharedError: A process has other settings than the first process.
+        """
+        settings_of = self.meet(settings)
+        for rank, settings_there in enumerate(settings_of):
             for name in settings:
-                if found[name] != every[0][name]:
+                if settings_there[name] != settings_of[0][name]:
                     raise SharedError(f"group: expected the same {name} in all processes, got another in process {rank}")
 
     def deal(self, costs: Sequence[int]) -> list[int]:
-        """Which of the batches are this process's: each goes to the one with the least to do so far."""
-        load, own = [0] * self.size, []
+        """Share out the batches. Each batch goes to the process with the smallest load so far.
+
+        Args:
+            costs: The cost of each batch.
+
+        Returns:
+            The indices of this process's batches.
+        """
+        loads, own_batches = [0] * self.size, []
         for number, cost in enumerate(costs):
-            taker = load.index(min(load))
-            load[taker] += cost
-            if taker == self.rank:
-                own.append(number)
-        return own
+            rank = loads.index(min(loads))
+            loads[rank] += cost
+            if rank == self.rank:
+                own_batches.append(number)
+        return own_batches
 
     def in_step(self, steps: Sequence[T]) -> Iterator[T]:
-        """This process's steps, with meetings in between: as many for those that have fewer steps."""
+        """Iterate over this process's steps, with meetings in between.
+
+        All processes take part in the same number of meetings, also those that have fewer steps.
+
+        Args:
+            steps: The steps of this process.
+
+        Yields:
+            Each step.
+
+        Raises:
+            SharedError: Another process has an error.
+        """
         for number in range(max(self.meet(len(steps)))):
             if number and number % _STEPS == 0:
                 self.meet()
@@ -86,7 +136,11 @@ class Ranks:
         self.meet()
 
     def merge_(self, partial: PartialSums) -> None:
-        """Gives each process the sums and the largest values of all."""
+        """Combine the partial sums of all processes, in place: add the sums, and take the largest values.
+
+        Args:
+            partial: This process's partial sums. Afterwards all processes have the same.
+        """
         if self.size == 1:
             return
         for tensors, operation in ((partial.sums, dist.ReduceOp.SUM), (partial.largest, dist.ReduceOp.MAX)):
@@ -94,7 +148,9 @@ class Ranks:
                 self._all_reduce_(tensor, operation)
 
     def _all_reduce_(self, tensor: Tensor, operation: Any) -> None:
+        """Combine one CPU tensor of all processes, in place."""
         on_cpu = "cpu:" in dist.get_backend_config(self.group)
-        moved = tensor if on_cpu else tensor.to(torch.device("cuda", torch.cuda.current_device()))  # NCCL alone.
-        dist.all_reduce(moved, operation, self.group)
-        tensor.copy_(moved)
+        # A group that runs NCCL alone cannot reduce tensors on the CPU.
+        reduced = tensor if on_cpu else tensor.to(torch.device("cuda", torch.cuda.current_device()))
+        dist.all_reduce(reduced, operation, self.group)
+        tensor.copy_(reduced)

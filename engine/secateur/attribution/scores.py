@@ -1,4 +1,4 @@
-"""Scores: a number for each unit of each site, with what is needed to plan from them. Pure data."""
+"""Scores: one number for each unit of each site, with the facts that a plan needs. Pure data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,27 @@ FORMAT = "secateur-scores/1"
 
 @dataclass(frozen=True)
 class Scores(Mapping[str, Tensor]):
-    """scores[site name]: float64 [units]; higher means more needed.
+    """Scores of units: a mapping from site name to a float64 tensor [units]. A unit with a higher score is needed more.
 
-    sites: what the scores are of. all_sites: every site of the model's layers with attention by heads, which budgets refer to.
-    tokens: mean length of the examples in each stack, which weighs FLOPs. weights: how many the whole model has.
-    per_example: site name to float32 [examples, units], in the order of the examples, if it was asked for.
-    convergence: how exact the scores are, where they are integrals.
+    `attribute` makes them, and `plan` reads them. They hold no reference to the model.
+
+    Attributes:
+        by_site: Float64 [units] by site name. `scores[name]` reads it.
+        sites: The sites that have scores.
+        all_sites: All sites of the model's layers, with attention by heads. Budgets refer to these.
+        fingerprint: The fingerprint of the model's architecture.
+        criterion: The name and settings of the criterion.
+        examples: The number of examples.
+        tokens: The mean length of the examples in each stack, in tokens. It weighs FLOPs.
+        weights: The number of weights of the whole model.
+        per_example: Float32 [examples, units] by site name, in the order of the examples; None unless it was asked for.
+        convergence: How exact the scores are, if they are integrals.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples)
+        >>> scores.save("scores.safetensors")
+        >>> scores = secateur.Scores.load("scores.safetensors")
+        >>> least_needed = scores["encoder.0.ffn"].argmin()
     """
 
     by_site: dict[str, Tensor]
@@ -52,7 +67,14 @@ class Scores(Mapping[str, Tensor]):
         return len(self.by_site)
 
     def save(self, path: str | Path) -> None:
-        """One safetensors file."""
+        """Write the scores to one safetensors file. An existing file is replaced.
+
+        Args:
+            path: The file.
+
+        Raises:
+            InputError: The parent folder does not exist.
+        """
         about = {
             "format": FORMAT,
             "sites": [site.to_json() for site in self.sites],
@@ -71,13 +93,16 @@ class Scores(Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote.
+        """Read scores from a file that `save` wrote.
 
         Args:
             path: The file.
 
+        Returns:
+            The scores.
+
         Raises:
-            InputError: There is no such file, or it is something else.
+            InputError: The file does not exist, or is not a scores file.
         """
         if not Path(path).is_file():
             raise InputError(f"scores: no such file: {str(path)!r}")
@@ -91,11 +116,12 @@ class Scores(Mapping[str, Tensor]):
 
     @classmethod
     def _from(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Scores:
+        """Return scores from the metadata and the tensors of a file."""
         sites = tuple(Site(**site) for site in about["sites"])
         for site in sites:
-            found = tensors[site.name]
-            if found.shape != (site.units,) or found.dtype != torch.float64:
-                raise ValueError(f"{site.name}: expected float64 [{site.units}], got {found.dtype} {list(found.shape)}")
+            of_site = tensors[site.name]
+            if of_site.shape != (site.units,) or of_site.dtype != torch.float64:
+                raise ValueError(f"{site.name}: expected float64 [{site.units}], got {of_site.dtype} {list(of_site.shape)}")
         examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
         convergence = about.get("convergence")
         return cls(
@@ -112,11 +138,28 @@ class Scores(Mapping[str, Tensor]):
         )
 
     def of(self, select: str) -> Scores:
-        """The scores of the selected sites alone: a plan from them leaves the other sites whole. `select` as in `sites`."""
+        """Return the scores of selected sites alone. A plan from them leaves the other sites whole.
+
+        Args:
+            select: The sites, as in `sites`.
+
+        Returns:
+            The scores of these sites.
+
+        Raises:
+            InputError: The selection is malformed or matches no site.
+        """
         kept = tuple(selected(self.sites, select))
         return replace(self, sites=kept, by_site={site.name: self[site.name] for site in kept})
 
     def equal(self, other: Scores) -> bool:
-        """Bit for bit the same scores of the same sites."""
+        """Tell whether two scores are bit-identical, for the same sites of the same architecture.
+
+        Args:
+            other: The scores to compare with.
+
+        Returns:
+            Whether they are equal.
+        """
         same = self.sites == other.sites and self.fingerprint == other.fingerprint
         return same and all(torch.equal(self[name], other[name]) for name in self)

@@ -21,13 +21,13 @@ def observed(model: nn.Module, ports: Mapping[Port, Callable[[Tensor], None]]) -
         observe(activation)
         return activation
 
-    with _intercepted(model, {port: partial(look, observe) for port, observe in ports.items()}):
+    with intercepted(model, {port: partial(look, observe) for port, observe in ports.items()}):
         yield
 
 
 @contextmanager
-def _intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """A context in which each port's function replaces the tensor that goes through the port."""
+def intercepted(model: nn.Module, transforms: Mapping[Port, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """A context in which each port's function replaces the activation [B, T, channels] that goes through the port."""
     handles: list[RemovableHandle] = []
     try:
         for port, transform in transforms.items():

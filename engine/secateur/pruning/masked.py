@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
-from secateur.model.hooks import _intercepted
+from secateur.model.hooks import intercepted
 from secateur.planning.plan import Plan
 
 
@@ -30,5 +30,5 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
         for port in ports
         if len(plan[site.name]) < site.units
     }
-    with _intercepted(model, transforms):
+    with intercepted(model, transforms):
         yield

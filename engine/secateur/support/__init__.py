@@ -1,1 +1,1 @@
-"""What knows nothing of models: errors, files, ledgers, the environment, figures. It uses no other stage."""
+"""Helpers that know nothing of models: errors, files, ledgers, the environment, figures. They import no other stage."""

@@ -75,9 +75,21 @@ def reads_a_value(operation: Any) -> bool:
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, is_causal: bool, scale: float | None
 ) -> Tensor:
-    """Attend by one operation that never writes the probabilities. It also runs on the meta device.
+    """Compute attention by one operation that never writes the probabilities to memory. It also runs on the meta device.
 
-    `aten._scaled_dot_product_flash_attention_for_cpu`: the public function takes its plain formula on the meta device.
+    `aten._scaled_dot_product_flash_attention_for_cpu`: on the meta device, the public function computes by its plain formula.
+
+    Args:
+        query: Queries [B, heads, T, head_dim].
+        key: Keys [B, heads, S, head_dim].
+        value: Values [B, heads, S, head_dim].
+        mask: A mask that is added to the logits, or None.
+        dropout: The probability of dropout.
+        is_causal: Whether a token attends to earlier tokens alone.
+        scale: The factor of the logits; None for the default.
+
+    Returns:
+        The outputs [B, heads, T, head_dim].
     """
     attended: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout, is_causal, attn_mask=mask, scale=scale
@@ -86,9 +98,9 @@ def flash_attention(
 
 
 def inductor_freezing(enabled: bool) -> AbstractContextManager[None]:
-    """Inside, compilers may take weights for constants. `torch._inductor.config.freezing`.
+    """A context in which compilers may treat weights as constants. `torch._inductor.config.freezing`.
 
-    It is not an option of the backend alone: tracing the model reads it too.
+    The options of the backend cannot set it, because tracing the model reads it too.
     """
     from torch._inductor import config
 
@@ -108,7 +120,16 @@ def inductor_options(mode: str) -> dict[str, Any]:
 
 
 def inductor_kernels(graph: Any, inputs: Any, options: dict[str, Any]) -> Callable[..., Any]:
-    """Compile a graph with Inductor. `torch._inductor.compile_fx.compile_fx`: torch.compile takes no backend around it."""
+    """Compile a graph with Inductor. `torch._inductor.compile_fx.compile_fx`: torch.compile offers no backend around Inductor.
+
+    Args:
+        graph: The graph.
+        inputs: Example inputs.
+        options: Inductor's options, as from `inductor_options`.
+
+    Returns:
+        The compiled graph.
+    """
     from torch._inductor.compile_fx import compile_fx
 
     compiled: Any = compile_fx(graph, inputs, config_patches=options)
@@ -142,7 +163,7 @@ def has_auto_model(auto_class: str, config: Any) -> bool:
 
 
 def auto_model_classes(auto_class: str, config: Any) -> tuple[type[nn.Module], ...]:
-    """Return the models that an Auto class builds from a config: none, one or, for a few architectures, several.
+    """Return the model classes that an Auto class knows for a config: none, one or, for a few architectures, several.
 
     `_model_mapping` of the Auto class.
     """
@@ -153,7 +174,7 @@ def auto_model_classes(auto_class: str, config: Any) -> tuple[type[nn.Module], .
 
 
 def model_from_config(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """Build a model of transformers in a dtype, without weights from a file. `PreTrainedModel._from_config`."""
+    """Build a transformers model with random weights in a dtype. `PreTrainedModel._from_config`."""
     model: nn.Module = model_class._from_config(config, dtype=dtype)
     return model
 
@@ -176,7 +197,7 @@ def set_attention_implementation(config: Any, name: str) -> None:
 
 
 def t5_position_buckets(distances: Tensor, **options: Any) -> Tensor:
-    """Return the bucket of each distance between positions. `T5Attention._relative_position_bucket`."""
+    """Return the bucket of each distance between positions (int64, any shape). `T5Attention._relative_position_bucket`."""
     from transformers.models.t5.modeling_t5 import T5Attention
 
     buckets: Tensor = T5Attention._relative_position_bucket(distances, **options)
@@ -184,13 +205,13 @@ def t5_position_buckets(distances: Tensor, **options: Any) -> Tensor:
 
 
 def train_batch_size(trainer: Any) -> int:
-    """Return the rows of one training step on one process. `Trainer._train_batch_size`, which the Trainer may lower."""
+    """Return the rows of one training step on one process. `Trainer._train_batch_size`: the Trainer may lower this number."""
     size: int = trainer._train_batch_size
     return size
 
 
 def use_one_gpu(arguments: Any) -> None:
-    """Make the Trainer use one GPU. `TrainingArguments._n_gpu`: with several, it takes torch.nn.DataParallel."""
+    """Make the Trainer use one GPU. `TrainingArguments._n_gpu`: with several GPUs, it uses torch.nn.DataParallel."""
     arguments._n_gpu = 1
 
 
@@ -198,7 +219,7 @@ def use_one_gpu(arguments: Any) -> None:
 
 
 def has_accelerate_hook(module: nn.Module) -> bool:
-    """Tell whether Accelerate moves the module's weights or inputs. It leaves `_hf_hook` on the module."""
+    """Tell whether Accelerate moves the module's weights or inputs. Accelerate sets `_hf_hook` on these modules."""
     return hasattr(module, "_hf_hook")
 
 

@@ -1,4 +1,4 @@
-"""The machine and the versions of a measurement: the device, the CPU, PyTorch."""
+"""The machine and the software versions of a measurement: the device, the CPU, PyTorch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-_PRODUCTS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")  # The fastest first.
+# The CPU's instruction sets for matrix products, the fastest first.
+_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
-    """Device, processor, dtype, threads and versions of a measurement."""
+    """Describe the environment of a measurement.
+
+    Args:
+        model: The model that is measured.
+
+    Returns:
+        The device, the processor, the model's dtype, the number of threads and the versions, as JSON values.
+    """
     import transformers
 
     parameter = next(model.parameters())
@@ -30,17 +38,17 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def capabilities() -> dict[str, Any]:
-    """torch.cpu.get_capabilities; of older releases, which tell none, empty."""
-    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return found
+    """Return the CPU's capabilities by `torch.cpu.get_capabilities`; empty in older releases, which lack this function."""
+    by_name: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return by_name
 
 
 def cpu_name() -> str:
-    """The CPU's name, as far as a virtual machine tells it, and the fastest of its instructions for matrix products."""
+    """Return the CPU's name, as a virtual machine reports it, and its fastest instruction set for matrix products."""
     name = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    able = capabilities()
-    fastest = next((each for each in _PRODUCTS if able.get(each)), None)
+    available = capabilities()
+    fastest = next((instructions for instructions in _INSTRUCTIONS if available.get(instructions)), None)
     return ", ".join(filter(None, (name, fastest)))

@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right, and how other exceptions become one."""
+"""InputError, the exception for mistakes that a user can correct, and the conversion of other exceptions to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-# What a file that is missing, cut off, of another format or of another program's making raises while it is read.
+# Exceptions raised while a file is read that is missing, truncated, in another format, or written by another program.
 _UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     *(zlib.error, SafetensorError),
@@ -17,14 +17,18 @@ _UNREADABLE: tuple[type[Exception], ...] = (
 
 
 class InputError(ValueError):
-    """An argument or input that cannot be used. The message names it, what was expected and what came.
+    """An argument or input that cannot be used. The message says: `argument: expected ..., got ...`.
 
     The command line prints the message as one line and exits with code 2.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line; its type where it says nothing."""
+    """Return the first line of an exception's message, or the exception's type if the message is empty.
+
+    Args:
+        error: The exception.
+    """
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -32,17 +36,18 @@ def first_line(error: BaseException) -> str:
 def reading(
     argument: str, path: str | Path, problem: str, *, typed: bool = True, also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Turn what goes wrong while a file or folder is read into one InputError line. An InputError passes through.
+    """Turn exceptions that unreadable files raise into an InputError of one line. An InputError passes through unchanged.
 
     Args:
         argument: The argument that the message begins with.
-        path: The file or folder.
+        path: The file or folder that is read inside the context.
         problem: The words after the path, such as "is not a plan file".
-        typed: Whether the message quotes the exception with its type, in brackets, or its first line alone, after a colon.
-        also: Further exceptions to turn.
+        typed: Whether the message quotes the exception with its type, in brackets. Otherwise it quotes only the first line of
+            the exception's message, after a colon.
+        also: Further types of exceptions to turn.
 
     Raises:
-        InputError: The code inside raised an exception of a kind that unreadable files raise.
+        InputError: The code inside the context raised one of these exceptions.
 
     Example:
         >>> with reading("plan", path, "is not a plan file"):

@@ -1,4 +1,4 @@
-"""Files and folders that appear under their final name only when complete."""
+"""Files and folders that appear under their final name only when they are complete."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from secateur.support.errors import InputError
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
-    """Writes a file beside its place and renames it; nothing is left if writing fails. An existing file is replaced."""
+    """Write a file under a temporary name in the same folder, then rename it. If writing fails, no file is left.
+
+    Args:
+        path: The file. An existing file is replaced.
+        content: The content. Text is written as UTF-8.
+
+    Raises:
+        InputError: The parent folder does not exist.
+    """
     path = Path(path)
     require_parent(path)
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -29,9 +37,16 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill, which gets its final name at the end, or is removed after an exception.
+    """A context that provides a temporary folder and gives it its final name at the end. An exception deletes the folder.
 
-    Raises InputError if something stands there already.
+    Args:
+        path: The final name.
+
+    Yields:
+        The temporary folder, in the same parent folder.
+
+    Raises:
+        InputError: The path exists already, or its parent folder does not exist.
     """
     path = Path(path)
     require_absent(path)
@@ -46,13 +61,28 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def require_absent(path: str | Path, kind: str = "folder") -> None:
-    """Raises InputError if the output, a file or a folder, exists or its parent does not."""
+    """Check that an output does not exist yet and that its parent folder does.
+
+    Args:
+        path: The output.
+        kind: The kind of output for the message: "folder" or "file".
+
+    Raises:
+        InputError: The output exists, or its parent folder does not.
+    """
     if Path(path).exists():
         raise InputError(f"out: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
     require_parent(Path(path))
 
 
 def require_parent(path: Path) -> None:
-    """Raises InputError if the folder that the output shall lie in does not exist."""
+    """Check that the parent folder of an output exists.
+
+    Args:
+        path: The output.
+
+    Raises:
+        InputError: The parent folder does not exist.
+    """
     if not path.absolute().parent.is_dir():
         raise InputError(f"out: expected an existing parent folder, got {str(path)!r}")

@@ -1,4 +1,4 @@
-"""Criteria: how a unit's score is computed. One small file each."""
+"""Criteria: how a unit's score is computed. Each criterion is one small file."""
 
 from __future__ import annotations
 
@@ -55,31 +55,49 @@ __all__ = [
 
 
 def criterion_named(text: str) -> Criterion:
-    """The criterion that the command line calls by this name, with fields changed after a colon: "ig:nodes=8,path=joint"."""
+    """Build a criterion from its name on the command line.
+
+    Args:
+        text: A name of `PRESETS`, optionally with settings after a colon, such as "ig:nodes=8,path=joint".
+
+    Returns:
+        The criterion.
+
+    Raises:
+        InputError: The name or a setting is unknown.
+    """
     name, _, settings = text.partition(":")
     if name not in PRESETS:
         raise InputError(f"criterion: expected one of {', '.join(PRESETS)}, got {name!r}")
     criterion = PRESETS[name]()
-    known = [field.name for field in fields(criterion)]
+    known_settings = [field.name for field in fields(criterion)]
     changes: dict[str, Any] = {}
     for setting in settings.split(",") if settings else []:
         key, equals, value = setting.partition("=")
-        if not known:
+        if not known_settings:
             raise InputError(f"criterion: expected no settings after {name!r}, got {setting!r}")
-        if key not in known or not equals:
+        if key not in known_settings or not equals:
             raise InputError(
-                f"criterion: expected NAME=VALUE with a name of {', '.join(known)} after {name!r}, got {setting!r}"
+                f"criterion: expected NAME=VALUE after {name!r}, with a name of {', '.join(known_settings)}, got {setting!r}"
             )
         changes[key] = _number(value)
     return replace(criterion, **changes)
 
 
 def summary(name: str) -> str:
-    """One line about a criterion that the command line has a name for."""
+    """Describe a criterion in one line.
+
+    Args:
+        name: A name of `PRESETS`.
+
+    Returns:
+        The first line of the docstring.
+    """
     return (inspect.getdoc(PRESETS[name]) or "").partition("\n")[0]
 
 
 def _number(text: str) -> int | float | str:
+    """Return the text as a number, or the text itself if it is no number."""
     for kind in (int, float):
         try:
             return kind(text)

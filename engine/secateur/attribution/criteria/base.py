@@ -1,4 +1,4 @@
-"""The interface of a criterion: what it is called, and the object that scores batches by it."""
+"""The interface of a criterion: its settings, and the scorer that it builds to score batches."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Labels = Literal["given", "all"]
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """Everything that a criterion may need to build its scorer: the arguments of one attribution.
+    """The arguments of one attribution, from which a criterion builds its scorer.
 
     Attributes:
         model: The model. It is in `undisturbed` while the scorer is built and used.
         task: The task.
         sites: The sites to score.
         max_tokens: The most padded input tokens of one pass.
-        pilot: A few of the examples, to try settings on.
-        examples: How many examples there are.
-        checked: Row numbers of a few other examples, whose scores a criterion may check.
-        backend: Of the kernels.
+        pilot: A few of the examples. A criterion may try settings on them.
+        examples: The number of examples.
+        checked: Row numbers of a few other examples. A criterion may check the scores of these.
+        backend: The implementation of the kernels: "auto", "reference" or "triton".
     """
 
     model: nn.Module
@@ -47,11 +47,11 @@ class ScoringContext:
 
 @dataclass(frozen=True)
 class Result:
-    """What a scorer makes of all batches.
+    """The scores of all batches.
 
     Attributes:
         scores: Float64 [units] by site name.
-        convergence: How exact the scores are, where they are approximations.
+        convergence: How exact the scores are, if they are approximations.
     """
 
     scores: dict[str, Tensor]
@@ -59,21 +59,31 @@ class Result:
 
 
 class Scorer(ABC):
-    """Scores batches of one task on one model. It is ready once it is constructed.
+    """An object that scores batches of one task on one model. It is ready once it is constructed.
 
-    `attribute.score_batches` calls these methods: it adds up the `scores` of the batches and asks for the `result` after the
-    last batch. Each attribution has a scorer of its own.
+    `attribute.score_batches` calls the methods. It adds up the `scores` of the batches, and asks for the `result` after the
+    last batch. Each attribution builds its own scorer.
     """
 
     @abstractmethod
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        """Return each example's score of each unit, [B, units] by site."""
+        """Score each unit for each example.
+
+        Args:
+            batch: The examples.
+
+        Returns:
+            Scores [B, units] by site.
+        """
 
     def partial_sums(self) -> PartialSums:
-        """Return the tensors that `scores` changes in place and `result` reads, beside the totals.
+        """Return the tensors that `scores` changes in place and that `result` reads, in addition to the totals.
 
-        These are always the same tensors. The caller changes them in place too: it adds the sums of other processes and puts
-        back those of an interrupted run.
+        The caller changes these tensors in place too. It adds the sums of other processes, and it restores the sums of an
+        interrupted run.
+
+        Returns:
+            The tensors. Each call returns the same ones.
         """
         return PartialSums()
 
@@ -81,29 +91,42 @@ class Scorer(ABC):
         """Return the scores of all batches.
 
         Args:
-            totals: Sums of the examples' terms, float64 [units] by site name. By default these are the scores.
+            totals: Sums of the examples' terms, float64 [units] by site name.
+
+        Returns:
+            The scores. By default these are the totals.
         """
         return Result(totals)
 
 
 class FixedScores(Scorer):
-    """Scores that no example changes, float64 [units] by site."""
+    """Scores that do not depend on the examples.
+
+    Args:
+        by_site: The scores, float64 [units] by site.
+    """
 
     def __init__(self, by_site: Mapping[Site, Tensor]) -> None:
         self._by_site = by_site
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
+        """Return the fixed scores for each example, [B, units] by site."""
         return {site: scores.expand(len(batch.rows), -1) for site, scores in self._by_site.items()}
 
     def result(self, totals: dict[str, Tensor]) -> Result:
+        """Return the fixed scores. The totals over the examples are not used."""
         return Result({site.name: scores.cpu() for site, scores in self._by_site.items()})
 
 
 @dataclass(frozen=True)
 class Criterion(ABC):
-    """How units are scored. Its fields are its settings.
+    """A way to score units. The fields of the dataclass are its settings.
 
-    A new criterion overrides `scorer` and nothing else, unless it needs more.
+    A new criterion must override `scorer`. It need not override anything else.
+
+    Attributes:
+        labels: "given" if the criterion uses each example's own target, or "all" if it uses all candidate labels in turn. It
+            is a class attribute here, and a setting of some criteria.
 
     Examples:
         >>> @dataclass(frozen=True)
@@ -112,32 +135,59 @@ class Criterion(ABC):
         ...         return FixedScores({site: torch.ones(site.units, dtype=torch.float64) for site in context.sites})
     """
 
-    labels = "given"  # Not a field: most criteria take the examples as they are.
+    labels = "given"  # Not a dataclass field, because most criteria use the examples' own targets and have no such setting.
 
     @abstractmethod
     def scorer(self, context: ScoringContext) -> Scorer:
-        """Return an object that is ready to score batches."""
+        """Build the object that scores batches.
+
+        Args:
+            context: The arguments of the attribution.
+
+        Returns:
+            A scorer, ready for use.
+        """
 
     def batch_tokens(self, max_tokens: int) -> int:
-        """Return the padded tokens of a batch that leaves passes of max_tokens."""
+        """Return the most padded input tokens of a batch. A criterion whose passes are larger than batches needs small batches.
+
+        Args:
+            max_tokens: The most padded input tokens of one pass.
+
+        Returns:
+            The most tokens of a batch. By default this is `max_tokens`.
+        """
         return max_tokens
 
     def over(self, scores: Tensor) -> Tensor:
-        """Turn scores [B, units] of single examples into the terms of the sum over examples."""
+        """Turn the scores of single examples into the terms of the sum over examples.
+
+        Args:
+            scores: The scores of a batch, float64 [B, units].
+
+        Returns:
+            The terms, float64 [B, units]. By default these are the scores.
+        """
         return scores
 
     def to_json(self) -> dict[str, Any]:
-        """Return the criterion's name and settings."""
+        """Return the criterion's class name and settings as JSON values."""
         return {"criterion": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class TargetCriterion(Criterion):
-    """How derivatives of a target become scores.
+    """A criterion that makes scores from derivatives of a target F.
 
-    target: F, summed over an example's target pieces. over_examples: how examples' token sums add up: as they are, as
-    absolute values, or squared (the empirical Fisher information of the unit's gate).
-    labels: each example's own target, or all candidate labels in turn, so that no labels are needed.
+    Attributes:
+        target: The target F: "probability", "log_probability" or "margin", summed over the pieces of an example's target.
+        over_examples: How the examples' scores add up (each one is a sum over tokens): "signed" as they are, "absolute" as
+            absolute values, or "squared" (the empirical Fisher information of the unit's gate).
+        labels: "given" uses each example's own target. "all" uses all candidate labels in turn, so that examples need no
+            labels.
+
+    Raises:
+        InputError: A setting has none of these values.
     """
 
     target: Target = "log_probability"
@@ -145,17 +195,26 @@ class TargetCriterion(Criterion):
     labels: Labels = "given"
 
     def __post_init__(self) -> None:
+        """Check the settings."""
         for name, kind in (("target", Target), ("over_examples", OverExamples), ("labels", Labels)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}: expected one of {', '.join(get_args(kind))}, got {getattr(self, name)!r}")
 
     def over(self, scores: Tensor) -> Tensor:
+        """Return the scores [B, units] as they are, their absolute values or their squares, as `over_examples` says."""
         if self.over_examples == "signed":
             return scores
         return scores.abs() if self.over_examples == "absolute" else scores.square()
 
 
 def require_seed(seed: int) -> None:
-    """Raises InputError for what cannot seed a generator."""
+    """Check that a number can seed a generator.
+
+    Args:
+        seed: The number.
+
+    Raises:
+        InputError: It is not an integer of at least 0.
+    """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected a number of at least 0, got {seed!r}")

@@ -1,4 +1,4 @@
-"""FLAP: how much what the out-projection makes of a unit fluctuates."""
+"""FLAP: how much a unit's contribution to the output of the out-projection fluctuates."""
 
 from __future__ import annotations
 
@@ -17,22 +17,32 @@ from secateur.model.sites import Site
 class Fluctuation(Criterion):
     """Variance of the activation x squared weight norm, by forward passes alone (FLAP, An et al. 2024).
 
-    The sum over a unit's channels of the sample variance of x_c over the real tokens of all examples * ||W_:,c||_2^2 (arXiv
-    2312.11983, weighted input feature variance). No weight reads a Q/K channel: there the other side's mean square stands for
-    its squared norm, var(q_c) * mean(k_c^2) + var(k_c) * mean(q_c^2), what the attention's logits lose where either side is
-    put to its mean. Variances and mean squares of a unit are summed over the query heads of its group and a rotated pair.
+    The score of a unit is the sum over its channels c of var(x_c) * ||W_:,c||_2^2. Here x_c is the input of the out-projection,
+    W is the weight of the out-projection, and the sample variance is over the real tokens of all examples.
+
+    A Q/K channel is no input of a weight. There the mean square of the other side takes the place of the squared weight norm:
+    var(q_c) * mean(k_c^2) + var(k_c) * mean(q_c^2). This measures the change of the attention's logits if one side is replaced
+    by its mean. The variances and mean squares of a unit are summed over the query heads of its group and over a rotated pair.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples, criterion="flap")
+
+    Reference:
+        An et al. 2024, arXiv 2312.11983 (weighted input feature variance).
     """
 
     def scorer(self, context: ScoringContext) -> Scorer:
+        """Build a scorer that adds up moments of activations and reads the squared weight norms once."""
         ports = read_ports(context.model, context.sites)
-        weights = read_weights(context.model, ports, lambda weight: weight.double().square().sum(0))
+        # Squared norms [channels] of the columns of each weight [out, channels].
+        squared_norms = read_weights(context.model, ports, lambda weight: weight.double().square().sum(0))
 
-        def unit_scores(site: Site, seen: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
-            if site in weights:
-                ((port, sums),) = seen
-                return port.map.fold(sums.variance() * weights[site].to(sums.plain))
-            varied = [port.map.fold(sums.variance()) for port, sums in seen]
-            squared = [port.map.fold(sums.square / sums.count) for port, sums in seen]
-            return varied[0] * squared[1] + varied[1] * squared[0]
+        def unit_scores(site: Site, moments: Sequence[tuple[Port, TokenMoments]]) -> Tensor:
+            if site in squared_norms:
+                ((port, sums),) = moments
+                return port.map.fold(sums.variance() * squared_norms[site].to(sums.plain))  # [B, channels] -> [B, units]
+            variances = [port.map.fold(sums.variance()) for port, sums in moments]  # Q and K: [B, units]
+            mean_squares = [port.map.fold(sums.square / sums.count) for port, sums in moments]
+            return variances[0] * mean_squares[1] + variances[1] * mean_squares[0]
 
         return TokenSums(context, ports, unit_scores)

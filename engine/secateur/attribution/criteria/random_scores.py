@@ -1,4 +1,4 @@
-"""Random scores: what a criterion must beat."""
+"""Random scores: the baseline that every criterion must beat."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from secateur.attribution.criteria.base import Criterion, FixedScores, Scorer, S
 class RandomScores(Criterion):
     """Scores drawn uniformly from 0 ... 1, without a pass over the model.
 
-    seed: a site's scores depend on it and on the site's name.
+    Attributes:
+        seed: The seed of the draws. A site's scores depend on the seed and on the site's name alone.
+
+    Raises:
+        InputError: The seed is not an integer of at least 0.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples, criterion="random:seed=3")
     """
 
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the seed."""
         require_seed(self.seed)
 
     def scorer(self, context: ScoringContext) -> Scorer:
+        """Draw the scores."""
         generators = {site: np.random.default_rng((self.seed, *site.name.encode())) for site in context.sites}
-        return FixedScores({site: torch.from_numpy(draw.random(site.units)) for site, draw in generators.items()})
+        return FixedScores({site: torch.from_numpy(generator.random(site.units)) for site, generator in generators.items()})

@@ -1,4 +1,4 @@
-"""RAP: gradient x activation towards random wrong word-pieces, as a check that the right ones matter."""
+"""RAP: gradient x activation towards random wrong word-pieces, a check that the right word-pieces matter."""
 
 from __future__ import annotations
 
@@ -19,9 +19,24 @@ from secateur.tasks.batches import IGNORED
 class RandomTargets(TargetCriterion):
     """Gradient x activation towards random wrong word-pieces (Yang et al. 2023, RAP).
 
-    At each target position F is that of a piece drawn uniformly from all but the label, while the decoder is fed with the
-    label as ever (arXiv 2205.04157, a baseline; probabilities and signed sums as in its Eq. 6). seed: a draw depends on it,
-    the example's row and the position.
+    At each target position, F is taken for a word-piece that is drawn uniformly from all pieces but the label. The input of the
+    decoder does not change: it is still made from the label. By default, F is the probability and sums are signed, as in the
+    paper's Eq. 6.
+
+    Attributes:
+        target: The target F, as in `GradientActivation`.
+        over_examples: How the examples' scores add up, as in `GradientActivation`.
+        labels: Each example's own target or all candidate labels, as in `GradientActivation`.
+        seed: The seed of the draws. A draw depends on the seed, the example's row and the position.
+
+    Raises:
+        InputError: A setting is out of range.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples, criterion="rap:seed=3")
+
+    Reference:
+        Yang et al. 2023, arXiv 2205.04157 (a baseline), Eq. 6.
     """
 
     target: Target = "probability"
@@ -29,10 +44,13 @@ class RandomTargets(TargetCriterion):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Check the settings."""
         super().__post_init__()
         require_seed(self.seed)
 
     def scorer(self, context: ScoringContext) -> Scorer:
+        """Build a scorer that takes one forward and one backward pass a batch."""
+
         def target(batch: Batch) -> Tensor:
             logits = context.task.logits(context.model, batch)
             return target_of(logits, wrong_labels(batch, logits.shape[-1], self.seed), self.target)
@@ -41,10 +59,19 @@ class RandomTargets(TargetCriterion):
 
 
 def wrong_labels(batch: Batch, classes: int, seed: int) -> Tensor:
-    """In place of each label [B, T] another class."""
-    found = batch.labels.to("cpu", copy=True)
-    for labels, row in zip(found, batch.rows, strict=True):
+    """Draw a class other than the label for each target position.
+
+    Args:
+        batch: The batch, with labels [B, T].
+        classes: The number of classes.
+        seed: The seed of the draws.
+
+    Returns:
+        The classes, int64 [B, T], on the device of the labels. Positions without a label stay without one.
+    """
+    wrong = batch.labels.to("cpu", copy=True)
+    for labels, row in zip(wrong, batch.rows, strict=True):  # labels [T], a view of `wrong`
         real = labels != IGNORED
         drawn = torch.from_numpy(np.random.default_rng((seed, row)).integers(classes - 1, size=int(real.sum())))
-        labels[real] = drawn + (drawn >= labels[real])
-    return found.to(batch.labels.device)
+        labels[real] = drawn + (drawn >= labels[real])  # Skips the label: classes from the label on move up by one.
+    return wrong.to(batch.labels.device)

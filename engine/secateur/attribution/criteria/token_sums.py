@@ -1,4 +1,4 @@
-"""Sums of activations over real tokens: what criteria without gradients are made of."""
+"""Sums of activations over real tokens. Criteria without gradients are functions of these sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from secateur.tasks import Batch
 
 @dataclass(frozen=True)
 class TokenMoments:
-    """Over real tokens, float64: their count [B, 1], and the sums of |x|, x and x^2 of a port's channels [B, channels]."""
+    """Sums over the real tokens of each example, for the activations x of a port. All tensors are float64.
+
+    Attributes:
+        count: The number of real tokens [B, 1].
+        absolute: The sums of |x| [B, channels].
+        plain: The sums of x [B, channels].
+        square: The sums of x^2 [B, channels].
+    """
 
     count: Tensor
     absolute: Tensor
@@ -31,23 +38,39 @@ class TokenMoments:
 
     @classmethod
     def of(cls, x: Tensor, real: Tensor) -> TokenMoments:
-        """x [B, T, channels]; real [B, T]: which tokens count."""
+        """Sum activations over real tokens.
+
+        Args:
+            x: The activations [B, T, channels].
+            real: Which tokens are real, bool [B, T].
+
+        Returns:
+            The sums of each example.
+        """
         real = real.to(x.device)
-        x = x.double().masked_fill(~real.unsqueeze(-1), 0)
+        x = x.double().masked_fill(~real.unsqueeze(-1), 0)  # [B, T, channels], padding set to 0
         return cls(real.sum(1, keepdim=True).double(), x.abs().sum(1), x.sum(1), x.square().sum(1))
 
     @classmethod
     def zero(cls, channels: int) -> TokenMoments:
-        """Of no tokens, B = 1, on the CPU."""
+        """Return the sums over no tokens, as one example (B = 1) on the CPU.
+
+        Args:
+            channels: The number of channels.
+        """
         return cls(*(torch.zeros(1, width, dtype=torch.float64) for width in (1, channels, channels, channels)))
 
     def add_(self, batch: TokenMoments) -> None:
-        """All examples of a batch to those that are there as one."""
+        """Add the sums of all examples of a batch to these sums, which must be of one example (B = 1).
+
+        Args:
+            batch: The sums of each example of the batch.
+        """
         for total, sums in zip(vars(self).values(), vars(batch).values(), strict=True):
-            total += sums.sum(0, keepdim=True).cpu()
+            total += sums.sum(0, keepdim=True).cpu()  # [B, ...] -> [1, ...]
 
     def variance(self) -> Tensor:
-        """The sample variance of each channel; 0 where there is one token."""
+        """Return the sample variance of each channel over the tokens [B, channels]; 0 if there is only one token."""
         return (self.square - self.plain.square() / self.count).clamp(min=0) / (self.count - 1).clamp(min=1)
 
 
@@ -55,15 +78,15 @@ UnitScores = Callable[[Site, Sequence[tuple[Port, TokenMoments]]], Tensor]
 
 
 class TokenSums(Scorer):
-    """Scores units by a function of the sums of activations at each site's ports, with forward passes alone.
+    """A scorer by a function of the sums of activations at each site's ports, with forward passes alone.
 
     The scores of all examples are the function of the sums over all examples. They may differ from the sum of the examples'
-    own scores: an example's own scores are those that it would have alone.
+    own scores, because an example's own scores are the function of its own sums.
 
     Args:
-        context: The attribution.
-        ports: Where to sum, by site.
-        unit_scores: Makes scores [B, units] of a site and of its ports' sums.
+        context: The arguments of the attribution.
+        ports: The ports at which activations are summed, by site.
+        unit_scores: A function of a site and its ports' sums, which returns scores [B, units].
     """
 
     def __init__(self, context: ScoringContext, ports: Mapping[Site, tuple[Port, ...]], unit_scores: UnitScores) -> None:
@@ -73,10 +96,11 @@ class TokenSums(Scorer):
         self._totals = {port: TokenMoments.zero(port.map.channels) for of_site in ports.values() for port in of_site}
 
     def scores(self, batch: Batch) -> dict[Site, Tensor]:
-        seen: dict[Port, TokenMoments] = {}
+        """Return the function of each example's own sums, [B, units] by site. Add these sums to those of all examples."""
+        of_batch: dict[Port, TokenMoments] = {}
 
         def observe(port: Port, real: Tensor, activation: Tensor) -> None:
-            seen[port] = TokenMoments.of(activation, real)
+            of_batch[port] = TokenMoments.of(activation, real)
 
         observers = {
             port: partial(observe, port, self._real(self._branches[site], port, batch))
@@ -85,36 +109,62 @@ class TokenSums(Scorer):
         }
         with torch.no_grad(), observed(self._model, observers):
             self._task.logits(self._model, batch)
-        for port, sums in seen.items():
+        for port, sums in of_batch.items():
             self._totals[port].add_(sums)
-        return self._scores(seen)
+        return self._scores(of_batch)
 
     def partial_sums(self) -> PartialSums:
-        every = self._totals.items()
+        """Return the sums over all examples so far, by port and kind of sum."""
         names = {port: f"{port.path}/{port.side}" + f"/{port.map.before}" * bool(port.map.before) for port in self._totals}
-        return PartialSums({f"{names[p]}/{kind}": tensor for p, sums in every for kind, tensor in vars(sums).items()})
+        moments = [(names[port], kind, tensor) for port, sums in self._totals.items() for kind, tensor in vars(sums).items()]
+        return PartialSums({f"{name}/{kind}": tensor for name, kind, tensor in moments})
 
     def result(self, totals: dict[str, Tensor]) -> Result:
+        """Return the function of the sums over all examples. The totals of the examples' own scores are not used."""
         return Result({site.name: scores[0].cpu() for site, scores in self._scores(self._totals).items()})
 
     def _scores(self, sums: Mapping[Port, TokenMoments]) -> dict[Site, Tensor]:
+        """Return the scores [B, units] of each site from the sums at its ports."""
         return {site: self._unit_scores(site, [(port, sums[port]) for port in ports]) for site, ports in self._ports.items()}
 
     def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
-        """Which of the tokens that a port sees are real [B, T]: a decoder that has an encoder runs over the target, but for
-        the keys and values of cross-attention; everything else runs over the input."""
-        of_source = port.path in branch.source_linears
-        return batch.real(target=branch.stack == "decoder" and self._has_encoder and not of_source)
+        """Return which tokens at a port are real, bool [B, T].
+
+        A decoder that has an encoder runs over the target. The keys and values of its cross-attention are the exception: they
+        run over the input, as all other ports do.
+        """
+        reads_encoder = port.path in branch.source_linears
+        return batch.real(target=branch.stack == "decoder" and self._has_encoder and not reads_encoder)
 
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:
-    """Where an out-projection reads each site's units; the outputs of both Q and K, which none reads."""
+    """Return the ports at which an out-projection reads the units of each site.
+
+    No out-projection reads Q/K channels. Their ports are the outputs of both Q and K.
+
+    Args:
+        model: The model.
+        sites: The sites.
+
+    Returns:
+        The ports by site: one port, or the two ports of Q and K.
+    """
     return {site: branch.read_at(site.unit) for site, branch in branches_of(model, sites).items()}
 
 
 def read_weights(
     model: nn.Module, ports: Mapping[Site, tuple[Port, ...]], reduce: Callable[[Tensor], Tensor]
 ) -> dict[Site, Tensor]:
-    """What a function makes of the out-projections [out, channels] of the sites that `read_ports` found, in turn."""
-    found = {site: model.get_submodule(each[-1].path) for site, each in ports.items() if each[-1].side == "input"}
-    return {site: reduce(read_weight(module)) for site, module in found.items()}
+    """Reduce the weight of each site's out-projection.
+
+    Args:
+        model: The model. Offloaded weights are loaded one after another.
+        ports: The ports of each site, from `read_ports`.
+        reduce: A function of a weight [out, channels], such as the norms of its columns [channels].
+
+    Returns:
+        The function's results by site. Sites of Q/K channels have no out-projection and are left out.
+    """
+    output_ports = {site: of_site[-1] for site, of_site in ports.items() if of_site[-1].side == "input"}
+    modules = {site: model.get_submodule(port.path) for site, port in output_ports.items()}
+    return {site: reduce(read_weight(module)) for site, module in modules.items()}

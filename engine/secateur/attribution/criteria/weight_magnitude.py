@@ -1,4 +1,4 @@
-"""Weight magnitude: how large the weights are that go with a unit."""
+"""Weight magnitude: the size of the weights that are removed with a unit."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from secateur.model.offloading import read_weight
 
 @dataclass(frozen=True)
 class WeightMagnitude(Criterion):
-    """The sum of |w| over all weights that go with the unit, without a pass over the model.
+    """The sum of |w| over all weights that are removed with the unit, without a pass over the model.
 
-    As for a filter in Li et al. 2017 (arXiv 1608.08710, Sec. 3.1); biases don't count.
+    Biases do not count.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples, criterion="magnitude")
+
+    Reference:
+        Li et al. 2017, arXiv 1608.08710, Sec. 3.1, which scores a filter like this.
     """
 
     def scorer(self, context: ScoringContext) -> Scorer:
+        """Sum the weights of each unit."""
         branches = branches_of(context.model, context.sites).items()
         return FixedScores({site: _magnitudes(context.model, branch.cut_at(site.unit)) for site, branch in branches})
 
 
 def _magnitudes(model: nn.Module, ports: Iterable[Port]) -> Tensor:
-    """Float64 [units]."""
-    terms = []
+    """Return the sum of |w| of each unit over the ports, float64 [units]."""
+    of_ports = []
     for port in ports:
         weight = read_weight(model.get_submodule(port.path))
-        terms.append(port.map.fold(weight.abs().sum(1 if port.side == "output" else 0, dtype=torch.float64)))
-    return torch.stack(terms).sum(0)
+        channel_sums = weight.abs().sum(1 if port.side == "output" else 0, dtype=torch.float64)  # [out, in] -> [channels]
+        of_ports.append(port.map.fold(channel_sums))  # [units]
+    return torch.stack(of_ports).sum(0)

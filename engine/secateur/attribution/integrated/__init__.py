@@ -1,1 +1,1 @@
-"""Integrated gradients: what of the model runs again, along which path, with which nodes, and how exact the result is."""
+"""Integrated gradients: paths of gates, nodes on a path, replay of the layers above a site, and the error of the result."""

@@ -1,4 +1,4 @@
-"""Integrating along a path: as many nodes for each example as its error asks for."""
+"""Integration along a path, with as many nodes for each example as its estimated error asks for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 from secateur.attribution.integrated.paths import Path, PathSums
 from secateur.attribution.integrated.quadrature import PANEL, Floats, Profile, nearest, radau
 
-FIRST = (1, 2, 3, 4, 6)  # Gradient passes of the rules to begin with: of high order, for paths on which F is smooth.
-PLACED = 4 * PANEL  # From here on rules are composite, with nodes where F moves.
-_HARDLY = 0.1
+# Nodes of the small rules, which are tried first. They are of high order, for paths on which F is smooth.
+FIRST = (1, 2, 3, 4, 6)
+PLACED = 4 * PANEL  # Rules of at least this many nodes are composite, with nodes where F changes.
+_DAMPING = 0.1  # Below this ratio of the slope's spread to sum_i |IG_i|, the correction of the scores is damped.
 _TINY = float(torch.finfo(torch.float32).tiny)
 
 
@@ -22,10 +23,13 @@ _TINY = float(torch.finfo(torch.float32).tiny)
 class Policy:
     """How a path is integrated.
 
-    first: nodes to begin with. last: the most. tolerance: of the estimated relative error; None: no second try.
-    usual: sum_i |IG_i| of a usual example. An example's error is relative to this where its own sum is smaller.
-    ratios: by number of nodes, the error over the completeness residual (at least 1) and over the difference to a coarse rule
-    on the same nodes, as a pilot sample showed them.
+    Attributes:
+        first: The number of nodes of the first rule.
+        last: The most nodes of a rule.
+        tolerance: The largest estimated relative error. None means that only the first rule is used.
+        usual: sum_i |IG_i| of a typical example. The error of an example with a smaller sum is relative to this value.
+        ratios: By number of nodes, two ratios that a pilot sample showed: the error over the completeness residual (at least
+            1), and the error over the difference to a coarse rule on the same nodes.
     """
 
     first: int
@@ -35,7 +39,15 @@ class Policy:
     ratios: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     def after(self, nodes: int, excess: float) -> int | None:
-        """The next number of nodes to try where the error is `excess` times the tolerance; None where that was the last."""
+        """Choose the next rule for an example whose error is too large.
+
+        Args:
+            nodes: The number of nodes of the rule that was tried.
+            excess: The example's error over the tolerance.
+
+        Returns:
+            The next number of nodes to try, or None after the last rule.
+        """
         if nodes >= self.last:
             return None
         twice = 2 * nodes
@@ -43,19 +55,33 @@ class Policy:
             return twice
         return min(self.last, max(PLACED, (twice if excess < 4 else 2 * twice) // PANEL * PANEL))
 
-    def errors(self, nodes: int, found: Estimates) -> Tensor:
-        """Estimated relative errors [n], the larger of two: a residual can be small by luck, and a change can be unseen by
-        the nodes."""
-        known = max((level for level in self.ratios if level <= nodes), default=None)
-        residual, difference = (1.0, 0.0) if known is None else self.ratios[known]
-        error = torch.maximum(residual * found.residuals, difference * found.differences)
-        return error / found.sizes.clamp(min=max(self.usual, _TINY))
+    def errors(self, nodes: int, estimates: Estimates) -> Tensor:
+        """Estimate relative errors. Each is the larger of two estimates.
+
+        One estimate is not enough: a residual can be small by chance, and the nodes can miss a change of F.
+
+        Args:
+            nodes: The number of nodes of the rule.
+            estimates: The measures of the rule's error for n rows.
+
+        Returns:
+            Relative errors, float64 [n].
+        """
+        measured = max((level for level in self.ratios if level <= nodes), default=None)
+        residual_ratio, difference_ratio = (1.0, 0.0) if measured is None else self.ratios[measured]
+        error = torch.maximum(residual_ratio * estimates.residuals, difference_ratio * estimates.differences)  # [n]
+        return error / estimates.sizes.clamp(min=max(self.usual, _TINY))
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Of rules for n rows, each float64 [n] on the CPU: what the rule alone, not corrected, misses of F(1) - F(0); the sum over
-    the units of its difference to a coarse rule on the same nodes; and sum_i |IG_i|."""
+    """Measures of the errors of a rule for n rows. All tensors are float64 [n] on the CPU.
+
+    Attributes:
+        residuals: |sum_i IG_i - (F(1) - F(0))| of the rule itself, before `corrected`.
+        differences: The sum over the units of |difference| to a coarse rule on the same nodes.
+        sizes: sum_i |IG_i|.
+    """
 
     residuals: Tensor
     differences: Tensor
@@ -64,8 +90,15 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Integral:
-    """Integrated gradients [R, units] of rows, and of each row [R] the completeness residual, the estimated error, the nodes of
-    the rule that was taken, and those of all rules that were tried."""
+    """Integrated gradients of R rows.
+
+    Attributes:
+        scores: The integrated gradients [R, units].
+        residuals: The relative completeness residuals, float64 [R].
+        errors: The estimated relative errors, float64 [R].
+        rule: The number of nodes of the rule that gave the scores, int64 [R].
+        nodes: The number of nodes of all rules that were tried, int64 [R].
+    """
 
     scores: Tensor
     residuals: Tensor
@@ -75,133 +108,188 @@ class Integral:
 
 
 class Integrator:
-    """Integrates rows of one path, remembering where F was seen.
+    """An integrator of rows of one path. It remembers the values of F at all nodes so far, and places new nodes by them.
 
-    placed: rules of more nodes than a few have them where F moves; otherwise all are Gauss-Radau rules.
+    Args:
+        path: The path.
+        rows: The rows of the path's batch to integrate, int64 [R].
+        placed: Whether rules of many nodes are composite, with nodes where F changes. Otherwise all are Gauss-Radau rules.
     """
 
     def __init__(self, path: Path, rows: Tensor, *, placed: bool = True) -> None:
         self.path, self.rows, self._placed = path, rows, placed
-        self._change = (path.end[rows] - path.values(rows, torch.zeros(len(rows), device=rows.device))).double()
+        closed = torch.zeros(len(rows), device=rows.device)
+        self._change = (path.end[rows] - path.values(rows, closed)).double()  # F(1) - F(0) [R]
         start = (path.end[rows].double() - self._change).cpu().tolist()
         end = path.end[rows].cpu().tolist()
         self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
 
     def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Estimates]:
-        """By one rule, for the rows at `which` [n]: integrated gradients [n, units], and what tells how good they are."""
-        places = [self._place(k, nodes) for k in which.tolist()]
-        at, weights = np.stack([place for place, _ in places]), np.stack([weight for _, weight in places])
-        coarse = np.stack([nearest(*place) for place in places])
-        change = self._change[which]
-        both = self._tensor(np.stack([weights, coarse]))
-        sums = self.path.sums(self.rows[which], self._tensor(at), both, change.to(self.path.end.dtype))
-        for k, of_row, found in zip(which.tolist(), at, sums.values.double().cpu().numpy(), strict=True):
-            self._profiles[k].add(of_row, found)
-        scores = corrected(sums, both[0])
-        missing = (change - sums.plain.double().sum(1)).abs()
-        difference, size = (sums.plain - sums.coarse).double().abs().sum(1), scores.double().abs().sum(1)
-        return scores, Estimates(missing.cpu(), difference.cpu(), size.cpu())
+        """Integrate n of the rows by one rule.
+
+        Args:
+            which: Indices into the integrator's rows, int64 [n].
+            nodes: The number of nodes K of the rule.
+
+        Returns:
+            Integrated gradients [n, units], and measures of their errors.
+        """
+        rules = [self._rule_for(k, nodes) for k in which.tolist()]
+        at = np.stack([places for places, _ in rules])  # [n, K]
+        weights = np.stack([of_row for _, of_row in rules])  # [n, K + 1]
+        coarse = np.stack([nearest(*rule) for rule in rules])  # [n, K + 1]
+        change = self._change[which]  # [n]
+        both_weights = self._tensor(np.stack([weights, coarse]))  # [2, n, K + 1]
+        sums = self.path.sums(self.rows[which], self._tensor(at), both_weights, change.to(self.path.end.dtype))
+        for k, places, values in zip(which.tolist(), at, sums.values.double().cpu().numpy(), strict=True):
+            self._profiles[k].add(places, values)
+        scores = corrected(sums, both_weights[0])
+        residual = (change - sums.plain.double().sum(1)).abs()  # [n]
+        difference, size = (sums.plain - sums.coarse).double().abs().sum(1), scores.double().abs().sum(1)  # [n]
+        return scores, Estimates(residual.cpu(), difference.cpu(), size.cpu())
 
     def run(self, policy: Policy) -> Integral:
-        """Each row by the first rule whose estimated error is within the tolerance, or the last one."""
+        """Integrate each row by the first rule whose estimated error is within the tolerance, or by the last rule.
+
+        Args:
+            policy: The rules to try, and the tolerance.
+
+        Returns:
+            The integrals of all rows.
+        """
         count, scores = len(self.rows), torch.zeros(0)
         residuals, errors = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         rule, nodes = torch.zeros(2, count, dtype=torch.int64)
-        queue = {policy.first: list(range(count))}
+        queue = {policy.first: list(range(count))}  # Number of nodes -> the rows to integrate with so many.
         while queue:
             level = min(queue)
-            which = torch.tensor(queue.pop(level), device=self.rows.device)
-            found, estimates = self.rule(which, level)
-            scores = scores if len(scores) else found.new_zeros(count, found.shape[1])
-            scores[which], here = found, which.cpu()
-            residuals[here], rule[here] = estimates.residuals / estimates.sizes.clamp(min=_TINY), level
-            errors[here] = policy.errors(level, estimates)
-            nodes[here] += level
+            which = torch.tensor(queue.pop(level), device=self.rows.device)  # Rows whose next rule has `level` nodes, [n].
+            of_rule, estimates = self.rule(which, level)  # of_rule [n, units]
+            scores = scores if len(scores) else of_rule.new_zeros(count, of_rule.shape[1])
+            scores[which], which_cpu = of_rule, which.cpu()
+            residuals[which_cpu], rule[which_cpu] = estimates.residuals / estimates.sizes.clamp(min=_TINY), level
+            errors[which_cpu] = policy.errors(level, estimates)
+            nodes[which_cpu] += level
             if policy.tolerance is None:
                 continue
-            for k in here[errors[here] > policy.tolerance].tolist():
+            for k in which_cpu[errors[which_cpu] > policy.tolerance].tolist():
                 following = policy.after(level, float(errors[k]) / policy.tolerance)
                 if following is not None:
                     queue.setdefault(following, []).append(k)
         return Integral(scores, residuals, errors, rule, nodes)
 
     def doubled(self, integral: Integral, which: list[int]) -> tuple[float, float]:
-        """Against rules of twice as many nodes, placed anew: sum |difference| and sum |scores| over the rows at `which`."""
+        """Compare an integral with rules of twice as many nodes, whose nodes are placed anew.
+
+        Args:
+            integral: The integral of all rows.
+            which: Indices of the rows to compare.
+
+        Returns:
+            Over these rows, the sum of |difference| and the sum of |scores| of the finer rules.
+        """
         difference = size = 0.0
         for level in sorted({int(integral.rule[k]) for k in which}):
-            alike = torch.tensor([k for k in which if int(integral.rule[k]) == level], device=self.rows.device)
+            of_level = torch.tensor([k for k in which if int(integral.rule[k]) == level], device=self.rows.device)
             twice = 2 * level if not self._placed or 2 * level in FIRST else max(PLACED, 2 * level)
-            better, _ = self.rule(alike, twice)
-            difference += float((better - integral.scores[alike]).abs().sum())
-            size += float(better.abs().sum())
+            finer, _ = self.rule(of_level, twice)
+            difference += float((finer - integral.scores[of_level]).abs().sum())
+            size += float(finer.abs().sum())
         return difference, size
 
-    def _place(self, row: int, nodes: int) -> tuple[Floats, Floats]:
-        """Nodes [nodes], and the weights [nodes + 1] of these and of a = 1."""
+    def _rule_for(self, row: int, nodes: int) -> tuple[Floats, Floats]:
+        """Return nodes [nodes], and the weights [nodes + 1] of these and of a = 1."""
         if nodes in FIRST or not self._placed:
             return radau(nodes)
         at, weights = self._profiles[row].composite(nodes)
-        return at, np.append(weights, 0.0)
+        return at, np.append(weights, 0.0)  # A composite rule does not use a = 1.
 
     def _tensor(self, values: Floats) -> Tensor:
+        """Return values as a tensor of F's dtype on the rows' device."""
         return torch.from_numpy(values).to(self.rows.device, self.path.end.dtype)
 
 
 def corrected(sums: PathSums, weights: Tensor) -> Tensor:
-    """Scores [R, units] of rules whose sums and weights [R, K + 1] are given, with completeness as a control variate.
+    """Correct the scores of a rule, with completeness as a control variate.
 
-    The rule's sum of F' should be F(1) - F(0), and is d less. So the weights become w_k (1 + l (F'_k - mean F')), whose sum
-    stays 1, and with l = d / var F' the new rule has the right sum: as far as dF/dc_i varies along the path in proportion to
-    F', its error is gone. l is smaller where that would make a weight negative, and where F' hardly varies beside
-    sum_i |IG_i|, since then d says little of the units.
+    The rule's sum of w_k F'_k should be F(1) - F(0). It is too small by d. So each weight w_k becomes
+    w_k (1 + l (F'_k - mean F')). The sum of the weights stays 1. With l = d / var F', the new rule has the right sum. The error
+    of a unit vanishes as far as its dF/dc_i varies along the path in proportion to F'.
+
+    l is smaller in two cases: if l = d / var F' would make a weight negative, and if F' varies little compared with
+    sum_i |IG_i|, because then d says little about the units.
+
+    Args:
+        sums: The sums of the rule for R rows.
+        weights: The weights of the rule's K nodes and of a = 1, [R, K + 1].
+
+    Returns:
+        Corrected scores [R, units].
     """
-    missing = -(weights * sums.slopes).sum(1, keepdim=True)  # Slopes are less F(1) - F(0), and weights add up to 1.
-    spread = sums.slopes + missing
-    variance = (weights * spread.square()).sum(1, keepdim=True)
-    size = sums.plain.abs().sum(1, keepdim=True)
-    furthest = torch.where(weights > 0, spread, 0).abs().amax(1, keepdim=True)
-    least = torch.maximum(variance + (_HARDLY * size).square(), missing.abs() * furthest)
-    return sums.plain + missing / least.clamp(min=_TINY) * (sums.tilted + missing * sums.plain)
+    # The slopes have F(1) - F(0) subtracted, and the weights add up to 1. So this is d.
+    missing = -(weights * sums.slopes).sum(1, keepdim=True)  # [R, 1]
+    spread = sums.slopes + missing  # F'_k - mean F' [R, K + 1]
+    variance = (weights * spread.square()).sum(1, keepdim=True)  # [R, 1]
+    size = sums.plain.abs().sum(1, keepdim=True)  # [R, 1]
+    largest_spread = torch.where(weights > 0, spread, 0).abs().amax(1, keepdim=True)  # [R, 1]
+    denominator = torch.maximum(variance + (_DAMPING * size).square(), missing.abs() * largest_spread)  # d / l [R, 1]
+    return sums.plain + missing / denominator.clamp(min=_TINY) * (sums.tilted + missing * sums.plain)
 
 
 def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
-    """Finds how a path should be integrated, from a few rows: rules of more and more nodes, until the next changes little.
+    """Find a policy for a path from a few rows.
 
-    Measured against the last of them, each rule has an error, and its ratios to what can be known of it without the last. The
-    first rule is the smallest that three in four of the rows need no better one than.
+    Rules of more and more nodes are tried, until the next rule changes the scores little. The last rule counts as exact. The
+    error of each smaller rule is measured against it, and so are the ratios of this error to the two measures that need no
+    finer rule. The policy's first rule is the smallest that is good enough for three in four of the rows.
+
+    Args:
+        path: The path.
+        rows: The rows of the path's batch to try, int64 [n].
+        tolerance: The largest relative error.
+        last: The most nodes of a rule.
+
+    Returns:
+        The policy.
     """
     integrator = Integrator(path, rows)
-    everyone = torch.arange(len(rows), device=rows.device)
+    all_rows = torch.arange(len(rows), device=rows.device)
     last = last // PANEL * PANEL
-    levels: dict[int, tuple[Tensor, Estimates]] = {}
+    levels: dict[int, tuple[Tensor, Estimates]] = {}  # By number of nodes: scores [n, units] and estimates.
     for nodes in (*FIRST, *_doubling(PLACED, last)):
         before = levels[max(levels)][0] if levels else None
-        now, _ = levels[nodes] = integrator.rule(everyone, nodes)
+        now, _ = levels[nodes] = integrator.rule(all_rows, nodes)
         if before is not None and float((now - before).abs().sum()) <= tolerance / 2 * float(now.abs().sum()):
             break
-    exact, estimates = levels.pop(max(levels))
-    usual = float(estimates.sizes.mean())
+    exact, of_exact = levels.pop(max(levels))
+    usual = float(of_exact.sizes.mean())
     ratios: dict[int, tuple[float, float]] = {}
     first = FIRST[-1]
-    for nodes, (scores, found) in levels.items():
-        error = (scores - exact).double().abs().sum(1).cpu()
-        ratios[nodes] = max(1.0, _ratio(error, found.residuals)), _ratio(error, found.differences)
-        if float((error <= tolerance * estimates.sizes.clamp(min=usual)).double().mean()) >= 0.75:
+    for nodes, (scores, estimates) in levels.items():
+        error = (scores - exact).double().abs().sum(1).cpu()  # [n]
+        ratios[nodes] = max(1.0, _ratio(error, estimates.residuals)), _ratio(error, estimates.differences)
+        if float((error <= tolerance * of_exact.sizes.clamp(min=usual)).double().mean()) >= 0.75:
             first = min(first, nodes)
     return Policy(first, last, tolerance, usual, ratios)
 
 
-def _ratio(error: Tensor, known: Tensor) -> float:
-    return float(error.sum()) / max(float(known.sum()), _TINY)
+def _ratio(error: Tensor, measure: Tensor) -> float:
+    """Return the sum of the errors [n] over the sum of a measure of them [n]."""
+    return float(error.sum()) / max(float(measure.sum()), _TINY)
 
 
 def fixed(nodes: int) -> Policy:
-    """A given number of nodes for each row."""
+    """Return a policy that integrates each row with the same number of nodes.
+
+    Args:
+        nodes: The number of nodes.
+    """
     return Policy(nodes, nodes, None)
 
 
 def _doubling(start: int, last: int) -> list[int]:
-    found = [start]
-    while found[-1] < last:
-        found.append(min(2 * found[-1], last))
-    return found
+    """Return start, 2 * start, 4 * start, ... up to `last`, which ends the list."""
+    levels = [start]
+    while levels[-1] < last:
+        levels.append(min(2 * levels[-1], last))
+    return levels

@@ -1,4 +1,4 @@
-"""How exact integrated gradients are: completeness for each example, and a doubled rule on a sample."""
+"""How exact integrated gradients are: completeness for each example, and a rule of twice the nodes for a sample."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ JOINT = "joint"
 
 @dataclass(frozen=True)
 class Convergence:
-    """By path: a site's name, or "joint" for all sites at once.
+    """How exact integrated gradients are, by path. A path is a site's name, or "joint" for all sites at once.
 
-    residuals: |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i| of each example, float32 [examples], where the first sum is the
-    quadrature rule's before completeness corrects it (`adaptive.corrected`); that of the scores themselves is no larger.
-    errors: estimates of the relative errors sum_i |IG_i - exact_i| / sum_i |IG_i|, float32 [examples]: the residual, in which
-    errors of units cancel, or the difference to a coarser rule on the same nodes, each times its ratio to the error in a pilot
-    sample, the larger; relative to the pilot's mean of sum_i |IG_i| where the example's own is smaller, since it then adds as
-    little to the scores. Where the number of nodes was given there is no pilot, and this is the residual.
-    nodes: gradient passes that were run, rules that were tried and given up included, int64 [examples].
-    Where an example is scored for several labels, all three are the largest among them.
-    doubled: the relative error summed over a second sample, against rules of twice as many nodes.
-    tolerance: what the errors should stay below; None where the number of nodes was given.
+    If an example is scored for several labels, its residual, error and nodes are the largest among the labels.
+
+    Attributes:
+        residuals: The completeness residual of each example, float32 [examples]:
+            |sum_i IG_i - (F(1) - F(0))| / sum_i |IG_i|. Here the first sum is the quadrature rule's, before completeness
+            corrects it (`adaptive.corrected`). The residual of the scores themselves is no larger.
+        errors: The estimated relative error of each example, float32 [examples]: sum_i |IG_i - exact_i| / sum_i |IG_i|. There
+            are two measures of it: the residual, in which errors of units cancel, and the difference to a coarser rule on the
+            same nodes. Both are multiplied by their ratio to the error in a pilot sample, and the larger product counts. It is
+            relative to the pilot's mean of sum_i |IG_i| if the example's own sum is smaller, because then the example adds
+            little to the scores. With a given number of nodes there is no pilot, and the error is the residual.
+        nodes: The number of gradient passes of each example, int64 [examples]. Rules that were tried and given up count too.
+        doubled: The relative error summed over a second sample of examples, against rules of twice as many nodes.
+        tolerance: The largest estimated error that was asked for; None if the number of nodes was given.
+
+    Example:
+        >>> scores = secateur.attribute(model, task, examples, criterion="ig")
+        >>> scores.convergence.missed()  # {"encoder.0.ffn": [], ...}: all examples are within the tolerance.
     """
 
     residuals: Mapping[str, Tensor]
@@ -34,13 +42,22 @@ class Convergence:
     tolerance: float | None
 
     def missed(self) -> dict[str, list[int]]:
-        """By path, the examples whose estimated error exceeds the tolerance although the most nodes were taken."""
+        """List the examples whose estimated error exceeds the tolerance although the most nodes were used.
+
+        Returns:
+            The indices of these examples by path. The lists are empty if there is no tolerance.
+        """
         if self.tolerance is None:
             return {path: [] for path in self.errors}
         return {path: (errors > self.tolerance).nonzero().flatten().tolist() for path, errors in self.errors.items()}
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """By path: mean nodes, mean residual, mean estimated error, examples that missed the tolerance, error on the sample."""
+        """Summarise the convergence of each path.
+
+        Returns:
+            By path: the means over the examples of "nodes", "residual" and (estimated) "error", the number of examples that
+            "missed" the tolerance, and the error against "doubled" rules on the sample.
+        """
         missed = self.missed()
         return {
             path: {
@@ -54,17 +71,25 @@ class Convergence:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved as tensors."""
+        """Return the attributes that are saved as tensors, by "attribute/path"."""
         kinds = {"residuals": self.residuals, "errors": self.errors, "nodes": self.nodes}
-        return {f"{kind}/{path}": value for kind, of in kinds.items() for path, value in of.items()}
+        return {f"{kind}/{path}": value for kind, by_path in kinds.items() for path, value in by_path.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The rest."""
+        """Return the attributes that are not in `tensors`, as JSON values."""
         return {"doubled": dict(self.doubled), "tolerance": self.tolerance}
 
     @classmethod
     def read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convergence:
-        """From what `tensors` and `to_json` gave."""
+        """Read what `to_json` and `tensors` returned.
+
+        Args:
+            about: The JSON values.
+            tensors: The tensors. Others among them are ignored.
+
+        Returns:
+            The convergence.
+        """
 
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
@@ -73,5 +98,11 @@ class Convergence:
 
 
 def raise_(largest: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Raises the tensor [examples] to a batch's values [B] at its rows; the largest counts where a row has several."""
+    """Raise a tensor to a batch's values at the batch's rows, in place. If a row has several values, the largest counts.
+
+    Args:
+        largest: The largest values so far [examples].
+        rows: The rows of the batch, int64 [B].
+        values: The batch's values [B].
+    """
     largest.scatter_reduce_(0, rows, values.to(largest.dtype), "amax")

@@ -1,4 +1,4 @@
-"""Paths of integrated gradients: gates that go from 0 to 1 together, those of one site or of all sites at once."""
+"""Paths of integrated gradients: the gates of one site, or of all sites at once, go from 0 to 1 together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ TargetOf = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True)
 class Pass:
-    """Of n rows: F [n], its derivative F' = dF/da [n], and the tensors [n, ...] that dF/dc is a linear function of."""
+    """The results of a pass over n rows.
+
+    Attributes:
+        values: F [n].
+        slopes: The derivative F' = dF/da [n].
+        tensors: Tensors [n, ...]. dF/dc is a linear function of them.
+    """
 
     values: Tensor
     slopes: Tensor
@@ -31,8 +37,15 @@ class Pass:
 
 @dataclass(frozen=True)
 class PathSums:
-    """values [R, K]: F at the nodes. slopes [R, K + 1]: F' there and at a = 1, less a constant of each row.
-    plain, coarse, tilted [R, units]: sum_k w_k dF/dc, the same by a coarser rule, and sum_k w_k slope_k dF/dc."""
+    """Sums over the K nodes of R rows and a = 1.
+
+    Attributes:
+        values: F at the nodes [R, K].
+        slopes: F' at the nodes and at a = 1, minus a constant of each row [R, K + 1].
+        plain: sum_k w_k dF/dc [R, units].
+        coarse: The same sum with the weights of a coarser rule [R, units].
+        tilted: sum_k w_k slope_k dF/dc [R, units].
+    """
 
     values: Tensor
     slopes: Tensor
@@ -42,11 +55,12 @@ class PathSums:
 
 
 class Path(ABC):
-    """F(a) of a batch's rows, and dF/dc of the path's units, where the gates c of these units have the common value a.
+    """A path of a batch: F(a) and dF/dc, where the gates c of the path's units all have the value a.
 
-    sites: whose units these are, in the order of the scores. end: F at a = 1, [B]; like dF/dc there it is left over from the
-    pass that captured the batch, so it costs nothing.
-    limit: rows of one pass. More are run in turn, so memory does not grow with the number of nodes.
+    Attributes:
+        sites: The sites of the path's units, in the order of the scores.
+        end: F at a = 1 [B]. The pass that captured the batch gives it, and dF/dc at a = 1, without a further pass.
+        limit: The most rows of one pass. More rows run one chunk after another, so memory does not grow with the nodes.
     """
 
     sites: tuple[Site, ...]
@@ -55,53 +69,79 @@ class Path(ABC):
 
     @abstractmethod
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        """F [n] of the rows [n] of the batch at the gate values [n], without a backward pass."""
+        """Compute F without a backward pass.
 
-    def sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, less: Tensor) -> PathSums:
-        """For rows [R]: nodes [R, K] in 0 ... 1, the weights [2, R, K + 1] of these and of a = 1 by a rule and a coarser one,
-        and what is taken from F' [R]."""
-        own = torch.arange(len(rows), device=rows.device)
-        owners, gates, inner = own.repeat_interleave(nodes.shape[1]), nodes.flatten(), weights[..., :-1].flatten(1)
+        Args:
+            rows: Rows of the batch, int64 [n]. They may repeat.
+            gate: The gate value of each row [n].
+
+        Returns:
+            F [n].
+        """
+
+    def sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, subtracted: Tensor) -> PathSums:
+        """Sum dF/dc over the nodes of each row.
+
+        Args:
+            rows: Rows of the batch, int64 [R].
+            nodes: The nodes of each row, between 0 and 1, [R, K].
+            weights: The weights of these nodes and of a = 1, for a rule and for a coarser rule, [2, R, K + 1].
+            subtracted: A constant of each row, which is subtracted from F' [R].
+
+        Returns:
+            The sums.
+        """
+        indices = torch.arange(len(rows), device=rows.device)  # [R]
+        # The nodes of all rows become R * K passes. `owners` names the row of a pass.
+        owners, gates = indices.repeat_interleave(nodes.shape[1]), nodes.flatten()  # [R * K]
+        inner_weights = weights[..., :-1].flatten(1)  # [2, R * K]
         end = self._end(rows)
-        ends = end.slopes - less
-        totals = [_mixed(own, weights[..., -1], ends, tensor, len(rows)) for tensor in end.tensors]
+        end_slopes = end.slopes - subtracted  # [R]
+        totals = [_mixed(indices, weights[..., -1], end_slopes, tensor, len(rows)) for tensor in end.tensors]  # [3, R, ...]
         values, slopes = [], []
         for start in range(0, len(owners), self.limit):
             chunk = slice(start, start + self.limit)
-            owner = owners[chunk]
-            found = self._run(rows[owner], gates[chunk])
-            values.append(found.values)
-            slopes.append(found.slopes - less[owner])
-            # The tensors are summed over the nodes before the product with a weight, which is one for all nodes.
-            for total, tensor in zip(totals, found.tensors, strict=True):
-                total += _mixed(owner, inner[:, chunk], slopes[-1], tensor, len(rows))
-        every = torch.cat([torch.cat(slopes).view_as(nodes), ends[:, None]], 1)
-        return PathSums(
-            torch.cat(values).view_as(nodes), every, *(self._scores(rows, [t[k] for t in totals]) for k in range(3))
-        )
+            owner = owners[chunk]  # [n], n <= limit
+            of_chunk = self._run(rows[owner], gates[chunk])
+            values.append(of_chunk.values)
+            slopes.append(of_chunk.slopes - subtracted[owner])
+            # Sum the tensors over the nodes first: then one product with a layer's weight serves all nodes.
+            for total, tensor in zip(totals, of_chunk.tensors, strict=True):
+                total += _mixed(owner, inner_weights[:, chunk], slopes[-1], tensor, len(rows))
+        all_slopes = torch.cat([torch.cat(slopes).view_as(nodes), end_slopes[:, None]], 1)  # [R, K + 1]
+        plain, coarse, tilted = (self._scores(rows, [total[k] for total in totals]) for k in range(3))  # [R, units]
+        return PathSums(torch.cat(values).view_as(nodes), all_slopes, plain, coarse, tilted)
 
     @abstractmethod
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        """A forward and a backward pass of rows [n] at gate values [n]; n is at most `limit`."""
+        """Run a forward and a backward pass of rows [n] at gate values [n]. n is at most `limit`."""
 
     @abstractmethod
     def _end(self, rows: Tensor) -> Pass:
-        """The same at a = 1, of any number of rows, without another pass."""
+        """Return the same at a = 1, for any number of rows, without another pass."""
 
     @abstractmethod
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
-        """dF/dc [n, units] of the rows [n] from the tensors of a pass, or a sum of such scores from the sums."""
+        """Return dF/dc [n, units] of rows [n] from the tensors of a pass. Sums of tensors give sums of dF/dc."""
 
 
 class LayerPath(Path):
-    """The gates of one site: the activations do not change along the path, and what lies below the site is not run again."""
+    """The path of one site's gates. The site's activations do not change along the path, and layers below do not run again.
+
+    Args:
+        replay: The captured batch.
+        site: The site.
+        limit: The most rows of one pass.
+    """
 
     def __init__(self, replay: Replay, site: Site, limit: int) -> None:
         self.replay, self.sites, self.end, self.limit = replay, (site,), replay.value, limit
         self._leaves = replay.leaves[site]
 
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        return torch.cat([self.replay.run(self.sites[0], some, gates)[0] for some, gates in _split(rows, gate, self.limit)])
+        """Compute F [n] by replaying the layers above the site."""
+        chunks = _split(rows, gate, self.limit)
+        return torch.cat([self.replay.run(self.sites[0], chunk, gates)[0] for chunk, gates in chunks])
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
         return self._pass(rows, *self.replay.run(self.sites[0], rows, gate, gradients=True))
@@ -110,23 +150,25 @@ class LayerPath(Path):
         return self._pass(rows, self.end[rows], [leaf.gradient[rows] for leaf in self._leaves])
 
     def _pass(self, rows: Tensor, values: Tensor, gradients: list[Tensor]) -> Pass:
-        slopes = torch.stack([leaf.slope(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, gradients, strict=True)])
-        return Pass(values, slopes.sum(0), gradients)
+        """Return a pass from F [n] and the gradient at each of the site's leaves [n, T, channels]."""
+        of_leaves = [leaf.slope(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, gradients, strict=True)]
+        return Pass(values, torch.stack(of_leaves).sum(0), gradients)  # [leaves, n] -> [n]
 
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
-        return torch.stack([leaf.scores(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, tensors, strict=True)]).sum(0)
+        of_leaves = [leaf.scores(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, tensors, strict=True)]
+        return torch.stack(of_leaves).sum(0)  # [leaves, n, units] -> [n, units]
 
 
 class JointPath(Path):
-    """The gates of all sites at once: each pass is an ordinary gradient x activation pass with every branch scaled.
+    """The path of the gates of all sites at once. Each pass is a gradient x activation pass with all branches scaled.
 
     Args:
         model: The model. Its parameters must be frozen (`undisturbed`).
-        ports: Where the units of each site are gated.
-        target: Runs the model on a batch and returns F [B].
+        ports: The ports at which the units of each site are gated.
+        target: A function that runs the model on a batch and returns F [B].
         batch: The examples.
         limit: The most rows of one pass.
-        backend: Of the kernels.
+        backend: The implementation of the kernels.
     """
 
     def __init__(
@@ -141,38 +183,45 @@ class JointPath(Path):
     ) -> None:
         self.model, self.ports, self.target, self.batch, self._backend = model, ports, target, batch, backend
         self.sites, self.limit = tuple(ports), limit
-        everyone = torch.arange(len(batch.labels), device=batch.labels.device)
-        self._whole = self._run(everyone, torch.ones(len(everyone), device=everyone.device))
-        self.end = self._whole.values
+        all_rows = torch.arange(len(batch.labels), device=batch.labels.device)
+        self._open = self._run(all_rows, torch.ones(len(all_rows), device=all_rows.device))  # All gates at 1.
+        self.end = self._open.values
 
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        found = []
-        for some, gates in _split(rows, gate, self.limit):
-            with scaled(self.model, [port for each in self.ports.values() for port in each], gates), torch.no_grad():
-                found.append(self.target(self.batch.take(some)))
-        return torch.cat(found)
+        """Compute F [n] by forward passes of the whole model with all branches scaled."""
+        values = []
+        ports = [port for of_site in self.ports.values() for port in of_site]
+        for chunk, gates in _split(rows, gate, self.limit):
+            with scaled(self.model, ports, gates), torch.no_grad():
+                values.append(self.target(self.batch.take(chunk)))
+        return torch.cat(values)
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
         run = partial(self.target, self.batch.take(rows))
         value, by_site = gate_gradients(self.model, self.ports, run, gate, backend=self._backend)
-        scores = torch.cat(list(by_site.values()), 1)
+        scores = torch.cat(list(by_site.values()), 1)  # [n, units of all sites]
         return Pass(value, scores.sum(1), [scores])
 
     def _end(self, rows: Tensor) -> Pass:
-        return Pass(self.end[rows], self._whole.slopes[rows], [tensor[rows] for tensor in self._whole.tensors])
+        return Pass(self.end[rows], self._open.slopes[rows], [tensor[rows] for tensor in self._open.tensors])
 
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
         return tensors[0]
 
 
 def _mixed(owner: Tensor, weights: Tensor, slopes: Tensor, tensor: Tensor, count: int) -> Tensor:
-    """[3, count, ...]: the rows of `tensor` [n, ...] times the weights [2, n] of two rules, and times the first's and the
-    slopes [n], summed for each owner [n]. By a product, because adding up by index is not deterministic on CUDA."""
-    mixing = slopes.new_zeros(3, count, len(owner))
-    each = torch.cat([weights, weights[:1] * slopes])
-    mixing[:, owner, torch.arange(len(owner), device=owner.device)] = each.to(mixing)
+    """Sum the rows of a tensor [n, ...] for each of `count` owners, with three different weights: [3, count, ...].
+
+    The weights are those of two rules [2, n], and the first rule's times the slopes [n]. `owner` [n] names the owner of each
+    row. The sum is a matrix product, because summing by index is not deterministic on CUDA.
+    """
+    mixing = slopes.new_zeros(3, count, len(owner))  # [3, count, n]
+    factors = torch.cat([weights, weights[:1] * slopes])  # [3, n]
+    mixing[:, owner, torch.arange(len(owner), device=owner.device)] = factors.to(mixing)
+    # [3 * count, n] @ [n, ...] -> [3, count, ...]
     return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(3, count, *tensor.shape[1:])
 
 
 def _split(rows: Tensor, gate: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over rows [n] and gate values [n] in chunks of at most `limit`."""
     return zip(torch.split(rows, limit), torch.split(gate, limit), strict=True)

@@ -1,4 +1,4 @@
-"""Where a branch's output joins the residual stream, and the norm that reads the stream: both are one kernel's work."""
+"""The place where a branch's output joins the residual stream, and the norm that reads the stream. One kernel computes both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from secateur_kernels.backend import Norm as Kind
 
 @dataclass(frozen=True)
 class CapturedNorm:
-    """A norm as it ran in a captured pass: its path, its parameters, and what went in and came out [B, T, D]."""
+    """A norm as it ran in a captured pass.
+
+    Attributes:
+        path: The path of the norm's module.
+        module: The module.
+        stream: The norm's input [B, T, D].
+        normed: The norm's output [B, T, D].
+    """
 
     path: str
     module: nn.Module
@@ -29,9 +36,15 @@ class CapturedNorm:
 
 @dataclass(frozen=True)
 class Join:
-    """stream = residual + branch, and the norm that reads it.
+    """The sum stream = residual + branch, and the norm that reads the stream.
 
-    norm: the norm's path, where the stream is read elsewhere too; None where the norm alone reads it (post-norm).
+    Attributes:
+        residual: The residual stream before the sum [B, T, D].
+        norm: The norm's path if other modules read the stream too; None if the norm alone reads it (post-norm).
+        kind: The kind of norm: "rms_norm" or "layer_norm".
+        eps: The norm's epsilon.
+        weight: The norm's weight [D].
+        bias: The norm's bias [D], or None.
     """
 
     residual: Tensor
@@ -44,10 +57,22 @@ class Join:
     def enter(
         self, rows: Tensor, direction: Tensor, base: Tensor | None, gate: Tensor, gradients: bool, backend: Backend
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """See `Leaf.enter`; direction is that of the rows. The tensor with the gradient is the residual."""
-        residual = self.residual[rows].requires_grad_(gradients)
+        """Compute the stream residual + base + gate * direction and its norm, for n rows of the batch.
+
+        Args:
+            rows: Rows of the batch, int64 [n].
+            direction: The leaf's direction for these rows [n, T, D], as in `Leaf`.
+            base: The leaf's base [D], or None.
+            gate: The gate value of each row [n].
+            gradients: Whether a backward pass follows.
+            backend: The implementation of the kernel.
+
+        Returns:
+            As `Leaf.enter`. The tensor that gets the gradient is the residual.
+        """
+        residual = self.residual[rows].requires_grad_(gradients)  # [n, T, D]
         norm = (self.weight, self.bias, self.eps, self.kind)
-        stream, normed = interpolated_norm(residual, direction, base, gate[None], *norm, backend=backend)
+        stream, normed = interpolated_norm(residual, direction, base, gate[None], *norm, backend=backend)  # [1, n, T, D]
         if self.norm is None:
             return residual, normed[0], {}
         return residual, stream[0], {self.norm: normed[0]}
@@ -55,19 +80,28 @@ class Join:
 
 @contextmanager
 def norms(model: nn.Module) -> Iterator[list[CapturedNorm]]:
-    """Inside, what might be norms is written down, in the order in which it runs."""
-    found: list[CapturedNorm] = []
+    """Record the modules that may be norms, in the order in which they run inside the context.
+
+    These are modules with a weight [D] whose input and output are tensors, the output [B, T, D].
+
+    Args:
+        model: The model.
+
+    Yields:
+        The list of records, which grows as modules run.
+    """
+    records: list[CapturedNorm] = []
 
     def keep(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if arguments and isinstance(output, Tensor) and output.dim() == 3:
-            found.append(CapturedNorm(path, module, arguments[0], output))
+            records.append(CapturedNorm(path, module, arguments[0], output))
 
     with ExitStack() as stack:
         for path, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.dim() == 1:
                 stack.callback(module.register_forward_hook(partial(keep, path), prepend=True).remove)
-        yield found
+        yield records
 
 
 def joined(
@@ -75,59 +109,75 @@ def joined(
 ) -> tuple[Join | None, Tensor]:
     """Find how a branch's output joins the residual stream.
 
-    Code between modules may read a stream if no module returns it or its norm. Nothing here can reach that code.
+    If no module returns a stream or its norm, code between modules may read that stream. A replay cannot reach that code, so
+    the branch's output itself is replaced instead.
 
     Args:
         output: The branch's output [B, T, D].
-        above: What the modules that contain the branch's last layer returned, by path.
+        above: The return values of the modules that contain the branch's last layer, by path.
         captured: The norms that ran, in their order.
-        backend: Of the kernel.
+        backend: The implementation of the kernel.
 
     Returns:
-        The join, and the tensor that a module above the branch returns: the stream or its norm. Where no module returns
-        either: None, and the output itself.
+        The join, and the tensor that a module above the branch returns: the stream or its norm. If no module returns either:
+        None, and the output itself.
     """
     for k, norm in enumerate(captured):
-        inside = any(holds(value, norm.stream) for value in above.values())
-        if not inside and not any(holds(value, norm.normed) for value in above.values()):
+        stream_is_returned = any(holds(value, norm.stream) for value in above.values())
+        if not stream_is_returned and not any(holds(value, norm.normed) for value in above.values()):
             continue
+        # The residual is the input or output of an earlier norm.
         earlier = [tensor for before in captured[:k] for tensor in (before.stream, before.normed)]
         residual = next((tensor for tensor in reversed(earlier) if _adds_up(tensor, output, norm.stream)), None)
-        once = sum(other.path == norm.path for other in captured) == 1
-        spec = norm_arguments(norm, backend) if residual is not None and once else None
-        if residual is not None and spec is not None:
-            join = Join(residual.detach(), norm.path if inside else None, *spec)
-            return join, norm.stream if inside else norm.normed
+        runs_once = sum(other.path == norm.path for other in captured) == 1
+        kernel_arguments = norm_arguments(norm, backend) if residual is not None and runs_once else None
+        if residual is not None and kernel_arguments is not None:
+            join = Join(residual.detach(), norm.path if stream_is_returned else None, *kernel_arguments)
+            return join, norm.stream if stream_is_returned else norm.normed
     return None, output
 
 
 def norm_arguments(norm: CapturedNorm, backend: Backend = "auto") -> tuple[Kind, float, Tensor, Tensor | None] | None:
-    """Find the kernel's kind, eps, weight and bias: with them it gives the norm's output for the first example, up to rounding.
+    """Find the arguments with which the kernel computes a norm, up to rounding. They are tried on the first example.
 
-    Returns None where no arguments do.
+    Args:
+        norm: The norm, as it ran.
+        backend: The implementation of the kernel.
+
+    Returns:
+        The kind, eps, weight and bias; None if no arguments give the output.
     """
     eps = getattr(norm.module, "variance_epsilon", getattr(norm.module, "eps", None))
     if not isinstance(eps, float):
         return None
     stream, expected = norm.stream[:1].detach(), norm.normed[:1].detach()
-    own, bias = norm.module.get_parameter("weight").detach(), getattr(norm.module, "bias", None)
+    stored_weight, bias = norm.module.get_parameter("weight").detach(), getattr(norm.module, "bias", None)  # [D]
     limit = 8 * torch.finfo(stream.dtype).eps * (expected.abs() + expected.abs().max())
-    # Some models keep their weights less one.
-    for kind, weight in product(get_args(Kind), (own, 1 + own)):
-        nodes = stream.new_zeros(1)
-        _, normed = interpolated_norm(stream, stream, None, nodes, weight, bias, eps, kind, backend=backend)
+    # Some models, such as Gemma, store the weight minus one.
+    for kind, weight in product(get_args(Kind), (stored_weight, 1 + stored_weight)):
+        closed = stream.new_zeros(1)  # With a gate of 0, the kernel normalises the stream alone.
+        _, normed = interpolated_norm(stream, stream, None, closed, weight, bias, eps, kind, backend=backend)
         if bool(((normed[0] - expected).abs() <= limit).all()):
             return kind, eps, weight, bias
     return None
 
 
 def holds(value: Any, tensor: Tensor) -> bool:
-    """Whether what a module returned is this very tensor, or has it among its parts."""
+    """Tell whether a module's return value is a tensor, or contains it.
+
+    Args:
+        value: The return value: a tensor, or nested tuples and lists.
+        tensor: The tensor. Identity counts, not equality.
+
+    Returns:
+        Whether the value holds the tensor.
+    """
     if isinstance(value, (tuple, list)):
-        return any(holds(each, tensor) for each in value)
+        return any(holds(part, tensor) for part in value)
     return value is tensor
 
 
 def _adds_up(residual: Tensor, output: Tensor, stream: Tensor) -> bool:
+    """Tell whether residual + output is bit-identical to the stream."""
     alike = residual.shape == output.shape == stream.shape and residual.dtype == output.dtype == stream.dtype
     return alike and torch.equal(residual + output, stream)
