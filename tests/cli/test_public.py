@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -71,6 +74,21 @@ def test_the_package_that_training_needs_is_named(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("name", vars(secateur)["__all__"])
 def test_every_name_resolves_and_is_documented(name: str) -> None:
     assert getattr(secateur, name).__doc__
+
+
+@pytest.mark.parametrize("package", [secateur, learned], ids=["secateur", "learned"])
+def test_docstrings_tell_every_argument(package: ModuleType) -> None:
+    """Google style: a line `name: ...` for every parameter of a public function or class."""
+    untold = []
+    for name in vars(package)["__all__"]:
+        value = getattr(package, name)
+        if isinstance(value, ModuleType) or value is secateur.InputError:
+            continue
+        text = inspect.getdoc(value) or ""
+        for parameter in inspect.signature(value).parameters:
+            if not re.search(rf"^\s+\*{{0,2}}{parameter}( \(.*\))?: \S", text, re.MULTILINE):
+                untold.append(f"{name}: {parameter}")
+    assert not untold
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

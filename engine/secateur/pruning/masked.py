@@ -16,7 +16,18 @@ from secateur.planning.plan import Plan
 
 @contextmanager
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
-    """A context in which the units that the plan removes have activation zero: the specification of the pruned model."""
+    """A context in which the units that the plan removes have activation zero: the specification of the pruned model.
+
+    Args:
+        model: The dense model. It is as before after the context.
+        plan: The plan. Its sites are sites of this model.
+
+    Raises:
+        InputError: The plan names a site that the model does not have.
+
+    Example:
+        `with secateur.masked(model, plan): logits = model(**inputs).logits`
+    """
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
         mask = torch.zeros(units)

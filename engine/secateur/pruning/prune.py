@@ -35,7 +35,18 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
-    """Prune a model in place, as `prune` does, and return it."""
+    """Prune a model in place, as `prune` does, and return it.
+
+    Args:
+        model: The dense model. Its modules are replaced.
+        plan: The plan, made from scores of this model.
+
+    Returns:
+        The same model, now smaller.
+
+    Raises:
+        InputError: As `prune` does.
+    """
     rebuild = rebuild_of(model, plan)
     _carry_out_(model, rebuild, rebuild.tensors(model))
     return model

@@ -25,7 +25,14 @@ _FAMILIES: list[Family] = [T5, BART, BERT, DISTILBERT, MODERNBERT, LLAMA, GPT2, 
 
 
 def register_family(family: Family) -> None:
-    """Add a family. Of two families with the same model type the later one wins. Raises InputError unless it is a Family."""
+    """Add a family of models. Of two families with the same model type the later one wins.
+
+    Args:
+        family: Where the linear layers of its models are, and what their config says.
+
+    Raises:
+        InputError: The argument is not a `secateur.families.Family`.
+    """
     if not isinstance(family, Family):
         raise InputError(f"family: expected a secateur.families.Family, got {type(family).__name__}")
     _FAMILIES.insert(0, family)
