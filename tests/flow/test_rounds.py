@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from cases import CASES, Case
 
 import secateur
 from secateur import InputError
+from secateur.flow import rounds
 
 ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 
@@ -55,6 +57,25 @@ def test_units_that_a_round_removes_do_not_return(allocation: Any) -> None:
         assert not removed[site] & set(kept.tolist())
         lowest = min(0.0, float(scores[site][kept].min()))
         assert all(float(scores[site][unit]) < lowest for unit in removed[site])
+
+
+def test_removed_units_score_below_zero_where_all_scores_are_high(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A knapsack takes every unit with a positive score that it can pay for. So a removed unit needs a negative one."""
+
+    def raised(*arguments: Any, **options: Any) -> secateur.Scores:
+        scores = secateur.attribute(*arguments, **options)
+        return replace(scores, by_site={site: values + 5 for site, values in scores.items()})
+
+    monkeypatch.setattr(rounds, "attribute", raised)
+    case = CASES["t5-gated"]
+    model = case.model()
+    first = secateur.plan(raised(model, case.task, case.examples), keep=0.5)
+    scores = secateur.attribute_in_rounds(model, case.task, case.examples, 2, {"keep": 0.25})
+    for site, kept in first.items():
+        gone = sorted(set(range(len(scores[site]))) - set(kept.tolist()))
+        assert gone
+        assert scores[site][gone].max() < 0
+        assert scores[site][kept].min() >= 5
 
 
 def test_rounds_plan_by_default_with_a_knapsack_that_leaves_every_site_a_unit() -> None:

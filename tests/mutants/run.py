@@ -31,7 +31,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).with_name("result.json")
 SEED = 23
-HANG = 900  # Seconds. A mutant that runs for longer hangs and counts as killed.
+HANG = 240  # Seconds. A mutant in which one test runs for longer hangs and counts as killed.
 COPIED = ("engine", "kernels", "tests", "bench", "pyproject.toml", "constraints.txt", "README.md", "docs")
 
 
@@ -45,7 +45,7 @@ class Part:
 
 
 PARTS = {
-    "planning": Part("engine/secateur/planning/*.py", ("tests/planning", "tests/flow"), 40),
+    "planning": Part("engine/secateur/planning/*.py", ("tests/planning", "tests/flow", "tests/measuring/test_latency.py"), 40),
     "recovery": Part("engine/secateur/recovery/*.py", ("tests/recovery",), 20),
     "surgery": Part("engine/secateur/pruning/prune.py", ("tests/pruning/test_prune.py", "tests/pruning/test_save.py"), 12),
 }
@@ -129,14 +129,11 @@ def copies(count: int) -> Iterator[SimpleQueue[Path]]:
 
 def passes(copy: Path, tests: tuple[str, ...]) -> bool:
     """Whether the tests pass on a copy."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    hang = ["-o", f"faulthandler_timeout={HANG}", "-o", "faulthandler_exit_on_timeout=true"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *hang, *tests]
     paths = {"PYTHONPATH": f"{copy / 'engine'}:{copy / 'kernels'}", "PYTHONDONTWRITEBYTECODE": "1"}
     environment = {**os.environ, **paths}
-    try:
-        run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=HANG, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return run.returncode == 0
+    return subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False).returncode == 0
 
 
 def survives(mutant: Mutant, tests: tuple[str, ...], queue: SimpleQueue[Path]) -> bool:
@@ -146,7 +143,9 @@ def survives(mutant: Mutant, tests: tuple[str, ...], queue: SimpleQueue[Path]) -
     original = path.read_text()
     try:
         path.write_text(mutant.code)
-        return passes(copy, tests)
+        survived = passes(copy, tests)
+        print("survived" if survived else "killed", f"{mutant.module}:{mutant.line}", flush=True)
+        return survived
     finally:
         path.write_text(original)
         queue.put(copy)

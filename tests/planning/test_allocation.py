@@ -64,6 +64,12 @@ def test_the_gap_is_small_where_sites_have_many_units() -> None:
     assert plan.summary()["gap"] < 1e-3
 
 
+@pytest.mark.parametrize("budget", [{"keep": 0.5}, {"params": 0.5}, {"params": 0.5, "allocation": "global"}])
+def test_the_gap_is_zero_where_it_is_not_known(budget: Any) -> None:
+    plan = secateur.plan(random_ffn_scores(3), **budget)
+    assert plan.summary()["gap"] == 0
+
+
 @pytest.mark.parametrize("name", CASE_NAMES)
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("allocation", ["global", "knapsack"])

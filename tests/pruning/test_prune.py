@@ -209,7 +209,7 @@ def test_the_removed_parameters_are_those_of_the_removed_units(case: Case, unit:
 def test_every_cut_layer_has_smaller_weights(case: Case, unit: str, kind: str) -> None:
     model, plan = case.model(), PLANS[kind](case, unit)
     pruned = secateur.prune(model, plan)
-    checked = 0
+    checked, exact = 0, 0
     for site, branch in branches_of(model, plan.sites).items():
         kept_units = 0 if branch in empty_attentions(model, plan) else len(plan[site.name])
         for port in branch.cut_at(site.unit):
@@ -217,10 +217,12 @@ def test_every_cut_layer_has_smaller_weights(case: Case, unit: str, kind: str) -
             side = 0 if port.side == "output" else 1
             if port.map.size == dense[side]:  # Otherwise the layer also belongs to another site.
                 assert ours[side] * site.units == dense[side] * kept_units, port
+                exact += 1
             checked += ours[side] < dense[side]
             bias = pruned.get_submodule(port.path)._parameters.get("bias")
             assert bias is None or len(bias) == ours[0]
     assert checked > 0
+    assert exact > 0
 
 
 @every_plan

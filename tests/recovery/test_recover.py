@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, CASES, CORE, Case, emptied_plan, empty_plan, uniform_plan
+from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, emptied_plan, empty_plan, uniform_plan
 from torch import Tensor, nn
 
 import secateur
@@ -18,6 +18,8 @@ from secateur.model.branches import FeedForward
 from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import branches
 from secateur.planning.plan import Plan
+from secateur.recovery import recover as recovering
+from secateur.recovery.least_squares import Moments
 
 ONE_PER_TASK = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
 
@@ -168,6 +170,7 @@ def test_recovery_takes_half_precision_a_single_example_and_repeated_examples(ca
     for examples in (case.examples[:1], [case.examples[0]] * 6):
         pruned = secateur.prune(model, plan)
         refits = secateur.recover_(model, pruned, case.task, examples)
+        assert len(refits) == len(branches(model))
         assert all(0 <= refit.after <= refit.before for refit in refits)
         assert all(bool(parameter.isfinite().all()) for parameter in pruned.parameters())
         assert all(parameter.dtype == torch.bfloat16 for parameter in pruned.parameters())
@@ -178,6 +181,7 @@ def test_recovery_of_an_unpruned_copy_keeps_its_logits() -> None:
     model = case.model()
     same = copy.deepcopy(model)
     refits = secateur.recover_(model, same, case.task, case.examples)
+    assert len(refits) == len(branches(model))
     assert all(refit.before < 1e-10 for refit in refits)
     torch.testing.assert_close(logits(case, same), logits(case, model), rtol=1e-4, atol=1e-5)
 
@@ -239,3 +243,27 @@ def test_the_pruned_model_before_the_dense_one_is_refused_and_changes_nothing(ca
     with pytest.raises(InputError, match=r"^pruned: expected the dense model first and the pruned one second, got "):
         secateur.recover_(pruned, model, case.task, case.examples)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("count", [12, 4], ids=["of-examples", "of-tokens"])
+def test_every_fifth_is_held_out(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit and the choice of its ridge share no token, and together they see each real token once."""
+    recorded: list[Moments] = []
+
+    class Recorded(Moments):
+        def __init__(self) -> None:
+            super().__init__()
+            recorded.append(self)
+
+    monkeypatch.setattr(recovering, "Moments", Recorded)
+    case = CASES["bert-sequence"]
+    model = case.model()
+    words = [" ".join(WORDS[: 1 + (3 * k) % 11]) for k in range(count)]
+    examples = [{"input": text, "target": CLASSES[k % len(CLASSES)]} for k, text in enumerate(words)]
+    secateur.recover_(model, secateur.prune(model, uniform_plan(case, "head")), case.task, examples)
+    lengths = [len(ids) for ids in case.task.reader(words)["input_ids"]]
+    of_every_fifth = sum(lengths[4::5]) if count >= 5 else sum(length // 5 for length in lengths)
+    assert of_every_fifth > 0
+    assert len(recorded) == 2 * len(branches(model))
+    for fitted, held_out in zip(recorded[::2], recorded[1::2], strict=True):
+        assert (fitted.tokens, held_out.tokens) == (sum(lengths) - of_every_fifth, of_every_fifth)
