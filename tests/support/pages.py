@@ -28,8 +28,13 @@ def run_block(language: str, text: str, folder: Path, **environment: str) -> str
     command = [sys.executable, "-c", text] if language == "python" else ["sh", "-c", text]
     paths = os.pathsep.join([str(ROOT / "engine"), str(ROOT / "kernels")])
     variables = {
-        **os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / ".modules"), **environment
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": paths,
+        "OMP_NUM_THREADS": "1",  # Tests run side by side, one on each core.
+        "HF_HUB_OFFLINE": "1",
+        "HF_MODULES_CACHE": str(folder / ".modules"),
+        **environment,
+    }
     result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, f"{text}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result.stdout
