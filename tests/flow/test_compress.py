@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import CASES, Case, scores_of
 from command import Run, same_weights
 from torch import nn
 from undisturbed import assert_undisturbed, lived_in
@@ -238,18 +238,76 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "allocation-of-keep": ({"keep": 0.5, "allocation": "global"}, "allocation: expected uniform with keep"),
     "floor": ({"flops": 0.5, "floor": 2.0}, "floor: expected a number in"),
     "align": ({"flops": 0.5, "align": 0}, "align: expected a positive number, got 0"),
-    "rounds": ({"flops": 0.5, "rounds": 0}, "rounds: expected one at least, got 0"),
+    "rounds": ({"flops": 0.5, "rounds": 0}, "rounds: expected a positive whole number, got 0"),
     "rounds-of-latency": ({"latency": 5.0, "rounds": 2}, "rounds: expected 1 with a latency"),
     "recovery": ({"keep": 0.5, "recoveries": ["best"]}, "recoveries: expected some of least_squares, .*, got 'best'"),
     "no-recovery": ({"keep": 0.5, "recoveries": []}, "recoveries: expected one at least"),
-    "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a positive number, got 0"),
-    "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a positive number, got 0"),
+    "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a positive whole number, got 0"),
+    "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a positive whole number, got 0"),
     "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected positive numbers, got \[0\]"),
     "lengths": ({"keep": 0.5, "lengths": []}, r"lengths: expected positive numbers, got \[\]"),
     "labels": ({"keep": 0.5, "labels": "a,b"}, "task: expected the task's own labels and max_length"),
     "device": ({"keep": 0.5, "device": "cpu"}, "device, dtype: expected none with a loaded model"),
+    "rounds-no-number": ({"keep": 0.5, "rounds": "2"}, "rounds: expected a positive whole number, got '2'"),
+    "limit-no-whole-number": ({"keep": 0.5, "limit": 1.5}, "limit: expected a positive whole number, got 1.5"),
+    "max-length": ({"keep": 0.5, "max_length": 0}, "max_length: expected a whole number of at least 2, got 0"),
+    "keep-true": ({"keep": True}, r"keep: expected a number in \(0, 1\], got True"),
+    "allocation-empty": ({"flops": 0.5, "allocation": ""}, "allocation: expected one of uniform, global, knapsack, got ''"),
+    "floor-no-number": ({"flops": 0.5, "floor": "x"}, r"floor: expected a number in \[0, 1\], got 'x'"),
+    "align-no-whole-number": ({"flops": 0.5, "align": 1.5}, "align: expected a positive number, got 1.5"),
+    "select": ({"keep": 0.5, "select": 5}, "select: expected words such as 'encoder.ffn', got 5"),
+    "recoveries-text": (
+        {"keep": 0.5, "recoveries": "scale"},
+        "recoveries: expected several values, such as a list, got 'scale'",
+    ),
+    "recoveries-none": ({"keep": 0.5, "recoveries": None}, "recoveries: expected several values, such as a list, got None"),
+    "batch-sizes-number": ({"keep": 0.5, "batch_sizes": 8}, "batch_sizes: expected several values, such as a list, got 8"),
+    "batch-sizes-float": ({"keep": 0.5, "batch_sizes": [1.5]}, r"batch_sizes: expected positive numbers, got \[1.5\]"),
+    "scores": ({"keep": 0.5, "scores": "s.safetensors"}, "scores: expected Scores, from attribute, got str"),
+    "scores-of-another-model": (
+        {"keep": 0.5, "scores": scores_of("llama")},
+        r"scores: expected scores of this model \(fingerprint .*\), got scores of another one \(",
+    ),
+    "positions": (
+        {"keep": 0.5, "model": CASES["bart"].model(), "lengths": [8, 41]},
+        "lengths: expected at most the model's 40 positions, got 41",
+    ),
+    "meta": (
+        {"keep": 0.5, "model": CASES["t5-gated"].build().to("meta")},
+        "model: expected a model with weights, got one on the meta",
+    ),
+    "tokenizer": ({"keep": 0.5, "tokenizer": 5, "out": "d"}, "tokenizer: expected one with save_pretrained, .*, got int"),
+    "out-no-path": ({"keep": 0.5, "out": 5}, "out: expected the path of a folder, got 5"),
     "out": ({"keep": 0.5, "out": "."}, "out: expected a folder that does not exist yet, got '.', which exists"),
 }
+
+
+@pytest.mark.parametrize("labels", [5, [1, 2]])
+def test_labels_that_are_no_texts_are_refused(labels: Any) -> None:
+    with pytest.raises(InputError, match=r"^labels: expected texts, or a text with commas between the labels, got "):
+        secateur.compress("builtin", "builtin:movie", keep=0.5, labels=labels, limit=4, **QUICK)
+
+
+@pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
+def test_held_out_examples_with_other_labels_are_refused_before_the_scoring(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressing, "attribute_in_rounds", lambda *_, **__: pytest.fail("the scoring began"))
+    other = [{**case.examples[0], case.task.columns[-1]: ["X"] * len(row) if isinstance(row, list) else "X"}
+             for row in [case.examples[0][case.task.columns[-1]]]]  # fmt: skip
+    with pytest.raises(InputError, match=r"expected a target among the labels|expected one of"):
+        secateur.compress(case.model(), case.examples, case.task, keep=0.5, evaluation=other, **QUICK)
+
+
+def test_rounding_the_weights_of_a_half_precision_model_leaves_its_rotary_frequencies() -> None:
+    case = CASES["llama"]
+    model = case.model(torch.bfloat16)
+    result = secateur.compress(model, case.examples, case.task, keep=0.5, align=1, recoveries=["scale"], **QUICK)
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    of_pruned = dict(result.pruned.named_buffers())
+    assert frequencies
+    assert all(torch.equal(of_pruned[name], frequency) for name, frequency in frequencies.items())
+    assert {parameter.dtype for parameter in result.pruned.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, emptied_plan, empty_plan, uniform_plan
+from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, Unit, emptied_plan, empty_plan, scores_of, uniform_plan
 from torch import Tensor, nn
 
 import secateur
@@ -236,12 +236,19 @@ def test_bad_input_is_refused() -> None:
 
 
 @pytest.mark.parametrize("case", CORE, ids=str)
-def test_the_pruned_model_before_the_dense_one_is_refused_and_changes_nothing(case: Case) -> None:
+@pytest.mark.parametrize("unit", ["head", "channel"])
+def test_the_pruned_model_before_the_dense_one_is_refused_and_changes_nothing(case: Case, unit: Unit) -> None:
+    """The models differ at one site. Q/K channels that are gone leave the out-projection as wide as it was."""
     model = case.model()
-    pruned = secateur.prune(model, uniform_plan(case, "head"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(InputError, match=r"^pruned: expected the dense model first and the pruned one second, got "):
-        secateur.recover_(pruned, model, case.task, case.examples)
+    scores = scores_of(case.name, unit)
+    whole = {site.name: torch.arange(site.units) for site in scores.sites}
+    for site in scores.sites:
+        for gone in (1, site.units):
+            plan = secateur.Plan({**whole, site.name: whole[site.name][gone:]}, scores.sites, scores.fingerprint)
+            pruned = secateur.prune(model, plan)
+            with pytest.raises(InputError, match=r"^pruned: expected the dense model first and the pruned one second, got "):
+                secateur.recover_(pruned, model, case.task, case.examples)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -267,3 +274,10 @@ def test_every_fifth_is_held_out(count: int, monkeypatch: pytest.MonkeyPatch) ->
     assert len(recorded) == 2 * len(branches(model))
     for fitted, held_out in zip(recorded[::2], recorded[1::2], strict=True):
         assert (fitted.tokens, held_out.tokens) == (sum(lengths) - of_every_fifth, of_every_fifth)
+
+
+def test_the_dense_model_in_place_of_the_pruned_one_is_refused() -> None:
+    case = CASES["bert-sequence"]
+    model = case.model()
+    with pytest.raises(InputError, match=r"^pruned: expected a model pruned from the dense one, got the dense model itself"):
+        secateur.recover_(model, model, case.task, case.examples)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,13 +15,14 @@ from secateur.attribution.criteria import Criterion, criterion_named
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Example, Examples, read_examples
 from secateur.flow.choose import RECOVERIES, Candidate
-from secateur.flow.folder import write_folder
+from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of
 from secateur.flow.meet_latency import MetLatency
 from secateur.flow.rounds import attribute_in_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import widths_plot
+from secateur.model.discovery import fingerprint
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
@@ -129,26 +131,52 @@ class _Settings:
     shapes: tuple[Sequence[int], Sequence[int]]
 
     def __post_init__(self) -> None:
+        _require_whole("rounds", self.rounds)
         if self.budget is not None:
-            self.budget.check_spread(self.allocation or "uniform", self.floor or 0.0, 1 if self.align is None else self.align)
+            allocation, floor = self.allocation, self.floor
+            self.budget.check_spread(
+                "uniform" if allocation is None else allocation, 0.0 if floor is None else floor,
+                1 if self.align is None else self.align,
+            )  # fmt: skip
             between_rounds(self.budget, self.rounds)
-        if self.plan is not None and self.scores is not None:
-            raise InputError("scores: expected none with a plan, which needs no scores, got both")
+        if self.scores is not None:
+            self._check_scores(self.scores)
         if self.unit not in get_args(AttentionUnit):
             raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
-        if self.rounds < 1 or (self.rounds > 1 and self.scores is not None):
-            expected = "one at least" if self.rounds < 1 else "1 with scores that are given"
-            raise InputError(f"rounds: expected {expected}, got {self.rounds}")
+        if self.select is not None and not isinstance(self.select, str):
+            raise InputError(f"select: expected words such as 'encoder.ffn', got {self.select!r}")
         for method in self.recoveries:
             if method is not None and method not in get_args(Method):
                 raise InputError(f"recoveries: expected some of {', '.join(get_args(Method))}, None, got {method!r}")
         if not self.recoveries:
             raise InputError("recoveries: expected one at least, which may be None, got none")
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens: expected a positive number, got {self.max_tokens}")
+        _require_whole("max_tokens", self.max_tokens)
         for name, numbers in zip(("batch_sizes", "lengths"), self.shapes, strict=True):
-            if not numbers or min(numbers) < 1:
+            if not numbers or not all(_is_whole(number) and number >= 1 for number in numbers):
                 raise InputError(f"{name}: expected positive numbers, got {list(numbers)}")
+
+    def _check_scores(self, scores: object) -> None:
+        """Raise InputError for something else than scores, or scores beside a plan or rounds."""
+        if not isinstance(scores, Scores):
+            raise InputError(f"scores: expected Scores, from attribute, got {type(scores).__name__}")
+        if self.plan is not None:
+            raise InputError("scores: expected none with a plan, which needs no scores, got both")
+        if self.rounds > 1:
+            raise InputError(f"rounds: expected 1 with scores that are given, got {self.rounds}")
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise InputError for a model without weights, scores of another model, or lengths beyond the model's positions."""
+        offloaded = hasattr(model, "hf_device_map")  # Accelerate keeps offloaded weights elsewhere.
+        if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
+            raise InputError("model: expected a model with weights, got one on the meta device")
+        if self.scores is not None and self.scores.fingerprint != fingerprint(model):
+            raise InputError(
+                f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
+                f"({self.scores.fingerprint})"
+            )
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        if longest is not None and max(self.shapes[1]) > longest:
+            raise InputError(f"lengths: expected at most the model's {longest} positions, got {max(self.shapes[1])}")
 
 
 def compress(
@@ -245,19 +273,30 @@ def compress(
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
         _budget(amounts, plan), Plan.load(plan) if isinstance(plan, (str, Path)) else plan, scores, unit,
-        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head, tuple(recoveries), max_tokens,
-        (tuple(batch_sizes), tuple(lengths)),
+        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head,
+        _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
-    if limit is not None and limit < 1:
-        raise InputError(f"limit: expected a positive number, got {limit}")
+    if limit is not None:
+        _require_whole("limit", limit)
+    if max_length is not None:
+        _require_whole("max_length", max_length, 2)
+    if not isinstance(out, (str, Path, type(None))):
+        raise InputError(f"out: expected the path of a folder, got {out!r}")
     if out is not None:
         require_absent(out)
     loaded = _loaded(model, task, tokenizer, labels, max_length, device, dtype)
+    settings.check_model(loaded.model)
+    if out is not None and not hasattr(loaded.tokenizer, "save_pretrained"):
+        raise InputError(
+            f"tokenizer: expected one with save_pretrained, to write to out, got {type(loaded.tokenizer).__name__}"
+        )
     columns = task.columns if isinstance(task, Task) else loaded.task_class.columns
     rows = read_examples(examples, columns[:1] if unlabeled else columns)
     task = task if isinstance(task, Task) else make_task(loaded, labels, rows, max_length)
     rows = rows[:limit]
     held_out = None if evaluation is None else read_examples(evaluation, columns)
+    if held_out is not None:
+        task.items(loaded.model, held_out)  # Refuse unusable examples before the scoring, which takes long.
     say, progress = say or _silent, progress or _unwrapped
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
     compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say)
@@ -269,6 +308,25 @@ def compress(
 def preferred_alignment(device: str) -> int:
     """The widths that a device's matrix units take whole: tiles of 64 on an accelerator, vectors of 16 floats on a CPU."""
     return 16 if device == "cpu" else 64
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is a whole number. True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _require_whole(name: str, value: Any, least: int = 1) -> None:
+    """Raise InputError for anything but a whole number of at least `least`."""
+    if not _is_whole(value) or value < least:
+        expected = "a positive whole number" if least == 1 else f"a whole number of at least {least}"
+        raise InputError(f"{name}: expected {expected}, got {value!r}")
+
+
+def _several(name: str, values: Any) -> tuple[Any, ...]:
+    """The values as a tuple. Raises InputError for a single value or a text."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise InputError(f"{name}: expected several values, such as a list, got {values!r}")
+    return tuple(values)
 
 
 def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
@@ -373,10 +431,8 @@ def _carried_out(
     refits: list[Refit] = []
     if method is not None:
         say(f"recovering on {len(rows)} examples")
-        computed = next(pruned.parameters()).dtype
         refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows))
-        # The evaluated weights are those that are written. Weights that were not refitted lose nothing by it.
-        pruned.to(loaded.stored).to(computed)
+        round_weights_(pruned, loaded.stored)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say)
     return Compressed(
         pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored

@@ -51,3 +51,12 @@ def write_folder(
     extra["benchmark.png"] = benchmark_plot(report, "dense against pruned")
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
     save(pruned if as_stored else copy.deepcopy(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
+
+
+def round_weights_(model: nn.Module, stored: torch.dtype) -> None:
+    """Round a model's weights in place to the values that a folder of dtype `stored` holds. Each keeps its own dtype.
+
+    Buffers stay as they are, because a folder does not hold them: rotary frequencies are float32 in models of any dtype.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(stored).to(parameter.dtype)

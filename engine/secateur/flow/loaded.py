@@ -168,6 +168,8 @@ def task_file(task: tasks.Task, name: str) -> str:
 def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example]) -> list[str] | None:
     """Return the candidate labels; None for open targets. The arguments are those of `make_task`."""
     if not isinstance(labels, str):
+        if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
+            raise InputError(f"labels: expected texts, or a text with commas between the labels, got {labels!r}")
         return list(labels)
     if labels == "open":
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from secateur.planning.allocation import Allocation
@@ -53,7 +53,7 @@ class Budget:
         if self.kind not in get_args(BudgetKind):
             raise InputError(f"budget: expected one of {', '.join(get_args(BudgetKind))}, got {self.kind!r}")
         low, high, expected = _RANGES.get(self.kind, _SHARE)
-        if not isinstance(self.amount, Real):
+        if not isinstance(self.amount, Real) or isinstance(self.amount, bool):
             raise InputError(f"{self.kind}: expected {expected}, got {self.amount!r}")
         if not low <= self.amount <= high:
             raise InputError(f"{self.kind}: expected {expected}, got {self.amount}")
@@ -104,10 +104,10 @@ class Budget:
         Raises:
             InputError: The allocation is unknown, or `keep` does not take it; the floor or the alignment is out of range.
         """
-        if align < 1:
-            raise InputError(f"align: expected a positive number, got {align}")
-        if not 0 <= floor <= 1:
-            raise InputError(f"floor: expected a number in [0, 1], got {floor}")
+        if not isinstance(align, Integral) or align < 1:
+            raise InputError(f"align: expected a positive number, got {align!r}")
+        if not isinstance(floor, Real) or not 0 <= floor <= 1:
+            raise InputError(f"floor: expected a number in [0, 1], got {floor!r}")
         if allocation not in get_args(Allocation):
             raise InputError(f"allocation: expected one of {', '.join(get_args(Allocation))}, got {allocation!r}")
         if self.kind == "keep" and allocation != "uniform":

@@ -96,10 +96,10 @@ def recover_(
     of_pruned = list(branches(pruned).values())
     if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
-    _require_order(model, pruned)
     layers = {branch: _layer(pruned, branch) for branch in of_pruned}
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
+    _require_order(model, pruned)
     rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
@@ -123,14 +123,23 @@ def recover_(
 
 
 def _require_order(model: nn.Module, pruned: nn.Module) -> None:
-    """Raise InputError where a branch of the second model is wider than in the first: then the first is the pruned one."""
+    """Raise InputError where the models are one, or a branch has more weights in the second model than in the first."""
+    if model is pruned:
+        raise InputError("pruned: expected a model pruned from the dense one, got the dense model itself")
     dense = branches(model)
     for name, branch in branches(pruned).items():
-        if branch.output_width > dense[name].output_width:
+        ours, theirs = _weights(pruned, branch), _weights(model, dense[name])
+        if ours > theirs:
             raise InputError(
-                f"pruned: expected the dense model first and the pruned one second, got a pruned model whose {name} is wider "
-                f"than the dense model's ({branch.output_width} channels and {dense[name].output_width})"
+                "pruned: expected the dense model first and the pruned one second, got a pruned model with more weights in "
+                f"{name} than the dense model has ({ours} and {theirs})"
             )
+
+
+def _weights(model: nn.Module, branch: Branch) -> int:
+    """Return the number of weights in the linear layers of a branch. Biases do not count: `add_biases` adds some."""
+    layers = [model.get_submodule(path) for path in branch.linears]
+    return sum(parameter.numel() for layer in layers for name, parameter in layer.named_parameters() if name != "bias")
 
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:

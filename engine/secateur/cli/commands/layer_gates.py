@@ -33,7 +33,7 @@ from secateur.cli.shared.options import (
 )
 from secateur.cli.shared.plots import gates_plot
 from secateur.data.examples import Example
-from secateur.flow.folder import write_folder
+from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded
 from secateur.measuring.compare import compare
 from secateur.model.blocks import LayerUnit
@@ -147,7 +147,7 @@ def _write_selected(
     verification = verify_layers(gates.model, selected, gone, task, batches, scales={n: gates.values[n] for n in gates.left})
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    selected.to(loaded.stored).float()  # Evaluate the weights as they are written.
+    round_weights_(selected, loaded.stored)  # Evaluate the weights as they are written.
     comparison = compare(loaded.model, selected, task, held_out, *shapes, say=output.say)
     course = [row for row in log if "loss" in row]
     document = {
