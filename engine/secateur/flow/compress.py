@@ -253,7 +253,7 @@ def compress(
         max_tokens: Padded input tokens in a batch.
         max_length: Cut inputs after that many tokens, for a folder's model.
         batch_sizes: Batch sizes to time.
-        lengths: Input lengths to time, in tokens.
+        lengths: Input lengths to time, in tokens. They are at most the model's number of positions, where it has one.
         device: The device for a folder's model: "auto", "cpu", "cuda", ...
         dtype: The dtype for a folder's model: "auto", "float32", "float16" or "bfloat16".
         say: Receives a line at each stage.
