@@ -160,7 +160,7 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     ),
     "unknown-setting": (
         lambda folder: criterion_named("rap:seeds=1"),
-        ["criterion: expected NAME=VALUE with a name of target, over_examples, labels, seed after 'rap', got 'seeds=1'"],
+        ["criterion: expected NAME=VALUE after 'rap', with a name of target, over_examples, labels, seed, got 'seeds=1'"],
     ),
     "seed-negative": (lambda folder: RandomTargets(seed=-1), ["seed: expected a number of at least 0, got -1"]),
     "seed-a-word": (lambda folder: criterion_named("random:seed=x"), ["seed: expected a number of at least 0, got 'x'"]),
