@@ -18,8 +18,8 @@ TESTS = Path(__file__).parent
 MARKED_FOLDERS = ("cli", "kernels", "learned", "corpus")
 # Files of other folders that `make check` leaves out by the marker `long`: a file takes more than 25 seconds of one core.
 LONG_FILES = (
-    "attribution/test_attribute_ranks.py",
-    "attribution/test_attribution.py",
+    "attribution/test_ranks.py",
+    "attribution/test_attribute.py",
     "attribution/test_criteria.py",
     "attribution/test_integrated_gradients.py",
     "docs/test_guides.py",

@@ -1,4 +1,4 @@
-"""The program that test_attribute_ranks.py starts in separate processes: attributions by ranks, and slow commands to kill.
+"""The program that test_ranks.py starts in separate processes: attributions by ranks, and slow commands to kill.
 
 `python ranks_job.py scores FOLDER` must be started by torchrun. `python ranks_job.py command ARGUMENTS` may be.
 """
