@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from cases import CASES, CLASSES, DTYPES
 from encoders import KINDS, NAMES, SETTINGS, TASKS, encoder, inputs, logits, same, state, tokenizer, trained
+from new_process import BLOCK_SECATEUR, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -160,18 +158,12 @@ torch.set_num_threads(1)
 root, jobs, outputs = Path(sys.argv[1]), json.loads(sys.argv[2]), {}
 inputs = load_file(root / "inputs")
 
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("secateur", "secateur_kernels"):
-            raise ImportError(f"{name} is blocked")
-
 def moved(model):
     # How a product rounds may depend on where in memory its operands begin (MKL), which is not the folder's doing.
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model
 
-sys.meta_path.insert(0, Block())
 for folder, auto, trust in jobs:
     model = moved(getattr(transformers, auto).from_pretrained(root / folder / "encoder", trust_remote_code=trust))
     assert not model.training
@@ -208,11 +200,7 @@ def test_folders_are_read_by_fresh_processes(tmp_path: Path) -> None:
                 states = exported.encoder(**inputs()).last_hidden_state
             expected |= {f"{folder} by {way}": states for way in (*autos, "secateur")}
             expected[f"{folder} mood"] = logits(exported)["mood"]
-    # transformers caches remote code under HF_HOME. An empty folder rules out code of an earlier run.
-    variables = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(jobs)]
-    result = subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(BLOCK_SECATEUR + SCRIPT, tmp_path, str(tmp_path), json.dumps(jobs))
     outputs = load_file(tmp_path / "outputs")
     assert outputs.keys() == expected.keys()
     assert [name for name in expected if not torch.equal(outputs[name], expected[name])] == []

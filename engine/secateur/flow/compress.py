@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from secateur.attribution.criteria import Criterion, criterion_named
+from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Example, Examples, read_examples
 from secateur.flow.choose import RECOVERIES, Candidate
@@ -341,19 +341,11 @@ def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
 
 
 def _criterion(criterion: Criterion | str, unlabeled: bool) -> Criterion:
-    """The criterion. Without targets it scores for all candidate labels, whose signed scores would cancel."""
+    """The criterion, for all candidate labels where the examples have no targets."""
     criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion
     if not isinstance(criterion, Criterion):
         raise InputError(f"criterion: expected a Criterion or the name of one, got {type(criterion).__name__}")
-    if not unlabeled or criterion.labels == "all":
-        return criterion
-    if "labels" not in {field.name for field in fields(criterion)}:
-        name = type(criterion).__name__
-        raise InputError(f"unlabeled: expected a criterion with the setting 'labels', such as gradient, got {name}")
-    changes: dict[str, Any] = {"labels": "all"}
-    if getattr(criterion, "over_examples", None) == "signed":
-        changes["over_examples"] = "absolute"
-    return replace(criterion, **changes)
+    return for_all_labels(criterion) if unlabeled else criterion
 
 
 def _loaded(

@@ -50,6 +50,7 @@ __all__ = [
     "Wanda",
     "WeightMagnitude",
     "criterion_named",
+    "for_all_labels",
     "summary",
 ]
 
@@ -81,6 +82,32 @@ def criterion_named(text: str) -> Criterion:
                 f"criterion: expected NAME=VALUE after {name!r}, with a name of {', '.join(known_settings)}, got {setting!r}"
             )
         changes[key] = _number(value)
+    return replace(criterion, **changes)
+
+
+def for_all_labels(criterion: Criterion) -> Criterion:
+    """Return the criterion as it scores examples without targets: for all candidate labels.
+
+    The signed scores of all labels would cancel, so they become absolute.
+
+    Args:
+        criterion: The criterion. One that scores for all labels already stays as it is.
+
+    Returns:
+        The criterion for examples without targets.
+
+    Raises:
+        InputError: The criterion reads no targets that labels could replace.
+    """
+    settings = {field.name: getattr(criterion, field.name) for field in fields(criterion)}
+    if "labels" not in settings:
+        name = next((name for name, preset in PRESETS.items() if preset() == criterion), type(criterion).__name__)
+        raise InputError(f"unlabeled: expected a criterion with the setting 'labels', such as gradient, got {name!r}")
+    if settings["labels"] == "all":
+        return criterion
+    changes: dict[str, Any] = {"labels": "all"}
+    if settings.get("over_examples") == "signed":
+        changes["over_examples"] = "absolute"
     return replace(criterion, **changes)
 
 

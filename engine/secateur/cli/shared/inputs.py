@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from secateur import tasks
-from secateur.attribution.criteria import Criterion, criterion_named
+from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.cli.shared.tagged import tagged_examples
 from secateur.data.examples import Example, read_examples
 from secateur.flow.choose import RECOVERIES
@@ -112,22 +112,13 @@ def among(name: str, text: str | None, known: Collection[str], default: Collecti
 
 
 def make_criterion(name: str, target: str | None, over_examples: str | None, unlabeled: bool) -> Criterion:
-    """Return the criterion, with the fields that options set.
-
-    With `unlabeled`, it scores for all candidate labels. Their signed scores would cancel, so they become absolute, unless an
-    option says otherwise.
+    """Return the criterion, with the fields that options set. With `unlabeled` it scores for all candidate labels.
 
     Raises:
         InputError: The criterion is unknown, or lacks a setting that an option sets.
     """
-    criterion = criterion_named(name)
-    if unlabeled and getattr(criterion, "over_examples", None) == "signed":
-        over_examples = over_examples or "absolute"
-    options = {
-        "unlabeled": ("labels", "all" if unlabeled else None),
-        "target": ("target", target),
-        "over-examples": ("over_examples", over_examples),
-    }
+    criterion = for_all_labels(criterion_named(name)) if unlabeled else criterion_named(name)
+    options = {"target": ("target", target), "over-examples": ("over_examples", over_examples)}
     known = {field.name for field in fields(criterion)}
     for option, (field, value) in options.items():
         if value is not None and field not in known:
