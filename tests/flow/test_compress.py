@@ -228,6 +228,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"keep": 0.5, "model": "builtin", "task": "chess"},
         "task: expected one of text-to-text, .*, got 'chess'",
     ),
+    "per-head": ({"keep": 0.5, "per_head": True}, "per_head: expected unit 'channel', got unit 'head'"),
     "unit": ({"keep": 0.5, "unit": "layer"}, "unit: expected head or channel, got 'layer'"),
     "criterion": ({"keep": 0.5, "criterion": "best"}, "criterion: expected one of gradient"),
     "unlabeled": (

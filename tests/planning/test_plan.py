@@ -180,6 +180,13 @@ def test_channels_of_a_head_align_to_at_most_eight(align: int) -> None:
     assert (kept // 32).bincount().tolist() == [math.floor(0.6 * 32 / step) * step] * 4
 
 
+def test_channels_of_heads_are_not_ranked_where_scores_are_of_whole_heads() -> None:
+    with pytest.raises(
+        secateur.InputError, match=r"^per_head: expected scores of the channels of heads .* got scores of other"
+    ):
+        secateur.plan(scores_of("t5-relu", "head"), keep=0.5, per_head=True)
+
+
 @pytest.mark.parametrize("unit", ["head", "channel"])
 @pytest.mark.parametrize("case", CORE, ids=str)
 def test_a_plan_is_unchanged_after_saving_and_loading(case: Case, unit: str, tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ class _Settings:
             self._check_scores(self.scores)
         if self.unit not in get_args(AttentionUnit):
             raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
+        if self.per_head and self.unit != "channel" and self.plan is None and self.scores is None:
+            raise InputError(f"per_head: expected unit 'channel', got unit {self.unit!r}")
         if self.select is not None and not isinstance(self.select, str):
             raise InputError(f"select: expected words such as 'encoder.ffn', got {self.select!r}")
         for method in self.recoveries:

@@ -190,6 +190,8 @@ def plan_within(
 ) -> Plan:
     """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
     budget.check_spread(allocation, floor, align)
+    if per_head and not any(site.is_channel for site in scores.sites):
+        raise InputError("per_head: expected scores of the channels of heads (unit 'channel'), got scores of other units")
     price = _price(scores, budget, table)
     of_sites = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
     if budget.kind == "keep":
