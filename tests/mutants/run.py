@@ -47,7 +47,7 @@ class Part:
 PARTS = {
     "planning": Part("engine/secateur/planning/*.py", ("tests/planning", "tests/flow", "tests/measuring/test_latency.py"), 40),
     "recovery": Part("engine/secateur/recovery/*.py", ("tests/recovery",), 20),
-    "surgery": Part("engine/secateur/pruning/prune.py", ("tests/pruning/test_prune.py", "tests/pruning/test_save.py"), 12),
+    "surgery": Part("engine/secateur/pruning/prune.py", ("tests/pruning",), 12),
 }
 
 
