@@ -217,6 +217,14 @@ def test_a_plan_meets_the_predicted_latency_to_within_a_step(allocation: Any) ->
     assert all(torch.equal(plan[name], same[name]) for name in plan)
 
 
+@pytest.mark.parametrize("allocation", ["uniform", "global", "knapsack"])
+def test_the_dense_time_as_the_limit_keeps_every_unit(allocation: Any) -> None:
+    scores = random_ffn_scores(4, units=(20, 30, 40))
+    table = table_of(scores)
+    plan = secateur.plan(scores, latency=table.total, table=table, allocation=allocation)
+    assert {name: len(kept) for name, kept in plan.items()} == {site.name: site.units for site in scores.sites}
+
+
 def test_an_unreachable_speedup_and_a_table_of_another_model_are_refused() -> None:
     scores = random_ffn_scores(4)
     table = table_of(scores)
