@@ -258,13 +258,14 @@ def _within_time(
         raise InputError(
             f"{budget.kind}: expected {reachable}, predicted of the least at each chosen site, got {budget.amount}"
         )
-    for _ in range(30):
-        middle = (low + high) / 2
-        middle_rungs, middle_gap, predicted = at(middle)
+    limit = high  # Bisection alone would come near to the highest limit and never try it.
+    for _ in range(31):
+        limit_rungs, limit_gap, predicted = at(limit)
         if predicted <= wanted * (1 + _ROUNDING):
-            low, rungs, gap = middle, middle_rungs, middle_gap
+            low, rungs, gap = limit, limit_rungs, limit_gap
         else:
-            high = middle
+            high = limit
+        limit = (low + high) / 2
     return rungs, gap
 
 
