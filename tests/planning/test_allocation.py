@@ -124,6 +124,15 @@ def test_a_step_that_does_not_fit_ends_a_global_ranking(allocation: Any, kept: l
     assert [len(units) for units in plan.values()] == kept
 
 
+def test_steps_of_several_units_are_ranked_by_their_gain_for_each_unit() -> None:
+    """With widths of multiples of 4 the second step of the first site gains 4 a unit, and no step of the other site more than 3."""
+    scores = random_ffn_scores(1, units=(8, 8))
+    scores = replace(scores, by_site=dict(zip(scores, torch.tensor([[5.0] * 4 + [4.0] * 4, [3.0] * 8]).double(), strict=True)))
+    price, other_price = (site.parameters for site in scores.sites)
+    plan = secateur.plan(scores, params=price / (price + other_price) + 1e-9, allocation="global", align=4)
+    assert [len(units) for units in plan.values()] == [8, 0]
+
+
 @pytest.mark.parametrize("allocation", ["global", "knapsack"])
 @pytest.mark.parametrize(("floor", "least"), [(0.01, 1), (0.25, 1), (0.26, 2), (0.5, 2), (0.51, 3), (0.75, 3), (1.0, 4)])
 def test_a_floor_rounds_up_to_whole_units(floor: float, least: int, allocation: Any) -> None:

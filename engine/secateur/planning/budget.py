@@ -93,7 +93,7 @@ class Budget:
         """The budget after round `number` of `rounds`, when each round removes the same factor of what is left."""
         return Budget(self.kind, self.amount ** (number / rounds))
 
-    def check_spread(self, allocation: str, floor: float = 0.0, align: int = 1) -> None:
+    def check_spread(self, allocation: str, floor: float, align: int = 1) -> None:
         """Check how the budget is to be spread over the sites.
 
         Args:
