@@ -125,7 +125,7 @@ def test_a_step_that_does_not_fit_ends_a_global_ranking(allocation: Any, kept: l
 
 
 def test_steps_of_several_units_are_ranked_by_their_gain_for_each_unit() -> None:
-    """With widths of multiples of 4 the second step of the first site gains 4 a unit, and no step of the other site more than 3."""
+    """Widths are multiples of 4. The second step of the first site gains 4 a unit, and steps of the other gain 3 a unit."""
     scores = random_ffn_scores(1, units=(8, 8))
     scores = replace(scores, by_site=dict(zip(scores, torch.tensor([[5.0] * 4 + [4.0] * 4, [3.0] * 8]).double(), strict=True)))
     price, other_price = (site.parameters for site in scores.sites)
