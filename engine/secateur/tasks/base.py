@@ -51,6 +51,8 @@ class Task(ABC):
     def __init__(self, reader: Any, *, labels: Sequence[str] | None = None) -> None:
         if labels is not None and len(set(labels)) < 2:
             raise InputError(f"labels: expected at least two different labels, got {list(labels)!r}")
+        if labels is not None and len(set(labels)) < len(labels):
+            raise InputError(f"labels: expected different labels, got one of them twice: {list(labels)!r}")
         self.reader = reader
         self.labels = None if labels is None else list(labels)
 

@@ -72,7 +72,8 @@ class ImageClassification(Classification):
 
     Args:
         processor: The model's image processor (`AutoImageProcessor`).
-        labels: The class names in the order of the model's outputs; by default the model's own (config.id2label).
+        labels: The class names: the model's own (config.id2label, the default) in any order, or others in the order of the
+            model's outputs.
         max_length: Not for images, which are never cut.
 
     Raises:

@@ -15,7 +15,8 @@ class SequenceClassification(Classification, TextTask):
 
     Args:
         tokenizer: The model's tokenizer.
-        labels: The class names in the order of the model's outputs; by default the model's own (config.id2label).
+        labels: The class names: the model's own (config.id2label, the default) in any order, or others in the order of the
+            model's outputs.
         max_length: The most pieces of an input; by default the tokenizer's own limit.
     """
 

@@ -24,7 +24,7 @@ class TokenClassification(TextTask):
 
     Args:
         tokenizer: The model's tokenizer.
-        labels: The tags in the order of the model's outputs; by default the model's own (config.id2label).
+        labels: The tags: the model's own (config.id2label, the default) in any order, or others in the order of its outputs.
         max_length: The most pieces of an input; by default the tokenizer's own limit.
     """
 
@@ -43,7 +43,10 @@ class TokenClassification(TextTask):
 
     def _item(self, names: list[str], row: int, example: Example) -> Item:
         where = f"examples, row {row + 1}"
-        tokens, tags = example["tokens"], example["tags"]
+        # An array of a data set's format, such as NumPy's, becomes a list.
+        tokens, tags = (
+            value.tolist() if hasattr(value, "tolist") else value for value in (example[column] for column in self.columns)
+        )
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise InputError(f"{where}: expected a list of words in column 'tokens', got {tokens!r}")
         if not isinstance(tags, list) or len(tags) != len(tokens):
