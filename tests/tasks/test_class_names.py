@@ -114,9 +114,7 @@ def test_numbers_of_a_class_label_of_tags_stand_for_the_data_sets_names() -> Non
 
 def test_a_class_label_with_names_that_are_not_the_models_is_refused() -> None:
     rows = [{"input": "a cat", "target": "bad"}, {"input": "a dog", "target": "fine"}]
-    with pytest.raises(
-        secateur.InputError, match=r"row 1: expected a target among the labels .*'bad', class 0 of the data set"
-    ):
+    with pytest.raises(secateur.InputError, match=r"row 1: expected .* got 'bad', class 0 of the data set"):
         secateur.evaluate(BERT.model(), BERT.task, class_labels(rows, ["bad", "so-so", "fine"]))
 
 
@@ -157,7 +155,7 @@ def test_what_is_no_name_and_no_number_of_a_class_is_refused(value: Any) -> None
 def test_numbers_that_are_names_are_names() -> None:
     stars = ["1", "2", "3"]
     assert [class_number(stars, text, "row 1") for text in stars] == [0, 1, 2]
-    with pytest.raises(secateur.InputError, match="the number 1, which is the name of one class and the place of another"):
+    with pytest.raises(secateur.InputError, match="the number 1, the name of one class and the place of another"):
         class_number(stars, 1, "row 1")
     unnamed = ClassName.of(1, datasets.ClassLabel(num_classes=3).names)
     assert class_number(CLASSES, unnamed, "row 1") == 1

@@ -104,7 +104,7 @@ def class_number(names: Sequence[str], value: Any, where: str, *, numbers: bool 
     """Return the output that a class name or number stands for.
 
     A text is a name, or a number where no class has it as its name, as in "0" of a CSV file. The number of a data set's
-    ClassLabel stands for its name in the data set. It is a number of the model only where the model's names are LABEL_0, LABEL_1.
+    ClassLabel stands for its name in the data set. It is a number of the model only where the model's names are LABEL_0 and on.
 
     Args:
         names: The class names in the order of the outputs.
