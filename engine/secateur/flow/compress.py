@@ -23,6 +23,7 @@ from secateur.flow.within_budget import Progress, Say, between_rounds, tried, wi
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import widths_plot
 from secateur.model.discovery import fingerprint
+from secateur.model.positions import positions
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
@@ -176,7 +177,7 @@ class _Settings:
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        longest = positions(model)
         if longest is not None and max(self.shapes[1]) > longest:
             raise InputError(f"lengths: expected at most the model's {longest} positions, got {max(self.shapes[1])}")
 
@@ -249,8 +250,9 @@ def compress(
         per_head: Rank channels within each head, so that heads stay alike.
         recoveries: The recoveries to try, None for no recovery.
         tokenizer: The tokenizer to save with a loaded model. By default the task's.
-        labels: The candidate labels for a folder's model: a sequence, or names between commas; "open" for open targets;
-            "auto" for the labels that the folder remembers, or the examples tell.
+        labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
+            as for the commands' `--labels`; "open" for open targets; "auto" for the labels that the folder remembers, or the
+            examples tell.
         limit: Use only the first that many examples. Labels come from all of them.
         max_tokens: Padded input tokens in a batch.
         max_length: Cut inputs after that many tokens, for a folder's model.

@@ -32,9 +32,9 @@ class Task(ABC):
         auto_class: The class of transformers that loads a model for this task, such as "AutoModelForCausalLM"; "" if there is
             none, in which case the class of a model is not checked.
         name: What the command line calls the task.
-        architecture: The end of the names of transformers' classes for this task, such as "ForCausalLM".
         reader_class: The class of transformers that loads what reads the inputs.
         labels_from_model: Whether the model's config names the labels.
+        spaces_in_labels: Whether spaces around a label are part of it, where labels are given in one text.
         reader: What turns inputs into what the model reads: a tokenizer, or an image processor.
         labels: The candidate labels, or None where targets are open or the model names the labels.
     """
@@ -42,9 +42,9 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]] = ("input", "target")
     auto_class: ClassVar[str] = ""
     name: ClassVar[str] = ""
-    architecture: ClassVar[str] = ""
     reader_class: ClassVar[str] = "AutoTokenizer"
     labels_from_model: ClassVar[bool] = False
+    spaces_in_labels: ClassVar[bool] = False
     reader: Any
     labels: list[str] | None
 

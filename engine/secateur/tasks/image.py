@@ -83,7 +83,6 @@ class ImageClassification(Classification):
     columns: ClassVar[tuple[str, ...]] = ("image", "target")
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     name: ClassVar[str] = "image-classification"
-    architecture: ClassVar[str] = "ForImageClassification"
     reader_class: ClassVar[str] = "AutoImageProcessor"
 
     def __init__(self, processor: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
