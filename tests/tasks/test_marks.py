@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, TAGS, piece_tokenizer, word_tokenizer
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from cases import CASES, TAGS, byte_level_tokenizer, piece_tokenizer, word_tokenizer
+from tokenizers import normalizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 import secateur
@@ -81,19 +81,11 @@ def test_words_without_pieces_count_as_outside_of_entities() -> None:
     assert (words.metric, words.value, words.examples) == ("word accuracy", 1 / 3, 3)
 
 
-def byte_level(*, add_prefix_space: bool) -> PreTrainedTokenizerFast:
-    """Return a tokenizer like RoBERTa's, with one piece for each letter."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-
-
 def test_tokenizers_that_do_not_tell_words_are_refused() -> None:
     with pytest.raises(secateur.InputError, match=r"tokenizer: expected a fast tokenizer, .* got ByT5Tokenizer"):
         TokenClassification(ByT5Tokenizer())
     with pytest.raises(secateur.InputError, match=r"keeps the space before a word, .*add_prefix_space=True"):
-        TokenClassification(byte_level(add_prefix_space=False))
-    task = TokenClassification(byte_level(add_prefix_space=True))
+        TokenClassification(byte_level_tokenizer(add_prefix_space=False))
+    task = TokenClassification(byte_level_tokenizer(add_prefix_space=True))
     (item,) = task.items(TAGGER.model(), [{"tokens": ["a", "b"], "tags": ["O", "O"]}])
     assert task.tokenizer.convert_ids_to_tokens(item.input_ids) == ["\u0120", "a", "\u0120", "b"]

@@ -23,7 +23,6 @@ from secateur.flow.within_budget import Progress, Say, between_rounds, tried, wi
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import widths_plot
 from secateur.model.discovery import fingerprint
-from secateur.model.positions import positions
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
@@ -177,7 +176,7 @@ class _Settings:
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
-        longest = positions(model)
+        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         if longest is not None and max(self.shapes[1]) > longest:
             raise InputError(f"lengths: expected at most the model's {longest} positions, got {max(self.shapes[1])}")
 

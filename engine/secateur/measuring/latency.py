@@ -19,7 +19,6 @@ from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.branches import Branch
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
-from secateur.model.positions import positions
 from secateur.model.sites import AttentionUnit, Site, branch_name
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.latency_table import FORMAT, LatencyTable
@@ -120,7 +119,7 @@ def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name}: expected a positive number, got {size}")
-    longest = positions(model)
+    longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and sizes["length"] > longest:
         raise InputError(f"length: expected at most the model's {longest} positions, got {sizes['length']}")
 

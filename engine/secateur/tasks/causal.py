@@ -128,11 +128,9 @@ class CausalLM(TextTask):
 
     @cached_property
     def _adds_end(self) -> bool:
-        """Whether the tokenizer adds an end mark to a text."""
-        (marked,), (plain,) = self._tokenize(["a"]), self._tokenize(["a"], add_special_tokens=False)
-        end = getattr(self.tokenizer, "eos_token_id", None)
-        # A text without pieces may have a start mark alone, which is the end mark of some tokenizers.
-        return marked[-1:] == [end] != plain[-1:] and len(marked) > 1
+        """Whether the tokenizer adds an end mark to a text. One mark that may be start or end mark is taken for the start's."""
+        start, end = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
+        return self._marks[-1:] == [end] and (len(self._marks) > 1 or start != end)
 
     def room(self, model: nn.Module) -> int | None:
         """Return the most ids of a prompt before the longest label. Raises InputError if that label alone is too long."""

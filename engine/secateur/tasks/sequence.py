@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, ClassVar
 
 from torch import nn
@@ -30,11 +29,6 @@ class SequenceClassification(Classification, TextTask):
         """Return why the model cannot take an input: it reads a text at its end mark, and there is none, or one too many."""
         config: Any = getattr(model, "config", None)
         end = getattr(config, "eos_token_id", None) if getattr(config, "is_encoder_decoder", False) else None
-        if end is None or ids.count(end) == self._ends.count(end) > 0:
+        if end is None or ids.count(end) == self._marks.count(end) > 0:
             return None
         return f"{ids.count(end)} end marks, at the last of which {type(model).__name__} reads a text; expected one"
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        """The marks that the tokenizer adds to a text."""
-        return self.encode([""])[0]

@@ -45,15 +45,14 @@ class TextTask(Task):
         if mark is None:
             return encoded
         for row, (text, ids) in enumerate(zip(inputs, encoded, strict=True)):
-            if text.startswith(mark) and ids[:2] == [start, start] and self._adds_start:
+            if text.startswith(mark) and ids[:2] == [start, start] and self._marks[:1] == [start]:
                 encoded[row] = ids[1:]
         return encoded
 
     @cached_property
-    def _adds_start(self) -> bool:
-        """Whether the tokenizer adds a start mark to a text."""
-        (marked,), (plain,) = self._tokenize(["a"]), self._tokenize(["a"], add_special_tokens=False)
-        return marked[:1] == [self.tokenizer.bos_token_id] != plain[:1]
+    def _marks(self) -> list[int]:
+        """The marks that the tokenizer adds to a text."""
+        return self._tokenize([""])[0]
 
     def encode_each(self, inputs: list[str]) -> list[list[int] | str]:
         """Return `encode` of each input, or why the tokenizer cannot encode it."""
