@@ -132,6 +132,13 @@ def test_generation_has_room_for_its_output(name: str) -> None:
         task.generate(model, [{"input": "a"}], 4096, 64)
 
 
+def test_an_output_beyond_positions_that_are_no_table_keeps_its_prompt() -> None:
+    model, task = CASES["llama"].model(), secateur.CausalLM(word_tokenizer(start=True, end=False))
+    (answer,) = task.generate(model, [{"input": "the cat sat"}], 4096, 64)
+    (shorter,) = task.generate(model, [{"input": "the cat sat"}], 4096, 8)
+    assert answer.startswith(shorter)
+
+
 def test_a_target_beyond_the_decoders_positions_is_refused() -> None:
     model, tokenizer = CASES["bart"].model(), word_tokenizer(start=False, end=True)
     rows = [{"input": "a", "target": "yes"}, {"input": "a", "target": LONG}]

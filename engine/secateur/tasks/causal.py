@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
+from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
 from secateur.tasks.base import Target
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
@@ -212,12 +213,15 @@ class CausalLM(TextTask):
         """Return the greedy continuation, of at most `longest` pieces, of each example's input.
 
         Raises:
-            InputError: The model has no room for a prompt before so long a continuation.
+            InputError: The model's table of positions has no room for a prompt before so long a continuation.
         """
-        limit = self.limit(model)
-        if limit is not None and longest >= limit:
-            raise InputError(f"longest: expected under {limit} pieces, which the model takes with the prompt, got {longest}")
-        prompts = self._encode_cut(model, examples, None if limit is None else limit - longest)
+        room, table = self.limit(model), table_positions(model)
+        if table is not None and longest >= table:
+            raise InputError(f"longest: expected under {table} pieces, the model's positions, got {longest}")
+        # Without a table, an output that is longer than the limit goes beyond it, and the prompt stays whole.
+        room = room - longest if room is not None and room > longest else room
+        room = room if room is None or table is None else min(room, table - longest)
+        prompts = self._encode_cut(model, examples, room)
         answers = [""] * len(examples)
         for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):
             batch = self.collate_inputs(bucket, model_device(model))
