@@ -126,7 +126,7 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(
-        windows([(rows, 1.0)], subject.task.require_texts(), labels, max_tokens=1 << 20, on_long="cut"), 1
+        windows([(rows, 1.0)], subject.task.require_texts(), subject.model, labels, max_tokens=1 << 20, on_long="cut"), 1
     )
     runners = {
         name: tuned(
@@ -205,7 +205,7 @@ def _scored(runner: Runner, source: Any) -> Counts:
 def _batches(runner: Runner, source: Any) -> list[Any]:
     """Return the batches of a shard as tensors."""
     labels = len(runner.task.label_names(runner.model))
-    shard_windows = windows(source.read("text"), runner.task, labels, max_tokens=runner.max_tokens, on_long="cut")
+    shard_windows = windows(source.read("text"), runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long="cut")
     batches = [items for window in shard_windows for items in runner.batches(window)]
     with torch.inference_mode():  # The scorer builds tensors in this mode. Compiled code treats others as another case.
         return [runner.task.collate_inputs(items, torch.device("cpu"), runner.padded(items[0].length)) for items in batches]

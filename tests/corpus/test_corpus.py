@@ -118,7 +118,7 @@ def test_only_text_can_be_scored(value: Any) -> None:
 
 def test_windows_hold_batches_of_similar_length() -> None:
     chunks = [([Row(text) for text in corpora.texts(500, seed)], (seed + 1) / 8) for seed in range(8)]
-    all_windows = list(windows(iter(chunks), BERT.task, 3, max_tokens=64, on_long="cut"))
+    all_windows = list(windows(iter(chunks), BERT.task, BERT.model(), 3, max_tokens=64, on_long="cut"))
     assert len(all_windows) > 2
     assert sum(len(window.reasons) for window in all_windows) == 4000
     assert [window.first for window in all_windows] == [
@@ -295,7 +295,9 @@ def test_leaving_early_ends_the_threads() -> None:
 
 
 def test_events_keep_their_order() -> None:
-    all_windows = list(windows([([Row(t) for t in corpora.texts(300)], 1.0)], BERT.task, 3, max_tokens=8, on_long="cut"))
+    all_windows = list(
+        windows([([Row(t) for t in corpora.texts(300)], 1.0)], BERT.task, BERT.model(), 3, max_tokens=8, on_long="cut")
+    )
     assert len(all_windows) > 1
     events: list[Any] = ["begin", *all_windows, "end"]
     yielded = list(scored(iter(events), runner(BERT, 8)))
@@ -322,7 +324,9 @@ def test_a_stream_in_the_library(tmp_path: Path) -> None:
 
 def test_tuning_keeps_given_settings_and_the_model() -> None:
     model = runner(BERT)
-    (window,) = windows([([Row(t) for t in corpora.texts(600)], 1.0)], BERT.task, 3, max_tokens=4096, on_long="cut")
+    (window,) = windows(
+        [([Row(t) for t in corpora.texts(600)], 1.0)], BERT.task, BERT.model(), 3, max_tokens=4096, on_long="cut"
+    )
     said: list[str] = []
     given = tuned(model, Sample(window.items), max_tokens=100, threads=1, say=said.append)
     assert (given.max_tokens, given.workers, given.threads) == (100, 1, 1)

@@ -17,9 +17,11 @@ from typing import Any
 import corpora
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, byte_level_tokenizer
 from command import Run, assert_refused
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import secateur
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, SUMMARY, CorpusRun, RunOptions, alone_in
@@ -267,3 +269,23 @@ def test_a_folder_in_use_is_refused(run: Run, tmp_path: Path) -> None:
     with alone_in(Folder(str(tmp_path / "scored"))):
         result = run(f"score builtin --data corpus/* {LABELS} {FIXED} --out scored")
     assert result.errors[-1] == "secateur: out: 'scored' is in use by another process"
+
+
+def test_labels_of_a_file_keep_their_spaces_for_a_causal_model(run: Run, tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer(eos_token="!", pad_token="!")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    labels = [" a, b", " no"]
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+    (tmp_path / "a.jsonl").write_text('{"text": "is it?"}\n')
+    result = run(f"score m --data a.jsonl --labels labels.txt {FIXED} --compile off --out scored")
+    assert result.code == 0, result.errors
+    ((row,),) = corpora.read(tmp_path / "scored").values()
+    (expected,) = secateur.CausalLM(tokenizer, labels=labels).probabilities(model, [{"input": "is it?"}], 64)
+    assert {label: row[f"p_{label}"] for label in labels} == pytest.approx(expected, abs=1e-6)

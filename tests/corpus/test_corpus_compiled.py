@@ -78,7 +78,7 @@ def test_compiled_probabilities_equal_the_plain_ones(tmp_path: Path, monkeypatch
 
 def sample(of: float | None) -> Sample:
     rows = [Row(text) for text in corpora.texts(600)]
-    (window,) = windows([(rows, 1.0)], BERT.task, len(CLASSES), max_tokens=4096, on_long="cut")
+    (window,) = windows([(rows, 1.0)], BERT.task, BERT.model(), len(CLASSES), max_tokens=4096, on_long="cut")
     return Sample(window.items, of)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from secateur import InputError
@@ -113,6 +114,16 @@ def test_class_numbers_are_names_where_no_others_are_given(tmp_path: Path) -> No
     assert [row["target"] for row in train] == ["1", "0", "2"]
     task, train, _ = load_task("a", TaskConfig(numbers, labels=("x", "y", "z")))
     assert [row["target"] for row in train] == [1, 0, 2]
+
+
+def test_numbers_of_a_class_label_have_names(tmp_path: Path) -> None:
+    features = datasets.Features({"input": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "so"])})
+    rows = datasets.Dataset.from_list([{"input": "x", "target": target} for target in (1, 0)], features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    for labels, targets in ((None, ["so", "no"]), (("so", "no"), ["so", "no"]), (("x", "y"), [1, 0])):
+        task, train, _ = load_task("a", TaskConfig(str(tmp_path / "rows.parquet"), labels=labels))
+        assert task == Classification(labels or ("no", "so"))
+        assert [row["target"] for row in train] == targets
 
 
 def arguments_with(tmp_path: Path, **training: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel, WordPiece
+from tokenizers.models import BPE, WordLevel, WordPiece
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
@@ -97,6 +97,13 @@ def piece_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **options)
+
+
+def byte_level_tokenizer(*, add_prefix_space: bool = False, **options: Any) -> PreTrainedTokenizerFast:
+    """Build a tokenizer like RoBERTa's and GPT-2's, with one piece for each byte. A space belongs to the word after it."""
+    tokenizer = Tokenizer(BPE({letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:

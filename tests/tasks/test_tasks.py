@@ -66,7 +66,7 @@ def test_label_scores_equal_those_of_single_examples_and_labels(
     # In float64, Gemma 2's attention gives NaN for padding that sees no token.
     dtype, limit = (torch.float32, 1e-4) if name == "gemma2" else (torch.float64, 1e-9)
     case, model = CASES[name], CASES[name].model(dtype)
-    monkeypatch.setattr("secateur.tasks.text_to_text._LOGITS", 600)  # The task scores two or three rows at a time.
+    monkeypatch.setattr("secateur.tasks.label_tree._LOGITS", 600)  # The task scores two or three rows at a time.
     task = type(case.task)(case.task.reader, labels=NESTED)
     inputs: list[dict[str, Any]] = [{"input": text} for text in sentences(SOURCES, seed=3)]
     with torch.inference_mode():

@@ -217,7 +217,7 @@ class CorpusRun:
         for source in self.sources:
             chunks, share = source.read(self.reading.column, self.reading.identity), 0.0
             try:
-                for window in windows(chunks, runner.task, labels, max_tokens=runner.max_tokens, on_long="cut"):
+                for window in windows(chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long="cut"):
                     items += window.items
                     share = window.share
                     if len(items) >= 4 * FEWEST:

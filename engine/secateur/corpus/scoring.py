@@ -58,7 +58,7 @@ def score(
     def events() -> Iterator[Window]:
         for source in sources:
             chunks = source.read(column, identity)
-            yield from windows(chunks, runner.task, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
+            yield from windows(chunks, runner.task, model, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
 
     try:
         for window in scored(events(), runner):
@@ -92,7 +92,7 @@ def mapper(
         rows = [Row(value) for value in batch[column]]
         columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
         with task.scoring(model), torch.inference_mode():
-            for window in windows([(rows, 1.0)], runner.task, len(labels), max_tokens=max_tokens, on_long="cut"):
+            for window in windows([(rows, 1.0)], runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
                 extended = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)

@@ -25,8 +25,8 @@ def stepped(length: int) -> int:
 
 def longest(task: TextTask, model: nn.Module) -> int:
     """Return the number of tokens of the longest input that the task's model takes."""
-    limits = (task.room, getattr(getattr(model, "config", None), "max_position_embeddings", None))
-    return min((limit for limit in limits if limit is not None), default=sys.maxsize)
+    room = task.room(model)
+    return sys.maxsize if room is None else room
 
 
 def keep_kernels() -> None:

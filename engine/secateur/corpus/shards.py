@@ -113,7 +113,7 @@ def _events(
         chunks = source.read(reading.column, reading.identity)
         try:
             for window in windows(
-                chunks, runner.task, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
+                chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
             ):
                 yield window
                 if left is not None:

@@ -9,7 +9,7 @@ from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.corpus.sources import Row
 from secateur.support.errors import InputError
@@ -98,6 +98,7 @@ class Window:
 def windows(
     chunks: Iterable[tuple[list[Row], float]],
     task: TextTask,
+    model: nn.Module,
     labels: int,
     *,
     max_tokens: int,
@@ -111,17 +112,19 @@ def windows(
     Args:
         chunks: Rows with the share of the shard that is read, from `Source.read`.
         task: The task, which encodes the rows.
+        model: The model, which decides how long and what rows may be.
         labels: The number of labels.
         max_tokens: Padded input tokens in a batch.
         on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
         limit: The most rows.
     """
+    room = task.room(model)
     first, rows, read = 0, _Rows(), 0
     for chunk, share in chunks:
         if limit is not None:
             chunk = chunk[: limit - read]
         read += len(chunk)
-        rows.add(chunk, task, on_long)
+        rows.add(chunk, task, model, room, on_long)
         if rows.tokens >= BATCHES * max_tokens:
             yield rows.window(first, share, labels)
             first, rows = read, _Rows()
@@ -139,20 +142,24 @@ class _Rows:
         self.items: list[Item] = []
         self.tokens = 0
 
-    def add(self, chunk: Sequence[Row], task: TextTask, on_long: str) -> None:
-        """Encode rows, and add them."""
+    def add(self, chunk: Sequence[Row], task: TextTask, model: nn.Module, room: int | None, on_long: str) -> None:
+        """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]
         self.reasons += [row.reason or why_not(row.value) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
-        encoded = task.encode([chunk[k].value for k in usable]) if usable else []
-        room = task.room
+        encoded = task.encode_each([chunk[k].value for k in usable]) if usable else []
         for k, ids in zip(usable, encoded, strict=True):
-            if room is not None and len(ids) > room and on_long == "error":
+            if isinstance(ids, str):
+                self.reasons[start + k] = ids
+            elif room is not None and len(ids) > room and on_long == "error":
                 self.reasons[start + k] = f"{len(ids)} tokens, of which the model takes {room}"
             else:
-                self.items.append(Item(start + k, task.cut(ids), []))
-                self.tokens += self.items[-1].length
+                cut = task.cut(ids, room)
+                self.reasons[start + k] = reason = task.why_not(model, cut)
+                if reason is None:
+                    self.items.append(Item(start + k, cut, []))
+                    self.tokens += self.items[-1].length
 
     def window(self, first: int, share: float, labels: int) -> Window:
         """The finished window."""

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,29 @@ Examples = str | Path | Iterable[Mapping[str, Any]]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
+class ClassName(str):
+    """The name that a data set gives a class number: the value of a column whose feature is a `datasets.ClassLabel`.
+
+    Attributes:
+        number: The number in the data set, which may stand for another class in a model.
+        names: The names of all classes of the column, in the order of their numbers.
+    """
+
+    number: int
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, number: int, names: Sequence[str]) -> ClassName:
+        """Return the name of a class number."""
+        name = cls(names[number])
+        name.number, name.names = number, tuple(names)
+        return name
+
+
 def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | None = None) -> list[Example]:
     """Read examples into a list of dicts that hold exactly `columns`.
+
+    The class numbers of a column whose feature is a `datasets.ClassLabel` become `ClassName`s.
 
     Args:
         examples: An iterable of mappings (a `datasets.Dataset` is one), the path of a JSONL, CSV, TSV or Parquet file (text
@@ -67,7 +88,7 @@ def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
     if not isinstance(examples, (str, Path)):
         if not isinstance(examples, Iterable):
             raise InputError(f"examples: expected an iterable of dicts or a path, got {type(examples).__name__}")
-        return "examples", iter(examples)
+        return "examples", _with_class_names(examples, getattr(examples, "features", None))
     name = str(examples)
     if name.startswith("builtin:"):
         from secateur.data.builtin import examples as builtin_examples
@@ -81,7 +102,43 @@ def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
         return name, _file_rows(path, suffix)
     if suffix in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
-    return name, iter(hub_dataset(name))
+    dataset = hub_dataset(name)
+    return name, _with_class_names(dataset, dataset.features)
+
+
+def _with_class_names(rows: Iterable[Any], features: Any) -> Iterator[Any]:
+    """Iterate over rows, with names in place of the class numbers of a data set's ClassLabels. Other numbers stay."""
+    by_column = features.items() if isinstance(features, Mapping) else ()
+    labels = {column: names for column, feature in by_column if (names := _names_of_classes(feature))}
+    if not labels:
+        return iter(rows)
+
+    def named(value: Any, names: Sequence[str]) -> Any:
+        if isinstance(value, (list, tuple)) or (hasattr(value, "ndim") and value.ndim):
+            return [named(element, names) for element in value]
+        is_class = value is not None and not isinstance(value, str) and 0 <= value < len(names)
+        return ClassName.of(int(value), names) if is_class else value
+
+    return ({**row, **{column: named(row[column], names) for column, names in labels.items()}} for row in rows)
+
+
+def _names_of_classes(feature: Any) -> list[str] | None:
+    """The class names of a ClassLabel, or of a list of them, None for another feature."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, list) and len(feature) == 1:
+        return _names_of_classes(feature[0])
+    inner = feature if isinstance(feature, ClassLabel) else getattr(feature, "feature", None)
+    return list(inner.names) if isinstance(inner, ClassLabel) else None
+
+
+def _features(schema: Any) -> Any:
+    """The features that `datasets` has written into a Parquet file's schema, None without any."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return None
+    from datasets import Features
+
+    return Features.from_arrow_schema(schema)
 
 
 def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
@@ -91,7 +148,8 @@ def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
 
         with reading("data", path, "is not a readable Parquet file", typed=False):
             table = pyarrow.parquet.read_table(path)
-        return iter(table.to_pylist())
+            features = _features(table.schema)
+        return _with_class_names(table.to_pylist(), features)
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")

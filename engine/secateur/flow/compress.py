@@ -249,8 +249,9 @@ def compress(
         per_head: Rank channels within each head, so that heads stay alike.
         recoveries: The recoveries to try, None for no recovery.
         tokenizer: The tokenizer to save with a loaded model. By default the task's.
-        labels: The candidate labels for a folder's model: a sequence, or names between commas; "open" for open targets;
-            "auto" for the labels that the folder remembers, or the examples tell.
+        labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
+            as for the commands' `--labels`; "open" for open targets; "auto" for the labels that the folder remembers, or the
+            examples tell.
         limit: Use only the first that many examples. Labels come from all of them.
         max_tokens: Padded input tokens in a batch.
         max_length: Cut inputs after that many tokens, for a folder's model.

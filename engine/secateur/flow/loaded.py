@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from secateur import tasks
 from secateur.data.examples import Example
 from secateur.flow import checkpoints
 from secateur.pruning import save
-from secateur.support.compat import model_from_config
+from secateur.support.compat import auto_architectures, model_from_config
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.fitting import read_tokenizer
 
@@ -144,8 +145,10 @@ def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exampl
 
     Args:
         loaded: The model.
-        labels: The candidate labels as a sequence or between commas; "open" for open targets; "auto" for the labels that the
-            folder remembers, or the examples tell.
+        labels: The candidate labels as a sequence; in one text: between commas, a JSON list, or the path of a file (.txt with
+            a label a line, .json with a list); "open" for open targets; "auto" for the labels that the folder remembers, or
+            the examples tell. Spaces around the labels of a text or a .txt file are part of them for causal language models
+            alone, and those of JSON always.
         rows: The examples that may tell the labels.
         max_length: Inputs are cut after that many tokens.
 
@@ -153,7 +156,7 @@ def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exampl
         The task.
 
     Raises:
-        InputError: The examples do not tell the labels.
+        InputError: The examples do not tell the labels, or the text or file of the labels cannot be read.
     """
     task_class: Any = loaded.task_class
     task: tasks.Task = task_class(loaded.tokenizer, labels=task_labels(loaded, labels, rows), max_length=max_length)
@@ -174,7 +177,7 @@ def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exam
     if labels == "open":
         return None
     if labels != "auto":
-        return [label.strip() for label in labels.split(",")]
+        return _written_labels(labels, spaces=loaded.task_class.spaces_in_labels)
     if loaded.labels is not None or loaded.task_class.labels_from_model:
         return loaded.labels
     if not all("target" in row for row in rows):
@@ -184,6 +187,43 @@ def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exam
     if not closed and len(distinct) == 1 and len(rows) > 1:
         raise InputError(f"data: expected at least two different targets, got {distinct[0]!r} in all {len(rows)} rows")
     return sorted(distinct) if closed else None
+
+
+def _written_labels(text: str, *, spaces: bool) -> list[str]:
+    """The labels of a JSON list, of a file, or between commas. `spaces`: whether the spaces around them are part of them."""
+    if text.strip().startswith("[") and text.strip().endswith("]"):
+        return _json_labels(text, text)
+    path = Path(text)
+    if path.suffix in (".txt", ".json") and ("," not in text or os.path.isfile(text)):
+        try:
+            content = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"labels: cannot read {text!r}: {first_line(error)}") from error
+        if path.suffix == ".json":
+            return _json_labels(content, text)
+        labels = content.removesuffix("\n").split("\n")
+    else:
+        labels = text.split(",")
+        if spaces and len({label[:1].isspace() for label in labels}) > 1:
+            raise InputError(
+                f"labels: expected a space before each label or before none, as spaces count for a causal-lm, got {text!r}; "
+                'a JSON list says it exactly: ["yes", " no"]'
+            )
+    labels = labels if spaces else [label.strip() for label in labels]
+    if not all(labels):
+        raise InputError(f"labels: expected no empty label, got one in {text!r}")
+    return labels
+
+
+def _json_labels(content: str, where: str) -> list[str]:
+    """The labels of a JSON list. Raises InputError for other content; `where` is the text or the file."""
+    try:
+        labels = json.loads(content)
+    except ValueError as error:
+        raise InputError(f"labels: expected a JSON list of texts, got {where!r}: {first_line(error)}") from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+        raise InputError(f"labels: expected a JSON list of texts, got {where!r}")
+    return labels
 
 
 def device_named(name: str) -> torch.device:
@@ -255,7 +295,7 @@ def _task_of(config: Any) -> str:
     """The name of the task that the config's architecture tells."""
     architecture = (getattr(config, "architectures", None) or [""])[0]
     for name, task_class in TASKS.items():
-        if architecture.endswith(task_class.architecture):
+        if architecture in auto_architectures(task_class.auto_class):
             return name
     raise InputError(
         f"task: expected one of {', '.join(TASKS)}, got none, and the model ({architecture or 'no architecture'}) does not tell"

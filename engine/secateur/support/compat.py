@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 __all__ = [
     "TorchDispatchMode",
     "attention_implementation",
+    "auto_architectures",
     "auto_model_classes",
     "flash_attention",
     "has_accelerate_hook",
@@ -160,6 +161,17 @@ def has_auto_model(auto_class: str, config: Any) -> bool:
     import transformers
 
     return type(config) in getattr(transformers, auto_class)._model_mapping
+
+
+def auto_architectures(auto_class: str) -> frozenset[str]:
+    """Return the names of all model classes that an Auto class of transformers knows. `_model_mapping._model_mapping`.
+
+    No modelling code is imported.
+    """
+    import transformers
+
+    names = getattr(transformers, auto_class)._model_mapping._model_mapping.values()
+    return frozenset(name for entry in names for name in ((entry,) if isinstance(entry, str) else entry))
 
 
 def auto_model_classes(auto_class: str, config: Any) -> tuple[type[nn.Module], ...]:

@@ -32,9 +32,9 @@ class Task(ABC):
         auto_class: The class of transformers that loads a model for this task, such as "AutoModelForCausalLM"; "" if there is
             none, in which case the class of a model is not checked.
         name: What the command line calls the task.
-        architecture: The end of the names of transformers' classes for this task, such as "ForCausalLM".
         reader_class: The class of transformers that loads what reads the inputs.
         labels_from_model: Whether the model's config names the labels.
+        spaces_in_labels: Whether spaces around a label are part of it, where labels are given in one text.
         reader: What turns inputs into what the model reads: a tokenizer, or an image processor.
         labels: The candidate labels, or None where targets are open or the model names the labels.
     """
@@ -42,15 +42,17 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]] = ("input", "target")
     auto_class: ClassVar[str] = ""
     name: ClassVar[str] = ""
-    architecture: ClassVar[str] = ""
     reader_class: ClassVar[str] = "AutoTokenizer"
     labels_from_model: ClassVar[bool] = False
+    spaces_in_labels: ClassVar[bool] = False
     reader: Any
     labels: list[str] | None
 
     def __init__(self, reader: Any, *, labels: Sequence[str] | None = None) -> None:
         if labels is not None and len(set(labels)) < 2:
             raise InputError(f"labels: expected at least two different labels, got {list(labels)!r}")
+        if labels is not None and len(set(labels)) < len(labels):
+            raise InputError(f"labels: expected different labels, got one of them twice: {list(labels)!r}")
         self.reader = reader
         self.labels = None if labels is None else list(labels)
 

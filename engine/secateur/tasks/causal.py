@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
+from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
-from secateur.tasks.base import Target, texts
-from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
-from secateur.tasks.label_tree import LabelTree
+from secateur.tasks.base import Target
+from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
+from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
-from secateur.tasks.text import TextTask
+from secateur.tasks.text import TextTask, warn_of_cuts
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -32,31 +33,44 @@ class CausalLM(TextTask):
     Args:
         tokenizer: The model's tokenizer.
         labels: The candidate continuations of the input; None for any continuation.
-        max_length: The most pieces of input and target together; by default the tokenizer's own limit.
+        max_length: The most pieces of input and target together; by default the tokenizer's own limit, else the model's
+            positions.
+
+    Raises:
+        InputError: The tokenizer encodes a label to nothing, or two labels alike.
     """
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     name: ClassVar[str] = "causal-lm"
-    architecture: ClassVar[str] = "ForCausalLM"
+    spaces_in_labels: ClassVar[bool] = True
+
+    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
+        super().__init__(tokenizer, labels=labels, max_length=max_length)
+        if labels is not None:
+            require_pieces(labels, self._label_ids(), [])
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         """Return the examples as items, whose input ids are those of the prompt and the target."""
-        inputs = self.encode(texts(examples, "input"))
+        inputs, limit = self._encoded(examples), self.limit(model)
         if all_labels:
             candidates = self._label_ids()
-            return [self._item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
-        encoded = self._tokenize(self._targets(examples), add_special_tokens=False)
-        return [self._item(row, *pair) for row, pair in enumerate(zip(inputs, encoded, strict=True))]
+            pairs = [(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
+        else:
+            encoded = self._tokenize(self._targets(examples), add_special_tokens=False)
+            pairs = [(row, *pair) for row, pair in enumerate(zip(inputs, encoded, strict=True))]
+        items = [self._item(row, prompt, target, limit) for row, prompt, target in pairs]
+        cut = {item.row for item in items if len(item.input_ids) < len(inputs[item.row]) + len(item.target)}
+        warn_of_cuts(len(cut), len(inputs), limit)
+        return items
 
-    def _item(self, row: int, prompt: list[int], target: list[int]) -> Item:
+    def _item(self, row: int, prompt: list[int], target: list[int], limit: int | None) -> Item:
+        """An example as an item of at most `limit` ids. The prompt loses its first ids."""
         if not target:
             raise InputError(f"examples, row {row + 1}: expected a target of at least one piece, got none")
-        if self.max_length is not None:
-            room = self.max_length - len(target)
+        if limit is not None:
+            room = limit - len(target)
             if room < 1:
-                raise InputError(
-                    f"examples, row {row + 1}: expected a target under {self.max_length} pieces, got {len(target)}"
-                )
+                raise InputError(f"examples, row {row + 1}: expected a target under {limit} pieces, got {len(target)}")
             prompt = prompt[-room:]
         return Item(row, [*prompt, *target], target)
 
@@ -106,23 +120,32 @@ class CausalLM(TextTask):
         )
 
     def encode(self, inputs: list[str]) -> list[list[int]]:
-        """Return the ids of inputs, uncut."""
+        """Return the ids of inputs, uncut. An end mark that the tokenizer adds is left out: the target follows the prompt."""
+        encoded = super().encode(inputs)
+        if self._adds_end:
+            encoded = [ids[:-1] for ids in encoded]
         # A prompt must have a token: without one nothing predicts the target's first piece.
-        return [ids or [self._start()] for ids in self._tokenize(inputs)]
+        return [ids or [self._start()] for ids in encoded]
 
-    @property
-    def room(self) -> int | None:
-        """The most ids of a prompt before the longest label. Raises InputError if that label alone is too long."""
-        if self.max_length is None or self.labels is None:
-            return self.max_length
-        longest = self._tree.longest  # Cached, because scoring asks for the room of each document.
-        if longest >= self.max_length:
-            raise InputError(f"labels: expected labels under {self.max_length} pieces, got one of {longest}")
-        return self.max_length - longest
+    @cached_property
+    def _adds_end(self) -> bool:
+        """Whether the tokenizer adds an end mark to a text. One mark that may be start or end mark is taken for the start's."""
+        start, end = (getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos"))
+        return self._marks[-1:] == [end] and (len(self._marks) > 1 or start != end)
 
-    def cut(self, ids: list[int]) -> list[int]:
-        """Return the end of a prompt, at most `room` ids: the labels follow it."""
-        return ids if self.room is None else ids[-self.room :]
+    def room(self, model: nn.Module) -> int | None:
+        """Return the most ids of a prompt before the longest label. Raises InputError if that label alone is too long."""
+        limit = self.limit(model)
+        if limit is None or self.labels is None:
+            return limit
+        longest = self._tree.longest
+        if longest >= limit:
+            raise InputError(f"labels: expected labels under {limit} pieces, got one of {longest}")
+        return limit - longest
+
+    def cut(self, ids: list[int], room: int | None) -> list[int]:
+        """Return the end of a prompt, at most `room` ids: the target follows it."""
+        return ids if room is None else ids[-room:]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return prompts as one batch, padded on the left, so that what follows them begins in one column."""
@@ -131,14 +154,23 @@ class CausalLM(TextTask):
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log P(label | prompt) [B, labels]. The prompts run once, then the label tree on their cached states."""
+        config: Any = model.config
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        rows = self._tree.rows(config.vocab_size)
+        parts = zip(*(torch.split(batch.inputs[name], rows) for name in ("input_ids", "attention_mask")), strict=True)
+        return torch.cat([self._of_prompts(model, *part) for part in parts])
+
+    def _of_prompts(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return `label_scores` of some prompts, from their ids and the padding mask, both [B, T]."""
         from transformers import DynamicCache
 
-        tree, mask = self._tree, batch.inputs["attention_mask"]
+        tree = self._tree
         cache = DynamicCache() if len(tree) > 1 else None
         places = (mask.cumsum(1) - 1).clamp(min=0)
         output: Any = model(
-            **batch.inputs, position_ids=places, past_key_values=cache, use_cache=cache is not None, logits_to_keep=1
-        )
+            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=cache is not None,
+            logits_to_keep=1,
+        )  # fmt: skip
         logits: Tensor = output.logits
         if cache is not None:
             nodes = self._after(model, mask, places[:, -1:], cache, logits.dtype)
@@ -178,9 +210,21 @@ class CausalLM(TextTask):
         return logits
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
-        """Return the greedy continuation, of at most `longest` pieces, of each example's input."""
+        """Return the greedy continuation, of at most `longest` pieces, of each example's input.
+
+        Raises:
+            InputError: The model's table of positions has no room for a prompt before so long a continuation.
+        """
+        room, table = self.limit(model), table_positions(model)
+        if table is not None and longest >= table:
+            raise InputError(f"longest: expected under {table} pieces, the model's positions, got {longest}")
+        # Without a table, an output that is longer than the limit goes beyond it, and the prompt stays whole.
+        room = room - longest if room is not None and room > longest else room
+        room = room if room is None or table is None else min(room, table - longest)
+        prompts = self._encode_cut(model, examples, room)
         answers = [""] * len(examples)
-        for batch in self.input_batches(model, examples, max_tokens):
+        for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):
+            batch = self.collate_inputs(bucket, model_device(model))
             ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
             outputs = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, answer in zip(batch.rows, outputs, strict=True):

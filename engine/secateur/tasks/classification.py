@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.data.examples import Example
+from secateur.data.examples import ClassName, Example
 from secateur.support.errors import InputError
 from secateur.tasks.base import Task
 from secateur.tasks.batches import Batch, Item, model_device
@@ -67,35 +70,105 @@ class Classification(Task):
 def class_names(model: nn.Module, labels: Sequence[str] | None) -> list[str]:
     """Return the classes in the order of the model's outputs.
 
+    Labels that are the model's own names, in any order and in upper or lower case, are matched by name. Labels of which none is
+    among the model's names rename the outputs by position.
+
     Args:
         model: The model, whose `config.id2label` names its classes.
         labels: The task's names, which replace the model's.
 
     Raises:
-        InputError: The task has another number of labels than the model has classes.
+        InputError: `config.id2label` does not number the outputs from 0, or gives two of them one name; the task has another
+            number of labels than the model has classes; or some labels are among the model's names and others are not.
     """
-    id2label: dict[int, str] = model.config.id2label  # type: ignore[union-attr, assignment]
+    own = _own_names(model)
     if labels is None:
-        return [id2label[i] for i in range(len(id2label))]
-    if len(labels) != len(id2label):
-        raise InputError(f"labels: expected the model's {len(id2label)} classes, got {len(labels)}: {list(labels)!r}")
-    return list(labels)
+        twice = [name for name, count in Counter(own).items() if count > 1]
+        if twice:
+            raise InputError(f"model: expected different names in its config's id2label, got {twice[0]!r} twice; give labels")
+        return own
+    if len(labels) != len(own):
+        raise InputError(f"labels: expected the model's {len(own)} classes, got {len(labels)}: {list(labels)!r}")
+    keys, own_keys = _keys(labels, own)
+    if not set(keys) & set(own_keys):
+        return list(labels)
+    if set(keys) != set(own_keys):
+        raise InputError(
+            f"labels: expected the model's own names {_listed(own)}, or other names than these for its outputs in their order, "
+            f"got {_listed(labels)}"
+        )
+    return [labels[keys.index(key)] for key in own_keys]
 
 
-def class_number(names: Sequence[str], value: Any, where: str) -> int:
+def class_number(names: Sequence[str], value: Any, where: str, *, numbers: bool = True) -> int:
     """Return the output that a class name or number stands for.
+
+    A text is a name, or a number where no class has it as its name, as in "0" of a CSV file. The number of a data set's
+    ClassLabel stands for its name in the data set. It is a number of the model only where the model's names are LABEL_0 and on.
 
     Args:
         names: The class names in the order of the outputs.
-        value: A name or a number.
+        value: A name or a number. Integers of NumPy and torch are numbers too.
         where: The place of the value, which the error message begins with.
+        numbers: Whether numbers are taken too.
 
     Raises:
-        InputError: No class has this name or number.
+        InputError: No class has this name or number, or a number is the name of another class.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
-        return value
     if isinstance(value, str) and value in names:
         return names.index(value)
-    expected = ", ".join(map(repr, names[:12])) + (" ..." if len(names) > 12 else "")
-    raise InputError(f"{where}: expected a target among the labels {expected} or its number, got {value!r}")
+    number = _whole(value)
+    if isinstance(value, ClassName) and number != value.number:
+        if len(value.names) != len(names) or any(name != f"LABEL_{i}" for i, name in enumerate(names)):
+            raise InputError(
+                f"{where}: expected a target among the labels {_listed(names)}, got {str(value)!r}, class {value.number} "
+                "of the data set: give labels, the data set's names in the order of the model's outputs"
+            )
+        number = value.number
+    if number is None or not numbers or not 0 <= number < len(names):
+        or_number = " or its number" if numbers else ""
+        raise InputError(f"{where}: expected a target among the labels {_listed(names)}{or_number}, got {value!r}")
+    if str(number) in names and names[number] != str(number):
+        raise InputError(
+            f"{where}: expected a name as text, got the number {number}, the name of one class and the place of another"
+        )
+    return number
+
+
+def _own_names(model: nn.Module) -> list[str]:
+    """The names of the model's outputs in `config.id2label`. Raises InputError if they are not numbered from 0, one by one."""
+    id2label: Any = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(id2label, Mapping):
+        raise InputError("model: expected the names of its classes in its config's id2label, got none")
+    names = {_whole(number): str(name) for number, name in id2label.items()}
+    outputs = getattr(model, "num_labels", len(names))
+    if sorted(names, key=str) != sorted(range(outputs), key=str):
+        raise InputError(
+            f"model: expected its config's id2label to number its {outputs} outputs from 0 to {outputs - 1}, "
+            f"got {_listed([str(number) for number in id2label])}"
+        )
+    return [names[number] for number in range(outputs)]
+
+
+def _keys(labels: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The labels and the model's names as they are compared: without regard to case, unless case alone tells some apart."""
+    folded = [name.casefold() for name in labels], [name.casefold() for name in own]
+    plain = list(labels), list(own)
+    return plain if any(len(set(keys)) < len(keys) for keys in folded) else folded
+
+
+def _whole(value: Any) -> int | None:
+    """The number that an integer or a text of digits stands for, None for anything else. True and False are no numbers."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdecimal() else None
+    if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, for an error message."""
+    return ", ".join(map(repr, names[:12])) + (" ..." if len(names) > 12 else "")

@@ -72,7 +72,8 @@ class ImageClassification(Classification):
 
     Args:
         processor: The model's image processor (`AutoImageProcessor`).
-        labels: The class names in the order of the model's outputs; by default the model's own (config.id2label).
+        labels: The class names: the model's own (config.id2label, the default) in any order, or others in the order of the
+            model's outputs.
         max_length: Not for images, which are never cut.
 
     Raises:
@@ -82,7 +83,6 @@ class ImageClassification(Classification):
     columns: ClassVar[tuple[str, ...]] = ("image", "target")
     auto_class: ClassVar[str] = "AutoModelForImageClassification"
     name: ClassVar[str] = "image-classification"
-    architecture: ClassVar[str] = "ForImageClassification"
     reader_class: ClassVar[str] = "AutoImageProcessor"
 
     def __init__(self, processor: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from secateur.support.errors import InputError
+
+# The most logits held at once, where labels are many: 256 MiB in float32.
+_LOGITS = 1 << 26
+
 
 class LabelTree:
     """The tree of all prefixes of the labels' pieces that are followed by one more piece.
@@ -42,6 +47,10 @@ class LabelTree:
         """The number of pieces of the longest label."""
         return int(self.depths.max()) + 1
 
+    def rows(self, vocabulary: int) -> int:
+        """Return how many inputs to score at once, so that the logits of all nodes take 256 MiB at most, but 1 at least."""
+        return max(1, _LOGITS // (len(self) * vocabulary))
+
     def __len__(self) -> int:
         return len(self.prefixes)
 
@@ -55,3 +64,27 @@ class LabelTree:
         number, node, piece = self._edges.to(logits.device)
         steps = logits[:, node, piece] - logits.logsumexp(-1)[:, node]  # [B, edges]
         return steps.new_zeros(len(logits), self.labels).index_add_(1, number, steps)
+
+
+def require_pieces(labels: Sequence[str], pieces: Sequence[Sequence[int]], nothing: Sequence[int]) -> None:
+    """Refuse labels that cannot be ranked by their pieces.
+
+    Args:
+        labels: The labels.
+        pieces: The ids of each label.
+        nothing: The ids of an empty text.
+
+    Raises:
+        InputError: The tokenizer encodes a label to nothing, or two labels alike.
+    """
+    label_of: dict[tuple[int, ...], str] = {}
+    for label, ids in zip(labels, pieces, strict=True):
+        if tuple(ids) == tuple(nothing):
+            raise InputError(
+                f"labels: expected labels of one piece at least, got {label!r}, which the tokenizer encodes to nothing"
+            )
+        other = label_of.setdefault(tuple(ids), label)
+        if other != label:
+            raise InputError(
+                f"labels: expected labels that the tokenizer tells apart, got {other!r} and {label!r}, which it encodes alike"
+            )

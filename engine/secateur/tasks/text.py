@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
-from secateur.support.errors import InputError
+from secateur.model.positions import positions, table_positions
+from secateur.support.errors import InputError, first_line
 from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 
@@ -23,13 +25,13 @@ class TextTask(Task):
     Args:
         tokenizer: The model's tokenizer.
         labels: The candidate labels.
-        max_length: The most pieces of an input; by default the tokenizer's own limit.
+        max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
     """
 
     def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
         super().__init__(tokenizer, labels=labels)
-        limit = getattr(tokenizer, "model_max_length", None)
-        self.max_length = max_length or (limit if limit is not None and limit < 100_000 else None)
+        known = getattr(tokenizer, "model_max_length", None)
+        self.max_length = max_length or (known if known is not None and known < 100_000 else None)
 
     @property
     def tokenizer(self) -> Any:
@@ -37,21 +39,54 @@ class TextTask(Task):
         return self.reader
 
     def encode(self, inputs: list[str]) -> list[list[int]]:
-        """Return the ids of inputs, uncut."""
-        return self._tokenize(inputs)
+        """Return the ids of inputs, uncut. A start mark that a text begins with, as chat templates write it, is there once."""
+        encoded = self._tokenize(inputs)
+        mark, start = getattr(self.tokenizer, "bos_token", None), getattr(self.tokenizer, "bos_token_id", None)
+        if mark is None:
+            return encoded
+        for row, (text, ids) in enumerate(zip(inputs, encoded, strict=True)):
+            if text.startswith(mark) and ids[:2] == [start, start] and self._marks[:1] == [start]:
+                encoded[row] = ids[1:]
+        return encoded
 
-    @property
-    def room(self) -> int | None:
-        """The most ids of an input that the model takes; None for any number."""
-        return self.max_length
+    @cached_property
+    def _marks(self) -> list[int]:
+        """The marks that the tokenizer adds to a text."""
+        return self._tokenize([""])[0]
 
-    def cut(self, ids: list[int]) -> list[int]:
+    def encode_each(self, inputs: list[str]) -> list[list[int] | str]:
+        """Return `encode` of each input, or why the tokenizer cannot encode it."""
+        try:
+            return list(self.encode(inputs))
+        except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
+            if len(inputs) == 1:
+                return [f"the tokenizer cannot encode it: {first_line(error)}"]
+            return [ids for text in inputs for ids in self.encode_each([text])]
+
+    def limit(self, model: nn.Module) -> int | None:
+        """Return the most ids of an input and its target that the model takes; None for any number.
+
+        It is `max_length`, or else the model's positions. A table of position embeddings bounds both.
+        """
+        table = table_positions(model, self._reading_part(model))
+        own = positions(model) if self.max_length is None else self.max_length
+        return min((limit for limit in (own, table) if limit is not None), default=None)
+
+    def room(self, model: nn.Module) -> int | None:
+        """Return the most ids of an input that the model takes; None for any number."""
+        return self.limit(model)
+
+    def cut(self, ids: list[int], room: int | None) -> list[int]:
         """Return at most `room` of an input's ids, always with the last: the end-of-sequence mark of most tokenizers."""
-        return ids if self.room is None or len(ids) <= self.room else [*ids[: self.room - 1], ids[-1]]
+        return ids if room is None or len(ids) <= room else [*ids[: room - 1], ids[-1]]
+
+    def why_not(self, model: nn.Module, ids: list[int]) -> str | None:
+        """Return why the model cannot take an input of these ids, which are cut to its room; None if it can."""
+        return None
 
     def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
         """Return the examples' inputs, encoded and cut, as items without targets."""
-        return [Item(row, ids, []) for row, ids in enumerate(self._encode_cut(examples))]
+        return [Item(row, ids, []) for row, ids in enumerate(self._encode_cut(model, examples, self.room(model)))]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return items without targets as one batch, padded to `length` tokens at least."""
@@ -96,10 +131,35 @@ class TextTask(Task):
         encoded: list[list[int]] = self.tokenizer(inputs, truncation=False, verbose=False, **options)["input_ids"]
         return encoded
 
-    def _encode_cut(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return the examples' inputs, encoded and cut to `room`, with a warning if any is cut."""
-        encoded = self.encode(texts(examples, "input"))
-        too_long = 0 if self.room is None else sum(len(ids) > self.room for ids in encoded)
-        if too_long:
-            logger.warning("%d of %d inputs are longer than %d pieces and were cut", too_long, len(encoded), self.room)
-        return [self.cut(ids) for ids in encoded]
+    def _reading_part(self, model: nn.Module) -> nn.Module:
+        """The part of the model that reads the input."""
+        return model
+
+    def _encoded(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Return the examples' inputs, encoded. Raises InputError for one that the tokenizer cannot encode."""
+        encoded = self.encode_each(texts(examples, "input"))
+        return [_of_row(number, ids) for number, ids in enumerate(encoded, start=1)]
+
+    def _encode_cut(self, model: nn.Module, examples: Sequence[Example], room: int | None) -> list[list[int]]:
+        """Return the examples' inputs, encoded and cut to `room`, with a warning if any is cut.
+
+        Raises:
+            InputError: The tokenizer cannot encode an input, or the model cannot take it.
+        """
+        encoded = self._encoded(examples)
+        warn_of_cuts(sum(room is not None and len(ids) > room for ids in encoded), len(encoded), room)
+        cut = [self.cut(ids, room) for ids in encoded]
+        return [_of_row(number, self.why_not(model, ids) or ids) for number, ids in enumerate(cut, start=1)]
+
+
+def warn_of_cuts(too_long: int, inputs: int, room: int | None) -> None:
+    """Warn that some inputs are cut, if any is."""
+    if too_long:
+        logger.warning("%d of %d inputs are longer than %d pieces and were cut", too_long, inputs, room)
+
+
+def _of_row(number: int, ids: list[int] | str) -> list[int]:
+    """The ids of an example's input. Raises InputError for the reason why there are none."""
+    if isinstance(ids, str):
+        raise InputError(f"examples, row {number}: {ids}")
+    return ids

@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.families import family_of
+from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, pad
-from secateur.tasks.label_tree import LabelTree
+from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, proportion
 from secateur.tasks.text import TextTask
-
-# The most logits held at once, where labels are many: 256 MiB in float32.
-_LOGITS = 1 << 26
 
 
 class TextToText(TextTask):
@@ -31,20 +29,31 @@ class TextToText(TextTask):
     Args:
         tokenizer: The model's tokenizer.
         labels: The candidate targets; None where targets are open.
-        max_length: The most pieces of an input; by default the tokenizer's own limit.
+        max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+
+    Raises:
+        InputError: The tokenizer encodes a label to nothing, or two labels alike.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     name: ClassVar[str] = "text-to-text"
-    architecture: ClassVar[str] = "ForConditionalGeneration"
+
+    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
+        super().__init__(tokenizer, labels=labels, max_length=max_length)
+        if labels is not None:
+            require_pieces(labels, self._tokenize_targets(list(labels)), self._tokenize_targets([""])[0])
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         """Return the examples as items, whose target is the pieces of the target text."""
-        inputs = self._encode_cut(examples)
+        inputs = self._encode_cut(model, examples, self.room(model))
         if all_labels:
             candidates = self._tokenize_targets(self._closed_labels())
+            _require_places(self._target_positions(model), candidates, "labels")
             return [Item(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
         encoded = self._tokenize_targets(self._targets(examples))
+        places = self._target_positions(model)
+        for number, target in enumerate(encoded, start=1):
+            _require_places(places, [target], f"examples, row {number}")
         return [Item(row, ids, target) for row, (ids, target) in enumerate(zip(inputs, encoded, strict=True))]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
@@ -72,7 +81,14 @@ class TextToText(TextTask):
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
-        """Return the greedy output, of at most `longest` pieces, for each example's input."""
+        """Return the greedy output, of at most `longest` pieces, for each example's input.
+
+        Raises:
+            InputError: The decoder has fewer positions.
+        """
+        places = self._target_positions(model)
+        if places is not None and longest > places:
+            raise InputError(f"longest: expected at most the decoder's {places} positions, got {longest}")
         answers = [""] * len(examples)
         for batch in self.input_batches(model, examples, max_tokens):
             ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
@@ -92,6 +108,7 @@ class TextToText(TextTask):
             raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")
         handles = place_in_decoder(model, self._tree.depths)
         try:
+            _require_places(self._target_positions(model), self._tokenize_targets(self._closed_labels()), "labels")
             with super().scoring(model):
                 yield
         finally:
@@ -102,7 +119,7 @@ class TextToText(TextTask):
         """Return log P(label | input) [B, labels]. The encoder runs once, the decoder once over the tree of all labels."""
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
         vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-        rows = max(1, _LOGITS // (len(self._tree) * vocabulary))
+        rows = self._tree.rows(vocabulary)
         parts = zip(torch.split(states, rows), torch.split(batch.inputs["attention_mask"], rows), strict=True)
         return torch.cat([self._of_states(model, *part) for part in parts])
 
@@ -120,6 +137,14 @@ class TextToText(TextTask):
         )
         return tree.log_probabilities(output.logits)
 
+    def _reading_part(self, model: nn.Module) -> nn.Module:
+        encoder: nn.Module = model.get_encoder() if hasattr(model, "get_encoder") else model  # type: ignore[operator]
+        return encoder
+
+    def _target_positions(self, model: nn.Module) -> int | None:
+        """The most pieces of a target that the decoder's table of positions serves, None without a table."""
+        return table_positions(model, model.get_decoder() if hasattr(model, "get_decoder") else model)  # type: ignore[operator]
+
     @cached_property
     def _tree(self) -> LabelTree:
         return LabelTree(self._tokenize_targets(self._closed_labels()))
@@ -127,3 +152,10 @@ class TextToText(TextTask):
     def _tokenize_targets(self, targets: list[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(text_target=targets)["input_ids"]
         return encoded
+
+
+def _require_places(places: int | None, targets: Sequence[Sequence[int]], where: str) -> None:
+    """Raise InputError for targets with more pieces than a decoder has positions."""
+    longest = max(map(len, targets))
+    if places is not None and longest > places:
+        raise InputError(f"{where}: expected at most {places} pieces, the decoder's positions, got a target of {longest}")

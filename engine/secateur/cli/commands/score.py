@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +44,13 @@ def score(
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.")],
     column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column to copy into the output, such as an id.")] = None,
-    labels: Annotated[str, typer.Option(help="Candidate labels, separated by commas; auto: the model's own.")] = "auto",
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Candidate labels: between commas, a JSON list, or a file (.txt: a label a line; .json: a list); auto: the "
+            "model's own. For a causal-lm, spaces around a label are part of it."
+        ),
+    ] = "auto",
     kind: Kind = None,
     max_length: MaxLength = None,
     on_long: Annotated[
@@ -114,7 +120,7 @@ class _Recipe:
 
     model: str
     kind: str | None
-    labels: str
+    labels: str | Sequence[str]
     max_length: int | None
     device: str
     dtype: str
@@ -156,6 +162,8 @@ def _on_ray(runner: Runner, recipe: _Recipe, weights: str, workers: int | None) 
     room = ray_engine.room_for(runner)
     if workers is not None and workers > room:
         output.say(f"{workers} workers requested, of which the cluster has room for {room} now")
+    # The workers may not reach a file of labels.
+    recipe = replace(recipe, labels=recipe.labels if runner.task.labels is None else runner.task.labels)
     load = partial(recipe.elsewhere(model_device(runner.model).type).make_again, weights, tuning_of(runner))
     return partial(ray_engine.score_on_ray, load, workers or room)
 

@@ -30,7 +30,11 @@ Kind = Annotated[
     ),
 ]
 Labels = Annotated[
-    str, typer.Option(help="Candidate labels, separated by commas; 'open': any target text; 'auto': from the data.")
+    str,
+    typer.Option(
+        help="Candidate labels: between commas, a JSON list, or a file (.txt: a label a line; .json: a list); 'open': any "
+        "target text; 'auto': from the data. For a causal-lm, spaces around a label are part of it."
+    ),
 ]
 Select = Annotated[
     str | None, typer.Option("--sites", help="Sites to prune: 'ffn', 'encoder.attention', 'decoder.ffn.0-3', ...")

@@ -61,7 +61,7 @@ def tagged_examples(path: str, column: str, token: str, names: Sequence[str]) ->
     sentences, _ = tagged_sentences(path, column, token, scheme, target=target)
     for sentence in sentences:
         for line, tag in enumerate(sentence.tags, start=sentence.line):
-            class_number(names, tag, f"data: {path!r}, line {line}")
+            class_number(names, tag, f"data: {path!r}, line {line}", numbers=False)
     return [{"tokens": sentence.tokens, "tags": sentence.tags} for sentence in sentences]
 
 

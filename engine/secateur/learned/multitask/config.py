@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from secateur.data.examples import Example, read_examples
+from secateur.data.examples import ClassName, Example, read_examples
 from secateur.learned.multitask.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.multitask.schedule import CubicSchedule
 from secateur.learned.multitask.training import LEARNING_RATES
@@ -147,10 +147,16 @@ def load_task(name: str, section: TaskConfig) -> tuple[EncoderTask, list[Example
             raise InputError(f"{name}: {error}") from error
         # Without `labels`, the label names are the targets as text; files often have class numbers.
         for row in (*train, *test):
-            row["target"] = str(row["target"]) if section.labels is None else row["target"]
+            row["target"] = str(row["target"]) if section.labels is None else _numbered(row["target"], section.labels)
     else:
         task = Regression() if section.kind == Regression.kind else Span()
     return task, train, test
+
+
+def _numbered(target: Any, labels: Sequence[str]) -> Any:
+    """The target, as a number if it has a name in its data set and `labels`, in the order of the numbers, give other names."""
+    renamed = isinstance(target, ClassName) and not set(target.names) & set(labels)
+    return target.number if renamed else target
 
 
 def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, device: str) -> Any:
