@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
@@ -14,6 +15,7 @@ from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
+from secateur.model.ordinary import require_ordinary
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan
@@ -29,11 +31,13 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         plan: A plan of this model.
 
     Raises:
-        InputError: The plan is of another model, or the model's attention has lost channels already.
+        InputError: The plan is of another model, the model's attention has lost channels already, or the model has hooks,
+            adapters, masks or weights that the pruned model would lose (`require_ordinary`).
     """
     return rebuilt(model, rebuild_of(model, plan))
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     """Prune a model in place, as `prune` does, and return it.
 
@@ -52,6 +56,7 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """Return a new model that is rebuilt; the given one stays unchanged."""
     # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
@@ -81,6 +86,7 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     return copied.eval().requires_grad_(False)
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
     """Give the linear layers at these paths a bias of zeros, in place, and note it in the config."""
     rebuild, tensors = Rebuild(), dict[str, Tensor]()
@@ -128,6 +134,7 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
     Raises:
         InputError: As `prune`.
     """
+    require_ordinary(model)
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
@@ -315,9 +322,11 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
     for name, value in fields.items():
         setattr(candidate, name, value)
     try:
+        if hasattr(candidate, "validate"):
+            candidate.validate()  # Saving and loading the config validate it too.
         with torch.device("meta"):
             stock = stock_class(model)(candidate)
-    except ValueError:  # The architecture's own check refuses the shape: no stock model has it.
+    except (ValueError, StrictDataclassError):  # The architecture's own check refuses the shape: no stock model has it.
         return None
     same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]

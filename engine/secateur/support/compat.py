@@ -20,16 +20,20 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "TorchDispatchMode",
+    "accelerate_wraps_forward",
     "attention_implementation",
     "auto_model_classes",
+    "compiled_from",
     "flash_attention",
     "has_accelerate_hook",
     "has_auto_model",
     "has_cpp_compiler",
     "has_hooks",
+    "hooks_of",
     "inductor_freezing",
     "inductor_kernels",
     "inductor_options",
+    "is_compiled_in_place",
     "model_from_config",
     "own_modules",
     "own_parameters",
@@ -61,10 +65,25 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the forward and backward hooks on the module itself. `torch.nn.Module._forward_hooks` and three more."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for kind in kinds for hook in getattr(module, kind).values()]
+
+
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a forward or backward hook is on the module itself. `torch.nn.Module._forward_hooks` and three more."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)
+    """Tell whether a forward or backward hook is on the module itself."""
+    return bool(hooks_of(module))
+
+
+def compiled_from(module: nn.Module) -> nn.Module | None:
+    """Return the module that torch.compile returned this module for, or None for another module. `OptimizedModule._orig_mod`."""
+    return own_modules(module).get("_orig_mod")
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Tell whether the module's `compile()` was called. `torch.nn.Module._compiled_call_impl`."""
+    return module._compiled_call_impl is not None
 
 
 def reads_a_value(operation: Any) -> bool:
@@ -221,6 +240,14 @@ def use_one_gpu(arguments: Any) -> None:
 def has_accelerate_hook(module: nn.Module) -> bool:
     """Tell whether Accelerate moves the module's weights or inputs. Accelerate sets `_hf_hook` on these modules."""
     return hasattr(module, "_hf_hook")
+
+
+def accelerate_wraps_forward(module: nn.Module) -> bool:
+    """Tell whether Accelerate has replaced the module's forward method, to move weights or to compute in another dtype.
+
+    Accelerate sets `_hf_hook` or `_original_forward` on these modules.
+    """
+    return has_accelerate_hook(module) or "_original_forward" in vars(module)
 
 
 def saved_data_files(folder: Path) -> list[str]:
