@@ -1,7 +1,7 @@
-"""Refuse a model whose forward pass does more than its linear layers and its config say: the rebuilt model would lose that part.
+"""Refuse models whose forward pass does something that their linear layers and their config do not say.
 
-Evaluation and bulk scoring only run the forward pass, so they take all models. Attribution, pruning and recovery read or replace
-the linear layers, so they take ordinary models alone.
+Evaluation and bulk scoring only run the forward pass, so they take all models. Attribution, pruning and recovery read or
+replace linear layers, so they take ordinary models alone. A folder holds weights and a config, so saving is stricter still.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from secateur.support.compat import accelerate_wraps_forward, compiled_from, hooks_of, is_compiled_in_place
+from secateur.support.compat import (
+    accelerate_wraps_forward,
+    compiled_from,
+    forward_hooks,
+    is_compiled,
+    is_compiled_in_place,
+    move_hooks,
+)
 from secateur.support.errors import InputError
 
-# Packages whose hooks do not change activations, or change them in the rebuilt model too.
-_OWN_HOOKS = ("secateur", "secateur_kernels", "transformers", "accelerate")
+# Packages whose hooks are on the model for a while, or are put there again on a loaded model.
+_OWN = ("secateur", "transformers", "accelerate")
 _ADAPTERS = ("peft", "adapters", "loralib")
 _QUANTISERS = (
     *("torch.ao", "torchao", "bitsandbytes", "transformers.integrations"),
@@ -25,17 +32,45 @@ _QUANTISERS = (
 
 
 def require_ordinary(model: nn.Module) -> None:
-    """Refuse a model whose forward pass does more than its linear layers and its config say.
+    """Refuse a model whose linear layers are not what computes its outputs.
 
     Args:
-        model: The model. Hooks of secateur, transformers and Accelerate are allowed.
+        model: The model. Hooks are allowed: they act on the pruned model too.
 
     Raises:
-        InputError: The model is compiled, has adapters, masks, parametrizations, quantised or other special weights, hooks or
-            replaced forward methods, or its weights were made inside torch.inference_mode(). The message says what to do.
+        InputError: The model is compiled, has adapters, masks, parametrizations, quantised or other special weights, or its
+            weights were made inside torch.inference_mode(). The message says what to do.
     """
     for path, module in model.named_modules():
         _refuse(path, module, _oddities(module))
+
+
+def require_own_forwards(model: nn.Module) -> None:
+    """Refuse a model in which forward methods were replaced: the method of a copied module may call the dense model.
+
+    Raises:
+        InputError: A module has a forward method of its own that is not Accelerate's.
+    """
+    for path, module in model.named_modules():
+        _refuse(path, module, _replaced_forward(module))
+
+
+def require_writable(model: nn.Module) -> None:
+    """Refuse a model that computes with more than a folder holds, which is weights and a config.
+
+    Raises:
+        InputError: As `require_own_forwards`; or there are hooks on the forward pass that are not secateur's, transformers' or
+            Accelerate's.
+    """
+    require_own_forwards(model)
+    for path, module in model.named_modules():
+        hooks = [hook for hook in forward_hooks(module) if not _comes_from(hook, _OWN)]
+        _refuse(path, module, ((f"the hook {_name(hook)!r}", "remove it first (handle.remove())") for hook in hooks))
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Move the hooks of a module that is replaced to the new module, without those that secateur puts there for a while."""
+    move_hooks(old, new, lambda hook: not _comes_from(hook, ("secateur",)))
 
 
 def require_uncompiled(model: nn.Module) -> None:
@@ -59,8 +94,8 @@ def _compiled(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield how a module is compiled, if it is, with what to do about it."""
     if compiled_from(module) is not None:
         yield "the result of torch.compile", "give the model itself (compiled._orig_mod), and compile the pruned model"
-    if is_compiled_in_place(module):
-        yield "a compiled module", "give a model whose compile() was not called, and compile the pruned model"
+    if is_compiled_in_place(module) or is_compiled(vars(module).get("forward")):
+        yield "a compiled module", "give a model that is not compiled, and compile the pruned model"
 
 
 def _oddities(module: nn.Module) -> Iterator[tuple[str, str]]:
@@ -69,26 +104,23 @@ def _oddities(module: nn.Module) -> Iterator[tuple[str, str]]:
     if _comes_from(_forward_owner(module), _ADAPTERS):
         yield (
             "an adapter",
-            "merge it into the weights first (merge_and_unload() of peft.PeftModel.from_pretrained(model, adapter)), or leave it out",
+            "merge it into the weights first (merge_and_unload() of peft.PeftModel.from_pretrained(model, adapter))",
         )
-    for hook in hooks_of(module):
-        yield from _hook_oddities(hook)
+    for hook in forward_hooks(module):
+        if _comes_from(hook, ("torch.nn.utils.prune",)):
+            yield "a mask of torch.nn.utils.prune", "make it permanent first (torch.nn.utils.prune.remove)"
+        elif _comes_from(hook, ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")):
+            yield "a normalised weight", "make it permanent first (torch.nn.utils.remove_weight_norm or remove_spectral_norm)"
     if parametrize.is_parametrized(module) and not _own_parametrizations(module):
         yield "a parametrization", "make it permanent first (torch.nn.utils.parametrize.remove_parametrizations)"
     yield from _weight_oddities(module)
+
+
+def _replaced_forward(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield that a module's forward method was replaced, with what to do about it, unless Accelerate or secateur did it."""
     forward = vars(module).get("forward")
     if forward is not None and not accelerate_wraps_forward(module) and not _comes_from(forward, ("secateur",)):
-        yield "a replaced forward method", "remove it first (del module.forward), as the pruned model would lose it"
-
-
-def _hook_oddities(hook: Any) -> Iterator[tuple[str, str]]:
-    """Yield what a hook is, unless it is a hook of `_OWN_HOOKS`, with how to remove it."""
-    if _comes_from(hook, ("torch.nn.utils.prune",)):
-        yield "a mask of torch.nn.utils.prune", "make it permanent first (torch.nn.utils.prune.remove)"
-    elif _comes_from(hook, ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")):
-        yield "a normalised weight", "make it permanent first (torch.nn.utils.remove_weight_norm or remove_spectral_norm)"
-    elif not _comes_from(hook, _OWN_HOOKS):
-        yield f"the hook {_name(hook)!r}", "remove it first (handle.remove()), as the pruned model would lose it"
+        yield "a replaced forward method", "remove it first (del module.forward); the pruned model or its folder would lose it"
 
 
 def _weight_oddities(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
-from secateur.model.ordinary import require_ordinary
+from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan
@@ -31,8 +31,8 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         plan: A plan of this model.
 
     Raises:
-        InputError: The plan is of another model, the model's attention has lost channels already, or the model has hooks,
-            adapters, masks or weights that the pruned model would lose (`require_ordinary`).
+        InputError: The plan is of another model, the model's attention has lost channels already, or the model is compiled,
+            has adapters, masks or quantised weights, or a module's forward method was replaced.
     """
     return rebuilt(model, rebuild_of(model, plan))
 
@@ -58,7 +58,8 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
 
 @torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
-    """Return a new model that is rebuilt; the given one stays unchanged."""
+    """Return a new model that is rebuilt; the given one stays unchanged. Raises InputError as `require_own_forwards`."""
+    require_own_forwards(model)
     # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
     smaller = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
     _carry_out_(smaller, rebuild, rebuild.tensors(model))
@@ -135,6 +136,7 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
         InputError: As `prune`.
     """
     require_ordinary(model)
+    require_own_forwards(model)
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
@@ -267,7 +269,10 @@ def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
 def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
     """Rebuild the model in place. Rebuilt parameters get the given tensors; without one they stay on the meta device."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
+    modules = dict(model.named_modules())
     rebuild_(model, rebuild.recipe, device="meta")
+    for path in rebuild.recipe["modules"].keys() & modules.keys():
+        carry_hooks(modules[path], model.get_submodule(path))
     model.load_state_dict(tensors, strict=False, assign=True)
     left = dict(model.named_parameters())
     for name in flags.keys() & left.keys():

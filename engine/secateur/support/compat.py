@@ -25,16 +25,18 @@ __all__ = [
     "auto_model_classes",
     "compiled_from",
     "flash_attention",
+    "forward_hooks",
     "has_accelerate_hook",
     "has_auto_model",
     "has_cpp_compiler",
     "has_hooks",
-    "hooks_of",
     "inductor_freezing",
     "inductor_kernels",
     "inductor_options",
+    "is_compiled",
     "is_compiled_in_place",
     "model_from_config",
+    "move_hooks",
     "own_modules",
     "own_parameters",
     "reads_a_value",
@@ -65,25 +67,45 @@ def own_modules(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
-def hooks_of(module: nn.Module) -> list[Callable[..., Any]]:
-    """Return the forward and backward hooks on the module itself. `torch.nn.Module._forward_hooks` and three more."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [hook for kind in kinds for hook in getattr(module, kind).values()]
-
-
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a forward or backward hook is on the module itself."""
-    return bool(hooks_of(module))
+    """Tell whether a forward or backward hook is on the module itself. `torch.nn.Module._forward_hooks` and three more."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the hooks on the module's forward pass. `torch.nn.Module._forward_hooks` and `_forward_pre_hooks`."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def move_hooks(old: nn.Module, new: nn.Module, chosen: Callable[[Callable[..., Any]], bool]) -> None:
+    """Move the chosen hooks of a module's forward and backward pass to another module. Their handles still remove them.
+
+    `torch.nn.Module._forward_hooks` and seven more.
+    """
+    for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        hooks = getattr(old, kind)
+        for number in [number for number, hook in hooks.items() if not chosen(hook)]:
+            del hooks[number]
+        setattr(new, kind, hooks)
+    flags = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+    for name in (*flags, "_is_full_backward_hook"):
+        setattr(new, name, getattr(old, name))
 
 
 def compiled_from(module: nn.Module) -> nn.Module | None:
-    """Return the module that torch.compile returned this module for, or None for another module. `OptimizedModule._orig_mod`."""
+    """Return the module that torch.compile made this module of, or None for any other module. `OptimizedModule._orig_mod`."""
     return own_modules(module).get("_orig_mod")
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:
     """Tell whether the module's `compile()` was called. `torch.nn.Module._compiled_call_impl`."""
     return module._compiled_call_impl is not None
+
+
+def is_compiled(function: Any) -> bool:
+    """Tell whether torch.compile returned the function. `_torchdynamo_orig_callable`, which it sets."""
+    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 def reads_a_value(operation: Any) -> bool:
