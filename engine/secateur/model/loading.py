@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from secateur.support.errors import InputError
 
+ADAPTER_FILE = "adapter_config.json"
 _LISTED = 3
 
 
@@ -26,14 +28,20 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
         options: Options of `from_pretrained`.
 
     Raises:
-        InputError: The checkpoint lacks weights of the model, or has them in other shapes.
+        InputError: The checkpoint lacks weights of the model, or has them in other shapes, or comes with an adapter, which
+            transformers ignores where PEFT is not installed.
     """
+    if (Path(folder) / ADAPTER_FILE).is_file():
+        raise InputError(
+            f"model: expected a model without adapters, got {folder!r} with {ADAPTER_FILE}: merge the adapter into the weights "
+            "first (merge_and_unload() of peft.PeftModel.from_pretrained(model, adapter), then save_pretrained)"
+        )
     model, info = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     missing = sorted(name for name in info["missing_keys"] if is_needed(model, name))
     if missing:
         raise InputError(
-            f"model: expected a checkpoint with all weights of {type(model).__name__}, got {folder!r} without {listed(missing)}, "
-            "which would be drawn at random: train the model for its task first, or give a checkpoint that has been"
+            f"model: expected a checkpoint with all weights of {type(model).__name__}, got {folder!r} without "
+            f"{listed(missing)}: they would be drawn at random; train the model for its task first"
         )
     if info["mismatched_keys"]:
         name, stored, expected = sorted(info["mismatched_keys"])[0]
