@@ -142,6 +142,24 @@ def test_a_model_that_is_not_ordinary_is_refused_in_one_line_that_says_what_to_d
             call()
 
 
+@pytest.mark.parametrize("change", [masked, parametrized, with_adapter])
+def test_a_model_whose_weights_change_in_each_pass_is_not_written(
+    change: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        secateur.InputError, match=r"^model: expected an ordinary model, got an? (mask|adapter|parametrization)"
+    ):
+        secateur.save(change(CASE.model()), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_with_masks_is_not_pruned_for_several_tasks() -> None:
+    model = CASES["bert-sequence"].model()
+    masks.l1_unstructured(model.get_submodule("bert.encoder.layer.0.output.dense"), "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got a mask of torch\.nn\.utils\.prune"):
+        secateur.learned.MultitaskPruning(model, {"topic": secateur.learned.Classification(["a", "b"])})
+
+
 def test_a_compiled_model_is_not_masked() -> None:
     """Compiled code does not call hooks that are added later."""
     with (

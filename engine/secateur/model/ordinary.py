@@ -59,11 +59,12 @@ def require_writable(model: nn.Module) -> None:
     """Refuse a model that computes with more than a folder holds, which is weights and a config.
 
     Raises:
-        InputError: As `require_own_forwards`; or there are hooks on the forward pass that are not secateur's, transformers' or
-            Accelerate's.
+        InputError: As `require_own_forwards`; or there are adapters, masks, parametrizations, or hooks on the forward pass that
+            are not secateur's, transformers' or Accelerate's.
     """
     require_own_forwards(model)
     for path, module in model.named_modules():
+        _refuse(path, module, _changed_weights(module))
         hooks = [hook for hook in forward_hooks(module) if not _comes_from(hook, _OWN)]
         _refuse(path, module, ((f"the hook {_name(hook)!r}", "remove it first (handle.remove())") for hook in hooks))
 
@@ -101,6 +102,12 @@ def _compiled(module: nn.Module) -> Iterator[tuple[str, str]]:
 def _oddities(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield the oddities of one module itself, each with what to do about it."""
     yield from _compiled(module)
+    yield from _changed_weights(module)
+    yield from _weight_oddities(module)
+
+
+def _changed_weights(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield what changes a module's weights or adds to them in each forward pass, with what to do about it."""
     if _comes_from(_forward_owner(module), _ADAPTERS):
         yield (
             "an adapter",
@@ -113,7 +120,6 @@ def _oddities(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield "a normalised weight", "make it permanent first (torch.nn.utils.remove_weight_norm or remove_spectral_norm)"
     if parametrize.is_parametrized(module) and not _own_parametrizations(module):
         yield "a parametrization", "make it permanent first (torch.nn.utils.parametrize.remove_parametrizations)"
-    yield from _weight_oddities(module)
 
 
 def _replaced_forward(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -269,10 +269,10 @@ def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
 def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
     """Rebuild the model in place. Rebuilt parameters get the given tensors; without one they stay on the meta device."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
-    modules = dict(model.named_modules())
+    old = {path: module for path, module in model.named_modules() if path in rebuild.recipe["modules"]}
     rebuild_(model, rebuild.recipe, device="meta")
-    for path in rebuild.recipe["modules"].keys() & modules.keys():
-        carry_hooks(modules[path], model.get_submodule(path))
+    for path, module in old.items():
+        carry_hooks(module, model.get_submodule(path))
     model.load_state_dict(tensors, strict=False, assign=True)
     left = dict(model.named_parameters())
     for name in flags.keys() & left.keys():
