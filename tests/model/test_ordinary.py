@@ -147,7 +147,7 @@ def test_a_model_whose_weights_change_in_each_pass_is_not_written(
     change: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        secateur.InputError, match=r"^model: expected an ordinary model, got an? (mask|adapter|parametrization)"
+        secateur.InputError, match=r"^model: expected an ordinary model, got an? (mask|adapter|param)"
     ):
         secateur.save(change(CASE.model()), tmp_path / "out")
     assert not list(tmp_path.iterdir())

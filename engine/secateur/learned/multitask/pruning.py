@@ -46,7 +46,7 @@ class MultitaskPruning(MultitaskModel):
 
     Raises:
         InputError: A setting is unknown, the density cannot be reached (the message names the nearest), the initial scores do
-            not fit, or as in `MultitaskModel`.
+            not fit, or as in `require_ordinary` and `MultitaskModel`.
 
     References:
         Xia and Shin 2021, arXiv 2112.05705.
