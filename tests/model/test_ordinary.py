@@ -146,9 +146,7 @@ def test_a_model_that_is_not_ordinary_is_refused_in_one_line_that_says_what_to_d
 def test_a_model_whose_weights_change_in_each_pass_is_not_written(
     change: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        secateur.InputError, match=r"^model: expected an ordinary model, got an? (mask|adapter|param)"
-    ):
+    with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got an? (mask|adapter|param)"):
         secateur.save(change(CASE.model()), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -157,7 +155,7 @@ def test_an_encoder_with_masks_is_not_pruned_for_several_tasks() -> None:
     model = CASES["bert-sequence"].model()
     masks.l1_unstructured(model.get_submodule("bert.encoder.layer.0.output.dense"), "weight", 0.5)  # type: ignore[no-untyped-call]
     with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got a mask of torch\.nn\.utils\.prune"):
-        secateur.learned.MultitaskPruning(model, {"topic": secateur.learned.Classification(["a", "b"])})
+        secateur.learned.MultitaskPruning(model, {"topic": secateur.learned.Classification(("a", "b"))})
 
 
 def test_a_compiled_model_is_not_masked() -> None:
@@ -235,6 +233,22 @@ def test_hooks_that_a_folder_does_not_hold_are_refused_before_anything_is_writte
     with pytest.raises(secateur.InputError, match=line):
         secateur.compress(model, CASE.examples, CASE.task, keep=0.5, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def observing(module: nn.Module, arguments: Any, output: Any) -> None:
+    if output is None:
+        return
+    str(output)
+
+
+def test_hooks_that_return_nothing_do_not_keep_a_model_from_being_written(tmp_path: Path) -> None:
+    model = CASE.model()
+    model.get_submodule(DOWN).register_forward_hook(observing)
+    model.register_forward_pre_hook(lambda *_: None)
+    secateur.save(secateur.prune(model, uniform_plan(CASE, "head")), tmp_path / "out")
+    assert torch.equal(
+        CASE.logits(secateur.load(tmp_path / "out").eval()), CASE.logits(secateur.prune(model, uniform_plan(CASE, "head")))
+    )
 
 
 def test_a_forward_method_that_calls_the_dense_model_is_refused(tmp_path: Path) -> None:

@@ -422,7 +422,8 @@ def test_heads_that_do_not_divide_the_hidden_size_are_no_stock_shape(kept: float
     model = LlamaForCausalLM(config).eval()
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples, select="attention"), keep=kept)
     with torch.device("meta"):
-        assert secateur.dry_run(LlamaForCausalLM(config), given=plan).stock == stock
+        shapes = LlamaForCausalLM(config)
+    assert secateur.dry_run(shapes, given=plan).stock == stock
     pruned = prune(model, plan)
     secateur.save(pruned, tmp_path / "out")
     assert (tmp_path / "out" / "modeling_secateur.py").exists() != stock
