@@ -340,8 +340,12 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
 
 
 def stock_class(model: nn.Module) -> type[nn.Module]:
-    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none."""
-    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")), type(model))
+    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none.
+
+    A base without a forward pass, such as BertPreTrainedModel, does not count.
+    """
+    known = (cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models."))
+    return next((cls for cls in known if not cls.__name__.endswith("PreTrainedModel")), type(model))
 
 
 def _attribute(model: nn.Module, path: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,7 +113,7 @@ def _require_known_class(model: nn.Module) -> None:
 
     stock = stock_class(model)
     own = [cls for cls in type(model).__mro__ if issubclass(cls, stock) and cls is not stock and not _is_pruned(cls)]
-    changes = any(not name.startswith("__") or name in ("__init__", "__call__") for cls in own for name in vars(cls))
+    changes = any(inspect.isfunction(value) or isinstance(value, property) for cls in own for value in vars(cls).values())
     exported = getattr(transformers, stock.__name__, None) is stock
     if not exported or changes or not has_auto_model("AutoModel", model.config):
         raise InputError(
