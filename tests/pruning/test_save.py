@@ -14,7 +14,17 @@ from cases import CASES, DTYPES, emptied_plan, empty_plan, uneven_plan, uniform_
 from new_process import BLOCK_SECATEUR, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForMultipleChoice, BertForMultipleChoice
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    BertForMultipleChoice,
+    BertForSequenceClassification,
+    BertModel,
+    BertPreTrainedModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import secateur
 from secateur.model.discovery import fingerprint
@@ -319,3 +329,102 @@ def test_a_loaded_model_can_be_pruned_again(saved_models: SavedModels) -> None:
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
     pruned = secateur.prune(model, plan)
     assert secateur.verify(model, pruned, plan, case.task, case.batches(model)).holds
+
+
+def mean_pooled(self: Any, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> SequenceClassifierOutput:
+    """A forward method of a user's class: it classifies the mean of the states."""
+    states = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+    mask = attention_mask.unsqueeze(-1).to(states)
+    return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
+
+
+class MeanPooled(BertForSequenceClassification):  # type: ignore[misc]
+    """A subclass with a forward method of its own."""
+
+    forward = mean_pooled
+
+
+class OwnClassifier(BertPreTrainedModel):  # type: ignore[misc]
+    """A class outside transformers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bert, self.classifier = BertModel(config, add_pooling_layer=False), nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    forward = mean_pooled
+
+
+class Renamed(BertForSequenceClassification):  # type: ignore[misc]
+    """A subclass that changes nothing."""
+
+
+def pruned_bert(kind: type[Any], make_plan: Any) -> nn.Module:
+    """Return a pruned model of this class."""
+    case = CASES["bert-sequence"]
+    model = kind(case.model().config).eval()
+    plan = make_plan(case, "head")
+    return prune(model, secateur.Plan(dict(plan), plan.sites, fingerprint(model)))
+
+
+@pytest.mark.parametrize("kind", [MeanPooled, OwnClassifier])
+def test_a_class_that_a_folder_cannot_name_is_refused_before_anything_is_written(kind: type[Any], tmp_path: Path) -> None:
+    with pytest.raises(secateur.InputError, match=rf"^model: expected a class of transformers, .* got {kind.__name__}; save a"):
+        secateur.save(pruned_bert(kind, uneven_plan), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [MeanPooled, OwnClassifier])
+def test_a_class_of_ones_own_loads_the_folder_of_a_uniform_plan(kind: type[Any], tmp_path: Path) -> None:
+    case = CASES["bert-sequence"]
+    model = kind(case.model().config).eval()
+    pruned = prune(model, secateur.plan(secateur.attribute(model, case.task, case.examples, select="ffn"), keep=0.5))
+    secateur.save(pruned, tmp_path / "out")
+    assert torch.equal(case.logits(kind.from_pretrained(tmp_path / "out").eval()), case.logits(pruned))
+    with pytest.raises(secateur.InputError, match=rf"^model: expected a class of transformers in .*, got '{kind.__name__}'$"):
+        secateur.load(tmp_path / "out")
+
+
+def test_a_subclass_that_changes_nothing_is_saved_as_its_base(tmp_path: Path) -> None:
+    pruned = pruned_bert(Renamed, uneven_plan)
+    secateur.save(pruned, tmp_path / "out")
+    case = CASES["bert-sequence"]
+    assert torch.equal(case.logits(secateur.load(tmp_path / "out").eval()), case.logits(pruned))
+
+
+def test_a_head_of_ones_own_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """transformers' class would build a classifier with other weights, drawn at random."""
+    pruned: Any = pruned_bert(BertForSequenceClassification, uneven_plan)
+    pruned.classifier = nn.Sequential(nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 3))
+    with pytest.raises(secateur.InputError, match=r"BertForSequenceClassification, got other weights: classifier\.0\.bias, cl"):
+        secateur.save(pruned, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_the_folders_own_code_can_be_saved_again(tmp_path: Path) -> None:
+    pruned = pruned_bert(BertForSequenceClassification, uneven_plan)
+    secateur.save(pruned, tmp_path / "out")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    secateur.save(loaded, tmp_path / "again")
+    case = CASES["bert-sequence"]
+    assert torch.equal(case.logits(secateur.load(tmp_path / "again").eval()), case.logits(pruned))
+
+
+@pytest.mark.parametrize(("kept", "stock"), [(0.75, False), (0.5, True)])
+def test_heads_that_do_not_divide_the_hidden_size_are_no_stock_shape(kept: float, stock: bool, tmp_path: Path) -> None:
+    """Six heads and a hidden size of 32: LlamaConfig refuses them when it is saved or loaded."""
+    case = CASES["llama"]
+    config = LlamaConfig(
+        vocab_size=len(case.task.reader), hidden_size=32, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, intermediate_size=36, max_position_embeddings=64,
+        pad_token_id=0, bos_token_id=2, eos_token_id=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    plan = secateur.plan(secateur.attribute(model, case.task, case.examples, select="attention"), keep=kept)
+    with torch.device("meta"):
+        shapes = LlamaForCausalLM(config)
+    assert secateur.dry_run(shapes, given=plan).stock == stock
+    pruned = prune(model, plan)
+    secateur.save(pruned, tmp_path / "out")
+    assert (tmp_path / "out" / "modeling_secateur.py").exists() != stock
+    assert torch.equal(case.logits(secateur.load(tmp_path / "out").eval()), case.logits(pruned))

@@ -27,6 +27,7 @@ from secateur_kernels.backend import Backend, uses_triton
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
+@torch.inference_mode(False)  # Gradients are needed, also where the caller needs none.
 def attribute(
     model: nn.Module,
     task: Task,

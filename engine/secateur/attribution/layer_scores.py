@@ -24,6 +24,7 @@ Layers = Mapping[str, tuple[Branch, ...]]
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
+@torch.inference_mode(False)  # Gradients are needed, also where the caller needs none.
 def layer_scores(
     model: nn.Module,
     task: Task,

@@ -23,6 +23,7 @@ from secateur.flow.within_budget import Progress, Say, between_rounds, tried, wi
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import widths_plot
 from secateur.model.discovery import fingerprint
+from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
@@ -288,7 +289,9 @@ def compress(
     if out is not None:
         require_absent(out)
     loaded = _loaded(model, task, tokenizer, labels, max_length, device, dtype)
+    require_ordinary(loaded.model)
     settings.check_model(loaded.model)
+    (require_own_forwards if out is None else require_writable)(loaded.model)
     if out is not None and not hasattr(loaded.tokenizer, "save_pretrained"):
         raise InputError(
             f"tokenizer: expected one with save_pretrained, to write to out, got {type(loaded.tokenizer).__name__}"

@@ -15,6 +15,7 @@ from torch import nn
 from secateur import tasks
 from secateur.data.examples import Example
 from secateur.flow import checkpoints
+from secateur.model.loading import load_complete
 from secateur.pruning import save
 from secateur.support.compat import auto_architectures, model_from_config
 from secateur.support.errors import InputError, first_line
@@ -247,8 +248,7 @@ def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> n
 
     if hasattr(config, "secateur") and Path(path).is_dir():
         return save.load(path, **options)
-    model: nn.Module = getattr(transformers, auto_class).from_pretrained(path, **options)
-    return model
+    return load_complete(getattr(transformers, auto_class), path, **options)
 
 
 def _described(name: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.model.branches import Branch
 from secateur.model.families import Contribution, branches, family_of, split_token_rows
+from secateur.model.ordinary import require_ordinary
 from secateur.model.sites import Stack
 from secateur.support.errors import InputError
 
@@ -65,10 +66,11 @@ def layers(model: nn.Module, unit: LayerUnit = "block") -> dict[str, tuple[Branc
         unit: "block" for whole blocks ("encoder.0"), or "branch" for each branch alone ("encoder.0.ffn").
 
     Raises:
-        InputError: The unit or the family is unknown, or the model has nothing left to delete.
+        InputError: The unit or the family is unknown, the model has nothing left to delete, or `require_ordinary` refuses it.
     """
     if unit not in ("block", "branch"):
         raise InputError(f"unit: expected 'block' or 'branch', got {unit!r}")
+    require_ordinary(model)
     by_name: dict[str, tuple[Branch, ...]] = {}
     for block in blocks(model).values():
         left = tuple(branch for branch in block.branches if contributes(model, branch))

@@ -13,6 +13,7 @@ from secateur.model.families import branches
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
+from secateur.model.ordinary import require_ordinary
 from secateur.model.sites import AttentionUnit, Site, Unit, branch_name, selected
 from secateur.support.errors import InputError
 
@@ -30,10 +31,11 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
 
     Raises:
         InputError: The family or the unit is unknown; the selection is malformed or empty; the model's attention has lost
-            channels already; or the model has no units left.
+            channels already; or the model has no units left, or is none that `require_ordinary` takes.
     """
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
+    require_ordinary(model)
     for path, module in model.named_modules():
         if isinstance(module, LowRankLinear):
             raise InputError(f"model: {path} has been factorised; prune the dense model instead")

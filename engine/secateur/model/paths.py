@@ -9,9 +9,11 @@ from torch import nn
 
 def blocks(model: nn.Module, *names: str) -> Iterator[tuple[int, str]]:
     """Yield the number and the path of each item of the module lists whose path ends in one of `names`, in their order."""
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    for layers in [path for name in names for path in paths if path == name or path.endswith(f".{name}")]:
-        for layer, _ in enumerate(model.get_submodule(layers).children()):
+    # With duplicates, so that a block or a stack that stands at two places is seen at both.
+    modules = model.named_modules(remove_duplicate=False)
+    lists = {path: len(module) for path, module in modules if isinstance(module, nn.ModuleList)}
+    for layers in [path for name in names for path in lists if path == name or path.endswith(f".{name}")]:
+        for layer in range(lists[layers]):
             yield layer, f"{layers}.{layer}"
 
 

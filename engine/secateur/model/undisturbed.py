@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from secateur.model.families import split_token_rows
@@ -34,4 +35,5 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
             own_parameters(module).update(own[module])
         for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+            with torch.inference_mode(parameter.is_inference()):  # Only there may an inference tensor get a flag.
+                parameter.requires_grad_(flag)

@@ -21,6 +21,7 @@ from secateur.pruning.prune import describe_, rebuilt
 from secateur.support.errors import InputError
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def delete_layers(model: nn.Module, gone: Iterable[str], *, scales: Mapping[str, float] = MappingProxyType({})) -> nn.Module:
     """Return a new model that computes what the given one computes when the deleted layers add nothing to the residual stream.
 

@@ -16,6 +16,7 @@ from secateur.support.errors import InputError
 from secateur_kernels.backend import accumulator
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Module:
     """Return a new model whose linear layers [d, k] have the rank floor(d * k * keep / (d + k + 1)).
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
 from secateur.model.hooks import intercepted
+from secateur.model.ordinary import require_uncompiled
 from secateur.planning.plan import Plan
 
 
@@ -23,11 +24,13 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
         plan: The plan. Its sites are sites of this model.
 
     Raises:
-        InputError: The plan names a site that the model does not have.
+        InputError: The plan names a site that the model does not have, or the model is compiled.
 
     Example:
         `with secateur.masked(model, plan): logits = model(**inputs).logits`
     """
+
+    require_uncompiled(model)
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
         mask = torch.zeros(units)

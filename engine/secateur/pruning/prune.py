@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
@@ -14,6 +15,7 @@ from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
+from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan
@@ -29,11 +31,13 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
         plan: A plan of this model.
 
     Raises:
-        InputError: The plan is of another model, or the model's attention has lost channels already.
+        InputError: The plan is of another model, the model's attention has lost channels already, or the model is compiled,
+            has adapters, masks or quantised weights, or a module's forward method was replaced.
     """
     return rebuilt(model, rebuild_of(model, plan))
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     """Prune a model in place, as `prune` does, and return it.
 
@@ -52,8 +56,10 @@ def prune_(model: nn.Module, plan: Plan) -> nn.Module:
     return model
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
-    """Return a new model that is rebuilt; the given one stays unchanged."""
+    """Return a new model that is rebuilt; the given one stays unchanged. Raises InputError as `require_own_forwards`."""
+    require_own_forwards(model)
     # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
     smaller = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
     _carry_out_(smaller, rebuild, rebuild.tensors(model))
@@ -81,6 +87,7 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     return copied.eval().requires_grad_(False)
 
 
+@torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
 def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
     """Give the linear layers at these paths a bias of zeros, in place, and note it in the config."""
     rebuild, tensors = Rebuild(), dict[str, Tensor]()
@@ -128,6 +135,8 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
     Raises:
         InputError: As `prune`.
     """
+    require_ordinary(model)
+    require_own_forwards(model)
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
@@ -260,7 +269,10 @@ def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
 def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
     """Rebuild the model in place. Rebuilt parameters get the given tensors; without one they stay on the meta device."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
+    old = {path: module for path, module in model.named_modules() if path in rebuild.recipe["modules"]}
     rebuild_(model, rebuild.recipe, device="meta")
+    for path, module in old.items():
+        carry_hooks(module, model.get_submodule(path))
     model.load_state_dict(tensors, strict=False, assign=True)
     left = dict(model.named_parameters())
     for name in flags.keys() & left.keys():
@@ -315,9 +327,11 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
     for name, value in fields.items():
         setattr(candidate, name, value)
     try:
+        if hasattr(candidate, "validate"):
+            candidate.validate()  # Saving and loading the config validate it too.
         with torch.device("meta"):
             stock = stock_class(model)(candidate)
-    except ValueError:  # The architecture's own check refuses the shape: no stock model has it.
+    except (ValueError, StrictDataclassError):  # The architecture's own check refuses the shape: no stock model has it.
         return None
     same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
@@ -326,8 +340,12 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
 
 
 def stock_class(model: nn.Module) -> type[nn.Module]:
-    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none."""
-    return next((cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")), type(model))
+    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none.
+
+    A base without a forward pass, such as BertPreTrainedModel, does not count.
+    """
+    known = (cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models."))
+    return next((cls for cls in known if not cls.__name__.endswith("PreTrainedModel")), type(model))
 
 
 def _attribute(model: nn.Module, path: str, name: str) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.model import modeling
+from secateur.model.loading import is_needed, listed, load_complete
 from secateur.model.modeling import pruned_class
+from secateur.model.ordinary import require_writable
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, has_auto_model
 from secateur.support.errors import InputError, reading
@@ -33,9 +38,13 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
         extra: Further files, contents by name.
 
     Raises:
-        InputError: `out` exists, or the model's class is outside transformers and no stock config describes its shape.
+        InputError: `out` exists; the model has hooks or forward methods that a folder does not hold; or no stock config
+            describes its shape and its class is outside transformers, or holds other weights than its class in transformers.
     """
     forget_gguf_(model)
+    require_writable(model)
+    if hasattr(model.config, "secateur"):
+        _require_known_class(model)
     with new_folder(out) as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
         if tokenizer is not None:
@@ -58,6 +67,7 @@ def forget_gguf_(model: Any) -> None:
     vars(model.config).pop("quantization_config", None)
 
 
+@torch.inference_mode(False)  # No inference tensors: the model may outlive the caller's inference mode.
 def load(folder: str | Path, **options: Any) -> nn.Module:
     """Return the model that `save` wrote, in the dtype it was saved in. No remote code runs.
 
@@ -66,10 +76,9 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         options: Options of `from_pretrained`.
 
     Raises:
-        InputError: There is no such folder, or it holds no model of a known class.
+        InputError: There is no such folder, or it holds no model of a known class or not all weights of the model.
     """
-    cls: Any = class_of(folder)
-    model: nn.Module = cls.from_pretrained(folder, **{"dtype": "auto", **options})
+    model = load_complete(class_of(folder), str(folder), **{"dtype": "auto", **options})
     for parameter in model.parameters():
         # The file sets the alignment of the weights in memory, and the rounding of a product depends on the alignment.
         parameter.data = parameter.data.clone()
@@ -93,16 +102,41 @@ def class_of(folder: str | Path) -> type[nn.Module]:
     return cls
 
 
+def _is_pruned(cls: type[nn.Module]) -> bool:
+    """Return whether `pruned_class` made a class, here or in the modelling file of a folder."""
+    return cls.__name__.startswith("Pruned") and cls.__module__.rpartition(".")[2] in ("modeling", Path(MODELING_FILE).stem)
+
+
+def _require_known_class(model: nn.Module) -> None:
+    """Raise InputError unless the class that a folder names builds this model, whose config has a recipe."""
+    import transformers
+
+    stock = stock_class(model)
+    own = [cls for cls in type(model).__mro__ if issubclass(cls, stock) and cls is not stock and not _is_pruned(cls)]
+    changes = any(inspect.isfunction(value) or isinstance(value, property) for cls in own for value in vars(cls).values())
+    exported = getattr(transformers, stock.__name__, None) is stock
+    if not exported or changes or not has_auto_model("AutoModel", model.config):
+        raise InputError(
+            f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
+            f"got {type(model).__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
+        )
+    with torch.device("meta"):
+        built = pruned_class(stock)(copy.deepcopy(model.config))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in built.state_dict().items()}
+    odd = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+    if odd := [name for name in odd if name in shapes or is_needed(built, name)]:
+        raise InputError(
+            f"model: expected the modules of transformers' {stock.__name__}, got other weights: {listed(odd)}; save the pruned "
+            "model's state_dict and its config.secateur"
+        )
+
+
 def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     """Write the folder's own copy of `modeling.py`, the classes built with it, and the config's pointers to them."""
     import transformers
 
     stock = stock_class(model)
-    if not has_auto_model("AutoModel", model.config):
-        raise InputError(
-            f"model: expected a class of transformers, which a folder of a shape that no stock config describes can build on, "
-            f"got {stock.__name__}; save a uniform plan, or the pruned model's state_dict and its config.secateur"
-        )
     encoder = auto_model_classes("AutoModelForTextEncoding", model.config)
     # T5's encoder has a class of its own, which is not the base of T5's other classes.
     base = stock if encoder == (stock,) else auto_model_classes("AutoModel", model.config)[0]

@@ -14,6 +14,7 @@ from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
+from secateur.model.ordinary import require_ordinary
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
 from secateur.recovery.least_squares import Moments, best_ridge, step
@@ -84,8 +85,8 @@ def recover_(
         The refit of each branch.
 
     Raises:
-        InputError: The examples are unusable; the pruned model is of another architecture, or is the dense one; or the
-            out-projections have other classes.
+        InputError: The examples are unusable; the pruned model is of another architecture, or is the dense one; the
+            out-projections have other classes; or `require_ordinary` refuses one of the models.
 
     Reference:
         Least squares: He et al. 2017 (arXiv 1707.06168), Eq. 3, for channels of convolutions. Scale: the mask tuning of Kwon et
@@ -93,6 +94,8 @@ def recover_(
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    for checked in (model, pruned):
+        require_ordinary(checked)
     of_pruned = list(branches(pruned).values())
     if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")

@@ -20,10 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "TorchDispatchMode",
+    "accelerate_wraps_forward",
     "attention_implementation",
     "auto_architectures",
     "auto_model_classes",
+    "compiled_from",
     "flash_attention",
+    "forward_hooks",
     "has_accelerate_hook",
     "has_auto_model",
     "has_cpp_compiler",
@@ -31,7 +34,10 @@ __all__ = [
     "inductor_freezing",
     "inductor_kernels",
     "inductor_options",
+    "is_compiled",
+    "is_compiled_in_place",
     "model_from_config",
+    "move_hooks",
     "own_modules",
     "own_parameters",
     "reads_a_value",
@@ -66,6 +72,41 @@ def has_hooks(module: nn.Module) -> bool:
     """Tell whether a forward or backward hook is on the module itself. `torch.nn.Module._forward_hooks` and three more."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name) for name in hooks)
+
+
+def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the hooks on the module's forward pass. `torch.nn.Module._forward_hooks` and `_forward_pre_hooks`."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def move_hooks(old: nn.Module, new: nn.Module, chosen: Callable[[Callable[..., Any]], bool]) -> None:
+    """Move the chosen hooks of a module's forward and backward pass to another module. Their handles still remove them.
+
+    `torch.nn.Module._forward_hooks` and seven more.
+    """
+    for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        hooks = getattr(old, kind)
+        for number in [number for number, hook in hooks.items() if not chosen(hook)]:
+            del hooks[number]
+        setattr(new, kind, hooks)
+    flags = ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+    for name in (*flags, "_is_full_backward_hook"):
+        setattr(new, name, getattr(old, name))
+
+
+def compiled_from(module: nn.Module) -> nn.Module | None:
+    """Return the module that torch.compile made this module of, or None for any other module. `OptimizedModule._orig_mod`."""
+    return own_modules(module).get("_orig_mod")
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Tell whether the module's `compile()` was called. `torch.nn.Module._compiled_call_impl`."""
+    return module._compiled_call_impl is not None
+
+
+def is_compiled(function: Any) -> bool:
+    """Tell whether torch.compile returned the function. `_torchdynamo_orig_callable`, which it sets."""
+    return hasattr(function, "_torchdynamo_orig_callable")
 
 
 def reads_a_value(operation: Any) -> bool:
@@ -233,6 +274,14 @@ def use_one_gpu(arguments: Any) -> None:
 def has_accelerate_hook(module: nn.Module) -> bool:
     """Tell whether Accelerate moves the module's weights or inputs. Accelerate sets `_hf_hook` on these modules."""
     return hasattr(module, "_hf_hook")
+
+
+def accelerate_wraps_forward(module: nn.Module) -> bool:
+    """Tell whether Accelerate has replaced the module's forward method, to move weights or to compute in another dtype.
+
+    Accelerate sets `_hf_hook` or `_original_forward` on these modules.
+    """
+    return has_accelerate_hook(module) or "_original_forward" in vars(module)
 
 
 def saved_data_files(folder: Path) -> list[str]:

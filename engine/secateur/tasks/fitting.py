@@ -7,6 +7,8 @@ from typing import Any
 
 from secateur.support.errors import InputError
 
+_FEW_TOKENS = 1000  # A tokenizer without words has some 100 at most: the sentinels of T5.
+
 
 def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
     """Load a tokenizer or an image processor.
@@ -20,12 +22,12 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
 
     Raises:
         InputError: The tokenizer needs sentencepiece or protobuf, and the package is not installed. Marian folders need it,
-            and so do mT5 and T5 folders without a tokenizer.json.
+            and so do mT5 and T5 folders without a tokenizer.json. Or the files of the tokenizer's vocabulary are missing.
     """
     import transformers
 
     try:
-        return getattr(transformers, auto_class).from_pretrained(folder)
+        reader = getattr(transformers, auto_class).from_pretrained(folder)
     except (ImportError, ValueError) as error:
         # ImportError for Marian and ValueError for T5; T5's names tiktoken where sentencepiece and protobuf are enough.
         needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
@@ -36,6 +38,19 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
                 "got none; pip install 'secateur[sentencepiece]'"
             ) from error
         raise
+    if _has_no_words(reader):
+        raise InputError(
+            f"tokenizer: expected {folder!r} to hold the files of a tokenizer ({', '.join(reader.vocab_files_names.values())}),"
+            f" got a {type(reader).__name__} without words: save the model's own tokenizer there (save_pretrained)"
+        )
+    return reader
+
+
+def _has_no_words(reader: Any) -> bool:
+    """Return whether a tokenizer knows its special tokens only, as transformers makes it where the files are missing."""
+    if not hasattr(reader, "get_vocab") or len(reader) > _FEW_TOKENS:
+        return False
+    return not set(reader.get_vocab()) - set(reader.all_special_tokens) - set(reader.added_tokens_encoder) - {"▁"}
 
 
 def _installed(package: str) -> bool:

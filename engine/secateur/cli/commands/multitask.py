@@ -14,6 +14,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads
 from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
+from secateur.model.loading import load_complete
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import write_atomically
 from secateur.support.ledger import CELLS, Ledger
@@ -114,7 +115,7 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
         model, tokenizer = builtin.load()
         return encoder_of(model), tokenizer
     try:
-        return AutoModelForTextEncoding.from_pretrained(name, dtype="float32").eval(), read_tokenizer(name)
+        return load_complete(AutoModelForTextEncoding, name, dtype="float32").eval(), read_tokenizer(name)
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from secateur.learned.multitask.model import MultitaskModel, Pooling, encoder_of
 from secateur.learned.multitask.parametrizations import MASKS, Granularity, Mask, Method
 from secateur.learned.multitask.schedule import CubicSchedule
 from secateur.model.families import branches
+from secateur.model.ordinary import require_ordinary
 from secateur.support.errors import InputError
 
 
@@ -45,7 +46,7 @@ class MultitaskPruning(MultitaskModel):
 
     Raises:
         InputError: A setting is unknown, the density cannot be reached (the message names the nearest), the initial scores do
-            not fit, or as in `MultitaskModel`.
+            not fit, or as in `require_ordinary` and `MultitaskModel`.
 
     References:
         Xia and Shin 2021, arXiv 2112.05705.
@@ -81,6 +82,7 @@ class MultitaskPruning(MultitaskModel):
         ):
             if value not in known:
                 raise InputError(f"{name}: expected {' or '.join(known)}, got {value!r}")
+        require_ordinary(model)
         super().__init__(copy.deepcopy(encoder_of(model)), tasks, pooling=pooling, dropout=dropout, seed=seed)
         self.method, self.granularity, self.scope, self.density = method, granularity, scope, density
         self.schedule = schedule or CubicSchedule()

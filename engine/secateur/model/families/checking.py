@@ -16,17 +16,25 @@ def checked(family: Family, model: nn.Module) -> Iterator[Branch]:
     """Yield a model's branches, as its family tells them.
 
     Raises:
-        InputError: A branch lacks a field, the model lacks a module path or an attribute, or linear layers have other widths
-            than the branch.
+        InputError: A branch lacks a field, the model lacks a module path or an attribute, linear layers have other widths
+            than the branch, or two branches share a weight.
     """
     name = "/".join(family.model_types)
     try:
         of_family = list(family.branches(model))
     except (AttributeError, TypeError) as error:
         raise InputError(f"family: expected what the model {type(model).__name__} has, got from {name!r}: {error}") from error
+    owners: dict[nn.Parameter, str] = {}
     for branch in of_family:
         for field, path, rows, columns in _expected(branch):
             _require(model, f"family: {name!r}, {branch.name}, {field}", path, rows, columns)
+        for path in branch.linears:
+            owner = owners.setdefault(model.get_submodule(path).get_parameter("weight"), branch.name)
+            if owner != branch.name:
+                raise InputError(
+                    f"model: expected weights of its own in each branch, got {path!r} shared by {owner} and {branch.name}: "
+                    "give each block a copy first (copy.deepcopy)"
+                )
         yield branch
 
 

@@ -1,0 +1,152 @@
+"""Checkpoints and tokenizers that lack something: one line, and nothing is drawn at random."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from cases import CASES
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, BertModel
+
+import secateur
+from secateur.cli.commands.multitask import load_encoder
+from secateur.flow.loaded import load_model
+from secateur.model.loading import load_complete
+from secateur.tasks.fitting import read_tokenizer
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    """Save the case's model with its tokenizer, and return the folder."""
+    secateur.save(CASES[name].model(), folder, tokenizer=CASES[name].task.reader)
+    return folder
+
+
+def drop(folder: Path, *names: str) -> None:
+    """Drop weights from a folder's file."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: t for name, t in tensors.items() if name not in names}, folder / "model.safetensors", {"format": "pt"})
+
+
+def refused(folder: Path, message: str) -> None:
+    """Check that no way to load the folder draws weights at random."""
+    for load in (lambda: load_model(str(folder), task=None, device="cpu", dtype="auto"), lambda: secateur.load(folder)):
+        with pytest.raises(secateur.InputError, match=rf"^model: expected [^\n]*{re.escape(message)}[^\n]*$"):
+            load()
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [
+        ("bert-sequence", "classifier.weight"),
+        ("llama", "model.layers.1.mlp.up_proj.weight"),
+        ("t5-gated", "decoder.block.1.layer.2.DenseReluDense.wo.weight"),
+    ],
+)
+def test_a_checkpoint_without_a_weight(name: str, dropped: str, tmp_path: Path) -> None:
+    folder = folder_of(name, tmp_path / "m")
+    drop(folder, dropped)
+    refused(folder, f"got {str(folder)!r} without {dropped}: they would be drawn at random")
+
+
+def test_a_checkpoint_of_a_model_without_the_head(tmp_path: Path) -> None:
+    model: Any = CASES["bert-sequence"].model()
+    folder = folder_of("bert-sequence", tmp_path / "m")
+    model.bert.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [type(model).__name__]}))
+    refused(folder, "without classifier.bias, classifier.weight: they would be drawn at random")
+
+
+def test_a_pruned_folder_without_a_weight(tmp_path: Path) -> None:
+    case = CASES["t5-gated"]
+    model = case.model()
+    pruned = secateur.prune(model, secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5))
+    assert hasattr(pruned.config, "secateur")
+    secateur.save(pruned, tmp_path / "m", tokenizer=case.task.reader)
+    drop(tmp_path / "m", "encoder.block.0.layer.0.SelfAttention.o.weight", "encoder.final_layer_norm.weight")
+    with pytest.raises(
+        secateur.InputError, match=r"without encoder\.block\.0\.layer\.0\.SelfAttention\.o\.weight, encoder\.fin"
+    ):
+        secateur.load(tmp_path / "m")
+
+
+def test_a_config_with_more_classes_than_the_checkpoint(tmp_path: Path) -> None:
+    folder = folder_of("bert-sequence", tmp_path / "m")
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["id2label"] = {str(k): f"c{k}" for k in range(5)}
+    config["label2id"] = {f"c{k}": k for k in range(5)}
+    path.write_text(json.dumps(config))
+    refused(folder, "got classifier.bias of shape [3] and not [5]")
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_family_loads(name: str, tmp_path: Path) -> None:
+    model = secateur.load(folder_of(name, tmp_path / "m"))
+    for parameter, (key, loaded) in zip(CASES[name].model().parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(parameter, loaded), key
+
+
+def test_a_tied_head_need_not_be_in_the_checkpoint(tmp_path: Path) -> None:
+    case = CASES["llama"]
+    model: Any = case.model()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "m")
+    assert "lm_head.weight" not in load_file(tmp_path / "m" / "model.safetensors")
+    assert torch.equal(case.logits(secateur.load(tmp_path / "m")), case.logits(model))
+
+
+def test_an_encoder_loads_without_the_pooler_that_no_task_reads(tmp_path: Path) -> None:
+    folder = folder_of("bert-sequence", tmp_path / "m")
+    drop(folder, "bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    load_encoder(str(folder))
+    assert isinstance(load_complete(BertModel, str(folder)), BertModel)
+    refused(folder, "without bert.pooler.dense.bias, bert.pooler.dense.weight")
+    drop(folder, "bert.encoder.layer.0.output.dense.weight")
+    with pytest.raises(secateur.InputError, match=r"^model: expected .* without encoder\.layer\.0\.output\.dense\.weight: "):
+        load_encoder(str(folder))
+
+
+def test_an_adapter_beside_the_weights_is_not_ignored(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    refused(folder, "with adapter_config.json: merge the adapter into the weights first (merge_and_unload()")
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *("bert", "roberta", "electra", "distilbert", "xlm-roberta", "camembert", "gpt2", "opt", "qwen2", "qwen3"),
+        *("gemma2", "gemma3_text", "t5", "mt5", "bart"),
+    ],
+)
+def test_a_tokenizer_whose_files_are_missing(model_type: str, tmp_path: Path) -> None:
+    """transformers makes a tokenizer that knows its special tokens alone."""
+    AutoConfig.for_model(model_type).save_pretrained(tmp_path)
+    message = rf"^tokenizer: expected {re.escape(repr(str(tmp_path)))} to hold the files of a tokenizer \(.*\), got a \w+ w"
+    with pytest.raises(secateur.InputError, match=message):
+        read_tokenizer(str(tmp_path))
+
+
+def test_a_model_folder_without_its_tokenizer(tmp_path: Path) -> None:
+    folder = folder_of("bert-sequence", tmp_path / "m")
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(secateur.InputError, match=r"^tokenizer: expected .* got a BertTokenizer without words"):
+        load_model(str(folder), task=None, device="cpu", dtype="auto")
+
+
+def test_a_tokenizer_of_single_letters_or_bytes_is_read(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nA\nC\nG\nT\n")
+    transformers.BertTokenizer(str(tmp_path / "letters" / "vocab.txt")).save_pretrained(tmp_path / "letters")
+    assert read_tokenizer(str(tmp_path / "letters")).tokenize("a") != []
+    transformers.ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
+    assert len(read_tokenizer(str(tmp_path / "bytes"))("ab")["input_ids"]) == 3
