@@ -199,3 +199,9 @@ def test_a_map_without_batches_is_refused(text: str | None) -> None:
         datasets.Dataset.from_dict({"text": [text]}).map(mapper(T5.model(), T5.task))
     with pytest.raises(secateur.InputError, match=r"^column: expected the column 'words', got 'text'"):
         datasets.Dataset.from_dict({"text": [text]}).map(mapper(T5.model(), T5.task, column="words"), batched=True)
+
+
+def test_labels_in_one_text_are_refused() -> None:
+    for name in ("t5-gated", "llama", "bert-sequence"):
+        with pytest.raises(secateur.InputError, match=r"^labels: expected a list of labels, got the text 'good,bad'$"):
+            type(CASES[name].task)(CASES[name].task.reader, labels="good,bad")

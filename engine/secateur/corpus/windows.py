@@ -152,7 +152,9 @@ class _Rows:
         room = task.room
         for k, ids in zip(usable, encoded, strict=True):
             if room is not None and len(ids) > room and on_long == "error":
-                self.reasons[start + k] = f"{len(ids)} tokens, of which the model takes {room}"
+                # `encode` leaves out the middle of a very long text.
+                least = "at least " if task.max_length is not None and len(ids) == 2 * task.max_length else ""
+                self.reasons[start + k] = f"{least}{len(ids)} tokens, of which the model takes {room}"
             else:
                 self.items.append(Item(start + k, task.cut(ids), []))
                 self.tokens += self.items[-1].length

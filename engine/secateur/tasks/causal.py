@@ -108,7 +108,7 @@ class CausalLM(TextTask):
     def encode(self, inputs: list[str]) -> list[list[int]]:
         """Return the ids of inputs, uncut."""
         # A prompt must have a token: without one nothing predicts the target's first piece.
-        return [ids or [self._start()] for ids in self._tokenize(inputs)]
+        return [ids or [self._start()] for ids in super().encode(inputs)]
 
     @property
     def room(self) -> int | None:

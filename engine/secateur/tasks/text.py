@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 
 logger = logging.getLogger("secateur")
+
+# A text of more characters for each id of max_length is encoded at its two ends only, which begin with so many for each id.
+_LONG, _END = 256, 16
 
 
 class TextTask(Task):
@@ -37,8 +41,16 @@ class TextTask(Task):
         return self.reader
 
     def encode(self, inputs: list[str]) -> list[list[int]]:
-        """Return the ids of inputs, uncut."""
-        return self._tokenize(inputs)
+        """Return the ids of inputs, uncut.
+
+        Of a text far longer than `max_length` they are only the first and the last `max_length` ids, as the ids between them
+        are never used and take much memory.
+        """
+        far = _LONG * self.max_length if self.max_length is not None else sys.maxsize
+        ends = {row: self._ends(text) for row, text in enumerate(inputs) if len(text) > far}
+        whole = [text for row, text in enumerate(inputs) if ends.get(row) is None]
+        encoded = iter(self._tokenize(whole) if whole else [])
+        return [ends.get(row) or next(encoded) for row in range(len(inputs))]
 
     @property
     def room(self) -> int | None:
@@ -96,6 +108,21 @@ class TextTask(Task):
         encoded: list[list[int]] = self.tokenizer(inputs, truncation=False, verbose=False, **options)["input_ids"]
         return encoded
 
+    def _ends(self, text: str) -> list[int] | None:
+        """Return the first and the last `max_length` ids of a long text; None if they take the whole text.
+
+        Both ends are cut at whitespace, and encoded at two lengths, which must give the same ids: no id depends on a cut.
+        """
+        room, size = self.max_length or 0, _END * (self.max_length or 0)
+        while 4 * size <= len(text):
+            heads = self._tokenize([text[: _space_before(text, length)] for length in (size, 2 * size)])
+            tails = self._tokenize([text[_space_after(text, len(text) - length) :] for length in (size, 2 * size)])
+            first, last = ([ids[:room] for ids in heads], [ids[-room:] for ids in tails])
+            if min(map(len, heads + tails)) >= 2 * room and first[0] == first[1] and last[0] == last[1]:
+                return first[0] + last[0]
+            size *= 2
+        return None
+
     def _encode_cut(self, examples: Sequence[Example]) -> list[list[int]]:
         """Return the examples' inputs, encoded and cut to `room`, with a warning if any is cut."""
         encoded = self.encode(texts(examples, "input"))
@@ -103,3 +130,15 @@ class TextTask(Task):
         if too_long:
             logger.warning("%d of %d inputs are longer than %d pieces and were cut", too_long, len(encoded), self.room)
         return [self.cut(ids) for ids in encoded]
+
+
+def _space_before(text: str, end: int) -> int:
+    """Return the place of the last space in the second half of a text's first `end` characters; `end` if there is none."""
+    place = max(text.rfind(space, end // 2, end) for space in " \n")
+    return end if place < 0 else place
+
+
+def _space_after(text: str, start: int) -> int:
+    """Return the place of the first space in the first half of a text after `start`; `start` if there is none."""
+    stop = (start + len(text)) // 2
+    return min((place for space in " \n" if (place := text.find(space, start, stop)) >= 0), default=start)
