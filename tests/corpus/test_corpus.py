@@ -73,8 +73,8 @@ def test_every_format_gives_the_same_rows(kind: str, tmp_path: Path) -> None:
 NOT_UTF8 = b'{"text": "caf\xe9"}\n'
 BAD_ROWS = b'{"text": null}\n{"text": 7}\n{"text": ""}\n{"text": " \\t"}\n{"other": 1}\n[1]\n{"text": \n' + NOT_UTF8
 REASONS = [
-    "null", "expected text, got int", "empty", "empty", "no column 'text'", "expected an object, got list", "no JSON: ",
-    "not UTF-8",
+    "null", "expected text, got int", "empty", "empty", "no column 'text'", "expected an object, got list",
+    "line 8 is not JSON: ", "not UTF-8",
 ]  # fmt: skip
 
 
@@ -344,7 +344,7 @@ BAD: dict[str, tuple[Any, str]] = {
     ),
     "dataset": (
         lambda: next(score(BERT.model(), BERT.task, 3)),  # type: ignore[arg-type]
-        "dataset: expected texts, mappings or the name of data, got int",
+        "dataset: expected an iterable of rows or the name of data, got int",
     ),
     "tags": (
         lambda: next(score(CASES["bert-token"].model(), CASES["bert-token"].task, ["a"])),

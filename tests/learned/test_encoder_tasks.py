@@ -245,6 +245,7 @@ def test_a_task_is_read_as_it_was_written(task: Any) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
+    "one text": (lambda: Classification("xyz"), r"^labels: expected several labels, got the text 'xyz'$"),  # type: ignore[arg-type]
     "one label": (lambda: Classification(("x",)), r"^labels: expected at least two different labels, got \['x'\]$"),
     "a label twice": (lambda: Classification(("x", "y", "x")), r"^labels: expected at least two different labels, got "),
     "metric": (lambda: Classification(("x", "y"), "f1"), r"^metric: expected accuracy or matthews, got 'f1'$"),  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from secateur.corpus.windows import Window
+from secateur.support.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,17 +59,27 @@ def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> py
     """Return the Arrow schema of scored rows.
 
     Its columns are row (int64, the position in the shard, from 0), the identity's column, if there is one, with the type that
-    its values have in the window, label (the most likely label), and p_<label> (float32, the label's probability among the
+    identities have in the shard, label (the most likely label), and p_<label> (float32, the label's probability among the
     labels).
     """
     import pyarrow
 
     fields = [("row", pyarrow.int64())]
     if identity is not None:
-        kind = pyarrow.array(window.identities).type
-        fields.append((identity, pyarrow.string() if pyarrow.types.is_null(kind) else kind))
+        fields.append((identity, window.identity_type))
     fields.append(("label", pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
     return pyarrow.schema([*fields, *((f"p_{label}", pyarrow.float32()) for label in labels)])
+
+
+def require_free_name(identity: str | None, labels: Sequence[str]) -> None:
+    """Check that the identity's column has another name than the columns of the scores.
+
+    Raises:
+        InputError: It has not.
+    """
+    taken = ("row", "label", *(f"p_{label}" for label in labels), "reason")
+    if identity in taken:
+        raise InputError(f"id-column: expected another name than those of the scores ({', '.join(taken)}), got {identity!r}")
 
 
 def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) -> pyarrow.RecordBatch:

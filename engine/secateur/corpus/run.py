@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from secateur.corpus.output import Counts, Folder
+from secateur.corpus.output import Counts, Folder, require_free_name
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
@@ -100,13 +100,14 @@ class CorpusRun:
 
     Raises:
         InputError: The settings differ from the folder's; the folder exists and `resume` is false; its parent does not exist;
-            or the first shard lacks the column.
+            the first shard lacks a column; or the identity's column has the name of one of the scores'.
     """
 
     def __init__(
         self, sources: Sequence[Source], folder: Folder, reading: Reading, settings: Mapping[str, Any], *, resume: bool
     ) -> None:
         self.sources, self.folder, self.reading = sources, folder, reading
+        require_free_name(reading.identity, settings.get("labels", ()))
         self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
         if folder.local:
             require_parent(Path(folder.place))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from secateur.corpus.output import record_batch, schema_of, with_reasons
+from secateur.corpus.output import record_batch, require_free_name, schema_of, with_reasons
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import untuned
 from secateur.corpus.windows import Window, require_on_long, windows
+from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
 from secateur.tasks import Task
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 def score(
     model: nn.Module,
     task: Task,
-    dataset: str | Iterable[str | None] | Iterable[Mapping[str, Any]],
+    dataset: str | Path | Iterable[str | None] | Iterable[Mapping[str, Any]],
     *,
     column: str = "text",
     identity: str | None = None,
@@ -36,7 +38,8 @@ def score(
     Args:
         model: The model.
         task: A task with closed labels.
-        dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, or a name that `find_sources` takes.
+        dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, a pandas DataFrame, a pyarrow Table, a dict
+            of columns, or a name that `find_sources` takes.
         column: The column of the text.
         identity: A column to copy into the result.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
@@ -48,12 +51,15 @@ def score(
             p_<label> (float32, its probability among the labels), and reason (why there is no label, else null).
 
     Raises:
-        InputError: The task has no closed labels, `on_long` is unknown, or a shard cannot be read.
+        InputError: The task has no closed labels, `on_long` is unknown, a shard cannot be read, or `identity` is a name of the
+            other columns.
     """
     require_on_long(on_long)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels = task.label_names(model)
-    sources = find_sources(dataset) if isinstance(dataset, str) else [Source("dataset", "dataset", 0, _rows(dataset, column))]
+    require_free_name(identity, labels)
+    named = isinstance(dataset, (str, Path))
+    sources = find_sources(str(dataset)) if named else [Source("dataset", "dataset", 0, _rows(dataset, column))]
 
     def events() -> Iterator[Window]:
         for source in sources:
@@ -83,14 +89,19 @@ def mapper(
         max_tokens: Padded input tokens in a batch.
 
     Raises:
-        InputError: As in `score`.
+        InputError: As in `score`; from the function, if the map is without batched=True.
     """
     labels = task.label_names(model)
     runner = Runner(model, task.require_texts(), max_tokens)
 
     def score_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        if column not in batch:
+            raise InputError(f"column: expected the column {column!r}, got {', '.join(map(repr, batch))}")
+        if batch[column] is None or isinstance(batch[column], str):
+            raise InputError("mapper: expected a batch of rows, as datasets.map(..., batched=True) gives, got a single row")
         rows = [Row(value) for value in batch[column]]
-        columns: dict[str, list[Any]] = {"label": [], **{f"p_{label}": [] for label in labels}, "reason": []}
+        columns: dict[str, list[Any]] = {"label": _Typed("string"), **{f"p_{label}": _Typed("float32") for label in labels}}
+        columns["reason"] = _Typed("string")
         with task.scoring(model), torch.inference_mode():
             for window in windows([(rows, 1.0)], runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
@@ -103,8 +114,19 @@ def mapper(
     return score_batch
 
 
-def _rows(dataset: Iterable[Any], column: str) -> Iterator[Any]:
+class _Typed(list[Any]):
+    """A column with an Arrow type. `datasets.map` takes the type from its first rows, which may all be null."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def __arrow_array__(self, type: Any = None) -> pyarrow.Array:
+        import pyarrow
+
+        return pyarrow.array(list(self), type or self.kind)
+
+
+def _rows(dataset: Any, column: str) -> Iterator[Any]:
     """Rows as mappings; texts become mappings with `column`."""
-    if not isinstance(dataset, Iterable):
-        raise InputError(f"dataset: expected texts, mappings or the name of data, got {type(dataset).__name__}")
-    return (row if isinstance(row, Mapping) else {column: row} for row in dataset)
+    return (row if isinstance(row, Mapping) else {column: row} for row in rows_in_memory(dataset, "dataset"))

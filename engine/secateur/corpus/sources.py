@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
 import json
-import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from secateur.data.examples import hub_dataset
-from secateur.support.compat import saved_data_files
+from secateur.data import formats
+from secateur.data.examples import hub_dataset, saved_files
+from secateur.data.formats import COMPRESSED, UNREADABLE, Record, format_of, is_utf8, read_blocks
 from secateur.support.errors import InputError, first_line
 
-TEXT, JSONL, TABLES = (".txt", ".text"), (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
-COMPRESSED = (".gz", ".zst", ".zstd")
-FORMATS = (".parquet", ".arrow", *JSONL, *TABLES, *TEXT)
+FORMATS = (*formats.COLUMNAR, *formats.JSON, *formats.TABLES, *formats.TEXT)
 
 
 class ShardError(Exception):
@@ -45,6 +40,16 @@ class Row:
     reason: str | None = None
 
 
+class Rows(list[Row]):
+    """Rows in order.
+
+    Attributes:
+        identity_type: The Arrow type of their identities; None where there are none.
+    """
+
+    identity_type: Any = None
+
+
 @dataclass(frozen=True)
 class Source:
     """A shard.
@@ -61,11 +66,11 @@ class Source:
     size: int
     rows: Any = None
 
-    def read(self, column: str, identity: str | None = None, chunk: int = 256) -> Iterator[tuple[list[Row], float]]:
+    def read(self, column: str, identity: str | None = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
         """Read the rows in order.
 
         A row's value is text where the file says so; other code decides whether it can be scored. In text that is not UTF-8,
-        lone surrogates stand for the invalid bytes.
+        lone surrogates stand for the invalid bytes. All identities have one type, see `_Identities`.
 
         Args:
             column: The column of the text.
@@ -76,20 +81,37 @@ class Source:
             Rows, and the share of the shard that has been read.
 
         Raises:
-            ShardError: The file is missing, truncated or corrupt, or lacks a column.
+            ShardError: The file is missing, truncated or corrupt, or lacks a column, or Parquet cannot keep the identities.
         """
+        columns, identities = [column, *([] if identity is None else [identity])], _Identities()
         try:
-            if self.rows is not None:
-                yield from _mappings(self.rows, self.size, column, identity, chunk)
-            else:
-                yield from _file(self.place, self.size, column, identity, chunk)
-        except ColumnError as error:
+            for records, share in self._blocks(columns, chunk):
+                rows = Rows(_row_of(record, *columns) for record in records)
+                if identity is not None:
+                    rows = identities.of_one_type(rows, records.types.get(identity))
+                yield rows, share
+        except formats.ColumnError as error:
             raise ColumnError(f"{self.place}: {error}") from None
         except FileNotFoundError as error:
             raise ShardError(f"{self.place}: no such file") from error
-        except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
-            # Arrow's errors are ValueErrors and OSErrors.
+        except UNREADABLE as error:
             raise ShardError(f"{self.place}: cannot be read to its end: {first_line(error)}") from error
+
+    def _blocks(self, columns: list[str], chunk: int) -> Iterator[formats.Block]:
+        """Blocks of records, with the share of the shard that is read."""
+        if self.rows is None:
+            import fsspec
+
+            with fsspec.open(self.place, "rb") as raw:
+                yield from read_blocks(raw, self.place, self.size, columns, chunk)
+            return
+        block, read = formats.Records(), 0
+        for read, row in enumerate(self.rows, start=1):
+            block.append(Record(row))
+            if len(block) == chunk:
+                yield block, min(read / self.size, 1.0) if self.size else 0.0
+                block = formats.Records()
+        yield block, 1.0
 
 
 def find_sources(data: str) -> list[Source]:
@@ -126,7 +148,7 @@ def _named(data: str) -> list[Source]:
     if sources:
         return sources
     pattern = any(mark in data for mark in "*?[")
-    if pattern or "://" in data or _format(data) in FORMATS or Path(data).is_absolute() or data.startswith("."):
+    if pattern or "://" in data or format_of(data) in FORMATS or Path(data).is_absolute() or data.startswith("."):
         raise InputError(f"data: no such file{'s' if pattern else ''}: {data!r}")
     return _hub(data)
 
@@ -141,7 +163,7 @@ def _files(data: str) -> list[Source]:
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"data: {data!r} cannot be listed: {first_line(error)}") from error
     for path in details:
-        if _format(path) not in FORMATS:
+        if format_of(path) not in FORMATS:
             known = ", ".join(FORMATS)
             raise InputError(f"data: expected files ending in {known}, text also in {' or '.join(COMPRESSED)}, got {path!r}")
     # Names are relative to the folder before the first wildcard, so that the output has the same folders below it.
@@ -155,12 +177,12 @@ def _files(data: str) -> list[Source]:
 
 def _folder(folder: Path) -> list[Source]:
     """The shards of a folder that `datasets.save_to_disk` wrote."""
-    if not (folder / "state.json").is_file():
+    paths = saved_files(folder)
+    if not paths:
         raise InputError(
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
             f"got the folder {str(folder)!r}"
         )
-    paths = [folder / name for name in saved_data_files(folder)]
     return [Source(path.stem, path.absolute().as_uri(), path.stat().st_size) for path in paths]
 
 
@@ -174,141 +196,11 @@ def _hub(name: str) -> list[Source]:
     ]
 
 
-def _format(path: str) -> str:
-    """The suffix that tells a file's format, without the suffix of its compression."""
-    name = PurePosixPath(path)
-    return PurePosixPath(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
-
-
-def _mappings(rows: Any, size: int, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
-    """Rows of mappings, in chunks."""
-    read = 0
-
-    def counted() -> Iterator[Row]:
-        nonlocal read
-        for mapping in rows:
-            read += 1
-            yield _row_of(mapping, column, identity)
-
-    yield from _chunks(counted(), chunk, lambda: read, size)
-
-
-def _chunks(rows: Iterable[Row], chunk: int, position: Callable[[], int], size: int) -> Iterator[tuple[list[Row], float]]:
-    """Chunks of rows, with the share of the shard that is read: position() of `size`."""
-    buffer: list[Row] = []
-    for row in rows:
-        buffer.append(row)
-        if len(buffer) == chunk:
-            yield buffer, _share(position(), size)
-            buffer = []
-    yield buffer, 1.0
-
-
-def _share(position: int, size: int) -> float:
-    """The share of a shard that has been read; 0 where its size is unknown."""
-    return min(position / size, 1.0) if size else 0.0
-
-
-def _file(place: str, size: int, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
-    """Rows of a file, in chunks."""
-    import fsspec
-
-    with fsspec.open(place, "rb") as raw:
-        kind = _format(place)
-        if kind == ".parquet":
-            yield from _parquet(raw, column, identity, chunk)
-        elif kind == ".arrow":
-            yield from _arrow(raw, size, column, identity)
-        else:
-            lines = _decompressed(raw, place)
-            rows: Iterator[Row]
-            if kind in TABLES:
-                rows = _table(lines, TABLES[kind], column, identity)
-            else:
-                rows = _json_lines(lines, column, identity) if kind in JSONL else _text_lines(lines)
-            yield from _chunks(rows, chunk, raw.tell, size)
-
-
-def _decompressed(raw: Any, place: str) -> Any:
-    """The file's decompressed bytes, line by line."""
-    if place.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)
-    if place.endswith((".zst", ".zstd")):
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
-    return raw
-
-
-def _parquet(raw: Any, column: str, identity: str | None, chunk: int) -> Iterator[tuple[list[Row], float]]:
-    """Rows of a Parquet file, a batch at a time."""
-    import pyarrow.parquet
-
-    file = pyarrow.parquet.ParquetFile(raw)
-    wanted = _columns(file.schema_arrow.names, column, identity)
-    rows, done = file.metadata.num_rows, 0
-    for batch in file.iter_batches(batch_size=chunk, columns=wanted):
-        done += batch.num_rows
-        yield _rows_of(batch, column, identity), done / rows
-
-
-def _arrow(raw: Any, size: int, column: str, identity: str | None) -> Iterator[tuple[list[Row], float]]:
-    """Rows of an Arrow stream, in the batches that it has."""
-    import pyarrow
-
-    with pyarrow.ipc.open_stream(raw) as stream:
-        _columns(stream.schema.names, column, identity)
-        for batch in stream:
-            yield _rows_of(batch, column, identity), _share(raw.tell(), size)
-
-
-def _columns(names: list[str], column: str, identity: str | None) -> list[str]:
-    """The columns to read. Raises ColumnError if the shard lacks one."""
-    requested = [column] if identity is None else list(dict.fromkeys([column, identity]))
-    for name in requested:
-        if name not in names:
-            raise ColumnError(f"expected the column {name!r}, got {', '.join(map(repr, names))}")
-    return requested
-
-
-def _rows_of(batch: Any, column: str, identity: str | None) -> list[Row]:
-    """The rows of an Arrow batch."""
-    values, identities = _values(batch.column(column)), [None] * batch.num_rows
-    if identity is not None:
-        identities = _values(batch.column(identity))
-    return [Row(*pair) for pair in zip(values, identities, strict=True)]
-
-
-def _values(column: Any) -> list[Any]:
-    """The values of an Arrow column."""
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if not (types.is_string(column.type) or types.is_large_string(column.type)):
-        values: list[Any] = column.to_pylist()
-        return values
-    # Read as bytes first: text that is not UTF-8 rejects a row, and does not end the shard.
-    raw = column.cast(pyarrow.large_binary() if types.is_large_string(column.type) else pyarrow.binary())
-    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
-
-
-def _json_lines(lines: Any, column: str, identity: str | None) -> Iterator[Row]:
-    """Rows of JSONL."""
-    for line in lines:
-        text = line.decode("utf-8", "surrogateescape").strip()
-        if text:
-            try:
-                document = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                yield Row(None, reason=f"no JSON: {first_line(error)}")
-            else:
-                yield _row_of(document, column, identity)
-
-
-def _row_of(mapping: Any, column: str, identity: str | None) -> Row:
-    """The row of a mapping, or the reason why it has no value."""
+def _row_of(record: Record, column: str, identity: str | None = None) -> Row:
+    """The row of a record, or the reason why it has no value."""
+    mapping, reason = record
+    if reason is not None:
+        return Row(None, reason=reason)
     if not hasattr(mapping, "keys"):
         return Row(None, reason=f"expected an object, got {type(mapping).__name__}")
     identity_value = None if identity is None else mapping.get(identity)
@@ -320,20 +212,86 @@ def no_column(column: str) -> str:
     return f"no column {column!r}"
 
 
-def _table(lines: Any, delimiter: str, column: str, identity: str | None) -> Iterator[Row]:
-    """Rows of CSV or TSV."""
-    csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(lines, "utf-8-sig", "surrogateescape", newline="")
+class _Identities:
+    """Gives the identities of a shard one Arrow type, so that Parquet can keep them.
+
+    It is the column's type in Parquet and Arrow shards. Of other shards it is the type of the first rows' identities, or text
+    where these are nested, all null, of several types, or integers beyond 64 bits. In a column of text other values are written
+    as JSON. A row whose identity is of another type gets a reason.
+    """
+
+    def __init__(self) -> None:
+        self._type: Any = None
+
+    def of_one_type(self, rows: Rows, type_of_column: Any) -> Rows:
+        """Return the rows of the next block with identities of the shard's type.
+
+        Raises:
+            formats.ColumnError: Parquet has no such type.
+        """
+        import pyarrow
+
+        values = [row.identity for row in rows]
+        if self._type is None:
+            known = type_of_column is not None and not pyarrow.types.is_null(type_of_column)
+            self._type = type_of_column if known else _type_of(values)
+            _require_parquet(self._type)
+        rows = Rows(map(self._row, rows)) if _array(values, self._type) is None else rows
+        rows.identity_type = self._type
+        return rows
+
+    def _row(self, row: Row) -> Row:
+        """The row with its identity as text where the type is text, or with a reason."""
+        import pyarrow
+
+        value = row.identity
+        if pyarrow.types.is_string(self._type) and value is not None and not isinstance(value, str):
+            value = _as_json(value)
+        if _array([value], self._type) is not None:
+            return Row(row.value, value, row.reason)
+        problem = f"expected {self._type}, as in the first rows, got {type(value).__name__}" if is_utf8(value) else "not UTF-8"
+        return Row(row.value, value, row.reason or f"id: {problem}")
+
+
+def _type_of(values: Iterable[Any]) -> Any:
+    """The Arrow type of identities: text unless all of them are of one type that is not nested."""
+    import pyarrow
+
+    array = _array(list(values), None)
+    nested = array is None or pyarrow.types.is_null(array.type) or pyarrow.types.is_nested(array.type)
+    return pyarrow.string() if nested else array.type
+
+
+def _array(values: list[Any], kind: Any) -> Any:
+    """The values as an Arrow array of a type, None if they are not of this type. Arrow makes integers of fractions."""
+    import pyarrow
+
     try:
-        reader = csv.DictReader(text, delimiter=delimiter)
-        _columns(list(reader.fieldnames or []), column, identity)
-        for record in reader:
-            yield Row(record[column], None if identity is None else record[identity])
-    finally:
-        text.detach()  # The caller, which opened the file, closes it.
+        array = pyarrow.array(values, kind)
+    except (ValueError, TypeError, OverflowError, pyarrow.ArrowException):
+        return None
+    same = (
+        kind is None
+        or pyarrow.types.is_nested(kind)
+        or all(a == b or b != b for a, b in zip(array.to_pylist(), values, strict=True))
+    )
+    return array if same else None
 
 
-def _text_lines(lines: Any) -> Iterator[Row]:
-    """Rows of text, one for each line."""
-    for line in lines:
-        yield Row(line.decode("utf-8", "surrogateescape").rstrip("\r\n"))
+def _as_json(value: Any) -> str:
+    """A value as JSON, or as Python writes it where JSON has no such value."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+
+
+def _require_parquet(kind: Any) -> None:
+    """Raise formats.ColumnError if Parquet files have no such type."""
+    import pyarrow.parquet
+
+    try:
+        empty = pyarrow.table({"id": pyarrow.array([], kind)})
+        pyarrow.parquet.write_table(empty, io.BytesIO())
+    except pyarrow.ArrowException as error:
+        raise formats.ColumnError(f"expected identities that Parquet can keep, got {kind}") from error

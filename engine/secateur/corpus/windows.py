@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Lock
@@ -12,13 +11,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateur.corpus.sources import Row
+from secateur.data.formats import is_utf8
 from secateur.support.errors import InputError
 from secateur.tasks import Item, TextTask
 
 # Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
 # tokens are padding.
 BATCHES = 64
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -33,6 +32,7 @@ class Window:
         items: The encoded rows. The `row` of an item is its index in the window.
         scores: float32 log-probabilities [rows, labels], up to a constant in each row.
         padded: Tokens with padding.
+        identity_type: The Arrow type of the identities; None where it is not known.
         done: Set once all items are scored or rejected.
     """
 
@@ -43,6 +43,7 @@ class Window:
     items: list[Item]
     scores: np.ndarray
     padded: int = 0
+    identity_type: Any = None
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -96,7 +97,7 @@ class Window:
 
 
 def windows(
-    chunks: Iterable[tuple[list[Row], float]],
+    chunks: Iterable[tuple[Sequence[Row], float]],
     task: TextTask,
     model: nn.Module,
     labels: int,
@@ -121,6 +122,7 @@ def windows(
     room = task.room(model)
     first, rows, read = 0, _Rows(), 0
     for chunk, share in chunks:
+        rows.identity_type = getattr(chunk, "identity_type", None)  # Rows has it, another list has not.
         if limit is not None:
             chunk = chunk[: limit - read]
         read += len(chunk)
@@ -141,6 +143,7 @@ class _Rows:
         self.reasons: list[str | None] = []
         self.items: list[Item] = []
         self.tokens = 0
+        self.identity_type: Any = None
 
     def add(self, chunk: Sequence[Row], task: TextTask, model: nn.Module, room: int | None, on_long: str) -> None:
         """Encode rows, cut them to `room`, and add them."""
@@ -148,12 +151,14 @@ class _Rows:
         self.identities += [row.identity for row in chunk]
         self.reasons += [row.reason or why_not(row.value) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
-        encoded = task.encode_each([chunk[k].value for k in usable]) if usable else []
+        encoded = task.encode_each([chunk[k].value for k in usable], room) if usable else []
         for k, ids in zip(usable, encoded, strict=True):
             if isinstance(ids, str):
                 self.reasons[start + k] = ids
             elif room is not None and len(ids) > room and on_long == "error":
-                self.reasons[start + k] = f"{len(ids)} tokens, of which the model takes {room}"
+                # `encode` leaves out the middle of a very long text.
+                least = "at least " if len(ids) == 2 * room else ""
+                self.reasons[start + k] = f"{least}{len(ids)} tokens, of which the model takes {room}"
             else:
                 cut = task.cut(ids, room)
                 self.reasons[start + k] = reason = task.why_not(model, cut)
@@ -164,7 +169,7 @@ class _Rows:
     def window(self, first: int, share: float, labels: int) -> Window:
         """The finished window."""
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
-        return Window(first, share, self.identities, self.reasons, self.items, scores)
+        return Window(first, share, self.identities, self.reasons, self.items, scores, identity_type=self.identity_type)
 
 
 def why_not(value: Any) -> str | None:
@@ -175,7 +180,7 @@ def why_not(value: Any) -> str | None:
         return f"expected text, got {type(value).__name__}"
     if not value or value.isspace():
         return "empty"
-    return "not UTF-8" if _SURROGATE.search(value) else None
+    return None if is_utf8(value) else "not UTF-8"
 
 
 def require_on_long(on_long: str) -> None:

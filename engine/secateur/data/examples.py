@@ -1,22 +1,19 @@
-"""Read examples from iterables, from JSONL, CSV, TSV and Parquet files, or from a data set on the Hub."""
+"""Read examples from iterables, from files, from folders of `datasets.save_to_disk`, or from a data set on the Hub."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.data.formats import COLUMNAR, JSON, TABLES, UNREADABLE, ColumnError, Record, format_of, is_utf8, read_blocks
+from secateur.support.compat import saved_data_files
 from secateur.support.errors import InputError, first_line, reading
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
 
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FORMATS = (*JSON, *TABLES, *COLUMNAR)
 
 
 class ClassName(str):
@@ -44,20 +41,27 @@ def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | 
     The class numbers of a column whose feature is a `datasets.ClassLabel` become `ClassName`s.
 
     Args:
-        examples: An iterable of mappings (a `datasets.Dataset` is one), the path of a JSONL, CSV, TSV or Parquet file (text
-            files may end in .gz), "builtin:TASK" or "builtin:TASK.test", or a Hub name, "owner/name" or "owner/name:split".
+        examples: An iterable of mappings (a `datasets.Dataset` is one); a pandas DataFrame, a pyarrow Table or a dict of
+            columns; the path of a JSONL, JSON, CSV, TSV, Parquet or Arrow file (text files may end in .gz or .zst), as
+            `read_blocks` reads it; a folder of one split that `datasets.save_to_disk` wrote; "builtin:TASK" or
+            "builtin:TASK.test"; or a Hub name, "owner/name" or "owner/name:split".
         columns: The columns that every row must have.
         limit: Keep only the first `limit` rows.
 
     Raises:
-        InputError: The data do not exist or have no rows, or a row lacks a column or has a null in it. The message gives the
-            row's number: rows of a file count from 1, without the header of a CSV file.
+        InputError: The data do not exist or have no rows, or a row cannot be read, lacks a column, or has a null or text with
+            lone surrogates in it. The message gives the row's number: rows of a file count from 1, without the header of a CSV
+            file.
     """
-    where, rows = _rows(examples)
+    where, rows = _rows(examples, columns)
     kept: list[Example] = []
     for number, row in enumerate(rows, start=1):
         if limit is not None and len(kept) == limit:
             break
+        if isinstance(row, Record):
+            if row.reason is not None:
+                raise InputError(f"data: {where!r}, {row.reason}")
+            row = row.value
         if not isinstance(row, Mapping):
             raise InputError(f"{where}, row {number}: expected an object with {_names(columns)}, got {type(row).__name__}")
         for column in columns:
@@ -65,6 +69,8 @@ def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | 
                 raise InputError(f"{where}, row {number}: expected the column {column!r}, got {_names(row)}")
             if row[column] is None:
                 raise InputError(f"{where}, row {number}: expected a value in column {column!r}, got null")
+            if not is_utf8(row[column]):
+                raise InputError(f"{where}, row {number}: expected UTF-8 in column {column!r}, got {str(row[column])[:40]!r}")
         kept.append({column: row[column] for column in columns})
     if not kept:
         raise InputError(f"{where}: expected at least one example, got none")
@@ -83,24 +89,58 @@ def require_text(example: Example, column: str, number: int) -> str:
     return value
 
 
-def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
+def rows_in_memory(data: Any, argument: str) -> Iterable[Any]:
+    """Return the rows of data in memory: of a pandas DataFrame, a pyarrow Table or a dict of columns, or the data themselves.
+
+    Raises:
+        InputError: The data are no iterable of rows: one mapping, several splits, bytes, another library's data frame, or no
+            iterable at all. The message begins with `argument`.
+    """
+    if hasattr(data, "iterrows") and hasattr(data, "columns"):  # pandas, which is not imported for this
+        if not data.columns.is_unique:
+            raise InputError(f"{argument}: expected columns of different names, got {_names(map(str, data.columns))}")
+        present = data.astype(object).where(data.notna(), None)
+        data = {name: present[name].tolist() for name in data.columns}
+    elif hasattr(data, "to_pylist"):  # pyarrow
+        return data.to_pylist()  # type: ignore[no-any-return]
+    if isinstance(data, Mapping):
+        return _rows_of_columns(data, argument)
+    if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)) or hasattr(data, "columns"):
+        raise InputError(f"{argument}: expected an iterable of rows or the name of data, got {type(data).__name__}")
+    return data
+
+
+def _rows_of_columns(data: Mapping[Any, Any], argument: str) -> Iterator[Any]:
+    """The rows of a mapping from names to columns."""
+    columns = list(data.values())
+    if any(hasattr(column, "column_names") for column in columns):
+        raise InputError(f"{argument}: expected one data set, got the splits {_names(data)}")
+    lists = all(hasattr(column, "__len__") and not isinstance(column, (str, bytes, Mapping)) for column in columns)
+    if not lists or len({len(column) for column in columns}) != 1:
+        raise InputError(f"{argument}: expected rows, or columns of one length, got one mapping with {_names(map(str, data))}")
+    return (dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _rows(examples: Examples, columns: Sequence[str]) -> tuple[str, Iterator[Any]]:
     """The name of the data for error messages, and an iterator over their rows."""
     if not isinstance(examples, (str, Path)):
-        if not isinstance(examples, Iterable):
-            raise InputError(f"examples: expected an iterable of dicts or a path, got {type(examples).__name__}")
-        return "examples", _with_class_names(examples, getattr(examples, "features", None))
+        return "examples", _with_class_names(rows_in_memory(examples, "examples"), getattr(examples, "features", None))
     name = str(examples)
     if name.startswith("builtin:"):
         from secateur.data.builtin import examples as builtin_examples
 
         return name, iter(builtin_examples(name.removeprefix("builtin:")))
     path = Path(name)
-    suffix = Path(name.removesuffix(".gz")).suffix
     if path.is_dir():
-        raise InputError(f"data: expected a file, got the folder {name!r}")
+        files = saved_files(path)
+        if not files:
+            raise InputError(f"data: expected a file, got the folder {name!r}")
+        return name, _file_rows(files, columns)
     if path.exists():
-        return name, _file_rows(path, suffix)
-    if suffix in FORMATS or path.is_absolute() or name.startswith("."):
+        if format_of(name) not in FORMATS:
+            raise InputError(f"data: expected a file ending in {', '.join(FORMATS)}, got {name!r}")
+        return name, _file_rows([path], columns)
+    if format_of(name) in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
     dataset = hub_dataset(name)
     return name, _with_class_names(dataset, dataset.features)
@@ -119,7 +159,7 @@ def _with_class_names(rows: Iterable[Any], features: Any) -> Iterator[Any]:
         is_class = value is not None and not isinstance(value, str) and 0 <= value < len(names)
         return ClassName.of(int(value), names) if is_class else value
 
-    return ({**row, **{column: named(row[column], names) for column, names in labels.items()}} for row in rows)
+    return ({**row, **{column: named(row[column], names) for column, names in labels.items() if column in row}} for row in rows)
 
 
 def _names_of_classes(feature: Any) -> list[str] | None:
@@ -141,40 +181,34 @@ def _features(schema: Any) -> Any:
     return Features.from_arrow_schema(schema)
 
 
-def _file_rows(path: Path, suffix: str) -> Iterator[Any]:
-    """Iterate over the rows of a file whose format is `suffix`."""
-    if suffix == ".parquet":
-        import pyarrow.parquet
-
-        with reading("data", path, "is not a readable Parquet file", typed=False):
-            table = pyarrow.parquet.read_table(path)
-            features = _features(table.schema)
-        return _with_class_names(table.to_pylist(), features)
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"data: cannot read {str(path)!r} as UTF-8 text: {error}") from error
-    if suffix in (".csv", ".tsv"):
-        return csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",", restval=None)
-    if suffix in (".jsonl", ".json"):
-        return _json_rows(path, text)
-    raise InputError(f"data: expected a file ending in {', '.join(FORMATS)}, got {str(path)!r}")
+def _file_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Any]:
+    """Iterate over the records of files, or over their values where class numbers have names."""
+    for path in paths:
+        try:
+            with open(path, "rb") as raw:
+                for records, _ in read_blocks(raw, path.name, 0, columns):
+                    features = None if records.schema is None else _features(records.schema)
+                    # Only JSON and tables have records with a reason, and they have no features.
+                    yield from records if features is None else _with_class_names((row.value for row in records), features)
+        except ColumnError as error:
+            raise InputError(f"{path}: {error}") from None
+        except UNREADABLE as error:
+            raise InputError(f"data: {str(path)!r} cannot be read to its end: {first_line(error)}") from error
 
 
-def _json_rows(path: Path, text: str) -> Iterator[Any]:
-    """Iterate over the rows of JSONL, or of one JSON array."""
-    if text.lstrip().startswith("["):
-        with reading("data", path, "is not JSON", typed=False):
-            rows = json.loads(text)
-        yield from rows
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"data: {str(path)!r}, line {number} is not JSON: {error}") from error
+def saved_files(folder: Path) -> list[Path]:
+    """Return the Arrow files of a folder that `datasets.save_to_disk` wrote; none of another folder.
+
+    Raises:
+        InputError: The folder has several splits, or its list of files is damaged.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(state.parent.name for state in folder.glob("*/state.json"))
+        raise InputError(f"data: expected the folder of one split, got {str(folder)!r} with the splits {_names(splits)}")
+    if not (folder / "state.json").is_file():
+        return []
+    with reading("data", folder / "state.json", "does not list the files of a data set"):
+        return [folder / name for name in saved_data_files(folder)]
 
 
 def hub_dataset(name: str, *, streaming: bool = False) -> Any:
@@ -196,6 +230,6 @@ def hub_dataset(name: str, *, streaming: bool = False) -> Any:
         raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 
 
-def _names(columns: Iterable[str]) -> str:
+def _names(columns: Iterable[Any]) -> str:
     """The names in quotation marks, for an error message."""
     return ", ".join(repr(column) for column in columns) or "no columns"

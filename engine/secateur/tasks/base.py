@@ -49,6 +49,8 @@ class Task(ABC):
     labels: list[str] | None
 
     def __init__(self, reader: Any, *, labels: Sequence[str] | None = None) -> None:
+        if isinstance(labels, str):  # Its letters would be the labels.
+            raise InputError(f"labels: expected a list of labels, got the text {labels!r}")
         if labels is not None and len(set(labels)) < 2:
             raise InputError(f"labels: expected at least two different labels, got {list(labels)!r}")
         if labels is not None and len(set(labels)) < len(labels):

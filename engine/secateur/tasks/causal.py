@@ -51,7 +51,8 @@ class CausalLM(TextTask):
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         """Return the examples as items, whose input ids are those of the prompt and the target."""
-        inputs, limit = self._encoded(examples), self.limit(model)
+        limit = self.limit(model)
+        inputs = self._encoded(examples, limit)
         if all_labels:
             candidates = self._label_ids()
             pairs = [(row, ids, label) for row, ids in enumerate(inputs) for label in candidates]
@@ -119,9 +120,12 @@ class CausalLM(TextTask):
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
 
-    def encode(self, inputs: list[str]) -> list[list[int]]:
-        """Return the ids of inputs, uncut. An end mark that the tokenizer adds is left out: the target follows the prompt."""
-        encoded = super().encode(inputs)
+    def encode(self, inputs: list[str], room: int | None = None) -> list[list[int]]:
+        """Return the ids of inputs, uncut, as in `TextTask`.
+
+        An end mark that the tokenizer adds is left out: the target follows the prompt.
+        """
+        encoded = super().encode(inputs, room)
         if self._adds_end:
             encoded = [ids[:-1] for ids in encoded]
         # A prompt must have a token: without one nothing predicts the target's first piece.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,10 @@ from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 
 logger = logging.getLogger("secateur")
+
+# A text with more characters than this for each id that the model takes is encoded at its two ends only, which begin with so
+# many characters for each id.
+_LONG, _END = 256, 16
 
 
 class TextTask(Task):
@@ -38,9 +43,19 @@ class TextTask(Task):
         """The model's tokenizer."""
         return self.reader
 
-    def encode(self, inputs: list[str]) -> list[list[int]]:
-        """Return the ids of inputs, uncut. A start mark that a text begins with, as chat templates write it, is there once."""
-        encoded = self._tokenize(inputs)
+    def encode(self, inputs: list[str], room: int | None = None) -> list[list[int]]:
+        """Return the ids of inputs, uncut. A start mark that a text begins with, as chat templates write it, is there once.
+
+        Args:
+            inputs: The texts.
+            room: The most ids of an input that are used. Of a text with far more characters only the first and the last `room`
+                ids are returned: the ids between them would take much memory.
+        """
+        far = sys.maxsize if room is None else _LONG * room
+        ends = {row: _ends(self._tokenize, text, room) for row, text in enumerate(inputs) if room and len(text) > far}
+        whole = [text for row, text in enumerate(inputs) if ends.get(row) is None]
+        tokenized = iter(self._tokenize(whole) if whole else [])
+        encoded = [ends.get(row) or next(tokenized) for row in range(len(inputs))]
         mark, start = getattr(self.tokenizer, "bos_token", None), getattr(self.tokenizer, "bos_token_id", None)
         if mark is None:
             return encoded
@@ -54,14 +69,14 @@ class TextTask(Task):
         """The marks that the tokenizer adds to a text."""
         return self._tokenize([""])[0]
 
-    def encode_each(self, inputs: list[str]) -> list[list[int] | str]:
+    def encode_each(self, inputs: list[str], room: int | None = None) -> list[list[int] | str]:
         """Return `encode` of each input, or why the tokenizer cannot encode it."""
         try:
-            return list(self.encode(inputs))
+            return list(self.encode(inputs, room))
         except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
             if len(inputs) == 1:
                 return [f"the tokenizer cannot encode it: {first_line(error)}"]
-            return [ids for text in inputs for ids in self.encode_each([text])]
+            return [ids for text in inputs for ids in self.encode_each([text], room)]
 
     def limit(self, model: nn.Module) -> int | None:
         """Return the most ids of an input and its target that the model takes; None for any number.
@@ -135,9 +150,9 @@ class TextTask(Task):
         """The part of the model that reads the input."""
         return model
 
-    def _encoded(self, examples: Sequence[Example]) -> list[list[int]]:
-        """Return the examples' inputs, encoded. Raises InputError for one that the tokenizer cannot encode."""
-        encoded = self.encode_each(texts(examples, "input"))
+    def _encoded(self, examples: Sequence[Example], room: int | None) -> list[list[int]]:
+        """Return `encode` of the examples' inputs. Raises InputError for one that the tokenizer cannot encode."""
+        encoded = self.encode_each(texts(examples, "input"), room)
         return [_of_row(number, ids) for number, ids in enumerate(encoded, start=1)]
 
     def _encode_cut(self, model: nn.Module, examples: Sequence[Example], room: int | None) -> list[list[int]]:
@@ -146,7 +161,7 @@ class TextTask(Task):
         Raises:
             InputError: The tokenizer cannot encode an input, or the model cannot take it.
         """
-        encoded = self._encoded(examples)
+        encoded = self._encoded(examples, room)
         warn_of_cuts(sum(room is not None and len(ids) > room for ids in encoded), len(encoded), room)
         cut = [self.cut(ids, room) for ids in encoded]
         return [_of_row(number, self.why_not(model, ids) or ids) for number, ids in enumerate(cut, start=1)]
@@ -163,3 +178,31 @@ def _of_row(number: int, ids: list[int] | str) -> list[int]:
     if isinstance(ids, str):
         raise InputError(f"examples, row {number}: {ids}")
     return ids
+
+
+def _ends(tokenize: Callable[[list[str]], list[list[int]]], text: str, room: int) -> list[int] | None:
+    """Return the first and the last `room` ids of a long text; None if they take the whole text.
+
+    Both ends are cut at whitespace, and encoded at two lengths, which must give the same ids: no id depends on a cut.
+    """
+    size = _END * room
+    while 4 * size <= len(text):
+        heads = tokenize([text[: _space_before(text, length)] for length in (size, 2 * size)])
+        tails = tokenize([text[_space_after(text, len(text) - length) :] for length in (size, 2 * size)])
+        first, last = ([ids[:room] for ids in heads], [ids[-room:] for ids in tails])
+        if min(map(len, heads + tails)) >= 2 * room and first[0] == first[1] and last[0] == last[1]:
+            return first[0] + last[0]
+        size *= 2
+    return None
+
+
+def _space_before(text: str, end: int) -> int:
+    """Return the place of the last space in the second half of a text's first `end` characters; `end` if there is none."""
+    place = max(text.rfind(space, end // 2, end) for space in " \n")
+    return end if place < 0 else place
+
+
+def _space_after(text: str, start: int) -> int:
+    """Return the place of the first space in the first half of a text after `start`; `start` if there is none."""
+    stop = (start + len(text)) // 2
+    return min((place for space in " \n" if (place := text.find(space, start, stop)) >= 0), default=start)

@@ -120,6 +120,8 @@ class Classification(EncoderTask):
     metric: Literal["accuracy", "matthews"] = "accuracy"
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str):  # Its letters would be the labels.
+            raise InputError(f"labels: expected several labels, got the text {self.names!r}")
         if len(set(self.names)) < 2 or len(set(self.names)) < len(self.names):
             raise InputError(f"labels: expected at least two different labels, got {list(self.names)!r}")
         if self.metric not in ("accuracy", "matthews"):

@@ -1,0 +1,347 @@
+"""Records of Parquet, Arrow, JSON, CSV, TSV and text files, read in blocks. Examples and corpora come from here."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+COLUMNAR, JSON, TEXT = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
+TABLES = {".csv": ",", ".tsv": "\t"}  # The delimiters.
+COMPRESSED = (".gz", ".zst", ".zstd")
+# Exceptions of a file that is missing, truncated or corrupt.
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
+# The most rows of a block, and the characters (in Parquet files the bytes) after which a block ends early.
+ROWS, CHARACTERS = 256, 1 << 24
+# A quoted field that is not closed within so many characters counts as never closed.
+LONGEST_QUOTED = 1 << 27
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class ColumnError(ValueError):
+    """A file lacks a column that was requested, or has two of its name."""
+
+
+class Record(NamedTuple):
+    """A record of a file.
+
+    Attributes:
+        value: A mapping from columns to values. A line of JSON may give another value, which other code refuses.
+        reason: Why the record cannot be read; None if it can.
+    """
+
+    value: Any
+    reason: str | None = None
+
+
+class Records(list[Record]):
+    """A block of records.
+
+    Attributes:
+        types: The Arrow types of the columns, where the file tells them.
+        schema: The Arrow schema of the file, where it has one.
+    """
+
+    types: Mapping[str, Any] = MappingProxyType({})
+    schema: Any = None
+
+
+Block = tuple[Records, float]
+
+
+def format_of(path: str) -> str:
+    """Return the suffix that tells a file's format, in lower case, without the suffix of its compression."""
+    name = PurePosixPath(path.lower())
+    return PurePosixPath(name.stem).suffix if name.suffix in COMPRESSED else name.suffix
+
+
+def is_utf8(value: Any) -> bool:
+    """Return whether a text, or each text of a list, can be encoded as UTF-8: it has no lone surrogates."""
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is None
+    return not isinstance(value, list) or all(map(is_utf8, value))
+
+
+def read_blocks(raw: Any, name: str, size: int, columns: Sequence[str], rows: int = ROWS) -> Iterator[Block]:
+    """Read the records of a file in order.
+
+    In text that is not UTF-8, lone surrogates stand for the invalid bytes. A byte order mark is skipped.
+
+    - JSON: an object on each line; or one array of objects, or one object, over several lines. Only a line feed ends a line.
+      The array or the object is read whole.
+    - CSV (RFC 4180): the first line names the columns. Lines end in LF, CRLF or CR. A field in quotes may have delimiters, line
+      ends and doubled quotes. A record with more or fewer fields than the header, or with a quote that is never closed, has a
+      reason; reading goes on in the line after its first one.
+    - TSV: as CSV, but many TSV files do not quote. Quotes are ordinary characters in a line where they do not form a quoted
+      field, but which has as many fields as the header. The same holds if a quoted field begins in a line and ends in another
+      line that both have as many fields as the header, where the header has at least two.
+    - Text: each line is the value of the first of `columns`.
+
+    Args:
+        raw: The binary file.
+        name: Its name, whose suffixes tell its format and its compression.
+        size: Its bytes; 0 if unknown.
+        columns: The columns that are needed. Parquet and Arrow records have no others.
+        rows: The most rows of a block.
+
+    Yields:
+        Records, and the share of the file that has been read. The last block may be empty.
+
+    Raises:
+        ColumnError: The file's header lacks a column, or has it twice.
+        UNREADABLE: The file cannot be read to its end.
+    """
+    kind = format_of(name)
+    if kind in COLUMNAR:
+        import pyarrow
+
+        try:
+            yield from (_parquet if kind == ".parquet" else _arrow)(raw, size, columns, rows)
+        except pyarrow.ArrowException as error:  # Not all of them are ValueErrors.
+            raise ValueError(str(error)) from error
+        return
+    lines = _Lines(_decompressed(raw, name.lower()), "" if kind in TABLES else "\n")
+    try:
+        if kind in TABLES:
+            records = _table(lines, TABLES[kind], columns)
+        else:
+            records = _json(lines, columns) if kind in JSON else (Record({columns[0]: line.rstrip("\r\n")}) for line in lines)
+        yield from _blocks(records, rows, lines, lambda: _share(raw.tell(), size))
+    finally:
+        lines.text.detach()  # The caller, which opened the file, closes it.
+
+
+def require_columns(names: Sequence[str], columns: Iterable[str]) -> None:
+    """Check that a header names each of `columns` once.
+
+    Raises:
+        ColumnError: It does not.
+    """
+    for column in columns:
+        if column not in names:
+            raise ColumnError(f"expected the column {column!r}, got {', '.join(map(repr, names))}")
+        if names.count(column) > 1:
+            raise ColumnError(f"expected one column {column!r}, got {names.count(column)} of this name")
+
+
+class _Lines:
+    """The lines of a text file, with their line ends. Lines can be given back.
+
+    Attributes:
+        text: The decoded file.
+        number: The lines that were returned and not given back.
+        characters: The characters of all lines that were read.
+    """
+
+    def __init__(self, raw: Any, newline: str) -> None:
+        self.text = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=newline)
+        self.number = self.characters = 0
+        self._back: deque[str] = deque()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self._back:
+            line = self._back.popleft()
+        else:
+            line = next(self.text)
+            if not self.characters and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
+                raise ValueError("expected UTF-8, got UTF-16")
+            self.characters += len(line)
+        self.number += 1
+        return line
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Return these last lines again."""
+        self._back.extendleft(reversed(lines))
+        self.number -= len(lines)
+
+
+def _decompressed(raw: Any, name: str) -> Any:
+    """The file's decompressed bytes."""
+    if name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=raw)
+    if name.endswith((".zst", ".zstd")):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
+    return raw
+
+
+def _share(position: int, size: int) -> float:
+    """The share of a file that has been read; 0 where its size is unknown."""
+    return min(position / size, 1.0) if size else 0.0
+
+
+def _blocks(records: Iterable[Record], rows: int, lines: _Lines, share: Callable[[], float]) -> Iterator[Block]:
+    """Blocks of records, with the share of the file that is read."""
+    block, begun = Records(), 0
+    for record in records:
+        block.append(record)
+        if len(block) == rows or lines.characters - begun >= CHARACTERS:
+            yield block, share()
+            block, begun = Records(), lines.characters
+    yield block, 1.0
+
+
+def _parquet(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
+    """Blocks of a Parquet file."""
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(raw)
+    require_columns(file.schema_arrow.names, columns)
+    count, done = file.metadata.num_rows, 0
+    groups = (file.metadata.row_group(k).total_byte_size for k in range(file.metadata.num_row_groups))
+    rows = max(1, min(rows, CHARACTERS * count // max(sum(groups), 1)))
+    for batch in file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(columns))):
+        done += batch.num_rows
+        yield _records_of(batch, columns), done / count
+    yield _records_of(file.schema_arrow.empty_table(), columns), 1.0
+
+
+def _arrow(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
+    """Blocks of an Arrow stream: the batches that it has."""
+    import pyarrow
+
+    with pyarrow.ipc.open_stream(raw) as stream:
+        require_columns(stream.schema.names, columns)
+        for batch in stream:
+            yield _records_of(batch, columns), _share(raw.tell(), size)
+        yield _records_of(stream.schema.empty_table(), columns), 1.0
+
+
+def _records_of(batch: Any, columns: Sequence[str]) -> Records:
+    """The records of an Arrow batch or table."""
+    from pyarrow import types
+
+    values = (_values(batch.column(column)) for column in columns)
+    records = Records(Record(dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True))
+    kinds = {column: batch.schema.field(column).type for column in columns}
+    records.schema = batch.schema
+    records.types = {name: kind.value_type if types.is_dictionary(kind) else kind for name, kind in kinds.items()}
+    return records
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of an Arrow column."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not (types.is_string(column.type) or types.is_large_string(column.type)):
+        values: list[Any] = column.to_pylist()
+        return values
+    # Read as bytes first: text that is not UTF-8 spoils a row, and does not end the file.
+    raw = column.cast(pyarrow.large_binary() if types.is_large_string(column.type) else pyarrow.binary())
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
+
+
+def _json(lines: _Lines, columns: Sequence[str]) -> Iterator[Record]:
+    """Records of JSON: an object on each line; or one array of objects, or one object, over several lines."""
+    decode = json.JSONDecoder(object_pairs_hook=partial(_object, columns)).decode
+    filled = (line for line in lines if not line.isspace())
+    first, number, second = next(filled, ""), lines.number, next(filled, "")
+    array = first.lstrip().startswith("[")
+    if second and (first.strip() == "{" or (array and _record(first, number, decode).reason is not None)):
+        yield from _whole(first + second + "".join(lines), decode)
+    elif array and not second:
+        yield from _whole(first, decode)
+    elif first:
+        yield _record(first, number, decode)
+        if second:
+            yield _record(second, lines.number, decode)
+        for line in filled:
+            yield _record(line, lines.number, decode)
+
+
+def _record(line: str, number: int, decode: Callable[[str], Any]) -> Record:
+    """The record of a line of JSON."""
+    try:
+        return Record(decode(line))
+    except (ValueError, RecursionError) as error:
+        return Record(None, f"line {number} is not JSON: {error}")
+
+
+def _whole(text: str, decode: Callable[[str], Any]) -> Iterator[Record]:
+    """The records of an array of objects, or of one object."""
+    try:
+        document = decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    yield from map(Record, document if isinstance(document, list) else [document])
+
+
+def _object(columns: Sequence[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if it has one of `columns` twice: JSON leaves open which value counts."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        for column in columns:
+            if names.count(column) > 1:
+                raise ValueError(f"the key {column!r} comes {names.count(column)} times")
+    return document
+
+
+def _table(lines: _Lines, delimiter: str, columns: Sequence[str]) -> Iterator[Record]:
+    """Records of CSV or TSV."""
+    csv.field_size_limit(sys.maxsize)
+    header: list[str] = []
+    for line in lines:
+        if not line.strip("\r\n"):
+            continue
+        number = lines.number
+        fields, reason = _fields(line, lines, delimiter, len(header))
+        if reason is not None:
+            if not header:
+                raise ValueError(f"line {number}: {reason}")
+            yield Record(None, f"line {number}: {reason}")
+        elif header:
+            yield Record(dict(zip(header, fields, strict=True)))
+        else:
+            header = fields
+            require_columns(header, columns)
+
+
+def _fields(line: str, lines: _Lines, delimiter: str, width: int) -> tuple[list[str], str | None]:
+    """The fields of the record that begins with `line`, and the reason why they are not `width` fields. 0: any number."""
+    plain = line.rstrip("\r\n").split(delimiter)
+    fields, reason, taken = plain, None, [line]
+    if '"' in line:
+        try:
+            fields = next(csv.reader(_taking(lines, taken), delimiter=delimiter, strict=True))
+        except csv.Error:
+            fields, reason = [], "a quote opens a field and is never closed, or a quote in the field is not doubled"
+    if delimiter == "\t" and len(plain) == (width or len(plain)):
+        rows_of_their_own = width > 1 and len(taken) > 1 and taken[-1].count(delimiter) + 1 == width
+        if reason is not None or rows_of_their_own or len(fields) != (width or len(fields)):
+            lines.give_back(taken[1:])
+            fields, reason, taken = plain, None, [line]
+    if reason is None and len(fields) != (width or len(fields)):
+        reason = f"expected {width} fields, as in the header, got {len(fields)}"
+    if reason is not None:
+        lines.give_back(taken[1:])
+    return fields, reason
+
+
+def _taking(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """The lines that are taken already, then further ones, which are added to them."""
+    yield from list(taken)
+    characters = len(taken[0])
+    for line in lines:
+        taken.append(line)
+        yield line
+        characters += len(line)
+        if characters > LONGEST_QUOTED:
+            return
