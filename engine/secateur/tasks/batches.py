@@ -29,8 +29,8 @@ class Item:
     row: int
     input_ids: list[int]
     target: list[int]
-    value: float | None = None
-    segments: tuple[int, ...] = ()
+    value: float | None = field(default=None, kw_only=True)
+    segments: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def tokens(self) -> int:

@@ -108,7 +108,7 @@ class ImageClassification(Classification):
             expected, got = (" x ".join(map(str, sizes)) for sizes in (image_shape(model), shape))
             raise InputError(f"processor: expected images of {expected}, as the model takes them, got {got}")
         patches = image_tokens(model)
-        return [ImageItem(row, [], [], image=example["image"], patches=patches) for row, example in enumerate(examples)]
+        return [ImageItem(row, [], [], example["image"], patches) for row, example in enumerate(examples)]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return the items' images as one batch. All have the same number of tokens, so `length` changes nothing."""
