@@ -17,6 +17,7 @@ from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples, read_examples
 from secateur.model.cost import parameters
 from secateur.model.discovery import branches_of, fingerprint, sites
+from secateur.model.finite import first_not_finite
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
@@ -127,7 +128,7 @@ def attribute(
         fingerprint=fingerprint(model),
         criterion=criterion.to_json(),
         examples=len(rows),
-        tokens=_mean_tokens(all_sites, items),
+        tokens=_mean_tokens(all_sites, items, decodes_target=task.decodes_target),
         weights=parameters(model),
         per_example={name: values.float() for name, values in example_scores.items()} if per_example else None,
         convergence=result.convergence,
@@ -232,23 +233,10 @@ def _require_backend(backend: Backend, model: nn.Module) -> None:
 
 def _not_finite_message(context: ScoringContext, batch: Batch) -> str:
     """Return an error message that names the first site with activations that are not finite, by one more forward pass."""
-    finite_at: dict[str, bool] = {}
-
-    def check(name: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        finite_at.setdefault(name, bool(torch.isfinite(arguments[0]).all()))
-
-    handles = []
-    for site, branch in branches_of(context.model, context.sites).items():
-        handles.append(context.model.get_submodule(branch.output).register_forward_pre_hook(partial(check, site.name)))
-    try:
-        with torch.no_grad():
-            context.task.target(context.model, batch, "log_probability")
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, finite in finite_at.items():
-        if not finite:
-            return f"model: activations of site {name!r} are not finite (NaN or inf); is the dtype too narrow?"
+    layers = {site.name: branch.output for site, branch in branches_of(context.model, context.sites).items()}
+    run = partial(context.task.target, context.model, batch, "log_probability")
+    if (name := first_not_finite(context.model, layers, run)) is not None:
+        return f"model: activations of site {name!r} are not finite (NaN or inf); is the dtype too narrow?"
     return "model: the target or its gradient is not finite (NaN or inf), though all sites' activations are"
 
 
@@ -264,9 +252,9 @@ def _samples(items: list[Item], max_tokens: int) -> tuple[list[Item], list[Item]
     return picked[::2], picked[1::2]
 
 
-def _mean_tokens(all_sites: list[Site], items: list[Item]) -> dict[str, float]:
-    """Return the mean tokens of an example in each stack. A decoder that has an encoder runs over the target."""
+def _mean_tokens(all_sites: list[Site], items: list[Item], *, decodes_target: bool) -> dict[str, float]:
+    """Return the mean tokens of an example in each stack. A decoder that has an encoder may run over the target."""
     inputs = sum(item.tokens for item in items) / len(items)
     targets = sum(len(item.target) for item in items) / len(items)
-    has_encoder = any(site.stack == "encoder" for site in all_sites)
-    return {"encoder": inputs, "decoder": targets if has_encoder else inputs}
+    over_target = decodes_target and any(site.stack == "encoder" for site in all_sites)
+    return {"encoder": inputs, "decoder": targets if over_target else inputs}

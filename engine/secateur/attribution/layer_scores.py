@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -76,11 +77,13 @@ def layer_scores(
     if criterion == "influence" and unit != "block":
         raise InputError(f"unit: expected 'block' with criterion 'influence', got {unit!r}")
     scored = layers(model, unit)
+    task.require_fit(model)
     items = task.items(model, read_examples(examples, task.columns))
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     batches = progress(batches, len(items)) if progress else batches
     if criterion == "influence":
         influence = block_influence(model, task, batches)
+        _require_numbers(influence)
         return {name: influence[name] for name in scored}
 
     scorers: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
@@ -117,6 +120,7 @@ def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
         >>> choose_layers({"encoder.0": 0.1, "encoder.1": 0.2, "decoder.0": 5.0, "decoder.1": 3.0}, keep_layers=3)
         ['encoder.0']
     """
+    _require_numbers(scores)
     stacks = {name.partition(".")[0] for name in scores}
     if isinstance(keep_layers, bool) or not isinstance(keep_layers, int) or not len(stacks) <= keep_layers <= len(scores):
         raise InputError(
@@ -127,6 +131,13 @@ def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
     order = sorted((name for name in scores if name not in best), key=scores.__getitem__)
     deleted = set(order[: len(scores) - keep_layers])
     return [name for name in scores if name in deleted]
+
+
+def _require_numbers(scores: Mapping[str, float]) -> None:
+    """Raise InputError for a score that is NaN or inf."""
+    for name, value in scores.items():
+        if not math.isfinite(value):
+            raise InputError(f"model: the score of {name!r} is not finite (NaN or inf); is the dtype too narrow?")
 
 
 def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> dict[str, float]:
@@ -152,12 +163,12 @@ def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> d
         counts[name] = counts.get(name, 0) + int(real.sum())
 
     by_name = blocks(model)
-    has_encoder = any(block.stack == "encoder" for block in by_name.values())
+    over_target = task.decodes_target and any(block.stack == "encoder" for block in by_name.values())
     with undisturbed(model), torch.no_grad():
         for batch in batches:
-            # A decoder that has an encoder runs over the target, everything else over the input.
+            # A decoder that has an encoder runs over the target of most tasks, everything else over the input.
             stacks = {block.stack for block in by_name.values()}
-            real = {stack: batch.real(target=stack == "decoder" and has_encoder) for stack in stacks}  # [B, T]
+            real = {stack: batch.real(target=stack == "decoder" and over_target) for stack in stacks}  # [B, T]
             observers = {block.path: partial(observe, name, real[block.stack]) for name, block in by_name.items()}
             with _hidden_states(model, observers):
                 task.logits(model, batch)

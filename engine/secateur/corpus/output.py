@@ -14,6 +14,7 @@ import numpy as np
 
 from secateur.corpus.windows import Window
 from secateur.support.errors import InputError
+from secateur.tasks.model_config import OutputKind
 
 if TYPE_CHECKING:
     import pyarrow
@@ -55,29 +56,40 @@ class Counts:
         return cls(rows, window.scored, rows - window.scored, window.tokens, window.padded)
 
 
+def output_names(labels: Sequence[str], kind: OutputKind) -> list[str]:
+    """Return the names of the columns that tell a row's result.
+
+    They are label and p_<label>; labels and p_<label> where any number of labels is right; or value.
+    """
+    return ["value"] if kind == "value" else [kind, *(f"p_{label}" for label in labels)]
+
+
 def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> pyarrow.Schema:
     """Return the Arrow schema of scored rows.
 
     Its columns are row (int64, the position in the shard, from 0), the identity's column, if there is one, with the type that
-    identities have in the shard, label (the most likely label), and p_<label> (float32, the label's probability among the
-    labels).
+    identities have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
+    label's probability among the labels). Where any number of labels is right, it is labels (a list of those with a probability
+    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone.
     """
     import pyarrow
 
     fields = [("row", pyarrow.int64())]
     if identity is not None:
         fields.append((identity, window.identity_type))
-    fields.append(("label", pyarrow.dictionary(pyarrow.int32(), pyarrow.string())))
-    return pyarrow.schema([*fields, *((f"p_{label}", pyarrow.float32()) for label in labels)])
+    types = {"label": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "labels": pyarrow.list_(pyarrow.string())}
+    return pyarrow.schema(
+        [*fields, *((name, types.get(name, pyarrow.float32())) for name in output_names(labels, window.kind))]
+    )
 
 
-def require_free_name(identity: str | None, labels: Sequence[str]) -> None:
+def require_free_name(identity: str | None, labels: Sequence[str], kind: OutputKind) -> None:
     """Check that the identity's column has another name than the columns of the scores.
 
     Raises:
         InputError: It has not.
     """
-    taken = ("row", "label", *(f"p_{label}" for label in labels), "reason")
+    taken = ("row", *output_names(labels, kind), "reason")
     if identity in taken:
         raise InputError(f"id-column: expected another name than those of the scores ({', '.join(taken)}), got {identity!r}")
 
@@ -94,11 +106,15 @@ def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) 
 
     rows = [k for k, reason in enumerate(window.reasons) if reason is None]
     probabilities = window.probabilities()[rows]  # [scored rows, labels]
-    best = pyarrow.array(probabilities.argmax(1).astype(np.int32))
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
-    if len(schema) == len(labels) + 3:  # The schema has an identity column.
+    if len(schema) == len(output_names(labels, window.kind)) + 2:  # The schema has an identity column.
         columns.append(pyarrow.array([window.identities[k] for k in rows], schema.field(1).type))
-    columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))
+    if window.kind == "label":
+        best = pyarrow.array(probabilities.argmax(1).astype(np.int32))
+        columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))
+    elif window.kind == "labels":
+        above = [[label for label, p in zip(labels, of_row, strict=True) if p > 0.5] for of_row in probabilities.tolist()]
+        columns.append(pyarrow.array(above, pyarrow.list_(pyarrow.string())))
     columns += [pyarrow.array(of_label.astype(np.float32)) for of_label in probabilities.T]
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 

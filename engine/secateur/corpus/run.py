@@ -107,7 +107,7 @@ class CorpusRun:
         self, sources: Sequence[Source], folder: Folder, reading: Reading, settings: Mapping[str, Any], *, resume: bool
     ) -> None:
         self.sources, self.folder, self.reading = sources, folder, reading
-        require_free_name(reading.identity, settings.get("labels", ()))
+        require_free_name(reading.identity, settings.get("labels", ()), settings.get("outputs", "label"))
         self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
         if folder.local:
             require_parent(Path(folder.place))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from secateur.corpus.output import record_batch, require_free_name, schema_of, with_reasons
+from secateur.corpus.output import output_names, record_batch, require_free_name, schema_of, with_reasons
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import untuned
@@ -48,23 +48,27 @@ def score(
 
     Yields:
         Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
-            p_<label> (float32, its probability among the labels), and reason (why there is no label, else null).
+            p_<label> (float32, its probability among the labels), and reason (why there is no label, else null). Models for
+            several labels, and models with one output, have other columns in place of label, as `schema_of` says.
 
     Raises:
-        InputError: The task has no closed labels, `on_long` is unknown, a shard cannot be read, or `identity` is a name of the
-            other columns.
+        InputError: The task has no closed labels, the model does not fit it, `on_long` is unknown, a shard cannot be read, or
+            `identity` is a name of the other columns.
     """
     require_on_long(on_long)
+    task.require_fit(model)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
-    labels = task.label_names(model)
-    require_free_name(identity, labels)
+    labels, kind = task.label_names(model), task.output_kind(model)
+    require_free_name(identity, labels, kind)
     named = isinstance(dataset, (str, Path))
     sources = find_sources(str(dataset)) if named else [Source("dataset", "dataset", 0, _rows(dataset, column))]
 
     def events() -> Iterator[Window]:
         for source in sources:
             chunks = source.read(column, identity)
-            yield from windows(chunks, runner.task, model, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
+            yield from windows(
+                chunks, runner.task, model, len(labels), max_tokens=runner.max_tokens, on_long=on_long, kind=kind
+            )
 
     try:
         for window in scored(events(), runner):
@@ -78,7 +82,7 @@ def score(
 def mapper(
     model: nn.Module, task: Task, *, column: str = "text", max_tokens: int = 4096
 ) -> Callable[[Any], dict[str, list[Any]]]:
-    """Return a function for `datasets.map(mapper(...), batched=True)` that adds label, p_<label> and reason, as in `score`.
+    """Return a function for `datasets.map(mapper(...), batched=True)` that adds the result and its reason, as in `score`.
 
     It runs in this process, with torch's threads. A larger batch_size of the map gives less padding.
 
@@ -91,19 +95,24 @@ def mapper(
     Raises:
         InputError: As in `score`; from the function, if the map is without batched=True.
     """
-    labels = task.label_names(model)
+    task.require_fit(model)
+    labels, kind = task.label_names(model), task.output_kind(model)
     runner = Runner(model, task.require_texts(), max_tokens)
 
     def score_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        import pyarrow
+
         if column not in batch:
             raise InputError(f"column: expected the column {column!r}, got {', '.join(map(repr, batch))}")
         if batch[column] is None or isinstance(batch[column], str):
             raise InputError("mapper: expected a batch of rows, as datasets.map(..., batched=True) gives, got a single row")
         rows = [Row(value) for value in batch[column]]
-        columns: dict[str, list[Any]] = {"label": _Typed("string"), **{f"p_{label}": _Typed("float32") for label in labels}}
-        columns["reason"] = _Typed("string")
+        types = {"label": "string", "labels": pyarrow.list_(pyarrow.string()), "reason": "string"}
+        names = (*output_names(labels, kind), "reason")
+        columns: dict[str, list[Any]] = {name: _Typed(types.get(name, "float32")) for name in names}
         with task.scoring(model), torch.inference_mode():
-            for window in windows([(rows, 1.0)], runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut"):
+            chunks = [(rows, 1.0)]
+            for window in windows(chunks, runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut", kind=kind):
                 for items in runner.batches(window):
                     runner.score(window, items)
                 extended = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)
@@ -117,7 +126,7 @@ def mapper(
 class _Typed(list[Any]):
     """A column with an Arrow type. `datasets.map` takes the type from its first rows, which may all be null."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: Any) -> None:
         super().__init__()
         self.kind = kind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +184,7 @@ class _Trial:
     """Times runners on a random part of the items that takes about SECONDS."""
 
     def __init__(self, runner: Runner, items: Sequence[Item]) -> None:
-        self._labels = len(runner.task.label_names(runner.model))
+        self._labels, self._kind = len(runner.task.label_names(runner.model)), runner.task.output_kind(runner.model)
         shuffled = np.random.default_rng(0).permutation(len(items))
         self._items = [items[k] for k in shuffled]
         self._count = len(self._take(runner.max_tokens * runner.workers))
@@ -197,9 +198,17 @@ class _Trial:
         return window.tokens / seconds
 
     def change(self, runner: Runner, other: Runner) -> float:
-        """Return the largest difference between the probabilities of two runners."""
-        first, second = (self._run(tried)[0].probabilities() for tried in (runner, other))
-        return float(np.abs(first - second).max())
+        """Return the largest difference between the probabilities of two runners, inf where only one rejects a row.
+
+        Differences of values are shares of their standard deviation.
+        """
+        windows = [self._run(tried)[0] for tried in (runner, other)]
+        if windows[0].reasons != windows[1].reasons:
+            return math.inf
+        scored = [reason is None for reason in windows[0].reasons]
+        first, second = (window.probabilities()[scored] for window in windows)
+        scale = float(first.std()) if self._kind == "value" and len(first) > 1 else 1.0
+        return float(np.abs(first - second).max(initial=0.0)) / (scale or 1.0)
 
     def _run(self, runner: Runner) -> tuple[Window, float]:
         """Score the items; return their window, and the seconds that it took."""
@@ -210,7 +219,7 @@ class _Trial:
         def events() -> Iterator[Window]:
             nonlocal began
             began = time.perf_counter()
-            yield Window(0, 1.0, [], [None] * len(rows), rows, scores)
+            yield Window(0, 1.0, [], [None] * len(rows), rows, scores, kind=self._kind)
 
         (window,) = scored(events(), replace(runner))
         return window, time.perf_counter() - began

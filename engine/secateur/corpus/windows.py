@@ -14,10 +14,12 @@ from secateur.corpus.sources import Row
 from secateur.data.formats import is_utf8
 from secateur.support.errors import InputError
 from secateur.tasks import Item, TextTask
+from secateur.tasks.model_config import OutputKind
 
 # Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
 # tokens are padding.
 BATCHES = 64
+NOT_FINITE = "not finite: the model's scores are NaN or inf"
 
 
 @dataclass
@@ -30,9 +32,10 @@ class Window:
         identities: The identity of each row.
         reasons: Why a row is rejected; None if it is scored.
         items: The encoded rows. The `row` of an item is its index in the window.
-        scores: float32 log-probabilities [rows, labels], up to a constant in each row.
+        scores: float32 [rows, labels], as `Task.ranked` returns them for outputs of this kind.
         padded: Tokens with padding.
         identity_type: The Arrow type of the identities; None where it is not known.
+        kind: The meaning of the scores: one label is right, any number of labels, or a value.
         done: Set once all items are scored or rejected.
     """
 
@@ -44,6 +47,7 @@ class Window:
     scores: np.ndarray
     padded: int = 0
     identity_type: Any = None
+    kind: OutputKind = "label"
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -64,13 +68,20 @@ class Window:
         return sum(reason is None for reason in self.reasons)
 
     def probabilities(self) -> np.ndarray:
-        """Return each row's probabilities among the labels, float64 [rows, labels]. Those of rejected rows have no meaning."""
+        """Return each row's probabilities, float64 [rows, labels], or values [rows, 1]. Rejected rows have meaningless ones.
+
+        Where one label is right, they are the probabilities among the labels.
+        """
         scores = self.scores.astype(np.float64)
+        if self.kind != "label":
+            return 1 / (1 + np.exp(-scores)) if self.kind == "labels" else scores
         weights = np.exp(scores - scores.max(1, keepdims=True))
         return np.asarray(weights / weights.sum(1, keepdims=True))
 
     def fill(self, items: Sequence[Item], scores: Tensor, padded: int) -> None:
         """Store the scores of a batch. The last batch makes the window done. Any thread may call it.
+
+        An item whose scores are NaN or inf is rejected.
 
         Args:
             items: The items of the batch.
@@ -80,6 +91,8 @@ class Window:
         values, rows = scores.float().cpu().numpy(), [item.row for item in items]
         with self._lock:
             self.scores[rows] = values  # [items, labels]
+            for row in np.array(rows)[~np.isfinite(values).all(1)].tolist():
+                self.reasons[row] = NOT_FINITE
             self.padded += padded
             self._finish(len(items))
 
@@ -105,6 +118,7 @@ def windows(
     max_tokens: int,
     on_long: str,
     limit: int | None = None,
+    kind: OutputKind = "label",
 ) -> Iterator[Window]:
     """Group the rows of a shard into windows of about BATCHES batches.
 
@@ -118,6 +132,7 @@ def windows(
         max_tokens: Padded input tokens in a batch.
         on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
         limit: The most rows.
+        kind: The task's `output_kind`.
     """
     room = task.room(model)
     first, rows, read = 0, _Rows(), 0
@@ -128,11 +143,11 @@ def windows(
         read += len(chunk)
         rows.add(chunk, task, model, room, on_long)
         if rows.tokens >= BATCHES * max_tokens:
-            yield rows.window(first, share, labels)
+            yield rows.window(first, share, labels, kind)
             first, rows = read, _Rows()
         if read == limit:
             break
-    yield rows.window(first, 1.0, labels)
+    yield rows.window(first, 1.0, labels, kind)
 
 
 class _Rows:
@@ -166,10 +181,11 @@ class _Rows:
                     self.items.append(Item(start + k, cut, []))
                     self.tokens += self.items[-1].length
 
-    def window(self, first: int, share: float, labels: int) -> Window:
+    def window(self, first: int, share: float, labels: int, kind: OutputKind) -> Window:
         """The finished window."""
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
-        return Window(first, share, self.identities, self.reasons, self.items, scores, identity_type=self.identity_type)
+        about: dict[str, Any] = {"identity_type": self.identity_type, "kind": kind}
+        return Window(first, share, self.identities, self.reasons, self.items, scores, **about)
 
 
 def why_not(value: Any) -> str | None:

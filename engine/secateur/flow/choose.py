@@ -35,7 +35,8 @@ class Candidate:
         plan: The plan.
         recovery: The method of `recover_`, None for no recovery.
         divergence: The mean over examples of the Kullback-Leibler divergence of the pruned model's predictions from the dense
-            model's, in nats, summed over the target positions. None where nothing was compared.
+            model's, in nats, summed over the target positions (or labels, where any number of them is right). For a model with
+            one output, half the squared difference of the values. None where nothing was compared.
     """
 
     plan: Plan
@@ -125,6 +126,7 @@ def choose(
     total = len(plans) + len(recoveries) - 1
     if total == 1:
         return [Candidate(plans[0], recoveries[0], None)]
+    task.require_fit(model)
     rows = read_examples(examples, task.columns_for(all_labels=unlabeled))[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
@@ -161,18 +163,28 @@ def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequenc
 
     Returns:
         Nats for each example.
+
+    Raises:
+        InputError: Logits are NaN or inf.
     """
     total, examples = 0.0, 0
     with undisturbed(model), undisturbed(pruned), torch.inference_mode():
         for batch in batches:
             real = batch.labels != IGNORED  # [batch, positions]
-            # Log-probabilities at the target positions, of either model [target positions, classes].
-            dense, other = (_log_probabilities(task.logits(either, batch)[real]) for either in (model, pruned))
-            total += float((dense.exp() * (dense - other)).sum())
+            # Logits at the target positions, of either model [target positions, classes].
+            dense, other = (task.finite(either, batch, task.logits)[real].double() for either in (model, pruned))
+            total += float(_divergence(dense, other).sum())
             examples += len(batch.labels)
     return total / examples
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Log-probabilities in float64, of the shape of the logits."""
-    return logits.double().log_softmax(-1)
+def _divergence(dense: Tensor, other: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of each position's predictions [positions], from logits [positions, classes].
+
+    A model with one output predicts a value. Half the squared difference is the divergence of normal distributions of variance
+    1 around the values.
+    """
+    if dense.shape[1] == 1:
+        return (dense - other).square().sum(1) / 2
+    log_p, log_q = dense.log_softmax(1), other.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -106,7 +106,8 @@ class Compressed:
         lines = [f"parameters: {sizes['dense']:,} dense, {sizes['pruned']:,} pruned ({sizes['pruned'] / sizes['dense']:.0%})"]
         if metrics:
             dense, pruned = metrics["dense"], metrics["pruned"]
-            lines.insert(0, f"{dense.metric}: {dense.value:.4f} dense, {pruned.value:.4f} pruned")
+            pairs = [(one, two) for one, two in ((dense, pruned), (dense.also, pruned.also)) if one and two]
+            lines[:0] = [f"{one.metric}: {one.value:.4f} dense, {two.value:.4f} pruned" for one, two in pairs]
         for timing in self.comparison.benchmark.timings:
             lines.append(f"speed-up at {timing.batch_size} x {timing.length}: {timing.speedup:.2f}x")
         return "\n".join([*lines, *self.lines()])

@@ -30,6 +30,7 @@ from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_
 from secateur.support.errors import InputError
 from secateur.tasks import Batch
 from secateur.tasks.base import target_of
+from secateur.tasks.model_config import end_mark
 
 _TARGET_LENGTH = 8
 
@@ -235,7 +236,7 @@ def _drawn(model: nn.Module, prunable: Sequence[Site], length: int) -> Scores:
     positions, or less room in uneven heads, than a real plan.
     """
     generator, all_layers = torch.Generator().manual_seed(0), sites(model)
-    has_encoder = any(site.stack == "encoder" for site in all_layers)
+    over_target = end_mark(model) is None and any(site.stack == "encoder" for site in all_layers)
     return Scores(
         by_site={site.name: torch.randperm(site.units, generator=generator).double() for site in prunable},
         sites=tuple(prunable),
@@ -243,7 +244,7 @@ def _drawn(model: nn.Module, prunable: Sequence[Site], length: int) -> Scores:
         fingerprint=fingerprint(model),
         criterion={"criterion": "drawn"},
         examples=0,
-        tokens={"encoder": float(length), "decoder": float(_TARGET_LENGTH if has_encoder else length)},
+        tokens={"encoder": float(length), "decoder": float(_TARGET_LENGTH if over_target else length)},
         weights=cost.parameters(model),
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.images import image_shape, reads_images
+from secateur.tasks.model_config import end_mark
 
 
 def synthetic_batches(
@@ -25,7 +26,7 @@ def synthetic_batches(
         model: The model that the batches are for.
         batch_sizes: Numbers of examples.
         lengths: Numbers of input tokens.
-        target_length: Decoder tokens of a model that has an encoder and a decoder.
+        target_length: Decoder tokens of a model that has an encoder and a decoder and reads its target there.
 
     Returns:
         Keyword arguments of the model, on its device.
@@ -42,12 +43,21 @@ def synthetic_batches(
         for length in lengths:
             ids = torch.randint(config.vocab_size, (size, length), generator=generator).to(device)  # [size, length]
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            if config.is_encoder_decoder:
+            if (end := end_mark(model)) is not None:  # A classifier, whose decoder runs over the input.
+                batch["input_ids"] = _ended_once(ids, end, config.pad_token_id)
+            elif config.is_encoder_decoder:
                 batch["decoder_input_ids"] = ids[:, :1].expand(-1, target_length).contiguous()
             elif "logits_to_keep" in inspect.signature(model.forward).parameters:
                 batch["logits_to_keep"] = torch.tensor([-1], device=device)
             batches.append(batch)
     return batches
+
+
+def _ended_once(ids: Tensor, end: int, other: int) -> Tensor:
+    """Return the ids with the end mark at the end of each row, and nowhere else."""
+    ended: Tensor = ids.masked_fill(ids == end, other)
+    ended[:, -1] = end
+    return ended
 
 
 def forward_options(model: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from secateur.model.families.registry import _known
 from secateur.model.shortcuts.bfloat16_attention import bfloat16_attention
 from secateur.model.shortcuts.one_pass_gelu import one_pass_activations
+from secateur.model.undisturbed import whole_feed_forward
 
 # By model, the number of threads inside the context and the stack that undoes it.
 _IN_USE: WeakKeyDictionary[nn.Module, tuple[int, ExitStack]] = WeakKeyDictionary()
@@ -43,6 +44,7 @@ def _enter(model: nn.Module) -> ExitStack:
     """Change the model and return the stack that undoes the change."""
     family = _known(model)
     with ExitStack() as entered:
+        entered.enter_context(whole_feed_forward(model))
         entered.enter_context(one_pass_activations(model))
         entered.enter_context(bfloat16_attention(model))
         if family is not None and family.faster_forward is not None:

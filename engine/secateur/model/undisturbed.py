@@ -1,9 +1,10 @@
-"""A context that restores a model's modes, flags and parameters at its end."""
+"""Contexts that restore a model's modes, flags, parameters and settings at their end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ from secateur.support.compat import own_parameters
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """A context in which a model is in eval mode, its parameters are frozen, and its linear layers see [B, T, channels].
 
+    Feed-forward layers see all tokens at once, as in `whole_feed_forward`.
+
     At the end each module has its mode and each parameter its flag again. The modules also have their own parameters again:
     Accelerate makes new parameters at each forward pass of an offloaded module, and these are no longer tied.
     """
@@ -27,7 +30,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         model.eval()
         for parameter in flags:
             parameter.requires_grad_(False)
-        yield
+        with whole_feed_forward(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
@@ -37,3 +41,20 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for parameter, flag in flags.items():
             with torch.inference_mode(parameter.is_inference()):  # Only there may an inference tensor get a flag.
                 parameter.requires_grad_(flag)
+
+
+@contextmanager
+def whole_feed_forward(model: nn.Module) -> Iterator[None]:
+    """A context in which feed-forward layers run once for all tokens, also where `config.chunk_size_feed_forward` is set.
+
+    In chunks, a hook would see the last chunk alone, and lengths that are no multiple of the chunk fail.
+    """
+    chunked: list[Any] = [module for module in model.modules() if getattr(module, "chunk_size_feed_forward", 0)]
+    sizes = [module.chunk_size_feed_forward for module in chunked]
+    try:
+        for module in chunked:
+            module.chunk_size_feed_forward = 0
+        yield
+    finally:
+        for module, size in zip(chunked, sizes, strict=True):
+            module.chunk_size_feed_forward = size

@@ -165,8 +165,8 @@ def plan(
         The plan.
 
     Raises:
-        InputError: There is no budget, or several; a budget is out of range, or cannot be met (the message says what can); the
-            table is missing, or is of another model or of other units.
+        InputError: There is no budget, or several; a budget is out of range, or cannot be met (the message says what can); a
+            score is NaN or inf; the table is missing, or is of another model or of other units.
 
     Example:
         `secateur.plan(scores, flops=0.5, allocation="knapsack", floor=0.1)`
@@ -192,6 +192,7 @@ def plan_within(
     budget.check_spread(allocation, floor, align)
     if per_head and not any(site.is_channel for site in scores.sites):
         raise InputError("per_head: expected scores of the channels of heads (unit 'channel'), got scores of other units")
+    _require_numbers(scores)
     price = _price(scores, budget, table)
     of_sites = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
     if budget.kind == "keep":
@@ -204,6 +205,13 @@ def plan_within(
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {kind: cost.remaining(scores.all_sites, scores.sites, counts, kind, scores.tokens) for kind in _REMAINING}
     return Plan(kept, scores.sites, scores.fingerprint, budget, Spread(remaining, allocation, floor, gap, align))
+
+
+def _require_numbers(scores: Scores) -> None:
+    """Raise InputError for scores that are NaN or inf: they have no order, or no sum."""
+    for site in scores.sites:
+        if not torch.isfinite(scores[site.name]).all():
+            raise InputError(f"scores: expected finite numbers, got NaN or inf at site {site.name!r}")
 
 
 def _price(scores: Scores, budget: Budget, table: LatencyTable | None) -> Price:

@@ -148,6 +148,7 @@ class TaskPlans:
         by_row: dict[int, Answer] = {}
         for name, of_task in rows.items():
             with _naming(name), torch.inference_mode():
+                uses[name].require_fit(self[name])
                 answers = answer(uses[name], self[name], [{"input": inputs[row]} for row in of_task])
             by_row.update(zip(of_task, answers, strict=True))
         return [by_row[row] for row in range(len(names))]

@@ -18,6 +18,7 @@ from secateur.model.blocks import gated, layers
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan
 from secateur.pruning.masked import masked
+from secateur.support.errors import InputError
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import without_targets
 from secateur.tasks.batches import model_device
@@ -81,6 +82,9 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
         plan: The plan that the pruned model was made by.
         task: The task whose logits are compared, at the positions of the batches' labels.
         batches: The batches.
+
+    Raises:
+        InputError: Logits are NaN or inf.
     """
     return verified(model, pruned, lambda dense: masked(dense, plan), task, batches)
 
@@ -133,6 +137,9 @@ def verified(
             expected = _masked_logits(exact, mask, task, batch)[seen].double()
             ours = _masked_logits(model, mask, task, batch)[seen].double()
             theirs = task.logits(pruned, batch)[seen].double()
+            for name, logits in (("masked", expected), ("masked", ours), ("pruned", theirs)):
+                if not torch.isfinite(logits).all():
+                    raise InputError(f"model: the {name} model's logits are not finite (NaN or inf); is the dtype too narrow?")
             error = max(error, float((theirs - expected).abs().max()))
             rounding = max(rounding, float((ours - expected).abs().max()))
             difference = max(difference, float((theirs - ours).abs().max()))

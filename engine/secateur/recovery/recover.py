@@ -103,20 +103,21 @@ def recover_(
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
     _require_order(model, pruned)
+    task.require_fit(model)
     rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     if add_biases:
         add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
         layers = {branch: _layer(pruned, branch) for branch in of_pruned}
-    has_encoder = any(branch.stack == "encoder" for branch in of_pruned)
+    over_target = task.decodes_target and any(branch.stack == "encoder" for branch in of_pruned)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
         for branch, layer in layers.items():
             fitted, held_out = Moments(), Moments()
             for k, batch in enumerate(batches):
-                real = batch.real(target=branch.stack == "decoder" and has_encoder)
+                real = batch.real(target=branch.stack == "decoder" and over_target)
                 held = _held_out(batch, real, len(rows))
                 inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, branch)[1]
                 for moments, which in ((fitted, real & ~held), (held_out, real & held)):
@@ -187,6 +188,8 @@ def _refit(name: str, layer: nn.Linear, units: Tensor, fitted: Moments, held_out
     """
     whole = fitted.plus(held_out)
     weight, bias = weight_of(layer).double(), None if layer.bias is None else layer.bias.double()
+    if not all(bool(torch.isfinite(mean).all()) for mean in whole.means):
+        raise InputError(f"model: activations of {name!r} are not finite (NaN or inf); is the dtype too narrow?")
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, new_weight = None, weight
     if method != "bias" and weight.numel():

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example, require_text
+from secateur.model.families import branches
+from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
+from secateur.model.finite import first_not_finite
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
+from secateur.tasks.model_config import OutputKind, require_dictionaries
 
 if TYPE_CHECKING:
     from secateur.tasks.text import TextTask
@@ -35,6 +40,7 @@ class Task(ABC):
         reader_class: The class of transformers that loads what reads the inputs.
         labels_from_model: Whether the model's config names the labels.
         spaces_in_labels: Whether spaces around a label are part of it, where labels are given in one text.
+        decodes_target: Whether a decoder that has an encoder runs over the target. If not, it runs over the input again.
         reader: What turns inputs into what the model reads: a tokenizer, or an image processor.
         labels: The candidate labels, or None where targets are open or the model names the labels.
     """
@@ -45,6 +51,7 @@ class Task(ABC):
     reader_class: ClassVar[str] = "AutoTokenizer"
     labels_from_model: ClassVar[bool] = False
     spaces_in_labels: ClassVar[bool] = False
+    decodes_target: ClassVar[bool] = True
     reader: Any
     labels: list[str] | None
 
@@ -107,14 +114,15 @@ class Task(ABC):
             max_tokens: As in `batches`.
 
         Returns:
-            [examples, labels], logarithms of probabilities, up to a constant for each example.
+            [examples, labels], logarithms of probabilities, up to a constant for each example. Where `output_kind` is "labels",
+                the logits of sigmoids; where it is "value", values [examples, 1].
 
         Raises:
-            InputError: Inputs have more than one label each, or the task has no labels.
+            InputError: Inputs have more than one label each, the task has no labels, or a score is NaN or inf.
         """
         with self.scoring(model):
             batches = list(self.input_batches(model, examples, max_tokens))
-            scores = [self.label_scores(model, batch) for batch in batches]
+            scores = [self.finite(model, batch, self.label_scores) for batch in batches]
             return in_order(scores, [row for batch in batches for row in batch.rows])
 
     def input_batches(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Iterator[Batch]:
@@ -128,9 +136,14 @@ class Task(ABC):
 
         Inside, some of the model's modules are replaced by others that compute the same. Raises InputError as `ranked`.
         """
+        self.require_fit(model)
         self.label_names(model)
         with faster_forward(model):
             yield
+
+    def output_kind(self, model: nn.Module) -> OutputKind:
+        """Return the meaning of `ranked`: "label" where one label is right, or as `model_config.output_kind` says."""
+        return "label"
 
     def label_names(self, model: nn.Module) -> list[str]:
         """Return the candidate labels in the order of `ranked`. Raises InputError as `ranked`."""
@@ -149,6 +162,24 @@ class Task(ABC):
             InputError: The task generates no text.
         """
         raise InputError(f"task: expected one that generates text, got {type(self).__name__}")
+
+    def finite(self, model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Tensor]) -> Tensor:
+        """Return what `run` computes from a batch [B, ...], for example its `logits`.
+
+        Raises:
+            InputError: A value at a position that counts is NaN or inf. The message names the row, and where that begins.
+        """
+        values = run(model, batch)
+        wrong = ~torch.isfinite(values)
+        if values.shape[:2] == batch.labels.shape and values.dim() == 3:
+            wrong &= (batch.labels != IGNORED).to(wrong.device).unsqueeze(-1)
+        if not bool(wrong.any()):
+            return values
+        row = min(batch.rows[k] for k in wrong.view(len(wrong), -1).any(1).nonzero().flatten().tolist())
+        raise InputError(
+            f"examples, row {row + 1}: the model's outputs are not finite (NaN or inf)"
+            f"{_where_not_finite(model, partial(run, model, batch))}; is the dtype too narrow?"
+        )
 
     def target(self, model: nn.Module, batch: Batch, kind: Target) -> Tensor:
         """Return F [B] of the batch's own labels, as in `target_of`."""
@@ -181,6 +212,10 @@ class Task(ABC):
                 f"examples: expected at least two different targets, got {targets.pop()!r} in all {len(examples)} rows"
             )
 
+    def model_inputs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return a batch's inputs, or `training_batch`, as keyword arguments for this model. By default they stay the same."""
+        return dict(inputs)
+
     def training_batch(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Return items as keyword arguments of the model's forward pass, with labels for the model's own loss, on the CPU."""
         batch = self.collate(items, torch.device("cpu"))
@@ -190,7 +225,8 @@ class Task(ABC):
         """Refuse a model that does not fit the task, before a forward pass fails deep inside.
 
         Raises:
-            InputError: A class of transformers for another kind of task, or what `require_reader` refuses.
+            InputError: A class of transformers for another kind of task, a config whose options the passes cannot serve, or
+                what `require_reader` refuses.
         """
         import transformers
 
@@ -200,6 +236,7 @@ class Task(ABC):
             raise InputError(
                 f"model: expected one of {self.auto_class} for {type(self).__name__}, got a {type(model).__name__}"
             )
+        require_dictionaries(model)
         self.require_reader(model, self.reader)
 
     @classmethod  # noqa: B027 (tasks of texts check more)
@@ -240,12 +277,15 @@ def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
         logits: [B, T, classes].
         labels: [B, T], int64: the target ids y_j, -100 where there is none.
         kind: What is summed: the probability P(y_j | x, y_<j), its logarithm, or the margin between y_j's logit and the largest
-            other logit.
+            other logit. One class has no probability: whatever the kind, F is the logit, which is the output of a model with
+            one output.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     index = labels.clamp(min=0).unsqueeze(-1)  # [B, T, 1]
     gold = logits.gather(-1, index).squeeze(-1)  # [B, T]
-    if kind == "margin":
+    if logits.shape[-1] == 1:
+        value = gold
+    elif kind == "margin":
         value = gold - logits.scatter(-1, index, -math.inf).amax(-1)
     else:
         value = gold - logits.logsumexp(-1)
@@ -256,6 +296,14 @@ def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
 def texts(examples: Sequence[Example], column: str) -> list[str]:
     """Return one text column of all examples."""
     return [require_text(example, column, number) for number, example in enumerate(examples, start=1)]
+
+
+def _where_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
+    """Return words that name the first branch with activations that are not finite; "" for none, or an unknown family."""
+    if not is_known(model):
+        return ""
+    name = first_not_finite(model, {branch.name: branch.output for branch in branches(model).values()}, run)
+    return "" if name is None else f", first at {name!r}"
 
 
 def without_targets(task: Task, rows: Sequence[Example]) -> bool:

@@ -20,12 +20,17 @@ class Item:
     Attributes:
         row: The position of the example among the given examples.
         input_ids: The ids of the input.
-        target: The target: ids of pieces, one class, or the classes of words. Empty for an input without a target.
+        target: The target: ids of pieces, one class, the classes of words, or for each label whether it is right (1 or 0).
+            Empty for an input without a target.
+        value: The target that is a number; None for other targets.
+        segments: The number of the text, 0 or 1, that each token of a pair of texts belongs to; empty for one text.
     """
 
     row: int
     input_ids: list[int]
     target: list[int]
+    value: float | None = field(default=None, kw_only=True)
+    segments: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def tokens(self) -> int:
@@ -40,7 +45,8 @@ class Item:
     @property
     def content(self) -> bytes:
         """All that tells one item from another, as bytes."""
-        return array("q", [self.row, len(self.target), *self.target, *self.input_ids]).tobytes()
+        numbers = array("q", [self.row, len(self.target), *self.target, *self.input_ids, *self.segments])
+        return numbers.tobytes() + (b"" if self.value is None else array("d", [self.value]).tobytes())
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Batch:
         """Return which tokens [B, T] are no padding.
 
         Args:
-            target: Whether to look at the tokens of the target, which a decoder with an encoder runs over, or of the input.
+            target: Whether to look at the tokens of the target, which a decoder with an encoder runs over (if the task's
+                `decodes_target` says so), or of the input.
         """
         return self.labels != IGNORED if target else self.inputs["attention_mask"].bool()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from secateur.data.examples import Example
 from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
-from secateur.tasks.base import Target
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
+from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.text import TextTask, warn_of_cuts
@@ -112,9 +112,9 @@ class CausalLM(TextTask):
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
         for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            value: Target = "log_probability"
             counts = (batch.labels != IGNORED).sum(1)
-            for row, score, count in zip(batch.rows, self.target(model, batch, value), counts, strict=True):
+            scores = self.finite(model, batch, partial(self.target, kind="log_probability"))
+            for row, score, count in zip(batch.rows, scores, counts, strict=True):
                 loss[row], pieces[row] = -float(score), int(count)
         return bootstrap(
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
@@ -229,7 +229,7 @@ class CausalLM(TextTask):
         answers = [""] * len(examples)
         for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):
             batch = self.collate_inputs(bucket, model_device(model))
-            ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+            ids = greedy(model, batch, longest)
             outputs = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for row, answer in zip(batch.rows, outputs, strict=True):
                 answers[row] = answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,56 +16,153 @@ from torch import Tensor, nn
 from secateur.data.examples import ClassName, Example
 from secateur.support.errors import InputError
 from secateur.tasks.base import Task
-from secateur.tasks.batches import Batch, Item, model_device
-from secateur.tasks.metrics import Evaluation, proportion
+from secateur.tasks.batches import IGNORED, Batch, Item, in_order, model_device
+from secateur.tasks.metrics import Evaluation, correlations, f1_scores, proportion
+from secateur.tasks.model_config import OutputKind, output_kind
 
 
 class Classification(Task):
     """One class for each input. Subclasses define `input_items` and `collate_inputs`.
 
-    An example's target is a class name or its number. The metric is accuracy.
+    What an example's target is depends on the model's config:
+
+    * Usually one class is right: the target is its name or number. F is that of the class, and the metric is accuracy.
+    * With `problem_type` "multi_label_classification" any number of labels is right: the target is a list of their names or
+      numbers. Each label is a class of its own with two outcomes, so F is a sum over all labels: with the log-probability,
+      of log sigmoid(logit) for the right ones and log(1 - sigmoid(logit)) for the others. The metrics are micro and macro F1;
+      a label is predicted if its probability is above 0.5.
+    * A model with one output gives a value (regression, cross-encoders, reward models): the target is a number. F is the output
+      itself, whatever kind of F is asked for. The metrics are Pearson's and Spearman's correlation.
     """
 
     labels_from_model: ClassVar[bool] = True
+    decodes_target: ClassVar[bool] = False
+
+    def output_kind(self, model: nn.Module) -> OutputKind:
+        """Return the meaning of the model's outputs. Raises InputError for outputs without a known meaning."""
+        return output_kind(model)
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
-        """Return the examples as items, whose target is one class."""
-        names, column = self.label_names(model), self.columns[-1]
+        """Return the examples as items. With all_labels a value needs one item for each example, and no target."""
+        kind, names, column = self.output_kind(model), self.label_names(model), self.columns[-1]
         inputs = self.input_items(model, examples)
+        if kind == "value":
+            values = [None if all_labels else _value(e[column], f"examples, row {n}") for n, e in enumerate(examples, start=1)]
+            return [replace(item, target=[0], value=value) for item, value in zip(inputs, values, strict=True)]
         if all_labels:
-            return [replace(item, target=[label]) for item in inputs for label in range(len(names))]
-        targets = [class_number(names, e[column], f"examples, row {n}") for n, e in enumerate(examples, start=1)]
-        return [replace(item, target=[target]) for item, target in zip(inputs, targets, strict=True)]
+            targets = [[label] for label in range(len(names))]
+            if kind == "labels":
+                targets = [[1 if other == label else IGNORED for other in range(len(names))] for label in range(len(names))]
+            return [replace(item, target=target) for item in inputs for target in targets]
+        read = _class_numbers if kind == "labels" else _one_class
+        targets = [read(names, e[column], f"examples, row {n}") for n, e in enumerate(examples, start=1)]
+        return [replace(item, target=target) for item, target in zip(inputs, targets, strict=True)]
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
-        """Return the items as one padded batch with labels [B, 1]."""
+        """Return the items as one padded batch with labels [B, 1], or [B, labels] where any number of labels is right."""
         return replace(self.collate_inputs(items, device), labels=torch.tensor([item.target for item in items], device=device))
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits [B, 1, classes] of an ordinary forward pass."""
-        output: Any = model(**batch.inputs)
-        logits: Tensor = output.logits
-        return logits.unsqueeze(1)
+        """Return the logits of an ordinary forward pass.
+
+        Returns:
+            [B, 1, classes]; [B, 1, 1] for a value; where any number of labels is right, [B, labels, 2] with a logit 0 for a
+                label that is wrong, so that a softmax over the two is the sigmoid.
+        """
+        outputs = self.label_scores(model, batch)  # [B, outputs]
+        if self.output_kind(model) == "labels":
+            return torch.stack([torch.zeros_like(outputs), outputs], -1)
+        return outputs.unsqueeze(1)
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
-        """Return the accuracy of a model in eval mode."""
-        right = 0
-        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            right += int((self.logits(model, batch).argmax(-1) == batch.labels).sum())
-        return proportion("accuracy", right, len(examples))
+        """Return the accuracy, the F1 of labels or the correlations of values of a model in eval mode."""
+        items, logits, labels, rows = self.items(model, examples), list[Tensor](), list[Tensor](), list[int]()
+        for batch in self.batches(items, model_device(model), max_tokens):
+            logits.append(self.finite(model, batch, self.logits))
+            labels.append(batch.labels)
+            rows += batch.rows
+        outputs, wanted = (
+            in_order(logits, rows),
+            in_order(labels, rows),
+        )  # [examples, 1 or labels, ...], [examples, 1 or labels]
+        kind = self.output_kind(model)
+        if kind == "value":
+            return correlations(outputs.flatten().tolist(), [item.value for item in items if item.value is not None])
+        best = outputs.argmax(-1)
+        if kind == "labels":
+            return f1_scores(best.bool(), wanted.bool())
+        return proportion("accuracy", int((best == wanted).sum()), len(examples))
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the logits [B, classes] of a batch of inputs."""
-        return self.logits(model, batch).squeeze(1)
+        """Return the model's outputs [B, outputs] for a batch of inputs: logits, or values."""
+        output: Any = model(**self.model_inputs(model, batch.inputs))
+        outputs: Tensor = output.logits
+        return outputs
+
+    def probabilities(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[dict[str, float]]:
+        """Return for each example's input the probability of each label, by name.
+
+        Where one label is right, they add up to 1. A value stands in the place of the probability.
+        """
+        kind = self.output_kind(model)
+        if kind == "label":
+            return super().probabilities(model, examples, max_tokens)
+        scores = self.ranked(model, examples, max_tokens).double()
+        values = (scores.sigmoid() if kind == "labels" else scores).tolist()
+        return [dict(zip(self.label_names(model), of_example, strict=True)) for of_example in values]
 
     def label_names(self, model: nn.Module) -> list[str]:
         """Return the classes in the order of the model's outputs."""
         return class_names(model, self.labels)
 
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every task, or as `output_kind`.
+        """
+        super().require_fit(model)
+        self.output_kind(model)
+
     def training_batch(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Return items as keyword arguments of the model's forward pass, with labels [B]."""
+        """Return items as keyword arguments of the model's forward pass, with labels for the model's own loss.
+
+        The labels are classes [B], or float: values [B], or for each label whether it is right [B, labels].
+        """
         batch = super().training_batch(items)
-        return {**batch, "labels": batch["labels"].squeeze(1)}
+        values = [item.value for item in items if item.value is not None]
+        if values:
+            return {**batch, "labels": torch.tensor(values, dtype=torch.float32)}
+        several = batch["labels"].shape[1] > 1
+        return {**batch, "labels": batch["labels"].float() if several else batch["labels"].squeeze(1)}
+
+
+def _one_class(names: Sequence[str], value: Any, where: str) -> list[int]:
+    """Return the number of the one class that a target names."""
+    return [class_number(names, value, where)]
+
+
+def _class_numbers(names: Sequence[str], value: Any, where: str) -> list[int]:
+    """Return for each label 1 if the target names it, else 0. Raises InputError for another target than a list of labels."""
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where}: expected a list of labels, of which any number may be right, got {value!r}")
+    if len(value) == len(names) and all(isinstance(one, (int, float)) and one in (0, 1) for one in value):
+        raise InputError(f"{where}: expected the names of the right labels, got {value!r}, which may be numbers or marks")
+    right = [class_number(names, one, where) for one in value]
+    if len(set(right)) < len(right):
+        raise InputError(f"{where}: expected each label once, got {value!r}")
+    return [int(label in right) for label in range(len(names))]
+
+
+def _value(value: Any, where: str) -> float:
+    """Return the number that a target is, or that a text writes. Raises InputError for anything else."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a number as target, as the model has one output, got {value!r}")
+    return number
 
 
 def class_names(model: nn.Module, labels: Sequence[str] | None) -> list[str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class Evaluation:
         low: The lower end of the interval.
         high: The upper end of the interval.
         examples: The number of examples, or of words for the accuracy of words.
+        also: A second metric of the same outputs, None where there is none.
     """
 
     metric: str
@@ -26,13 +31,16 @@ class Evaluation:
     low: float
     high: float
     examples: int
+    also: Evaluation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON values, `also` only where there is a second metric."""
+        return {name: value for name, value in asdict(self).items() if name != "also" or value is not None}
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.value:.4f} [{self.low:.4f}, {self.high:.4f}] on {self.examples} examples"
+        metrics = [self] if self.also is None else [self, self.also]
+        figures = ", ".join(f"{one.metric} {one.value:.4f} [{one.low:.4f}, {one.high:.4f}]" for one in metrics)
+        return f"{figures} on {self.examples} examples"
 
 
 def proportion(metric: str, right: int, total: int) -> Evaluation:
@@ -50,3 +58,50 @@ def bootstrap(metric: str, examples: int, statistic: Any) -> Evaluation:
     value = float(statistic(list(range(examples))))
     draws = sorted(float(statistic(torch.randint(examples, (examples,), generator=generator).tolist())) for _ in range(200))
     return Evaluation(metric, value, draws[4], draws[194], examples)
+
+
+def correlations(outputs: Sequence[float], wanted: Sequence[float]) -> Evaluation:
+    """Return Pearson's correlation of a model's outputs with the wanted values, and Spearman's, which is that of their ranks.
+
+    A correlation is 0 where the outputs or the values are all equal. Equal numbers share their mean rank.
+    """
+    x, y = np.asarray(outputs, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
+    spearman = bootstrap("Spearman", len(x), lambda rows: _correlation(_ranks(x[rows]), _ranks(y[rows])))
+    pearson = bootstrap("Pearson", len(x), lambda rows: _correlation(x[rows], y[rows]))
+    return replace(pearson, also=spearman)
+
+
+def f1_scores(predicted: Tensor, wanted: Tensor) -> Evaluation:
+    """Return the micro F1 of sets of labels, and the macro F1, which is the mean of the labels' own F1.
+
+    An F1 is 0 where a label is neither predicted nor wanted.
+
+    Args:
+        predicted: Whether each label is predicted for each example, bool [examples, labels].
+        wanted: Whether it is right, bool [examples, labels].
+    """
+    both, either = (predicted & wanted).numpy(), (predicted.int() + wanted.int()).numpy()  # Right ones, and 2 TP + FP + FN.
+
+    def micro(rows: list[int]) -> float:
+        return float(2 * both[rows].sum() / max(1, either[rows].sum()))
+
+    def macro(rows: list[int]) -> float:
+        return float((2 * both[rows].sum(0) / np.maximum(1, either[rows].sum(0))).mean())
+
+    count = len(predicted)
+    return replace(bootstrap("micro F1", count, micro), also=bootstrap("macro F1", count, macro))
+
+
+def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return Pearson's correlation of two samples, 0 if one of them is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    size = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / size if size else 0.0
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each value. Equal values share their mean rank."""
+    _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[number]
+    return ranks

@@ -15,8 +15,10 @@ from secateur.model.families import family_of
 from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, pad
+from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, proportion
+from secateur.tasks.model_config import require_decoder_start
 from secateur.tasks.text import TextTask
 
 
@@ -42,6 +44,15 @@ class TextToText(TextTask):
         super().__init__(tokenizer, labels=labels, max_length=max_length)
         if labels is not None:
             require_pieces(labels, self._tokenize_targets(list(labels)), self._tokenize_targets([""])[0])
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every task; or the config does not say how the decoder's input begins.
+        """
+        super().require_fit(model)
+        require_decoder_start(model)
 
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
         """Return the examples as items, whose target is the pieces of the target text."""
@@ -91,7 +102,7 @@ class TextToText(TextTask):
             raise InputError(f"longest: expected at most the decoder's {places} positions, got {longest}")
         answers = [""] * len(examples)
         for batch in self.input_batches(model, examples, max_tokens):
-            ids = model.generate(**batch.inputs, max_new_tokens=longest, num_beams=1, do_sample=False)  # type: ignore[operator]
+            ids = greedy(model, batch, longest)
             for row, answer in zip(batch.rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 answers[row] = answer
         return answers

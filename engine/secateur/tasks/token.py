@@ -127,7 +127,7 @@ class TokenClassification(TextTask):
         # Words that were cut off, or have no piece, are outside of all entities.
         guess = [["O" if "O" in names else ""] * len(item.tags) for item in items]
         for batch in self.batches(items, model_device(model), max_tokens):
-            best = self.logits(model, batch).argmax(-1)
+            best = self.finite(model, batch, self.logits).argmax(-1)
             for row, labels, predicted in zip(batch.rows, batch.labels, best, strict=True):
                 for word, tag in zip(items[row].words, predicted[labels != IGNORED].tolist(), strict=True):
                     guess[row][word] = names[tag]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from secateur.attribution.criteria.base import OverExamples, Scorer, ScoringContext, TargetCriterion, require_seed
 from secateur.attribution.criteria.gradient_activation import OnePass
+from secateur.support.errors import InputError
 from secateur.tasks import Batch, Target
 from secateur.tasks.base import target_of
 from secateur.tasks.batches import IGNORED
@@ -68,7 +69,12 @@ def wrong_labels(batch: Batch, classes: int, seed: int) -> Tensor:
 
     Returns:
         The classes, int64 [B, T], on the device of the labels. Positions without a label stay without one.
+
+    Raises:
+        InputError: There is one class alone.
     """
+    if classes == 1:
+        raise InputError("criterion: expected one that needs no wrong labels for a model with one output, got rap")
     wrong = batch.labels.to("cpu", copy=True)
     for labels, row in zip(wrong, batch.rows, strict=True):  # labels [T], a view of `wrong`
         real = labels != IGNORED

@@ -91,7 +91,8 @@ class TokenSums(Scorer):
 
     def __init__(self, context: ScoringContext, ports: Mapping[Site, tuple[Port, ...]], unit_scores: UnitScores) -> None:
         self._model, self._task, self._ports, self._unit_scores = context.model, context.task, ports, unit_scores
-        self._has_encoder = any(branch.stack == "encoder" for branch in branches(context.model).values())
+        has_encoder = any(branch.stack == "encoder" for branch in branches(context.model).values())
+        self._over_target = context.task.decodes_target and has_encoder
         self._branches = branches_of(context.model, ports)
         self._totals = {port: TokenMoments.zero(port.map.channels) for of_site in ports.values() for port in of_site}
 
@@ -130,11 +131,11 @@ class TokenSums(Scorer):
     def _real(self, branch: Branch, port: Port, batch: Batch) -> Tensor:
         """Return which tokens at a port are real, bool [B, T].
 
-        A decoder that has an encoder runs over the target. The keys and values of its cross-attention are the exception: they
-        run over the input, as all other ports do.
+        A decoder that has an encoder runs over the target, if the task's `decodes_target` says so. The keys and values of its
+        cross-attention are the exception: they run over the input, as all other ports do.
         """
         reads_encoder = port.path in branch.source_linears
-        return batch.real(target=branch.stack == "decoder" and self._has_encoder and not reads_encoder)
+        return batch.real(target=branch.stack == "decoder" and self._over_target and not reads_encoder)
 
 
 def read_ports(model: nn.Module, sites: Sequence[Site]) -> dict[Site, tuple[Port, ...]]:

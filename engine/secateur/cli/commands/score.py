@@ -91,12 +91,15 @@ def score(
         if workers is not None and options.threads is None:
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
         runner, task_kind = recipe.make()
+        runner.task.require_fit(runner.model)  # Before the folder is begun.
         sources, folder = find_sources(data), Folder(out)
         weights = weights_digest(runner.model)
         settings = {
             "model": weights, "task": task_kind, "labels": runner.task.label_names(runner.model),
             "max_length": runner.task.max_length,
         }  # fmt: skip
+        if (outputs := runner.task.output_kind(runner.model)) != "label":
+            settings["outputs"] = outputs
         corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
         runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards

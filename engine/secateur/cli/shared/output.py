@@ -164,7 +164,8 @@ def compared(comparison: Comparison) -> list[Table | str]:
     rows = [("parameters", f"{dense:,}", f"{pruned:,} ({pruned / dense:.0%})")]
     metrics = comparison.evaluation
     if metrics:
-        rows.insert(0, (metrics["dense"].metric, f"{metrics['dense'].value:.4f}", f"{metrics['pruned'].value:.4f}"))
+        pairs = [(metrics["dense"], metrics["pruned"]), (metrics["dense"].also, metrics["pruned"].also)]
+        rows[:0] = [(one.metric, f"{one.value:.4f}", f"{two.value:.4f}") for one, two in pairs if one and two]
     return [side_by_side(rows), timings_table(comparison.benchmark), *comparison.benchmark.notes]
 
 
@@ -189,7 +190,7 @@ def counting(what: str) -> Iterator[Callable[[int, int], None]]:
 def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return a table of each task's metric and its interval."""
     table = Table("task", "metric", "value", "95% interval", "examples")
-    for name, evaluation in tasks.items():
+    for name, evaluation in ((name, one) for name, both in tasks.items() for one in (both, both.get("also")) if one):
         interval = f"{evaluation['low']:.3f} to {evaluation['high']:.3f}"
         table.add_row(name, evaluation["metric"], f"{evaluation['value']:.3f}", interval, str(evaluation["examples"]))
     return table

@@ -36,7 +36,9 @@ def task_features(task: Task, gates: LayerGates, examples: Sequence[Example]) ->
     Raises:
         InputError: An example does not fit the task.
     """
-    return task.items(gates.model, examples), task.training_batch
+    task.require_fit(gates.model)
+    items = task.items(gates.model, examples)
+    return items, lambda batch: task.model_inputs(gates.model, task.training_batch(batch))
 
 
 def train(

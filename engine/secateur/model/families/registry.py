@@ -58,6 +58,11 @@ def _known(model: nn.Module) -> Family | None:
     return next((family for family in _FAMILIES if _model_type(model) in family.model_types), None)
 
 
+def is_known(model: nn.Module) -> bool:
+    """Return whether a model is of a known family."""
+    return _known(model) is not None
+
+
 def _model_type(model: nn.Module) -> Any:
     return getattr(getattr(model, "config", None), "model_type", None)
 

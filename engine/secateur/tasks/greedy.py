@@ -1,0 +1,53 @@
+"""Greedy generation: at each step the piece with the highest logit, whatever the model's generation settings say."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.support.errors import InputError
+from secateur.tasks.batches import Batch
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
+    """Return the ids that a model generates greedily.
+
+    Of the model's `generation_config` only the ids of special pieces count: where an output begins, ends and is padded. Beams,
+    sampling, penalties, least lengths, and forced or forbidden pieces are left out: the output is that of the logits alone.
+
+    Args:
+        model: The model.
+        batch: The inputs.
+        longest: The most new pieces.
+
+    Returns:
+        Ids [B, pieces] as `generate` returns them.
+
+    Raises:
+        InputError: A logit is NaN or inf.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    def require_finite(ids: Tensor, logits: Tensor) -> Tensor:
+        wrong = (~torch.isfinite(logits)).any(1)  # [B]
+        if bool(wrong.any()):
+            row = min(batch.rows[k] for k in wrong.nonzero().flatten().tolist())
+            raise InputError(
+                f"examples, row {row + 1}: the model's outputs are not finite (NaN or inf); is the dtype too narrow?"
+            )
+        return logits
+
+    # `generate` fills the settings that it is given from the model's own, so a copy of the model has others. It shares the
+    # modules and weights, and other threads may generate with the model meanwhile.
+    plain: Any = copy.copy(model)
+    plain.generation_config = GenerationConfig(**{name: getattr(plain.generation_config, name, None) for name in _KEPT})
+    checks = LogitsProcessorList([require_finite])
+    ids: Tensor = plain.generate(
+        **batch.inputs, generation_config=plain.generation_config, max_new_tokens=longest, logits_processor=checks
+    )
+    return ids
