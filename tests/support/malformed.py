@@ -104,14 +104,14 @@ def write_valid_files(root: Path) -> None:
     save_multitask(MultitaskModel(encoder, tasks), root / "multitask", tokenizer=t5.task.reader, sparse=True)
     AutoTokenizer.from_pretrained(root / "bert")
     settings = {
-        "model": "multitask/encoder", "max_length": 16,
+        "model": "multitask/encoder",
+        "max_length": 16,
         "tasks": {"one": {"data": "two.jsonl", "eval": "two.jsonl", "labels": ["0", "1"]}},
         "pruning": {"method": "magnitude", "granularity": "element", "scope": "global", "density": 0.3},
-        "schedule": {"start": 0.0, "end": 1.0} if False else {},
         "learning_rates": {"weights": 1e-3},
         "training": {"max_steps": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "seed": 1},
         "pooling": "mean",
-    }  # fmt: skip
+    }
     (root / "multitask.yaml").write_text(json.dumps(settings))
 
 
@@ -143,7 +143,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "dry-run": ("prune", "bert", "--dry-run", "--flops", "0.5", *SMALL),
     "dry-run-plan": ("prune", "bert", "--dry-run", "--plan", "plan.json", *SMALL),
     "dry-run-scores": (
-        *("prune", "bert", "--dry-run", "--flops", "0.5", "--allocation", "global", "--scores", "scores.safetensors"), *SMALL
+        *("prune", "bert", "--dry-run", "--flops", "0.5", "--allocation", "global", "--scores", "scores.safetensors"),
+        *SMALL,
     ),
     "evaluate": ("evaluate", "bert", "--data", "rows.jsonl", *FAST),
     "benchmark": ("benchmark", "bert", "pruned", "--pairs", "3", *SMALL, *FAST),
@@ -167,14 +168,55 @@ LINES: dict[str, tuple[str, ...]] = {
     ),
     "ldnet train-tagger": (
         *("ldnet", "train-tagger", "lm", "--data", "columns.conll", "--eval", "columns.conll", "--column", "3"),
-        *("--features", "4", "--word-width", "4", "--hidden", "4", "--epochs", "1", "--prune-epochs", "1", "--out", "out", *FAST),
+        *(
+            "--features",
+            "4",
+            "--word-width",
+            "4",
+            "--hidden",
+            "4",
+            "--epochs",
+            "1",
+            "--prune-epochs",
+            "1",
+            "--out",
+            "out",
+            *FAST,
+        ),
     ),
     "ldnet tag": ("ldnet", "tag", "tagger", "text", *FAST),
-}  # fmt: skip
+}
 TEXTS = [
-    *("nan", "inf", "-inf", "-1", "0", "1e400", "-0.0", "1e-320", "99999999999999999999", "100000000000000", "1e14", "0.3", "2"),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "-1",
+        "0",
+        "1e400",
+        "-0.0",
+        "1e-320",
+        "99999999999999999999",
+        "100000000000000",
+        "1e14",
+        "0.3",
+        "2",
+    ),
     *("x", "", " ", "1,2,x", "0,0", "-1,5", "1,", ",", "0x10", "\u00b2", "\uff11", "1_0", "../x", "/", ".", "a" * 5000, "None"),
-    *("nan,0.5", "inf,1", "auto", "true", "-", "plan.json", "scores.safetensors", "rows.jsonl", "bert", "builtin", "cuda", "meta"),
+    *(
+        "nan,0.5",
+        "inf,1",
+        "auto",
+        "true",
+        "-",
+        "plan.json",
+        "scores.safetensors",
+        "rows.jsonl",
+        "bert",
+        "builtin",
+        "cuda",
+        "meta",
+    ),
 ]
 
 
@@ -201,29 +243,52 @@ def file_kinds() -> dict[str, tuple[list[str], Damage, tuple[str, ...], dict[str
 
     return {
         "config": (["bert/config.json"], damaged_json, MODEL, {}),
-        "config-t5": (["t5/config.json"], damaged_json, ("sites", "evaluate", "dry-run"), {"bert": "t5", "rows.jsonl": "t5rows.jsonl"}),
-        "config-llama": (["llama/config.json"], damaged_json, ("sites", "evaluate", "dry-run"), {"bert": "llama", "rows.jsonl": "t5rows.jsonl"}),
+        "config-t5": (
+            ["t5/config.json"],
+            damaged_json,
+            ("sites", "evaluate", "dry-run"),
+            {"bert": "t5", "rows.jsonl": "t5rows.jsonl"},
+        ),
+        "config-llama": (
+            ["llama/config.json"],
+            damaged_json,
+            ("sites", "evaluate", "dry-run"),
+            {"bert": "llama", "rows.jsonl": "t5rows.jsonl"},
+        ),
         "weights": (["bert/model.safetensors"], damaged_tensors, ("evaluate", "attribute", "score", "prune"), {}),
         "weights-pruned": (["pruned/model.safetensors"], damaged_tensors, ("evaluate",), {"bert": "pruned"}),
         "index": (
-            ["sharded/model.safetensors.index.json"], damaged_json, ("evaluate", "score", "attribute"), {"bert": "sharded"}
+            ["sharded/model.safetensors.index.json"],
+            damaged_json,
+            ("evaluate", "score", "attribute"),
+            {"bert": "sharded"},
         ),
         "shard": (["sharded/model-00001-of-*.safetensors"], damaged_tensors, ("evaluate",), {"bert": "sharded"}),
         "tokenizer": (
-            ["bert/tokenizer.json", "bert/tokenizer.json", "bert/tokenizer_config.json"], damaged_json,
-            ("evaluate", "attribute", "score", "prune"), {},
+            ["bert/tokenizer.json", "bert/tokenizer.json", "bert/tokenizer_config.json"],
+            damaged_json,
+            ("evaluate", "attribute", "score", "prune"),
+            {},
         ),
         "tokenizer-t5": (
-            ["t5/tokenizer.json", "t5/tokenizer_config.json", "t5/generation_config.json"], damaged_json, ("evaluate", "attribute"),
+            ["t5/tokenizer.json", "t5/tokenizer_config.json", "t5/generation_config.json"],
+            damaged_json,
+            ("evaluate", "attribute"),
             {"bert": "t5", "rows.jsonl": "t5rows.jsonl"},
         ),
         "remembered": (["pruned/secateur.json"], damaged_json, ("evaluate", "sites", "score"), {"bert": "pruned"}),
         "remembered-t5": (
-            ["pruned-t5/secateur.json"], damaged_json, ("evaluate", "dry-run"), {"bert": "pruned-t5", "rows.jsonl": "t5rows.jsonl"}
+            ["pruned-t5/secateur.json"],
+            damaged_json,
+            ("evaluate", "dry-run"),
+            {"bert": "pruned-t5", "rows.jsonl": "t5rows.jsonl"},
         ),
         "recipe": (["pruned/config.json"], damaged_json, ("sites", "evaluate", "score", "benchmark"), {"bert": "pruned"}),
         "recipe-t5": (
-            ["pruned-t5/config.json"], damaged_json, ("sites", "evaluate"), {"bert": "pruned-t5", "rows.jsonl": "t5rows.jsonl"}
+            ["pruned-t5/config.json"],
+            damaged_json,
+            ("sites", "evaluate"),
+            {"bert": "pruned-t5", "rows.jsonl": "t5rows.jsonl"},
         ),
         "plan": (["plan.json"], damaged_json, ("dry-run-plan", "prune-plan"), {}),
         "scores": (["scores.safetensors"], damaged_tensors, ("plan", "plan-global", "dry-run-scores"), {}),
@@ -241,7 +306,7 @@ def file_kinds() -> dict[str, tuple[list[str], Damage, tuple[str, ...], dict[str
         "lm-weights": (["lm/model.safetensors"], damaged_tensors, ("ldnet train-tagger",), {}),
         "tagger": (["tagger/config.json", "tagger/vocabulary.json"], damaged_json, ("ldnet tag",), {}),
         "tagger-weights": (["tagger/model.safetensors"], damaged_tensors, ("ldnet tag",), {}),
-    }  # fmt: skip
+    }
 
 
 ROW_KINDS = ("rows-jsonl", "rows-parquet", "texts-jsonl", "texts-parquet", "tokens-jsonl")
@@ -343,15 +408,58 @@ def yaml_text(generator: Random) -> Input:
     if text is None:
         section, name, value = generator.choice(
             [
-                *(("learning_rates", group, rate) for group in ("weights", "scores", "sigma", "x") for rate in (".nan", ".inf", "-1", "'1e-3'", "1e400", "0", "true", "1e30")),
+                *(
+                    ("learning_rates", group, rate)
+                    for group in ("weights", "scores", "sigma", "x")
+                    for rate in (".nan", ".inf", "-1", "'1e-3'", "1e400", "0", "true", "1e30")
+                ),
                 *(("training", "learning_rate", rate) for rate in (".nan", ".inf", "-1", "'1e-3'", "1e400", "[1]", "null")),
-                *(("training", "max_steps", steps) for steps in ("100000000000000", "-5", "0", "1.5", "x", ".nan", "true", "1e14", "9" * 400)),
+                *(
+                    ("training", "max_steps", steps)
+                    for steps in ("100000000000000", "-5", "0", "1.5", "x", ".nan", "true", "1e14", "9" * 400)
+                ),
                 *(("training", "num_train_epochs", steps) for steps in ("1e14", "-5", "0", ".nan", ".inf", "1e400")),
-                *(("training", name, value) for name in ("weight_decay", "max_grad_norm", "warmup_steps", "seed", "save_steps", "logging_steps", "adam_beta1", "adam_epsilon", "per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_num_workers", "save_total_limit", "label_smoothing_factor", "bf16", "optim", "lr_scheduler_type", "foo", "output_dir", "eval_strategy", "report_to", "deepspeed", "fsdp", "dataloader_prefetch_factor", "warmup_ratio") for value in ("-1", ".nan", ".inf", "10000000000000000000000", "x", "null", "[1]", "{a: 1}", "0", "1.5")),
+                *(
+                    ("training", name, value)
+                    for name in (
+                        "weight_decay",
+                        "max_grad_norm",
+                        "warmup_steps",
+                        "seed",
+                        "save_steps",
+                        "logging_steps",
+                        "adam_beta1",
+                        "adam_epsilon",
+                        "per_device_train_batch_size",
+                        "gradient_accumulation_steps",
+                        "dataloader_num_workers",
+                        "save_total_limit",
+                        "label_smoothing_factor",
+                        "bf16",
+                        "optim",
+                        "lr_scheduler_type",
+                        "foo",
+                        "output_dir",
+                        "eval_strategy",
+                        "report_to",
+                        "deepspeed",
+                        "fsdp",
+                        "dataloader_prefetch_factor",
+                        "warmup_ratio",
+                    )
+                    for value in ("-1", ".nan", ".inf", "10000000000000000000000", "x", "null", "[1]", "{a: 1}", "0", "1.5")
+                ),
                 *(("schedule", name, value) for name in ("warmup", "cooldown") for value in (".nan", "-1", "2", "x", ".inf")),
                 *(("pruning", "density", value) for value in (".nan", "-1", "0", "2", ".inf", "x", "1e-320", "true")),
-                *(("pruning", name, value) for name in ("method", "granularity", "scope", "initial_scores") for value in ("x", "1", "[a]", "bert", "multitask")),
-                *(("", "max_length", value) for value in ("-1", "0", "1", "1.5", "9999999999999999999999", "x", ".nan", "true")),
+                *(
+                    ("pruning", name, value)
+                    for name in ("method", "granularity", "scope", "initial_scores")
+                    for value in ("x", "1", "[a]", "bert", "multitask")
+                ),
+                *(
+                    ("", "max_length", value)
+                    for value in ("-1", "0", "1", "1.5", "9999999999999999999999", "x", ".nan", "true")
+                ),
                 *(("", "pooling", value) for value in ("x", "1", "null", "first")),
                 *(("", "model", value) for value in ("x", "1", "null", "[a]", "''", "bert", "/", "pruned")),
             ]
@@ -378,12 +486,24 @@ def library_call(kind: str, generator: Random) -> Input:
     if kind == "latency":
         path = Path("latency.json")
         path.write_bytes(damaged_json(generator, path.read_bytes()))
-        return Input("latency", "latency.json", call=lambda: secateur.plan(
-            secateur.Scores.load("scores.safetensors"), speedup=1.5, table=secateur.LatencyTable.load(path), allocation="knapsack"
-        ))  # fmt: skip
+        return Input(
+            "latency",
+            "latency.json",
+            call=lambda: secateur.plan(
+                secateur.Scores.load("scores.safetensors"),
+                speedup=1.5,
+                table=secateur.LatencyTable.load(path),
+                allocation="knapsack",
+            ),
+        )
     if kind == "multitask-folder":
         name, damage = generator.choice(
-            (("tasks.json", damaged_json), ("heads.safetensors", damaged_tensors), ("encoder.sparse.safetensors", damaged_tensors), ("encoder/config.json", damaged_json))
+            (
+                ("tasks.json", damaged_json),
+                ("heads.safetensors", damaged_tensors),
+                ("encoder.sparse.safetensors", damaged_tensors),
+                ("encoder/config.json", damaged_json),
+            )
         )
         path = Path("multitask", name)
         path.write_bytes(damage(generator, path.read_bytes()))
@@ -400,18 +520,56 @@ def library_call(kind: str, generator: Random) -> Input:
 
     calls: dict[str, Callable[[], Any]] = {
         **{
-            f"plan {name}": (lambda name=name: secateur.plan(scores, **{"flops": 0.5, **({"flops": None} if name in ("keep", "params", "memory", "speedup", "latency") else {}), name: value}))
+            f"plan {name}": (
+                lambda name=name: secateur.plan(
+                    scores,
+                    **{
+                        "flops": 0.5,
+                        **({"flops": None} if name in ("keep", "params", "memory", "speedup", "latency") else {}),
+                        name: value,
+                    },
+                )
+            )
             for name in ("keep", "flops", "params", "memory", "speedup", "latency", "floor", "align", "allocation", "table")
         },
-        **{f"attribute {name}": (lambda name=name: secateur.attribute(model, task, rows, **{name: value})) for name in ("unit", "select", "max_tokens", "criterion", "backend", "checkpoint")},
-        **{f"evaluate {name}": (lambda name=name: secateur.evaluate(model, task, rows, **{name: value})) for name in ("max_tokens",)},
+        **{
+            f"attribute {name}": (lambda name=name: secateur.attribute(model, task, rows, **{name: value}))
+            for name in ("unit", "select", "max_tokens", "criterion", "backend", "checkpoint")
+        },
+        **{
+            f"evaluate {name}": (lambda name=name: secateur.evaluate(model, task, rows, **{name: value}))
+            for name in ("max_tokens",)
+        },
         "evaluate examples": lambda: secateur.evaluate(model, task, value),
         "attribute examples": lambda: secateur.attribute(model, task, [*rows[:2], value]),
         **{
-            f"compress {name}": (lambda name=name: secateur.compress(model, rows, task, **{"keep": 0.5, "batch_sizes": [1], "lengths": [4], "recoveries": [None], name: value}))
-            for name in ("keep", "rounds", "floor", "align", "allocation", "unit", "select", "max_tokens", "batch_sizes", "lengths", "evaluation", "recoveries", "plan", "out", "criterion")
+            f"compress {name}": (
+                lambda name=name: secateur.compress(
+                    model, rows, task, **{"keep": 0.5, "batch_sizes": [1], "lengths": [4], "recoveries": [None], name: value}
+                )
+            )
+            for name in (
+                "keep",
+                "rounds",
+                "floor",
+                "align",
+                "allocation",
+                "unit",
+                "select",
+                "max_tokens",
+                "batch_sizes",
+                "lengths",
+                "evaluation",
+                "recoveries",
+                "plan",
+                "out",
+                "criterion",
+            )
         },
-        **{f"dry_run {name}": (lambda name=name: secateur.dry_run(model, **{"flops": 0.5, name: value})) for name in ("flops", "floor", "align", "batch_size", "length", "max_tokens", "unit", "select", "given")},
+        **{
+            f"dry_run {name}": (lambda name=name: secateur.dry_run(model, **{"flops": 0.5, name: value}))
+            for name in ("flops", "floor", "align", "batch_size", "length", "max_tokens", "unit", "select", "given")
+        },
         "Plan.load": lambda: secateur.Plan.load(value),
         "Scores.load": lambda: secateur.Scores.load(value),
         "load": lambda: secateur.load(value),
@@ -425,20 +583,33 @@ def library_call(kind: str, generator: Random) -> Input:
         "choose_layers scores": lambda: secateur.choose_layers({"a": value, "b": 0.1}, 1),
         "delete_layers": lambda: secateur.delete_layers(model, value),
         "factorise": lambda: secateur.factorise(model, value),
-        **{f"benchmark {name}": (lambda name=name: secateur.benchmark(model, model, **{"batches": secateur.synthetic_batches(model, [1], [4]), "pairs": 3, name: value})) for name in ("batches", "pairs")},
+        **{
+            f"benchmark {name}": (
+                lambda name=name: secateur.benchmark(
+                    model, model, **{"batches": secateur.synthetic_batches(model, [1], [4]), "pairs": 3, name: value}
+                )
+            )
+            for name in ("batches", "pairs")
+        },
         "synthetic_batches": lambda: list(secateur.synthetic_batches(model, value, [4])),
         "synthetic lengths": lambda: list(secateur.synthetic_batches(model, [1], value)),
         "sweep": lambda: secateur.sweep(model, task, scores, rows, value, secateur.synthetic_batches(model, [1], [4])[0]),
         "recover_ max_tokens": lambda: secateur.recover_(model, secateur.prune(model, plan), task, rows, max_tokens=value),
         "recover_ method": lambda: secateur.recover_(model, secateur.prune(model, plan), task, rows, method=value),
         "TextToText labels": lambda: secateur.TextToText(CASES["t5-gated"].task.reader, labels=value),
-        "TextToText max_length": lambda: secateur.evaluate(CASES["t5-gated"].model(), secateur.TextToText(CASES["t5-gated"].task.reader, labels=["yes", "no"], max_length=value), CASES["t5-gated"].examples[:1]),
+        "TextToText max_length": lambda: secateur.evaluate(
+            CASES["t5-gated"].model(),
+            secateur.TextToText(CASES["t5-gated"].task.reader, labels=["yes", "no"], max_length=value),
+            CASES["t5-gated"].examples[:1],
+        ),
         "Budget": lambda: secateur.Budget("flops", value),
-        "IntegratedGradients": lambda: secateur.IntegratedGradients(**{generator.choice(("nodes", "tolerance", "max_nodes", "path", "target")): value}),
+        "IntegratedGradients": lambda: secateur.IntegratedGradients(
+            **{generator.choice(("nodes", "tolerance", "max_nodes", "path", "target")): value}
+        ),
         "attribute_in_rounds": lambda: secateur.attribute_in_rounds(model, task, rows, keep=0.5, rounds=value),
-    }  # fmt: skip
+    }
     name = generator.choice(list(calls))
-    return Input(f"library {name}", f"{name} of {case.name}: {str(type(value))} {str(value)[:40]!r}", call=calls[name])
+    return Input(f"library {name}", f"{name} of {case.name}: {type(value)!s} {str(value)[:40]!r}", call=calls[name])
 
 
 def ended(input_: Input) -> dict[str, Any]:
@@ -532,7 +703,13 @@ def run_forked(seed: int, template: Path, only: str = "") -> dict[str, Any]:
         result: dict[str, Any] = {"seed": seed, **{name: value for part in parts for name, value in part.items()}}
         if "end" not in result:
             tail = Path(folder, "stderr").read_text(errors="replace")[-300:] if Path(folder, "stderr").exists() else ""
-            died = "hangs" if not ready else f"dies of signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"dies {status}"
+            died = (
+                "hangs"
+                if not ready
+                else f"dies of signal {os.WTERMSIG(status)}"
+                if os.WIFSIGNALED(status)
+                else f"dies {status}"
+            )
             result |= {"end": "fault", "fault": f"{died} {tail!r}"}
         return {**result, "seconds": round(time.monotonic() - began, 2)}
 
@@ -561,7 +738,12 @@ def _child(seed: int, folder: str, write: int, only: str) -> None:
 
 def run_inputs(first: int, count: int, only: str = "") -> None:
     """Run inputs and print one JSON line for each."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_VERBOSITY": "error"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_VERBOSITY": "error",
+    }
     import torch
 
     torch.set_num_threads(1)
@@ -590,7 +772,6 @@ def _import_everything() -> None:
     import cases  # noqa: F401
     import matplotlib.pyplot  # noqa: F401
     import pyarrow.parquet  # noqa: F401
-    import transformers
     from transformers import BertForSequenceClassification, Trainer  # noqa: F401
 
     import secateur.cli.app

@@ -83,7 +83,9 @@ def damaged_bytes(generator: Random, content: bytes) -> bytes:
                 changed[generator.randrange(len(changed))] = generator.randrange(256)
         return bytes(changed)
     if action == "insert":
-        return content[:place] + generator.choice([b"\0", b"\xff", b'"', b"\r", b",", b"\n", "\u2028".encode()]) + content[place:]
+        return (
+            content[:place] + generator.choice([b"\0", b"\xff", b'"', b"\r", b",", b"\n", "\u2028".encode()]) + content[place:]
+        )
     return content + content[place:]
 
 
@@ -107,7 +109,9 @@ def damaged_tensors(generator: Random, content: bytes) -> bytes:
     if action == "reshape":  # One row fewer.
         rows = entry["shape"][0] if entry["shape"] else 1
         part = bytes(data[begin:end])[: (end - begin) // max(rows, 1) * (rows - 1)]
-        return rebuilt(header, data, lambda tensors: tensors.update({name: (entry["dtype"], [rows - 1, *entry["shape"][1:]], part)}))
+        return rebuilt(
+            header, data, lambda tensors: tensors.update({name: (entry["dtype"], [rows - 1, *entry["shape"][1:]], part)})
+        )
     if action == "dtype":
         entry["dtype"] = generator.choice({"F32": ("I32", "U32"), "F64": ("I64", "U64")}.get(entry["dtype"], ("F32", "I8")))
     elif action == "nan":
@@ -129,7 +133,9 @@ def damaged_tensors(generator: Random, content: bytes) -> bytes:
 
 def rebuilt(header: dict[str, Any], data: bytes | bytearray, change: Callable[[dict[str, Any]], Any]) -> bytes:
     """Return a safetensors file after a change to its tensors (dtype, shape, bytes) by name."""
-    tensors = {n: (e["dtype"], e["shape"], bytes(data[slice(*e["data_offsets"])])) for n, e in header.items() if n != "__metadata__"}
+    tensors = {
+        n: (e["dtype"], e["shape"], bytes(data[slice(*e["data_offsets"])])) for n, e in header.items() if n != "__metadata__"
+    }
     change(tensors)
     entries: dict[str, Any] = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
     content = b""

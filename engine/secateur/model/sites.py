@@ -159,6 +159,8 @@ def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site
     Raises:
         InputError: The selection is malformed or matches no site.
     """
+    if not isinstance(select, str):
+        raise InputError(f"sites: expected a text such as 'encoder.ffn', got {shown(select)}")
     alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
     chosen = [site for site in sites if any(all(_matches(site, word) for word in words) for words in alternatives)]
     if not chosen:
@@ -169,7 +171,7 @@ def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site
 
 def _matches(site: Site, word: str) -> bool:
     first, dash, last = word.partition("-")
-    if first.isdigit() and (not dash or last.isdigit()):
+    if first.isdecimal() and (not dash or last.isdecimal()):
         return int(first) <= site.layer <= int(last if dash else first)
     traits: dict[str, bool] = {
         "encoder": site.stack == "encoder",
