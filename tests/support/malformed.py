@@ -513,6 +513,7 @@ def library_call(kind: str, generator: Random) -> Input:
     value = generator.choice([*WRONG, torch.tensor(0.5), torch.tensor([1, 2]), b"x", object(), "0.5", 10**400])
     model, task, rows = case.model(), case.task, case.examples
     plan, scores = uneven_plan(case, "head"), scores_of(case.name)
+    path = generator.choice(["", ".", "/", "x" * 5000, "nowhere/x", "bert/config.json", "bert", "plan.json", "rows.parquet"])
     site = plan.sites[0].name
 
     def hand_plan(value: Any) -> Any:
@@ -534,7 +535,7 @@ def library_call(kind: str, generator: Random) -> Input:
         },
         **{
             f"attribute {name}": (lambda name=name: secateur.attribute(model, task, rows, **{name: value}))
-            for name in ("unit", "select", "max_tokens", "criterion", "backend", "checkpoint")
+            for name in ("unit", "select", "max_tokens", "criterion", "backend")
         },
         **{
             f"evaluate {name}": (lambda name=name: secateur.evaluate(model, task, rows, **{name: value}))
@@ -570,10 +571,10 @@ def library_call(kind: str, generator: Random) -> Input:
             f"dry_run {name}": (lambda name=name: secateur.dry_run(model, **{"flops": 0.5, name: value}))
             for name in ("flops", "floor", "align", "batch_size", "length", "max_tokens", "unit", "select", "given")
         },
-        "Plan.load": lambda: secateur.Plan.load(value),
-        "Scores.load": lambda: secateur.Scores.load(value),
-        "load": lambda: secateur.load(value),
-        "save": lambda: secateur.save(model, value),
+        "Plan.load": lambda: secateur.Plan.load(path),
+        "Scores.load": lambda: secateur.Scores.load(path),
+        "load": lambda: secateur.load(path),
+        "save": lambda: secateur.save(model, path),
         "hand plan": lambda: hand_plan(value),
         "prune": lambda: secateur.prune(model, value),
         "masked": lambda: secateur.masked(model, value).__enter__(),
@@ -606,7 +607,7 @@ def library_call(kind: str, generator: Random) -> Input:
         "IntegratedGradients": lambda: secateur.IntegratedGradients(
             **{generator.choice(("nodes", "tolerance", "max_nodes", "path", "target")): value}
         ),
-        "attribute_in_rounds": lambda: secateur.attribute_in_rounds(model, task, rows, keep=0.5, rounds=value),
+        "attribute_in_rounds": lambda: secateur.attribute_in_rounds(model, task, rows, rounds=value, budget={"keep": 0.5}),
     }
     name = generator.choice(list(calls))
     return Input(f"library {name}", f"{name} of {case.name}: {type(value)!s} {str(value)[:40]!r}", call=calls[name])
@@ -650,6 +651,8 @@ def ended(input_: Input) -> dict[str, Any]:
             return {"end": "fault", "fault": f"stdout is no JSON: {error}"}
         return {"end": "right"} if not lines else {"end": "right", "noise": lines[:3]}
     left = sorted(listing() - before)
+    if code == 1 and input_.line[0] == "score" and json.loads(out or "{}").get("failed"):
+        return {"end": "refused", "code": code, "message": said[0]}  # The summary of a run names the shards that failed.
     if code not in (1, 2):
         return {"end": "fault", "fault": f"exit code {code}"}
     if left:

@@ -123,7 +123,8 @@ def damaged_tensors(generator: Random, content: bytes) -> bytes:
     elif action == "metadata":
         about = header.get("__metadata__", {})
         for field in about:
-            about[field] = damaged_json(generator, about[field].encode()).decode("utf-8", "replace")
+            damage = damaged_json if about[field].startswith("{") else damaged_bytes
+            about[field] = damage(generator, about[field].encode()).decode("utf-8", "replace")
     elif action == "header":
         header = damaged_value(generator, header)
     text = json.dumps(header).encode()

@@ -8,10 +8,11 @@ import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from secateur.support.errors import FieldError
+from secateur.support.errors import FieldError, InputError
 
 _LARGEST = 2**63 - 1  # The largest whole number that torch, pyarrow and safetensors hold.
 _SHORT = reprlib.Repr()
@@ -44,6 +45,21 @@ def read_object(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FieldError(f"expected an object, got {shown(content)}")
     return content
+
+
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Check an argument that counts something.
+
+    Args:
+        name: The name of the argument.
+        value: Its value.
+        least: The least value that is allowed.
+
+    Raises:
+        InputError: It is not a whole number, is less, or does not fit into 64 bits.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= _LARGEST:
+        raise InputError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
 
 
 def checked_fields(where: str, content: Any, fields_of: type, *, whole: bool = False) -> dict[str, Any]:
