@@ -21,7 +21,6 @@ from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.tasks import Task
 
-
 _MOST_ROUNDS = 1000
 
 
