@@ -122,9 +122,9 @@ class Scores(Mapping[str, Tensor]):
     @classmethod
     def _from(cls, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> Scores:
         """Return scores from the metadata and the tensors of a file. Raise FieldError for what `save` does not write."""
-        sites, layers = (sites_from_json(name, about.get(name)) for name in ("sites", "layers"))
+        sites, layers = (sites_from_json(name, about[name]) for name in ("sites", "layers"))
         for name, kind in _FIELDS.items():
-            require_type(name, kind, about.get(name))
+            require_type(name, kind, about[name])
         stacks = {"encoder"} | {site.stack for site in (*sites, *layers)}
         if not stacks <= about["tokens"].keys() or min(about["tokens"].values()) <= 0:
             raise FieldError(f"tokens: expected positive lengths of {sorted(stacks)}, got {shown(about['tokens'])}")
@@ -182,8 +182,8 @@ class Scores(Mapping[str, Tensor]):
 
 def _require_scores(name: str, scores: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Raise FieldError unless there are scores of this name, shape and dtype, and they are finite."""
-    expected = f"{name}: expected {dtype} {list(shape)}".replace("torch.", "")
+    expected = f"{name!r}: expected {dtype} {list(shape)}".replace("torch.", "")
     if scores is None or scores.shape != shape or scores.dtype != dtype:
         raise FieldError(f"{expected}, got {'none' if scores is None else f'{scores.dtype} {list(scores.shape)}'}")
     if not bool(scores.isfinite().all()):
-        raise FieldError(f"{name}: expected finite scores, got some that are NaN or infinite")
+        raise FieldError(f"{name!r}: expected finite scores, got some that are NaN or infinite")
