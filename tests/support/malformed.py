@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -513,99 +514,68 @@ def library_call(kind: str, generator: Random) -> Input:
     value = generator.choice([*WRONG, torch.tensor(0.5), torch.tensor([1, 2]), b"x", object(), "0.5", 10**400])
     model, task, rows = case.model(), case.task, case.examples
     plan, scores = uneven_plan(case, "head"), scores_of(case.name)
-    path = generator.choice(["", ".", "/", "x" * 5000, "nowhere/x", "bert/config.json", "bert", "plan.json", "rows.parquet"])
-    site = plan.sites[0].name
+    place = generator.choice(["", ".", "/", "x" * 5000, "nowhere/x", "bert/config.json", "bert", "plan.json", "rows.parquet"])
 
-    def hand_plan(value: Any) -> Any:
-        return secateur.prune(model, {site: value})  # type: ignore[dict-item]
+    def each(function: str, names: tuple[str, ...], call: Callable[[dict[str, Any]], Any]) -> dict[str, Callable[[], Any]]:
+        """Calls of a function, each with one argument replaced by the wrong value."""
+        return {f"{function} {name}": partial(call, {name: value}) for name in names}
 
+    whole: dict[str, Any] = {"keep": 0.5, "batch_sizes": [1], "lengths": [4], "recoveries": [None]}
+    timed: dict[str, Any] = {"batches": secateur.synthetic_batches(model, [1], [4]), "pairs": 3}
+    t5 = CASES["t5-gated"]
+    two = {"labels": ["yes", "no way"]}
     calls: dict[str, Callable[[], Any]] = {
-        **{
-            f"plan {name}": (
-                lambda name=name: secateur.plan(
-                    scores,
-                    **{
-                        "flops": 0.5,
-                        **({"flops": None} if name in ("keep", "params", "memory", "speedup", "latency") else {}),
-                        name: value,
-                    },
-                )
-            )
-            for name in ("keep", "flops", "params", "memory", "speedup", "latency", "floor", "align", "allocation", "table")
-        },
-        **{
-            f"attribute {name}": (lambda name=name: secateur.attribute(model, task, rows, **{name: value}))
-            for name in ("unit", "select", "max_tokens", "criterion", "backend")
-        },
-        **{
-            f"evaluate {name}": (lambda name=name: secateur.evaluate(model, task, rows, **{name: value}))
-            for name in ("max_tokens",)
-        },
+        **each(
+            "plan",
+            ("keep", "flops", "params", "memory", "speedup", "latency"),
+            lambda wrong: secateur.plan(scores, **wrong),
+        ),
+        **each(
+            "plan", ("floor", "align", "allocation", "table"), lambda wrong: secateur.plan(scores, **{"flops": 0.5, **wrong})
+        ),
+        **each(
+            "attribute",
+            ("unit", "select", "max_tokens", "criterion", "backend"),
+            lambda wrong: secateur.attribute(model, task, rows, **wrong),
+        ),
+        "evaluate max_tokens": lambda: secateur.evaluate(model, task, rows, max_tokens=value),
         "evaluate examples": lambda: secateur.evaluate(model, task, value),
         "attribute examples": lambda: secateur.attribute(model, task, [*rows[:2], value]),
-        **{
-            f"compress {name}": (
-                lambda name=name: secateur.compress(
-                    model, rows, task, **{"keep": 0.5, "batch_sizes": [1], "lengths": [4], "recoveries": [None], name: value}
-                )
-            )
-            for name in (
-                "keep",
-                "rounds",
-                "floor",
-                "align",
-                "allocation",
-                "unit",
-                "select",
-                "max_tokens",
-                "batch_sizes",
-                "lengths",
-                "evaluation",
-                "recoveries",
-                "plan",
-                "out",
-                "criterion",
-            )
-        },
-        **{
-            f"dry_run {name}": (lambda name=name: secateur.dry_run(model, **{"flops": 0.5, name: value}))
-            for name in ("flops", "floor", "align", "batch_size", "length", "max_tokens", "unit", "select", "given")
-        },
-        "Plan.load": lambda: secateur.Plan.load(path),
-        "Scores.load": lambda: secateur.Scores.load(path),
-        "load": lambda: secateur.load(path),
-        "save": lambda: secateur.save(model, path),
-        "hand plan": lambda: hand_plan(value),
+        **each(
+            "compress",
+            (
+                *("keep", "rounds", "floor", "align", "allocation", "unit", "select", "max_tokens", "batch_sizes", "lengths"),
+                *("evaluation", "recoveries", "plan", "criterion"),
+            ),
+            lambda wrong: secateur.compress(model, rows, task, **{**whole, **wrong}),
+        ),
+        **each(
+            "dry_run",
+            ("flops", "floor", "align", "batch_size", "length", "max_tokens", "unit", "select", "given"),
+            lambda wrong: secateur.dry_run(model, **{"flops": 0.5, **wrong}),
+        ),
+        **each("benchmark", ("batches", "pairs"), lambda wrong: secateur.benchmark(model, model, **{**timed, **wrong})),
+        "Plan.load": lambda: secateur.Plan.load(place),
+        "Scores.load": lambda: secateur.Scores.load(place),
+        "load": lambda: secateur.load(place),
+        "save": lambda: secateur.save(model, place),
         "prune": lambda: secateur.prune(model, value),
         "masked": lambda: secateur.masked(model, value).__enter__(),
         "sites": lambda: secateur.sites(model, select=value),
         "layer_scores": lambda: secateur.layer_scores(model, task, rows, value),
         "choose_layers": lambda: secateur.choose_layers(dict.fromkeys("abc", 0.0), value),
-        "choose_layers scores": lambda: secateur.choose_layers({"a": value, "b": 0.1}, 1),
-        "delete_layers": lambda: secateur.delete_layers(model, value),
-        "factorise": lambda: secateur.factorise(model, value),
-        **{
-            f"benchmark {name}": (
-                lambda name=name: secateur.benchmark(
-                    model, model, **{"batches": secateur.synthetic_batches(model, [1], [4]), "pairs": 3, name: value}
-                )
-            )
-            for name in ("batches", "pairs")
-        },
-        "synthetic_batches": lambda: list(secateur.synthetic_batches(model, value, [4])),
-        "synthetic lengths": lambda: list(secateur.synthetic_batches(model, [1], value)),
-        "sweep": lambda: secateur.sweep(model, task, scores, rows, value, secateur.synthetic_batches(model, [1], [4])[0]),
+        "synthetic_batches": lambda: secateur.synthetic_batches(model, value, [4]),
+        "synthetic lengths": lambda: secateur.synthetic_batches(model, [1], value),
+        "sweep": lambda: secateur.sweep(model, task, scores, rows, value, timed["batches"][0]),
         "recover_ max_tokens": lambda: secateur.recover_(model, secateur.prune(model, plan), task, rows, max_tokens=value),
         "recover_ method": lambda: secateur.recover_(model, secateur.prune(model, plan), task, rows, method=value),
-        "TextToText labels": lambda: secateur.TextToText(CASES["t5-gated"].task.reader, labels=value),
-        "TextToText max_length": lambda: secateur.evaluate(
-            CASES["t5-gated"].model(),
-            secateur.TextToText(CASES["t5-gated"].task.reader, labels=["yes", "no"], max_length=value),
-            CASES["t5-gated"].examples[:1],
-        ),
+        "TextToText labels": lambda: secateur.TextToText(t5.task.reader, labels=value),
+        "TextToText max_length": lambda: secateur.TextToText(t5.task.reader, **{**two, "max_length": value}),
         "Budget": lambda: secateur.Budget("flops", value),
-        "IntegratedGradients": lambda: secateur.IntegratedGradients(
-            **{generator.choice(("nodes", "tolerance", "max_nodes", "path", "target")): value}
+        **each(
+            "IntegratedGradients",
+            ("nodes", "tolerance", "max_nodes", "path", "target"),
+            lambda wrong: secateur.IntegratedGradients(**wrong),
         ),
         "attribute_in_rounds": lambda: secateur.attribute_in_rounds(model, task, rows, rounds=value, budget={"keep": 0.5}),
     }
@@ -620,7 +590,7 @@ def ended(input_: Input) -> dict[str, Any]:
     from secateur.cli.shared import output
 
     said: list[str] = []
-    output.say = lambda text: said.append(text)  # type: ignore[assignment]
+    output.say = lambda text: said.append(text)
     before = listing()
     sys.argv = ["secateur", *input_.line, *(["--json"] if input_.line else [])]
     code: Any = None

@@ -114,11 +114,11 @@ def benchmark(
     require_count("pairs", pairs)
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
         raise InputError(f"batches: expected batches as synthetic_batches makes them, got {shown(batches)}")
-    given = list(batches)
-    for batch in given:
+    given: list[dict[str, Tensor]] = []
+    for batch in batches:
         if not isinstance(batch, Mapping) or not batch:
             raise InputError(f"batches: expected keyword arguments of the models, got {shown(batch)}")
-    given = [dict(batch) for batch in given]
+        given.append(dict(batch))
     if not given:
         raise InputError("batches: expected at least one batch, got none")
     with undisturbed(dense), undisturbed(pruned), torch.inference_mode():

@@ -103,10 +103,11 @@ class Convergence:
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
 
-        parts, doubled = [part(kind) for kind in ("residuals", "errors", "nodes")], about["doubled"]
-        if any(values.keys() != doubled.keys() for values in parts):
+        residuals, errors, nodes = part("residuals"), part("errors"), part("nodes")
+        doubled = about["doubled"]
+        if any(values.keys() != doubled.keys() for values in (residuals, errors, nodes)):
             raise FieldError(f"convergence: expected tensors of the paths {', '.join(doubled)}, got those of others")
-        return cls(*parts, doubled, about.get("tolerance"))
+        return cls(residuals, errors, nodes, doubled, about.get("tolerance"))
 
 
 def raise_(largest: Tensor, rows: Tensor, values: Tensor) -> None:
