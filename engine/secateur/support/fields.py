@@ -58,7 +58,7 @@ def require_count(name: str, value: Any, least: int = 1) -> None:
     Raises:
         InputError: It is not a whole number, is less, or does not fit into 64 bits.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= _LARGEST:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= _LARGEST:
         raise InputError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
 
 
