@@ -63,8 +63,47 @@ max_length: 64
     ("text", "value"), [("3e-5", 3e-5), ("1E3", 1000.0), ("-2.5e-1", -0.25), (".5e1", 5.0), ("1.e2", 100.0)]
 )
 def test_a_number_with_an_exponent_is_one(text: str, value: float, tmp_path: Path) -> None:
-    rate = read(tmp_path, f"{LEAST}learning_rates: {{weights: {text}}}\n").learning_rates["weights"]
-    assert (type(rate), rate) == (float, value)
+    number = read(tmp_path, f"{LEAST}training: {{adam_epsilon: {text}}}\n").training["adam_epsilon"]
+    assert (type(number), number) == (float, value)
+
+
+@pytest.mark.parametrize("rate", [".nan", ".inf", "-1", "-1e-3", "1e400", "9" * 30, "'1e-3'", "true"])
+@pytest.mark.parametrize("group", ["weights", "scores", "sigma"])
+def test_learning_rates_that_are_none(group: str, rate: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^learning_rates: expected (numbers for|a number from 0 to) .*"):
+        read(tmp_path, f"{LEAST}learning_rates: {{{group}: {rate}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("learning_rate", ".nan"), ("learning_rate", "-1"), ("learning_rate", ".inf"), ("max_steps", "100000000000000"),
+        ("num_train_epochs", "1e14"), ("num_train_epochs", ".nan"), ("max_grad_norm", ".nan"), ("weight_decay", "-1"),
+        ("seed", "9" * 30), ("seed", "-1"), ("adam_beta1", "2"), ("per_device_train_batch_size", "100000000000000"),
+        ("warmup_steps", "x"), ("save_total_limit", "0"), ("logging_steps", "-1"),
+    ],
+)  # fmt: skip
+def test_numbers_for_the_trainer_out_of_range(name: str, text: str, tmp_path: Path) -> None:
+    config = read(tmp_path, f"{LEAST}training: {{max_steps: 5, {name}: {text}}}\n".replace("max_steps: 5, max", "max"))
+    with pytest.raises(InputError, match=rf"^training.{name}: expected [^\n]*$"):
+        training_arguments(config, {"a": 100}, tmp_path / "c", "cpu")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB + LEAST, BOMB + "model: m\ntasks: {one: {data: d, labels: *i}}\n", "a: &a [*a]\n"])
+def test_a_bomb_of_aliases_is_refused(text: str, tmp_path: Path) -> None:
+    """Nine lines stand for 9^9 values."""
+    with pytest.raises(InputError, match=r"^config: [^\n]{1,300}$"):
+        read(tmp_path, text)
+
+
+def test_aliases_that_repeat_a_little_are_read(tmp_path: Path) -> None:
+    config = read(tmp_path, "model: m\ntasks: {one: &t {data: d.jsonl}, two: *t}\n")
+    assert config.tasks["one"] == config.tasks["two"] == TaskConfig("d.jsonl")
 
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "2024-01-01", "e5", "3e", "v1e5"])

@@ -263,7 +263,7 @@ def test_the_model_is_as_it_was_after_an_error(monkeypatch: pytest.MonkeyPatch) 
     def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(model, "forward", fails)
+    monkeypatch.setattr(type(model), "forward", fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         secateur.latency_table(model, **SMALL)
     assert model.training

@@ -21,6 +21,7 @@ from secateur.model.finite import first_not_finite
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count, shown
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.batches import buckets, model_device
 from secateur_kernels.backend import Backend, uses_triton
@@ -95,6 +96,9 @@ def attribute(
         Yang et al. 2023, arXiv 2205.04157, Eq. 4-6, for the default criterion. Each criterion names its own source.
     """
     criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or GradientActivation()
+    if not isinstance(criterion, Criterion):
+        raise InputError(f"criterion: expected a Criterion or the name of one, got {shown(criterion)}")
+    require_count("max_tokens", max_tokens)
     ranks = Ranks(group)
     with ranks.agreeing():
         _require_backend(backend, model)

@@ -14,11 +14,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.attribution.integrated.convergence import Convergence
-from secateur.model.sites import Site, selected
-from secateur.support.errors import InputError, reading
+from secateur.model.sites import Site, selected, sites_from_json
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import require_type, shown
 from secateur.support.files import write_atomically
 
 FORMAT = "secateur-scores/1"
+# The types of the metadata of a file.
+_FIELDS: dict[str, Any] = {
+    "fingerprint": str, "criterion": dict[str, Any], "examples": int, "tokens": dict[str, float], "weights": int
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Scores(Mapping[str, Tensor]):
             The scores.
 
         Raises:
-            InputError: The file does not exist, or is not a scores file.
+            InputError: The file does not exist, is not a scores file, or is damaged. Scores are damaged if they are not finite.
         """
         if not Path(path).is_file():
             raise InputError(f"scores: no such file: {str(path)!r}")
@@ -111,29 +116,39 @@ class Scores(Mapping[str, Tensor]):
                 about = json.loads((file.metadata() or {}).get("secateur", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.get("format") != FORMAT:
-                raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {about.get('format')!r}")
+                raise InputError(f"scores: expected the format {FORMAT!r} in {str(path)!r}, got {shown(about.get('format'))}")
             return cls._from(about, tensors)
 
     @classmethod
-    def _from(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Scores:
-        """Return scores from the metadata and the tensors of a file."""
-        sites = tuple(Site(**site) for site in about["sites"])
+    def _from(cls, about: Mapping[str, Any], tensors: dict[str, Tensor]) -> Scores:
+        """Return scores from the metadata and the tensors of a file. Raise FieldError for what `save` does not write."""
+        sites, layers = (sites_from_json(name, about[name]) for name in ("sites", "layers"))
+        for name, kind in _FIELDS.items():
+            require_type(name, kind, about[name])
+        stacks = {"encoder"} | {site.stack for site in (*sites, *layers)}
+        if not stacks <= about["tokens"].keys() or min(about["tokens"].values()) <= 0:
+            raise FieldError(f"tokens: expected positive lengths of {sorted(stacks)}, got {shown(about['tokens'])}")
+        if about["examples"] < 1 or about["weights"] < 1:
+            counts = f"{about['examples']} examples, {about['weights']} weights"
+            raise FieldError(f"expected at least one example and one weight, got {counts}")
+        by_site = {site.name: tensors.get(site.name) for site in sites}
+        per_example = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
         for site in sites:
-            of_site = tensors[site.name]
-            if of_site.shape != (site.units,) or of_site.dtype != torch.float64:
-                raise ValueError(f"{site.name}: expected float64 [{site.units}], got {of_site.dtype} {list(of_site.shape)}")
-        examples = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
+            _require_scores(site.name, by_site[site.name], (site.units,), torch.float64)
+            if per_example:
+                shape = (about["examples"], site.units)
+                _require_scores(f"per_example/{site.name}", per_example.get(site.name), shape, torch.float32)
         convergence = about.get("convergence")
         return cls(
-            by_site={site.name: tensors[site.name] for site in sites},
+            by_site={name: tensor for name, tensor in by_site.items() if tensor is not None},
             sites=sites,
-            all_sites=tuple(Site(**site) for site in about["layers"]),
+            all_sites=layers,
             fingerprint=about["fingerprint"],
             criterion=about["criterion"],
             examples=about["examples"],
             tokens=about["tokens"],
             weights=about["weights"],
-            per_example=examples or None,
+            per_example=per_example or None,
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
         )
 
@@ -163,3 +178,12 @@ class Scores(Mapping[str, Tensor]):
         """
         same = self.sites == other.sites and self.fingerprint == other.fingerprint
         return same and all(torch.equal(self[name], other[name]) for name in self)
+
+
+def _require_scores(name: str, scores: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise FieldError unless there are scores of this name, shape and dtype, and they are finite."""
+    expected = f"{name!r}: expected {dtype} {list(shape)}".replace("torch.", "")
+    if scores is None or scores.shape != shape or scores.dtype != dtype:
+        raise FieldError(f"{expected}, got {'none' if scores is None else f'{scores.dtype} {list(scores.shape)}'}")
+    if not bool(scores.isfinite().all()):
+        raise FieldError(f"{name!r}: expected finite scores, got some that are NaN or infinite")

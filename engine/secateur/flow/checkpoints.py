@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from secateur.support.compat import has_auto_model
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import FieldError, InputError, first_line, reading
+from secateur.support.fields import read_object, shown
 from secateur.tasks import Task
+
+# transformers, tokenizers and torch raise exceptions of any type for a damaged file: TypeError, RuntimeError, plain Exception.
+FOREIGN: tuple[type[Exception], ...] = (Exception,)
+_MOST_LAYERS, _MOST_LABELS = 10_000, 1_000_000
+_LAYERS = re.compile(r"layers?$")
+
+
+def require_bounded(folder: str) -> None:
+    """Check that a folder's config.json, if there is one, is a JSON object whose numbers are those of a model.
+
+    transformers builds one module for each layer and one text for each label, so a wrong number may take hours.
+
+    Args:
+        folder: The folder or Hub name of a model.
+
+    Raises:
+        InputError: The file cannot be read, or a number is out of range.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return
+    with reading("model", path, "is not a model's config"):
+        for name, value in _numbers(read_object(path)):
+            most = _MOST_LAYERS if _LAYERS.search(name) else _MOST_LABELS if name == "num_labels" else 2**63 - 1
+            if abs(value) > most:
+                raise FieldError(f"{name}: expected at most {most}, got {shown(value)}")
+
+
+def _numbers(content: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers of an object and of the objects in it, with their names."""
+    for name, value in content.items():
+        if isinstance(value, int):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _numbers(value)
 
 
 def require_no_gguf(name: str) -> None:
@@ -78,6 +115,8 @@ def unreachable(name: str, error: Exception) -> InputError:
         )
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return InputError(f"model: no such model folder or Hub model: {name!r} (if it is private: run `hf auth login`)")
+    if (Path(name) / "config.json").is_file():
+        return InputError(f"model: {str(Path(name) / 'config.json')!r} is not a model's config ({first_line(error)})")
     return InputError(f"model: no such model folder or Hub model: {name!r} ({first_line(error)})")
 
 

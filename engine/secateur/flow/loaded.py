@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,9 +16,11 @@ from secateur import tasks
 from secateur.data.examples import Example
 from secateur.flow import checkpoints
 from secateur.model.loading import load_complete
+from secateur.model.recipe import require_recipe
 from secateur.pruning import save
 from secateur.support.compat import auto_architectures, model_from_config
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line, reading
+from secateur.support.fields import read_object, require_type, shown
 from secateur.tasks.fitting import read_tokenizer
 
 TASK_FILE = "secateur.json"
@@ -89,13 +91,9 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
     if device_map is not None:
         options["device_map"] = _device_map(device_map, device, config)
-    try:
+    with reading("model", name, f"cannot be loaded as {TASKS[kind].auto_class}", typed=False, also=checkpoints.FOREIGN):
         model = _load(path, config, TASKS[kind].auto_class, options)
         tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"model: {name!r} cannot be loaded as {TASKS[kind].auto_class}: {first_line(error)}") from error
     TASKS[kind].require_reader(model, tokenizer)
     return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
 
@@ -121,12 +119,10 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
     stock: Any = getattr(transformers, TASKS[kind].auto_class)
-    try:
-        with torch.device("meta"):
-            model: nn.Module
-            model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
-    except ValueError as error:
-        raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
+    problem = f"cannot be built as {TASKS[kind].auto_class}"
+    with reading("model", name, problem, typed=False, also=checkpoints.FOREIGN), torch.device("meta"):
+        model: nn.Module
+        model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
     return model.eval()
 
 
@@ -257,10 +253,14 @@ def _described(name: str) -> tuple[str, Any]:
 
     checkpoints.require_no_gguf(name)
     path = _folder(name)
+    checkpoints.require_bounded(path)
     try:
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+    except checkpoints.FOREIGN as error:
         raise checkpoints.unreachable(name, error) from error
+    if hasattr(config, "secateur"):
+        with reading("model", path, "holds a damaged config.secateur"):
+            require_recipe(config.secateur)
     checkpoints.require_plain(name, config)
     return path, config
 
@@ -288,12 +288,19 @@ def _folder(name: str) -> str:
 def _remembered(folder: str) -> dict[str, Any]:
     """The content of the folder's `TASK_FILE`, empty without one."""
     path = Path(folder) / TASK_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    with reading("model", path, "is not the description of a task"):
+        remembered = read_object(path)
+        require_type("task", Literal[tuple(TASKS)] | None, remembered.get("task"))
+        require_type("labels", list[str] | None, remembered.get("labels"))
+    return remembered
 
 
 def _task_of(config: Any) -> str:
     """The name of the task that the config's architecture tells."""
-    architecture = (getattr(config, "architectures", None) or [""])[0]
+    named = getattr(config, "architectures", None) or [""]
+    architecture = str(named[0] if isinstance(named, list) else named)
     for name, task_class in TASKS.items():
         if architecture in auto_architectures(task_class.auto_class):
             return name
@@ -306,7 +313,9 @@ def _stored_dtype(config: Any) -> torch.dtype:
     """The dtype of the config, float32 without one."""
     stored = getattr(config, "dtype", None)
     if isinstance(stored, str):
-        stored = getattr(torch, stored)
+        stored = getattr(torch, stored, stored)
+    if stored is not None and not (isinstance(stored, torch.dtype) and stored.is_floating_point):
+        raise InputError(f"model: expected the name of a floating-point dtype in the config, got {shown(stored)}")
     return stored or torch.float32
 
 

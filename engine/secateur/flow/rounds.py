@@ -18,7 +18,10 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, plan_within
 from secateur.pruning.masked import masked
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 from secateur.tasks import Task
+
+_MOST_ROUNDS = 1000
 
 
 def attribute_in_rounds(
@@ -50,13 +53,16 @@ def attribute_in_rounds(
         The scores of the last round.
 
     Raises:
-        InputError: There are fewer rounds than one, a checkpoint is given, or `plan` or `attribute` raise it.
+        InputError: There are fewer rounds than one or more than a thousand, a checkpoint is given, or `plan` or `attribute`
+            raise it.
 
     Example:
         `secateur.attribute_in_rounds(model, task, examples, 3, {"flops": 0.5})`
     """
-    if rounds < 1:
-        raise InputError(f"rounds: expected one at least, got {rounds}")
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise InputError(f"rounds: expected one at least, got {shown(rounds)}")
+    if rounds > _MOST_ROUNDS:
+        raise InputError(f"rounds: expected at most {_MOST_ROUNDS}, each of which scores all examples, got {rounds}")
     if options.get("checkpoint") is not None:
         raise InputError("checkpoint: expected none for rounds, whose sums are of different masked models")
     budget = budget if isinstance(budget, Budget) else Budget.of(**budget)

@@ -17,6 +17,8 @@ from secateur.measuring.evaluate import evaluate
 from secateur.planning.budget import Budget
 from secateur.planning.plan import plan_within
 from secateur.pruning.prune import prune
+from secateur.support.errors import InputError
+from secateur.support.fields import shown
 from secateur.tasks import Evaluation, Task
 
 Recovery = Callable[[nn.Module], object]
@@ -88,6 +90,10 @@ def sweep(
     Raises:
         InputError: As `plan`, `prune`, `evaluate` and `benchmark` do.
     """
+    if not isinstance(keeps, Sequence) or isinstance(keeps, (str, bytes)):
+        raise InputError(f"keeps: expected a sequence of numbers in (0, 1], got {shown(keeps)}")
+    for keep in keeps:
+        Budget("keep", keep)  # Refuses a wrong number before any work.
     rows = read_examples(examples, task.columns)
     dense = evaluate(model, task, rows)
     points: list[Point] = []

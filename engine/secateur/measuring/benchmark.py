@@ -20,6 +20,7 @@ from secateur.model.images import fixed_length
 from secateur.model.undisturbed import undisturbed
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count, shown
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,14 @@ def benchmark(
     Raises:
         InputError: There is no batch.
     """
-    given = [dict(batch) for batch in batches]
+    require_count("pairs", pairs)
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
+        raise InputError(f"batches: expected batches as synthetic_batches makes them, got {shown(batches)}")
+    given: list[dict[str, Tensor]] = []
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not batch:
+            raise InputError(f"batches: expected keyword arguments of the models, got {shown(batch)}")
+        given.append(dict(batch))
     if not given:
         raise InputError("batches: expected at least one batch, got none")
     with undisturbed(dense), undisturbed(pruned), torch.inference_mode():

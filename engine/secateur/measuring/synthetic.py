@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.images import image_shape, reads_images
+from secateur.support.errors import InputError
+from secateur.support.fields import require_count, shown
 from secateur.tasks.model_config import end_mark
 
 
@@ -31,6 +33,11 @@ def synthetic_batches(
     Returns:
         Keyword arguments of the model, on its device.
     """
+    for name, sizes in (("batch_sizes", batch_sizes), ("lengths", lengths)):
+        if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
+            raise InputError(f"{name}: expected a sequence of numbers, got {shown(sizes)}")
+        for size in sizes:
+            require_count(name, size)
     config: Any = model.config
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)

@@ -56,13 +56,18 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
-    """Return the branch that each site belongs to. Raises InputError for a site that the model lacks."""
+    """Return the branch that each site belongs to. Raises InputError for a site that the model lacks or has of other units."""
     by_name, owners = branches(model), {}
+    units: tuple[AttentionUnit, ...] = ("head", "channel")
     for site in chosen:
-        name = branch_name(site.name)
-        if name not in by_name:
+        branch = by_name.get(branch_name(site.name))
+        of_branch = [] if branch is None else [branch.sites(unit).get(site.name) for unit in units]
+        if branch is None or not any(of_branch):
             raise InputError(f"sites: expected sites of this model, such as {next(iter(by_name))!r}, got {site.name!r}")
-        owners[site] = by_name[name]
+        if (site.unit, site.units) not in of_branch:
+            known = " or ".join(f"{count} {unit}s" for unit, count in dict.fromkeys(filter(None, of_branch)))
+            raise InputError(f"sites: expected {known} at {site.name!r} of this model, got {site.units} {site.unit}s")
+        owners[site] = branch
     return owners
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.model.linear_layers import is_transposed
+from secateur.support.errors import FieldError
+from secateur.support.fields import require_type, shown
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,42 @@ class Rebuild:
         dense = model.get_parameter(source)
         cut = self.cuts[name] = Cut.along(dim, index, source, dense, turned)
         return cut.shape(dense)
+
+
+def require_recipe(recipe: Any) -> None:
+    """Check a recipe from a file: `rebuild_` trusts its structure. Call it inside `errors.reading`, which names the file.
+
+    Args:
+        recipe: The content of `config.secateur`.
+
+    Raises:
+        FieldError: A value is missing, or has another type than `Rebuild` writes.
+    """
+    require_type("recipe", dict[str, Any], recipe)
+    for name, kind in _RECIPE.items():
+        require_type(name, kind, recipe.get(name, {} if name != "own_position_bias" else []))
+    if "modules" not in recipe:
+        raise FieldError("recipe: expected 'modules', got none")
+    for path, spec in recipe["modules"].items():
+        if unknown := next((name for name in spec if name not in _MODULE), None):
+            raise FieldError(f"modules, {path}: expected some of {', '.join(_MODULE)}, got {shown(unknown)}")
+        for name, value in spec.items():
+            require_type(f"modules, {path}, {name}", _MODULE[name], value)
+        sizes = spec.get("embedding") or spec.get("linear") or []
+        widths = [*sizes, spec.get("scatter", 0), spec.get("rank", 0)]
+        if len(sizes) != 2 or not 0 <= min(widths) <= max(widths) <= _WIDEST:
+            raise FieldError(f"modules, {path}: expected two sizes from 0 to {_WIDEST}, got {shown(widths)}")
+        if "linear" in spec and "bias" not in spec:
+            raise FieldError(f"modules, {path}: expected 'bias', got none")
+
+
+_WIDEST = 2**31 - 1
+# The types of a recipe's fields, and of the fields of one module.
+_RECIPE: dict[str, Any] = {
+    "modules": dict[str, dict[str, Any]], "attributes": dict[str, dict[str, bool | int | float]],
+    "own_position_bias": list[str], "no_attention": dict[str, str | None],
+}  # fmt: skip
+_MODULE: dict[str, Any] = {
+    "linear": list[int], "embedding": list[int], "bias": bool, "scatter": int, "rank": int,
+    "gather": Literal[True], "transposed": Literal[True],
+}  # fmt: skip

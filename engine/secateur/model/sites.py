@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from secateur.support.errors import InputError
+from secateur.support.errors import FieldError, InputError
+from secateur.support.fields import checked_fields, shown
 
 Stack = Literal["encoder", "decoder"]
 Kind = Literal["ffn", "self_attention", "cross_attention"]
@@ -83,6 +84,59 @@ class Site:
         """Return the site as JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, where: str, content: Any) -> Site:
+        """Return the site of what `to_json` returned.
+
+        Args:
+            where: The place of the content, which an error message begins with.
+            content: The JSON values.
+
+        Raises:
+            FieldError: A field is missing, unknown, of another type, or out of range.
+        """
+        site = cls(**checked_fields(where, content, cls))
+        costs = (site.flops, site.source_flops, site.core_flops)
+        if site.layer < 0 or site.groups < 1 or site.units < 1 or site.units % site.channel_groups:
+            counts = f"layer {site.layer}, {site.units} units in {site.groups} groups"
+            raise FieldError(f"{where}: expected a layer from 0 and units in whole groups, got {counts}")
+        if site.parameters <= 0 or min(costs) < 0 or sum(costs) <= 0:
+            raise FieldError(f"{where}: expected a positive cost of a unit, got {site.parameters} parameters, FLOPs {costs}")
+        return site
+
+
+def sites_from_json(where: str, content: Any) -> tuple[Site, ...]:
+    """Return sites of a list of what `Site.to_json` returned.
+
+    Args:
+        where: The place of the list, which an error message begins with.
+        content: The list.
+
+    Raises:
+        FieldError: The content is not a list with at least one site, two sites have one name, or as in `Site.from_json`.
+    """
+    if not isinstance(content, list) or not content:
+        raise FieldError(f"{where}: expected a list of sites, got {shown(content)}")
+    sites = tuple(Site.from_json(f"{where}[{number}]", entry) for number, entry in enumerate(content))
+    require_distinct(where, sites)
+    return sites
+
+
+def require_distinct(where: str, sites: Sequence[Site]) -> None:
+    """Check that no two sites have one name.
+
+    Args:
+        where: The place of the sites, which the error message begins with.
+        sites: The sites.
+
+    Raises:
+        FieldError: Two sites have one name.
+    """
+    names = [site.name for site in sites]
+    if len(set(names)) < len(names):
+        repeated = next(name for number, name in enumerate(names) if name in names[:number])
+        raise FieldError(f"{where}: expected each site once, got {repeated!r} twice")
+
 
 def is_head(unit: Unit) -> bool:
     """Return whether units of this kind are whole heads."""
@@ -105,6 +159,8 @@ def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site
     Raises:
         InputError: The selection is malformed or matches no site.
     """
+    if not isinstance(select, str):
+        raise InputError(f"sites: expected a text such as 'encoder.ffn', got {shown(select)}")
     alternatives = [alternative.strip().split(".") for alternative in select.split(",")]
     chosen = [site for site in sites if any(all(_matches(site, word) for word in words) for words in alternatives)]
     if not chosen:
@@ -115,7 +171,7 @@ def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site
 
 def _matches(site: Site, word: str) -> bool:
     first, dash, last = word.partition("-")
-    if first.isdigit() and (not dash or last.isdigit()):
+    if first.isdecimal() and (not dash or last.isdecimal()):
         return int(first) <= site.layer <= int(last if dash else first)
     traits: dict[str, bool] = {
         "encoder": site.stack == "encoder",

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from secateur.model.sites import AttentionUnit, branch_name
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import checked_fields, read_object
 from secateur.support.files import write_atomically
 
 FORMAT = "secateur-latency/1"
@@ -131,14 +132,18 @@ class LatencyTable:
         if not Path(path).is_file():
             raise InputError(f"latency: no such file: {str(path)!r}")
         with reading("latency", path, "is no latency table"):
-            about = json.loads(Path(path).read_text(encoding="utf-8"))
+            about = read_object(path)
             if about.pop("format") != FORMAT:
-                raise ValueError(f"expected the format {FORMAT!r}")
+                raise FieldError(f"expected the format {FORMAT!r}")
             measured = {name: {site: _read(row, int) for site, row in about.pop(name).items()} for name in ("sites", "both")}
             rest = _read(about.pop("rest"), float)
             if 1.0 not in rest:
-                raise ValueError("expected the rest of the whole model")
-            return cls(**{**about, **measured, "total": float(about["total"]), "rest": rest})
+                raise FieldError("expected the rest of the whole model")
+            fields = checked_fields("table", {**about, **measured, "rest": rest}, cls)
+            table = cls(**{**fields, "total": float(fields["total"])})
+            if not table.sites or min(table.total, table.batch_size, table.length, table.target_length + 1) <= 0:
+                raise FieldError("expected measured sites, a positive total and positive sizes")
+            return table
 
 
 def _between(row: Mapping[Any, float], count: float) -> float:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from secateur.attribution.scores import Scores
 from secateur.model import cost
-from secateur.model.sites import Site
+from secateur.model.sites import Site, require_distinct, sites_from_json
 from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
 from secateur.planning.budget import Budget, BudgetKind
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import checked_fields, read_object, require_type, shown
 from secateur.support.files import write_atomically
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Plan(Mapping[str, Tensor]):
         fingerprint: The fingerprint of the model that the plan is for.
         budget: The budget that the plan was made for, None for a plan that was made by hand.
         spread: How the budget was spread and what remains, None for a plan that was made by hand.
+
+    Raises:
+        InputError: A site is there twice, has no kept units, or its kept units are not rising numbers of its units.
     """
 
     kept: dict[str, Tensor]
@@ -64,6 +68,13 @@ class Plan(Mapping[str, Tensor]):
     fingerprint: str
     budget: Budget | None = None
     spread: Spread | None = None
+
+    def __post_init__(self) -> None:
+        require_distinct("plan", self.sites)
+        if self.kept.keys() != {site.name for site in self.sites}:
+            raise InputError(f"plan: expected kept units of the sites {[s.name for s in self.sites]}, got {list(self.kept)}")
+        for site in self.sites:
+            _require_kept(site, self.kept[site.name])
 
     def __getitem__(self, site: str) -> Tensor:
         return self.kept[site]
@@ -106,20 +117,33 @@ class Plan(Mapping[str, Tensor]):
         if not Path(path).is_file():
             raise InputError(f"plan: no such file: {str(path)!r}")
         with reading("plan", path, "is not a plan file"):
-            about = json.loads(Path(path).read_text(encoding="utf-8"))
+            about = read_object(path)
             if about["format"] != FORMAT:
-                raise InputError(f"plan: expected the format {FORMAT!r} in {str(path)!r}, got {about['format']!r}")
-            kept, sites = {}, []
-            for entry in about["sites"]:
-                mask, count = entry.pop("mask"), entry.pop("kept" if "kept" in entry else "stay")
-                site = Site(**entry)
+                raise InputError(f"plan: expected the format {FORMAT!r} in {str(path)!r}, got {shown(about['format'])}")
+            require_type("fingerprint", str, about["fingerprint"])
+            marks = [(entry.pop("mask"), entry.pop("kept" if "kept" in entry else "stay")) for entry in about["sites"]]
+            sites, kept = sites_from_json("sites", about["sites"]), {}
+            for site, (mask, count) in zip(sites, marks, strict=True):
                 kept[site.name] = _unmask(mask, site.units)
-                sites.append(site)
                 if len(kept[site.name]) != count:
                     raise InputError(
-                        f"plan: {str(path)!r} is corrupted: {site.name} says {count} units and marks {len(kept[site.name])}"
+                        f"plan: {str(path)!r} is corrupted: {site.name} says {shown(count)} units and marks "
+                        f"{len(kept[site.name])}"
                     )
-            return cls(kept, tuple(sites), about["fingerprint"], *_read_summary(about["budget"]))
+            return cls(kept, sites, about["fingerprint"], *_read_summary(about["budget"]))
+
+
+def require_plan(plan: Any) -> None:
+    """Check that an argument is a plan, not the path of one or the kept units alone.
+
+    Args:
+        plan: The argument.
+
+    Raises:
+        InputError: It is not a plan.
+    """
+    if not isinstance(plan, Plan):
+        raise InputError(f"plan: expected a secateur.Plan, got {shown(plan)}")
 
 
 def plan(
@@ -290,15 +314,18 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
     return {**{name: fields[name] for name in ("allocation", "floor", "gap", "align")}, "remaining": fields["remaining"]}
 
 
-def _read_summary(fields: Mapping[str, Any]) -> tuple[Budget | None, Spread | None]:
-    """The budget and its spread from `Plan.summary`. Raises TypeError for other fields, ValueError for a wrong budget."""
-    amounts = {name: fields[name] for name in get_args(BudgetKind) if name in fields}
-    of_spread = {name: value for name, value in fields.items() if name not in amounts}
+def _read_summary(content: Any) -> tuple[Budget | None, Spread | None]:
+    """The budget and its spread from `Plan.summary`. Raises FieldError for other fields and for values out of range."""
+    require_type("budget", dict[str, Any], content)
+    amounts = {name: content[name] for name in get_args(BudgetKind) if name in content}
+    of_spread = {name: value for name, value in content.items() if name not in amounts}
+    spread = Spread(**checked_fields("budget", of_spread, Spread)) if of_spread else None
+    if spread is not None and spread.remaining.keys() != set(_REMAINING):
+        raise FieldError(f"budget.remaining: expected {' and '.join(_REMAINING)}, got {shown(spread.remaining)}")
     try:
-        budget = Budget.of(**amounts) if amounts else None
+        return Budget.of(**amounts) if amounts else None, spread
     except InputError as error:
-        raise ValueError(str(error)) from error  # `load` names the file.
-    return budget, Spread(**of_spread) if of_spread else None
+        raise FieldError(str(error)) from error
 
 
 def _mask(kept: Tensor, units: int) -> str:
@@ -309,12 +336,23 @@ def _mask(kept: Tensor, units: int) -> str:
     return base64.b64encode(bytes(packed.tolist())).decode()
 
 
-def _unmask(text: str, units: int) -> Tensor:
-    """The kept units [kept units] of a bit mask in base64. Raises InputError where the mask is not one of `units` units."""
+def _unmask(text: Any, units: int) -> Tensor:
+    """The kept units [kept units] of a bit mask in base64. Raises FieldError where the mask is not one of `units` units."""
     packed = torch.tensor(list(base64.b64decode(text, validate=True)), dtype=torch.int64)  # [bytes]
     bits = (packed.unsqueeze(1) >> torch.arange(8)) & 1  # [bytes, 8]
     kept = bits.flatten().nonzero().flatten()  # [kept units]
     last = int(kept[-1]) if len(kept) else -1
     if len(packed) != -(-units // 8) or last >= units:
-        raise InputError(f"plan: expected a mask of {units} units, got {len(packed)} bytes whose last mark is {last}")
+        raise FieldError(f"expected a mask of {units} units, got {len(packed)} bytes whose last mark is {last}")
     return kept
+
+
+def _require_kept(site: Site, kept: Any) -> None:
+    """Raise InputError unless the kept units of a site are rising numbers of its units, int64 [kept units]."""
+    if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
+        raise InputError(f"plan: expected an int64 tensor [kept units] for {site.name!r}, got {shown(kept)}")
+    wrong = len(kept) and (int(kept[0]) < 0 or int(kept[-1]) >= site.units or bool((kept.diff() <= 0).any()))
+    if wrong:
+        raise InputError(
+            f"plan: expected rising numbers from 0 to {site.units - 1} for {site.name!r}, got {shown(kept.tolist())}"
+        )

@@ -12,7 +12,7 @@ from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
 from secateur.model.hooks import intercepted
 from secateur.model.ordinary import require_uncompiled
-from secateur.planning.plan import Plan
+from secateur.planning.plan import Plan, require_plan
 
 
 @contextmanager
@@ -31,6 +31,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     """
 
     require_uncompiled(model)
+    require_plan(plan)
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
         mask = torch.zeros(units)

@@ -18,7 +18,7 @@ from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
-from secateur.planning.plan import Plan
+from secateur.planning.plan import Plan, require_plan
 from secateur.support.compat import own_modules, own_parameters
 from secateur.support.errors import InputError
 
@@ -137,14 +137,15 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
     """
     require_ordinary(model)
     require_own_forwards(model)
+    require_plan(plan)
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
     family, rebuild = family_of(model), Rebuild()
-    cut = [site for site in plan.sites if len(plan[site.name]) < site.units]
     kept: dict[Branch, dict[Unit, Tensor]] = {}
-    for site, branch in branches_of(model, cut).items():
-        kept.setdefault(branch, {})[site.unit] = plan[site.name]
+    for site, branch in branches_of(model, plan.sites).items():
+        if len(plan[site.name]) < site.units:
+            kept.setdefault(branch, {})[site.unit] = plan[site.name]
     for ffn in feed_forwards(kept):
         for unit, units in kept[ffn].items():
             _cut_units(model, ffn.cut_at(unit), units, ffn.width, rebuild)

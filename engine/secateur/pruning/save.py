@@ -16,9 +16,11 @@ from secateur.model import modeling
 from secateur.model.loading import is_needed, listed, load_complete
 from secateur.model.modeling import pruned_class
 from secateur.model.ordinary import require_writable
+from secateur.model.recipe import require_recipe
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, has_auto_model
 from secateur.support.errors import InputError, reading
+from secateur.support.fields import read_object
 from secateur.support.files import new_folder
 
 MODELING_FILE = "modeling_secateur.py"
@@ -78,7 +80,10 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     Raises:
         InputError: There is no such folder, or it holds no model of a known class or not all weights of the model.
     """
-    model = load_complete(class_of(folder), str(folder), **{"dtype": "auto", **options})
+    cls = class_of(folder)
+    # transformers and safetensors raise exceptions of any type for damaged files.
+    with reading("model", folder, f"cannot be loaded as {cls.__name__}", typed=False, also=(Exception,)):
+        model = load_complete(cls, str(folder), **{"dtype": "auto", **options})
     for parameter in model.parameters():
         # The file sets the alignment of the weights in memory, and the rounding of a product depends on the alignment.
         parameter.data = parameter.data.clone()
@@ -93,8 +98,10 @@ def class_of(folder: str | Path) -> type[nn.Module]:
     if not path.is_file():
         raise InputError(f"model: expected a folder with a config.json, got {str(folder)!r}")
     with reading("model", path, "is not a model's config"):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_object(path)
         name = config["architectures"][0]
+        if "secateur" in config:
+            require_recipe(config["secateur"])
     stock: Any = getattr(transformers, str(name).removeprefix("Pruned"), None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise InputError(f"model: expected a class of transformers in {str(path)!r}, got {name!r}")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 # Exceptions raised while a file is read that is missing, truncated, in another format, or written by another program.
 _UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
-    *(zlib.error, SafetensorError),
+    *(zlib.error, SafetensorError, RecursionError, OverflowError),
 )
 
 
@@ -23,13 +23,20 @@ class InputError(ValueError):
     """
 
 
+class FieldError(InputError):
+    """A field of a file with a wrong value. `reading` adds the file to the message: the message begins with the field."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or the exception's type if the message is empty.
+
+    A first line that ends in a colon only announces the second line, so both are returned.
 
     Args:
         error: The exception.
     """
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = [stripped for line in str(error).splitlines() if (stripped := line.strip())] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 @contextmanager
@@ -37,6 +44,8 @@ def reading(
     argument: str, path: str | Path, problem: str, *, typed: bool = True, also: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turn exceptions that unreadable files raise into an InputError of one line. An InputError passes through unchanged.
+
+    A `FieldError` becomes an InputError that names the file too.
 
     Args:
         argument: The argument that the message begins with.
@@ -56,6 +65,8 @@ def reading(
     kinds: tuple[type[Exception], ...] = (*_UNREADABLE, *also)
     try:
         yield
+    except FieldError as error:
+        raise InputError(f"{argument}: {str(path)!r} {problem} ({error})") from error
     except InputError:
         raise
     except kinds as error:

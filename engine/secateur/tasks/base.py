@@ -19,6 +19,7 @@ from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
 from secateur.tasks.model_config import OutputKind, require_dictionaries
@@ -58,6 +59,8 @@ class Task(ABC):
     def __init__(self, reader: Any, *, labels: Sequence[str] | None = None) -> None:
         if isinstance(labels, str):  # Its letters would be the labels.
             raise InputError(f"labels: expected a list of labels, got the text {labels!r}")
+        if labels is not None and not (isinstance(labels, Sequence) and all(isinstance(label, str) for label in labels)):
+            raise InputError(f"labels: expected a list of texts, got {shown(labels)}")
         if labels is not None and len(set(labels)) < 2:
             raise InputError(f"labels: expected at least two different labels, got {list(labels)!r}")
         if labels is not None and len(set(labels)) < len(labels):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.support.fields import require_count
+
 IGNORED = -100
 
 
@@ -102,6 +104,7 @@ def buckets(items: Sequence[Item], max_tokens: int, padded: Callable[[int], int]
         max_tokens: The most tokens of a padded bucket; a bucket has one item at least.
         padded: The padded length of a bucket whose longest item has the given length.
     """
+    require_count("max_tokens", max_tokens)
     grouped: list[list[Item]] = []
     for item in sorted(items, key=lambda item: (-item.length, item.row)):
         if grouped and (len(grouped[-1]) + 1) * padded(grouped[-1][0].length) <= max_tokens:

@@ -6,6 +6,7 @@ import importlib.util
 from typing import Any
 
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 
 _FEW_TOKENS = 1000  # A tokenizer without words has some 100 at most: the sentinels of T5.
 
@@ -38,6 +39,9 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
                 "got none; pip install 'secateur[sentencepiece]'"
             ) from error
         raise
+    longest = getattr(reader, "model_max_length", 1)
+    if not isinstance(longest, (int, float)) or isinstance(longest, bool) or not longest >= 1:
+        raise InputError(f"tokenizer: expected a model_max_length of at least 1 in {folder!r}, got {shown(longest)}")
     if _has_no_words(reader):
         raise InputError(
             f"tokenizer: expected {folder!r} to hold the files of a tokenizer ({', '.join(reader.vocab_files_names.values())}),"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from secateur.data.examples import Example
 from secateur.model.positions import positions, table_positions
 from secateur.support.errors import InputError, first_line
+from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 
@@ -35,6 +36,8 @@ class TextTask(Task):
 
     def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
         super().__init__(tokenizer, labels=labels)
+        if max_length is not None:
+            require_count("max_length", max_length)
         known = getattr(tokenizer, "model_max_length", None)
         self.max_length = max_length or (known if known is not None and known < 100_000 else None)
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur.support.errors import FieldError
+from secateur.support.fields import require_type
+
 JOINT = "joint"
 
 
@@ -80,7 +83,7 @@ class Convergence:
         return {"doubled": dict(self.doubled), "tolerance": self.tolerance}
 
     @classmethod
-    def read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Convergence:
+    def read(cls, about: Any, tensors: Mapping[str, Tensor]) -> Convergence:
         """Read what `to_json` and `tensors` returned.
 
         Args:
@@ -89,12 +92,22 @@ class Convergence:
 
         Returns:
             The convergence.
+
+        Raises:
+            FieldError: A value is missing or has another type.
         """
+        require_type("convergence", dict[str, Any], about)
+        require_type("convergence.doubled", dict[str, float], about.get("doubled"))
+        require_type("convergence.tolerance", float | None, about.get("tolerance"))
 
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
 
-        return cls(part("residuals"), part("errors"), part("nodes"), about["doubled"], about["tolerance"])
+        residuals, errors, nodes = part("residuals"), part("errors"), part("nodes")
+        doubled = about["doubled"]
+        if any(values.keys() != doubled.keys() for values in (residuals, errors, nodes)):
+            raise FieldError(f"convergence: expected tensors of the paths {', '.join(doubled)}, got those of others")
+        return cls(residuals, errors, nodes, doubled, about.get("tolerance"))
 
 
 def raise_(largest: Tensor, rows: Tensor, values: Tensor) -> None:

@@ -168,6 +168,6 @@ def alignment(value: str, device: str) -> int:
     """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU."""
     if value == "auto":
         return preferred_alignment(device)
-    if not value.isdigit() or int(value) < 1:
+    if not value.isdecimal() or int(value) < 1:
         raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
     return int(value)

@@ -17,6 +17,7 @@ from secateur.learned.multitask.schedule import CubicSchedule
 from secateur.learned.multitask.training import LEARNING_RATES
 from secateur.learned.shared.trainer import trainer_arguments
 from secateur.support.errors import InputError, first_line
+from secateur.support.fields import require_type, shown
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,26 @@ def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
         raise InputError(f"config: cannot read {str(path)!r}: {first_line(error)}") from error
     except yaml.YAMLError as error:
         raise InputError(f"config: {str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # PyYAML raises these for damaged tagged values.
+        raise InputError(f"config: {str(path)!r} is no YAML: {first_line(error)}") from error
+    if _values_in(content, {}) > _MOST_VALUES:
+        raise InputError(f"config: expected at most {_MOST_VALUES} values, aliases written out, got more in {str(path)!r}")
     settings = dict(_section("config", content, Config))
     tasks = settings.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
-        raise InputError(f"tasks: expected tasks by name, got {tasks!r}")
+        raise InputError(f"tasks: expected tasks by name, got {shown(tasks)}")
     settings["tasks"] = {str(name): TaskConfig(**_task_fields(name, task)) for name, task in tasks.items()}
     for name, section_type in (("pruning", PruningConfig), ("schedule", CubicSchedule)):
         settings[name] = section_type(**_section(name, settings.get(name, {}), section_type))
     for name in ("learning_rates", "training"):
         if not isinstance(settings.get(name, {}), dict):
-            raise InputError(f"{name}: expected values by name, got {settings[name]!r}")
+            raise InputError(f"{name}: expected values by name, got {shown(settings[name])}")
     for group, rate in settings.get("learning_rates", {}).items():
         if group not in LEARNING_RATES or not isinstance(rate, (int, float)) or isinstance(rate, bool):
-            raise InputError(f"learning_rates: expected numbers for some of {', '.join(LEARNING_RATES)}, got {group}: {rate!r}")
+            given = f"{shown(group)}: {shown(rate)}"
+            raise InputError(f"learning_rates: expected numbers for some of {', '.join(LEARNING_RATES)}, got {given}")
+        if not 0 <= rate <= _LARGEST_RATE:
+            raise InputError(f"learning_rates: expected a number from 0 to {_LARGEST_RATE:g} for {group}, got {shown(rate)}")
     return Config(**settings), content
 
 
@@ -197,7 +205,7 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
         raise InputError(f"training.eval_strategy: expected 'no' (tasks are evaluated at the end), got {strategy!r}")
     missing = set(arguments.report_to) - set(get_available_reporting_integrations())
     if missing:
-        raise InputError(f"training.report_to: expected installed integrations, got {', '.join(sorted(missing))}")
+        raise InputError(f"training.report_to: expected installed integrations, got {', '.join(sorted(map(str, missing)))}")
     for name, count in (("save_steps", 4), ("logging_steps", 50)):
         if name not in given:
             setattr(arguments, name, max(1, arguments.max_steps // count))
@@ -207,62 +215,89 @@ def training_arguments(config: Config, sizes: Mapping[str, int], folder: Path, d
 
 
 def _require_training_values(given: Mapping[str, Any]) -> None:
-    """Raise InputError if a value for the Trainer has the wrong type, or a batch or accumulation is below 1."""
+    """Raise InputError if a value for the Trainer has the wrong type or is out of its range."""
     from transformers import TrainingArguments
 
     known = {known_field.name: known_field for known_field in fields(TrainingArguments)}
     for name, value in given.items():
         if name in known:
             _require_type(f"training.{name}", known[name], value)
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if given.get(name, 1) < 1:
-            raise InputError(f"training.{name}: expected at least 1, got {given[name]}")
+    for name, (low, high) in _RANGES.items():
+        value = given.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, (int, float)):
+            raise InputError(f"training.{name}: expected a number, got {shown(value)}")
+        if not value >= low:
+            raise InputError(f"training.{name}: expected at least {low:g}, got {shown(value)}")
+        if value > high:
+            raise InputError(f"training.{name}: expected at most {high:g}, got {shown(value)}")
+
+
+_MOST_VALUES = 1_000_000  # A file of this many values takes some 100 MB.
+_LARGEST_RATE, _MOST_STEPS, _MOST_SEED = 1e6, 1e9, 2**32 - 1
+# The types of the Trainer's arguments, by the text of their annotation. Arguments of other types are left to the Trainer.
+_TYPES: dict[str, Any] = {
+    "str": str, "bool": bool, "int": int, "float": float, "str | None": str | None, "bool | None": bool | None,
+    "int | None": int | None, "float | None": float | None,
+}  # fmt: skip
+# The ranges of the Trainer's arguments. The Trainer itself takes any number.
+_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, _LARGEST_RATE), "weight_decay": (0, _LARGEST_RATE), "max_grad_norm": (0, _LARGEST_RATE),
+    "max_steps": (-_MOST_STEPS, _MOST_STEPS), "num_train_epochs": (-_MOST_STEPS, _MOST_STEPS), "seed": (0, _MOST_SEED),
+    "data_seed": (0, _MOST_SEED), "per_device_train_batch_size": (1, _MOST_STEPS),
+    "gradient_accumulation_steps": (1, _MOST_STEPS), "dataloader_num_workers": (0, 1024), "save_total_limit": (1, _MOST_STEPS),
+    "adam_beta1": (0, 1), "adam_beta2": (0, 1), "adam_epsilon": (0, 1), "label_smoothing_factor": (0, 1),
+    "warmup_steps": (0, _MOST_STEPS), "warmup_ratio": (0, 1), "logging_steps": (0, _MOST_STEPS), "save_steps": (0, _MOST_STEPS),
+}  # fmt: skip
 
 
 def _task_fields(name: Any, task: Any) -> dict[str, Any]:
     """Return the checked fields of a task's section, which may be the data alone."""
     section = dict(_section(f"tasks.{name}", {"data": task} if isinstance(task, str) else task, TaskConfig))
     if section.get("kind", "classification") not in KINDS:
-        raise InputError(f"tasks.{name}.kind: expected one of {', '.join(KINDS)}, got {section['kind']!r}")
+        raise InputError(f"tasks.{name}.kind: expected one of {', '.join(KINDS)}, got {shown(section['kind'])}")
     examples = section.get("examples")
     if examples is not None and examples < 1:
         raise InputError(f"tasks.{name}.examples: expected at least 1, got {examples}")
     labels = section.get("labels")
     if labels is not None:
         if not isinstance(labels, list):
-            raise InputError(f"tasks.{name}.labels: expected a list of names, got {labels!r}")
+            raise InputError(f"tasks.{name}.labels: expected a list of names, got {shown(labels)}")
         section["labels"] = tuple(str(label) for label in labels)
     return section
-
-
-# The Python types that a field's annotation allows.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,), "bool": (bool,), "int": (int,), "float": (int, float), "str | None": (str, type(None)),
-    "bool | None": (bool, type(None)), "int | None": (int, type(None)), "float | None": (int, float, type(None)),
-}  # fmt: skip
 
 
 def _section(where: str, content: Any, section_type: type) -> dict[str, Any]:
     """Check that a section has only known fields of the right types and lacks no required field; return its fields."""
     if not isinstance(content, dict):
-        raise InputError(f"{where}: expected values by name, got {content!r}")
+        raise InputError(f"{where}: expected values by name, got {shown(content)}")
     known = {known_field.name: known_field for known_field in fields(section_type)}
     for name, value in content.items():
         if name not in known:
-            raise InputError(f"{where}: expected some of {', '.join(known)}, got {name!r}")
+            raise InputError(f"{where}: expected some of {', '.join(known)}, got {shown(name)}")
         _require_type(f"{where}.{name}", known[name], value)
     for name, known_field in known.items():
         if name not in content and known_field.default is MISSING and known_field.default_factory is MISSING:
-            raise InputError(f"{where}: expected {name!r}, got {', '.join(map(repr, content)) or 'nothing'}")
+            raise InputError(f"{where}: expected {name!r}, got {', '.join(map(shown, content)) or 'nothing'}")
     return content
 
 
 def _require_type(where: str, known_field: Field[Any], value: Any) -> None:
     """Raise InputError if a value's type is not the field's; types that are not in `_TYPES` are not checked."""
     annotation = known_field.type.__name__ if isinstance(known_field.type, type) else str(known_field.type)
-    allowed = _TYPES.get(annotation)
-    if allowed is not None and (not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)):
-        raise InputError(f"{where}: expected {annotation}, got {value!r}")
+    require_type(where, _TYPES.get(annotation, Any), value)
+
+
+def _values_in(content: Any, counted: dict[int, int]) -> int:
+    """Count the values in nested containers, those of aliases at each alias. An alias inside itself counts as too many."""
+    if not isinstance(content, (dict, list, tuple, set)):
+        return 1
+    if id(content) not in counted:
+        counted[id(content)] = _MOST_VALUES + 1  # The count of an alias inside itself.
+        parts = [*content, *content.values()] if isinstance(content, dict) else content
+        counted[id(content)] = 1 + sum(_values_in(part, counted) for part in parts)
+    return counted[id(content)]
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
