@@ -235,22 +235,6 @@ def test_hooks_that_a_folder_does_not_hold_are_refused_before_anything_is_writte
     assert not list(tmp_path.iterdir())
 
 
-def observing(module: nn.Module, arguments: Any, output: Any) -> None:
-    if output is None:
-        return
-    str(output)
-
-
-def test_hooks_that_return_nothing_do_not_keep_a_model_from_being_written(tmp_path: Path) -> None:
-    model = CASE.model()
-    model.get_submodule(DOWN).register_forward_hook(observing)
-    model.register_forward_pre_hook(lambda *_: None)
-    secateur.save(secateur.prune(model, uniform_plan(CASE, "head")), tmp_path / "out")
-    assert torch.equal(
-        CASE.logits(secateur.load(tmp_path / "out").eval()), CASE.logits(secateur.prune(model, uniform_plan(CASE, "head")))
-    )
-
-
 def test_a_forward_method_that_calls_the_dense_model_is_refused(tmp_path: Path) -> None:
     """The copy of the module would call the dense module: the pruned model would compute what the dense one computes."""
     model: Any = CASE.model()

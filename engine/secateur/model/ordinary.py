@@ -6,8 +6,6 @@ replace linear layers, so they take ordinary models alone. A folder holds weight
 
 from __future__ import annotations
 
-import dis
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -62,12 +60,12 @@ def require_writable(model: nn.Module) -> None:
 
     Raises:
         InputError: As `require_own_forwards`; or there are adapters, masks, parametrizations, or hooks on the forward pass that
-            are not secateur's, transformers' or Accelerate's and may return something, which replaces inputs or outputs.
+            are not secateur's, transformers' or Accelerate's.
     """
     require_own_forwards(model)
     for path, module in model.named_modules():
         _refuse(path, module, _changed_weights(module))
-        hooks = [hook for hook in forward_hooks(module) if not (_comes_from(hook, _OWN) or _only_observes(hook))]
+        hooks = [hook for hook in forward_hooks(module) if not _comes_from(hook, _OWN)]
         _refuse(path, module, ((f"the hook {_name(hook)!r}", "remove it first (handle.remove())") for hook in hooks))
 
 
@@ -165,17 +163,6 @@ def _comes_from(thing: Any, packages: tuple[str, ...]) -> bool:
         thing = thing.func if hasattr(thing, "func") else thing.__func__
     owner = thing if hasattr(thing, "__qualname__") else type(thing)
     return any(f"{owner.__module__}.".startswith(f"{package}.") for package in packages)
-
-
-def _only_observes(hook: Any) -> bool:
-    """Return whether a hook is a function that never returns anything but None, so that it replaces no inputs or outputs."""
-    if not hasattr(hook, "__code__"):
-        return False
-    code = [(step.opname, step.argval) for step in dis.get_instructions(hook)]
-    returned = [
-        before if step[0] == "RETURN_VALUE" else step for before, step in itertools.pairwise(code) if "RETURN" in step[0]
-    ]
-    return all(step in (("LOAD_CONST", None), ("RETURN_CONST", None)) for step in returned)
 
 
 def _name(hook: Any) -> str:
