@@ -8,14 +8,15 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from secateur.data.examples import hub_dataset
 from secateur.support.compat import saved_data_files
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line, reading
+from secateur.support.urls import redacted
 
 TEXT, JSONL, TABLES = (".txt", ".text"), (".jsonl", ".ndjson", ".json"), {".csv": ",", ".tsv": "\t"}
 COMPRESSED = (".gz", ".zst", ".zstd")
@@ -23,7 +24,13 @@ FORMATS = (".parquet", ".arrow", *JSONL, *TABLES, *TEXT)
 
 
 class ShardError(Exception):
-    """A shard cannot be read to its end, or its scores cannot be written. The other shards are not affected."""
+    """A shard cannot be read to its end, or its scores cannot be written. The other shards are not affected.
+
+    Passwords in URLs are hidden in the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class ColumnError(ShardError):
@@ -54,12 +61,14 @@ class Source:
         place: Its path or URL.
         size: Bytes, or rows where there are no bytes to count.
         rows: The rows themselves, where the shard is not a file.
+        stamp: A text that changes when the file changes: its time of change, or an object store's tag; empty if none is known.
     """
 
     name: str
     place: str
     size: int
     rows: Any = None
+    stamp: str = ""
 
     def read(self, column: str, identity: str | None = None, chunk: int = 256) -> Iterator[tuple[list[Row], float]]:
         """Read the rows in order.
@@ -148,9 +157,18 @@ def _files(data: str) -> list[Source]:
     fixed = pattern[: min((pattern.index(mark) for mark in "*?[" if mark in pattern), default=len(pattern))]
     base = fixed.rpartition("/")[0]
     return [
-        Source(path.removeprefix(base).lstrip("/").removesuffix(".parquet"), system.unstrip_protocol(path), info["size"] or 0)
+        Source(
+            redacted(path.removeprefix(base).lstrip("/").removesuffix(".parquet")), system.unstrip_protocol(path),
+            info["size"] or 0, stamp=_stamp(info),
+        )
         for path, info in details.items()
-    ]
+    ]  # fmt: skip
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """A text that changes when the file changes, from fsspec's description of the file."""
+    known = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"))
+    return next((str(value) for value in known if value), "")
 
 
 def _folder(folder: Path) -> list[Source]:
@@ -160,8 +178,9 @@ def _folder(folder: Path) -> list[Source]:
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
             f"got the folder {str(folder)!r}"
         )
-    paths = [folder / name for name in saved_data_files(folder)]
-    return [Source(path.stem, path.absolute().as_uri(), path.stat().st_size) for path in paths]
+    with reading("data", folder / "state.json", "is damaged"):
+        states = [(path, path.stat()) for path in (folder / name for name in saved_data_files(folder))]
+    return [Source(path.stem, path.absolute().as_uri(), state.st_size, stamp=str(state.st_mtime_ns)) for path, state in states]
 
 
 def _hub(name: str) -> list[Source]:

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur.support.compat import own_code_options
 from secateur.support.errors import InputError, first_line, reading
+from secateur.support.files import require_regular
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
@@ -99,6 +101,7 @@ def _rows(examples: Examples) -> tuple[str, Iterator[Any]]:
     if path.is_dir():
         raise InputError(f"data: expected a file, got the folder {name!r}")
     if path.exists():
+        require_regular("data", path)
         return name, _file_rows(path, suffix)
     if suffix in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
@@ -191,7 +194,9 @@ def hub_dataset(name: str, *, streaming: bool = False) -> Any:
 
     repository, _, split = name.partition(":")
     try:
-        return datasets.load_dataset(repository, split=split or "train", streaming=streaming)
+        return datasets.load_dataset(
+            repository, split=split or "train", streaming=streaming, **own_code_options(datasets.load_dataset)
+        )
     except Exception as error:  # The Hub client raises many types of error; all of them mean that the name gives no data.
         raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 

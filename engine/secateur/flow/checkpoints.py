@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.support.compat import has_auto_model
+from secateur.support.compat import has_auto_model, own_code_error
 from secateur.support.errors import InputError, first_line
 from secateur.tasks import Task
+
+_MOST_LAYERS = 10_000
+_LAYER_COUNTS = (
+    *("num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("num_decoder_layers", "encoder_layers", "decoder_layers", "num_encoder_layers"),
+)
 
 
 def require_no_gguf(name: str) -> None:
@@ -45,6 +51,41 @@ def require_plain(name: str, config: Any) -> None:
         f"{getattr(method, 'value', method)}: "
         "load it dequantised (model.dequantize(), then save_pretrained), or prune the unquantised model and quantise the result"
     )
+
+
+def require_size(name: str, config: Any) -> None:
+    """Refuse a config with so many layers that building its modules alone takes minutes.
+
+    Raises:
+        InputError: The config names more than 10,000 layers.
+    """
+    for part in (config, *(getattr(config, field, None) for field in getattr(config, "sub_configs", ()))):
+        for field in _LAYER_COUNTS:
+            count = getattr(part, field, None)
+            if isinstance(count, int) and count > _MOST_LAYERS:
+                raise InputError(
+                    f"model: expected at most {_MOST_LAYERS} layers, got {field} {count} in the config of {name!r}"
+                )
+
+
+def require_no_own_code(name: str, config: Any) -> None:
+    """Refuse a checkpoint that brings the code of its model's class, where transformers has no class of that name.
+
+    transformers would load the stock class of the same model type, which may compute other outputs. Folders of pruned models
+    that secateur wrote bring a copy of secateur's own code, and pass.
+
+    Raises:
+        InputError: transformers lacks a class that the config names.
+    """
+    import transformers
+
+    names = getattr(config, "architectures", None) or []
+    if (
+        getattr(config, "auto_map", None)
+        and not hasattr(config, "secateur")
+        and not all(hasattr(transformers, n) for n in names)
+    ):
+        raise own_code_error(name)
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:

@@ -17,7 +17,7 @@ from secateur.data.examples import Example
 from secateur.flow import checkpoints
 from secateur.model.loading import load_complete
 from secateur.pruning import save
-from secateur.support.compat import auto_architectures, model_from_config
+from secateur.support.compat import auto_architectures, model_from_config, without_own_code
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.fitting import read_tokenizer
 
@@ -84,7 +84,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
 
     disable_progress_bar()  # Loading takes little time, and our own bars show what takes time.
     place = device_named(device)
-    path, config = _described(name)
+    path, config = described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
     if device_map is not None:
@@ -116,7 +116,7 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     """
     import transformers
 
-    path, config = _described(name)
+    path, config = described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
@@ -124,7 +124,12 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     try:
         with torch.device("meta"):
             model: nn.Module
-            model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
+            if pruned:
+                model = model_from_config(pruned, config, computed)
+            else:
+                model = without_own_code(stock.from_config, config, dtype=computed)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"model: {name!r} cannot be built as {TASKS[kind].auto_class}: {first_line(error)}") from error
     return model.eval()
@@ -251,17 +256,28 @@ def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> n
     return load_complete(getattr(transformers, auto_class), path, **options)
 
 
-def _described(name: str) -> tuple[str, Any]:
-    """The folder or Hub name of a model, and its config. Raises InputError where the model cannot be loaded or pruned."""
+def described(name: str) -> tuple[str, Any]:
+    """Return the folder or Hub name of a model, and its config.
+
+    Args:
+        name: The folder, the Hub name, or "builtin".
+
+    Raises:
+        InputError: The model cannot be loaded or pruned.
+    """
     from transformers import AutoConfig
 
     checkpoints.require_no_gguf(name)
     path = _folder(name)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = without_own_code(AutoConfig.from_pretrained, path)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise checkpoints.unreachable(name, error) from error
     checkpoints.require_plain(name, config)
+    checkpoints.require_no_own_code(name, config)
+    checkpoints.require_size(name, config)
     return path, config
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.images import image_shape, reads_images
+from secateur.support.errors import InputError
 
 
 def synthetic_batches(
@@ -29,7 +30,11 @@ def synthetic_batches(
 
     Returns:
         Keyword arguments of the model, on its device.
+
+    Raises:
+        InputError: As in `require_lengths`.
     """
+    require_lengths(model, lengths)
     config: Any = model.config
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -48,6 +53,29 @@ def synthetic_batches(
                 batch["logits_to_keep"] = torch.tensor([-1], device=device)
             batches.append(batch)
     return batches
+
+
+def require_lengths(model: nn.Module, lengths: Sequence[int], name: str = "lengths") -> None:
+    """Check that a model has as many positions as the inputs to be timed have tokens.
+
+    RoBERTa and its kin number positions from behind the padding id, so they have fewer than their table has rows.
+
+    Args:
+        model: The model. A model that reads images takes any lengths.
+        lengths: Numbers of input tokens.
+        name: The argument that the message begins with.
+
+    Raises:
+        InputError: A length exceeds the positions.
+    """
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if not isinstance(positions, int) or reads_images(model):
+        return
+    for path, module in model.named_modules():
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = min(positions, int(module.num_embeddings) - int(module.padding_idx) - 1)
+    if max(lengths) > positions:
+        raise InputError(f"{name}: expected at most the model's {positions} positions, got {max(lengths)}")
 
 
 def forward_options(model: nn.Module) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     Raises:
         InputError: There is no such folder, or it holds no model of a known class or not all weights of the model.
     """
+    options.pop("trust_remote_code", None)  # No code of the folder runs.
     model = load_complete(class_of(folder), str(folder), **{"dtype": "auto", **options})
     for parameter in model.parameters():
         # The file sets the alignment of the weights in memory, and the rounding of a product depends on the alignment.
