@@ -27,8 +27,8 @@ def main() -> None:
     random.seed(arguments.seed)
     torch.manual_seed(arguments.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model, dtype=torch.float32, trust_remote_code=False).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=False)
     names = arguments.tasks.split(",")
     train = {name: glue.examples(name, "train", arguments.data_root) for name in names}
     test = {name: glue.examples(name, "validation", arguments.data_root) for name in names}

@@ -56,9 +56,9 @@ def build_tokenizer(teacher: Path, rows: list[Row], size: int, init: Path | None
 
     With `init`, load the tokenizer from this folder of an earlier run instead. Also return the teacher's id of every piece.
     """
-    original = AutoTokenizer.from_pretrained(teacher)
+    original = AutoTokenizer.from_pretrained(teacher, trust_remote_code=False)
     if init is not None:
-        earlier = AutoTokenizer.from_pretrained(init)
+        earlier = AutoTokenizer.from_pretrained(init, trust_remote_code=False)
         return earlier, original.convert_tokens_to_ids(earlier.convert_ids_to_tokens(list(range(len(earlier)))))
     counts: Counter[int] = Counter()
     for row in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -19,11 +20,14 @@ from torch import nn
 
 import secateur
 from secateur.cli import main
+from secateur.cli.commands.multitask import load_encoder
+from secateur.flow.loaded import load_model
 from secateur.model import families
 from secateur.model.branches import Attention, Branch, FeedForward
 from secateur.model.families import registry
 from secateur.model.families.bert import BERT
 from secateur.model.families.llama import LLAMA
+from secateur.support.errors import InputError
 from secateur.tasks import fitting
 
 Run = Callable[[str], str]
@@ -199,6 +203,74 @@ def test_models_that_the_hub_refuses(
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
     assert run("sites owner/name").startswith(expected)
+
+
+OWN_CODE = """
+from pathlib import Path
+Path({file!r}).write_text("ran")
+from transformers import BertConfig, BertTokenizerFast
+class Own(BertConfig):
+    model_type = "own"
+class OwnTokenizer(BertTokenizerFast):
+    pass
+"""
+
+
+def own_code_folder(part: str) -> None:
+    """Write the folder "m", of which a part names code of the folder's own. The code writes the file "ran"."""
+    saved(BERT_CASE, "m")
+    Path("m/own.py").write_text(OWN_CODE.format(file=str(Path("ran").absolute())))
+    name, changes = {
+        "config": ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}),
+        "model": ("config.json", {"architectures": ["Own"], "auto_map": {"AutoModelForSequenceClassification": "own.Own"}}),
+        "tokenizer": (
+            "tokenizer_config.json",
+            {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}},
+        ),
+    }[part]
+    path = Path("m", name)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("part", ["config", "model", "tokenizer"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "prune m --task sequence-classification --data data.jsonl --keep 0.5 --lengths 8 --out d",
+        "score m --task sequence-classification --data data.jsonl --column input --out d",
+    ],
+)
+def test_a_folders_own_code_does_not_run(run: Run, monkeypatch: pytest.MonkeyPatch, line: str, part: str) -> None:
+    own_code_folder(part)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\ny\n"))
+    message = run(line)
+    assert message.startswith(
+        "model: expected a model and a tokenizer of classes in transformers, got 'm', which brings its own"
+    )
+    assert sys.stdin.read() == "y\ny\n"  # Nothing was asked.
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("part", ["config", "tokenizer"])
+def test_a_folders_own_code_does_not_run_in_library_calls(run: Run, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    own_code_folder(part)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\ny\n"))
+    with pytest.raises(InputError, match="own code"):
+        load_model("m", task="sequence-classification", device="cpu", dtype="auto")
+    with pytest.raises(InputError, match="own code"):
+        load_encoder("m")
+    assert not Path("ran").exists()
+
+
+def test_secateurs_own_folders_load_without_their_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = T5_CASE.model()
+    scores = secateur.attribute(model, T5_CASE.task, T5_CASE.examples)
+    secateur.save(
+        secateur.prune(model, secateur.plan(scores, flops=0.5, allocation="global")), "m", tokenizer=T5_CASE.task.reader
+    )
+    assert "auto_map" in json.loads(Path("m/config.json").read_text())
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert load_model("m", task=None, device="cpu", dtype="auto").task == "text-to-text"
 
 
 def test_a_tokenizer_of_another_model(run: Run) -> None:

@@ -297,7 +297,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "schedule": (changed(schedule={"warmup": 0.5, "cooldown": 0.5}), "cooldown: expected less than 1 - warmup = 0.5, got 0.5"),
     "pooling": (changed(pooling="max"), "pooling: expected mean or first, got 'max'"),
     "length": (changed(max_length=0), "movie: max_length: expected more than 1, the number of the tokenizer's marks, got 0"),
-    "no such model": (changed(model="./nothing"), "model: './nothing' cannot be loaded as an encoder: "),
+    "no such model": (changed(model="./nothing"), "model: no such model folder: './nothing'"),
     "a decoder": (decoder, "model: './llama' cannot be loaded as an encoder: "),
     "a task with a point": (changed(tasks={"a.b": "movie.jsonl"}), "tasks: expected names without points, got 'a.b'"),
     "a task named as torch's": (changed(tasks={"train": "movie.jsonl"}), "tasks: expected names that torch.nn.ModuleDict "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -258,12 +259,15 @@ def test_a_shard_that_is_gone_and_a_column_that_is_not_there(tmp_path: Path) -> 
     assert whole.counts.scored == 1
 
 
-def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "abc":
         corpora.lines(tmp_path, corpora.texts(30), f"{name}.txt")
-    folder = Folder(str(tmp_path))
-    (tmp_path / SCORED).mkdir()
-    Path(folder.partial(SCORED, "b.txt.parquet")).symlink_to("/dev/full")
+    full_path, create = Folder(str(tmp_path)).partial(SCORED, "b.txt.parquet"), Folder.create
+
+    def create_on_full_disk(folder: Folder, path: str) -> Any:
+        return os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb") if path == full_path else create(folder, path)
+
+    monkeypatch.setattr(Folder, "create", create_on_full_disk)
     first, full, last = run(tmp_path, find_sources(f"{tmp_path}/*.txt"))
     assert full.error == f"file://{tmp_path}/b.txt: its scores cannot be written: No space left on device"
     assert first.error is None is last.error

@@ -219,7 +219,9 @@ def test_an_interrupt_stops_cleanly(run: Run, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1].endswith("of 6 shards are finished; --resume continues the run")
+    so_far, interrupted = errors.splitlines()[-2:]
+    assert so_far.endswith("of 6 shards are finished; --resume continues the run")
+    assert interrupted == "secateur: interrupted"
     assert not list((tmp_path / "stopped").rglob("*.partial"))
     assert 1 <= len(corpora.read(tmp_path / "stopped")) < 6
 

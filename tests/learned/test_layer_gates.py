@@ -330,6 +330,26 @@ def test_a_run_that_goes_on_ends_as_one_that_was_not_interrupted(tmp_path: Path)
     assert not torch.equal(results[0][0], torch.ones(5))
 
 
+def test_a_finished_run_that_goes_on_trains_no_further_step(tmp_path: Path) -> None:
+    """The last step ends no epoch, so that the Trainer alone would train another one."""
+    case = CASES["t5-relu"]
+    results, steps, epochs = [], [], 0.0
+    for _ in range(2):
+        with LayerGates(case.model(), keep_layers=3, strength=0.5, drop=0.2, warmup=0.5) as gates:
+            features, collate = task_features(case.task, gates, case.examples)
+            options = arguments(tmp_path, 7, save_strategy="steps", save_steps=7, lr_scheduler_type="constant")
+            log = train(
+                gates, features, options, collate=collate, learning_rates={"gates": 0.1}, resume=True,
+                progress=lambda done, total: steps.append(done),
+            )  # fmt: skip
+            results.append((gates.z.detach().clone(), {n: p.detach().clone() for n, p in gates.model.named_parameters()}))
+            epochs = max(row["epoch"] for row in log)
+    assert epochs % 1 != 0
+    assert steps == list(range(1, 8))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(tensor, results[1][1][name]) for name, tensor in results[0][1].items())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -87,6 +87,20 @@ def test_checkpoints_of_another_model_are_not_gone_on_from(tmp_path: Path) -> No
         trained("bert-sequence", tmp_path, SETTINGS[0])
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_damaged_checkpoints_are_one_line(name: str, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        trained("bert-sequence", tmp_path, SETTINGS[4], stop=5)
+    path = tmp_path / "checkpoints" / "checkpoint-4" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"^out: .*checkpoint-4' is a damaged checkpoint; delete this folder") as caught:
+        trained("bert-sequence", tmp_path, SETTINGS[4])
+    assert "\n" not in str(caught.value)
+    # A kill while a checkpoint is removed leaves a part of it.
+    path.unlink()
+    assert str(last_checkpoint(tmp_path / "checkpoints")).endswith("checkpoint-2")
+
+
 DISTRIBUTED = """
 import sys
 from pathlib import Path

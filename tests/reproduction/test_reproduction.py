@@ -91,7 +91,7 @@ def test_a_ledger_refuses(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^draws: .*run' was begun with 5, got 3"):
         Ledger(tmp_path / "run", {"draws": 3})
     (tmp_path / "run" / CELLS).write_text("no cell\n")
-    with pytest.raises(InputError, match=r"^out: expected a finished cell in line 1 of .*cells.jsonl', got no JSON"):
+    with pytest.raises(InputError, match=r"^out: .*cells.jsonl' is damaged in line 1; delete this line, and its cell"):
         Ledger(tmp_path / "run", {"draws": 5})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")

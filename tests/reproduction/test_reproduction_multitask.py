@@ -136,7 +136,7 @@ BAD = [
     ("--densities 0,.1", "densities: expected shares in (0, 1], got '0,.1'"),
     ("--preset original", "preset: expected builtin, paper or paper-nine, got 'original'"),
     ("--preset paper --data-root nowhere", "data-root: no such file: 'nowhere/mnli/train'"),
-    ("--model ./bert", "model: './bert' cannot be loaded as an encoder"),
+    ("--model ./bert", "model: no such model folder: './bert'"),
 ]
 
 

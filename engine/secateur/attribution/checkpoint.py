@@ -9,16 +9,16 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from secateur.model.discovery import fingerprint
+from secateur.model.discovery import config_digest, fingerprint
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError, reading
-from secateur.support.files import write_atomically
+from secateur.support.files import open_own, require_alone, require_run_folder, write_atomically
 from secateur.tasks import Item
 
 MIN_SECONDS = 10.0  # The shortest time between two checkpoints.
@@ -57,19 +57,21 @@ class Checkpoint:
         size: The number of processes.
 
     Raises:
-        InputError: The folder contains other files, or was begun by another number of processes.
+        InputError: The folder cannot be written to, contains other files, or was begun by another number of processes. The
+            methods raise it where another run uses the folder.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], rank: int, size: int) -> None:
         self.folder, self._settings = Path(folder), json.loads(json.dumps(settings))
         self._file = self.folder / _file_name(rank, size)
-        if not self.folder.absolute().parent.is_dir():
-            raise InputError(f"checkpoint: expected an existing parent folder, got {str(folder)!r}")
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"checkpoint: expected a folder, got the file {str(folder)!r}")
+        try:
+            require_run_folder(self.folder)
+        except InputError as error:
+            raise InputError(f"checkpoint{str(error).removeprefix('out')}") from None
         if self.folder.exists():
             self._require_own_files(size)
         self._written_at, self._write_seconds = time.monotonic(), 0.0
+        self._lock: IO[bytes] | None = None
 
     def restore_(self, partial: PartialSums) -> None:
         """Copy the sums of an earlier, killed run into `partial`. Do nothing if this process has no file.
@@ -82,16 +84,20 @@ class Checkpoint:
         """
         if not self._file.exists():
             return
-        with reading("checkpoint", self._file, "cannot be read", typed=False), safe_open(self._file, "pt") as file:
-            about = json.loads(file.metadata()["secateur"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for name, value in self._settings.items():
-            if about["settings"].get(name) != value:
-                before = about["settings"].get(name)
-                raise InputError(f"checkpoint: {str(self.folder)!r} was begun with {name} {before!r}, got {value!r}")
-        partial.batches = about["batches"]
-        for name, tensor in partial.tensors.items():
-            tensor.copy_(tensors[name])
+        self._require_alone()
+        with reading("checkpoint", self._file, "is damaged; delete its folder to begin anew", also=(RuntimeError,)):
+            with safe_open(self._file, "pt") as file:
+                about = json.loads(file.metadata()["secateur"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            before, batches = {**about["settings"]}, int(about["batches"])
+            for name, value in self._settings.items():
+                if before.get(name) != value:
+                    raise InputError(
+                        f"checkpoint: {str(self.folder)!r} was begun with {name} {before.get(name)!r}, got {value!r}"
+                    )
+            for name, tensor in partial.tensors.items():
+                tensor.copy_(tensors[name])
+        partial.batches = batches
 
     def keep(self, partial: PartialSums) -> None:
         """Write the sums to disk, unless the last checkpoint is too recent.
@@ -104,6 +110,7 @@ class Checkpoint:
             return
         about = {"settings": self._settings, "batches": partial.batches}
         self.folder.mkdir(exist_ok=True)
+        self._require_alone()
         write_atomically(self._file, save(partial.tensors, {"secateur": json.dumps(about)}))
         self._written_at = time.monotonic()
         self._write_seconds = self._written_at - began
@@ -111,6 +118,14 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the folder. Call this once all processes have the sums of all."""
         shutil.rmtree(self.folder, ignore_errors=True)  # Other processes may delete the shared folder at the same time.
+        if self._lock is not None:
+            self._lock.close()
+
+    def _require_alone(self) -> None:
+        """Lock this process's place in the folder until the object is gone. Raise InputError if another run has it."""
+        if self._lock is None:
+            self._lock = open_own(self._file.with_suffix(".lock"))
+            require_alone(self._lock, self.folder, "checkpoint")
 
     def _require_own_files(self, size: int) -> None:
         """Raise InputError if the folder holds files that are no checkpoints of `size` processes."""
@@ -126,16 +141,17 @@ def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
     """Hash the model and the tokenised examples, to recognise them in a checkpoint.
 
     Args:
-        model: The model. Its architecture and its weights are hashed.
+        model: The model. Its architecture, its weights and its config are hashed.
         items: The tokenised examples.
 
     Returns:
-        Short hashes: "model" and "examples".
+        Short hashes: "model", "config" and "examples".
     """
     examples_hash = hashlib.sha256()
     for item in items:
         examples_hash.update(item.content)
-    return {"model": f"{fingerprint(model)}-{weights_digest(model)}", "examples": examples_hash.hexdigest()[:16]}
+    weights = f"{fingerprint(model)}-{weights_digest(model)}"
+    return {"model": weights, "config": config_digest(model), "examples": examples_hash.hexdigest()[:16]}
 
 
 def _file_name(rank: int, size: int) -> str:

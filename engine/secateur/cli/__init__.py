@@ -8,9 +8,22 @@ from typing import Any
 
 from secateur.cli.shared.tell import tell
 
+_INTERRUPTED = 130
+
 
 def main() -> None:
-    """Run a command. Exit codes: 0 done; 2 unusable arguments or input, reported in one line; 1 anything else."""
+    """Run a command.
+
+    Exit codes: 0 done; 2 unusable arguments or input, reported in one line; 130 interrupted (Ctrl-C); 1 anything else.
+    """
+    try:
+        _run()
+    except KeyboardInterrupt:
+        _fail("interrupted", _INTERRUPTED)
+
+
+def _run() -> None:
+    """Run the command of the process's arguments, and report its errors."""
     # The advice that other libraries print would hide the one line that reports an error.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -29,12 +42,14 @@ def main() -> None:
         _fail(str(error), 2)
     except usage_error as error:
         _fail(error.format_message(), 2)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+    except typer.Abort:
+        _fail("interrupted", _INTERRUPTED)
     except VerificationError as error:
         _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
+    if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this exit code.
+        _fail("interrupted", code)
     sys.exit(code or 0)
 
 

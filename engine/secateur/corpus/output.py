@@ -6,14 +6,16 @@ import contextlib
 import copy
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from secateur.corpus.windows import Window
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, first_line
+from secateur.support.files import create_own, require_run_folder
+from secateur.support.urls import redacted
 from secateur.tasks.model_config import OutputKind
 
 if TYPE_CHECKING:
@@ -145,14 +147,20 @@ class Folder:
 
     Args:
         place: A local folder, or a URL that fsspec knows.
+
+    Raises:
+        InputError: The URL's kind is unknown, or its package is not installed.
     """
 
     def __init__(self, place: str) -> None:
         import fsspec
 
         self.place = place
-        self.system, self.root = fsspec.core.url_to_fs(place)
-        self.local = "file" in self.system.protocol and "://" not in place
+        try:
+            self.system, self.root = fsspec.core.url_to_fs(place)
+        except (ImportError, OSError, ValueError) as error:
+            raise InputError(f"out: {place!r} cannot be opened: {first_line(error)}") from error
+        self.local = "file" in self.system.protocol
         self._writer = ""
 
     def written_by(self, writer: str) -> Folder:
@@ -179,9 +187,53 @@ class Folder:
     def write(self, name: str, text: str) -> None:
         """Write one of the run's files, completely or not at all."""
         self.system.makedirs(self.root, exist_ok=True)
-        with self.system.open(self.partial(name), "wb") as file:
-            file.write(text.encode())
-        self.system.mv(self.partial(name), self.path(name))
+        with self.create(self.partial(name)) as file:
+            file.write(redacted(text).encode())
+        self.rename(self.partial(name), self.path(name))
+
+    def create(self, path: str) -> Any:
+        """Open a file to write. A local file replaces what has its name, so a link is not followed."""
+        return create_own(path) if self.local else self.system.open(path, "wb")
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file its final name."""
+        if self.local:
+            os.replace(source, target)
+        else:
+            self.system.mv(source, target)
+
+    def require_writable(self) -> None:
+        """Check that the folder can be written to: a local one as by `require_run_folder`, another one with an empty file.
+
+        Raises:
+            InputError: It cannot be written to.
+        """
+        if self.local:
+            require_run_folder(self.root if "://" in self.place else self.place)
+            return
+        probe = self.partial("probe")
+        try:
+            existed = self.system.exists(self.root)
+            self.system.makedirs(self.root, exist_ok=True)
+            with self.system.open(probe, "wb"):
+                pass
+            self.system.rm_file(probe)
+            if not existed and self.system.exists(self.root):
+                self.system.rmdir(self.root)
+        except Exception as error:  # Each file system raises types of its own; all of them mean that it cannot be written to.
+            why = first_line(error)
+            raise InputError(f"out: expected a folder that can be written to, got {self.place!r} ({why})") from error
+
+    def require_inside(self, name: str) -> None:
+        """Check the name of a shard, from which the names of its output files are made.
+
+        An object store's keys may contain "..", and a listing may be anybody's: no name may lead out of the folder.
+
+        Raises:
+            InputError: The name leads out of the folder, or is not a plain relative path.
+        """
+        if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+            raise InputError(f"data: expected names of shards without '..' and empty parts, got {name!r}")
 
     def partial(self, *names: str) -> str:
         """Return the path of a file that is being written. Its name begins with a dot, so readers of the folder skip it."""
@@ -195,18 +247,48 @@ class Folder:
                 if path.endswith(".partial"):
                     self.system.rm_file(path)
 
-    def finished(self) -> dict[str, dict[str, Any]]:
-        """Return the metadata of the finished shards, by name."""
-        import pyarrow.parquet
+    def finished(self, say: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
+        """Return the metadata of the finished shards, by name. A shard with a damaged file is not finished.
+
+        Args:
+            say: Called with a line about each damaged shard.
+        """
+        import pyarrow
 
         finished, base = {}, self.path(SCORED)
         for path in self.system.find(base):
             if path.endswith(".parquet"):
-                with self.system.open(path, "rb") as file:
-                    metadata = pyarrow.parquet.read_metadata(file).metadata or {}
-                if METADATA in metadata:
-                    finished[path[path.index(base) + len(base) + 1 :].removesuffix(".parquet")] = json.loads(metadata[METADATA])
+                name = path[path.index(base) + len(base) + 1 :].removesuffix(".parquet")
+                try:
+                    about = self._about(path, name)
+                except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+                    if say is not None:
+                        say(f"{redacted(path)} is damaged, its shard is scored again: {first_line(error)}")
+                else:
+                    finished.update({} if about is None else {name: about})
         return finished
+
+    def _about(self, path: str, name: str) -> dict[str, Any] | None:
+        """Return a finished shard's metadata; None for a file that secateur has not written.
+
+        A local file is read to its end, and the checksum of each page is compared. Of a remote file only the end is read.
+        """
+        import pyarrow.parquet
+
+        with self.system.open(path, "rb") as raw, pyarrow.parquet.ParquetFile(raw, page_checksum_verification=True) as file:
+            metadata = file.metadata.metadata or {}
+            if METADATA not in metadata:
+                return None
+            about = {**json.loads(metadata[METADATA])}
+            counts = Counts.from_json(about)
+            for batch in file.iter_batches() if self.local else ():
+                batch.validate()
+            if file.metadata.num_rows != counts.scored:
+                raise ValueError(f"expected {counts.scored} rows, got {file.metadata.num_rows}")
+        rejects = self.path(REJECTED, f"{name}.jsonl")
+        if counts.rejected and not self.system.exists(rejects):
+            raise ValueError(f"expected {counts.rejected} rejected rows in {rejects}, got no such file")
+        return about
 
 
 class ShardWriter:
@@ -228,7 +310,7 @@ class ShardWriter:
         self._scored, self._rejected = f"{name}.parquet", f"{name}.jsonl"
         self._rejects: Any = None
         self._file = self._open(SCORED, self._scored)
-        self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd")
+        self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd", write_page_checksum=True)
 
     def add(self, window: Window, batch: pyarrow.RecordBatch) -> None:
         """Write the rows of a window. `batch` holds its scored rows."""
@@ -267,7 +349,7 @@ class ShardWriter:
         """Open a file under its partial name."""
         path = self._folder.partial(kind, name)
         self._folder.system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        return self._folder.system.open(path, "wb")
+        return self._folder.create(path)
 
     def _finish(self, file: Any, kind: str, name: str) -> None:
         """Close a file, and give it its final name."""
@@ -275,8 +357,4 @@ class ShardWriter:
             file.flush()
             os.fsync(file.fileno())
         file.close()
-        source, target = self._folder.partial(kind, name), self._folder.path(kind, name)
-        if self._folder.local:
-            os.replace(source, target)
-        else:
-            self._folder.system.mv(source, target)
+        self._folder.rename(self._folder.partial(kind, name), self._folder.path(kind, name))

@@ -23,6 +23,8 @@ from secateur.tasks.batches import Batch, buckets, model_device
 T = TypeVar("T")
 # Bounds of the queues: windows that are read ahead of the scored one, and batches that wait for each worker.
 WINDOWS, BATCHES = 2, 2
+# Seconds to wait for each thread after an interruption: the reader may wait for a slow file or network for ever.
+_PATIENCE = 2.0
 
 
 @dataclass
@@ -175,7 +177,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
             while (window_and_items := batches.get()) is not None:
                 runner.score(*window_and_items)
 
-    before = torch.get_num_threads()
+    before, patience = torch.get_num_threads(), None
     threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in (feed, *[run] * runner.workers)]
     with runner.task.scoring(runner.model), runner.compiling():
         for thread in threads:
@@ -189,11 +191,14 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
                 yield event
         except _Closed:
             raise errors[0] from None
+        except KeyboardInterrupt:
+            patience = _PATIENCE
+            raise
         finally:
             waiting.close()
             batches.close()
             for thread in threads:
-                thread.join()
+                thread.join(patience)
             torch.set_num_threads(before)
     if errors:
         raise errors[0]

@@ -19,9 +19,10 @@ from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_sh
 from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
 from secateur.corpus.tuning import FEWEST, Sample, Say, tuned, untuned
 from secateur.corpus.windows import windows
-from secateur.support.errors import InputError
-from secateur.support.files import require_parent
-from secateur.support.ledger import require_alone, require_same
+from secateur.support.errors import InputError, reading
+from secateur.support.files import open_own, require_alone
+from secateur.support.ledger import require_same
+from secateur.support.urls import redacted
 from secateur.tasks import Item
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
@@ -109,15 +110,16 @@ class CorpusRun:
         self.sources, self.folder, self.reading = sources, folder, reading
         require_free_name(reading.identity, settings.get("labels", ()), settings.get("outputs", "label"))
         self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
-        if folder.local:
-            require_parent(Path(folder.place))
+        for source in sources:
+            folder.require_inside(source.name)
         self._began = folder.read(SETTINGS)
         if self._began is None and any(not name.startswith(".") for name in folder.names()):
             raise InputError(f"out: expected a new folder, or one that this command began, got {folder.place!r}")
         if self._began is not None:
             if not resume:
                 raise InputError(f"out: {folder.place!r} was begun already; --resume continues it")
-            require_same(folder.place, json.loads(self._began)["settings"], self.settings)
+            self._document = _settings_of(folder, self._began)
+            require_same(folder.place, self._document["settings"], self.settings)
         _require_column(sources[0], reading)
         self.finished: dict[str, dict[str, Any]] = {}
         self._measured: list[str] = []
@@ -129,8 +131,8 @@ class CorpusRun:
 
     @property
     def left(self) -> list[Source]:
-        """The sources that are not finished, or whose size has changed since they were."""
-        return [source for source in self.sources if self.finished.get(source.name, {}).get("size") != source.size]
+        """The sources that are not finished, or have changed since they were."""
+        return [source for source in self.sources if not _same(source, self.finished.get(source.name))]
 
     def ready(self, runner: Runner, options: RunOptions, say: Say) -> Runner:
         """Return the runner with its settings: as this folder's first run had them, or measured now.
@@ -144,10 +146,9 @@ class CorpusRun:
             InputError: As in `tuned`.
         """
         if self._began is not None:
-            begun = json.loads(self._began)
-            self._measured = begun.get("measured", [])
-            say(f"as begun: {', '.join(f'{name} {value}' for name, value in begun['tuned'].items())}")
-            return with_tuning(runner, begun["tuned"])
+            self._measured = self._document["measured"]
+            say(f"as begun: {', '.join(f'{name} {value}' for name, value in self._document['tuned'].items())}")
+            return with_tuning(runner, self._document["tuned"])
 
         def note(line: str) -> None:
             self._measured.append(line)
@@ -164,8 +165,12 @@ class CorpusRun:
             return tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
         return rough
 
-    def begin(self, runner: Runner) -> None:
+    def begin(self, runner: Runner, say: Say | None = None) -> None:
         """Write the run's settings, and remove the half-written files of killed runs.
+
+        Args:
+            runner: The model.
+            say: Called with a line about each damaged shard, which will be scored again.
 
         Raises:
             InputError: Another process began the folder after this one read it; or a source has the name of a shard that was
@@ -174,7 +179,7 @@ class CorpusRun:
         if self.folder.read(SETTINGS) != self._began:
             raise InputError(f"out: {self.folder.place!r} was begun by another process just now; --resume continues it")
         if self._began is not None:
-            self.finished = self.folder.finished()
+            self.finished = self.folder.finished(say)
             _require_places(self.sources, self.finished)
         self.tuned = tuning_of(runner)
         if self._began is None:
@@ -188,7 +193,7 @@ class CorpusRun:
         for shard in finished:
             here += shard.counts
             if shard.error is None:
-                self.finished[shard.source.name] = asdict(shard.counts)
+                self.finished[shard.source.name] = {**about(shard.source), **asdict(shard.counts)}
             else:
                 failed.append(shard.error)
             yield shard
@@ -246,14 +251,30 @@ def alone_in(folder: Folder) -> Iterator[None]:
         yield
         return
     Path(folder.root).mkdir(exist_ok=True)
-    with open(folder.path(".lock"), "w") as file:
+    with open_own(folder.path(".lock")) as file:
         require_alone(file, folder.place)
         yield
 
 
 def about(source: Source) -> dict[str, Any]:
-    """Return the metadata that a finished shard's file keeps of its source."""
-    return {"source": source.place, "size": source.size}
+    """Return the metadata that a finished shard's file keeps of its source. Passwords in URLs are hidden."""
+    return {"source": redacted(source.place), "size": source.size, "stamp": source.stamp}
+
+
+def _same(source: Source, finished: Mapping[str, Any] | None) -> bool:
+    """Tell whether a source is what was scored, by its size and its stamp. Older files keep no stamp."""
+    return finished is not None and (finished["size"], finished.get("stamp", source.stamp)) == (source.size, source.stamp)
+
+
+def _settings_of(folder: Folder, text: str) -> dict[str, Any]:
+    """Return the document that a begun folder keeps of its run. Raise InputError if it is damaged."""
+    with reading("out", folder.path(SETTINGS), "is damaged; delete its folder to begin anew"):
+        document = {"measured": [], **json.loads(text)}
+        names = ("max_tokens", "workers", "threads", "compiled", "dtype")
+        tuned = {name: document["tuned"][name] for name in names}
+        if not isinstance(getattr(torch, tuned["dtype"]), torch.dtype) or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
+            raise ValueError(f"unknown settings {tuned}")
+        return {**document, "settings": {**document["settings"]}, "tuned": tuned, "measured": [*document["measured"]]}
 
 
 def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[str, Any]]) -> None:
@@ -262,8 +283,8 @@ def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[st
     Else the source would be skipped, or its scores would replace the other shard's.
     """
     for source in sources:
-        place = finished.get(source.name, {}).get("source", source.place)
-        if place != source.place:
+        place = redacted(finished.get(source.name, {}).get("source", source.place))
+        if place != redacted(source.place):
             raise InputError(
                 f"data: {source.name!r} was scored from {place!r}, got {source.place!r}; another corpus needs a new folder"
             )

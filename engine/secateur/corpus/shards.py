@@ -12,6 +12,7 @@ from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import ShardError, Source
 from secateur.corpus.windows import Window, windows
 from secateur.support.errors import first_line
+from secateur.support.urls import redacted
 
 
 @dataclass(frozen=True)
@@ -178,5 +179,5 @@ class _Output:
     def _fail(self, error: Exception) -> None:
         """Record an error, and remove the shard's files."""
         cause = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        self.error = f"{self.source.place}: its scores cannot be written: {cause}"
+        self.error = redacted(f"{self.source.place}: its scores cannot be written: {cause}")
         self.close()

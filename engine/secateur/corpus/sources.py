@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,19 @@ from secateur.data import formats
 from secateur.data.examples import hub_dataset, saved_files
 from secateur.data.formats import COMPRESSED, UNREADABLE, Record, format_of, is_utf8, read_blocks
 from secateur.support.errors import InputError, first_line
+from secateur.support.urls import redacted
 
 FORMATS = (*formats.COLUMNAR, *formats.JSON, *formats.TABLES, *formats.TEXT)
 
 
 class ShardError(Exception):
-    """A shard cannot be read to its end, or its scores cannot be written. The other shards are not affected."""
+    """A shard cannot be read to its end, or its scores cannot be written. The other shards are not affected.
+
+    Passwords in URLs are hidden in the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class ColumnError(ShardError):
@@ -59,12 +66,14 @@ class Source:
         place: Its path or URL.
         size: Bytes, or rows where there are no bytes to count.
         rows: The rows themselves, where the shard is not a file.
+        stamp: A text that changes when the file changes: its time of change, or an object store's tag; empty if none is known.
     """
 
     name: str
     place: str
     size: int
     rows: Any = None
+    stamp: str = ""
 
     def read(self, column: str, identity: str | None = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
         """Read the rows in order.
@@ -170,9 +179,18 @@ def _files(data: str) -> list[Source]:
     fixed = pattern[: min((pattern.index(mark) for mark in "*?[" if mark in pattern), default=len(pattern))]
     base = fixed.rpartition("/")[0]
     return [
-        Source(path.removeprefix(base).lstrip("/").removesuffix(".parquet"), system.unstrip_protocol(path), info["size"] or 0)
+        Source(
+            redacted(path.removeprefix(base).lstrip("/").removesuffix(".parquet")), system.unstrip_protocol(path),
+            info["size"] or 0, stamp=_stamp(info),
+        )
         for path, info in details.items()
-    ]
+    ]  # fmt: skip
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """A text that changes when the file changes, from fsspec's description of the file."""
+    known = (info.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "created"))
+    return next((str(value) for value in known if value), "")
 
 
 def _folder(folder: Path) -> list[Source]:
@@ -183,7 +201,8 @@ def _folder(folder: Path) -> list[Source]:
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
             f"got the folder {str(folder)!r}"
         )
-    return [Source(path.stem, path.absolute().as_uri(), path.stat().st_size) for path in paths]
+    states = [(path, path.stat()) for path in paths]
+    return [Source(path.stem, path.absolute().as_uri(), state.st_size, stamp=str(state.st_mtime_ns)) for path, state in states]
 
 
 def _hub(name: str) -> list[Source]:

@@ -16,6 +16,7 @@ import torch
 from secateur.corpus.compiling import MODES, CompileError
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.windows import Window
+from secateur.support.environment import require_threads
 from secateur.tasks import Item
 from secateur.tasks.batches import model_device
 
@@ -68,6 +69,8 @@ def untuned(runner: Runner, *, max_tokens: int | None = None, threads: int | Non
         threads: CPU threads, all together; None means the usable cores.
     """
     on_cpu = model_device(runner.model).type == "cpu"
+    if threads is not None:
+        require_threads(threads)
     workers = (threads or usable_cores()) if on_cpu else 2  # One worker prepares a batch while the device runs the other's.
     return replace(
         runner,

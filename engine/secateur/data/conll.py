@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from secateur.support.errors import InputError, first_line
+from secateur.support.files import require_regular
 
 Scheme = Literal["bio1", "bio2", "bioes"]
 SCHEMES: tuple[Scheme, ...] = ("bio1", "bio2", "bioes")
@@ -103,6 +104,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         InputError: The file cannot be read, or a line is not UTF-8.
     """
     try:
+        require_regular("data", Path(path))
         with open(path, "rb") as file:
             yield from decoded_lines(file, f"data: {str(path)!r}")
     except OSError as error:

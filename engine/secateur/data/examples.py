@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.formats import COLUMNAR, JSON, TABLES, UNREADABLE, ColumnError, Record, format_of, is_utf8, read_blocks
-from secateur.support.compat import saved_data_files
+from secateur.support.compat import own_code_options, saved_data_files
 from secateur.support.errors import InputError, first_line, reading
+from secateur.support.files import require_regular
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
@@ -139,6 +140,7 @@ def _rows(examples: Examples, columns: Sequence[str]) -> tuple[str, Iterator[Any
     if path.exists():
         if format_of(name) not in FORMATS:
             raise InputError(f"data: expected a file ending in {', '.join(FORMATS)}, got {name!r}")
+        require_regular("data", path)
         return name, _file_rows([path], columns)
     if format_of(name) in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
@@ -225,7 +227,9 @@ def hub_dataset(name: str, *, streaming: bool = False) -> Any:
 
     repository, _, split = name.partition(":")
     try:
-        return datasets.load_dataset(repository, split=split or "train", streaming=streaming)
+        return datasets.load_dataset(
+            repository, split=split or "train", streaming=streaming, **own_code_options(datasets.load_dataset)
+        )
     except Exception as error:  # The Hub client raises many types of error; all of them mean that the name gives no data.
         raise InputError(f"data: no such file or Hub data set: {name!r} ({first_line(error)})") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.support.compat import has_auto_model
+from secateur.support.compat import has_auto_model, own_code_error
 from secateur.support.errors import FieldError, InputError, first_line, reading
 from secateur.support.fields import read_object, shown
 from secateur.tasks import Task
@@ -82,6 +82,26 @@ def require_plain(name: str, config: Any) -> None:
         f"{getattr(method, 'value', method)}: "
         "load it dequantised (model.dequantize(), then save_pretrained), or prune the unquantised model and quantise the result"
     )
+
+
+def require_no_own_code(name: str, config: Any) -> None:
+    """Refuse a checkpoint that brings the code of its model's class, where transformers has no class of that name.
+
+    transformers would load the stock class of the same model type, which may compute other outputs. Folders of pruned models
+    that secateur wrote bring a copy of secateur's own code, and pass.
+
+    Raises:
+        InputError: transformers lacks a class that the config names.
+    """
+    import transformers
+
+    names = getattr(config, "architectures", None) or []
+    if (
+        getattr(config, "auto_map", None)
+        and not hasattr(config, "secateur")
+        and not all(hasattr(transformers, n) for n in names)
+    ):
+        raise own_code_error(name)
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:

@@ -18,10 +18,11 @@ from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of
 from secateur.flow.meet_latency import MetLatency
-from secateur.flow.rounds import attribute_in_rounds
+from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import widths_plot
+from secateur.measuring.synthetic import require_lengths
 from secateur.model.discovery import fingerprint
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
@@ -134,6 +135,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         _require_whole("rounds", self.rounds)
+        require_rounds(self.rounds)
         if self.budget is not None:
             allocation, floor = self.allocation, self.floor
             self.budget.check_spread(
@@ -178,9 +180,7 @@ class _Settings:
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
-        longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        if longest is not None and max(self.shapes[1]) > longest:
-            raise InputError(f"lengths: expected at most the model's {longest} positions, got {max(self.shapes[1])}")
+        require_lengths(model, self.shapes[1])
 
 
 def compress(

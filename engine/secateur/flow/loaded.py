@@ -18,7 +18,7 @@ from secateur.flow import checkpoints
 from secateur.model.loading import load_complete
 from secateur.model.recipe import require_recipe
 from secateur.pruning import save
-from secateur.support.compat import auto_architectures, model_from_config
+from secateur.support.compat import auto_architectures, model_from_config, without_own_code
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.fields import read_object, require_type, shown
 from secateur.tasks.fitting import read_tokenizer
@@ -86,7 +86,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
 
     disable_progress_bar()  # Loading takes little time, and our own bars show what takes time.
     place = device_named(device)
-    path, config = _described(name)
+    path, config = described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     options: dict[str, Any] = {"dtype": _dtype(dtype, stored, place)}
     if device_map is not None:
@@ -114,7 +114,7 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     """
     import transformers
 
-    path, config = _described(name)
+    path, config = described(name)
     kind, stored = _kind(path, config, task), _stored_dtype(config)
     computed = stored if dtype == "auto" else _dtype(dtype, stored, torch.device("meta"))
     pruned: Any = save.class_of(path) if hasattr(config, "secateur") and Path(path).is_dir() else None
@@ -122,7 +122,10 @@ def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module
     problem = f"cannot be built as {TASKS[kind].auto_class}"
     with reading("model", name, problem, typed=False, also=checkpoints.FOREIGN), torch.device("meta"):
         model: nn.Module
-        model = model_from_config(pruned, config, computed) if pruned else stock.from_config(config, dtype=computed)
+        if pruned:
+            model = model_from_config(pruned, config, computed)
+        else:
+            model = without_own_code(stock.from_config, config, dtype=computed)
     return model.eval()
 
 
@@ -247,21 +250,31 @@ def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> n
     return load_complete(getattr(transformers, auto_class), path, **options)
 
 
-def _described(name: str) -> tuple[str, Any]:
-    """The folder or Hub name of a model, and its config. Raises InputError where the model cannot be loaded or pruned."""
+def described(name: str) -> tuple[str, Any]:
+    """Return the folder or Hub name of a model, and its config.
+
+    Args:
+        name: The folder, the Hub name, or "builtin".
+
+    Raises:
+        InputError: The model cannot be loaded or pruned.
+    """
     from transformers import AutoConfig
 
     checkpoints.require_no_gguf(name)
     path = _folder(name)
     checkpoints.require_bounded(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = without_own_code(AutoConfig.from_pretrained, path)
+    except InputError:
+        raise
     except checkpoints.FOREIGN as error:
         raise checkpoints.unreachable(name, error) from error
     if hasattr(config, "secateur"):
         with reading("model", path, "holds a damaged config.secateur"):
             require_recipe(config.secateur)
     checkpoints.require_plain(name, config)
+    checkpoints.require_no_own_code(name, config)
     return path, config
 
 

@@ -53,16 +53,12 @@ def attribute_in_rounds(
         The scores of the last round.
 
     Raises:
-        InputError: There are fewer rounds than one or more than a thousand, a checkpoint is given, or `plan` or `attribute`
-            raise it.
+        InputError: There are fewer rounds than one or more than 1000, a checkpoint is given, or `plan` or `attribute` raise it.
 
     Example:
         `secateur.attribute_in_rounds(model, task, examples, 3, {"flops": 0.5})`
     """
-    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
-        raise InputError(f"rounds: expected one at least, got {shown(rounds)}")
-    if rounds > _MOST_ROUNDS:
-        raise InputError(f"rounds: expected at most {_MOST_ROUNDS}, each of which scores all examples, got {rounds}")
+    require_rounds(rounds)
     if options.get("checkpoint") is not None:
         raise InputError("checkpoint: expected none for rounds, whose sums are of different masked models")
     budget = budget if isinstance(budget, Budget) else Budget.of(**budget)
@@ -76,6 +72,18 @@ def attribute_in_rounds(
         if number < rounds:
             plan = plan_within(scores, budget.after(number, rounds), **{**spread, **(planning or {})})
     return scores
+
+
+def require_rounds(rounds: int) -> None:
+    """Check a number of rounds, each of which scores the whole model.
+
+    Raises:
+        InputError: There are fewer rounds than one, or more than 1000.
+    """
+    if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
+        raise InputError(f"rounds: expected one at least, got {shown(rounds)}")
+    if rounds > _MOST_ROUNDS:
+        raise InputError(f"rounds: expected at most {_MOST_ROUNDS}, got {rounds}")
 
 
 def _below(scores: Scores, plan: Plan) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import statistics
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.measuring.stopwatch import Times, stopwatch
-from secateur.measuring.synthetic import synthetic_batches
+from secateur.measuring.synthetic import require_lengths, synthetic_batches
 from secateur.model.branches import Branch
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
@@ -28,6 +29,7 @@ from secateur.support.compat import attention_implementation
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 
+logger = logging.getLogger("secateur")
 WIDTHS = tuple(eighths / 8 for eighths in range(8, 0, -1))
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 Step = tuple[list[Site], dict[str, int]]
@@ -93,9 +95,17 @@ def latency_table(
             samples.append(_in_turn(model, pruned, batch, pairs, seconds))
     table = LatencyTable(**about, **_rows(prunable, _alike(model), steps, samples))
     if cache:
+        _keep(table, cache_file)
+    return table
+
+
+def _keep(table: LatencyTable, cache_file: Path) -> None:
+    """Write a table to the cache. The measurement is still of use where the cache cannot be written to."""
+    try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         table.save(cache_file)
-    return table
+    except OSError as error:
+        logger.warning("the latency table is not kept: %s cannot be written (%s)", cache_file, error.strerror)
 
 
 def cached_at(model: nn.Module, about: Mapping[str, Any]) -> Path:
@@ -119,9 +129,7 @@ def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise InputError(f"{name}: expected a positive number, got {size}")
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and sizes["length"] > longest:
-        raise InputError(f"length: expected at most the model's {longest} positions, got {sizes['length']}")
+    require_lengths(model, [sizes["length"]], "length")
 
 
 def _sweeps(prunable: Sequence[Site]) -> list[list[Site]]:

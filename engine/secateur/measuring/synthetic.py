@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.images import image_shape, reads_images
+from secateur.model.positions import positions
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.tasks.model_config import end_mark
@@ -32,12 +33,16 @@ def synthetic_batches(
 
     Returns:
         Keyword arguments of the model, on its device.
+
+    Raises:
+        InputError: As in `require_lengths`.
     """
     for name, sizes in (("batch_sizes", batch_sizes), ("lengths", lengths)):
         if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
             raise InputError(f"{name}: expected a sequence of numbers, got {shown(sizes)}")
         for size in sizes:
             require_count(name, size)
+    require_lengths(model, lengths)
     config: Any = model.config
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -65,6 +70,22 @@ def _ended_once(ids: Tensor, end: int, other: int) -> Tensor:
     ended: Tensor = ids.masked_fill(ids == end, other)
     ended[:, -1] = end
     return ended
+
+
+def require_lengths(model: nn.Module, lengths: Sequence[int], name: str = "lengths") -> None:
+    """Check that a model has as many positions as the inputs to be timed have tokens.
+
+    Args:
+        model: The model. A model that reads images takes any lengths.
+        lengths: Numbers of input tokens.
+        name: The argument that the message begins with.
+
+    Raises:
+        InputError: A length exceeds the positions.
+    """
+    most = None if reads_images(model) else positions(model)
+    if most is not None and max(lengths) > most:
+        raise InputError(f"{name}: expected at most the model's {most} positions, got {max(lengths)}")
 
 
 def forward_options(model: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -85,6 +86,20 @@ def fingerprint(model: nn.Module) -> str:
     shapes = {name: list(p.shape) for name, p in sorted(named_parameters(model))}
     text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def config_digest(model: nn.Module) -> str:
+    """Return a short hash of the model's config and of its generation settings, where they differ from the defaults.
+
+    The dtype, the folder's name and versions are not part of it.
+    """
+    configs: list[Any] = [getattr(model, name, None) for name in ("config", "generation_config")]
+    known = [config.to_diff_dict() if hasattr(config, "to_diff_dict") else {} for config in configs]
+    documents = [json.loads(json.dumps(document, default=str)) for document in known]
+    for document in documents:
+        for name in ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version"):
+            document.pop(name, None)
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -> Site:

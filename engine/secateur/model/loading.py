@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.support.compat import without_own_code
 from secateur.support.errors import InputError
 
 ADAPTER_FILE = "adapter_config.json"
@@ -29,14 +30,15 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
 
     Raises:
         InputError: The checkpoint lacks weights of the model, or has them in other shapes, or comes with an adapter, which
-            transformers ignores where PEFT is not installed.
+            transformers ignores where PEFT is not installed, or needs code that the folder brings.
     """
     if (Path(folder) / ADAPTER_FILE).is_file():
         raise InputError(
             f"model: expected a model without adapters, got {folder!r} with {ADAPTER_FILE}: merge the adapter into the weights "
             "first (merge_and_unload() of peft.PeftModel.from_pretrained(model, adapter), then save_pretrained)"
         )
-    model, info = model_class.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+    model, info = without_own_code(model_class.from_pretrained, folder, **options)
     missing = sorted(name for name in info["missing_keys"] if is_needed(model, name))
     if missing:
         raise InputError(

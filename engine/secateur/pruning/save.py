@@ -81,6 +81,7 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
         InputError: There is no such folder, or it holds no model of a known class or not all weights of the model.
     """
     cls = class_of(folder)
+    options.pop("trust_remote_code", None)  # No code of the folder runs.
     # transformers and safetensors raise exceptions of any type for damaged files.
     with reading("model", folder, f"cannot be loaded as {cls.__name__}", typed=False, also=(Exception,)):
         model = load_complete(cls, str(folder), **{"dtype": "auto", **options})

@@ -1,7 +1,7 @@
 """Private names of other libraries, each behind one function. No other module of the engine reads one.
 
 Checked with torch 2.13.0, transformers 5.23.0, accelerate 1.15.0 and datasets 5.2.0, which constraints.txt names. Another major
-version of torch or transformers may move these names, so pyproject.toml bounds both from above. `QuietTrainer` overrides two
+version of torch or transformers may move these names, so pyproject.toml bounds both from above. `QuietTrainer` overrides
 private methods of transformers' Trainer, which cannot be done from here.
 """
 
@@ -10,13 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from secateur.support.errors import InputError
+
+T = TypeVar("T")
 
 __all__ = [
     "TorchDispatchMode",
@@ -38,6 +43,8 @@ __all__ = [
     "is_compiled_in_place",
     "model_from_config",
     "move_hooks",
+    "own_code_error",
+    "own_code_options",
     "own_modules",
     "own_parameters",
     "reads_a_value",
@@ -47,6 +54,7 @@ __all__ = [
     "train_batch_size",
     "tree_leaves",
     "use_one_gpu",
+    "without_own_code",
 ]
 
 # torch
@@ -194,6 +202,37 @@ def has_cpp_compiler() -> bool:
 # transformers
 
 
+def without_own_code(load: Callable[..., T], source: Any, **options: Any) -> T:
+    """Call `from_pretrained` or `from_config` of transformers such that no code of a model's folder runs, and nothing is asked.
+
+    Args:
+        load: The method of an Auto class.
+        source: The folder, the Hub name or the config.
+        options: Further keyword arguments.
+
+    Returns:
+        The result of the method.
+
+    Raises:
+        InputError: The folder brings its own code, and transformers has no class of its own for it. The text of
+            `resolve_trust_remote_code`'s ValueError tells this error from others.
+    """
+    try:
+        return load(source, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "`trust_remote_code=True`" not in str(error):
+            raise
+        raise own_code_error(getattr(source, "name_or_path", source)) from error
+
+
+def own_code_error(name: object) -> InputError:
+    """Return the error for a folder or Hub name whose model or tokenizer is not one of transformers' classes."""
+    return InputError(
+        f"model: expected a model and a tokenizer of classes in transformers, got {str(name)!r}, which brings its own code, "
+        "and secateur does not run code of a model's folder"
+    )
+
+
 def has_auto_model(auto_class: str, config: Any) -> bool:
     """Tell whether an Auto class, such as "AutoModelForCausalLM", knows a config's architecture. `_model_mapping`.
 
@@ -282,6 +321,14 @@ def accelerate_wraps_forward(module: nn.Module) -> bool:
     Accelerate sets `_hf_hook` or `_original_forward` on these modules.
     """
     return has_accelerate_hook(module) or "_original_forward" in vars(module)
+
+
+def own_code_options(load_dataset: Callable[..., Any]) -> dict[str, bool]:
+    """Return the options with which `datasets.load_dataset` runs no code of a data set, and asks nothing.
+
+    Releases before 4 run such code after a question on standard input; later ones cannot, and have no such parameter.
+    """
+    return {"trust_remote_code": False} if "trust_remote_code" in signature(load_dataset).parameters else {}
 
 
 def saved_data_files(folder: Path) -> list[str]:

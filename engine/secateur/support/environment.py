@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from secateur.support.errors import InputError
 
 # The CPU's instruction sets for matrix products, the fastest first.
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
@@ -35,6 +38,20 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+
+
+def require_threads(threads: int) -> None:
+    """Check a number of CPU threads. OpenMP ends the process where the system refuses to start a thread.
+
+    Args:
+        threads: The number.
+
+    Raises:
+        InputError: There are fewer threads than one, or more than 64 and than four for each core.
+    """
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 1 <= threads <= most:
+        raise InputError(f"threads: expected 1 to {most} on this machine, got {threads}")
 
 
 def capabilities() -> dict[str, Any]:

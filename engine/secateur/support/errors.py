@@ -9,6 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from secateur.support.urls import redacted
+
 # Exceptions raised while a file is read that is missing, truncated, in another format, or written by another program.
 _UNREADABLE: tuple[type[Exception], ...] = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
@@ -19,8 +21,11 @@ _UNREADABLE: tuple[type[Exception], ...] = (
 class InputError(ValueError):
     """An argument or input that cannot be used. The message says: `argument: expected ..., got ...`.
 
-    The command line prints the message as one line and exits with code 2.
+    The command line prints the message as one line and exits with code 2. Passwords in URLs are hidden.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 class FieldError(InputError):

@@ -1,19 +1,25 @@
-"""Files and folders that appear under their final name only when they are complete."""
+"""Files and folders that appear under their final name only when they are complete, and locks on outputs."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from secateur.support.errors import InputError
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
     """Write a file under a temporary name in the same folder, then rename it. If writing fails, no file is left.
+
+    The temporary files of killed writers of the same file are removed first.
 
     Args:
         path: The file. An existing file is replaced.
@@ -24,20 +30,18 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     require_parent(path)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with _partial(path, folder=False) as (partial, descriptor):
+        with os.fdopen(os.dup(descriptor), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(partial, 0o644)
         os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A context that provides a temporary folder and gives it its final name at the end. An exception deletes the folder.
+
+    The temporary folders of killed writers of the same folder are removed first. At the end, the modes of all files follow the
+    umask, because safetensors lets only the owner read the files that it writes.
 
     Args:
         path: The final name.
@@ -46,33 +50,131 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         The temporary folder, in the same parent folder.
 
     Raises:
-        InputError: The path exists already, or its parent folder does not exist.
+        InputError: The path exists already, or its parent folder does not exist or cannot be written to.
     """
     path = Path(path)
     require_absent(path)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with _partial(path, folder=True) as (partial, descriptor):
         yield partial
-        partial.chmod(0o755)
+        readable = os.fstat(descriptor).st_mode & 0o666  # The folder was created with the umask.
+        for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(readable)
         partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
-def require_absent(path: str | Path, kind: str = "folder") -> None:
-    """Check that an output does not exist yet and that its parent folder does.
+@contextmanager
+def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
+    """Keep other processes from making an output while this process makes it. The output must not exist yet.
+
+    A lock file stands beside the output for that time. The kernel releases the lock of a killed process, and the next run takes
+    over its lock file and removes its temporary files.
 
     Args:
         path: The output.
         kind: The kind of output for the message: "folder" or "file".
 
     Raises:
-        InputError: The output exists, or its parent folder does not.
+        InputError: The output exists, its parent folder does not exist or cannot be written to, or another process makes the
+            output.
     """
-    if Path(path).exists():
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    if os.path.lexists(path) and lock.is_file():
+        _remove_if_free(lock)  # Its process was killed after it had made the output.
+    require_absent(path, kind)
+    with open_own(lock) as file:
+        require_alone(file, path)
+        if not _is_at(lock, file.fileno()):  # The process that had the lock has just ended, and removed the lock file.
+            raise InputError(f"out: {str(path)!r} is in use by another process")
+        try:
+            require_absent(path, kind)
+            _remove_leftovers(path)
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def open_own(path: str | Path) -> IO[bytes]:
+    """Open one of secateur's own files, such as a lock, to read and to append. It is created if it does not exist.
+
+    A link is not followed, so nobody can make secateur write to a file elsewhere.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: The path is a link, no regular file, or cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        why = "which is a link" if Path(path).is_symlink() else f"which cannot be opened ({error.strerror})"
+        raise InputError(f"out: expected a file of secateur's own, got {str(path)!r}, {why}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"out: expected a file of secateur's own, got {str(path)!r}, which is no regular file")
+    return os.fdopen(descriptor, "a+b")
+
+
+def create_own(path: str | Path) -> IO[bytes]:
+    """Create a file to write, in place of a file or link of this name.
+
+    Args:
+        path: The file.
+    """
+    Path(path).unlink(missing_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb")
+
+
+def require_alone(file: IO[Any], folder: Path | str, argument: str = "out") -> None:
+    """Lock an open file until it is closed.
+
+    Args:
+        file: The file.
+        folder: The output that the lock stands for, for the message.
+        argument: The argument that the message begins with.
+
+    Raises:
+        InputError: Another process has locked the file.
+    """
+    if not _locked(file.fileno(), unlockable=True):
+        raise InputError(f"{argument}: {str(folder)!r} is in use by another process")
+
+
+def require_absent(path: str | Path, kind: str = "folder") -> None:
+    """Check that an output does not exist yet, and that its parent folder does and can be written to.
+
+    Args:
+        path: The output.
+        kind: The kind of output for the message: "folder" or "file".
+
+    Raises:
+        InputError: The output exists, or its parent folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
         raise InputError(f"out: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
-    require_parent(Path(path))
+    require_parent(path)
+    _require_writable(path.parent, path)
+
+
+def require_run_folder(folder: str | Path) -> None:
+    """Check that a run's folder, which may exist, can be written to; if it does not exist, that it can be created.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        InputError: The folder or its parent folder cannot be written to, is no folder, or the parent does not exist.
+    """
+    folder = Path(folder)
+    if not os.path.lexists(folder):
+        require_absent(folder)
+    elif not folder.is_dir():
+        raise InputError(f"out: expected a folder, got the file {str(folder)!r}")
+    else:
+        _require_writable(folder, folder / "run")
 
 
 def require_parent(path: Path) -> None:
@@ -86,3 +188,101 @@ def require_parent(path: Path) -> None:
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"out: expected an existing parent folder, got {str(path)!r}")
+
+
+def require_regular(argument: str, path: Path) -> None:
+    """Check that an existing path is a regular file. Reading from a pipe or a device may wait for ever.
+
+    Args:
+        argument: The argument that the message begins with.
+        path: The path.
+
+    Raises:
+        InputError: The path exists and is no regular file.
+    """
+    if path.exists() and not path.is_file():
+        kind = "folder" if path.is_dir() else "pipe" if path.is_fifo() else "device or socket"
+        raise InputError(f"{argument}: expected a file, got the {kind} {str(path)!r}")
+
+
+def _require_writable(folder: Path, path: Path) -> None:
+    """Raise InputError if no file can be created in a folder. Mode bits alone do not tell: the file system may be read-only."""
+    try:
+        with _partial(path, folder=False):
+            pass
+    except OSError as error:
+        raise InputError(f"out: expected a folder that can be written to, got {str(folder)!r} ({error.strerror})") from error
+
+
+@contextmanager
+def _partial(path: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
+    """Create a file or a folder with a temporary name beside `path`, and yield its path and its open descriptor.
+
+    It stays locked until the context ends. Then it is removed, unless it has been renamed. The lock tells a later writer that
+    this process lives.
+    """
+    _remove_leftovers(path)
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        if folder:
+            partial.mkdir()
+            descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        else:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        if _locked(descriptor, unlockable=True) and _is_at(partial, descriptor):
+            break
+        os.close(descriptor)  # Another process took it for a leftover before it was locked.
+    try:
+        yield partial, descriptor
+    finally:
+        if _is_at(partial, descriptor):
+            _remove(partial)
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove the temporary files and folders of `path` whose writers were killed: nobody holds their locks."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    for entry in os.scandir(path.parent):
+        if name.fullmatch(entry.name):
+            _remove_if_free(Path(entry.path))
+
+
+def _remove_if_free(path: Path) -> None:
+    """Remove a file or a folder of secateur's own that no process has locked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # It is a link, another user's, or was renamed in between.
+    try:
+        if _locked(descriptor, unlockable=False) and _is_at(path, descriptor):
+            _remove(path)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with its content."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _locked(descriptor: int, *, unlockable: bool) -> bool:
+    """Try to lock an open file or folder. `unlockable` is the result on a file system that has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return unlockable
+    return True
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether a path still names the open file or folder."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from secateur.support.errors import InputError, reading
-from secateur.support.files import write_atomically
+from secateur.support.files import open_own, require_alone, require_run_folder, write_atomically
+from secateur.support.urls import redacted
 
 SETTINGS, CELLS = "settings.json", "cells.jsonl"
+_BEGUN = re.compile(r"\.settings\.json\.[0-9a-f]{8}\.partial")
 
 
 class Ledger:
@@ -30,7 +33,8 @@ class Ledger:
         settings: The settings of the run, as JSON values.
 
     Raises:
-        InputError: The folder was begun with other settings, is in use, contains something else, or has no parent folder.
+        InputError: The folder was begun with other settings, is in use, contains something else, has damaged files, cannot be
+            written to, or has no parent folder.
 
     Example:
         >>> with Ledger(Path("out"), {"seed": 0}) as ledger:
@@ -42,16 +46,16 @@ class Ledger:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         settings_file = folder / SETTINGS
+        require_run_folder(folder)
         if not settings_file.exists():
-            if folder.exists() and any(folder.iterdir()):
+            # A run that was killed while it wrote its settings leaves their temporary file.
+            if folder.exists() and not all(_BEGUN.fullmatch(path.name) for path in folder.iterdir()):
                 raise InputError(f"out: expected a new folder or one that this command began, got {str(folder)!r}")
-            if not folder.absolute().parent.is_dir():
-                raise InputError(f"out: expected an existing parent folder, got {str(folder)!r}")
             folder.mkdir(exist_ok=True)
-            write_atomically(settings_file, json.dumps(settings, indent=1) + "\n")
+            write_atomically(settings_file, redacted(json.dumps(settings, indent=1)) + "\n")
         require_same(folder, _read_settings(settings_file), settings)
         self.results: dict[str, dict[str, Any]] = {}
-        self._file = open(folder / CELLS, "a+b")  # noqa: SIM115
+        self._file = open_own(folder / CELLS)
         try:
             require_alone(self._file, folder)
             self._read()
@@ -92,31 +96,37 @@ class Ledger:
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
                 break  # A kill has cut off this line.
-            try:
+            with reading(
+                "out", self.folder / CELLS, f"is damaged in line {number}; delete this line, and its cell is run again"
+            ):
                 key, row = json.loads(line)
-            except ValueError as error:
-                raise InputError(
-                    f"out: expected a finished cell in line {number} of {str(self.folder / CELLS)!r}, got no JSON ({error})"
-                ) from error
-            self.results[key] = row
+                self.results[key] = dict(row)
             complete_bytes += len(line)
         self._file.truncate(complete_bytes)
 
 
-def require_alone(file: IO[Any], folder: Path | str) -> None:
-    """Lock an open file of a folder until the file is closed.
+def content_hash(content: Any) -> str:
+    """Return a short hash of JSON values, such as the rows of a data set. Other values count by their text.
 
     Args:
-        file: The file.
-        folder: The folder, for the message.
+        content: The values.
+    """
+    return hashlib.sha256(json.dumps(content, default=str).encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def file_state(path: Path) -> list[int]:
+    """Return a file's size in bytes and the time of its last change in nanoseconds, which together tell whether it changed.
+
+    Args:
+        path: The file.
 
     Raises:
-        InputError: Another process has locked the file.
+        InputError: There is no such file.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"out: {str(folder)!r} is in use by another process") from None
+    if not path.is_file():
+        raise InputError(f"data: no such file: {str(path)!r}")
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns]
 
 
 def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -130,7 +140,7 @@ def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mappin
     Raises:
         InputError: A setting differs. The message begins with the name of the setting.
     """
-    as_json = json.loads(json.dumps(settings))
+    as_json = json.loads(redacted(json.dumps(settings)))
     for name in as_json:
         if stored.get(name) != as_json[name]:
             raise InputError(f"{name}: {str(folder)!r} was begun with {stored.get(name)!r}, got {as_json[name]!r}")
@@ -138,8 +148,8 @@ def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mappin
 
 def _read_settings(file: Path) -> dict[str, Any]:
     """Return the settings that a folder was begun with. Raise InputError if they cannot be read."""
-    with reading("out", file, "is no JSON"):
-        settings: dict[str, Any] = json.loads(file.read_text())
+    with reading("out", file, "is damaged; delete its folder to begin the run anew"):
+        settings: dict[str, Any] = {**json.loads(file.read_text())}
     return settings
 
 

@@ -1,10 +1,15 @@
-"""Load a tokenizer or an image processor."""
+"""Load a tokenizer or an image processor, and tell one from another."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
+from secateur.support.compat import own_code_error, without_own_code
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
@@ -23,12 +28,15 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
 
     Raises:
         InputError: The tokenizer needs sentencepiece or protobuf, and the package is not installed. Marian folders need it,
-            and so do mT5 and T5 folders without a tokenizer.json. Or the files of the tokenizer's vocabulary are missing.
+            and so do mT5 and T5 folders without a tokenizer.json. Or the files of the tokenizer's vocabulary are missing, or
+            the folder brings a tokenizer's code.
     """
     import transformers
 
     try:
-        reader = getattr(transformers, auto_class).from_pretrained(folder)
+        reader = without_own_code(getattr(transformers, auto_class).from_pretrained, folder)
+    except InputError:
+        raise
     except (ImportError, ValueError) as error:
         # ImportError for Marian and ValueError for T5; T5's names tiktoken where sentencepiece and protobuf are enough.
         needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
@@ -42,6 +50,9 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
     longest = getattr(reader, "model_max_length", 1)
     if not isinstance(longest, (int, float)) or isinstance(longest, bool) or not longest >= 1:
         raise InputError(f"tokenizer: expected a model_max_length of at least 1 in {folder!r}, got {shown(longest)}")
+    # transformers reads a tokenizer.json with its general class where it lacks the class that the folder names.
+    if type(reader) is transformers.PreTrainedTokenizerFast and reader.init_kwargs.get("auto_map"):
+        raise own_code_error(folder)
     if _has_no_words(reader):
         raise InputError(
             f"tokenizer: expected {folder!r} to hold the files of a tokenizer ({', '.join(reader.vocab_files_names.values())}),"
@@ -55,6 +66,28 @@ def _has_no_words(reader: Any) -> bool:
     if not hasattr(reader, "get_vocab") or len(reader) > _FEW_TOKENS:
         return False
     return not set(reader.get_vocab()) - set(reader.all_special_tokens) - set(reader.added_tokens_encoder) - {"▁"}
+
+
+def reader_digest(reader: Any) -> str:
+    """Return a short hash of a tokenizer or an image processor: of the files that its `save_pretrained` writes.
+
+    The padding and the truncation of the last call are not part of it, nor is the folder that it was loaded from.
+
+    Args:
+        reader: The tokenizer or the image processor.
+    """
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        reader.save_pretrained(folder)
+        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            content = file.read_bytes()
+            if file.name in ("tokenizer.json", "tokenizer_config.json"):
+                document = json.loads(content)
+                for name in ("padding", "truncation", "name_or_path", "is_local", "local_files_only", "transformers_version"):
+                    document.pop(name, None)
+                content = json.dumps(document, sort_keys=True).encode()
+            digest.update(f"{file.relative_to(folder)} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def _installed(package: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, cast
 
 import typer
@@ -33,7 +34,7 @@ from secateur.cli.shared.options import (
     Unlabeled,
 )
 from secateur.cli.shared.torchrun import processes
-from secateur.support.files import require_absent
+from secateur.support.files import claimed
 from secateur_kernels.backend import Backend
 
 
@@ -65,8 +66,7 @@ def attribute(
 ) -> None:
     """Score each unit by its effect on a task; write the scores (safetensors). torchrun splits the examples among processes."""
     inputs.use_threads(threads)
-    with processes(device, device_map) as ranks:
-        require_absent(out, "file")
+    with processes(device, device_map) as ranks, nullcontext() if ranks.rank else claimed(out, "file"):
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
         loaded, task, rows = inputs.prepare(
             model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,

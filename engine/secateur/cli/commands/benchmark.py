@@ -22,9 +22,10 @@ from secateur.cli.shared.options import (
 from secateur.flow.loaded import load_model
 from secateur.measuring.plots import benchmark_plot
 from secateur.measuring.synthetic import synthetic_batches
-from secateur.support.files import new_folder, require_absent
+from secateur.support.files import new_folder
 
 
+@output.claims_out()
 def benchmark(
     dense: Annotated[str, typer.Argument(help="The dense model: a folder, a Hub name, or 'builtin'.")],
     pruned: Annotated[str, typer.Argument(help="The pruned model: a folder or a Hub name.")],
@@ -46,8 +47,6 @@ def benchmark(
 ) -> None:
     """Time a dense against a pruned model: latency, throughput, and speed-ups with their spread, over batch shapes."""
     inputs.use_threads(threads)
-    if out is not None:
-        require_absent(out)
     sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     first = load_model(dense, task=kind, device=device, dtype=dtype)
     second = load_model(pruned, task=kind or first.task, device=device, dtype=dtype)

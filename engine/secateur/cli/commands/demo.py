@@ -94,6 +94,7 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
     ]
 
 
+@output.claims_out()
 def demo(
     out: Annotated[Path, typer.Option(help="Output folder; it must not exist yet.")] = Path("demo-out"),
     task: Annotated[str, typer.Option(help=f"Built-in task: {', '.join(builtin.tasks())}.")] = "language",

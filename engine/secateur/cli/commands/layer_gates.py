@@ -36,10 +36,15 @@ from secateur.data.examples import Example
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded
 from secateur.measuring.compare import compare
+from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
+from secateur.model.discovery import config_digest
+from secateur.model.offloading import weights_digest
 from secateur.pruning.verify import Verification, VerificationError, some_batches, verify_layers
-from secateur.support.ledger import Ledger
+from secateur.support.files import require_run_folder
+from secateur.support.ledger import Ledger, content_hash
 from secateur.tasks import Task
+from secateur.tasks.fitting import reader_digest
 
 if TYPE_CHECKING:
     from secateur.learned.layers.layer_gates import LayerGates
@@ -79,6 +84,7 @@ def layer_gates(
     from secateur.learned.shared.trainer import trainer_arguments
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
     # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
@@ -86,6 +92,7 @@ def layer_gates(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
         columns=(column, token_column),
     )  # fmt: skip
+    require_lengths(loaded.model, shapes[1])
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
     given = {
         "max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
@@ -105,6 +112,9 @@ def layer_gates(
     settings = {
         "model": model, "data": [data, len(rows)], "eval": evaluation, "task": loaded.task, "labels": task.labels,
         "max_length": max_length, "column": [column, token_column], **learned,
+        # Another model, tokenizer or data under the same names would give other gates.
+        "tokenizer": reader_digest(loaded.tokenizer), "config": config_digest(loaded.model),
+        "weights": weights_digest(loaded.model), "rows": content_hash([rows, held_out]),
     }  # fmt: skip
     with gates, Ledger(out, settings) as ledger:
         cell = {"model": model}

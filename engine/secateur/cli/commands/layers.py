@@ -36,14 +36,15 @@ from secateur.data.examples import Example
 from secateur.flow.folder import write_folder
 from secateur.flow.loaded import Loaded
 from secateur.measuring.compare import compare
+from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.blocks import layers as layers_of
 from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.verify import VerificationError, some_batches, verify_layers
-from secateur.support.files import require_absent
 from secateur.tasks import Target, Task
 
 
+@output.claims_out()
 def layers(
     model: Model,
     data: Data,
@@ -71,7 +72,6 @@ def layers(
 ) -> None:
     """Score whole layers, delete the lowest-scored ones, verify, evaluate and benchmark; write a model folder with a report."""
     inputs.use_threads(threads)
-    require_absent(out)
     (criterion_name,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     (target_name,) = inputs.among("target", target, get_args(Target))
@@ -82,6 +82,7 @@ def layers(
     )  # fmt: skip
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
     # Refuse a wrong number of layers before the scoring, which takes long.
+    require_lengths(loaded.model, shapes[1])
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, layer_unit)), 0.0), keep_layers)
     scores = layer_scores(
         loaded.model, task, rows, criterion_name, unit=cast(LayerUnit, layer_unit), target=cast(Target, target_name),

@@ -20,9 +20,10 @@ from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
-from secateur.support.errors import InputError
-from secateur.support.files import write_atomically
-from secateur.support.ledger import SETTINGS, Ledger
+from secateur.model.offloading import weights_digest
+from secateur.support.errors import InputError, reading
+from secateur.support.files import require_run_folder, write_atomically
+from secateur.support.ledger import SETTINGS, Ledger, content_hash, file_state
 
 app = typer.Typer(
     help="LD-Net (Liu et al. 2018): prune a language model's layers for sequence labelling.", no_args_is_help=True
@@ -75,17 +76,20 @@ def train_lm(
     from secateur.learned.ldnet.vocabulary import Vocabulary
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     place = device_named(device)
     require_positive(learning_rate=learning_rate)
     settings = {
-        "texts": [[str(path), file_size(path)] for path in texts], "eval": evaluation and str(evaluation), "steps": steps,
+        "texts": [[str(path), *file_state(path)] for path in texts], "steps": steps,
+        "eval": evaluation and [str(evaluation), *file_state(evaluation)],
         "layers": layers, "width": width, "embedding": embedding, "projection": projection, "layer_dropout": layer_dropout,
         "dropout": dropout, "cutoffs": cutoffs, "min_count": min_count, "vocabulary": vocabulary, "max_length": max_length,
         "batch_size": batch_size, "learning_rate": learning_rate, "save_steps": save_steps, "seed": seed,
     }  # fmt: skip
     known = out / "vocabulary.json"
     if known.exists() and (out / SETTINGS).exists():
-        words = Vocabulary(json.loads(known.read_text(encoding="utf-8")))
+        with reading("out", known, "is damaged; delete its folder to begin the run anew"):
+            words = Vocabulary(json.loads(known.read_text(encoding="utf-8")))
     else:
         every = (word for line in lm_training.read_sentences(texts) for word in line)
         words = Vocabulary.count(every, at_least=min_count, largest=vocabulary)
@@ -150,6 +154,7 @@ def train_tagger(
     from secateur.learned.ldnet.tagger_training import GatePenalty
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     place = device_named(device)
     penalty = GatePenalty(lambda0, wanted, regulariser, gate_learning_rate, reopen)  # type: ignore[arg-type]
     require_positive(epochs=epochs, prune_epochs=prune_epochs, learning_rate=learning_rate)
@@ -159,9 +164,10 @@ def train_tagger(
     sizes = {"features": features, "word_width": word_width, "hidden": hidden}
     stages = [Stage(number, batch_size, learning_rate, seed) for number in (epochs, prune_epochs)]
     settings = {
-        "lm": str(lm), "data": [str(data), file_size(data)], "eval": [str(evaluation), file_size(evaluation)], "column": column,
-        "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty),
-        "stages": [asdict(stage) for stage in stages], "sizes": sizes,
+        "lm": str(lm), "data": [str(data), *file_state(data)], "eval": [str(evaluation), *file_state(evaluation)],
+        "column": column, "token_column": token_column, "scheme": scheme, "penalty": asdict(penalty),
+        "stages": [asdict(stage) for stage in stages], "sizes": sizes, "weights": weights_digest(models),
+        "words": content_hash(vocabulary.entries),
     }  # fmt: skip
     with Ledger(out, settings) as ledger:
         document = _two_stages(ledger, (models, vocabulary), (train, dev), scheme, sizes, stages, penalty, place.type)
@@ -297,17 +303,6 @@ def require_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not 0 < value < math.inf:
             raise InputError(f"{name}: expected a number above 0, got {value}")
-
-
-def file_size(path: Path) -> int:
-    """Return a file's size in bytes.
-
-    Raises:
-        InputError: There is no such file.
-    """
-    if not path.is_file():
-        raise InputError(f"data: no such file: {str(path)!r}")
-    return path.stat().st_size
 
 
 def _write_log(path: Path, log: list[dict[str, Any]]) -> None:

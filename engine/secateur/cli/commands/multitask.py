@@ -12,13 +12,15 @@ from torch import nn
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, Threads
-from secateur.flow.loaded import device_named
+from secateur.flow.loaded import described, device_named
 from secateur.model.cost import parameters
+from secateur.model.discovery import config_digest
 from secateur.model.loading import load_complete
+from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError, first_line
-from secateur.support.files import write_atomically
-from secateur.support.ledger import CELLS, Ledger
-from secateur.tasks.fitting import read_tokenizer
+from secateur.support.files import require_run_folder, write_atomically
+from secateur.support.ledger import CELLS, Ledger, content_hash
+from secateur.tasks.fitting import read_tokenizer, reader_digest
 
 
 def multitask(
@@ -36,6 +38,7 @@ def multitask(
     from secateur.learned.multitask.run import TaskData, prepare, run, scores_from
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     read, said = configs.read_config(config)
     data = {name: TaskData(*configs.load_task(name, about)) for name, about in read.tasks.items()}
     place = device_named(device)
@@ -54,7 +57,13 @@ def multitask(
         if not (out / CELLS).exists() or not (out / CELLS).read_bytes().endswith(b"\n"):
             run(prepared, arguments, learning_rates=read.learning_rates)
         return
-    with Ledger(out, {"config": said}) as ledger:
+    settings = {
+        "config": said,
+        # Another model, tokenizer or data under the same names would give other masks.
+        "tokenizer": reader_digest(tokenizer), "architecture": config_digest(encoder), "weights": weights_digest(encoder),
+        "rows": content_hash([[task_data.train, task_data.test] for task_data in data.values()]),
+    }  # fmt: skip
+    with Ledger(out, settings) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:
             with output.counting("steps") as count:
@@ -114,6 +123,7 @@ def load_encoder(name: str) -> tuple[nn.Module, Any]:
 
         model, tokenizer = builtin.load()
         return encoder_of(model), tokenizer
+    name, _ = described(name)
     try:
         return load_complete(AutoModelForTextEncoding, name, dtype="float32").eval(), read_tokenizer(name)
     except InputError:

@@ -24,9 +24,9 @@ from secateur.cli.shared.options import (
 )
 from secateur.flow.loaded import device_named
 from secateur.planning.allocation import Allocation
-from secateur.support.files import require_absent
 
 
+@output.claims_out("file")
 def plan(
     scores: Annotated[Path, typer.Argument(help="File of scores, from attribute.")],
     out: Out,
@@ -41,7 +41,6 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose from scores which units stay within a budget; write the plan (JSON)."""
-    require_absent(out, "file")
     chosen = secateur.plan(
         Scores.load(scores),
         keep=keep,

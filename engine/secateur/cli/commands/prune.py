@@ -55,9 +55,9 @@ from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
-from secateur.support.files import require_absent
 
 
+@output.claims_out()
 def prune(
     model: Model,
     data: DataUnlessDry = None,
@@ -122,7 +122,6 @@ def prune(
         output.emit(document, as_json, *shown)
         return
     data, out = dry_run.require_real(data, out, scores_file)
-    require_absent(out)
     loaded, task, rows = inputs.prepare(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),

@@ -15,10 +15,13 @@ from secateur.cli.shared.options import Device, Json, RunFolder, Threads, UnitOp
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
 from secateur.flow.loaded import Loaded, load_model
+from secateur.model.offloading import weights_digest
 from secateur.reproduction.ap import glue, report
 from secateur.reproduction.ap import grid as ap
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.files import require_run_folder
+from secateur.tasks.fitting import reader_digest
 
 # For each preset: its tasks, the tasks of the detailed experiments, and a task with a related and an unrelated one.
 BUILTIN = (("domain", "language", "movie", "qtype", "sentiment"), ("language", "domain"), ("sentiment", "movie", "language"))
@@ -62,6 +65,7 @@ def ap_(
 ) -> None:
     """Repeat the six experiments of attribution-based pruning (Yang et al. 2023), with its baselines and newer criteria."""
     inputs.use_threads(threads)
+    require_run_folder(out)
     if preset not in ("builtin", "paper"):
         raise InputError(f"preset: expected builtin or paper, got {preset!r}")
     known, detailed, unseen = BUILTIN if preset == "builtin" else PAPER
@@ -92,8 +96,9 @@ def ap_(
     cells = ap.grid(settings)
     task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in wanted_tasks}
     laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
+    identity = {"weights": weights_digest(loaded.model), "tokenizer": reader_digest(loaded.tokenizer)}
     run_cells(
-        out, settings.to_json(), cells, laboratory.run,
+        out, {**settings.to_json(), **identity}, cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from secateur.cli.commands.ldnet import EvalFile, GateRate, Lambda0, Seed, TrainFile, file_size, require_positive
+from secateur.cli.commands.ldnet import EvalFile, GateRate, Lambda0, Seed, TrainFile, require_positive
 from secateur.cli.shared import inputs
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
@@ -17,6 +17,8 @@ from secateur.data.conll import Sentence
 from secateur.flow.loaded import device_named
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.files import require_run_folder
+from secateur.support.ledger import file_state
 
 # The paper's sizes. Language models train at most as long as in its code, and taggers at least as long. The preset small has
 # the defaults of `Settings`.
@@ -83,6 +85,7 @@ def ldnet(
     from secateur.reproduction.ldnet import grid, report
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     place = device_named(device)
     require_accelerate()
     if preset not in ("small", "paper"):
@@ -90,8 +93,9 @@ def ldnet(
     given = {"layers": layers, "width": width, "steps": steps, "epochs": epochs, "prune_epochs": prune_epochs}
     chosen = {**(PAPER if preset == "paper" else {}), **{name: value for name, value in given.items() if value is not None}}
     files = {"data": data, "eval": evaluation, "test": test, "text": text}
+    states = {name: file_state(path) for name, path in files.items() if path is not None}
     settings = grid.Settings(
-        files={name: (str(path), file_size(path)) for name, path in files.items() if path is not None},
+        files={name: (str(files[name]), size) for name, (size, _) in states.items()},
         columns=_columns(column), wanted=tuple(sorted(set(inputs.numbers(wanted, "wanted")))), token_column=token_column,
         batch_size=batch_size, learning_rate=learning_rate, gate_learning_rate=gate_learning_rate, lambda0=lambda0,
         examples=examples, tested=tested, seed=seed, **chosen,
@@ -104,7 +108,7 @@ def ldnet(
     laboratory = grid.Laboratory(tasks, text, settings, out, place.type)
     about = environment(torch.nn.Linear(1, 1).to(place))
     run_cells(
-        out, settings.to_json(), grid.grid(settings), laboratory.run,
+        out, {**settings.to_json(), "states": states}, grid.grid(settings), laboratory.run,
         lambda rows: report.write(out, rows, settings, about), as_json,
     )  # fmt: skip
 

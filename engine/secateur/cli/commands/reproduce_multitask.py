@@ -12,8 +12,11 @@ from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
 from secateur.flow.loaded import device_named
+from secateur.model.offloading import weights_digest
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.files import require_run_folder
+from secateur.tasks.fitting import reader_digest
 
 # The default tasks of the preset builtin.
 BUILTIN_TASKS = ("domain", "language", "qtype")
@@ -76,6 +79,7 @@ def multitask(
     from secateur.reproduction.multitask import grid, report
 
     inputs.use_threads(threads)
+    require_run_folder(out)
     if preset not in ("builtin", "paper", "paper-nine"):
         raise InputError(f"preset: expected builtin, paper or paper-nine, got {preset!r}")
     names = inputs.among("tasks", tasks, *_tasks(preset))
@@ -90,8 +94,9 @@ def multitask(
     encoder, tokenizer = load_encoder(settings.model)
     cells = grid.grid(settings)
     laboratory = grid.Laboratory(encoder, tokenizer, data, settings, out, place.type)
+    identity = {"weights": weights_digest(encoder), "tokenizer": reader_digest(tokenizer)}
     run_cells(
-        out, settings.to_json(), cells, laboratory.run,
+        out, {**settings.to_json(), **identity}, cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(encoder)), as_json,
     )  # fmt: skip
 

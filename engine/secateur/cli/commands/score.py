@@ -26,9 +26,11 @@ from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
 from secateur.corpus.windows import require_on_long
 from secateur.flow.loaded import load_model, make_task
+from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
 from secateur.tasks.batches import model_device
+from secateur.tasks.fitting import reader_digest
 
 COMPILE = {"auto": None, "on": True, "off": False}
 
@@ -85,6 +87,8 @@ def score(
     if engine == "ray" and options.compile is None:
         options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
     keep_kernels()
+    folder = Folder(out)
+    folder.require_writable()
     recipe = _Recipe(model, kind, labels, max_length, device, dtype)
     reading = Reading(column, id_column, on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
@@ -92,10 +96,10 @@ def score(
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
         runner, task_kind = recipe.make()
         runner.task.require_fit(runner.model)  # Before the folder is begun.
-        sources, folder = find_sources(data), Folder(out)
-        weights = weights_digest(runner.model)
+        sources, weights = find_sources(data), weights_digest(runner.model)
         settings = {
-            "model": weights, "task": task_kind, "labels": runner.task.label_names(runner.model),
+            "model": weights, "config": config_digest(runner.model), "tokenizer": reader_digest(runner.task.reader),
+            "task": task_kind, "labels": runner.task.label_names(runner.model),
             "max_length": runner.task.max_length,
         }  # fmt: skip
         if (outputs := runner.task.output_kind(runner.model)) != "label":
@@ -104,7 +108,7 @@ def score(
         runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
         with alone_in(folder):
-            corpus_run.begin(runner)
+            corpus_run.begin(runner, output.say)
             if corpus_run.unnamed:
                 output.say(
                     f"{len(corpus_run.unnamed)} finished shards are none of --data's; their scores stay, and are counted"

@@ -37,9 +37,10 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.plots import sweep_plot
 from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
-from secateur.support.files import new_folder, require_absent
+from secateur.support.files import new_folder
 
 
+@output.claims_out()
 def sweep_(
     model: Model,
     data: Data,
@@ -73,7 +74,6 @@ def sweep_(
 ) -> None:
     """Measure accuracy, size and speed at several rates of pruning; write them as CSV, JSON and PNG."""
     inputs.use_threads(threads)
-    require_absent(out)
     (refit,) = inputs.recoveries(recover, tries=False)
     rates = inputs.numbers(keeps, "keeps", float)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
@@ -81,12 +81,12 @@ def sweep_(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         unlabeled=unlabeled, columns=(column, token_column),
     )  # fmt: skip
+    (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     held_out = inputs.read(evaluation, loaded, (column, token_column), labels)
     scores = secateur.attribute(
         loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,
     )  # fmt: skip
-    (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     points = sweep(
         loaded.model, task, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
         progress=output.step_progress,

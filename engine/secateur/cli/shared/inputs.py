@@ -17,6 +17,7 @@ from secateur.flow.choose import RECOVERIES
 from secateur.flow.compress import preferred_alignment
 from secateur.flow.loaded import Loaded, load_model, make_task, task_labels
 from secateur.recovery import Method
+from secateur.support.environment import require_threads
 from secateur.support.errors import InputError
 from secateur.tasks import TokenClassification
 from secateur.tasks.classification import class_names
@@ -147,8 +148,9 @@ def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
 
 
 def use_threads(threads: int | None) -> None:
-    """Set the number of CPU threads, if it is given."""
+    """Set the number of CPU threads, if it is given. Raise InputError for a number that the machine cannot start."""
     if threads is not None:
+        require_threads(threads)
         torch.set_num_threads(threads)
 
 

@@ -6,8 +6,9 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,26 +21,51 @@ from secateur.measuring.compare import Comparison
 from secateur.model.sites import Site
 from secateur.planning.plan import Plan
 from secateur.reproduction.shared.claim import Claim
+from secateur.support.files import claimed
+from secateur.support.urls import redacted
 from secateur.tasks import Batch
 
 T = TypeVar("T")
+P = ParamSpec("P")
 stderr = Console(stderr=True)
 
 
+def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Return a decorator for commands that write a new output: the command has its --out for itself while it runs.
+
+    The command's parameter `out` may be None, for a command that then writes nothing. A dry run (`dry`) writes nothing either.
+
+    Args:
+        kind: The kind of output, "folder" or "file", as in `claimed`.
+    """
+
+    def decorate(command: Callable[P, None]) -> Callable[P, None]:
+        @wraps(command)
+        def guarded(*arguments: P.args, **options: P.kwargs) -> None:
+            out = options.get("out")
+            with nullcontext() if out is None or options.get("dry") else claimed(str(out), kind):
+                command(*arguments, **options)
+
+        return guarded
+
+    return decorate
+
+
 def say(text: str) -> None:
-    """Print a line on stderr."""
-    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print a line on stderr. Passwords in URLs are hidden."""
+    stderr.print(redacted(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:
     """Print a command's result: the document with --json, else the tables and lines."""
     if as_json:
-        print(json.dumps(document, indent=1))
+        print(redacted(json.dumps(document, indent=1)))
         return
     # Piped output is wide enough that no column is cut.
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in tables:
-        console.print(table, highlight=False, markup=False, soft_wrap=isinstance(table, str))
+        shown = redacted(table) if isinstance(table, str) else table
+        console.print(shown, highlight=False, markup=False, soft_wrap=isinstance(table, str))
 
 
 def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from secateur.support.urls import redacted
+
 
 def tell(message: str) -> None:
-    """Print an error message as one line on stderr."""
-    print("secateur: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    """Print an error message as one line on stderr. Passwords in URLs are hidden."""
+    print("secateur: " + redacted(" ".join(message.split())), file=sys.stderr, flush=True)

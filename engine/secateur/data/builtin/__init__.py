@@ -43,5 +43,5 @@ def load() -> tuple[nn.Module, Any]:
     """Load the built-in model, in float32 and in eval mode, and its tokenizer."""
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    model: nn.Module = AutoModelForSeq2SeqLM.from_pretrained(MODEL, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(MODEL)
+    model: nn.Module = AutoModelForSeq2SeqLM.from_pretrained(MODEL, dtype=torch.float32, trust_remote_code=False)
+    return model.eval(), AutoTokenizer.from_pretrained(MODEL, trust_remote_code=False)

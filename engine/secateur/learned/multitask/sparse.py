@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur.pruning import save as folders
+from secateur.support.compat import without_own_code
 from secateur.support.errors import InputError, reading
 
 
@@ -88,5 +89,5 @@ def _empty(folder: Path) -> Any:
     """Build the model of a folder's config, with weights that the caller replaces."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(folder)
+    config = without_own_code(transformers.AutoConfig.from_pretrained, folder)
     return getattr(transformers, config.architectures[0])(config)

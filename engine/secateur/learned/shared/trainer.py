@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.utils import is_accelerate_available
 
 from secateur.support.compat import use_one_gpu
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line, reading
 
 logger = logging.getLogger("secateur")
+# The Trainer writes these files to each checkpoint, and reads all of them when it resumes.
+_CHECKPOINT_FILES = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
 Progress = Callable[[int, int], None]
 
 
@@ -75,7 +78,8 @@ def learning_rates_of(defaults: Mapping[str, float], given: Mapping[str, float] 
 def last_checkpoint(folder: Path) -> str | None:
     """Find the last complete checkpoint in a folder.
 
-    The Trainer writes trainer_state.json last, so a checkpoint with a readable one is complete.
+    The Trainer writes trainer_state.json last, so a checkpoint with a readable one was complete. If a run was killed while it
+    removed the checkpoint, other files are missing.
 
     Args:
         folder: The Trainer's output directory.
@@ -83,17 +87,28 @@ def last_checkpoint(folder: Path) -> str | None:
     Returns:
         The checkpoint's path, or None if there is no complete checkpoint.
     """
-    complete = [path for path in folder.glob("checkpoint-*") if _is_json(path / "trainer_state.json")]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    complete = {steps: path for path in folder.glob("checkpoint-*") if (steps := _steps(path)) is not None}
+    return str(complete[max(complete)]) if complete else None
 
 
-def _is_json(path: Path) -> bool:
-    """Tell whether the file exists and holds valid JSON."""
+def _steps(checkpoint: Path) -> int | None:
+    """Return the steps that a complete checkpoint contains; None for another folder."""
+    if not all(any(checkpoint.glob(name)) for name in _CHECKPOINT_FILES):
+        return None
     try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+        steps = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+    except (OSError, ValueError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+@contextmanager
+def _resuming(checkpoint: str) -> Iterator[None]:
+    """Turn the errors of a damaged checkpoint into an InputError of one line."""
+    with reading(
+        "out", checkpoint, "is a damaged checkpoint; delete this folder to resume", also=(RuntimeError, UnpicklingError)
+    ):
+        yield
 
 
 class QuietTrainer(Trainer):  # type: ignore[misc]
@@ -131,6 +146,31 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
         checkpoint = last_checkpoint(Path(str(self.args.output_dir))) if resume else None
         self.train(resume_from_checkpoint=checkpoint)
         return list(self.state.log_history)
+
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Train for one epoch, but not after the last step.
+
+        From a checkpoint of the last step, the Trainer's own method would train another step if the step ends no epoch.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *arguments: Any, **options: Any) -> None:
+        """Load the weights. Raise InputError if the checkpoint is damaged."""
+        with _resuming(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *arguments, **options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load the optimizer's and the scheduler's state. Raise InputError if the checkpoint is damaged."""
+        with _resuming(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Load the states of the random generators. Raise InputError if the checkpoint is damaged."""
+        with _resuming(str(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save one name for each tensor: safetensors refuses parameters that share memory, as T5's embeddings do."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from secateur.support.compat import own_code_options
 from secateur.support.errors import InputError, first_line
 
 
@@ -29,7 +30,7 @@ def rows(repository: str, subset: str, name: str, split: str, root: Path | None)
 
     if root is None:
         try:
-            return load_dataset(repository, subset, split=split)
+            return load_dataset(repository, subset, split=split, **own_code_options(load_dataset))
         except (OSError, ValueError, DatasetNotFoundError) as error:
             raise InputError(f"tasks: cannot load {repository} ({subset}): {first_line(error)}") from error
     for suffix, kind in ((".parquet", "parquet"), (".jsonl", "json")):
