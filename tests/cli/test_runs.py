@@ -68,7 +68,10 @@ def test_of_two_runs_into_one_output_the_second_is_refused(run: Run) -> None:
     [
         ("attribute m --data d.jsonl --threads 1000000 --out o", "threads: expected 1 to "),
         ("score m --data d.jsonl --column input --threads 1000000 --out o", "threads: expected 1 to "),
-        ("prune m --data d.jsonl --keep 0.5 --rounds 100000000000000 --out o", "rounds: expected at most 1000, got 1000"),
+        (
+            "prune m --data d.jsonl --keep 0.5 --rounds 100000000000000 --out o",
+            "rounds: expected at most 1000, got 1000",
+        ),
         (
             "prune m --data d.jsonl --keep 0.5 --lengths 8,41 --out o",
             "lengths: expected at most the model's 40 positions, got 41",
@@ -104,7 +107,9 @@ def test_a_config_of_ten_million_layers(run: Run, line: str) -> None:
     saved()
     path = Path("m/config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "num_hidden_layers": 10_000_000}))
-    assert_refused(run(line), "num_hidden_layers: expected at most 10000, got 10000000", "o")
+    result = run(line)
+    assert_refused(result, "model: ", "o")
+    assert "num_hidden_layers: expected at most 10000, got 10000000" in result.errors[-1]
 
 
 def test_a_latency_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,16 +120,16 @@ def test_a_latency_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch,
     assert message.startswith("the latency table is not kept: /proc/self/secateur/latency/")
 
 
-# The second read of the corpus waits for ever, as a file system without an answer does.
+# The last read of the corpus waits for ever, as a file system without an answer does.
 BLOCKED = """
 import os
 import secateur.corpus.sources as sources
-read = sources._text_lines
-def blocked(lines):
-    yield from read(lines)
+read = sources.Source.read
+def blocked(source, *arguments):
+    yield from read(source, *arguments)
     open("blocked", "w").close()
     os.read(os.pipe()[0], 1)
-sources._text_lines = blocked
+sources.Source.read = blocked
 from secateur.cli import main
 main()
 """

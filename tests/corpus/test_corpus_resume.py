@@ -152,7 +152,7 @@ def test_a_damaged_state_of_a_saved_data_set(begun: Run) -> None:
     saved = corpora.arrow(Path(), corpora.texts(5))
     (saved / "state.json").write_text("{")
     result = begun("score m --data saved --out other")
-    assert_refused(result, "data: 'saved/state.json' is damaged", "other")
+    assert_refused(result, "data: 'saved/state.json' does not list the files of a data set", "other")
 
 
 @pytest.mark.parametrize("name", ["../../evil", "..", "a/../../evil", "/evil", "a//evil", "./evil", "evil\0"])

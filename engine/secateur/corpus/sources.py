@@ -12,7 +12,7 @@ from typing import Any
 from secateur.data import formats
 from secateur.data.examples import hub_dataset, saved_files
 from secateur.data.formats import COMPRESSED, UNREADABLE, Record, format_of, is_utf8, read_blocks
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, first_line, reading
 from secateur.support.urls import redacted
 
 FORMATS = (*formats.COLUMNAR, *formats.JSON, *formats.TABLES, *formats.TEXT)
@@ -201,7 +201,8 @@ def _folder(folder: Path) -> list[Source]:
             "data: expected files, a pattern, or a folder of one split written by datasets' save_to_disk, "
             f"got the folder {str(folder)!r}"
         )
-    states = [(path, path.stat()) for path in paths]
+    with reading("data", folder, "lacks files of the data set"):
+        states = [(path, path.stat()) for path in paths]
     return [Source(path.stem, path.absolute().as_uri(), state.st_size, stamp=str(state.st_mtime_ns)) for path, state in states]
 
 

@@ -138,9 +138,9 @@ def _rows(examples: Examples, columns: Sequence[str]) -> tuple[str, Iterator[Any
             raise InputError(f"data: expected a file, got the folder {name!r}")
         return name, _file_rows(files, columns)
     if path.exists():
+        require_regular("data", path)
         if format_of(name) not in FORMATS:
             raise InputError(f"data: expected a file ending in {', '.join(FORMATS)}, got {name!r}")
-        require_regular("data", path)
         return name, _file_rows([path], columns)
     if format_of(name) in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
