@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,6 +32,7 @@ from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, VerificationError, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count
 from secateur.support.files import require_absent
 from secateur.tasks import Task
 from secateur.tasks.base import without_targets
@@ -134,7 +134,6 @@ class _Settings:
     shapes: tuple[Sequence[int], Sequence[int]]
 
     def __post_init__(self) -> None:
-        _require_whole("rounds", self.rounds)
         require_rounds(self.rounds)
         if self.budget is not None:
             allocation, floor = self.allocation, self.floor
@@ -156,10 +155,12 @@ class _Settings:
                 raise InputError(f"recoveries: expected some of {', '.join(get_args(Method))}, None, got {method!r}")
         if not self.recoveries:
             raise InputError("recoveries: expected one at least, which may be None, got none")
-        _require_whole("max_tokens", self.max_tokens)
+        require_count("max_tokens", self.max_tokens)
         for name, numbers in zip(("batch_sizes", "lengths"), self.shapes, strict=True):
-            if not numbers or not all(_is_whole(number) and number >= 1 for number in numbers):
-                raise InputError(f"{name}: expected positive numbers, got {list(numbers)}")
+            if not numbers:
+                raise InputError(f"{name}: expected one number at least, got none")
+            for number in numbers:
+                require_count(name, number)
 
     def _check_scores(self, scores: object) -> None:
         """Raise InputError for something else than scores, or scores beside a plan or rounds."""
@@ -282,9 +283,9 @@ def compress(
         _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
     if limit is not None:
-        _require_whole("limit", limit)
+        require_count("limit", limit)
     if max_length is not None:
-        _require_whole("max_length", max_length, 2)
+        require_count("max_length", max_length, 2)
     if not isinstance(out, (str, Path, type(None))):
         raise InputError(f"out: expected the path of a folder, got {out!r}")
     if out is not None:
@@ -315,18 +316,6 @@ def compress(
 def preferred_alignment(device: str) -> int:
     """The widths that a device's matrix units take whole: tiles of 64 on an accelerator, vectors of 16 floats on a CPU."""
     return 16 if device == "cpu" else 64
-
-
-def _is_whole(value: object) -> bool:
-    """Whether a value is a whole number. True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _require_whole(name: str, value: Any, least: int = 1) -> None:
-    """Raise InputError for anything but a whole number of at least `least`."""
-    if not _is_whole(value) or value < least:
-        expected = "a positive whole number" if least == 1 else f"a whole number of at least {least}"
-        raise InputError(f"{name}: expected {expected}, got {value!r}")
 
 
 def _several(name: str, values: Any) -> tuple[Any, ...]:
