@@ -81,10 +81,8 @@ class Classification(Task):
             logits.append(self.finite(model, batch, self.logits))
             labels.append(batch.labels)
             rows += batch.rows
-        outputs, wanted = (
-            in_order(logits, rows),
-            in_order(labels, rows),
-        )  # [examples, 1 or labels, ...], [examples, 1 or labels]
+        outputs = in_order(logits, rows)  # [examples, 1, classes], or [examples, labels, 2]
+        wanted = in_order(labels, rows)  # [examples, 1 or labels]
         kind = self.output_kind(model)
         if kind == "value":
             return correlations(outputs.flatten().tolist(), [item.value for item in items if item.value is not None])
