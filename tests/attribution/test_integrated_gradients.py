@@ -507,7 +507,14 @@ def test_the_joint_path_is_that_of_the_selected_sites(t5_case: Case, select: str
 def test_a_layer_that_runs_twice_is_refused_by_the_layer_path_alone() -> None:
     case = CASES["llama"]
     model: Any = case.model()
-    model.model.layers[1] = model.model.layers[0]
+    mlp = model.model.layers[0].mlp
+
+    class RunsTwice(type(mlp)):  # type: ignore[misc]
+        def forward(self, states: torch.Tensor) -> Any:
+            super().forward(states)
+            return super().forward(states)
+
+    mlp.__class__ = RunsTwice
     with pytest.raises(
         secateur.InputError,
         match=r"^model: expected each module to run once in a pass, got 'model\.layers\.0.*' more than once: use path='joint'$",

@@ -255,7 +255,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         (tmp_path, "checkpoint: expected a new folder or one of a killed run, got "),
         (tmp_path / "thesis.tex", "checkpoint: expected a folder, got the file "),
         (tmp_path / "no" / "c", "checkpoint: expected an existing parent folder, got "),
-        (tmp_path / "c", "cannot be read: "),
+        (tmp_path / "c", "is damaged; delete its folder to begin anew"),
     ):
         with pytest.raises(secateur.InputError, match=message):
             attribute("gradient", SMALL, checkpoint=folder)

@@ -281,7 +281,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "one label only": (task(labels=["good"]), "movie: labels: expected at least two different labels, got ['good']"),
     "one label in the data": (with_rows(GOOD, GOOD), "movie: labels: expected at least two different labels, got ['good']"),
     "a label beyond": (task(labels=["good", "poor"]), "movie: examples, row "),
-    "learning rate of what": (changed(learning_rates={"heads": 1}), "scores, sigma, got heads: 1"),
+    "learning rate of what": (changed(learning_rates={"heads": 1}), "scores, sigma, got 'heads': 1"),
     "learning rate of a word": (changed(learning_rates={"scores": "x"}), "learning_rates: expected numbers for some of "),
     "no steps": (changed(training={}), "training: expected max_steps or num_train_epochs, got neither"),
     "unknown training argument": (training(step=3), "got an unexpected keyword argument 'step'"),

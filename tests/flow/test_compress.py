@@ -120,7 +120,7 @@ def test_the_model_is_undisturbed_and_nothing_is_written_when_the_verification_f
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     case = CASES["t5-gated"]
-    model = lived_in(case)
+    model = case.model()
     monkeypatch.setattr(compressing, "verify", lambda *_: Verification(1.0, 0.0, 1.0, 1.0, "float32"))
 
     def call() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,7 @@ def attribute(
         items = task.items(model, rows, all_labels=all_labels)
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
-        with undisturbed(model), torch.enable_grad():
-            saved = _open_checkpoint(model, items, settings, checkpoint, ranks)
+        with undisturbed(model), torch.enable_grad(), _checkpoint(model, items, settings, checkpoint, ranks) as saved:
             pilot_items, checked_items = _samples(items, max_tokens)
             context = ScoringContext(
                 model,
@@ -216,15 +216,19 @@ class _ScoreSums:
         self.partial.batches += 1
 
 
-def _open_checkpoint(
+@contextmanager
+def _checkpoint(
     model: nn.Module, items: list[Item], settings: dict[str, Any], folder: str | Path | None, ranks: Ranks
-) -> Checkpoint | None:
-    """Return the checkpoint, or None if the caller wants none. Raise an error if processes of the group have other settings."""
-    if folder is None and ranks.size == 1:
-        return None
-    settings = {**digest(model, items), **settings}
-    ranks.require_same(settings)
-    return None if folder is None else Checkpoint(folder, settings, ranks.rank, ranks.size)
+) -> Iterator[Checkpoint | None]:
+    """Open the checkpoint; None if the caller wants none. Raise an error if processes of the group have other settings."""
+    if folder is not None or ranks.size > 1:
+        settings = {**digest(model, items), **settings}
+        ranks.require_same(settings)
+    if folder is None:
+        yield None
+        return
+    with closing(Checkpoint(folder, settings, ranks.rank, ranks.size)) as saved:
+        yield saved
 
 
 def _require_backend(backend: Backend, model: nn.Module) -> None:

@@ -118,11 +118,14 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the folder. Call this once all processes have the sums of all."""
         shutil.rmtree(self.folder, ignore_errors=True)  # Other processes may delete the shared folder at the same time.
+
+    def close(self) -> None:
+        """Release the lock. A later call may continue from the folder then, unless `remove` has deleted it."""
         if self._lock is not None:
             self._lock.close()
 
     def _require_alone(self) -> None:
-        """Lock this process's place in the folder until the object is gone. Raise InputError if another run has it."""
+        """Lock this process's place in the folder until `close`. Raise InputError if another run has it."""
         if self._lock is None:
             self._lock = open_own(self._file.with_suffix(".lock"))
             require_alone(self._lock, self.folder, "checkpoint")
