@@ -344,3 +344,14 @@ def test_shrinking_stops_at_the_wanted_number(wanted: int) -> None:
     assert torch.equal(gates, before)
     assert gates.tolist() == [1.0] * wanted + [0.0] * (6 - wanted)
     assert all(after <= earlier for earlier, after in itertools.pairwise(counts))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    broken = tagger()
+    parameter = broken.emission.weight
+    with torch.no_grad():
+        parameter[0, 0] = value
+    save_tagger(broken, tmp_path / "t")
+    with pytest.raises(InputError, match=r"^model: expected finite weights in .*, got NaN or inf in emission.weight$"):
+        load_tagger(tmp_path / "t")

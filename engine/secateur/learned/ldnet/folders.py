@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -129,8 +130,6 @@ def _save(model: nn.Module, config: Mapping[str, Any], entries: Mapping[str, lis
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         (partial / VOCABULARY).write_text(json.dumps(entries, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, partial / WEIGHTS)
-        # safetensors lets only the owner read the file.
-        (partial / WEIGHTS).chmod(0o644)
 
 
 def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[str, list[str]]], Built]) -> Built:
@@ -148,6 +147,10 @@ def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[s
             raise InputError(f"model: expected the folder of {kind!r}, got {str(folder)!r} of {actual_kind!r}")
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
         built = build(fields, json.loads((model_folder / VOCABULARY).read_text(encoding="utf-8")))
-        built[0].load_state_dict(load_file(model_folder / WEIGHTS))
+        weights = load_file(model_folder / WEIGHTS)
+        wrong = next((name for name, values in weights.items() if not torch.isfinite(values).all()), None)
+        if wrong is not None:
+            raise InputError(f"model: expected finite weights in {str(folder)!r}, got NaN or inf in {wrong}")
+        built[0].load_state_dict(weights)
     built[0].eval()
     return built
