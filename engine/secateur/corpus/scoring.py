@@ -66,9 +66,7 @@ def score(
     def events() -> Iterator[Window]:
         for source in sources:
             chunks = source.read(column, identity)
-            yield from windows(
-                chunks, runner.task, model, len(labels), max_tokens=runner.max_tokens, on_long=on_long, kind=kind
-            )
+            yield from windows(chunks, runner.task, model, len(labels), max_tokens=runner.max_tokens, on_long=on_long)
 
     try:
         for window in scored(events(), runner):
@@ -111,8 +109,7 @@ def mapper(
         names = (*output_names(labels, kind), "reason")
         columns: dict[str, list[Any]] = {name: _Typed(types.get(name, "float32")) for name in names}
         with task.scoring(model), torch.inference_mode():
-            chunks = [(rows, 1.0)]
-            for window in windows(chunks, runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut", kind=kind):
+            for window in windows([(rows, 1.0)], runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
                 extended = with_reasons(record_batch(window, labels, schema_of(labels, None, window)), window)

@@ -105,7 +105,7 @@ def _events(
     runner: Runner, sources: Sequence[Source], reading: Reading, labels: int, lost: Collection[str]
 ) -> Iterator[_Begin | Window | _End]:
     """The windows of each shard, between its beginning and its end. No more windows of the shards in `lost` are read."""
-    left, kind = reading.limit, runner.task.output_kind(runner.model)
+    left = reading.limit
     for source in sources:
         if left == 0:
             break
@@ -114,14 +114,7 @@ def _events(
         chunks = source.read(reading.column, reading.identity)
         try:
             for window in windows(
-                chunks,
-                runner.task,
-                runner.model,
-                labels,
-                max_tokens=runner.max_tokens,
-                on_long=reading.on_long,
-                limit=left,
-                kind=kind,
+                chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
             ):
                 yield window
                 if left is not None:

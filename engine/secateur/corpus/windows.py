@@ -118,7 +118,6 @@ def windows(
     max_tokens: int,
     on_long: str,
     limit: int | None = None,
-    kind: OutputKind = "label",
 ) -> Iterator[Window]:
     """Group the rows of a shard into windows of about BATCHES batches.
 
@@ -132,9 +131,8 @@ def windows(
         max_tokens: Padded input tokens in a batch.
         on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
         limit: The most rows.
-        kind: The task's `output_kind`.
     """
-    room = task.room(model)
+    room, kind = task.room(model), task.output_kind(model)
     first, rows, read = 0, _Rows(), 0
     for chunk, share in chunks:
         rows.identity_type = getattr(chunk, "identity_type", None)  # Rows has it, another list has not.
