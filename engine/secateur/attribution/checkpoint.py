@@ -64,10 +64,7 @@ class Checkpoint:
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], rank: int, size: int) -> None:
         self.folder, self._settings = Path(folder), json.loads(json.dumps(settings))
         self._file = self.folder / _file_name(rank, size)
-        try:
-            require_run_folder(self.folder)
-        except InputError as error:
-            raise InputError(f"checkpoint{str(error).removeprefix('out')}") from None
+        require_run_folder(self.folder, "checkpoint")
         if self.folder.exists():
             self._require_own_files(size)
         self._written_at, self._write_seconds = time.monotonic(), 0.0

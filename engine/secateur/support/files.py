@@ -142,52 +142,55 @@ def require_alone(file: IO[Any], folder: Path | str, argument: str = "out") -> N
         raise InputError(f"{argument}: {str(folder)!r} is in use by another process")
 
 
-def require_absent(path: str | Path, kind: str = "folder") -> None:
+def require_absent(path: str | Path, kind: str = "folder", argument: str = "out") -> None:
     """Check that an output does not exist yet, and that its parent folder does and can be written to.
 
     Args:
         path: The output.
         kind: The kind of output for the message: "folder" or "file".
+        argument: The argument that the message begins with.
 
     Raises:
         InputError: The output exists, or its parent folder does not exist or cannot be written to.
     """
     path = Path(path)
     if os.path.lexists(path):
-        raise InputError(f"out: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
-    require_parent(path)
-    _require_writable(path.parent, path)
+        raise InputError(f"{argument}: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
+    require_parent(path, argument)
+    _require_writable(path.parent, path, argument)
 
 
-def require_run_folder(folder: str | Path) -> None:
+def require_run_folder(folder: str | Path, argument: str = "out") -> None:
     """Check that a run's folder, which may exist, can be written to; if it does not exist, that it can be created.
 
     Args:
         folder: The folder.
+        argument: The argument that the message begins with.
 
     Raises:
         InputError: The folder or its parent folder cannot be written to, is no folder, or the parent does not exist.
     """
     folder = Path(folder)
     if not os.path.lexists(folder):
-        require_absent(folder)
+        require_absent(folder, argument=argument)
     elif not folder.is_dir():
-        raise InputError(f"out: expected a folder, got the file {str(folder)!r}")
+        raise InputError(f"{argument}: expected a folder, got the file {str(folder)!r}")
     else:
-        _require_writable(folder, folder / "run")
+        _require_writable(folder, folder / "run", argument)
 
 
-def require_parent(path: Path) -> None:
+def require_parent(path: Path, argument: str = "out") -> None:
     """Check that the parent folder of an output exists.
 
     Args:
         path: The output.
+        argument: The argument that the message begins with.
 
     Raises:
         InputError: The parent folder does not exist.
     """
     if not path.absolute().parent.is_dir():
-        raise InputError(f"out: expected an existing parent folder, got {str(path)!r}")
+        raise InputError(f"{argument}: expected an existing parent folder, got {str(path)!r}")
 
 
 def require_regular(argument: str, path: Path) -> None:
@@ -205,13 +208,14 @@ def require_regular(argument: str, path: Path) -> None:
         raise InputError(f"{argument}: expected a file, got the {kind} {str(path)!r}")
 
 
-def _require_writable(folder: Path, path: Path) -> None:
+def _require_writable(folder: Path, path: Path, argument: str) -> None:
     """Raise InputError if no file can be created in a folder. Mode bits alone do not tell: the file system may be read-only."""
     try:
         with _partial(path, folder=False):
             pass
     except OSError as error:
-        raise InputError(f"out: expected a folder that can be written to, got {str(folder)!r} ({error.strerror})") from error
+        got = f"{str(folder)!r} ({error.strerror})"
+        raise InputError(f"{argument}: expected a folder that can be written to, got {got}") from error
 
 
 @contextmanager
