@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, LABELS, sentences, word_tokenizer
+from torch import Tensor
 
 import secateur
 from secateur.flow.loaded import Loaded, make_task, task_labels
+from secateur.support.compat import TorchDispatchMode
 from secateur.tasks import label_tree
 
 CAUSAL, SEQUENCE, TEXT = "causal-lm", "sequence-classification", "text-to-text"
@@ -105,3 +107,31 @@ def test_the_logits_of_many_labels_are_bounded(name: str, monkeypatch: pytest.Mo
     handle.remove()
     assert max(sizes) <= largest // 5
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+
+
+def test_the_tree_copies_a_small_share_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = label_tree.LabelTree([[1, 2], [1, 3], [4]])
+    assert tree.prefixes == [(), (1,)]
+    logits = torch.randn(32, 2, 50, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(6))
+    monkeypatch.setattr(label_tree, "_LOGITS", logits.numel())
+    with _LargestCopy(logits) as largest:
+        scores = tree.log_probabilities(logits[:, :1], logits[:, 1:])
+    parts = logits.double().log_softmax(-1)
+    wanted = torch.stack([parts[:, 0, 1] + parts[:, 1, 2], parts[:, 0, 1] + parts[:, 1, 3], parts[:, 0, 4]], 1)
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(tree.log_probabilities(logits), scores, rtol=0, atol=0)
+    assert largest.numbers <= logits.numel() // 8
+
+
+class _LargestCopy(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the size of the largest tensor that an operation makes, in `numbers`. Views of `source` do not count."""
+
+    def __init__(self, source: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.source, self.numbers = source.data_ptr(), 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor) and output.untyped_storage().data_ptr() != self.source:
+            self.numbers = max(self.numbers, output.numel())
+        return output

@@ -175,11 +175,10 @@ class CausalLM(TextTask):
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=cache is not None,
             logits_to_keep=1,
         )  # fmt: skip
-        logits: Tensor = output.logits
+        logits: list[Tensor] = [output.logits]
         if cache is not None:
-            nodes = self._after(model, mask, places[:, -1:], cache, logits.dtype)
-            logits = torch.cat([logits, nodes], 1)
-        return tree.log_probabilities(logits)
+            logits.append(self._after(model, mask, places[:, -1:], cache, logits[0].dtype))
+        return tree.log_probabilities(*logits)
 
     def _after(self, model: nn.Module, mask: Tensor, last: Tensor, cache: DynamicCache, dtype: torch.dtype) -> Tensor:
         """Return the logits [B, nodes - 1, vocabulary] of the label tree's nodes without the root.

@@ -58,12 +58,35 @@ class LabelTree:
         """Return the last piece of each node's prefix [nodes], int64; `root` for the root."""
         return torch.tensor([prefix[-1] if prefix else root for prefix in self.prefixes])
 
-    def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Return log P(label) [B, labels], summed over the pieces, from the logits [B, nodes, vocabulary] after each node."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        number, node, piece = self._edges.to(logits.device)
-        steps = logits[:, node, piece] - logits.logsumexp(-1)[:, node]  # [B, edges]
-        return steps.new_zeros(len(logits), self.labels).index_add_(1, number, steps)
+    def log_probabilities(self, *logits: Tensor) -> Tensor:
+        """Return log P(label) [B, labels], summed over the pieces.
+
+        Args:
+            logits: The logits after each node [B, nodes, vocabulary], in one tensor or in several, in the order of the nodes.
+        """
+        steps, numbers, first = [], [], 0
+        for part in logits:
+            number, node, piece = self._edges[:, (self._edges[1] >= first) & (self._edges[1] < first + part.shape[1])]
+            node, piece = (node - first).to(part.device), piece.to(part.device)
+            steps.append(_wide(part[:, node, piece]) - _log_totals(part)[:, node])  # [B, edges of the part]
+            numbers.append(number)
+            first += part.shape[1]
+        of_edges, labels = torch.cat(steps, 1), torch.cat(numbers).to(logits[0].device)
+        return of_edges.new_zeros(len(of_edges), self.labels).index_add_(1, labels, of_edges)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32, or as they are in float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _log_totals(logits: Tensor) -> Tensor:
+    """The logarithm of the summed exponentials [B, nodes] of logits [B, nodes, vocabulary].
+
+    Few rows at a time, because logsumexp and the conversion to float32 copy what they are given.
+    """
+    rows = max(1, _LOGITS // 8 // (logits.shape[1] * logits.shape[2]))
+    return torch.cat([_wide(part).logsumexp(-1) for part in torch.split(logits, rows)])
 
 
 def require_pieces(labels: Sequence[str], pieces: Sequence[Sequence[int]], nothing: Sequence[int]) -> None:
