@@ -17,7 +17,8 @@ import secateur
 from secateur import InputError
 from secateur.data import builtin
 from secateur.flow import compress as compressing
-from secateur.pruning.verify import Verification, VerificationError
+from secateur.pruning.verify import Verification
+from secateur.support.errors import VerificationError
 
 ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 QUICK: dict[str, Any] = {"batch_sizes": [1], "lengths": [8]}

@@ -223,13 +223,12 @@ TEXTS = [
 
 def options_of(name: str) -> list[str]:
     """Return the options of a command that take a value."""
-    import typer
+    from secateur.cli.app import REPRODUCED, VERBS, load
 
-    from secateur.cli.app import app
-
-    command: Any = typer.main.get_command(app)
-    for word in LINES[name][:2]:
-        command = getattr(command, "commands", {}).get(word, command)
+    first, second = LINES[name][:2]
+    verbs = REPRODUCED if first == "reproduce" else [verb for verbs in VERBS.values() for verb in verbs]
+    command = load(next(verb for verb in verbs if verb.name == (second if first == "reproduce" else first)))
+    command = getattr(command, "commands", {}).get(second, command)
     return [p.opts[-1] for p in command.params if p.opts[0].startswith("-") and not getattr(p, "is_flag", False)]
 
 
@@ -747,9 +746,12 @@ def _import_everything() -> None:
     import pyarrow.parquet  # noqa: F401
     from transformers import BertForSequenceClassification, Trainer  # noqa: F401
 
-    import secateur.cli.app
     import secateur.learned.ldnet.run
     import secateur.learned.multitask.run  # noqa: F401
+    from secateur.cli.app import REPRODUCED, VERBS, load
+
+    for verb in [*REPRODUCED, *(verb for verbs in VERBS.values() for verb in verbs)]:
+        load(verb)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ def _run() -> None:
     import typer
 
     from secateur.cli.app import app
-    from secateur.pruning.verify import VerificationError
-    from secateur.support.errors import InputError
+    from secateur.support.errors import InputError, VerificationError
 
     # Some versions of Typer bundle click, others use the installed one. The base of Typer's public class is the right class.
     usage_error: Any = typer.BadParameter.__base__

@@ -29,9 +29,9 @@ from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
-from secateur.pruning.verify import Verification, VerificationError, some_batches, verify
+from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
 from secateur.tasks import Task

@@ -27,10 +27,6 @@ _SLACK = 4.0
 _VERIFIED_BATCHES, _VERIFIED_TOKENS = 4, 512
 
 
-class VerificationError(RuntimeError):
-    """A pruned model does not equal the masked one. Nothing that a user does should cause it."""
-
-
 @dataclass(frozen=True)
 class Verification:
     """Largest logit errors against the masked model in a wider dtype (float64, or float32 for half precision).

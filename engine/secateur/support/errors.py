@@ -1,4 +1,4 @@
-"""InputError, the exception for mistakes that a user can correct, and the conversion of other exceptions to it."""
+"""The two exceptions that the command line reports in one line, and the conversion of other exceptions to InputError."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class InputError(ValueError):
 
 class FieldError(InputError):
     """A field of a file with a wrong value. `reading` adds the file to the message: the message begins with the field."""
+
+
+class VerificationError(RuntimeError):
+    """A pruned model does not equal the masked one. Nothing that a user does should cause it."""
 
 
 def first_line(error: BaseException) -> str:

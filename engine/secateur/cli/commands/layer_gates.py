@@ -40,7 +40,8 @@ from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
-from secateur.pruning.verify import Verification, VerificationError, some_batches, verify_layers
+from secateur.pruning.verify import Verification, some_batches, verify_layers
+from secateur.support.errors import VerificationError
 from secateur.support.files import require_run_folder
 from secateur.support.ledger import Ledger, content_hash
 from secateur.tasks import Task

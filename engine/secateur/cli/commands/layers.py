@@ -40,7 +40,8 @@ from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.blocks import layers as layers_of
 from secateur.pruning.delete_layers import delete_layers
-from secateur.pruning.verify import VerificationError, some_batches, verify_layers
+from secateur.pruning.verify import some_batches, verify_layers
+from secateur.support.errors import VerificationError
 from secateur.tasks import Target, Task
 
 

@@ -12,6 +12,7 @@ import secateur
 from secateur.cli.commands import dry_run
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
+    BUDGET,
     Align,
     AllocationName,
     Column,
@@ -64,7 +65,10 @@ def prune(
     out: OutUnlessDry = None,
     evaluation: Eval = None,
     plan_file: Annotated[
-        Path | None, typer.Option("--plan", help="Plan to carry out (JSON, from plan), instead of scores and a budget.")
+        Path | None,
+        typer.Option(
+            "--plan", help="Plan to carry out (JSON, from plan), instead of scores and a budget.", rich_help_panel=BUDGET
+        ),
     ] = None,
     dry: DryRunOption = False,
     scores_file: ScoresOption = None,
@@ -76,7 +80,10 @@ def prune(
     latency: Latency = None,
     allocation: AllocationName = "auto",
     floor: Floor = None,
-    rounds: Annotated[int, typer.Option(help="Number of rounds: prune a part, score the rest again, and so on.", min=1)] = 1,
+    rounds: Annotated[
+        int,
+        typer.Option(help="Number of rounds: prune a part, score the rest again, and so on.", min=1, rich_help_panel=BUDGET),
+    ] = 1,
     kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,

@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from secateur.cli.shared import output
-from secateur.cli.shared.options import Device, Dtype, Json, Kind, MaxLength, Model
+from secateur.cli.shared.options import DATA, MACHINE, OUTPUT, Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
@@ -40,41 +40,65 @@ def score(
     data: Annotated[
         str,
         typer.Option(
-            help="Documents: files, patterns or URLs separated by commas, a folder of datasets' save_to_disk, or a Hub name."
+            help="Documents: files, patterns or URLs separated by commas, a folder of datasets' save_to_disk, or a Hub name.",
+            rich_help_panel=DATA,
         ),
     ],
-    out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.")],
-    column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
-    id_column: Annotated[str | None, typer.Option(help="Column to copy into the output, such as an id.")] = None,
+    out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
+    column: Annotated[str, typer.Option(help="Column of the text.", rich_help_panel=DATA)] = "text",
+    id_column: Annotated[
+        str | None, typer.Option(help="Column to copy into the output, such as an id.", rich_help_panel=OUTPUT)
+    ] = None,
     labels: Annotated[
         str,
         typer.Option(
             help="Candidate labels: between commas, a JSON list, or a file (.txt: a label a line; .json: a list); auto: the "
-            "model's own. For a causal-lm, spaces around a label are part of it."
+            "model's own. For a causal-lm, spaces around a label are part of it.",
+            rich_help_panel=DATA,
         ),
     ] = "auto",
     kind: Kind = None,
     max_length: MaxLength = None,
     on_long: Annotated[
-        str, typer.Option(help="What to do with documents that are too long for the model: cut, or error (reject them).")
+        str,
+        typer.Option(
+            help="What to do with documents that are too long for the model: cut, or error (reject them).", rich_help_panel=DATA
+        ),
     ] = "cut",
-    limit: Annotated[int | None, typer.Option(help="Score only the first N documents; by default, all of them.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume a run in a folder that was begun.")] = False,
-    threads: Annotated[str, typer.Option(help="CPU threads, with Ray for each worker; auto: measured at the start.")] = "auto",
+    limit: Annotated[
+        int | None, typer.Option(help="Score only the first N documents; by default, all of them.", min=1, rich_help_panel=DATA)
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume a run in a folder that was begun.", rich_help_panel=OUTPUT)
+    ] = False,
+    threads: Annotated[
+        str, typer.Option(help="CPU threads, with Ray for each worker; auto: measured at the start.", rich_help_panel=MACHINE)
+    ] = "auto",
     max_tokens: Annotated[
-        str, typer.Option(help="Largest number of input tokens in a batch, padding included; auto: measured at the start.")
+        str,
+        typer.Option(
+            help="Largest number of input tokens in a batch, padding included; auto: measured at the start.",
+            rich_help_panel=MACHINE,
+        ),
     ] = "auto",
     dtype: Dtype = "auto",
     compile: Annotated[
-        str, typer.Option(help="Use torch.compile: on, off, or auto (if it makes a long corpus faster).")
+        str,
+        typer.Option(help="Use torch.compile: on, off, or auto (if it makes a long corpus faster).", rich_help_panel=MACHINE),
     ] = "auto",
     device: Device = "auto",
-    engine: Annotated[str, typer.Option(help="Where to score: local (this process) or ray (workers of Ray Data).")] = "local",
+    engine: Annotated[
+        str, typer.Option(help="Where to score: local (this process) or ray (workers of Ray Data).", rich_help_panel=MACHINE)
+    ] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Number of Ray workers; by default, as many as the cluster has room for.", min=1)
+        int | None,
+        typer.Option(
+            help="Number of Ray workers; by default, as many as the cluster has room for.", min=1, rich_help_panel=MACHINE
+        ),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster, or auto; by default, ray.init decides.")
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or auto; by default, ray.init decides.", rich_help_panel=MACHINE),
     ] = None,
     as_json: Json = False,
 ) -> None:
