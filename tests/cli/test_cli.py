@@ -110,7 +110,13 @@ def test_sweep(run: Run) -> None:
     assert result.code == 0
     assert [point["keep"] for point in result.document["points"]] == [1.0, 0.8, 0.4]
     assert Path("w/sweep.csv").read_text().count("\n") == 4
-    assert sorted(path.name for path in Path("w").iterdir()) == ["scores.safetensors", "sweep.csv", "sweep.json", "sweep.png"]
+    assert sorted(path.name for path in Path("w").iterdir()) == [
+        "run.yaml",
+        "scores.safetensors",
+        "sweep.csv",
+        "sweep.json",
+        "sweep.png",
+    ]
 
 
 def test_version(run: Run) -> None:

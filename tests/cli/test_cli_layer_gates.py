@@ -40,7 +40,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     assert document["verification"]["holds"] is True
     report = json.loads(Path("r/model/report.json").read_text())
     assert document == {"out": "r", "model": "builtin", **report}
-    assert sorted(path.name for path in Path("r").iterdir()) == ["cells.jsonl", "model", "settings.json"]
+    assert sorted(path.name for path in Path("r").iterdir()) == ["cells.jsonl", "model", "run.yaml", "settings.json"]
     for plot in ("gates.png", "benchmark.png"):
         assert Path("r/model", plot).read_bytes().startswith(b"\x89PNG")
     assert secateur.load("r/model").dtype == torch.float16  # The dense model's stored dtype.

@@ -78,6 +78,7 @@ def test_a_run_writes_its_model_and_its_report(run_here: Run) -> None:
         "cells.jsonl",
         "model",
         "report.json",
+        "run.yaml",
         "settings.json",
         "training.jsonl",
     ]
@@ -258,8 +259,8 @@ def scores_by_magnitude() -> str:
 GOOD, OTHER = {"input": "movie review: fine", "target": "good"}, {"input": "movie review: dull", "target": "bad"}
 RANK = {"granularity": "rank"}
 BAD: dict[str, tuple[Callable[[], str], str]] = {
-    "missing file": (lambda: "nothing.yaml", "config: cannot read 'nothing.yaml': [Errno 2] No such file or directory"),
-    "a folder": (lambda: ".", "config: cannot read '.': [Errno 21] Is a directory"),
+    "missing file": (lambda: "nothing.yaml", "config: no such file: 'nothing.yaml'"),
+    "a folder": (lambda: ".", "config: expected a file, got the folder '.'"),
     "broken YAML": (text("model: [builtin\ntasks: {"), "config: 'c.yaml' is no YAML: while parsing a flow "),
     "no text": (text(b"\xff\xfe\x00"), "config: cannot read 'c.yaml': "),
     "empty": (text(""), "config: expected values by name, got None"),

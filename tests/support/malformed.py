@@ -223,12 +223,10 @@ TEXTS = [
 
 def options_of(name: str) -> list[str]:
     """Return the options of a command that take a value."""
-    from secateur.cli.app import REPRODUCED, VERBS, load
+    from secateur.cli.app import VERBS, load
 
-    first, second = LINES[name][:2]
-    verbs = REPRODUCED if first == "reproduce" else [verb for verbs in VERBS.values() for verb in verbs]
-    command = load(next(verb for verb in verbs if verb.name == (second if first == "reproduce" else first)))
-    command = getattr(command, "commands", {}).get(second, command)
+    names = {" ".join(LINES[name][:words]) for words in (1, 2)}
+    command = load(next(verb for verbs in VERBS.values() for verb in verbs if verb.name in names))
     return [p.opts[-1] for p in command.params if p.opts[0].startswith("-") and not getattr(p, "is_flag", False)]
 
 
@@ -748,10 +746,11 @@ def _import_everything() -> None:
 
     import secateur.learned.ldnet.run
     import secateur.learned.multitask.run  # noqa: F401
-    from secateur.cli.app import REPRODUCED, VERBS, load
+    from secateur.cli.app import VERBS, load
 
-    for verb in [*REPRODUCED, *(verb for verbs in VERBS.values() for verb in verbs)]:
-        load(verb)
+    for verbs in VERBS.values():
+        for verb in verbs:
+            load(verb)
 
 
 if __name__ == "__main__":

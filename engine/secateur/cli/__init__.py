@@ -40,7 +40,10 @@ def _run() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except usage_error as error:
-        _fail(error.format_message(), 2)
+        message = error.format_message()
+        if not message:  # A command without any arguments has printed its help.
+            sys.exit(2)
+        _fail(message, 2)
     except typer.Abort:
         _fail("interrupted", _INTERRUPTED)
     except VerificationError as error:

@@ -9,15 +9,16 @@ import typer
 from typer.core import TyperCommand
 
 import secateur
+from secateur.cli.shared.run_file import configurable
 
 
 class Verb(NamedTuple):
     """A command.
 
     Attributes:
-        name: Its name on the command line.
-        target: Its function, or its application of several commands, as "module:name" below `secateur.cli.commands`.
-        about: The line about it in the list of commands. It is the first sentence of the function's docstring.
+        name: The words of the command line that call it.
+        target: Its function, as "module:name" below `secateur.cli.commands`.
+        about: The line about it in the list of commands.
         example: A command line that uses it.
     """
 
@@ -78,37 +79,47 @@ VERBS: dict[str, list[Verb]] = {
             "multitask run.yaml --out run",
         ),
         Verb(
-            "ldnet", "ldnet:app", "Language models of densely connected layers, pruned for a sequence labelling task.",
+            "ldnet train-lm", "ldnet:train_lm", "Train a forward and a backward language model of densely connected layers.",
             "ldnet train-lm sentences.txt --steps 1000 --out lm",
+        ),
+        Verb(
+            "ldnet train-tagger", "ldnet:train_tagger", "Train a tagger on the models, and delete the layers it can spare.",
+            "ldnet train-tagger lm/model --data train.conll --eval dev.conll --column ner --out tagger",
+        ),
+        Verb("ldnet tag", "ldnet:tag", "Tag text, one sentence on a line.", "ldnet tag tagger/model sentences.txt"),
+    ],
+    PAPERS: [
+        Verb(
+            "reproduce ap", "reproduce_ap:ap_", "Repeat attribution-based pruning (Yang et al. 2023).", "reproduce ap --out ap"
+        ),
+        Verb(
+            "reproduce multitask", "reproduce_multitask:multitask", "Repeat multitask pruning (Xia and Shin 2021).",
+            "reproduce multitask --out multitask",
+        ),
+        Verb(
+            "reproduce ldnet", "reproduce_ldnet:ldnet", "Repeat LD-Net (Liu et al. 2018).",
+            "reproduce ldnet --data train.conll --eval dev.conll --column ner=ner --out ldnet",
         ),
     ],
 }  # fmt: skip
-REPRODUCED = [
-    Verb("ap", "reproduce_ap:ap_", "Repeat attribution-based pruning (Yang et al. 2023).", "reproduce ap --out ap"),
-    Verb(
-        "multitask", "reproduce_multitask:multitask", "Repeat multitask pruning (Xia and Shin 2021).",
-        "reproduce multitask --out multitask",
-    ),
-    Verb(
-        "ldnet", "reproduce_ldnet:ldnet", "Repeat LD-Net (Liu et al. 2018).",
-        "reproduce ldnet --data train.conll --eval dev.conll --column ner=ner --out ldnet",
-    ),
-]  # fmt: skip
+# Help of the verbs that are the first of two words.
+GROUPS = {
+    "ldnet": "LD-Net (Liu et al. 2018): prune a language model's layers for sequence labelling.",
+    "reproduce": "Repeat papers' experiments as resumable runs, with figures and a check of the papers' claims.",
+}
 
 
 def load(verb: Verb) -> Any:
     """Return the command of a verb, whose module is imported now."""
     module, _, name = verb.target.partition(":")
     target = getattr(import_module(f"secateur.cli.commands.{module}"), name)
-    if isinstance(target, typer.Typer):
-        return typer.main.get_command(target)
     alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    alone.command(name=verb.name, epilog=f"Example: secateur {verb.example}")(target)
+    alone.command(epilog=f"Example: secateur {verb.example}")(configurable(target, verb.name))
     return typer.main.get_command(alone)
 
 
-def register(group: typer.Typer, verb: Verb, panel: str | None = None, *, name: str = "", hidden: bool = False) -> None:
-    """Add a verb to an application, under `name` if it is given, without importing its module."""
+def _register(group: typer.Typer, verb: Verb, name: str, **options: Any) -> None:
+    """Add a verb to an application, without importing its module."""
 
     class Lazy(TyperCommand):
         """Stands for the verb's command in a list of commands. Its context is that of the command itself."""
@@ -116,8 +127,7 @@ def register(group: typer.Typer, verb: Verb, panel: str | None = None, *, name: 
         def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
             return load(verb).make_context(info_name, args, parent, **extra)
 
-    register_command = group.command(name or verb.name, cls=Lazy, help=verb.about, rich_help_panel=panel, hidden=hidden)
-    register_command(lambda: None)
+    group.command(name, cls=Lazy, help=verb.about, **options)(lambda: None)
 
 
 app = typer.Typer(
@@ -125,18 +135,19 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+_groups: dict[str, typer.Typer] = {}
 for _panel, _verbs in VERBS.items():
     for _verb in _verbs:
-        register(app, _verb, _panel)
-        if _verb.name == "benchmark":
-            register(app, _verb, name="bench", hidden=True)  # The command's earlier name.
-
-reproduce = typer.Typer(
-    help="Repeat papers' experiments as resumable runs, with figures and a check of the papers' claims.", no_args_is_help=True
-)
-for _verb in REPRODUCED:
-    register(reproduce, _verb)
-app.add_typer(reproduce, name="reproduce", rich_help_panel=PAPERS)
+        _first, _, _second = _verb.name.partition(" ")
+        if not _second:
+            _register(app, _verb, _first, rich_help_panel=_panel)
+            if _first == "benchmark":
+                _register(app, _verb, "bench", hidden=True)  # The command's earlier name.
+            continue
+        if _first not in _groups:
+            _groups[_first] = typer.Typer(help=GROUPS[_first], no_args_is_help=True)
+            app.add_typer(_groups[_first], name=_first, rich_help_panel=_panel)
+        _register(_groups[_first], _verb, _second)
 
 
 def _print_version(requested: bool) -> None:

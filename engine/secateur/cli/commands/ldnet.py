@@ -25,10 +25,6 @@ from secateur.support.errors import InputError, reading
 from secateur.support.files import require_run_folder, write_atomically
 from secateur.support.ledger import SETTINGS, Ledger, content_hash, file_state
 
-app = typer.Typer(
-    help="LD-Net (Liu et al. 2018): prune a language model's layers for sequence labelling.", no_args_is_help=True
-)
-
 Seed = Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0)]
 Scheme = Annotated[
     str, typer.Option(help="Scheme of the tags in the files: auto, bio1, bio2, bioes; plain: tags that mark no spans.")
@@ -40,7 +36,6 @@ Lambda0 = Annotated[float, typer.Option(help="Weight of the penalty; the paper h
 GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning rate of the gates' projected SGD.")]
 
 
-@app.command()
 def train_lm(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
     out: RunFolder,
@@ -118,7 +113,6 @@ def train_lm(
     output.emit({"out": str(out), **document}, as_json, line)
 
 
-@app.command()
 def train_tagger(
     lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder that train-lm wrote.")],
     data: TrainFile,
@@ -182,7 +176,6 @@ def train_tagger(
     output.emit({"out": str(out), **document}, as_json, _comparison(document), f"the pruned tagger is in {out / 'model'}")
 
 
-@app.command()
 def tag(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that train-tagger wrote.")],
     text: Annotated[

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
-
-import yaml
+from typing import Any
 
 from secateur.data.examples import ClassName, Example, read_examples
 from secateur.learned.multitask.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.multitask.schedule import CubicSchedule
 from secateur.learned.multitask.training import LEARNING_RATES
 from secateur.learned.shared.trainer import trainer_arguments
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError
 from secateur.support.fields import require_type, shown
+from secateur.support.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -100,16 +98,7 @@ def read_config(path: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         InputError: The file cannot be read, is not YAML, or has a field that is unknown, missing or of the wrong type.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"config: cannot read {str(path)!r}: {first_line(error)}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"config: {str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # PyYAML raises these for damaged tagged values.
-        raise InputError(f"config: {str(path)!r} is no YAML: {first_line(error)}") from error
-    if _values_in(content, {}) > _MOST_VALUES:
-        raise InputError(f"config: expected at most {_MOST_VALUES} values, aliases written out, got more in {str(path)!r}")
+    content = read_yaml(path)
     settings = dict(_section("config", content, Config))
     tasks = settings.get("tasks")
     if not isinstance(tasks, dict) or not tasks:
@@ -234,7 +223,6 @@ def _require_training_values(given: Mapping[str, Any]) -> None:
             raise InputError(f"training.{name}: expected at most {high:g}, got {shown(value)}")
 
 
-_MOST_VALUES = 1_000_000  # A file of this many values takes some 100 MB.
 _LARGEST_RATE, _MOST_STEPS, _MOST_SEED = 1e6, 1e9, 2**32 - 1
 # The types of the Trainer's arguments, by the text of their annotation. Arguments of other types are left to the Trainer.
 _TYPES: dict[str, Any] = {
@@ -287,33 +275,3 @@ def _require_type(where: str, known_field: Field[Any], value: Any) -> None:
     """Raise InputError if a value's type is not the field's; types that are not in `_TYPES` are not checked."""
     annotation = known_field.type.__name__ if isinstance(known_field.type, type) else str(known_field.type)
     require_type(where, _TYPES.get(annotation, Any), value)
-
-
-def _values_in(content: Any, counted: dict[int, int]) -> int:
-    """Count the values in nested containers, those of aliases at each alias. An alias inside itself counts as too many."""
-    if not isinstance(content, (dict, list, tuple, set)):
-        return 1
-    if id(content) not in counted:
-        counted[id(content)] = _MOST_VALUES + 1  # The count of an alias inside itself.
-        parts = [*content, *content.values()] if isinstance(content, dict) else content
-        counted[id(content)] = 1 + sum(_values_in(part, counted) for part in parts)
-    return counted[id(content)]
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """A loader that reads scalars as YAML 1.2 does: 3e-5 is a float without a point too; dates, yes and no are text.
-
-    So a label can be a date, yes or no.
-    """
-
-    # By first character of a scalar: (tag, pattern) pairs.
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
-        first: [resolver for resolver in resolvers if resolver[0].rpartition(":")[2] not in ("bool", "timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
