@@ -58,7 +58,8 @@ def test_from_text_to_tags(run: Run, files: Path, monkeypatch: pytest.MonkeyPatc
     assert document["flops per word"]["after"]["all"] <= document["flops per word"]["before"]["all"]
     names = {path.name for path in Path("t").iterdir()}
     assert names == {
-        "settings.json", "run.yaml", "cells.jsonl", "report.json", "whole", "model", "training-whole.jsonl", "training-pruned.jsonl"
+        "settings.json", "run.yaml", "cells.jsonl", "report.json", "whole", "model", "training-whole.jsonl",
+        "training-pruned.jsonl",
     }  # fmt: skip
     # The same command again trains nothing, and prints the same.
     again = run(f"{TAGGER} --out t --epochs 8 --prune-epochs 3 --lambda0 2 --wanted 1")

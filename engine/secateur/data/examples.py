@@ -10,6 +10,7 @@ from secateur.data.formats import COLUMNAR, JSON, TABLES, UNREADABLE, ColumnErro
 from secateur.support.compat import own_code_options, saved_data_files
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.files import require_regular
+from secateur.support.hub import require_dataset
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
@@ -226,6 +227,7 @@ def hub_dataset(name: str, *, streaming: bool = False) -> Any:
     import datasets
 
     repository, _, split = name.partition(":")
+    require_dataset(repository)
     try:
         return datasets.load_dataset(
             repository, split=split or "train", streaming=streaming, **own_code_options(datasets.load_dataset)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 from torch import nn
 
 from secateur import tasks
@@ -21,6 +22,7 @@ from secateur.pruning import save
 from secateur.support.compat import auto_architectures, model_from_config, without_own_code
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.fields import read_object, require_type, shown
+from secateur.support.hub import model_place
 from secateur.tasks.fitting import read_tokenizer
 
 TASK_FILE = "secateur.json"
@@ -288,14 +290,21 @@ def _kind(path: str, config: Any, task: str | None) -> str:
 
 
 def _folder(name: str) -> str:
-    """The folder of the built-in model for "builtin", else the name. Raises InputError for a path without a folder."""
+    """Where to load a model from: its folder, or its name on the Hub. Raises InputError if it can be neither."""
     if name == "builtin":
         from secateur.data.builtin import MODEL
 
         return str(MODEL)
-    if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).is_dir():
+    if Path(name).is_dir():
+        return name
+    if Path(name).is_file():
+        raise InputError(f"model: expected a model folder or a name on the Hub, got the file {name!r}")
+    if Path(name).is_absolute() or name.startswith((".", "~")):
         raise InputError(f"model: no such model folder: {name!r}")
-    return name
+    try:
+        return model_place(name)
+    except RepositoryNotFoundError as error:
+        raise checkpoints.unreachable(name, error) from error
 
 
 def _remembered(folder: str) -> dict[str, Any]:

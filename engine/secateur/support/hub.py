@@ -1,0 +1,85 @@
+"""Names on the Hugging Face Hub: looked up once, without the minutes of retries that a download makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from secateur.support.errors import InputError
+
+_SECONDS = 10  # The Hub has this long to tell whether it has a name.
+
+
+def on_hub(name: str, argument: str, kind: Literal["model", "dataset"]) -> bool:
+    """Return whether the Hub can be reached and has a repository.
+
+    Args:
+        name: Its name, "owner/name" or "name".
+        argument: The argument that an error message begins with.
+        kind: Its kind.
+
+    Returns:
+        True if it has; False if the Hub cannot be reached or does not answer properly.
+
+    Raises:
+        InputError: Nothing on the Hub can have the name, or it is meant as a path: its first part is a folder here.
+        RepositoryNotFoundError: There is no such repository, or it is private.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    what = "model folder" if kind == "model" else "file"
+    if "/" in name and Path(name.partition("/")[0]).is_dir():
+        raise InputError(f"{argument}: no such {what}: {name!r}")
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
+    except HFValidationError as error:
+        raise InputError(f"{argument}: no such {what}: {name!r}, which is no name on the Hub either") from error
+    except RepositoryNotFoundError:
+        raise
+    except Exception:  # The HTTP client has errors of many types. The caller then uses what is on this machine.
+        return False
+    return True
+
+
+def model_place(name: str) -> str:
+    """Return where to load a model from: its name, or the folder of its files in the cache if the Hub cannot be reached.
+
+    Args:
+        name: The name of the model on the Hub.
+
+    Raises:
+        InputError: The name cannot be one, or the Hub cannot be reached and the cache does not have the model.
+        RepositoryNotFoundError: The Hub has no such model.
+    """
+    if on_hub(name, "model", "model"):
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except Exception as error:
+        raise InputError(
+            f"model: no such model folder: {name!r}; the Hub cannot be reached, and its cache here lacks the model"
+        ) from error
+
+
+def require_dataset(name: str) -> None:
+    """Refuse the name of a data set that neither the Hub nor the cache of `datasets` has.
+
+    Args:
+        name: The name of the data set on the Hub.
+
+    Raises:
+        InputError: Nothing can be loaded by this name.
+    """
+    import datasets
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        if on_hub(name, "data", "dataset"):
+            return
+    except RepositoryNotFoundError as error:
+        raise InputError(f"data: no such file or Hub data set: {name!r} (if it is private: run `hf auth login`)") from error
+    if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
+        raise InputError(f"data: no such file: {name!r}; the Hub cannot be reached, and the cache here lacks such a data set")
