@@ -82,7 +82,7 @@ def test_the_callers_rows_are_copied() -> None:
         ("a.jsonl", b'{"input": "a", "target": "b"}\n{"input": "a"}', r"row 2: expected the column 'target', got 'input'"),
         ("a.jsonl", b'{"input": null, "target": "b"}', r"row 1: expected a value in column 'input', got null"),
         ("a.jsonl", b"\xff\xfe\x00", r"expected UTF-8, got UTF-16"),
-        ("a.csv", b"input,label\nx,y\n", r"a\.csv: expected the column 'target', got 'input', 'label'"),
+        ("a.csv", b"input,number\nx,y\n", r"columns: expected the column 'target', got 'input', 'number'; name it"),
         ("a.csv", b"input,target\nx,y\nz\n", r"a\.csv', line 3: expected 2 fields, as in the header, got 1"),
         ("a.csv", b"input,target\n", r"expected at least one example, got none"),
         ("a.jsonl", b"", r"expected at least one example, got none"),

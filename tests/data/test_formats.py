@@ -254,7 +254,7 @@ def test_tables_in_memory(data: Any) -> None:
 def test_what_a_data_frame_lacks_is_null() -> None:
     with pytest.raises(InputError, match="row 2: expected a value in column 'text', got null"):
         read_examples(pandas.DataFrame({"text": ["a", None], "target": ["x", "y"]}), ("text", "target"))
-    with pytest.raises(InputError, match="row 1: expected the column 'text', got 'input'"):
+    with pytest.raises(InputError, match="expected the column 'text', got 'input'; name it"):
         read_examples(pandas.DataFrame({"input": ["a"]}), ("text",))
 
 

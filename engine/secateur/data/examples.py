@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from secateur.data.formats import COLUMNAR, JSON, TABLES, UNREADABLE, ColumnError, Record, format_of, is_utf8, read_blocks
+from secateur.data.columns import Columns, resolve
+from secateur.data.formats import (
+    COLUMNAR,
+    JSON,
+    TABLES,
+    UNREADABLE,
+    ColumnError,
+    Record,
+    columns_of,
+    format_of,
+    is_utf8,
+    read_blocks,
+)
 from secateur.support.compat import own_code_options, saved_data_files
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.files import require_regular
@@ -14,6 +29,7 @@ from secateur.support.hub import require_dataset
 
 Example = dict[str, Any]
 Examples = str | Path | Iterable[Mapping[str, Any]]
+Reader = Callable[[Sequence[str]], Iterable[Any]]
 
 FORMATS = (*JSON, *TABLES, *COLUMNAR)
 
@@ -37,27 +53,38 @@ class ClassName(str):
         return name
 
 
-def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | None = None) -> list[Example]:
+def read_examples(
+    examples: Examples,
+    columns: tuple[str, ...],
+    *,
+    names: Columns | None = None,
+    pairs: bool = False,
+    limit: int | None = None,
+) -> list[Example]:
     """Read examples into a list of dicts that hold exactly `columns`.
 
     The class numbers of a column whose feature is a `datasets.ClassLabel` become `ClassName`s.
 
     Args:
-        examples: An iterable of mappings (a `datasets.Dataset` is one); a pandas DataFrame, a pyarrow Table or a dict of
-            columns; the path of a JSONL, JSON, CSV, TSV, Parquet or Arrow file (text files may end in .gz or .zst), as
+        examples: An iterable of mappings (a `datasets.Dataset` is one); a pandas or polars DataFrame, a pyarrow Table or a dict
+            of columns; the path of a JSONL, JSON, CSV, TSV, Parquet or Arrow file (text files may end in .gz or .zst), as
             `read_blocks` reads it; a folder of one split that `datasets.save_to_disk` wrote; "builtin:TASK" or
             "builtin:TASK.test"; or a Hub name, "owner/name" or "owner/name:split".
         columns: The columns that every row must have.
+        names: The columns of the rows that are `columns`, as `resolve` takes them. Common names are found without.
+        pairs: Whether an input may be a pair of texts.
         limit: Keep only the first `limit` rows.
 
     Raises:
         InputError: The data do not exist or have no rows, or a row cannot be read, lacks a column, or has a null or text with
             lone surrogates in it. The message gives the row's number: rows of a file count from 1, without the header of a CSV
-            file.
+            file. Or no column can be one of `columns`, or several can.
     """
-    where, rows = _rows(examples, columns)
+    where, present, read = _rows(examples)
+    sources = resolve(columns, present, names, pairs=pairs) if present else {column: (column,) for column in columns}
+    needed = [name for of_column in sources.values() for name in of_column]
     kept: list[Example] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(read(needed), start=1):
         if limit is not None and len(kept) == limit:
             break
         if isinstance(row, Record):
@@ -65,18 +92,23 @@ def read_examples(examples: Examples, columns: tuple[str, ...], *, limit: int | 
                 raise InputError(f"data: {where!r}, {row.reason}")
             row = row.value
         if not isinstance(row, Mapping):
-            raise InputError(f"{where}, row {number}: expected an object with {_names(columns)}, got {type(row).__name__}")
-        for column in columns:
-            if column not in row:
-                raise InputError(f"{where}, row {number}: expected the column {column!r}, got {_names(row)}")
-            if row[column] is None:
-                raise InputError(f"{where}, row {number}: expected a value in column {column!r}, got null")
-            if not is_utf8(row[column]):
-                raise InputError(f"{where}, row {number}: expected UTF-8 in column {column!r}, got {str(row[column])[:40]!r}")
-        kept.append({column: row[column] for column in columns})
+            raise InputError(f"{where}, row {number}: expected an object with {_names(needed)}, got {type(row).__name__}")
+        for name in needed:
+            if name not in row:
+                raise InputError(f"{where}, row {number}: expected the column {name!r}, got {_names(row)}")
+            if row[name] is None:
+                raise InputError(f"{where}, row {number}: expected a value in column {name!r}, got null")
+            if not is_utf8(row[name]):
+                raise InputError(f"{where}, row {number}: expected UTF-8 in column {name!r}, got {str(row[name])[:40]!r}")
+        kept.append({column: _value(row, of_column) for column, of_column in sources.items()})
     if not kept:
         raise InputError(f"{where}: expected at least one example, got none")
     return kept
+
+
+def _value(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of one column, or the values of several columns as a list."""
+    return row[names[0]] if len(names) == 1 else [row[name] for name in names]
 
 
 def require_text(example: Example, column: str, number: int) -> str:
@@ -105,6 +137,8 @@ def rows_in_memory(data: Any, argument: str) -> Iterable[Any]:
         data = {name: present[name].tolist() for name in data.columns}
     elif hasattr(data, "to_pylist"):  # pyarrow
         return data.to_pylist()  # type: ignore[no-any-return]
+    elif hasattr(data, "iter_rows") and hasattr(data, "schema"):  # polars
+        return data.iter_rows(named=True)  # type: ignore[no-any-return]
     if isinstance(data, Mapping):
         return _rows_of_columns(data, argument)
     if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)) or hasattr(data, "columns"):
@@ -123,30 +157,40 @@ def _rows_of_columns(data: Mapping[Any, Any], argument: str) -> Iterator[Any]:
     return (dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True))
 
 
-def _rows(examples: Examples, columns: Sequence[str]) -> tuple[str, Iterator[Any]]:
-    """The name of the data for error messages, and an iterator over their rows."""
+def _rows(examples: Examples) -> tuple[str, list[str], Reader]:
+    """The name of the data for error messages, their columns (none if unknown), and what reads the given columns of them."""
     if not isinstance(examples, (str, Path)):
-        return "examples", _with_class_names(rows_in_memory(examples, "examples"), getattr(examples, "features", None))
+        rows = iter(_with_class_names(rows_in_memory(examples, "examples"), getattr(examples, "features", None)))
+        first = list(itertools.islice(rows, 1))
+        present = [name for name in first[0] if isinstance(name, str)] if first and isinstance(first[0], Mapping) else []
+        return "examples", present, lambda _: itertools.chain(first, rows)
     name = str(examples)
     if name.startswith("builtin:"):
         from secateur.data.builtin import examples as builtin_examples
 
-        return name, iter(builtin_examples(name.removeprefix("builtin:")))
+        of_task = builtin_examples(name.removeprefix("builtin:"))
+        return name, list(of_task[0]), lambda _: iter(of_task)
     path = Path(name)
     if path.is_dir():
         files = saved_files(path)
         if not files:
             raise InputError(f"data: expected a file, got the folder {name!r}")
-        return name, _file_rows(files, columns)
+        return name, _file_columns(files[0]), partial(_file_rows, files)
     if path.exists():
         require_regular("data", path)
         if format_of(name) not in FORMATS:
             raise InputError(f"data: expected a file ending in {', '.join(FORMATS)}, got {name!r}")
-        return name, _file_rows([path], columns)
+        return name, _file_columns(path), partial(_file_rows, [path])
     if format_of(name) in FORMATS or path.is_absolute() or name.startswith("."):
         raise InputError(f"data: no such file: {name!r}")
     dataset = hub_dataset(name)
-    return name, _with_class_names(dataset, dataset.features)
+    return name, list(dataset.column_names), lambda _: _with_class_names(dataset, dataset.features)
+
+
+def _file_columns(path: Path) -> list[str]:
+    """The columns of a file, none if they are unknown."""
+    with _unreadable(path), open(path, "rb") as raw:
+        return columns_of(raw, path.name)
 
 
 def _with_class_names(rows: Iterable[Any], features: Any) -> Iterator[Any]:
@@ -187,16 +231,22 @@ def _features(schema: Any) -> Any:
 def _file_rows(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Any]:
     """Iterate over the records of files, or over their values where class numbers have names."""
     for path in paths:
-        try:
-            with open(path, "rb") as raw:
-                for records, _ in read_blocks(raw, path.name, 0, columns):
-                    features = None if records.schema is None else _features(records.schema)
-                    # Only JSON and tables have records with a reason, and they have no features.
-                    yield from records if features is None else _with_class_names((row.value for row in records), features)
-        except ColumnError as error:
-            raise InputError(f"{path}: {error}") from None
-        except UNREADABLE as error:
-            raise InputError(f"data: {str(path)!r} cannot be read to its end: {first_line(error)}") from error
+        with _unreadable(path), open(path, "rb") as raw:
+            for records, _ in read_blocks(raw, path.name, 0, columns):
+                features = None if records.schema is None else _features(records.schema)
+                # Only JSON and tables have records with a reason, and they have no features.
+                yield from records if features is None else _with_class_names((row.value for row in records), features)
+
+
+@contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """A context that reports a file that cannot be read as InputError."""
+    try:
+        yield
+    except ColumnError as error:
+        raise InputError(f"{path}: {error}") from None
+    except UNREADABLE as error:
+        raise InputError(f"data: {str(path)!r} cannot be read to its end: {first_line(error)}") from error
 
 
 def saved_files(folder: Path) -> list[Path]:

@@ -121,6 +121,35 @@ def read_blocks(raw: Any, name: str, size: int, columns: Sequence[str], rows: in
         lines.text.detach()  # The caller, which opened the file, closes it.
 
 
+def columns_of(raw: Any, name: str) -> list[str]:
+    """Return the columns of a file: those of its header or schema, or of its first record.
+
+    Args:
+        raw: The binary file.
+        name: As in `read_blocks`.
+
+    Returns:
+        The names; none where the file has no readable first record.
+
+    Raises:
+        UNREADABLE: The file cannot be read.
+    """
+    kind = format_of(name)
+    if kind in COLUMNAR:
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            if kind == ".parquet":
+                return list(pyarrow.parquet.ParquetFile(raw).schema_arrow.names)
+            with pyarrow.ipc.open_stream(raw) as stream:
+                return list(stream.schema.names)
+        except pyarrow.ArrowException as error:
+            raise ValueError(str(error)) from error
+    records, _ = next(read_blocks(raw, name, 0, (), 1), (Records(), 1.0))
+    return list(records[0].value) if records and isinstance(records[0].value, dict) else []
+
+
 def require_columns(names: Sequence[str], columns: Iterable[str]) -> None:
     """Check that a header names each of `columns` once.
 
