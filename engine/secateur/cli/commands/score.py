@@ -44,7 +44,7 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.")],
-    column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    column: Annotated[str, typer.Option(help="Column of the text, or of lists of two texts.")] = "text",
     id_column: Annotated[str | None, typer.Option(help="Column to copy into the output, such as an id.")] = None,
     labels: Annotated[
         str,
