@@ -37,6 +37,37 @@ def shortened(tokenizer: Any, texts: Sequence[str], room: int) -> list[str]:
     return parts
 
 
+def enough_words(
+    tokenize: Callable[[list[list[str]]], list[list[int]]], words: list[str], room: int, *, last: bool
+) -> list[str]:
+    """Return the words of one input, of far too many only some, for a tokenizer that then cuts the input to `room` ids.
+
+    The tokenizer returns the same ids as for all words. Of a very long word at the cut only a part is returned.
+
+    Args:
+        tokenize: Encodes inputs, each a list of words, uncut.
+        words: The words.
+        room: The most ids of the input.
+        last: Whether the last ids stay, instead of the first ones.
+    """
+    size = _END * room
+    if sum(map(len, words)) + len(words) <= LONG * room:
+        return words
+    while True:
+        kept, characters = list[str](), 0
+        for word in reversed(words) if last else words:
+            long = len(word) > LONG * room
+            end = end_of(lambda parts: tokenize([[part] for part in parts]), word, room, last=last) if long else None
+            kept.append(word if end is None else end[0])
+            characters += len(kept[-1]) + 1
+            if characters > size:
+                break
+        kept = kept[::-1] if last else kept
+        if len(kept) == len(words) or len(tokenize([kept])[0]) > room:
+            return kept
+        size *= 2
+
+
 def ends_of(tokenize: Callable[[list[str]], list[list[int]]], text: str, room: int) -> list[int] | None:
     """Return the first and the last `room` ids of a long text; None if they take the whole text."""
     head, tail = (end_of(tokenize, text, room, last=last) for last in (False, True))

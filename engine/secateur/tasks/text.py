@@ -181,7 +181,7 @@ class TextTask(Task):
         ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device, length)
         return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device, length)}
 
-    def _tokenize(self, inputs: list[str], **options: Any) -> list[list[int]]:
+    def _tokenize(self, inputs: list[Any], **options: Any) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(inputs, truncation=False, verbose=False, **options)["input_ids"]
         return encoded
 
