@@ -99,12 +99,11 @@ class TokenClassification(TextTask):
             encoded = self.tokenizer(kept, **options)
         except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
             raise InputError(f"{where}: the tokenizer cannot encode it: {first_line(error)}") from error
-        target, words, previous, skipped = [], [], None, len(tokens) - len(kept) if last else 0
-        for number in encoded.word_ids():
-            word = None if number is None else number + skipped
+        target, words, previous, skipped = list[int](), list[int](), None, len(tokens) - len(kept) if last else 0
+        for word in encoded.word_ids():
             first = word is not None and word != previous
-            target.append(numbers[word] if first else IGNORED)
-            words += [word] * first
+            target.append(numbers[word + skipped] if first else IGNORED)
+            words += [word + skipped] if first else []
             previous = word
         return TaggedItem(row, encoded["input_ids"], target, numbers, words, bool(encoded.encodings[0].overflowing))
 

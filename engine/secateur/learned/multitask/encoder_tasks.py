@@ -341,10 +341,10 @@ def _features(tokenizer: Any, examples: Sequence[Example], max_length: int, labe
     if max_length <= marks:
         raise InputError(f"max_length: expected more than {marks}, the number of the tokenizer's marks, got {max_length}")
     if len(texts) == 2:
-        pairs = encode_pairs(tokenizer, list(zip(*texts, strict=True)), max_length)
+        both = encode_pairs(tokenizer, list(zip(*texts, strict=True)), max_length)
         return [
-            {"row": row, "label": label, "input_ids": pair.ids, **({"token_type_ids": pair.segments} if pair.segments else {})}
-            for row, (label, pair) in enumerate(zip(labels, pairs, strict=True))
+            {"row": row, "label": label, "input_ids": one.ids, **({"token_type_ids": one.segments} if one.segments else {})}
+            for row, (label, one) in enumerate(zip(labels, both, strict=True))
         ]
     short = [shortened(tokenizer, [text], max_length)[0] for text in first]
     encoded = tokenizer(short, truncation=True, max_length=max_length)
