@@ -10,11 +10,12 @@ from typing import Any
 import corpora
 import pyarrow.parquet
 import pytest
-from cases import CASES
+from cases import CASES, CLASSES, _bart, word_tokenizer
 from command import Run, assert_refused
+from transformers import BartConfig, BartForSequenceClassification
 
 import secateur
-from secateur.corpus.output import METADATA, Folder
+from secateur.corpus.output import METADATA, Folder, ShardWriter
 from secateur.corpus.run import SETTINGS, CorpusRun, about
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source, find_sources
@@ -92,6 +93,44 @@ def test_a_changed_shard_of_the_same_size_is_scored_again(begun: Run, tmp_path: 
     changed = corpora.read(tmp_path / "scored")
     assert changed["b.txt.parquet"] == rows["b.txt.parquet"]
     assert changed["a.txt.parquet"] != rows["a.txt.parquet"]
+
+
+@pytest.mark.parametrize("interrupted", ["a", "b", "c"])
+def test_a_run_with_rejected_rows_is_resumed_to_the_files_of_an_uninterrupted_run(
+    run: Run, interrupted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: Any = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: k for k, name in enumerate(CLASSES)}}
+    model = _bart(BartForSequenceClassification, BartConfig, **labels)
+    secateur.save(model, "m", tokenizer=word_tokenizer(start=False, end=True, model_max_length=40))
+    Path("corpus").mkdir()
+    for name in "abc":
+        rows = corpora.texts(20, seed=ord(name))
+        corpora.lines(Path("corpus"), [*rows[:9], "the cat </s> sat", *rows[9:], "the cat " * 30], f"{name}.txt")
+    line = f"{LINE} --on-long error"
+    assert run(f"{line} --out whole").code == 0
+    assert [row["reason"].partition(",")[0] for row in corpora.rejects(tmp_path / "whole")["b.txt.jsonl"]] == [
+        "2 end marks", "61 tokens"
+    ]  # fmt: skip
+
+    def interrupt(writer: ShardWriter, about: Any) -> None:
+        if writer._name == f"{interrupted}.txt":
+            raise KeyboardInterrupt
+        close(writer, about)
+
+    close = ShardWriter.close
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "close", interrupt)
+        assert run(f"{line} --out parts").code == 130
+    assert len(corpora.read(tmp_path / "parts")) == "abc".index(interrupted)
+    assert run(f"{line} --out parts --resume").code == 0
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert len(contents(tmp_path / "whole")) == 6
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of the shards' files, hidden ones included."""
+    paths = (path for kind in ("shards", "rejects") for path in (folder / kind).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_a_shard_of_an_older_run_counts_as_finished(begun: Run, tmp_path: Path) -> None:

@@ -100,6 +100,45 @@ def test_features_are_the_tokenizers() -> None:
     assert plain == [{"row": 0, "label": 2.0, "input_ids": [4, 6, 1]}]
 
 
+class Counting:
+    """A tokenizer that counts the characters of the texts it encodes."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        self.characters += sum(len(text) for part in texts for text in ([part] if isinstance(part, str) else part))
+        return self.tokenizer(*texts, **options)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_little_of_a_long_text_is_encoded_to_the_same_features(side: str) -> None:
+    tokenizer = Counting(pair_tokenizer())
+    tokenizer.tokenizer.truncation_side = side
+    text = "the cat sat so " * 300
+    for example in ({"input": text}, {"input": text, "pair": "a dog"}, {"input": "a", "pair": text}):
+        (feature,) = Regression().features(tokenizer, [{**example, "target": 1}], 9)
+        whole = tokenizer.tokenizer(*([one] for one in example.values()), truncation=True, max_length=9)
+        assert feature["input_ids"] == whole["input_ids"][0]
+        assert feature["token_type_ids"] == whole["token_type_ids"][0]
+        tokenizer.characters = 0
+        longer = {name: one * 100 if len(one) > 9 else one for name, one in example.items()}
+        Regression().features(tokenizer, [{**longer, "target": 1}], 9)
+        assert tokenizer.characters < len(text) * 2
+
+
+def test_little_of_a_long_question_is_encoded() -> None:
+    question, tokenizer = "the cat sat so " * 300, Counting(pair_tokenizer())
+    features = Span().features(tokenizer, [asked("red dog", question)], 32)
+    assert features == Span().features(tokenizer, [asked("red dog", "the cat sat so the cat sat so")], 32)
+    tokenizer.characters = 0
+    assert Span().features(tokenizer, [asked("red dog", question * 100)], 32) == features
+    assert tokenizer.characters < len(question) * 2
+
+
 def windows(task: Span, example: dict[str, Any], max_length: int) -> list[dict[str, Any]]:
     """Return the features of an example, with the texts of their pieces."""
     features = task.features(pair_tokenizer(), [example], max_length)

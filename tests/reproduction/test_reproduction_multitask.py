@@ -162,6 +162,12 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     reached = {(row["granularity"], row["density"]): float(row["reached"]) for row in rows}
     assert reached["element", "0.3"] == pytest.approx(0.3, abs=1e-4)
     assert 0 < reached["rank", "0.226"] <= 0.226
+    rows = rows_of("mnli", 12)
+    write(tmp_path / "sets", "mnli", "train", [*rows[:11], {**rows[11], "premise": "the cat sat"}])
+    result = run(f"reproduce multitask --out d {options} --experiments low-resource,initial-scores --json")
+    assert result.code == 2
+    assert result.errors[-1].startswith("secateur: rows: 'd' was begun with '")
+    assert result.errors[-1].endswith("'; the examples have changed: give the former ones, or a new folder")
     result = run(f"reproduce multitask --out e {options} --experiments low-resource --densities .5 --learning-rate 1e-4 --json")
     settings = json.loads((tmp_path / "e" / "settings.json").read_text())
     assert settings["densities"] == {"element": [0.5], "rank": [0.5]}

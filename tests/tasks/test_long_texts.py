@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cases import CASES, CLASSES, WORDS, piece_tokenizer, word_tokenizer
+from cases import CASES, CLASSES, TAGS, WORDS, piece_tokenizer, word_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from secateur import CausalLM, SequenceClassification
 from secateur.corpus.sources import Row
 from secateur.corpus.windows import windows
-from secateur.tasks import TextTask
+from secateur.tasks import TextTask, token
+from secateur.tasks.token import TaggedItem, TokenClassification
 
 LENGTH = 8
 
@@ -96,8 +97,9 @@ class Counting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
-    def __call__(self, texts: list[str], **options: Any) -> Any:
-        self.characters += sum(map(len, texts))
+    def __call__(self, texts: list[Any], **options: Any) -> Any:
+        """Encode texts, or words, or lists of words."""
+        self.characters += sum(len(text) if isinstance(text, str) else len("".join(text)) for text in texts)
         return self.tokenizer(texts, **options)
 
 
@@ -113,6 +115,46 @@ def test_little_of_a_long_text_is_encoded() -> None:
     unbounded = SequenceClassification(piece_tokenizer(), labels=CLASSES)
     assert unbounded.max_length is None
     assert unbounded.encode([long]) == [piece_tokenizer()(long)["input_ids"]]
+
+
+def long_words() -> dict[str, list[str]]:
+    words = random.Random(0).choices([*WORDS, "plays", "singer", "catish"], k=3000)
+    return {
+        "words": words,
+        "a long word first": ["cat" * 2000, *words],
+        "a long word last": [*words, "cat" * 2000],
+        "long words": ["a", "cat" * 200, "the"] * 300,
+        "empty words": [word for word in words for word in (word, "", " ")],
+        "few pieces": ["", " "] * 2000 + ["the", "cat"],
+        "no pieces": [""] * 9000,
+    }
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ["words", "pieces", "byte-level BPE"])
+def test_many_words_are_cut_to_the_items_of_all_words(name: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spaced = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer = bpe(spaced) if name == "byte-level BPE" else TOKENIZERS[name]()
+    tokenizer.truncation_side = side
+    task, model = TokenClassification(tokenizer, max_length=LENGTH), CASES["bert-token"].model()
+    for what, words in long_words().items():
+        example = {"tokens": words, "tags": [TAGS[k % len(TAGS)] for k in range(len(words))]}
+        (item,) = task.items(model, [example])
+        with monkeypatch.context() as patch:
+            patch.setattr(token, "enough_words", lambda tokenize, words, room, last: words)
+            assert [item] == task.items(model, [example]), what
+
+
+def test_few_of_many_words_are_encoded() -> None:
+    tokenizer, model = Counting(piece_tokenizer()), CASES["bert-token"].model()
+    task = TokenClassification(tokenizer, max_length=LENGTH)
+    for words in (["the", "cat"] * 100_000, ["the cat " * 100_000, "sat"], ["a" * 2000] * 500):
+        tokenizer.characters = 0
+        (item,) = task.items(model, [{"tokens": words, "tags": ["O"] * len(words)}])
+        assert isinstance(item, TaggedItem)
+        assert item.cut
+        assert len(item.input_ids) == LENGTH
+        assert tokenizer.characters < 10_000 * LENGTH
 
 
 def test_a_long_text_is_rejected_as_one_of_many_tokens() -> None:

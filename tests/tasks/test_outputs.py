@@ -308,7 +308,7 @@ def test_images_have_values_and_several_labels_too() -> None:
 
 
 def pair_tokenizer() -> Any:
-    tokenizer = piece_tokenizer(model_max_length=16)
+    tokenizer = piece_tokenizer(model_max_length=16, model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     special = [("[CLS]", 1), ("[SEP]", 2)]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special

@@ -70,8 +70,12 @@ class Runner:
             self._label_scores = None
 
     def batches(self, window: Window) -> list[list[Item]]:
-        """Split a window's items into batches of at most max_tokens padded tokens, but of at least one item."""
-        return buckets(window.items, self.max_tokens, self.padded)
+        """Split a window's items into batches of at most max_tokens padded tokens, but of at least one item.
+
+        Texts and pairs of texts have batches of their own: some models take only rows with as many end marks as one another.
+        """
+        kinds = [[item for item in window.items if item.pair is pair] for pair in (False, True)]
+        return [batch for items in kinds for batch in buckets(items, self.max_tokens, self.padded)]
 
     def padded(self, length: int) -> int:
         """Return the length that a batch is padded to, from the length of its longest input.

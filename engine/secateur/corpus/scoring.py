@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def score(
     model: nn.Module,
     task: Task,
-    dataset: str | Path | Iterable[str | None] | Iterable[Mapping[str, Any]],
+    dataset: str | Path | Iterable[str | Sequence[str] | None] | Iterable[Mapping[str, Any]],
     *,
     column: str = "text",
     identity: str | None = None,
@@ -39,8 +39,9 @@ def score(
         model: The model.
         task: A task with closed labels.
         dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, a pandas DataFrame, a pyarrow Table, a dict
-            of columns, or a name that `find_sources` takes.
-        column: The column of the text.
+            of columns, or a name that `find_sources` takes. For a `SequenceClassification`, pairs of texts, which are lists or
+            tuples of two, stand in the place of texts too.
+        column: The column of the text or of the pair of texts.
         identity: A column to copy into the result.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         max_tokens: Padded input tokens in a batch.
@@ -87,7 +88,7 @@ def mapper(
     Args:
         model: The model.
         task: A task with closed labels.
-        column: The column of the text.
+        column: The column of the text or of the pair of texts.
         max_tokens: Padded input tokens in a batch.
 
     Raises:
@@ -102,7 +103,7 @@ def mapper(
 
         if column not in batch:
             raise InputError(f"column: expected the column {column!r}, got {', '.join(map(repr, batch))}")
-        if batch[column] is None or isinstance(batch[column], str):
+        if _is_row(batch, column):
             raise InputError("mapper: expected a batch of rows, as datasets.map(..., batched=True) gives, got a single row")
         rows = [Row(value) for value in batch[column]]
         types = {"label": "string", "labels": pyarrow.list_(pyarrow.string()), "reason": "string"}
@@ -131,6 +132,13 @@ class _Typed(list[Any]):
         import pyarrow
 
         return pyarrow.array(list(self), type or self.kind)
+
+
+def _is_row(batch: Mapping[str, Any], column: str) -> bool:
+    """Tell whether what `datasets` gives is one row. A pair of texts in it would look like a batch of two texts."""
+    single = (str, int, float, type(None))
+    values = batch.values() if isinstance(batch, dict) else [batch[column]]
+    return type(batch).__name__ == "LazyRow" or any(isinstance(value, single) for value in values)
 
 
 def _rows(dataset: Any, column: str) -> Iterator[Any]:

@@ -20,7 +20,7 @@ class Reading:
     """How a corpus is read.
 
     Attributes:
-        column: The column of the text.
+        column: The column of the text or of the pair of texts.
         identity: A column to copy into the result.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         limit: The most rows of all shards together.

@@ -82,7 +82,7 @@ class Source:
         lone surrogates stand for the invalid bytes. All identities have one type, see `_Identities`.
 
         Args:
-            column: The column of the text.
+            column: The column of the text or of the pair of texts.
             identity: A second column to read.
             chunk: The most rows to yield at a time.
 

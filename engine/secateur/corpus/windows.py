@@ -15,6 +15,7 @@ from secateur.data.formats import is_utf8
 from secateur.support.errors import InputError
 from secateur.tasks import Item, TextTask
 from secateur.tasks.model_config import OutputKind
+from secateur.tasks.pairs import is_pair
 
 # Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
 # tokens are padding.
@@ -162,22 +163,18 @@ class _Rows:
         """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]
-        self.reasons += [row.reason or why_not(row.value) for row in chunk]
+        self.reasons += [row.reason or why_not(row.value, pairs=task.takes_pairs) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
-        encoded = task.encode_each([chunk[k].value for k in usable], room) if usable else []
-        for k, ids in zip(usable, encoded, strict=True):
-            if isinstance(ids, str):
-                self.reasons[start + k] = ids
-            elif room is not None and len(ids) > room and on_long == "error":
-                # `encode` leaves out the middle of a very long text.
-                least = "at least " if len(ids) == 2 * room else ""
-                self.reasons[start + k] = f"{least}{len(ids)} tokens, of which the model takes {room}"
-            else:
-                cut = task.cut(ids, room)
-                self.reasons[start + k] = reason = task.why_not(model, cut)
-                if reason is None:
-                    self.items.append(Item(start + k, cut, []))
-                    self.tokens += self.items[-1].length
+        inputs = task.encode_cut_each(model, [chunk[k].value for k in usable], room) if usable else []
+        for k, encoded in zip(usable, inputs, strict=True):
+            reason = encoded.reason
+            if room is not None and encoded.tokens > room and on_long == "error":
+                least = "" if encoded.exact else "at least "
+                reason = f"{least}{encoded.tokens} tokens, of which the model takes {room}"
+            self.reasons[start + k] = reason
+            if reason is None:
+                self.items.append(encoded.item(start + k))
+                self.tokens += self.items[-1].length
 
     def window(self, first: int, share: float, labels: int, kind: OutputKind) -> Window:
         """The finished window."""
@@ -186,8 +183,18 @@ class _Rows:
         return Window(first, share, self.identities, self.reasons, self.items, scores, **about)
 
 
-def why_not(value: Any) -> str | None:
-    """Return why a value cannot be scored; None if it can."""
+def why_not(value: Any, *, pairs: bool = False) -> str | None:
+    """Return why a value cannot be scored; None if it can.
+
+    Args:
+        value: The value.
+        pairs: Whether it may be a pair of texts, which are a list or a tuple.
+    """
+    if pairs and isinstance(value, (list, tuple)):
+        if not is_pair(value):
+            return f"expected a text or a pair of texts, got a list of {len(value)}"
+        reasons = {name: why_not(text) for name, text in zip(("first", "second"), value, strict=True)}
+        return next((f"the {name} text of the pair: {reason}" for name, reason in reasons.items() if reason), None)
     if value is None:
         return "null"
     if not isinstance(value, str):

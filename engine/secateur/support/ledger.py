@@ -15,6 +15,7 @@ from secateur.support.files import open_own, require_alone, require_run_folder, 
 from secateur.support.urls import redacted
 
 SETTINGS, CELLS = "settings.json", "cells.jsonl"
+ROWS = "rows"  # The setting that holds the hash of a run's examples.
 _BEGUN = re.compile(r"\.settings\.json\.[0-9a-f]{8}\.partial")
 
 
@@ -143,7 +144,8 @@ def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mappin
     as_json = json.loads(redacted(json.dumps(settings)))
     for name in as_json:
         if stored.get(name) != as_json[name]:
-            raise InputError(f"{name}: {str(folder)!r} was begun with {stored.get(name)!r}, got {as_json[name]!r}")
+            changed = "; the examples have changed: give the former ones, or a new folder" if name == ROWS else ""
+            raise InputError(f"{name}: {str(folder)!r} was begun with {stored.get(name)!r}, got {as_json[name]!r}{changed}")
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

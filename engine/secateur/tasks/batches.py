@@ -25,6 +25,7 @@ class Item:
         target: The target: ids of pieces, one class, the classes of words, or for each label whether it is right (1 or 0).
             Empty for an input without a target.
         value: The target that is a number; None for other targets.
+        pair: Whether the input is a pair of texts.
         segments: The number of the text, 0 or 1, that each token of a pair of texts belongs to; empty for one text.
     """
 
@@ -32,6 +33,7 @@ class Item:
     input_ids: list[int]
     target: list[int]
     value: float | None = field(default=None, kw_only=True)
+    pair: bool = field(default=False, kw_only=True)
     segments: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, first_line
 from secateur.tasks.batches import Batch, Item, pad
 from secateur.tasks.classification import Classification
 from secateur.tasks.model_config import end_mark, padding_id, require_decoder_start, require_end_by_padding
-from secateur.tasks.text import TextTask, warn_of_cuts
+from secateur.tasks.pairs import encode_pairs, is_pair, marks_of_pairs
+from secateur.tasks.text import Encoded, TextTask
 
 
 class SequenceClassification(Classification, TextTask):
@@ -33,6 +33,7 @@ class SequenceClassification(Classification, TextTask):
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     name: ClassVar[str] = "sequence-classification"
+    takes_pairs: ClassVar[bool] = True
 
     def why_not(self, model: nn.Module, ids: list[int]) -> str | None:
         """Return why the model cannot take an input: it reads a text at its end mark, and there is none, or one too many."""
@@ -63,19 +64,14 @@ class SequenceClassification(Classification, TextTask):
             arguments["use_cache"] = False
         return arguments
 
-    def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
-        """Return the examples' inputs, encoded and cut, as items without targets. An input is a text, or a pair of texts.
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> list[Encoded]:
+        """Return texts and pairs of texts, encoded and cut to `room`, in their order.
 
-        Raises:
-            InputError: The model reads a text at its end mark, and an input has another number of end marks than the others.
+        The longer text of a pair is cut first, as in transformers.
         """
-        pairs = {row: self._pair(example, row) for row, example in enumerate(examples) if not _is_text(example["input"])}
-        single = [row for row in range(len(examples)) if row not in pairs]
-        if pairs and single and end_mark(model) is not None:
-            raise InputError("examples: expected texts or pairs of texts, as the model counts end marks, got both")
-        items = super().input_items(model, [examples[row] for row in single]) if single else []
-        items = [replace(item, row=row) for row, item in zip(single, items, strict=True)]
-        return sorted([*items, *self._pair_items(model, pairs)], key=lambda item: item.row)
+        single = iter(super().encode_cut_each(model, [text for text in inputs if _is_text(text)], room))
+        pairs = iter(self._encode_pairs(model, [pair for pair in inputs if not _is_text(pair)], room))
+        return [next(single if _is_text(text) else pairs) for text in inputs]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return items without targets as one batch, padded to `length` tokens at least."""
@@ -85,29 +81,38 @@ class SequenceClassification(Classification, TextTask):
             batch.inputs["token_type_ids"] = segments  # [B, T]
         return batch
 
-    def _pair(self, example: Example, row: int) -> tuple[str, str]:
-        """Return the pair of texts that is an example's input. Raise InputError for something else."""
-        pair = example["input"]
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(_is_text, pair)):
-            raise InputError(f"examples, row {row + 1}: expected a text or a pair of texts in column 'input', got {pair!r}")
-        return pair[0], pair[1]
+    def _values(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """The examples' inputs: texts, and pairs of texts.
 
-    def _pair_items(self, model: nn.Module, pairs: Mapping[int, tuple[str, str]]) -> list[Item]:
-        """Return the items of pairs by row. The longer text of a pair is cut first, as in transformers."""
-        if not pairs:
-            return []
-        texts: Any = [list(of_pairs) for of_pairs in zip(*pairs.values(), strict=True)]  # First texts and second texts.
-        room = self.room(model)
-        whole = self.tokenizer(*texts, verbose=False)["input_ids"]
-        encoded = self.tokenizer(*texts, truncation=room is not None, max_length=room, verbose=False)
-        warn_of_cuts(sum(a != b for a, b in zip(whole, encoded["input_ids"], strict=True)), len(whole), room)
-        segments = encoded.get("token_type_ids") or [()] * len(pairs)
-        marks = self.tokenizer("", "")["input_ids"]
-        for row, ids in zip(pairs, encoded["input_ids"], strict=True):
-            if (reason := _of_end_marks(model, ids, marks)) is not None:
-                raise InputError(f"examples, row {row + 1}: {reason}")
-        rows = zip(pairs, encoded["input_ids"], segments, strict=True)
-        return [Item(row, ids, [], segments=tuple(of_row)) for row, ids, of_row in rows]
+        Raises:
+            InputError: An input is something else; or some are texts and others pairs, and the model counts end marks.
+        """
+        inputs = [example["input"] for example in examples]
+        for row, value in enumerate(inputs, start=1):
+            if not _is_text(value) and (not is_pair(value) or not all(map(_is_text, value))):
+                raise InputError(f"examples, row {row}: expected a text or a pair of texts in column 'input', got {value!r}")
+        if len(set(map(_is_text, inputs))) > 1 and end_mark(model) is not None:
+            raise InputError("examples: expected texts or pairs of texts, as the model counts end marks, got both")
+        return inputs
+
+    def _encode_pairs(self, model: nn.Module, pairs: Sequence[Sequence[str]], room: int | None) -> list[Encoded]:
+        """Return pairs, encoded and cut to `room`, or why the tokenizer or the model cannot take them."""
+        try:
+            return self._encode_all_pairs(model, pairs, room) if pairs else []
+        except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
+            if len(pairs) == 1:
+                return [Encoded([], 0, reason=f"the tokenizer cannot encode it: {first_line(error)}", pair=True)]
+            return [encoded for pair in pairs for encoded in self._encode_pairs(model, [pair], room)]
+
+    def _encode_all_pairs(self, model: nn.Module, pairs: Sequence[Sequence[str]], room: int | None) -> list[Encoded]:
+        """Return pairs that the tokenizer can encode, encoded and cut to `room`."""
+        marks = marks_of_pairs(self.tokenizer)
+        return [
+            Encoded(
+                one.ids, one.tokens, one.exact, _of_end_marks(model, one.ids, marks), pair=True, segments=tuple(one.segments)
+            )
+            for one in encode_pairs(self.tokenizer, pairs, room)
+        ]
 
 
 def _of_end_marks(model: nn.Module, ids: list[int], marks: list[int]) -> str | None:

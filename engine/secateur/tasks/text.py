@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,34 @@ from secateur.support.errors import InputError, first_line
 from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
+from secateur.tasks.long_texts import LONG, ends_of
 
 logger = logging.getLogger("secateur")
 
-# A text with more characters than this for each id that the model takes is encoded at its two ends only, which begin with so
-# many characters for each id.
-_LONG, _END = 256, 16
+
+@dataclass(frozen=True)
+class Encoded:
+    """An input, encoded and cut to what the model takes.
+
+    Attributes:
+        ids: The ids; none if the tokenizer cannot encode the input.
+        tokens: The number of ids before the cut. Of a very long input it may be too low.
+        exact: Whether `tokens` is the exact number.
+        reason: Why the tokenizer cannot encode the input, or the model cannot take it; None if both can.
+        pair: Whether the input is a pair of texts.
+        segments: As in `Item`.
+    """
+
+    ids: list[int]
+    tokens: int
+    exact: bool = True
+    reason: str | None = None
+    pair: bool = field(default=False, kw_only=True)
+    segments: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def item(self, row: int) -> Item:
+        """Return the input as the item of a row, without a target."""
+        return Item(row, self.ids, [], pair=self.pair, segments=self.segments)
 
 
 class TextTask(Task):
@@ -32,7 +55,12 @@ class TextTask(Task):
         tokenizer: The model's tokenizer.
         labels: The candidate labels.
         max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+
+    Attributes:
+        takes_pairs: Whether an input may be a pair of texts, as a list or tuple of two.
     """
+
+    takes_pairs: ClassVar[bool] = False
 
     def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
         super().__init__(tokenizer, labels=labels)
@@ -54,8 +82,8 @@ class TextTask(Task):
             room: The most ids of an input that are used. Of a text with far more characters only the first and the last `room`
                 ids are returned: the ids between them would take much memory.
         """
-        far = sys.maxsize if room is None else _LONG * room
-        ends = {row: _ends(self._tokenize, text, room) for row, text in enumerate(inputs) if room and len(text) > far}
+        far = sys.maxsize if room is None else LONG * room
+        ends = {row: ends_of(self._tokenize, text, room) for row, text in enumerate(inputs) if room and len(text) > far}
         whole = [text for row, text in enumerate(inputs) if ends.get(row) is None]
         tokenized = iter(self._tokenize(whole) if whole else [])
         encoded = [ends.get(row) or next(tokenized) for row in range(len(inputs))]
@@ -102,9 +130,17 @@ class TextTask(Task):
         """Return why the model cannot take an input of these ids, which are cut to its room; None if it can."""
         return None
 
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> list[Encoded]:
+        """Return inputs, encoded and cut to `room`, in their order."""
+        return [self._cut_text(model, ids, room) for ids in self.encode_each(list(inputs), room)]
+
     def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
-        """Return the examples' inputs, encoded and cut, as items without targets."""
-        return [Item(row, ids, []) for row, ids in enumerate(self._encode_cut(model, examples, self.room(model)))]
+        """Return the examples' inputs, encoded and cut, as items without targets.
+
+        Raises:
+            InputError: The tokenizer cannot encode an input, or the model cannot take it.
+        """
+        return self._items_cut_to(self.room(model), model, self._values(model, examples))
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return items without targets as one batch, padded to `length` tokens at least."""
@@ -145,7 +181,7 @@ class TextTask(Task):
         ids = pad(sequences, self.tokenizer.eos_token_id if padding is None else padding, device, length)
         return {"input_ids": ids, "attention_mask": pad([[1] * len(sequence) for sequence in sequences], 0, device, length)}
 
-    def _tokenize(self, inputs: list[str], **options: Any) -> list[list[int]]:
+    def _tokenize(self, inputs: list[Any], **options: Any) -> list[list[int]]:
         encoded: list[list[int]] = self.tokenizer(inputs, truncation=False, verbose=False, **options)["input_ids"]
         return encoded
 
@@ -159,15 +195,28 @@ class TextTask(Task):
         return [_of_row(number, ids) for number, ids in enumerate(encoded, start=1)]
 
     def _encode_cut(self, model: nn.Module, examples: Sequence[Example], room: int | None) -> list[list[int]]:
-        """Return the examples' inputs, encoded and cut to `room`, with a warning if any is cut.
+        """Return the ids of the examples' inputs, cut to `room`. Raises InputError as `input_items`."""
+        return [item.input_ids for item in self._items_cut_to(room, model, texts(examples, "input"))]
 
-        Raises:
-            InputError: The tokenizer cannot encode an input, or the model cannot take it.
-        """
-        encoded = self._encoded(examples, room)
-        warn_of_cuts(sum(room is not None and len(ids) > room for ids in encoded), len(encoded), room)
-        cut = [self.cut(ids, room) for ids in encoded]
-        return [_of_row(number, self.why_not(model, ids) or ids) for number, ids in enumerate(cut, start=1)]
+    def _values(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """The examples' inputs. Raises InputError for one of another type than the task takes."""
+        return texts(examples, "input")
+
+    def _items_cut_to(self, room: int | None, model: nn.Module, inputs: Sequence[Any]) -> list[Item]:
+        """Return inputs, encoded and cut to `room`, as items, with a warning if any is cut."""
+        encoded = self.encode_cut_each(model, inputs, room)
+        warn_of_cuts(sum(room is not None and one.tokens > room for one in encoded), len(encoded), room)
+        for number, one in enumerate(encoded, start=1):
+            _of_row(number, one.reason or one.ids)
+        return [one.item(row) for row, one in enumerate(encoded)]
+
+    def _cut_text(self, model: nn.Module, ids: list[int] | str, room: int | None) -> Encoded:
+        """Return one text's ids, cut to `room`, or the reason why there are none."""
+        if isinstance(ids, str):
+            return Encoded([], 0, reason=ids)
+        cut = self.cut(ids, room)
+        # `encode` leaves out the middle of a very long text, so that 2 * room ids are left.
+        return Encoded(cut, len(ids), room is None or len(ids) != 2 * room, self.why_not(model, cut))
 
 
 def warn_of_cuts(too_long: int, inputs: int, room: int | None) -> None:
@@ -181,31 +230,3 @@ def _of_row(number: int, ids: list[int] | str) -> list[int]:
     if isinstance(ids, str):
         raise InputError(f"examples, row {number}: {ids}")
     return ids
-
-
-def _ends(tokenize: Callable[[list[str]], list[list[int]]], text: str, room: int) -> list[int] | None:
-    """Return the first and the last `room` ids of a long text; None if they take the whole text.
-
-    Both ends are cut at whitespace, and encoded at two lengths, which must give the same ids: no id depends on a cut.
-    """
-    size = _END * room
-    while 4 * size <= len(text):
-        heads = tokenize([text[: _space_before(text, length)] for length in (size, 2 * size)])
-        tails = tokenize([text[_space_after(text, len(text) - length) :] for length in (size, 2 * size)])
-        first, last = ([ids[:room] for ids in heads], [ids[-room:] for ids in tails])
-        if min(map(len, heads + tails)) >= 2 * room and first[0] == first[1] and last[0] == last[1]:
-            return first[0] + last[0]
-        size *= 2
-    return None
-
-
-def _space_before(text: str, end: int) -> int:
-    """Return the place of the last space in the second half of a text's first `end` characters; `end` if there is none."""
-    place = max(text.rfind(space, end // 2, end) for space in " \n")
-    return end if place < 0 else place
-
-
-def _space_after(text: str, start: int) -> int:
-    """Return the place of the first space in the first half of a text after `start`; `start` if there is none."""
-    stop = (start + len(text)) // 2
-    return min((place for space in " \n" if (place := text.find(space, start, stop)) >= 0), default=start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from secateur.data.examples import Example
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
 from secateur.tasks.classification import class_names, class_number
+from secateur.tasks.long_texts import enough_words
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.text import TextTask, warn_of_cuts
 
@@ -89,15 +91,19 @@ class TokenClassification(TextTask):
             count = len(tags) if isinstance(tags, list) else type(tags).__name__
             raise InputError(f"{where}: expected {len(tokens)} tags in column 'tags', one a word, got {count}")
         numbers = [class_number(names, tag, where) for tag in tags]
+        last = getattr(self.tokenizer, "truncation_side", "right") == "left"
+        options: dict[str, Any] = {"is_split_into_words": True, "truncation": room is not None, "max_length": room}
+        tokenize = partial(self._tokenize, is_split_into_words=True)
         try:
-            encoded = self.tokenizer(tokens, is_split_into_words=True, truncation=room is not None, max_length=room)
+            kept = tokens if room is None else enough_words(tokenize, tokens, room, last=last)
+            encoded = self.tokenizer(kept, **options)
         except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
             raise InputError(f"{where}: the tokenizer cannot encode it: {first_line(error)}") from error
-        target, words, previous = [], [], None
+        target, words, previous, skipped = list[int](), list[int](), None, len(tokens) - len(kept) if last else 0
         for word in encoded.word_ids():
             first = word is not None and word != previous
-            target.append(numbers[word] if first else IGNORED)
-            words += [word] * first
+            target.append(numbers[word + skipped] if first else IGNORED)
+            words += [word + skipped] if first else []
             previous = word
         return TaggedItem(row, encoded["input_ids"], target, numbers, words, bool(encoded.encodings[0].overflowing))
 

@@ -43,7 +43,7 @@ from secateur.model.offloading import weights_digest
 from secateur.pruning.verify import Verification, some_batches, verify_layers
 from secateur.support.errors import VerificationError
 from secateur.support.files import require_run_folder
-from secateur.support.ledger import Ledger, content_hash
+from secateur.support.ledger import ROWS, Ledger, content_hash
 from secateur.tasks import Task
 from secateur.tasks.fitting import reader_digest
 
@@ -115,7 +115,7 @@ def layer_gates(
         "max_length": max_length, "column": [column, token_column], **learned,
         # Another model, tokenizer or data under the same names would give other gates.
         "tokenizer": reader_digest(loaded.tokenizer), "config": config_digest(loaded.model),
-        "weights": weights_digest(loaded.model), "rows": content_hash([rows, held_out]),
+        "weights": weights_digest(loaded.model), ROWS: content_hash([rows, held_out]),
     }  # fmt: skip
     with gates, Ledger(out, settings) as ledger:
         cell = {"model": model}

@@ -19,7 +19,7 @@ from secateur.model.loading import load_complete
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import require_run_folder, write_atomically
-from secateur.support.ledger import CELLS, Ledger, content_hash
+from secateur.support.ledger import CELLS, ROWS, Ledger, content_hash
 from secateur.tasks.fitting import read_tokenizer, reader_digest
 
 
@@ -61,7 +61,7 @@ def multitask(
         "config": said,
         # Another model, tokenizer or data under the same names would give other masks.
         "tokenizer": reader_digest(tokenizer), "architecture": config_digest(encoder), "weights": weights_digest(encoder),
-        "rows": content_hash([[task_data.train, task_data.test] for task_data in data.values()]),
+        ROWS: content_hash([[task_data.train, task_data.test] for task_data in data.values()]),
     }  # fmt: skip
     with Ledger(out, settings) as ledger:
         cell = {"model": read.model}

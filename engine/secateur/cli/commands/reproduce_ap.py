@@ -21,6 +21,7 @@ from secateur.reproduction.ap import grid as ap
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.files import require_run_folder
+from secateur.support.ledger import ROWS, content_hash
 from secateur.tasks.fitting import reader_digest
 
 # For each preset: its tasks, the tasks of the detailed experiments, and a task with a related and an unrelated one.
@@ -96,7 +97,10 @@ def ap_(
     cells = ap.grid(settings)
     task_examples = {name: _task_examples(loaded, preset, name, settings, data_root) for name in wanted_tasks}
     laboratory = ap.Laboratory(loaded.model, task_examples, settings.unit, out / "scores")
-    identity = {"weights": weights_digest(loaded.model), "tokenizer": reader_digest(loaded.tokenizer)}
+    rows = {name: [data.pool, data.test] for name, data in task_examples.items()}
+    identity = {
+        "weights": weights_digest(loaded.model), "tokenizer": reader_digest(loaded.tokenizer), ROWS: content_hash(rows),
+    }  # fmt: skip
     run_cells(
         out, {**settings.to_json(), **identity}, cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,

@@ -16,6 +16,7 @@ from secateur.model.offloading import weights_digest
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.files import require_run_folder
+from secateur.support.ledger import ROWS, content_hash
 from secateur.tasks.fitting import reader_digest
 
 # The default tasks of the preset builtin.
@@ -94,7 +95,8 @@ def multitask(
     encoder, tokenizer = load_encoder(settings.model)
     cells = grid.grid(settings)
     laboratory = grid.Laboratory(encoder, tokenizer, data, settings, out, place.type)
-    identity = {"weights": weights_digest(encoder), "tokenizer": reader_digest(tokenizer)}
+    rows = {name: [of_task.train, of_task.test] for name, of_task in data.items()}
+    identity = {"weights": weights_digest(encoder), "tokenizer": reader_digest(tokenizer), ROWS: content_hash(rows)}
     run_cells(
         out, {**settings.to_json(), **identity}, cells, laboratory.run,
         lambda rows: report.write(out, rows, settings, environment(encoder)), as_json,

@@ -45,7 +45,7 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
-    column: Annotated[str, typer.Option(help="Column of the text.", rich_help_panel=DATA)] = "text",
+    column: Annotated[str, typer.Option(help="Column of the text, or of lists of two texts.", rich_help_panel=DATA)] = "text",
     id_column: Annotated[
         str | None, typer.Option(help="Column to copy into the output, such as an id.", rich_help_panel=OUTPUT)
     ] = None,

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from secateur.data.examples import Example, require_text
 from secateur.support.errors import InputError
 from secateur.tasks.classification import class_number
+from secateur.tasks.long_texts import shortened
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
+from secateur.tasks.pairs import encode_pairs
 
 Feature = dict[str, Any]
 
@@ -338,14 +340,22 @@ def _features(tokenizer: Any, examples: Sequence[Example], max_length: int, labe
     marks = tokenizer.num_special_tokens_to_add(pair=len(texts) == 2)
     if max_length <= marks:
         raise InputError(f"max_length: expected more than {marks}, the number of the tokenizer's marks, got {max_length}")
-    encoded = tokenizer(*texts, truncation=True, max_length=max_length)
+    if len(texts) == 2:
+        both = encode_pairs(tokenizer, list(zip(*texts, strict=True)), max_length)
+        return [
+            {"row": row, "label": label, "input_ids": one.ids, **({"token_type_ids": one.segments} if one.segments else {})}
+            for row, (label, one) in enumerate(zip(labels, both, strict=True))
+        ]
+    short = [shortened(tokenizer, [text], max_length)[0] for text in first]
+    encoded = tokenizer(short, truncation=True, max_length=max_length)
     names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
     return [{"row": row, "label": label, **{name: encoded[name][row] for name in names}} for row, label in enumerate(labels)]
 
 
 def _cut(tokenizer: Any, texts: Sequence[str], most: int) -> list[str]:
     """Cut texts to at most `most` pieces from their beginning."""
-    encoded = tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True)
+    texts = [shortened(tokenizer, [text], most)[0] for text in texts]
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True)
     return [text[: places[-1][1]] if places else "" for text, places in zip(texts, encoded["offset_mapping"], strict=True)]
 
 
