@@ -20,6 +20,7 @@ from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.tasks import Evaluation, Task
+from secateur.tasks.base import require_fit
 
 Recovery = Callable[[nn.Module], object]
 
@@ -94,6 +95,7 @@ def sweep(
         raise InputError(f"keeps: expected a sequence of numbers in (0, 1], got {shown(keeps)}")
     for keep in keeps:
         Budget("keep", keep)  # Refuses a wrong number before any work.
+    require_fit(task, model)
     rows = read_examples(examples, task.columns)
     dense = evaluate(model, task, rows)
     points: list[Point] = []
