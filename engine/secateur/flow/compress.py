@@ -20,7 +20,7 @@ from secateur.flow.meet_latency import MetLatency
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
-from secateur.measuring.plots import widths_plot
+from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.discovery import fingerprint
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
@@ -90,9 +90,8 @@ class Compressed:
         Raises:
             InputError: As `secateur.save` does.
         """
-        files: dict[str, str | bytes] = {
-            "plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, "what each layer keeps")
-        }  # fmt: skip
+        title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
+        files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
         write_folder(
             self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
             document={**self.to_json(), "out": str(out)}, report=self.comparison.benchmark, files=files,

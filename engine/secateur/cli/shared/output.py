@@ -95,10 +95,19 @@ def side_by_side(rows: Sequence[tuple[str, str, str]]) -> Table:
 
 def points_table(points: Sequence[Point]) -> Table:
     """Return a table of a sweep's points."""
-    columns = ("kept", points[0].metric, "95% interval", "parameters", "MFLOPs", "latency ms", "speed-up", "examples/s")
+    columns = (
+        points[0].budget,
+        points[0].metric,
+        "95% interval",
+        "parameters",
+        "MFLOPs",
+        "latency ms",
+        "speed-up",
+        "examples/s",
+    )
     rows = (
         (
-            f"{p.keep:.2f}", f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.parameters:,}", f"{p.flops / 1e6:,.0f}",
+            f"{p.amount:g}", f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.parameters:,}", f"{p.flops / 1e6:,.0f}",
             f"{p.latency_ms:.1f}", f"{p.speedup:.2f}x", f"{p.examples_per_second:,.0f}",
         )
         for p in points
