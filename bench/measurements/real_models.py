@@ -190,7 +190,7 @@ def _pruned(
     (timing,) = step("benchmark", lambda: secateur.benchmark(model, pruned, batches, seconds=5.0)).timings
     return {
         "flops": flops, "candidates": [str(candidate) for candidate in candidates],
-        "remaining": best.plan.summary()["remaining"],
+        "remaining": best.plan.budget_json()["remaining"],
         "emptied": [site.name for site in best.plan.sites if not len(best.plan[site.name])],
         "verification": verification.to_json(), "plain": plain.to_json(), "recovered": recovered.to_json(),
         "recovery": method, "before": _mean([refit.before for refit in refits]),

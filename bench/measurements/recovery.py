@@ -37,7 +37,7 @@ def compare_recovery(examples: int = 300, tested: int = 500) -> dict[str, Any]:
                 refits = secateur.recover_(model, pruned, task, calibration)
                 row = {
                     "task": name, "metric": dense.metric, "dense": dense.value, "unit": unit, "keep": keep,
-                    "flops": plan.summary()["remaining"]["flops"], "seconds": round(time.perf_counter() - start, 2),
+                    "flops": plan.budget_json()["remaining"]["flops"], "seconds": round(time.perf_counter() - start, 2),
                     "plain": plain, "recovered": secateur.evaluate(pruned, task, test).value,
                     "before": sum(refit.before for refit in refits) / len(refits),
                     "after": sum(refit.after for refit in refits) / len(refits),

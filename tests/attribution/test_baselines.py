@@ -47,7 +47,7 @@ def test_built_flops_are_those_of_the_cost_model(case: Case) -> None:
     dense = budgeted.layer_flops(model, scores.tokens)
     assert dense == pytest.approx(budgeted.all_flops(scores), rel=1e-9)
     left = budgeted.layer_flops(secateur.prune(model, plan), scores.tokens) / dense
-    assert left == pytest.approx(plan.summary()["remaining"]["flops"], rel=1e-9)
+    assert left == pytest.approx(plan.budget_json()["remaining"]["flops"], rel=1e-9)
 
 
 def test_squared_gate_gradients_are_the_fisher_criterion(case: Case) -> None:

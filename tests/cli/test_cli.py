@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from command import Run
+from command import Run, assert_refused
 from rich.progress import Progress
 from safetensors import safe_open
 
@@ -110,13 +110,24 @@ def test_sweep(run: Run) -> None:
     assert result.code == 0
     assert [point["keep"] for point in result.document["points"]] == [1.0, 0.8, 0.4]
     assert Path("w/sweep.csv").read_text().count("\n") == 4
-    assert sorted(path.name for path in Path("w").iterdir()) == [
-        "run.yaml",
-        "scores.safetensors",
-        "sweep.csv",
-        "sweep.json",
-        "sweep.png",
-    ]
+    dense_ms = result.document["points"][0]["latency_ms"]
+    assert all(point["latency_ms"] * point["speedup"] == pytest.approx(dense_ms) for point in result.document["points"])
+    about = {"data": "train.jsonl", "eval": "test.jsonl", "unit": "head", "recovery": "least-squares", "task": "text-to-text"}
+    assert {name: result.document[name] for name in about} == about
+    assert result.document["batch"] == {"size": 2, "tokens": 8}
+    assert result.document["environment"]["threads"] == 1
+    assert result.document == {**json.loads(Path("w/sweep.json").read_text()), "out": "w"}
+    assert sorted(path.name for path in Path("w").iterdir()) == ["run.yaml", "scores.safetensors", "sweep.csv", "sweep.json", "sweep.png"]
+
+
+def test_sweep_over_flops_and_speedups(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = "sweep builtin --data train.jsonl --eval test.jsonl --batch-size 2 --length 8 --json"
+    for options, kind, amount in (("--flops 0.7 --allocation knapsack", "flops", 0.7), ("--speedup 1.1", "speedup", 1.1)):
+        points = run(f"{line} {options} --out {kind}").document["points"]
+        assert [(point["budget"], point["amount"]) for point in points] == [(kind, 1.0), (kind, amount)]
+    refused = run(f"{line} --keeps 0.5 --flops 0.5 --out both")
+    assert_refused(refused, "budget: expected exactly one of keeps, flops, speedup, got keeps, flops", "both")
 
 
 def test_version(run: Run) -> None:

@@ -101,13 +101,13 @@ def test_a_single_candidate_is_returned_without_a_comparison() -> None:
 def test_alternatives_vary_only_options_that_are_not_given() -> None:
     case = CASES["t5-gated"]
     scores = secateur.attribute(case.model(), case.task, case.examples)
-    spreads = [(plan.summary()["allocation"], plan.summary()["floor"]) for plan in alternatives(scores, flops=0.5)]
+    spreads = [(plan.budget_json()["allocation"], plan.budget_json()["floor"]) for plan in alternatives(scores, flops=0.5)]
     assert [allocation for allocation, _ in spreads] == ["uniform", *["knapsack"] * 3]
     assert spreads[1][1] > 0.3 > 0.01 > spreads[2][1] > spreads[3][1] == 0.0
-    assert [plan.summary()["allocation"] for plan in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
+    assert [plan.budget_json()["allocation"] for plan in alternatives(scores, keep=0.5, flops=None)] == ["uniform"]
     (fixed,) = alternatives(scores, flops=0.5, allocation="global", floor=0.2)
-    assert (fixed.summary()["allocation"], fixed.summary()["floor"]) == ("global", 0.2)
-    assert [plan.summary()["floor"] for plan in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
+    assert (fixed.budget_json()["allocation"], fixed.budget_json()["floor"]) == ("global", 0.2)
+    assert [plan.budget_json()["floor"] for plan in alternatives(scores, flops=0.5, floor=0.1)] == [0.0, 0.1]
 
 
 def test_bad_input_is_refused() -> None:

@@ -217,7 +217,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"keep": 1.5}, r"keep: expected a number in \(0, 1\], got 1.5"),
     "plan-and-budget": ({"keep": 0.5, "plan": "p.json"}, "plan: expected a plan or a budget, got both"),
     "no-plan-file": ({"plan": "p.json"}, "plan: no such file: 'p.json'"),
-    "no-plan": ({"plan": 3}, "plan: expected a Plan or the file of one, got int"),
+    "no-plan": ({"plan": 3}, "plan: expected secateur.Plan or the path of its file, got 3"),
     "no-task": ({"keep": 0.5, "task": None}, "task: expected a Task with a loaded model, .*, got none"),
     "task-by-name": (
         {"keep": 0.5, "task": "text-to-text"},
@@ -265,7 +265,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "recoveries-none": ({"keep": 0.5, "recoveries": None}, "recoveries: expected several values, such as a list, got None"),
     "batch-sizes-number": ({"keep": 0.5, "batch_sizes": 8}, "batch_sizes: expected several values, such as a list, got 8"),
     "batch-sizes-float": ({"keep": 0.5, "batch_sizes": [1.5]}, r"batch_sizes: expected a whole number of at least 1, got 1.5"),
-    "scores": ({"keep": 0.5, "scores": "s.safetensors"}, "scores: expected Scores, from attribute, got str"),
+    "scores": ({"keep": 0.5, "scores": 3}, "scores: expected secateur.Scores or the path of its file, got 3"),
     "scores-of-another-model": (
         {"keep": 0.5, "scores": scores_of("llama")},
         r"scores: expected scores of this model \(fingerprint .*\), got scores of another one \(",

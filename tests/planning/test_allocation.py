@@ -53,21 +53,21 @@ def best(scores: Scores, limit: float) -> float:
 def test_knapsack_is_within_its_stated_gap_of_the_best(seed: int, limit: float) -> None:
     scores = random_ffn_scores(seed)
     plan = secateur.plan(scores, params=limit, allocation="knapsack")
-    gap = plan.summary()["gap"]
+    gap = plan.budget_json()["gap"]
     assert 0 <= gap < 0.5
     assert attribution(scores, plan) >= (1 - gap) * best(scores, limit) - 1e-12
-    assert plan.summary()["remaining"]["params"] <= limit + 1e-12
+    assert plan.budget_json()["remaining"]["params"] <= limit + 1e-12
 
 
 def test_the_gap_is_small_where_sites_have_many_units() -> None:
     plan = secateur.plan(random_ffn_scores(0, units=(500, 700, 900)), params=0.5, allocation="knapsack")
-    assert plan.summary()["gap"] < 1e-3
+    assert plan.budget_json()["gap"] < 1e-3
 
 
 @pytest.mark.parametrize("budget", [{"keep": 0.5}, {"params": 0.5}, {"params": 0.5, "allocation": "global"}])
 def test_the_gap_is_zero_where_it_is_not_known(budget: Any) -> None:
     plan = secateur.plan(random_ffn_scores(3), **budget)
-    assert plan.summary()["gap"] == 0
+    assert plan.budget_json()["gap"] == 0
 
 
 @pytest.mark.parametrize("name", CASE_NAMES)

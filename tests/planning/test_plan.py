@@ -110,7 +110,7 @@ def test_cost_budgets_are_met_and_no_further_step_fits(
         more = counts | {site.name: min(site.units, counts[site.name] + step)}
         assert more == counts or share(scores, more, kind) > value, site.name
     for other in ("flops", "params"):
-        assert plan.summary()["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
+        assert plan.budget_json()["remaining"][other] == pytest.approx(share(scores, counts, other), rel=1e-12)
     assert plan.budget == secateur.Budget(kind, value)  # type: ignore[arg-type]
 
 
@@ -123,7 +123,7 @@ def test_a_params_budget_is_the_share_of_the_models_parameters(name: str) -> Non
     layers = sum(site.parameters * site.units for site in scores.all_sites)
     # T5's position bias has an entry per head, which no unit counts.
     assert 1 - removed / layers == pytest.approx(
-        plan.summary()["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12
+        plan.budget_json()["remaining"]["params"], rel=0.02 if name == "t5-gated" else 1e-12
     )
 
 
@@ -235,7 +235,7 @@ def _edited(change: Any) -> str:
         bits = sum(1 << int(i) for i in plan[site.name])
         mask = base64.b64encode(bits.to_bytes(-(-site.units // 8), "little")).decode()
         sites.append({**site.to_json(), "kept": len(plan[site.name]), "mask": mask})
-    about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.summary(), "sites": sites}
+    about = {"format": "secateur-plan/1", "fingerprint": plan.fingerprint, "budget": plan.budget_json(), "sites": sites}
     change(about)
     return json.dumps(about)
 
@@ -261,7 +261,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
 def test_a_plan_built_by_hand_has_no_budget(tmp_path: Path) -> None:
     plan = uniform_plan(CASES["llama"], "head")
     bare = Plan(plan.kept, plan.sites, plan.fingerprint)
-    assert bare.summary() == {}
+    assert bare.budget_json() == {}
     bare.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert (loaded.budget, loaded.spread) == (None, None)
@@ -389,3 +389,42 @@ def test_a_plan_fits_another_checkpoint_of_the_same_shape() -> None:
     case = CASES["t5-gated"]
     pruned = secateur.prune(case.model(seed=1), uniform_plan(case, "head"))
     assert secateur.cost.parameters(pruned) < secateur.cost.parameters(case.model())
+
+
+def test_the_summary_tells_the_budget_and_what_is_kept_and_saved() -> None:
+    scores = one_site([float(i) for i in range(10)])
+    plan = secateur.plan(scores, params=0.6, align=2)
+    assert plan.summary().splitlines() == [
+        "plan of 1 site",
+        "budget: at most 60.0% of the layers' parameters",
+        "allocation: uniform, floor 0, FFN widths in multiples of 2",
+        "  encoder ffn  6 of 10 neurons (60%) in 1 site",
+        "remaining: 60.0% of the layers' FLOPs, 60.0% of the layers' parameters",
+        "saved: 40 of the 100 parameters of these sites",
+    ]
+    by_hand = Plan(plan.kept, plan.sites, plan.fingerprint)
+    assert by_hand.summary().splitlines() == [
+        "plan of 1 site",
+        *plan.summary().splitlines()[3:4],
+        plan.summary().splitlines()[5],
+    ]
+    assert repr(by_hand) == "Plan(encoder ffn: 6 of 10 neurons)"
+
+
+def test_plans_and_scores_compare_by_value(tmp_path: Path) -> None:
+    scores = random_scores("t5-gated", "channel")
+    plan = secateur.plan(scores, keep=0.5)
+    plan.save(tmp_path / "plan.json")
+    scores.save(tmp_path / "scores.safetensors")
+    loaded_plan, loaded_scores = Plan.load(tmp_path / "plan.json"), Scores.load(tmp_path / "scores.safetensors")
+    assert (plan == loaded_plan, hash(plan) == hash(loaded_plan)) == (True, True)
+    assert (scores == loaded_scores, hash(scores) == hash(loaded_scores)) == (True, True)
+    assert len({plan, loaded_plan, secateur.plan(scores, keep=0.4)}) == 2
+    site = plan.sites[0].name
+    other_units = (torch.arange(plan.sites[0].units)[-len(plan[site]) :]).clone()
+    assert plan != replace(plan, kept={**plan.kept, site: other_units})
+    assert plan != replace(plan, budget=None)
+    assert scores != replace(scores, by_site={**scores.by_site, site: scores[site] + 1})
+    assert scores != replace(scores, per_example={name: torch.zeros(1, len(values)) for name, values in scores.items()})
+    assert scores != replace(scores, examples=scores.examples + 1)
+    assert (plan == 3, scores == plan, plan == scores) == (False, False, False)

@@ -370,7 +370,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "corrupted-plan": (corrupted, r"task 'sst2': plan: '.*even.json' is corrupted: \S+ says \d+ units and marks \d+"),
     "no-such-file": (lambda f: build({"sst2": f / "none.json"}), r"task 'sst2': plan: no such file: '.*none.json'"),
-    "neither-plan-nor-path": (lambda f: build({"sst2": 3}), r"task 'sst2': plan: expected a Plan or the path of one, got int"),
+    "neither-plan-nor-path": (
+        lambda f: build({"sst2": 3}),
+        r"task 'sst2': plan: expected secateur.Plan or the path .*, got 3",
+    ),
     "task-without-a-plan": (
         lambda f: build({"even": plans_of(T5)["even"]}, {"sst2": T5.task}),
         r"task: expected one of 'even', got 'sst2'",

@@ -24,6 +24,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.tasks import Batch, Item, Task
+from secateur.tasks.base import require_fit
 from secateur.tasks.batches import buckets, model_device
 from secateur_kernels.backend import Backend, uses_triton
 
@@ -102,8 +103,8 @@ def attribute(
     require_count("max_tokens", max_tokens)
     ranks = Ranks(group)
     with ranks.agreeing():
+        require_fit(task, model)
         _require_backend(backend, model)
-        task.require_fit(model)
         scored_sites, all_sites = sites(model, unit=unit, select=select), sites(model)
         all_labels = criterion.labels == "all"
         rows = read_examples(examples, task.columns_for(all_labels=all_labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.attribution.integrated.convergence import Convergence
-from secateur.model.sites import Site, selected, sites_from_json
+from secateur.model.sites import Site, by_group, counted, selected, sites_from_json
 from secateur.support.errors import FieldError, InputError, reading
 from secateur.support.fields import require_type, shown
-from secateur.support.files import write_atomically
+from secateur.support.files import object_or_file, write_atomically
+from secateur.support.html import html_table
+from secateur.support.tensors import same_tensors
 
 FORMAT = "secateur-scores/1"
 # The types of the metadata of a file.
@@ -26,7 +28,7 @@ _FIELDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores(Mapping[str, Tensor]):
     """Scores of units: a mapping from site name to a float64 tensor [units]. A unit with a higher score is needed more.
 
@@ -59,8 +61,8 @@ class Scores(Mapping[str, Tensor]):
     examples: int
     tokens: dict[str, float]
     weights: int
-    per_example: dict[str, Tensor] | None = field(default=None, repr=False)
-    convergence: Convergence | None = field(default=None, repr=False)
+    per_example: dict[str, Tensor] | None = None
+    convergence: Convergence | None = None
 
     def __getitem__(self, site: str) -> Tensor:
         return self.by_site[site]
@@ -70,6 +72,37 @@ class Scores(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.by_site)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scores):
+            return NotImplemented
+        others = [field.name for field in fields(self) if field.name not in ("by_site", "per_example")]
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in others)
+            and same_tensors(self.by_site, other.by_site)
+            and same_tensors(self.per_example, other.per_example)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.sites, self.examples))
+
+    def __repr__(self) -> str:
+        return f"Scores({self._about()})"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for group, sites in by_group(self.sites).items():
+            values = torch.cat([self[site.name] for site in sites])  # [units of the group]
+            units = counted(len(values), sites[0].unit)
+            rows.append((group, len(sites), units, *(f"{float(x):.4g}" for x in (values.min(), values.median(), values.max()))))
+        return html_table(self._about(), ("sites", "number", "units", "lowest", "median", "highest"), rows)
+
+    def _about(self) -> str:
+        """The criterion and the numbers of sites, units and examples, in one line."""
+        criterion = str(self.criterion.get("criterion", "no criterion"))
+        units = sum(site.units for site in self.sites)
+        counts = (counted(len(self), "site"), counted(units, "unit"), counted(self.examples, "example"))
+        return f"{criterion}: {', '.join(counts)}"
 
     def save(self, path: str | Path) -> None:
         """Write the scores to one safetensors file. An existing file is replaced.
@@ -167,17 +200,30 @@ class Scores(Mapping[str, Tensor]):
         kept = tuple(selected(self.sites, select))
         return replace(self, sites=kept, by_site={site.name: self[site.name] for site in kept})
 
-    def equal(self, other: Scores) -> bool:
+    def equal(self, other: Scores | str | Path) -> bool:
         """Tell whether two scores are bit-identical, for the same sites of the same architecture.
 
         Args:
-            other: The scores to compare with.
+            other: The scores to compare with, or the path of their file.
 
         Returns:
             Whether they are equal.
         """
+        other = as_scores(other)
         same = self.sites == other.sites and self.fingerprint == other.fingerprint
-        return same and all(torch.equal(self[name], other[name]) for name in self)
+        return same and same_tensors(self.by_site, other.by_site)
+
+
+def as_scores(scores: Any) -> Scores:
+    """Return the scores that an argument gives: scores, or the path of their file.
+
+    Args:
+        scores: The argument.
+
+    Raises:
+        InputError: It is neither, or the file is not a scores file.
+    """
+    return object_or_file("scores", scores, Scores, Scores.load, "secateur.attribute(model, task, examples) makes them")
 
 
 def _require_scores(name: str, scores: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from secateur.corpus.windows import Window, require_on_long, windows
 from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
 from secateur.tasks import Task
+from secateur.tasks.base import require_fit
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,7 +58,7 @@ def score(
             `identity` is a name of the other columns.
     """
     require_on_long(on_long)
-    task.require_fit(model)
+    require_fit(task, model)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
     require_free_name(identity, labels, kind)
@@ -94,7 +95,7 @@ def mapper(
     Raises:
         InputError: As in `score`; from the function, if the map is without batched=True.
     """
-    task.require_fit(model)
+    require_fit(task, model)
     labels, kind = task.label_names(model), task.output_kind(model)
     runner = Runner(model, task.require_texts(), max_tokens)
 

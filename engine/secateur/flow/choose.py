@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur.attribution.scores import Scores
+from secateur.attribution.scores import Scores, as_scores
 from secateur.data.examples import Examples, read_examples
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, plan_within
+from secateur.planning.plan import Plan, as_plan, plan_within
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 from secateur.tasks import Batch, Task
+from secateur.tasks.base import require_fit
 from secateur.tasks.batches import IGNORED, model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
@@ -45,24 +48,24 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         """The plan's summary, the recovery and the divergence."""
-        return {"plan": self.plan.summary(), "recovery": self.recovery, "divergence": self.divergence}
+        return {"plan": self.plan.budget_json(), "recovery": self.recovery, "divergence": self.divergence}
 
     def __str__(self) -> str:
-        allocation, floor = (self.plan.summary().get(name) for name in ("allocation", "floor"))
+        allocation, floor = (self.plan.budget_json().get(name) for name in ("allocation", "floor"))
         floored = f" with floor {floor:.2g}" if floor and floor > ONE_UNIT else " with a unit a site" if floor else ""
         distance = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
         return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{distance}"
 
 
 def alternatives(
-    scores: Scores, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
+    scores: Scores | str | Path, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
 ) -> list[Plan]:
     """Make the plans that are worth trying under one budget.
 
     They are the uniform plan, and knapsacks that leave every site at least 0.85 of its uniform share, one unit, or nothing.
 
     Args:
-        scores: Scores of the units.
+        scores: Scores of the units, or the path of their file.
         allocation: The allocation, if it is settled; there is then one plan. Under `keep` it is always uniform.
         floor: The floor, if it is settled.
         options: The budget and everything else that `plan` takes.
@@ -74,7 +77,7 @@ def alternatives(
         InputError: As `plan` does.
     """
     budget = Budget.taken_from(options)
-    return alternatives_within(scores, budget, allocation=allocation, floor=floor, **options)
+    return alternatives_within(as_scores(scores), budget, allocation=allocation, floor=floor, **options)
 
 
 def alternatives_within(
@@ -92,7 +95,7 @@ def alternatives_within(
 def choose(
     model: nn.Module,
     task: Task,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan | str | Path],
     examples: Examples,
     *,
     recoveries: Sequence[Method | None] = RECOVERIES,
@@ -108,7 +111,7 @@ def choose(
     Args:
         model: The dense model. It is left untouched.
         task: The task.
-        plans: The plans to try.
+        plans: The plans to try, or the paths of their files.
         examples: The examples, as in `recover_`.
         recoveries: Methods of `recover_`, None for no recovery.
         unlabeled: Whether examples are inputs alone, as in `recover_`.
@@ -121,12 +124,15 @@ def choose(
     Raises:
         InputError: There is no plan, no recovery, or there are fewer than two examples; or `prune` or `recover_` raise it.
     """
-    if not plans or not recoveries:
-        raise InputError(f"plans: expected one at least, and one recovery, got {len(plans)} and {len(recoveries)}")
-    total = len(plans) + len(recoveries) - 1
+    if isinstance(plans, (str, Path, Plan)) or not isinstance(plans, Sequence):
+        raise InputError(f"plans: expected a list of plans, got {shown(plans)}")
+    given = [as_plan(plan) for plan in plans]
+    if not given or not recoveries:
+        raise InputError(f"plans: expected one at least, and one recovery, got {len(given)} and {len(recoveries)}")
+    total = len(given) + len(recoveries) - 1
     if total == 1:
-        return [Candidate(plans[0], recoveries[0], None)]
-    task.require_fit(model)
+        return [Candidate(given[0], recoveries[0], None)]
+    require_fit(task, model)
     rows = read_examples(examples, task.columns_for(all_labels=unlabeled))[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
@@ -136,10 +142,10 @@ def choose(
     batches = list(task.batches(items, model_device(model), max_tokens))
     candidates: list[Candidate] = []
     for number in progress(range(total), total) if progress else range(total):
-        if number < len(plans):
-            plan, method = plans[number], recoveries[0]
+        if number < len(given):
+            plan, method = given[number], recoveries[0]
         else:
-            plan, method = min(candidates[: len(plans)], key=_distance).plan, recoveries[number - len(plans) + 1]
+            plan, method = min(candidates[: len(given)], key=_distance).plan, recoveries[number - len(given) + 1]
         pruned = prune(model, plan)
         if method is not None:
             recover_(model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
-from secateur.attribution.scores import Scores
+from secateur.attribution.scores import Scores, as_scores
 from secateur.data.examples import Example, Examples, read_examples
 from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.folder import round_weights_, write_folder
@@ -20,14 +20,14 @@ from secateur.flow.meet_latency import MetLatency
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
-from secateur.measuring.plots import widths_plot
+from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.discovery import fingerprint
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan
+from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
@@ -40,7 +40,7 @@ from secateur.tasks.base import without_targets
 SCORING = "scoring examples"  # The word for scored batches that `progress` receives; its length counts their examples.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressed:
     """A model cut down to a task, with the evidence.
 
@@ -73,7 +73,7 @@ class Compressed:
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
         return {
-            "plan": self.plan.summary(),
+            "plan": self.plan.budget_json(),
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "met": None if self.met is None else self.met.to_json(),
             "verification": self.verification.to_json(),
@@ -90,9 +90,8 @@ class Compressed:
         Raises:
             InputError: As `secateur.save` does.
         """
-        files: dict[str, str | bytes] = {
-            "plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, "what each layer keeps")
-        }  # fmt: skip
+        title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
+        files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
         write_folder(
             self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
             document={**self.to_json(), "out": str(out)}, report=self.comparison.benchmark, files=files,
@@ -101,6 +100,12 @@ class Compressed:
     def lines(self) -> list[str]:
         """What was chosen, delivered, recovered and verified, in words."""
         return [*_choice(self.candidates), *_delivery(self.met), *_improvement(self.recovery), str(self.verification)]
+
+    def __repr__(self) -> str:
+        return f"Compressed({self.comparison.about()})"
+
+    def _repr_html_(self) -> str:
+        return self.comparison._repr_html_()
 
     def __str__(self) -> str:
         sizes, metrics = self.comparison.parameters, self.comparison.evaluation
@@ -143,7 +148,7 @@ class _Settings:
             )  # fmt: skip
             between_rounds(self.budget, self.rounds)
         if self.scores is not None:
-            self._check_scores(self.scores)
+            self._check_scores()
         if self.unit not in get_args(AttentionUnit):
             raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
         if self.per_head and self.unit != "channel" and self.plan is None and self.scores is None:
@@ -162,10 +167,8 @@ class _Settings:
             for number in numbers:
                 require_count(name, number)
 
-    def _check_scores(self, scores: object) -> None:
-        """Raise InputError for something else than scores, or scores beside a plan or rounds."""
-        if not isinstance(scores, Scores):
-            raise InputError(f"scores: expected Scores, from attribute, got {type(scores).__name__}")
+    def _check_scores(self) -> None:
+        """Raise InputError for scores beside a plan or rounds."""
         if self.plan is not None:
             raise InputError("scores: expected none with a plan, which needs no scores, got both")
         if self.rounds > 1:
@@ -196,7 +199,7 @@ def compress(
     speedup: float | None = None,
     latency: float | None = None,
     plan: Plan | str | Path | None = None,
-    scores: Scores | None = None,
+    scores: Scores | str | Path | None = None,
     evaluation: Examples | None = None,
     out: str | Path | None = None,
     unit: AttentionUnit = "head",
@@ -238,7 +241,7 @@ def compress(
         speedup: The wanted dense time over pruned time, measured at the largest batch size and length.
         latency: The wanted milliseconds of a forward pass, measured at the largest batch size and length.
         plan: A plan, or the file of one, to carry out in place of scoring under a budget.
-        scores: Scores of this model, in place of scoring it.
+        scores: Scores of this model, or the file of some, in place of scoring it.
         evaluation: Held-out examples to evaluate both models on.
         out: A folder to write, which must not exist yet; see `Compressed.save`. It appears when complete.
         unit: The unit of attention: "head" or "channel".
@@ -278,7 +281,7 @@ def compress(
     """
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
-        _budget(amounts, plan), Plan.load(plan) if isinstance(plan, (str, Path)) else plan, scores, unit,
+        _budget(amounts, plan), None if plan is None else as_plan(plan), None if scores is None else as_scores(scores), unit,
         _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head,
         _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
@@ -331,8 +334,6 @@ def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
         return Budget.of(**amounts)
     if any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected a plan or a budget, got both")
-    if not isinstance(plan, (Plan, str, Path)):
-        raise InputError(f"plan: expected a Plan or the file of one, got {type(plan).__name__}")
     return None
 
 

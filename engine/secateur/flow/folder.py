@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur.flow.loaded import TASK_FILE, task_file
 from secateur.measuring.benchmark import Report
-from secateur.measuring.plots import benchmark_plot
+from secateur.measuring.plots import benchmark_plot, model_name
 from secateur.pruning.save import save
 from secateur.tasks import Task
 
@@ -48,7 +48,9 @@ def write_folder(
     """
     extra: dict[str, str | bytes] = {TASK_FILE: task_file(task, task_name)} if task_name else {}
     extra["report.json"] = json.dumps(document, indent=1) + "\n"
-    extra["benchmark.png"] = benchmark_plot(report, "dense against pruned")
+    extra["benchmark.png"] = benchmark_plot(
+        report, f"{model_name(pruned)}, {task_name or type(task).__name__}: dense against pruned"
+    )
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
     save(pruned if as_stored else copy.deepcopy(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from secateur.measuring.benchmark import Timing, benchmark
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.discovery import fingerprint
 from secateur.planning.budget import Budget
-from secateur.planning.latency_table import LatencyTable
+from secateur.planning.latency_table import LatencyTable, as_table
 from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
+from secateur.support.html import html_table
+from secateur.support.tensors import same_tensors
 
 PlanFor = Callable[[float], Plan]  # From milliseconds to a plan; see `meet_latency`.
 _JUST_ABOVE = 1 + 1e-9
@@ -47,7 +49,7 @@ class Attempt:
         return {"asked": self.asked, "predicted": self.predicted, "timing": asdict(self.timing), "excess": self.excess}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MetLatency:
     """A plan that delivers a latency.
 
@@ -61,6 +63,16 @@ class MetLatency:
     timing: Timing
     history: list[Attempt]
 
+    def __repr__(self) -> str:
+        return f"MetLatency({self.timing!r}, plans measured: {len(self.history)})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{a.asked:.3g}", f"{a.predicted:.3g}", f"{a.timing.pruned_ms:.3g}", f"{a.timing.speedup:.2f}x")
+            for a in self.history
+        ]
+        return html_table(repr(self.timing), ("asked ms", "predicted ms", "measured ms", "speed-up"), rows)
+
     def to_json(self) -> dict[str, Any]:
         """All fields but the plans."""
         return {"timing": asdict(self.timing), "history": [attempt.to_json() for attempt in self.history]}
@@ -69,7 +81,7 @@ class MetLatency:
 def meet_latency(
     model: nn.Module,
     plan_for: PlanFor,
-    table: LatencyTable,
+    table: LatencyTable | str | Path,
     *,
     speedup: float | None = None,
     latency: float | None = None,
@@ -88,7 +100,7 @@ def meet_latency(
         model: The dense model. It is left untouched.
         plan_for: A function from milliseconds to a plan. The table predicts at most that many milliseconds for the plan, and
             about that many. The function raises InputError where there is no plan.
-        table: The latency table of the model.
+        table: The latency table of the model, or the path of its file.
         speedup: The wanted dense time over pruned time.
         latency: The wanted milliseconds of a forward pass, on the machine as it is now.
         batch: The model's keyword arguments in a timed pass. By default a drawn batch of the table's shape.
@@ -104,7 +116,7 @@ def meet_latency(
         InputError: There is no target or there are two; no plan delivers the target (the message says what was measured); the
             table is of another model.
     """
-    target = _target(speedup, latency)
+    target, table = _target(speedup, latency), as_table(table)
     if table.fingerprint != fingerprint(model):
         raise InputError(f"table: expected one of this model (fingerprint {fingerprint(model)}), got {table.fingerprint}")
     if not tolerance > 0 or rounds < 1:
@@ -201,8 +213,7 @@ def _fastest(plan_for: PlanFor, low: float, high: float, accepts: Callable[[Plan
 
 def _attempt_with(plan: Plan, history: Sequence[Attempt]) -> Attempt | None:
     """The first attempt that keeps the same units as the plan."""
-    same = (attempt for attempt in history if all(torch.equal(kept, attempt.plan[site]) for site, kept in plan.items()))
-    return next(same, None)
+    return next((attempt for attempt in history if same_tensors(plan.kept, attempt.plan.kept)), None)
 
 
 def _refusal(history: Sequence[Attempt], target: Budget, tolerance: float) -> str:

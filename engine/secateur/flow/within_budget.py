@@ -89,7 +89,7 @@ def within_budget(
     options["table"] = table
     candidates = tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress)
     best = candidates[0]
-    summary = best.plan.summary()
+    summary = best.plan.budget_json()
     options.update({name: summary[name] for name in ("allocation", "floor")})
     say("correcting by the whole model's time")
     met = meet_latency(

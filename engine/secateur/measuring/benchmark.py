@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,9 +21,12 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
+from secateur.support.html import html_table
+
+COLUMNS = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Timing:
     """The times of both models on one batch shape.
 
@@ -61,8 +64,12 @@ class Timing:
         """Throughput of the dense and of the pruned model."""
         return 1e3 * self.batch_size / self.dense_ms, 1e3 * self.batch_size / self.pruned_ms
 
+    def __repr__(self) -> str:
+        quartiles = f"quartiles {self.speedup_low:.2f} to {self.speedup_high:.2f}"
+        return f"Timing({self.batch_size} x {self.length}: {self.speedup:.2f}x, {quartiles}, {self.dense_ms:.1f} ms dense)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """The result of `benchmark`.
 
@@ -79,6 +86,23 @@ class Report:
     pruned_parameters: int
     environment: dict[str, Any]
     notes: list[str]
+
+    def cells(self) -> Iterator[tuple[str, ...]]:
+        """Yield the cells of a table's row for each batch, under the names in `COLUMNS`."""
+        for timing in self.timings:
+            yield (
+                f"{timing.batch_size} x {timing.length}", f"{timing.dense_ms:.1f}", f"{timing.pruned_ms:.1f}",
+                f"{timing.speedup:.2f}x", f"{timing.speedup_low:.2f} to {timing.speedup_high:.2f}",
+                f"{timing.flops_speedup:.2f}x", *(f"{rate:,.0f}" for rate in timing.examples_per_second),
+            )  # fmt: skip
+
+    def __repr__(self) -> str:
+        speedups = ", ".join(f"{t.batch_size} x {t.length}: {t.speedup:.2f}x" for t in self.timings)
+        return f"Report({speedups}; {self.dense_parameters:,} -> {self.pruned_parameters:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        parameters = f"{self.dense_parameters:,} dense and {self.pruned_parameters:,} pruned parameters"
+        return html_table(f"{parameters}, {self.environment['device']}", COLUMNS, list(self.cells()))
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document, derived figures included."""

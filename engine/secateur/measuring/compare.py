@@ -13,10 +13,11 @@ from secateur.measuring.benchmark import Report, benchmark
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.cost import parameters
+from secateur.support.html import html_table
 from secateur.tasks import Evaluation, Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """A dense model beside its pruned one.
 
@@ -29,6 +30,31 @@ class Comparison:
     evaluation: dict[str, Evaluation]
     parameters: dict[str, int]
     benchmark: Report
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Each metric and the parameters, with the dense model's number and the pruned model's."""
+        dense, pruned = self.parameters["dense"], self.parameters["pruned"]
+        rows = [("parameters", f"{dense:,}", f"{pruned:,} ({pruned / dense:.0%})")]
+        if self.evaluation:
+            pairs = zip(self.evaluation["dense"].metrics, self.evaluation["pruned"].metrics, strict=True)
+            rows[:0] = [(one.metric, f"{one.value:.4f}", f"{two.value:.4f}") for one, two in pairs]
+        return rows
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.about()})"
+
+    def about(self) -> str:
+        """The metrics, the parameters and the speed-ups, dense and pruned, in one line."""
+        figures = [f"{name} {dense} -> {pruned}" for name, dense, pruned in self.rows()]
+        speedups = [f"{t.speedup:.2f}x at {t.batch_size} x {t.length}" for t in self.benchmark.timings]
+        return ", ".join([*figures, *speedups])
+
+    def _repr_html_(self) -> str:
+        speedups = [
+            (f"ms at {t.batch_size} x {t.length}", f"{t.dense_ms:.1f}", f"{t.pruned_ms:.1f} ({t.speedup:.2f}x)")
+            for t in self.benchmark.timings
+        ]
+        return html_table("dense and pruned", ("", "dense", "pruned"), [*self.rows(), *speedups])
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

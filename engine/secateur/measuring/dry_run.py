@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.attribution.criteria.gradient_activation import OnePass
-from secateur.attribution.scores import Scores
+from secateur.attribution.scores import Scores, as_scores
 from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
 from secateur.model.branches import attentions
@@ -21,13 +22,15 @@ from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
 from secateur.model.images import fixed_length
 from secateur.model.offloading import named_parameters
+from secateur.model.ordinary import require_model
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, plan_within
+from secateur.planning.plan import Plan, as_plan, plan_within
 from secateur.pruning.prune import prune
 from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_value, tree_leaves
 from secateur.support.errors import InputError
+from secateur.support.html import html_table
 from secateur.tasks import Batch
 from secateur.tasks.base import target_of
 from secateur.tasks.model_config import end_mark
@@ -81,7 +84,7 @@ class Memory:
         return self.weights + self.activations + self.sums
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DryRun:
     """The result of `dry_run`.
 
@@ -101,6 +104,19 @@ class DryRun:
     attribution: Memory
     stock: bool
 
+    def __repr__(self) -> str:
+        sizes = "; ".join(f"{name}: {dense} -> {pruned}" for name, dense, pruned in self._rows())
+        return f"DryRun({sizes}; {'stock config' if self.stock else 'no stock config'})"
+
+    def _repr_html_(self) -> str:
+        config = "a stock config describes" if self.stock else "no stock config describes"
+        return html_table(f"dry run; {config} the pruned model", ("", "dense", "pruned"), list(self._rows()))
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield the name of each size with the dense and the pruned model's number."""
+        for name in ("parameters", "layer_parameters", "flops"):
+            yield name.replace("_", " "), f"{getattr(self.dense, name):,}", f"{getattr(self.pruned, name):,}"
+
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON document."""
         return {
@@ -109,7 +125,7 @@ class DryRun:
             "pruned": asdict(self.pruned),
             "attribution": {**asdict(self.attribution), "total": self.attribution.total},
             "stock": self.stock,
-            "plan": self.plan.summary(),
+            "plan": self.plan.budget_json(),
             "sites": [{**site.to_json(), "kept": len(self.plan[site.name])} for site in self.plan.sites],
         }
 
@@ -117,8 +133,8 @@ class DryRun:
 def dry_run(
     model: nn.Module,
     *,
-    given: Plan | None = None,
-    scores: Scores | None = None,
+    given: Plan | str | Path | None = None,
+    scores: Scores | str | Path | None = None,
     unit: AttentionUnit = "head",
     select: str | None = None,
     batch_size: int = 1,
@@ -133,8 +149,8 @@ def dry_run(
 
     Args:
         model: A model on the meta device, without weights, as built inside `with torch.device("meta")`. It is not changed.
-        given: A plan to carry out, instead of a budget.
-        scores: Scores to plan from.
+        given: A plan to carry out, or the path of its file, instead of a budget.
+        scores: Scores to plan from, or the path of their file.
         unit: The unit of attention, as in `sites`.
         select: The sites to prune, as in `sites`.
         batch_size: Examples of the pass whose FLOPs are counted.
@@ -147,6 +163,8 @@ def dry_run(
         InputError: As in `sites`, `plan` and `prune`; or the model has weights, the budget is a measured time, or the
             allocation needs scores.
     """
+    require_model(model)
+    given, scores = None if given is None else as_plan(given), None if scores is None else as_scores(scores)
     if any(parameter.device.type != "meta" for parameter in model.parameters()):
         raise InputError("model: expected a model on the meta device for a dry run, got one with weights")
     budget = None if given is not None else Budget.taken_from(planning)

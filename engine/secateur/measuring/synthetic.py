@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.images import image_shape, reads_images
+from secateur.model.ordinary import require_model
 from secateur.model.positions import positions
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
@@ -42,6 +43,7 @@ def synthetic_batches(
             raise InputError(f"{name}: expected a sequence of numbers, got {shown(sizes)}")
         for size in sizes:
             require_count(name, size)
+    require_model(model)
     require_lengths(model, lengths)
     config: Any = model.config
     device = next(model.parameters()).device

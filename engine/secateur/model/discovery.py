@@ -14,8 +14,8 @@ from secateur.model.families import branches
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
-from secateur.model.ordinary import require_ordinary
-from secateur.model.sites import AttentionUnit, Site, Unit, branch_name, selected
+from secateur.model.ordinary import require_model, require_ordinary
+from secateur.model.sites import AttentionUnit, Site, Sites, Unit, branch_name, selected
 from secateur.support.errors import InputError
 
 
@@ -53,7 +53,7 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
         raise InputError("model: expected one with units left to remove, got one whose branches are all empty")
     refused = {branch.channels_refused for branch in of_model} - {None}
     why = [f"; no site is what Q/K channels are: {reason}" for reason in refused]
-    return of_branches if select is None else selected(of_branches, select, "".join(why))
+    return Sites(of_branches if select is None else selected(of_branches, select, "".join(why)))
 
 
 def branches_of(model: nn.Module, chosen: Iterable[Site]) -> dict[Site, Branch]:
@@ -83,6 +83,7 @@ def fingerprint(model: nn.Module) -> str:
     Values of parameters are not part of it. Scores and plans belong to all models that share it, such as fine-tuned copies of
     one checkpoint.
     """
+    require_model(model)
     shapes = {name: list(p.shape) for name, p in sorted(named_parameters(model))}
     text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ replace linear layers, so they take ordinary models alone. A folder holds weight
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from os import PathLike
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from secateur.support.compat import (
     move_hooks,
 )
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 
 # Packages whose hooks are on the model for a while, or are put there again on a loaded model.
 _OWN = ("secateur", "transformers", "accelerate")
@@ -31,6 +33,19 @@ _QUANTISERS = (
 )
 
 
+def require_model(model: Any) -> None:
+    """Check that an argument is a loaded model.
+
+    Raises:
+        InputError: It is something else. For the name of a folder, the message says how to load it.
+    """
+    if isinstance(model, nn.Module):
+        return
+    load = "AutoModelFor....from_pretrained({0}) of transformers loads a dense one, secateur.load({0}) a pruned folder"
+    remedy = f"; {load.format(repr(str(model)))}" if isinstance(model, (str, PathLike)) else ""
+    raise InputError(f"model: expected a loaded model, got {shown(model)}{remedy}")
+
+
 def require_ordinary(model: nn.Module) -> None:
     """Refuse a model whose linear layers are not what computes its outputs.
 
@@ -39,8 +54,9 @@ def require_ordinary(model: nn.Module) -> None:
 
     Raises:
         InputError: The model is compiled, has adapters, masks, parametrizations, quantised or other special weights, or its
-            weights were made inside torch.inference_mode(). The message says what to do.
+            weights were made inside torch.inference_mode(); or as in `require_model`. The message says what to do.
     """
+    require_model(model)
     for path, module in model.named_modules():
         _refuse(path, module, _oddities(module))
 
@@ -49,8 +65,9 @@ def require_own_forwards(model: nn.Module) -> None:
     """Refuse a model in which forward methods were replaced: the method of a copied module may call the dense model.
 
     Raises:
-        InputError: A module has a forward method of its own that is not Accelerate's.
+        InputError: A module has a forward method of its own that is not Accelerate's; or as in `require_model`.
     """
+    require_model(model)
     for path, module in model.named_modules():
         _refuse(path, module, _replaced_forward(module))
 
@@ -78,8 +95,9 @@ def require_uncompiled(model: nn.Module) -> None:
     """Refuse a compiled model: compiled code does not call hooks that are added later.
 
     Raises:
-        InputError: The model or a part of it is compiled. The message says what to do.
+        InputError: The model or a part of it is compiled; or as in `require_model`. The message says what to do.
     """
+    require_model(model)
     for path, module in model.named_modules():
         _refuse(path, module, _compiled(module))
 

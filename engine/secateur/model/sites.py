@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from secateur.support.errors import FieldError, InputError
 from secateur.support.fields import checked_fields, shown
+from secateur.support.html import html_table
 
 Stack = Literal["encoder", "decoder"]
 Kind = Literal["ffn", "self_attention", "cross_attention"]
@@ -15,7 +16,7 @@ Unit = Literal["neuron", "head", "query_head", "qk_channel", "vo_channel"]
 AttentionUnit = Literal["head", "channel"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Site:
     """One prunable place. It holds no tensors, so that scores and plans can carry it.
 
@@ -80,6 +81,14 @@ class Site:
             return align
         return self.groups * min(align, 8) if per_head and self.is_channel else 1
 
+    @property
+    def group(self) -> str:
+        """The stack and the kind of the site, as in "encoder ffn" or "decoder cross attention qk"."""
+        return self.name.replace(f".{self.layer}.", ".", 1).replace(".", " ").replace("_", " ")
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, {counted(self.units, self.unit)})"
+
     def to_json(self) -> dict[str, Any]:
         """Return the site as JSON values."""
         return asdict(self)
@@ -103,6 +112,40 @@ class Site:
         if site.parameters <= 0 or min(costs) < 0 or sum(costs) <= 0:
             raise FieldError(f"{where}: expected a positive cost of a unit, got {site.parameters} parameters, FLOPs {costs}")
         return site
+
+
+class Sites(list[Site]):
+    """A list of sites, whose repr is one line."""
+
+    def __repr__(self) -> str:
+        groups = (
+            f"{group}: {counted(sum(site.units for site in sites), sites[0].unit)} in {counted(len(sites), 'site')}"
+            for group, sites in by_group(self).items()
+        )
+        return f"Sites({'; '.join(groups)})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                group, len(sites), f"{sum(site.units for site in sites):,}", sites[0].unit.replace("_", " "),
+                f"{sum(site.units * site.parameters for site in sites):,.0f}",
+            )
+            for group, sites in by_group(self).items()
+        ]  # fmt: skip
+        return html_table(f"{counted(len(self), 'site')}", ("sites", "number", "units", "unit", "parameters"), rows)
+
+
+def by_group(sites: Iterable[Site]) -> dict[str, list[Site]]:
+    """Return sites by their `Site.group`, in the order of the first site of each group."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.group, []).append(site)
+    return groups
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with the word for what it counts: "1 site", "2,048 neurons"."""
+    return f"{number:,} {what.replace('_', ' ')}{'' if number == 1 else 's'}"
 
 
 def sites_from_json(where: str, content: Any) -> tuple[Site, ...]:

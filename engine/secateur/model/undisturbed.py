@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.model.families import split_token_rows
+from secateur.model.ordinary import require_model
 from secateur.support.compat import own_parameters
 
 
@@ -22,6 +23,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     At the end each module has its mode and each parameter its flag again. The modules also have their own parameters again:
     Accelerate makes new parameters at each forward pass of an offloaded module, and these are no longer tied.
     """
+    require_model(model)
     modes = {module: module.training for module in model.modules()}
     own = {module: dict(own_parameters(module)) for module in model.modules()}
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}

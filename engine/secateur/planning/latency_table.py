@@ -13,12 +13,13 @@ from typing import Any
 from secateur.model.sites import AttentionUnit, branch_name
 from secateur.support.errors import FieldError, InputError, reading
 from secateur.support.fields import checked_fields, read_object
-from secateur.support.files import write_atomically
+from secateur.support.files import object_or_file, write_atomically
+from secateur.support.html import html_table
 
 FORMAT = "secateur-latency/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatencyTable:
     """The milliseconds of a dense model's forward pass and of each of its branches, on one machine and for one shape of batch.
 
@@ -48,6 +49,22 @@ class LatencyTable:
     sites: dict[str, dict[int, float]]
     both: dict[str, dict[int, float]]
     rest: dict[float, float]
+
+    def __repr__(self) -> str:
+        return f"LatencyTable({self._about()})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (site, ", ".join(map(str, row)), f"{row[min(row)]:.3g} to {row[max(row)]:.3g}")
+            for site, row in self.sites.items()
+            if row
+        ]
+        return html_table(self._about(), ("site", "measured units", "ms of the branch"), rows)
+
+    def _about(self) -> str:
+        """The dense model's time, the shape and the machine, in one line."""
+        shape = f"{self.total:.4g} ms at {self.batch_size} x {self.length}"
+        return f"{shape}, {len(self.sites)} sites, {self.environment.get('device', 'no device')}"
 
     def of(self, site: str, count: int) -> float:
         """Predict the milliseconds of a site's branch when the site keeps `count` units and everything else is whole.
@@ -144,6 +161,18 @@ class LatencyTable:
             if not table.sites or min(table.total, table.batch_size, table.length, table.target_length + 1) <= 0:
                 raise FieldError("expected measured sites, a positive total and positive sizes")
             return table
+
+
+def as_table(table: Any) -> LatencyTable:
+    """Return the latency table that an argument gives: a table, or the path of its file.
+
+    Args:
+        table: The argument.
+
+    Raises:
+        InputError: It is neither, or the file is not a latency table.
+    """
+    return object_or_file("table", table, LatencyTable, LatencyTable.load, "secateur.latency_table(model) measures one")
 
 
 def _between(row: Mapping[Any, float], count: float) -> float:

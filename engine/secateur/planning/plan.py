@@ -7,22 +7,22 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from secateur.attribution.scores import Scores
+from secateur.attribution.scores import Scores, as_scores
 from secateur.model import cost
-from secateur.model.sites import Site, require_distinct, sites_from_json
+from secateur.model.sites import Site, by_group, counted, require_distinct, sites_from_json
 from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
 from secateur.planning.budget import Budget, BudgetKind
+from secateur.planning.latency_table import LatencyTable, as_table
 from secateur.support.errors import FieldError, InputError, reading
 from secateur.support.fields import checked_fields, read_object, require_type, shown
-from secateur.support.files import write_atomically
-
-if TYPE_CHECKING:
-    from secateur.planning.latency_table import LatencyTable
+from secateur.support.files import object_or_file, write_atomically
+from secateur.support.html import html_table
+from secateur.support.tensors import same_tensors
 
 FORMAT = "secateur-plan/1"
 _ROUNDING = 1e-12  # The rounding error of a sum of shares.
@@ -48,7 +48,7 @@ class Spread:
     align: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(Mapping[str, Tensor]):
     """The units that each site keeps: `plan[site name]` is a sorted int64 tensor [kept units], which may be empty.
 
@@ -85,7 +85,55 @@ class Plan(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def summary(self) -> dict[str, Any]:
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Plan):
+            return NotImplemented
+        same = (self.fingerprint, self.sites, self.budget, self.spread) == (
+            other.fingerprint, other.sites, other.budget, other.spread,
+        )  # fmt: skip
+        return same and same_tensors(self.kept, other.kept)
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.sites, tuple(len(self.kept[site.name]) for site in self.sites), self.budget))
+
+    def __repr__(self) -> str:
+        groups = (f"{group}: {kept}" for group, kept, *_ in self._groups())
+        return f"Plan({'; '.join(['' if self.budget is None else str(self.budget), *groups]).removeprefix('; ')})"
+
+    def _repr_html_(self) -> str:
+        columns = ("sites", "kept", "share", "number", "parameters saved")
+        return html_table("Plan" if self.budget is None else f"Plan: {self.budget}", columns, list(self._groups()))
+
+    def summary(self) -> str:
+        """Describe the plan in a few lines: the budget, the kept units of each kind of site, what remains and what is saved.
+
+        Example:
+            >>> print(plan.summary())
+        """
+        spread, lines = self.spread, [f"plan of {counted(len(self), 'site')}"]
+        if self.budget is not None:
+            lines.append(f"budget: {self.budget}")
+        if spread is not None:
+            widths = f", FFN widths in multiples of {spread.align}" if spread.align > 1 else ""
+            lines.append(f"allocation: {spread.allocation}, floor {spread.floor:.2g}{widths}")
+        groups = list(self._groups())
+        width = max(len(group) for group, *_ in groups)
+        lines += [f"  {group:{width}}  {kept} ({share}) in {counted(sites, 'site')}" for group, kept, share, sites, _ in groups]
+        if spread is not None:
+            flops, params = (f"{spread.remaining[kind]:.1%}" for kind in _REMAINING)
+            lines.append(f"remaining: {flops} of the layers' FLOPs, {params} of the layers' parameters")
+        whole = sum(site.units * site.parameters for site in self.sites)
+        lines.append(f"saved: {_saved(self, self.sites):,.0f} of the {whole:,.0f} parameters of these sites")
+        return "\n".join(lines)
+
+    def _groups(self) -> Iterator[tuple[str, str, str, int, str]]:
+        """Yield for each kind of site its name, the kept units, their share, the number of sites, and the saved parameters."""
+        for group, sites in by_group(self.sites).items():
+            kept, units = sum(len(self[site.name]) for site in sites), sum(site.units for site in sites)
+            saved = f"{_saved(self, sites):,.0f}"
+            yield group, f"{kept:,} of {counted(units, sites[0].unit)}", f"{kept / units:.0%}", len(sites), saved
+
+    def budget_json(self) -> dict[str, Any]:
         """The budget and its spread as one JSON object: the budget's amount under its kind, then the fields of `Spread`."""
         asked: dict[str, Any] = {} if self.budget is None else {self.budget.kind: self.budget.amount}
         return {**asked, **({} if self.spread is None else _spread_json(self.spread))}
@@ -94,7 +142,7 @@ class Plan(Mapping[str, Tensor]):
         """The plan as JSON of a few kB. The kept units of a site are a bit mask in base64, lowest unit first."""
         kept = {site.name: {"kept": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
         sites = [{**site.to_json(), **kept[site.name]} for site in self.sites]
-        about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.summary(), "sites": sites}
+        about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.budget_json(), "sites": sites}
         return json.dumps(about, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
@@ -130,24 +178,28 @@ class Plan(Mapping[str, Tensor]):
                         f"plan: {str(path)!r} is corrupted: {site.name} says {shown(count)} units and marks "
                         f"{len(kept[site.name])}"
                     )
-            return cls(kept, sites, about["fingerprint"], *_read_summary(about["budget"]))
+            return cls(kept, sites, about["fingerprint"], *_read_budget(about["budget"]))
 
 
-def require_plan(plan: Any) -> None:
-    """Check that an argument is a plan, not the path of one or the kept units alone.
+def as_plan(plan: Any) -> Plan:
+    """Return the plan that an argument gives: a plan, or the path of its file.
 
     Args:
         plan: The argument.
 
     Raises:
-        InputError: It is not a plan.
+        InputError: It is neither, or the file is not a plan file.
     """
-    if not isinstance(plan, Plan):
-        raise InputError(f"plan: expected a secateur.Plan, got {shown(plan)}")
+    return object_or_file("plan", plan, Plan, Plan.load, "secateur.plan(scores, keep=0.6) makes one from scores")
+
+
+def _saved(plan: Plan, sites: Sequence[Site]) -> float:
+    """The parameters of the units that a plan removes from some of its sites."""
+    return sum((site.units - len(plan[site.name])) * site.parameters for site in sites)
 
 
 def plan(
-    scores: Scores,
+    scores: Scores | str | Path,
     *,
     keep: float | None = None,
     flops: float | None = None,
@@ -155,7 +207,7 @@ def plan(
     memory: float | None = None,
     speedup: float | None = None,
     latency: float | None = None,
-    table: LatencyTable | None = None,
+    table: LatencyTable | str | Path | None = None,
     allocation: Allocation = "uniform",
     floor: float = 0.0,
     align: int = 1,
@@ -166,7 +218,7 @@ def plan(
     Exactly one budget is given. Every budget but `keep` is met to within one step of one site.
 
     Args:
-        scores: Scores of the units, from `attribute`.
+        scores: Scores of the units, from `attribute`, or the path of their file.
         keep: The share of units that stays at every site. A fraction of a unit counts as one unit.
         flops: The share of the multiply-adds of the model's layers that may remain, at the mean length of the scored examples.
         params: The share of the parameters of the model's layers that may remain.
@@ -174,7 +226,7 @@ def plan(
         speedup: How much faster than the dense model the pruned model is, as `table` predicts it. `meet_latency` measures the
             pruned model, and corrects the plan.
         latency: Milliseconds of a forward pass, as `table` predicts them.
-        table: The latency table that `speedup` and `latency` need.
+        table: The latency table that `speedup` and `latency` need, or the path of its file.
         allocation: How a budget other than `keep` is spread over the sites. "uniform": one share for all sites, as Yang et al.
             2023 have it. "global": the units with the highest scores of all sites. "knapsack": the units that keep the most
             attribution for their cost; `plan.spread.gap` tells how far the attribution may be from the optimum, as a share of
@@ -203,16 +255,17 @@ def plan(
 
 
 def plan_within(
-    scores: Scores,
+    scores: Scores | str | Path,
     budget: Budget,
     *,
-    table: LatencyTable | None = None,
+    table: LatencyTable | str | Path | None = None,
     allocation: Allocation = "uniform",
     floor: float = 0.0,
     align: int = 1,
     per_head: bool = False,
 ) -> Plan:
     """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
+    scores, table = as_scores(scores), None if table is None else as_table(table)
     budget.check_spread(allocation, floor, align)
     if per_head and not any(site.is_channel for site in scores.sites):
         raise InputError("per_head: expected scores of the channels of heads (unit 'channel'), got scores of other units")
@@ -314,8 +367,8 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
     return {**{name: fields[name] for name in ("allocation", "floor", "gap", "align")}, "remaining": fields["remaining"]}
 
 
-def _read_summary(content: Any) -> tuple[Budget | None, Spread | None]:
-    """The budget and its spread from `Plan.summary`. Raises FieldError for other fields and for values out of range."""
+def _read_budget(content: Any) -> tuple[Budget | None, Spread | None]:
+    """The budget and its spread from `Plan.budget_json`. Raises FieldError for other fields and for values out of range."""
     require_type("budget", dict[str, Any], content)
     amounts = {name: content[name] for name in get_args(BudgetKind) if name in content}
     of_spread = {name: value for name, value in content.items() if name not in amounts}

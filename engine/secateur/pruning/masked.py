@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,16 @@ from secateur.model.branches import Port
 from secateur.model.discovery import scored_ports
 from secateur.model.hooks import intercepted
 from secateur.model.ordinary import require_uncompiled
-from secateur.planning.plan import Plan, require_plan
+from secateur.planning.plan import Plan, as_plan
 
 
 @contextmanager
-def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
+def masked(model: nn.Module, plan: Plan | str | Path) -> Iterator[None]:
     """A context in which the units that the plan removes have activation zero: the specification of the pruned model.
 
     Args:
         model: The dense model. It is as before after the context.
-        plan: The plan. Its sites are sites of this model.
+        plan: The plan, or the path of its file. Its sites are sites of this model.
 
     Raises:
         InputError: The plan names a site that the model does not have, or the model is compiled.
@@ -31,7 +32,7 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     """
 
     require_uncompiled(model)
-    require_plan(plan)
+    plan = as_plan(plan)
 
     def transform(port: Port, kept: Tensor, units: int) -> Callable[[Tensor], Tensor]:
         mask = torch.zeros(units)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +19,17 @@ from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
-from secateur.planning.plan import Plan, require_plan
+from secateur.planning.plan import Plan, as_plan
 from secateur.support.compat import own_modules, own_parameters
 from secateur.support.errors import InputError
 
 
-def prune(model: nn.Module, plan: Plan) -> nn.Module:
+def prune(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
     """Return a new model that computes what the masked model computes, without the removed units.
 
     Args:
         model: The dense model. It stays unchanged. Weights that are not cut are copied.
-        plan: A plan of this model.
+        plan: A plan of this model, or the path of its file.
 
     Raises:
         InputError: The plan is of another model, the model's attention has lost channels already, or the model is compiled,
@@ -38,12 +39,12 @@ def prune(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 @torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
-def prune_(model: nn.Module, plan: Plan) -> nn.Module:
+def prune_(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
     """Prune a model in place, as `prune` does, and return it.
 
     Args:
         model: The dense model. Its modules are replaced.
-        plan: The plan, made from scores of this model.
+        plan: The plan, made from scores of this model, or the path of its file.
 
     Returns:
         The same model, now smaller.
@@ -129,7 +130,7 @@ def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], copies: dict[nn
     return copied
 
 
-def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
+def rebuild_of(model: nn.Module, plan: Plan | str | Path) -> Rebuild:
     """Return the modules that a plan rebuilds and the slices of weights that they are made from.
 
     Raises:
@@ -137,7 +138,7 @@ def rebuild_of(model: nn.Module, plan: Plan) -> Rebuild:
     """
     require_ordinary(model)
     require_own_forwards(model)
-    require_plan(plan)
+    plan = as_plan(plan)
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")

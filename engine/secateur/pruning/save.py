@@ -15,7 +15,7 @@ from torch import nn
 from secateur.model import modeling
 from secateur.model.loading import is_needed, listed, load_complete
 from secateur.model.modeling import pruned_class
-from secateur.model.ordinary import require_writable
+from secateur.model.ordinary import require_model, require_writable
 from secateur.model.recipe import require_recipe
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, has_auto_model
@@ -43,6 +43,7 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
         InputError: `out` exists; the model has hooks or forward methods that a folder does not hold; or no stock config
             describes its shape and its class is outside transformers, or holds other weights than its class in transformers.
     """
+    require_model(model)
     forget_gguf_(model)
     require_writable(model)
     if hasattr(model.config, "secateur"):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.recipe import Cut
-from secateur.planning.plan import Plan
+from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.prune import rebuild_of, replica, ungathered
 from secateur.support.errors import InputError
 from secateur.tasks import Task
@@ -58,7 +58,7 @@ class TaskPlans:
         self._pruned: dict[str, _Pruned] = {}
         for name, plan in plans.items():
             with _naming(name):
-                self._pruned[name] = _Pruned(model, _plan(plan))
+                self._pruned[name] = _Pruned(model, as_plan(plan))
         for name in self._tasks:
             self._of(name)
         self._bound = math.inf if cache_bytes is None else cache_bytes
@@ -198,14 +198,6 @@ class _Pruned:
             gathered: dict[Tensor, Tensor] = {empty: cut.of(dense) for empty, (cut, dense) in self._cuts.items()}
             model: nn.Module = replica(self._model, gathered)
             return model
-
-
-def _plan(plan: Plan | str | Path) -> Plan:
-    if isinstance(plan, Plan):
-        return plan
-    if not isinstance(plan, (str, Path)):
-        raise InputError(f"plan: expected a Plan or the path of one, got {type(plan).__name__}")
-    return Plan.load(plan)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.blocks import gated, layers
+from secateur.model.ordinary import require_model
 from secateur.model.undisturbed import undisturbed
-from secateur.planning.plan import Plan
+from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.masked import masked
 from secateur.support.errors import InputError
 from secateur.tasks import Batch, Task
@@ -67,7 +69,7 @@ class Verification:
         )
 
 
-def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches: Iterable[Batch]) -> Verification:
+def verify(model: nn.Module, pruned: nn.Module, plan: Plan | str | Path, task: Task, batches: Iterable[Batch]) -> Verification:
     """Compare the pruned model with the masked one on batches.
 
     It holds one copy of the dense model in the wider dtype.
@@ -75,14 +77,15 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan, task: Task, batches:
     Args:
         model: The dense model.
         pruned: The pruned model.
-        plan: The plan that the pruned model was made by.
+        plan: The plan that the pruned model was made by, or the path of its file.
         task: The task whose logits are compared, at the positions of the batches' labels.
         batches: The batches.
 
     Raises:
         InputError: Logits are NaN or inf.
     """
-    return verified(model, pruned, lambda dense: masked(dense, plan), task, batches)
+    carried_out = as_plan(plan)
+    return verified(model, pruned, lambda dense: masked(dense, carried_out), task, batches)
 
 
 def verify_layers(
@@ -123,6 +126,7 @@ def verified(
     batches: Iterable[Batch],
 ) -> Verification:
     """Compare the pruned model on batches with the dense model inside the context `mask`, which is its specification."""
+    require_model(model)
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy.deepcopy(model).to(wide)

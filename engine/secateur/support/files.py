@@ -8,12 +8,15 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
+
+T = TypeVar("T")
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -290,3 +293,23 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+def object_or_file(argument: str, value: Any, kind: type[T], load: Callable[[str | Path], T], hint: str) -> T:
+    """Return an argument that is an object, or the path of a file that holds one.
+
+    Args:
+        argument: The name of the argument.
+        value: The object or the path.
+        kind: The object's class.
+        load: Reads a file.
+        hint: The end of the error message, which says how to make the object.
+
+    Raises:
+        InputError: The value is neither, or the file cannot be read.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, (str, Path)):
+        return load(value)
+    raise InputError(f"{argument}: expected secateur.{kind.__name__} or the path of its file, got {shown(value)}; {hint}")

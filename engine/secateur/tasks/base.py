@@ -17,6 +17,7 @@ from secateur.model.families import branches
 from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
+from secateur.model.ordinary import require_model
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
@@ -312,3 +313,15 @@ def _where_not_finite(model: nn.Module, run: Callable[[], Any]) -> str:
 def without_targets(task: Task, rows: Sequence[Example]) -> bool:
     """Return whether examples are inputs alone."""
     return task.columns[-1] not in rows[0]
+
+
+def require_fit(task: Any, model: Any) -> None:
+    """Check that two arguments are a task and a model, and that the model fits the task, as `Task.require_fit` says.
+
+    Raises:
+        InputError: The arguments are something else, or do not fit each other.
+    """
+    if not isinstance(task, Task):
+        raise InputError(f"task: expected a Task, such as secateur.TextToText(tokenizer, labels=[...]), got {shown(task)}")
+    require_model(model)
+    task.require_fit(model)

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur.support.html import html_table
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """A metric with its 95% interval.
 
@@ -37,9 +39,20 @@ class Evaluation:
         """Return the fields as JSON values, `also` only where there is a second metric."""
         return {name: value for name, value in asdict(self).items() if name != "also" or value is not None}
 
+    @property
+    def metrics(self) -> list[Evaluation]:
+        """This metric, and the second one where there is one."""
+        return [self] if self.also is None else [self, self.also]
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self})"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.metric, f"{one.value:.4f}", f"{one.low:.4f} to {one.high:.4f}", one.examples) for one in self.metrics]
+        return html_table("Evaluation", ("metric", "value", "95% interval", "examples"), rows)
+
     def __str__(self) -> str:
-        metrics = [self] if self.also is None else [self, self.also]
-        figures = ", ".join(f"{one.metric} {one.value:.4f} [{one.low:.4f}, {one.high:.4f}]" for one in metrics)
+        figures = ", ".join(f"{one.metric} {one.value:.4f} [{one.low:.4f}, {one.high:.4f}]" for one in self.metrics)
         return f"{figures} on {self.examples} examples"
 
 

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from secateur.support.errors import FieldError
 from secateur.support.fields import require_type
+from secateur.support.html import html_table
+from secateur.support.tensors import same_tensors
 
 JOINT = "joint"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Convergence:
     """How exact integrated gradients are, by path. A path is a site's name, or "joint" for all sites at once.
 
@@ -43,6 +45,25 @@ class Convergence:
     nodes: Mapping[str, Tensor]
     doubled: Mapping[str, float]
     tolerance: float | None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Convergence):
+            return NotImplemented
+        return self.to_json() == other.to_json() and same_tensors(self.tensors(), other.tensors())
+
+    def __hash__(self) -> int:
+        return hash((self.tolerance, tuple(self.doubled)))
+
+    def __repr__(self) -> str:
+        errors = [of_path["error"] for of_path in self.summary().values()]
+        return f"Convergence({len(errors)} paths, largest mean error {max(errors, default=0.0):.2%})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (path, f"{of_path['nodes']:.1f}", f"{of_path['residual']:.2%}", f"{of_path['error']:.2%}", int(of_path["missed"]))
+            for path, of_path in self.summary().items()
+        ]
+        return html_table("convergence, means over the examples", ("path", "nodes", "residual", "error", "missed"), rows)
 
     def missed(self) -> dict[str, list[int]]:
         """List the examples whose estimated error exceeds the tolerance although the most nodes were used.

@@ -55,5 +55,5 @@ def benchmark(
     if out is not None:
         with new_folder(out) as folder:
             (folder / "benchmark.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")
-            (folder / "benchmark.png").write_bytes(benchmark_plot(report, "dense against pruned"))
+            (folder / "benchmark.png").write_bytes(benchmark_plot(report, f"{dense} against {pruned}, {first.task}"))
     output.emit(report.to_json(), as_json, output.timings_table(report), *report.notes)

@@ -22,6 +22,7 @@ from secateur.flow.loaded import load_model, make_task
 from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.sites import AttentionUnit
+from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.files import new_folder
 
@@ -73,10 +74,11 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
             "sweep": [point.to_json() for point in points],
             "pruned": {**compressed.to_json(), "out": str(out / "model")},
         }
+        title = f"built-in T5, {loaded.task} {name!r}, {unit}s, out-projections refitted"
         scores.save(folder / "scores.safetensors")
         (folder / "report.json").write_text(json.dumps(document, indent=1) + "\n")
         (folder / "sweep.csv").write_text(to_csv(points))
-        (folder / "sweep.png").write_bytes(sweep_plot(points, f"built-in T5 pruned for {name!r}, out-projections refitted"))
+        (folder / "sweep.png").write_bytes(sweep_plot(points, title, environment(loaded.model), (BATCH_SIZE, LENGTH)))
     targets = f"labels {', '.join(task.labels)}" if task.labels else "open targets"
     head = (
         f"Task {name!r} ({targets}): {len(rows)} examples to score on, {REFITTED} of them to refit on, {len(held_out)} to test "

@@ -113,7 +113,7 @@ def _first_sites(plan: Plan) -> Table:
 def _lines(result: DryRun, model: Any) -> list[str]:
     """Lines about the shares that remain, the memory that scoring takes, and whether the pruned model is a stock one."""
     memory, name = result.attribution, type(model).__name__
-    left = result.plan.summary().get("remaining")
+    left = result.plan.budget_json().get("remaining")
     lines = [
         f"to score it, {memory.batch_size} examples of {memory.length} tokens a batch: about {amount(memory.total)}: weights "
         f"{amount(memory.weights)}, activations and their gradients {amount(memory.activations)}, sums {amount(memory.sums)}",

@@ -36,6 +36,7 @@ from secateur.data.examples import Example
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded
 from secateur.measuring.compare import compare
+from secateur.measuring.plots import machine, model_name
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.discovery import config_digest
@@ -172,9 +173,19 @@ def _write_selected(
     if not out.exists():
         write_folder(
             selected, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored,
-            document=document, report=comparison.benchmark, files={"gates.png": gates_plot(document["training"], "gates")},
+            document=document, report=comparison.benchmark, files={"gates.png": _gates_plot(document, loaded, len(rows))},
         )  # fmt: skip
     return document
+
+
+def _gates_plot(document: Mapping[str, Any], loaded: Loaded, examples: int) -> bytes:
+    """The plot of the gates over the training."""
+    environment = document["benchmark"]["environment"]
+    about = f"(n = {examples}, {environment['device']})"
+    title = f"{model_name(loaded.model)}, {loaded.task}: gates of layers over the training {about}"
+    return gates_plot(
+        document["training"], title, f"One training run on {examples} examples; no error bars. {machine(environment)}."
+    )
 
 
 def _shown(document: Mapping[str, Any]) -> list[Table | str]:

@@ -53,8 +53,8 @@ def plan(
         per_head=per_head,
     )
     chosen.save(out)
-    document = {"out": str(out), "budget": chosen.summary(), "kept": {name: len(kept) for name, kept in chosen.items()}}
-    left = chosen.summary()["remaining"]
+    document = {"out": str(out), "budget": chosen.budget_json(), "kept": {name: len(kept) for name, kept in chosen.items()}}
+    left = chosen.budget_json()["remaining"]
     line = (
         f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs; plan written to {out}"
     )

@@ -1,9 +1,9 @@
-"""`secateur sweep`: measure accuracy, size and speed at several rates of pruning."""
+"""`secateur sweep`: measure accuracy, size and speed under several budgets of one kind."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -11,11 +11,13 @@ import secateur
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
     Align,
+    AllocationName,
     Column,
     CriterionName,
     Data,
     Device,
     Dtype,
+    Floor,
     Json,
     Kind,
     Labels,
@@ -37,7 +39,23 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.plots import sweep_plot
 from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
+from secateur.planning.allocation import Allocation
+from secateur.planning.budget import Budget, BudgetKind
+from secateur.support.environment import environment as secateur_environment
+from secateur.support.errors import InputError
 from secateur.support.files import new_folder
+
+KEEPS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2"
+
+
+def _budgets(keeps: str | None, flops: str | None, speedup: str | None) -> list[Budget]:
+    """The budgets of one kind. Raises InputError for two kinds."""
+    given = {name: text for name, text in (("keeps", keeps), ("flops", flops), ("speedup", speedup)) if text is not None}
+    if len(given) > 1:
+        raise InputError(f"budget: expected exactly one of keeps, flops, speedup, got {', '.join(given)}")
+    ((name, text),) = given.items() or {"keeps": KEEPS}.items()
+    kind = cast(BudgetKind, "keep" if name == "keeps" else name)
+    return [Budget(kind, amount) for amount in inputs.numbers(text, name, float)]
 
 
 @output.claims_out()
@@ -47,8 +65,14 @@ def sweep_(
     out: Out,
     evaluation: Annotated[str, typer.Option("--eval", help="Held-out examples to evaluate on.")],
     keeps: Annotated[
-        str, typer.Option(help="Shares of units to keep at every site, separated by commas.")
-    ] = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2",
+        str | None, typer.Option(help=f"Shares of units to keep at every site, between commas; by default {KEEPS}.")
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="Instead of --keeps: shares of the layers' FLOPs that may remain, between commas.")
+    ] = None,
+    speedup: Annotated[
+        str | None, typer.Option(help="Instead of --keeps: speed-ups that a latency table predicts, between commas.")
+    ] = None,
     kind: Kind = None,
     labels: Labels = "auto",
     column: Column = None,
@@ -62,6 +86,8 @@ def sweep_(
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
+    allocation: AllocationName = "uniform",
+    floor: Floor = None,
     align: Align = "1",
     per_head: PerHead = False,
     recover: Recover = "least-squares",
@@ -72,10 +98,12 @@ def sweep_(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure accuracy, size and speed at several rates of pruning; write them as CSV, JSON and PNG."""
+    """Measure accuracy, size and speed under several budgets of one kind; write them as CSV, JSON and PNG."""
     inputs.use_threads(threads)
     (refit,) = inputs.recoveries(recover, tries=False)
-    rates = inputs.numbers(keeps, "keeps", float)
+    budgets = _budgets(keeps, flops, speedup)
+    for budget in budgets:
+        budget.check_spread(allocation, floor or 0.0)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
     loaded, task, rows = inputs.prepare(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
@@ -87,17 +115,35 @@ def sweep_(
         loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,
     )  # fmt: skip
+    table = None
+    if budgets[0].measured:
+        output.say("measuring what each site costs")
+        table = secateur.latency_table(
+            loaded.model, unit=inputs.unit(unit), batch_size=batch_size, length=length,
+            progress=lambda widths, total: output.step_progress(widths, total, "widths"),
+        )  # fmt: skip
+    width = inputs.alignment(align, loaded.device)
     points = sweep(
-        loaded.model, task, scores, held_out, rates, batch, align=inputs.alignment(align, loaded.device), per_head=per_head,
-        progress=output.step_progress,
+        loaded.model, task, scores, held_out, budgets, batch, table=table, allocation=cast(Allocation, allocation),
+        floor=floor or 0.0, align=width, per_head=per_head,
+        progress=lambda steps, total: output.step_progress(steps, total, "budgets"),
         recovery=None if refit is None else lambda pruned: secateur.recover_(
             loaded.model, pruned, task, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
         ),
     )  # fmt: skip
-    document = {"model": model, "criterion": scores.criterion, "points": [point.to_json() for point in points]}
+    environment = secateur_environment(loaded.model)
+    document = {
+        "model": model, "task": loaded.task, "data": data, "eval": evaluation,
+        "examples": len(rows), "evaluated": len(held_out),
+        "criterion": scores.criterion, "unit": unit, "select": select, "recovery": recover,
+        "plan": {"allocation": allocation, "floor": floor or 0.0, "align": width, "per_head": per_head},
+        "batch": {"size": batch_size, "tokens": length}, "environment": environment,
+        "points": [point.to_json() for point in points],
+    }  # fmt: skip
+    title = f"{model}, {loaded.task}, pruned by {scores.criterion['criterion']}, recovery {recover}"
     with new_folder(out) as folder:
         scores.save(folder / "scores.safetensors")
         (folder / "sweep.csv").write_text(to_csv(points))
         (folder / "sweep.json").write_text(json.dumps(document, indent=1) + "\n")
-        (folder / "sweep.png").write_bytes(sweep_plot(points, f"{model}: {scores.criterion['criterion']}"))
+        (folder / "sweep.png").write_bytes(sweep_plot(points, title, environment, (batch_size, length)))
     output.emit({**document, "out": str(out)}, as_json, output.points_table(points), f"written to {out}")

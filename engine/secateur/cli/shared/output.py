@@ -16,7 +16,7 @@ from rich.table import Table
 
 from secateur.attribution.scores import Scores
 from secateur.flow.sweep import Point
-from secateur.measuring.benchmark import Report
+from secateur.measuring.benchmark import COLUMNS, Report
 from secateur.measuring.compare import Comparison
 from secateur.model.sites import Site
 from secateur.planning.plan import Plan
@@ -95,10 +95,19 @@ def side_by_side(rows: Sequence[tuple[str, str, str]]) -> Table:
 
 def points_table(points: Sequence[Point]) -> Table:
     """Return a table of a sweep's points."""
-    columns = ("kept", points[0].metric, "95% interval", "parameters", "MFLOPs", "latency ms", "speed-up", "examples/s")
+    columns = (
+        points[0].budget,
+        points[0].metric,
+        "95% interval",
+        "parameters",
+        "MFLOPs",
+        "latency ms",
+        "speed-up",
+        "examples/s",
+    )
     rows = (
         (
-            f"{p.keep:.2f}", f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.parameters:,}", f"{p.flops / 1e6:,.0f}",
+            f"{p.amount:g}", f"{p.value:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.parameters:,}", f"{p.flops / 1e6:,.0f}",
             f"{p.latency_ms:.1f}", f"{p.speedup:.2f}x", f"{p.examples_per_second:,.0f}",
         )
         for p in points
@@ -108,16 +117,7 @@ def points_table(points: Sequence[Point]) -> Table:
 
 def timings_table(report: Report) -> Table:
     """Return a table of a benchmark's batch shapes."""
-    columns = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
-    rows = (
-        (
-            f"{t.batch_size} x {t.length}", f"{t.dense_ms:.1f}", f"{t.pruned_ms:.1f}", f"{t.speedup:.2f}x",
-            f"{t.speedup_low:.2f} to {t.speedup_high:.2f}", f"{t.flops_speedup:.2f}x",
-            *(f"{rate:,.0f}" for rate in t.examples_per_second),
-        )
-        for t in report.timings
-    )  # fmt: skip
-    return table(columns, rows)
+    return table(COLUMNS, report.cells())
 
 
 def plan_table(plan: Plan) -> Table:
@@ -186,13 +186,7 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 def compared(comparison: Comparison) -> list[Table | str]:
     """Return a table of dense against pruned, a table of their timings, and the benchmark's notes."""
-    dense, pruned = comparison.parameters["dense"], comparison.parameters["pruned"]
-    rows = [("parameters", f"{dense:,}", f"{pruned:,} ({pruned / dense:.0%})")]
-    metrics = comparison.evaluation
-    if metrics:
-        pairs = [(metrics["dense"], metrics["pruned"]), (metrics["dense"].also, metrics["pruned"].also)]
-        rows[:0] = [(one.metric, f"{one.value:.4f}", f"{two.value:.4f}") for one, two in pairs if one and two]
-    return [side_by_side(rows), timings_table(comparison.benchmark), *comparison.benchmark.notes]
+    return [side_by_side(comparison.rows()), timings_table(comparison.benchmark), *comparison.benchmark.notes]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
