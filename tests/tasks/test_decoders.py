@@ -85,6 +85,29 @@ def test_labels_have_the_probabilities_of_plain_passes(name: str) -> None:
     assert [row["label"] for row in scored] == [LABELS[best] for best in expected.argmax(1).tolist()]
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_rotary_positions_that_change_with_the_length_bound_the_inputs(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Frequencies depend on the longest input of a batch once it has more than 8 tokens, so inputs are cut to 8."""
+    factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [2.0, 3.0, 4.0], "original_max_position_embeddings": 8}
+    rotary = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **(factors if kind == "longrope" else {})}
+    model = drawn(lambda: _grouped(LlamaForCausalLM, LlamaConfig, rope_parameters=rotary))
+    model.config.max_position_embeddings = 32 if kind == "longrope" else 8
+    model = drawn(lambda: LlamaForCausalLM(model.config))
+    task, rows = secateur.CausalLM(word_tokenizer(start=True, end=False), labels=LABELS, max_length=30), labelled(LABELS, 12)
+    one, all_rows = (secateur.attribute(model, task, rows, max_tokens=most) for most in (1, 1000))
+    for site in one:
+        torch.testing.assert_close(one[site], all_rows[site], rtol=1e-4, atol=1e-4)
+    assert "were cut" in caplog.text
+    with torch.inference_mode():
+        ranked = [task.ranked(model, rows, most) for most in (1, 1000)]
+    torch.testing.assert_close(*ranked, rtol=1e-4, atol=1e-3)
+    tokenizer = task.tokenizer
+    kept = [tokenizer.decode(tokenizer(row["input"])["input_ids"][-8 + task._tree.longest :]) for row in rows]
+    short = [row for row, text in enumerate(kept) if text == f"<s> {rows[row]['input']}"]
+    expected = plain(model, [rows[row]["input"] for row in short])
+    torch.testing.assert_close(ranked[0][short], expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", SEEING)
 def test_language_models_that_see_the_target_are_refused(name: str) -> None:
     model, task = drawn(SEEING[name]), CASES["llama"].task

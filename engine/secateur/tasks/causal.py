@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.families import takes_label_tree
-from secateur.model.positions import table_positions
+from secateur.model.positions import hard_limit
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
 from secateur.tasks.greedy import greedy
@@ -251,12 +251,12 @@ class CausalLM(TextTask):
         Raises:
             InputError: The model's table of positions has no room for a prompt before so long a continuation.
         """
-        room, table = self.limit(model), table_positions(model)
-        if table is not None and longest >= table:
-            raise InputError(f"longest: expected under {table} pieces, the model's positions, got {longest}")
-        # Without a table, an output that is longer than the limit goes beyond it, and the prompt stays whole.
+        room, hard = self.limit(model), hard_limit(model)
+        if hard is not None and longest >= hard:
+            raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
+        # Without a hard limit, an output that is longer than the limit goes beyond it, and the prompt stays whole.
         room = room - longest if room is not None and room > longest else room
-        room = room if room is None or table is None else min(room, table - longest)
+        room = room if room is None or hard is None else min(room, hard - longest)
         prompts = self._encode_cut(model, examples, room)
         answers = [""] * len(examples)
         for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):
