@@ -22,7 +22,7 @@ from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
-from secateur.tasks.model_config import OutputKind, require_dictionaries
+from secateur.tasks.model_config import OutputKind, require_blind_to_padding, require_dictionaries
 
 if TYPE_CHECKING:
     from secateur.tasks.text import TextTask
@@ -240,6 +240,8 @@ class Task(ABC):
                 f"model: expected one of {self.auto_class} for {type(self).__name__}, got a {type(model).__name__}"
             )
         require_dictionaries(model)
+        require_blind_to_padding(model)
+        require_blind_to_padding(model)
         self.require_reader(model, self.reader)
 
     @classmethod  # noqa: B027 (tasks of texts check more)

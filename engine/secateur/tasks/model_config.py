@@ -11,6 +11,10 @@ from secateur.support.errors import InputError
 
 OutputKind = Literal["label", "labels", "value"]
 
+# Architectures of transformers that compute with padding on the right: convolutions, averages or Fourier transforms over all
+# tokens (CANINE, ConvBERT, FNet, Nyströmformer, YOSO), positions from the end (CPM-Ant), or a head at the last place (XLNet).
+_READING_PADDING = ("canine", "convbert", "cpmant", "fnet", "nystromformer", "xlnet", "yoso")
+
 
 def output_kind(model: nn.Module) -> OutputKind:
     """Return the meaning of a classifier's outputs [B, outputs], from its config.
@@ -61,6 +65,17 @@ def require_dictionaries(model: nn.Module) -> None:
     """
     if getattr(getattr(model, "config", None), "return_dict", True) is False:
         raise InputError("model: expected return_dict true in its config, got false: set model.config.return_dict = True")
+
+
+def require_blind_to_padding(model: nn.Module) -> None:
+    """Refuse a model whose outputs for one input change with the padding, and so with the other inputs of its batch.
+
+    Raises:
+        InputError: The model is of an architecture of transformers that is known to read padding.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in _READING_PADDING:
+        raise InputError(f"model: expected one whose outputs do not depend on padding, got a {type(model).__name__} ({kind})")
 
 
 def require_causal(model: nn.Module) -> None:
