@@ -24,6 +24,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.tasks import Batch, Item, Task
+from secateur.tasks.base import require_task
 from secateur.tasks.batches import buckets, model_device
 from secateur_kernels.backend import Backend, uses_triton
 
@@ -96,14 +97,16 @@ def attribute(
     Reference:
         Yang et al. 2023, arXiv 2205.04157, Eq. 4-6, for the default criterion. Each criterion names its own source.
     """
-    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or GradientActivation()
+    require_task(task)
+    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion
+    criterion = GradientActivation() if criterion is None else criterion
     if not isinstance(criterion, Criterion):
         raise InputError(f"criterion: expected a Criterion or the name of one, got {shown(criterion)}")
     require_count("max_tokens", max_tokens)
     ranks = Ranks(group)
     with ranks.agreeing():
-        _require_backend(backend, model)
         task.require_fit(model)
+        _require_backend(backend, model)
         scored_sites, all_sites = sites(model, unit=unit, select=select), sites(model)
         all_labels = criterion.labels == "all"
         rows = read_examples(examples, task.columns_for(all_labels=all_labels))

@@ -18,6 +18,7 @@ from secateur.model.branches import Branch
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.tasks import Batch, Target, Task
+from secateur.tasks.base import require_task
 from secateur.tasks.batches import model_device
 
 LAYER_CRITERIA = ("influence", "gradient", "ig", "ig-joint")
@@ -76,8 +77,9 @@ def layer_scores(
         raise InputError(f"criterion: expected one of {', '.join(LAYER_CRITERIA)}, got {criterion!r}")
     if criterion == "influence" and unit != "block":
         raise InputError(f"unit: expected 'block' with criterion 'influence', got {unit!r}")
-    scored = layers(model, unit)
+    require_task(task)
     task.require_fit(model)
+    scored = layers(model, unit)
     items = task.items(model, read_examples(examples, task.columns))
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     batches = progress(batches, len(items)) if progress else batches

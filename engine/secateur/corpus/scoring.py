@@ -17,6 +17,7 @@ from secateur.corpus.windows import Window, require_on_long, windows
 from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
 from secateur.tasks import Task
+from secateur.tasks.base import require_task
 
 if TYPE_CHECKING:
     import pyarrow
@@ -56,6 +57,7 @@ def score(
             `identity` is a name of the other columns.
     """
     require_on_long(on_long)
+    require_task(task)
     task.require_fit(model)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
@@ -93,6 +95,7 @@ def mapper(
     Raises:
         InputError: As in `score`; from the function, if the map is without batched=True.
     """
+    require_task(task)
     task.require_fit(model)
     labels, kind = task.label_names(model), task.output_kind(model)
     runner = Runner(model, task.require_texts(), max_tokens)

@@ -8,6 +8,7 @@ from torch import nn
 from secateur.data.examples import Examples, read_examples
 from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Evaluation, Task
+from secateur.tasks.base import require_task
 
 
 def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192) -> Evaluation:
@@ -22,6 +23,7 @@ def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: in
     Raises:
         InputError: The examples cannot be used, or the model does not fit the task.
     """
+    require_task(task)
     task.require_fit(model)
     rows = read_examples(examples, task.columns)
     with undisturbed(model), torch.inference_mode():

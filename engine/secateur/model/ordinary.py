@@ -21,6 +21,7 @@ from secateur.support.compat import (
     move_hooks,
 )
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 
 # Packages whose hooks are on the model for a while, or are put there again on a loaded model.
 _OWN = ("secateur", "transformers", "accelerate")
@@ -31,6 +32,12 @@ _QUANTISERS = (
 )
 
 
+def require_module(model: Any) -> None:
+    """Raise InputError for something else than a model, such as the name of a folder."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: expected a model (a torch.nn.Module), got {shown(model)}")
+
+
 def require_ordinary(model: nn.Module) -> None:
     """Refuse a model whose linear layers are not what computes its outputs.
 
@@ -38,9 +45,10 @@ def require_ordinary(model: nn.Module) -> None:
         model: The model. Hooks are allowed: they act on the pruned model too.
 
     Raises:
-        InputError: The model is compiled, has adapters, masks, parametrizations, quantised or other special weights, or its
-            weights were made inside torch.inference_mode(). The message says what to do.
+        InputError: It is no model, it is compiled, has adapters, masks, parametrizations, quantised or other special weights, or
+            its weights were made inside torch.inference_mode(). The message says what to do.
     """
+    require_module(model)
     for path, module in model.named_modules():
         _refuse(path, module, _oddities(module))
 

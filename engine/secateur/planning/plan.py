@@ -213,6 +213,8 @@ def plan_within(
     per_head: bool = False,
 ) -> Plan:
     """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
+    if not isinstance(scores, Scores):
+        raise InputError(f"scores: expected the Scores that attribute returns, got {shown(scores)}")
     budget.check_spread(allocation, floor, align)
     if per_head and not any(site.is_channel for site in scores.sites):
         raise InputError("per_head: expected scores of the channels of heads (unit 'channel'), got scores of other units")

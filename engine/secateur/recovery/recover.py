@@ -21,6 +21,7 @@ from secateur.recovery.least_squares import Moments, best_ridge, step
 from secateur.recovery.walk import Walk
 from secateur.support.errors import InputError
 from secateur.tasks import Batch, Task
+from secateur.tasks.base import require_task
 from secateur.tasks.batches import model_device
 
 Method = Literal["least_squares", "scale", "bias"]
@@ -103,6 +104,7 @@ def recover_(
     if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
     _require_order(model, pruned)
+    require_task(task)
     task.require_fit(model)
     rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
     items = task.items(model, rows, all_labels=unlabeled)

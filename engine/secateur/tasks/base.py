@@ -17,6 +17,7 @@ from secateur.model.families import branches
 from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
+from secateur.model.ordinary import require_module
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
@@ -228,11 +229,12 @@ class Task(ABC):
         """Refuse a model that does not fit the task, before a forward pass fails deep inside.
 
         Raises:
-            InputError: A class of transformers for another kind of task, a config whose options the passes cannot serve, or
-                what `require_reader` refuses.
+            InputError: No model, a class of transformers for another kind of task, a model that reads padding, a config whose
+                options the passes cannot serve, or what `require_reader` refuses.
         """
         import transformers
 
+        require_module(model)
         config: Any = getattr(model, "config", None)
         stock = isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers.")
         if stock and self.auto_class and not isinstance(model, auto_model_classes(self.auto_class, config)):
@@ -240,7 +242,6 @@ class Task(ABC):
                 f"model: expected one of {self.auto_class} for {type(self).__name__}, got a {type(model).__name__}"
             )
         require_dictionaries(model)
-        require_blind_to_padding(model)
         require_blind_to_padding(model)
         self.require_reader(model, self.reader)
 
@@ -296,6 +297,12 @@ def target_of(logits: Tensor, labels: Tensor, kind: Target) -> Tensor:
         value = gold - logits.logsumexp(-1)
         value = value.exp() if kind == "probability" else value
     return (value * (labels != IGNORED)).sum(1)
+
+
+def require_task(task: Any) -> None:
+    """Raise InputError for something else than a task."""
+    if not isinstance(task, Task):
+        raise InputError(f"task: expected a Task, such as secateur.SequenceClassification(tokenizer), got {shown(task)}")
 
 
 def texts(examples: Sequence[Example], column: str) -> list[str]:
