@@ -117,7 +117,13 @@ def test_sweep(run: Run) -> None:
     assert result.document["batch"] == {"size": 2, "tokens": 8}
     assert result.document["environment"]["threads"] == 1
     assert result.document == {**json.loads(Path("w/sweep.json").read_text()), "out": "w"}
-    assert sorted(path.name for path in Path("w").iterdir()) == ["run.yaml", "scores.safetensors", "sweep.csv", "sweep.json", "sweep.png"]
+    assert sorted(path.name for path in Path("w").iterdir()) == [
+        "run.yaml",
+        "scores.safetensors",
+        "sweep.csv",
+        "sweep.json",
+        "sweep.png",
+    ]
 
 
 def test_sweep_over_flops_and_speedups(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

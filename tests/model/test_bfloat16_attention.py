@@ -89,6 +89,16 @@ def test_attention_by_products_is_as_exact_as_eager(mask: str) -> None:
     assert ours <= 2**-7 * float(expected.pow(2).mean().sqrt())  # bfloat16 has 8 significant bits.
 
 
+def test_a_token_that_sees_none_gets_zeros() -> None:
+    """As from "sdpa". Padding beyond the window of all tokens is such a token."""
+    hidden = masks()["a window"] & masks()["padding"]  # type: ignore[operator]
+    query, key, value = (torch.randn(ROWS, HEADS, TOKENS, CHANNELS).bfloat16() for _ in range(3))
+    blind = ~hidden.any(-1)[:, 0]  # [ROWS, TOKENS]
+    assert blind.any()
+    with torch.inference_mode():
+        assert (OURS._attend(query, key, value, hidden, 1.0)[blind] == 0).all()
+
+
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_families_with_bidirectional_attention_use_products(case: Case, calls: list[tuple[int, ...]]) -> None:
     model = case.model(torch.bfloat16)

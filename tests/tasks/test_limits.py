@@ -15,10 +15,16 @@ from transformers import (
     BartForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    ConvBertConfig,
+    ConvBertForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
+    XLNetConfig,
+    XLNetForSequenceClassification,
 )
 
 import secateur
@@ -161,6 +167,23 @@ def test_a_text_with_an_end_mark_is_rejected_where_the_model_looks_for_it() -> N
     rows = [{"input": text, "target": CLASSES[k % 2]} for k, text in enumerate(documents)]
     with pytest.raises(secateur.InputError, match="row 2"):
         secateur.evaluate(model, task, rows)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind"),
+    [
+        (FNetForSequenceClassification, FNetConfig),
+        (ConvBertForSequenceClassification, ConvBertConfig),
+        (XLNetForSequenceClassification, XLNetConfig),
+    ],
+)
+def test_models_that_read_padding_are_refused(cls: Callable[..., nn.Module], kind: Any) -> None:
+    """Their outputs for one text depend on the texts beside it."""
+    small = {"d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8} if kind is XLNetConfig else SMALL
+    names = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
+    model = cls(kind(vocab_size=len(piece_tokenizer()), **small, **names)).eval()
+    with pytest.raises(secateur.InputError, match=r"^model: expected one whose outputs do not depend on padding"):
+        list(score(model, secateur.SequenceClassification(piece_tokenizer()), ["the cat", "the cat sat"], threads=1))
 
 
 def test_a_text_that_the_tokenizer_cannot_encode_is_rejected() -> None:

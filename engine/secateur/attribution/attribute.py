@@ -97,7 +97,8 @@ def attribute(
     Reference:
         Yang et al. 2023, arXiv 2205.04157, Eq. 4-6, for the default criterion. Each criterion names its own source.
     """
-    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion or GradientActivation()
+    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion
+    criterion = GradientActivation() if criterion is None else criterion
     if not isinstance(criterion, Criterion):
         raise InputError(f"criterion: expected a Criterion or the name of one, got {shown(criterion)}")
     require_count("max_tokens", max_tokens)

@@ -37,6 +37,30 @@ def table_positions(model: nn.Module, part: nn.Module | None = None) -> int | No
     return min(sizes, default=None)
 
 
+def hard_limit(model: nn.Module, part: nn.Module | None = None) -> int | None:
+    """Return the smaller of `table_positions` and `steady_positions`, None where the model has neither."""
+    return min((limit for limit in (table_positions(model, part), steady_positions(model)) if limit is not None), default=None)
+
+
+def steady_positions(model: nn.Module) -> int | None:
+    """Return the number of positions after which a model computes all tokens otherwise, None for a model without such a number.
+
+    Rotary positions of the types "longrope" and "dynamic" change their frequencies once the longest input of a batch is longer.
+    The outputs for a shorter input would depend on the inputs beside it.
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    rotary = getattr(config, "rope_parameters", None) or {}
+    parts = [
+        rotary,
+        *(part for part in rotary.values() if isinstance(part, dict)),
+    ]  # Some configs have one for each layer type.
+    kinds = [part.get("rope_type") or "" for part in parts]
+    long = [part["original_max_position_embeddings"] for part, kind in zip(parts, kinds, strict=True) if kind == "longrope"]
+    dynamic = [config.max_position_embeddings for kind in kinds if "dynamic" in kind]
+    return min([*long, *dynamic], default=None)
+
+
 def _claimed(model: nn.Module) -> int | None:
     """The config's `max_position_embeddings`. GPT-2's kin have it under this name too, as an alias of `n_positions`."""
     config: Any = getattr(model, "config", None)

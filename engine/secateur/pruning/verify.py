@@ -82,7 +82,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan | str | Path, task: T
         batches: The batches.
 
     Raises:
-        InputError: Logits are NaN or inf.
+        InputError: Logits are NaN or inf, or there is nothing to compare.
     """
     carried_out = as_plan(plan)
     return verified(model, pruned, lambda dense: masked(dense, carried_out), task, batches)
@@ -110,6 +110,9 @@ def verify_layers(
         scales: The factors by name, as in `delete_layers`.
     """
     known = {**layers(model, "block"), **layers(model, "branch")}
+    gone = list(gone)
+    if unknown := [name for name in (*gone, *scales) if name not in known]:
+        raise InputError(f"gone: expected some of {', '.join(known)}, got {unknown[0]!r}")
     values = {branch: value for name, value in {**scales, **dict.fromkeys(gone, 0.0)}.items() for branch in known[name]}
 
     def with_gates(dense: nn.Module) -> AbstractContextManager[None]:
@@ -125,15 +128,21 @@ def verified(
     task: Task,
     batches: Iterable[Batch],
 ) -> Verification:
-    """Compare the pruned model on batches with the dense model inside the context `mask`, which is its specification."""
+    """Compare the pruned model on batches with the dense model inside the context `mask`, which is its specification.
+
+    Raises:
+        InputError: As `verify`.
+    """
     require_model(model)
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy.deepcopy(model).to(wide)
     error = rounding = difference = largest = 0.0
+    compared = 0
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
         for batch in batches:
             seen = batch.labels != -100
+            compared += int(seen.sum())
             expected = _masked_logits(exact, mask, task, batch)[seen].double()
             ours = _masked_logits(model, mask, task, batch)[seen].double()
             theirs = task.logits(pruned, batch)[seen].double()
@@ -144,6 +153,8 @@ def verified(
             rounding = max(rounding, float((ours - expected).abs().max()))
             difference = max(difference, float((theirs - ours).abs().max()))
             largest = max(largest, float(expected.abs().max()))
+    if not compared:
+        raise InputError("batches: expected a batch with targets, got none (a generator of batches serves one call alone)")
     return Verification(error, rounding, difference, largest, str(dtype).removeprefix("torch."))
 
 

@@ -23,7 +23,7 @@ from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
-from secateur.tasks.model_config import OutputKind, require_dictionaries
+from secateur.tasks.model_config import OutputKind, require_blind_to_padding, require_dictionaries
 
 if TYPE_CHECKING:
     from secateur.tasks.text import TextTask
@@ -229,11 +229,12 @@ class Task(ABC):
         """Refuse a model that does not fit the task, before a forward pass fails deep inside.
 
         Raises:
-            InputError: A class of transformers for another kind of task, a config whose options the passes cannot serve, or
-                what `require_reader` refuses.
+            InputError: No model, a class of transformers for another kind of task, a model that reads padding, a config whose
+                options the passes cannot serve, or what `require_reader` refuses.
         """
         import transformers
 
+        require_model(model)
         config: Any = getattr(model, "config", None)
         stock = isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers.")
         if stock and self.auto_class and not isinstance(model, auto_model_classes(self.auto_class, config)):
@@ -241,6 +242,7 @@ class Task(ABC):
                 f"model: expected one of {self.auto_class} for {type(self).__name__}, got a {type(model).__name__}"
             )
         require_dictionaries(model)
+        require_blind_to_padding(model)
         self.require_reader(model, self.reader)
 
     @classmethod  # noqa: B027 (tasks of texts check more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
-from secateur.model.positions import table_positions
+from secateur.model.families import takes_label_tree
+from secateur.model.positions import hard_limit
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
 from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
+from secateur.tasks.model_config import require_causal
 from secateur.tasks.text import TextTask, warn_of_cuts
 
 if TYPE_CHECKING:
@@ -97,9 +100,22 @@ class CausalLM(TextTask):
         cpu = torch.device("cpu")
         return {**self._inputs(items, cpu), "labels": pad(labels, IGNORED, cpu)}
 
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every task; or the model's tokens see the tokens after them.
+        """
+        super().require_fit(model)
+        require_causal(model)
+
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits [B, positions, vocabulary] of an ordinary forward pass."""
-        output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=batch.extra["positions"])
+        parameters, positions = inspect.signature(type(model).forward).parameters, batch.extra["positions"]
+        if "logits_to_keep" not in parameters:
+            whole: Any = model(**batch.inputs)
+            return cast(Tensor, whole.logits)[:, positions]
+        output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=positions)
         logits: Tensor = output.logits
         return logits
 
@@ -157,12 +173,28 @@ class CausalLM(TextTask):
         return replace(turned, inputs={name: ids.flip(1) for name, ids in turned.inputs.items()})
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return log P(label | prompt) [B, labels]. The prompts run once, then the label tree on their cached states."""
+        """Return log P(label | prompt) [B, labels].
+
+        The prompts run once, then the label tree on their cached states. Models that are not known to read the tree rightly, as
+        `takes_label_tree` says, run on each prompt with each label: some have no positions or masks that a call can give.
+        """
+        if not takes_label_tree(model):
+            return self._label_by_label(model, batch)
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         rows = self._tree.rows(config.vocab_size)
         parts = zip(*(torch.split(batch.inputs[name], rows) for name in ("input_ids", "attention_mask")), strict=True)
         return torch.cat([self._of_prompts(model, *part) for part in parts])
+
+    def _label_by_label(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return `label_scores` by an ordinary forward pass for each label, over the prompts with this label."""
+        rows = zip(batch.inputs["input_ids"], batch.inputs["attention_mask"].bool(), strict=True)
+        prompts = [ids[seen].tolist() for ids, seen in rows]
+        columns = []
+        for label in self._label_ids():
+            items = [Item(row, [*prompt, *label], label) for row, prompt in enumerate(prompts)]
+            columns.append(self.target(model, self.collate(items, batch.inputs["input_ids"].device), "log_probability"))
+        return torch.stack(columns, 1)
 
     def _of_prompts(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         """Return `label_scores` of some prompts, from their ids and the padding mask, both [B, T]."""
@@ -218,12 +250,12 @@ class CausalLM(TextTask):
         Raises:
             InputError: The model's table of positions has no room for a prompt before so long a continuation.
         """
-        room, table = self.limit(model), table_positions(model)
-        if table is not None and longest >= table:
-            raise InputError(f"longest: expected under {table} pieces, the model's positions, got {longest}")
-        # Without a table, an output that is longer than the limit goes beyond it, and the prompt stays whole.
+        room, hard = self.limit(model), hard_limit(model)
+        if hard is not None and longest >= hard:
+            raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
+        # Without a hard limit, an output that is longer than the limit goes beyond it, and the prompt stays whole.
         room = room - longest if room is not None and room > longest else room
-        room = room if room is None or table is None else min(room, table - longest)
+        room = room if room is None or hard is None else min(room, hard - longest)
         prompts = self._encode_cut(model, examples, room)
         answers = [""] * len(examples)
         for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):

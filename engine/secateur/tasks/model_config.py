@@ -11,6 +11,10 @@ from secateur.support.errors import InputError
 
 OutputKind = Literal["label", "labels", "value"]
 
+# Architectures of transformers that compute with padding on the right: convolutions, averages or Fourier transforms over all
+# tokens (CANINE, ConvBERT, FNet, Nyströmformer, YOSO), positions from the end (CPM-Ant), or a head at the last place (XLNet).
+_READING_PADDING = ("canine", "convbert", "cpmant", "fnet", "nystromformer", "xlnet", "yoso")
+
 
 def output_kind(model: nn.Module) -> OutputKind:
     """Return the meaning of a classifier's outputs [B, outputs], from its config.
@@ -61,6 +65,41 @@ def require_dictionaries(model: nn.Module) -> None:
     """
     if getattr(getattr(model, "config", None), "return_dict", True) is False:
         raise InputError("model: expected return_dict true in its config, got false: set model.config.return_dict = True")
+
+
+def require_blind_to_padding(model: nn.Module) -> None:
+    """Refuse a model whose outputs for one input change with the padding, and so with the other inputs of its batch.
+
+    Raises:
+        InputError: The model is of an architecture of transformers that is known to read padding.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind in _READING_PADDING:
+        raise InputError(f"model: expected one whose outputs do not depend on padding, got a {type(model).__name__} ({kind})")
+
+
+def require_causal(model: nn.Module) -> None:
+    """Refuse a language model in which a token sees the tokens after it: it would read the target that it is asked for.
+
+    Raises:
+        InputError: The config switches causal attention off (`is_causal`, `use_bidirectional_attention`, `causal`, `attn_type`
+            of XLNet), or the model is an encoder whose config lacks `is_decoder`.
+    """
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    settings = {"is_causal": (False,), "causal": (False,), "use_bidirectional_attention": (True, "all"), "attn_type": ("bi",)}
+    for field, wrong in settings.items():
+        if getattr(config, field, None) in wrong:
+            raise InputError(
+                f"model: expected one whose tokens see only the tokens before them, got a {type(model).__name__} with "
+                f"{field} {getattr(config, field)!r} in its config"
+            )
+    # Encoders such as BERT pass the config's field on to their layers. The fields of other models say nothing (GPT-NeoX).
+    if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
+        raise InputError(
+            f"model: expected one whose tokens see only the tokens before them, got a {type(model).__name__} without "
+            "is_decoder in its config"
+        )
 
 
 def require_end_by_padding(model: nn.Module) -> None:

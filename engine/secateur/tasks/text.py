@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example
-from secateur.model.positions import positions, table_positions
+from secateur.model.positions import hard_limit, positions
 from secateur.support.errors import InputError, first_line
 from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
@@ -112,11 +112,12 @@ class TextTask(Task):
     def limit(self, model: nn.Module) -> int | None:
         """Return the most ids of an input and its target that the model takes; None for any number.
 
-        It is `max_length`, or else the model's positions. A table of position embeddings bounds both.
+        It is `max_length`, or else the model's positions. A table of position embeddings bounds both, and so does the length
+        after which rotary positions change (`hard_limit`).
         """
-        table = table_positions(model, self._reading_part(model))
+        hard = hard_limit(model, self._reading_part(model))
         own = positions(model) if self.max_length is None else self.max_length
-        return min((limit for limit in (own, table) if limit is not None), default=None)
+        return min((limit for limit in (own, hard) if limit is not None), default=None)
 
     def room(self, model: nn.Module) -> int | None:
         """Return the most ids of an input that the model takes; None for any number."""

@@ -21,9 +21,15 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         for layer, block in blocks(model, f"{stack}.layers"):
             path, cross = f"{block}.self_attn", f"{block}.encoder_attn"
             yield attention(model, stack, layer, path, _projections(path))
-            if stack == "decoder":
+            if stack == "decoder" and _has_encoder(model):
                 yield attention(model, stack, layer, cross, _projections(cross), kind="cross_attention")
             yield feed_forward(model, stack, layer, [f"{block}.fc1"], f"{block}.fc2")
+
+
+def _has_encoder(model: nn.Module) -> bool:
+    """Return whether the decoder reads an encoder. BartForCausalLM has cross-attentions too, but never runs them."""
+    config: Any = model.config
+    return bool(config.is_encoder_decoder)
 
 
 def _projections(path: str) -> list[str]:

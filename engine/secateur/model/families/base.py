@@ -51,6 +51,8 @@ class Family:
             stack, and returns True; or returns False where no config describes that model. None where a block without its
             branches always does something, as the norms of post-norm blocks do.
         faster_forward: A context in which a model computes the same in fewer operations, where its own code repeats work.
+        cached_label_tree: For decoders alone. Whether tokens that follow cached states attend as a 4-dimensional mask of each
+            layer type says, and stand where `position_ids` says.
         split_token_rows: For models that run some branch on all tokens in one row [B * T, channels]. Registers hooks and
             returns their handles. Under these hooks the branch's linear layers see [B, T, channels] as all others do.
     """
@@ -64,6 +66,7 @@ class Family:
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
     faster_forward: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    cached_label_tree: bool = False
     split_token_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
 
 

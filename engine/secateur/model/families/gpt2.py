@@ -41,4 +41,5 @@ GPT2 = Family(
         attention=lambda attention: {"n_head": attention.heads},
     ),
     keep_blocks=_keep_blocks,
+    cached_label_tree=True,
 )

@@ -67,4 +67,5 @@ LLAMA = Family(
     ),
     contribution=_contribution,
     keep_blocks=_keep_blocks,
+    cached_label_tree=True,
 )

@@ -66,5 +66,6 @@ OPT = Family(
         attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     keep_blocks=_keep_blocks,
+    cached_label_tree=True,
     split_token_rows=_split_token_rows,
 )

@@ -63,6 +63,12 @@ def is_known(model: nn.Module) -> bool:
     return _known(model) is not None
 
 
+def takes_label_tree(model: nn.Module) -> bool:
+    """Return whether a model's family is known to read a label tree on cached states, as `Family.cached_label_tree` says."""
+    family = _known(model)
+    return family is not None and family.cached_label_tree
+
+
 def _model_type(model: nn.Module) -> Any:
     return getattr(getattr(model, "config", None), "model_type", None)
 

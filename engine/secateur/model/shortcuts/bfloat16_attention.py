@@ -96,5 +96,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
         begin = int(mask.flatten(0, -2).all(0).int().cumprod(0).sum())
         scores.view(rows, heads, tokens, tokens)[..., begin:].masked_fill_(~mask[..., begin:], float("-inf"))
     torch.softmax(scores, -1, out=scores)
+    # Padding that is outside of all tokens' windows sees nothing. It gets 0, as in "sdpa". With NaN here, tokens of the next
+    # layer that give it the weight 0 would be NaN.
+    if mask is not None and not bool((sees := mask.any(-1, keepdim=True)).all()):
+        scores.view(rows, heads, tokens, tokens).masked_fill_(~sees, 0.0)
     attended = torch.bmm(scores, value).view(rows, heads, tokens, channels)
     return attended.transpose(1, 2).contiguous()
