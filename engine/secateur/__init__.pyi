@@ -46,6 +46,7 @@ from secateur.recovery import recover_ as recover_
 from secateur.support.errors import InputError as InputError
 from secateur.tasks import CausalLM as CausalLM
 from secateur.tasks import ImageClassification as ImageClassification
+from secateur.tasks import Prompt as Prompt
 from secateur.tasks import SequenceClassification as SequenceClassification
 from secateur.tasks import Task as Task
 from secateur.tasks import TextToText as TextToText

@@ -164,7 +164,7 @@ def test_the_command_and_the_library_write_the_same_files(run: Run) -> None:
     assert Path("l/plan.json").read_text() == Path("c/plan.json").read_text() == result.plan.dumps()
     assert same_weights(Path("l"), Path("c"))
     names = [sorted(path.name for path in Path(folder).iterdir()) for folder in ("l", "c")]
-    assert names[0] == names[1]
+    assert sorted([*names[0], "run.yaml"]) == names[1]
     assert set(FILES) < set(names[0])
     document, other = json.loads(Path("l/report.json").read_text()), command.document
     assert document["evaluation"] == other["evaluation"]
@@ -316,7 +316,7 @@ def test_rounding_the_weights_of_a_half_precision_model_leaves_its_rotary_freque
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_usage_is_refused_in_one_line_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_examples"):
+    for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_for"):
         monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("a stage began"))
     options, message = BAD[name]
     case = CASES["t5-gated"]

@@ -15,7 +15,7 @@ from secateur.attribution.checkpoint import Checkpoint, digest
 from secateur.attribution.criteria import Criterion, GradientActivation, Result, ScoringContext, criterion_named
 from secateur.attribution.ranks import Ranks
 from secateur.attribution.scores import Scores
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.model.cost import parameters
 from secateur.model.discovery import branches_of, fingerprint, sites
 from secateur.model.finite import first_not_finite
@@ -108,7 +108,7 @@ def attribute(
         _require_backend(backend, model)
         scored_sites, all_sites = sites(model, unit=unit, select=select), sites(model)
         all_labels = criterion.labels == "all"
-        rows = read_examples(examples, task.columns_for(all_labels=all_labels))
+        rows = task.read(examples, all_labels=all_labels)
         if not all_labels:
             task.require_variety(rows)
         items = task.items(model, rows, all_labels=all_labels)

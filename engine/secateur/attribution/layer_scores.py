@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.integrated.quadrature import gauss
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.model.blocks import LayerUnit, blocks, gated, layers
 from secateur.model.branches import Branch
 from secateur.model.undisturbed import undisturbed
@@ -79,7 +79,7 @@ def layer_scores(
         raise InputError(f"unit: expected 'block' with criterion 'influence', got {unit!r}")
     scored = layers(model, unit)
     require_fit(task, model)
-    items = task.items(model, read_examples(examples, task.columns))
+    items = task.items(model, task.read(examples))
     batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
     batches = progress(batches, len(items)) if progress else batches
     if criterion == "influence":

@@ -163,9 +163,9 @@ class _Rows:
         """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
         self.identities += [row.identity for row in chunk]
-        self.reasons += [row.reason or why_not(row.value, pairs=task.takes_pairs) for row in chunk]
+        self.reasons += [row.reason or _why_not(row.value, task) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
-        inputs = task.encode_cut_each(model, [chunk[k].value for k in usable], room) if usable else []
+        inputs = task.encode_cut_each(model, [task.prompted(chunk[k].value) for k in usable], room) if usable else []
         for k, encoded in zip(usable, inputs, strict=True):
             reason = encoded.reason
             if room is not None and encoded.tokens > room and on_long == "error":
@@ -181,6 +181,13 @@ class _Rows:
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
         about: dict[str, Any] = {"identity_type": self.identity_type, "kind": kind}
         return Window(first, share, self.identities, self.reasons, self.items, scores, **about)
+
+
+def _why_not(value: Any, task: TextTask) -> str | None:
+    """Return why a value cannot be scored with a task; None if it can."""
+    if value is None or task.prompt is None:
+        return why_not(value, pairs=task.takes_pairs)
+    return task.prompt.why_not(value) or why_not(task.prompted(value))
 
 
 def why_not(value: Any, *, pairs: bool = False) -> str | None:

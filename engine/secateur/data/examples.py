@@ -34,6 +34,10 @@ Reader = Callable[[Sequence[str]], Iterable[Any]]
 FORMATS = (*JSON, *TABLES, *COLUMNAR)
 
 
+class _Read(dict[str, Any]):
+    """An example that `read_examples` has made. Its columns have the task's names already."""
+
+
 class ClassName(str):
     """The name that a data set gives a class number: the value of a column whose feature is a `datasets.ClassLabel`.
 
@@ -100,7 +104,7 @@ def read_examples(
                 raise InputError(f"{where}, row {number}: expected a value in column {name!r}, got null")
             if not is_utf8(row[name]):
                 raise InputError(f"{where}, row {number}: expected UTF-8 in column {name!r}, got {str(row[name])[:40]!r}")
-        kept.append({column: _value(row, of_column) for column, of_column in sources.items()})
+        kept.append(_Read({column: _value(row, of_column) for column, of_column in sources.items()}))
     if not kept:
         raise InputError(f"{where}: expected at least one example, got none")
     return kept
@@ -162,6 +166,8 @@ def _rows(examples: Examples) -> tuple[str, list[str], Reader]:
     if not isinstance(examples, (str, Path)):
         rows = iter(_with_class_names(rows_in_memory(examples, "examples"), getattr(examples, "features", None)))
         first = list(itertools.islice(rows, 1))
+        if first and isinstance(first[0], _Read):
+            return "examples", [], lambda _: itertools.chain(first, rows)
         present = [name for name in first[0] if isinstance(name, str)] if first and isinstance(first[0], Mapping) else []
         return "examples", present, lambda _: itertools.chain(first, rows)
     name = str(examples)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.scores import Scores, as_scores
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
@@ -133,7 +133,7 @@ def choose(
     if total == 1:
         return [Candidate(given[0], recoveries[0], None)]
     require_fit(task, model)
-    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))[:_AT_MOST]
+    rows = task.read(examples, all_labels=unlabeled)[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
     every = min(_COMPARED, len(rows))

@@ -12,10 +12,11 @@ from torch import nn
 
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.attribution.scores import Scores, as_scores
-from secateur.data.examples import Example, Examples, read_examples
+from secateur.data.columns import Columns
+from secateur.data.examples import Example, Examples
 from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.folder import round_weights_, write_folder
-from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of
+from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
@@ -34,7 +35,7 @@ from secateur.recovery import Method, Refit, recover_
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
-from secateur.tasks import Task
+from secateur.tasks import Prompt, Task
 from secateur.tasks.base import without_targets
 
 SCORING = "scoring examples"  # The word for scored batches that `progress` receives; its length counts their examples.
@@ -214,6 +215,8 @@ def compress(
     recoveries: Sequence[Method | None] = RECOVERIES,
     tokenizer: Any = None,
     labels: str | Sequence[str] = "auto",
+    prompt: str | Prompt | None = None,
+    columns: Columns | None = None,
     limit: int | None = None,
     max_tokens: int = 4096,
     max_length: int | None = None,
@@ -258,6 +261,10 @@ def compress(
         labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
             as for the commands' `--labels`; "open" for open targets; "auto" for the labels that the folder remembers, or the
             examples tell.
+        prompt: The text around each input for a folder's model, as in `CausalLM`; by default the one that the folder
+            remembers, or that of the built-in data.
+        columns: The columns of the data by the task's columns for a folder's model, such as {"input": "text", "target":
+            "label"}. Common names are found without.
         limit: Use only the first that many examples. Labels come from all of them.
         max_tokens: Padded input tokens in a batch.
         max_length: Cut inputs after that many tokens, for a folder's model.
@@ -293,7 +300,9 @@ def compress(
         raise InputError(f"out: expected the path of a folder, got {out!r}")
     if out is not None:
         require_absent(out)
-    loaded = _loaded(model, task, tokenizer, labels, max_length, device, dtype)
+    if isinstance(task, Task) and (labels != "auto" or any(given is not None for given in (max_length, prompt, columns))):
+        raise InputError("task: expected the task's own labels, prompt, columns and max_length where it is a Task, got others")
+    loaded = _loaded(model, task, tokenizer, device, dtype)
     require_ordinary(loaded.model)
     settings.check_model(loaded.model)
     (require_own_forwards if out is None else require_writable)(loaded.model)
@@ -301,11 +310,14 @@ def compress(
         raise InputError(
             f"tokenizer: expected one with save_pretrained, to write to out, got {type(loaded.tokenizer).__name__}"
         )
-    columns = task.columns if isinstance(task, Task) else loaded.task_class.columns
-    rows = read_examples(examples, columns[:1] if unlabeled else columns)
-    task = task if isinstance(task, Task) else make_task(loaded, labels, rows, max_length)
+    if isinstance(task, Task):
+        rows = task.read(examples, all_labels=unlabeled)
+    else:
+        known = prompt_of(loaded, prompt, examples)
+        rows = read_for(loaded, examples, prompt=known, columns=columns, unlabeled=unlabeled)
+        task = make_task(loaded, labels, rows, max_length, prompt=known, columns=columns)
     rows = rows[:limit]
-    held_out = None if evaluation is None else read_examples(evaluation, columns)
+    held_out = None if evaluation is None else task.read(evaluation)
     if held_out is not None:
         task.items(loaded.model, held_out)  # Refuse unusable examples before the scoring, which takes long.
     say, progress = say or _silent, progress or _unwrapped
@@ -349,14 +361,10 @@ def _loaded(
     model: nn.Module | Loaded | str | Path,
     task: Task | str | None,
     tokenizer: Any,
-    labels: str | Sequence[str],
-    max_length: int | None,
     device: str,
     dtype: str,
 ) -> Loaded:
     """The model with its tokenizer. Raises InputError for arguments that the kind of model does not take."""
-    if isinstance(task, Task) and (labels != "auto" or max_length is not None):
-        raise InputError("task: expected the task's own labels and max_length where it is a Task, got others")
     if isinstance(model, (str, Path)):
         if tokenizer is not None:
             raise InputError("tokenizer: expected none with a model folder, which has its own, got one")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +15,18 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from torch import nn
 
 from secateur import tasks
-from secateur.data.examples import Example
+from secateur.data.columns import Columns, require_columns_given
+from secateur.data.examples import Example, Examples, read_examples
 from secateur.flow import checkpoints
 from secateur.model.loading import load_complete
 from secateur.model.recipe import require_recipe
 from secateur.pruning import save
 from secateur.support.compat import auto_architectures, model_from_config, without_own_code
 from secateur.support.errors import InputError, first_line, reading
-from secateur.support.fields import read_object, require_type, shown
+from secateur.support.fields import checked_fields, read_object, require_type, shown
 from secateur.support.hub import model_place
 from secateur.tasks.fitting import read_tokenizer
+from secateur.tasks.prompt import as_prompt, columns_with
 
 TASK_FILE = "secateur.json"
 _CLASSES: tuple[type[tasks.Task], ...] = (
@@ -48,6 +51,7 @@ class Loaded:
         stored: The dtype that the folder stores it in.
         task: The name of its task, a key of `TASKS`; empty for a task of another class.
         labels: The candidate labels that the folder remembers, if it does.
+        prompt: The prompt that the folder remembers, if it does.
     """
 
     model: nn.Module
@@ -55,6 +59,7 @@ class Loaded:
     stored: torch.dtype
     task: str
     labels: list[str] | None
+    prompt: tasks.Prompt | None = None
 
     @property
     def device(self) -> str:
@@ -97,7 +102,9 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
         model = _load(path, config, TASKS[kind].auto_class, options)
         tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
     TASKS[kind].require_reader(model, tokenizer)
-    return Loaded((model if device_map else model.to(place)).eval(), tokenizer, stored, kind, _remembered(path).get("labels"))
+    known = _remembered(path)
+    model = (model if device_map else model.to(place)).eval()
+    return Loaded(model, tokenizer, stored, kind, known.get("labels"), known.get("prompt"))
 
 
 def meta_model(name: str, *, task: str | None, dtype: str = "auto") -> nn.Module:
@@ -142,7 +149,15 @@ def name_of(task: tasks.Task) -> str:
     return next((name for name, cls in TASKS.items() if type(task) is cls), "")
 
 
-def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example], max_length: int | None) -> tasks.Task:
+def make_task(
+    loaded: Loaded,
+    labels: str | Sequence[str],
+    rows: Sequence[Example],
+    max_length: int | None,
+    *,
+    prompt: tasks.Prompt | None = None,
+    columns: Columns | None = None,
+) -> tasks.Task:
     """Make the task of a loaded model.
 
     Args:
@@ -153,21 +168,73 @@ def make_task(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exampl
             alone, and those of JSON always.
         rows: The examples that may tell the labels.
         max_length: Inputs are cut after that many tokens.
+        prompt: The text around each input; by default the one that the folder remembers.
+        columns: The columns of the data by the task's columns.
 
     Returns:
         The task.
 
     Raises:
-        InputError: The examples do not tell the labels, or the text or file of the labels cannot be read.
+        InputError: The examples do not tell the labels, the text or file of the labels cannot be read, or the task takes no
+            prompt.
     """
     task_class: Any = loaded.task_class
-    task: tasks.Task = task_class(loaded.tokenizer, labels=task_labels(loaded, labels, rows), max_length=max_length)
+    known, prompt = task_labels(loaded, labels, rows), prompt or loaded.prompt
+    options: dict[str, Any] = {"labels": known, "max_length": max_length, "columns": columns}
+    if prompt is not None:
+        _require_prompts(loaded)
+        options["prompt"] = prompt
+    task: tasks.Task = task_class(loaded.tokenizer, **options)
     return task
+
+
+def read_for(
+    loaded: Loaded,
+    examples: Examples,
+    *,
+    prompt: tasks.Prompt | None = None,
+    columns: Columns | None = None,
+    unlabeled: bool = False,
+) -> list[Example]:
+    """Read examples for a loaded model whose task is not made yet, because the examples may tell the labels.
+
+    Args:
+        loaded: The model.
+        examples: The examples.
+        prompt: As in `make_task`.
+        columns: As in `make_task`.
+        unlabeled: Read the inputs only.
+
+    Raises:
+        InputError: As `read_examples`.
+    """
+    task_class = loaded.task_class
+    named = require_columns_given(columns_with(prompt or loaded.prompt, columns), task_class.columns)
+    roles = task_class.columns[:1] if unlabeled else task_class.columns
+    named = {role: names for role, names in named.items() if role in roles}
+    return read_examples(examples, roles, names=named, pairs=task_class.takes_pairs)
+
+
+def prompt_of(loaded: Loaded, prompt: str | tasks.Prompt | None, examples: object) -> tasks.Prompt | None:
+    """Return the prompt for a model: the given one, the one that its folder remembers, or that of a built-in task's data."""
+    known = as_prompt(prompt) or loaded.prompt
+    if known is None and isinstance(examples, str) and examples.startswith("builtin:") and loaded.task == tasks.TextToText.name:
+        from secateur.data.builtin import prompt as builtin_prompt
+
+        return tasks.Prompt(builtin_prompt(examples.removeprefix("builtin:")))
+    return known
+
+
+def _require_prompts(loaded: Loaded) -> None:
+    """Raise InputError for a task whose inputs take no text around them."""
+    if "prompt" not in inspect.signature(loaded.task_class).parameters:
+        raise InputError(f"prompt: expected none for {loaded.task}, whose inputs take no text around them, got one")
 
 
 def task_file(task: tasks.Task, name: str) -> str:
     """Return the content of `TASK_FILE`, the file in a pruned folder that tells later commands its task."""
-    return json.dumps({"task": name, "labels": task.labels}, indent=1) + "\n"
+    prompt = getattr(task, "prompt", None)
+    return json.dumps({"task": name, "labels": task.labels, **({"prompt": asdict(prompt)} if prompt else {})}, indent=1) + "\n"
 
 
 def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example]) -> list[str] | None:
@@ -316,6 +383,8 @@ def _remembered(folder: str) -> dict[str, Any]:
         remembered = read_object(path)
         require_type("task", Literal[tuple(TASKS)] | None, remembered.get("task"))
         require_type("labels", list[str] | None, remembered.get("labels"))
+        if remembered.get("prompt") is not None:
+            remembered["prompt"] = tasks.Prompt(**checked_fields("prompt", remembered["prompt"], tasks.Prompt))
     return remembered
 
 

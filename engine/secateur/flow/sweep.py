@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.attribution.scores import Scores, as_scores
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.measuring.benchmark import Timing, benchmark
 from secateur.measuring.evaluate import evaluate
 from secateur.model.cost import parameters
@@ -119,7 +119,7 @@ def sweep(
     require_fit(task, model)
     scores, options = as_scores(scores), {"table": table, "align": align, "per_head": per_head}
     plans = {b: plan_within(scores, b, allocation=allocation, floor=floor, **options) for b in wanted}  # type: ignore[arg-type]
-    rows = read_examples(examples, task.columns)
+    rows = task.read(examples)
     dense = evaluate(model, task, rows)
     measured: list[tuple[Budget, Evaluation, int, Timing]] = []
     for budget in progress(wanted, len(wanted)) if progress else wanted:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.measuring.benchmark import Report, benchmark
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.synthetic import synthetic_batches
@@ -94,7 +94,7 @@ def compare(
     """
     evaluation = {}
     if examples is not None:
-        rows = read_examples(examples, task.columns)
+        rows = task.read(examples)
         if say is not None:
             say(f"evaluating on {len(rows)} examples")
         evaluation = {name: evaluate(model, task, rows) for name, model in (("dense", dense), ("pruned", pruned))}

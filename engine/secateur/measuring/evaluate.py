@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Evaluation, Task
 from secateur.tasks.base import require_fit
@@ -24,6 +24,6 @@ def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: in
         InputError: The examples cannot be used, or the model does not fit the task.
     """
     require_fit(task, model)
-    rows = read_examples(examples, task.columns)
+    rows = task.read(examples)
     with undisturbed(model), torch.inference_mode():
         return task.evaluate(model, rows, max_tokens)

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from secateur.data.examples import Examples, read_examples
+from secateur.data.examples import Examples
 from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
@@ -105,7 +105,7 @@ def recover_(
         raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
     _require_order(model, pruned)
     require_fit(task, model)
-    rows = read_examples(examples, task.columns_for(all_labels=unlabeled))
+    rows = task.read(examples, all_labels=unlabeled)
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     if add_biases:

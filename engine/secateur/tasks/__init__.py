@@ -8,6 +8,7 @@ from secateur.tasks.causal import CausalLM
 from secateur.tasks.classification import Classification
 from secateur.tasks.image import ImageClassification
 from secateur.tasks.metrics import Evaluation
+from secateur.tasks.prompt import Prompt
 from secateur.tasks.sequence import SequenceClassification
 from secateur.tasks.text import TextTask
 from secateur.tasks.text_to_text import TextToText
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "ImageClassification",
     "Item",
+    "Prompt",
     "SequenceClassification",
     "Target",
     "Task",

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.data.examples import Example, require_text
+from secateur.data.columns import Columns, require_columns_given
+from secateur.data.examples import Example, Examples, read_examples, require_text
 from secateur.model.families import branches
 from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
@@ -45,6 +47,8 @@ class Task(ABC):
         decodes_target: Whether a decoder that has an encoder runs over the target. If not, it runs over the input again.
         reader: What turns inputs into what the model reads: a tokenizer, or an image processor.
         labels: The candidate labels, or None where targets are open or the model names the labels.
+        takes_pairs: Whether an input may be a pair of texts, as a list or tuple of two.
+        columns_of_data: The columns of the data that are `columns`, where the user named them.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("input", "target")
@@ -54,10 +58,12 @@ class Task(ABC):
     labels_from_model: ClassVar[bool] = False
     spaces_in_labels: ClassVar[bool] = False
     decodes_target: ClassVar[bool] = True
+    takes_pairs: ClassVar[bool] = False
+    columns_of_data: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     reader: Any
     labels: list[str] | None
 
-    def __init__(self, reader: Any, *, labels: Sequence[str] | None = None) -> None:
+    def __init__(self, reader: Any, *, labels: Sequence[str] | None = None, columns: Columns | None = None) -> None:
         if isinstance(labels, str):  # Its letters would be the labels.
             raise InputError(f"labels: expected a list of labels, got the text {labels!r}")
         if labels is not None and not (isinstance(labels, Sequence) and all(isinstance(label, str) for label in labels)):
@@ -68,6 +74,7 @@ class Task(ABC):
             raise InputError(f"labels: expected different labels, got one of them twice: {list(labels)!r}")
         self.reader = reader
         self.labels = None if labels is None else list(labels)
+        self.columns_of_data = require_columns_given(columns, self.columns)
 
     @abstractmethod
     def items(self, model: nn.Module, examples: Sequence[Example], *, all_labels: bool = False) -> list[Item]:
@@ -199,6 +206,23 @@ class Task(ABC):
         """
         for bucket in buckets(items, max_tokens):
             yield self.collate(bucket, device)
+
+    def read(self, examples: Examples, *, all_labels: bool = False) -> list[Example]:
+        """Read examples whose columns have other names than the task's.
+
+        Args:
+            examples: The examples, as `read_examples` takes them.
+            all_labels: Whether only the inputs are read.
+
+        Returns:
+            The examples with `columns_for(all_labels=...)`.
+
+        Raises:
+            InputError: As `read_examples`.
+        """
+        roles = self.columns_for(all_labels=all_labels)
+        named = {role: names for role, names in self.columns_of_data.items() if role in roles}
+        return read_examples(examples, roles, names=named, pairs=self.takes_pairs)
 
     def columns_for(self, *, all_labels: bool) -> tuple[str, ...]:
         """Return the columns that `items` reads: with all_labels the input alone."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.families import takes_label_tree
 from secateur.model.positions import hard_limit
@@ -21,6 +22,7 @@ from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import require_causal
+from secateur.tasks.prompt import Prompt
 from secateur.tasks.text import TextTask, warn_of_cuts
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ class CausalLM(TextTask):
         labels: The candidate continuations of the input; None for any continuation.
         max_length: The most pieces of input and target together; by default the tokenizer's own limit, else the model's
             positions.
+        prompt: The text around each input, as in `TextTask`.
+        columns: The columns of the data by the task's columns, as in `TextTask`.
 
     Raises:
         InputError: The tokenizer encodes a label to nothing, or two labels alike.
@@ -47,8 +51,16 @@ class CausalLM(TextTask):
     name: ClassVar[str] = "causal-lm"
     spaces_in_labels: ClassVar[bool] = True
 
-    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
-        super().__init__(tokenizer, labels=labels, max_length=max_length)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        prompt: str | Prompt | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        super().__init__(tokenizer, labels=labels, max_length=max_length, prompt=prompt, columns=columns)
         if labels is not None:
             require_pieces(labels, self._label_ids(), [])
 
@@ -68,14 +80,14 @@ class CausalLM(TextTask):
         return items
 
     def _item(self, row: int, prompt: list[int], target: list[int], limit: int | None) -> Item:
-        """An example as an item of at most `limit` ids. The prompt loses its first ids."""
+        """An example as an item of at most `limit` ids. The prompt is cut to leave room for the target."""
         if not target:
             raise InputError(f"examples, row {row + 1}: expected a target of at least one piece, got none")
         if limit is not None:
             room = limit - len(target)
             if room < 1:
                 raise InputError(f"examples, row {row + 1}: expected a target under {limit} pieces, got {len(target)}")
-            prompt = prompt[-room:]
+            prompt = self.cut(prompt, room)
         return Item(row, [*prompt, *target], target)
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
@@ -164,7 +176,9 @@ class CausalLM(TextTask):
         return limit - longest
 
     def cut(self, ids: list[int], room: int | None) -> list[int]:
-        """Return the end of a prompt, at most `room` ids: the target follows it."""
+        """Return at most `room` of a prompt's ids: its end, which the target follows, or as in `TextTask` with a `Prompt`."""
+        if self.prompt is not None:
+            return super().cut(ids, room)
         return ids if room is None else ids[-room:]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.images import image_shape, image_tokens
 from secateur.support.errors import InputError, first_line
@@ -75,6 +76,7 @@ class ImageClassification(Classification):
         labels: The class names: the model's own (config.id2label, the default) in any order, or others in the order of the
             model's outputs.
         max_length: Not for images, which are never cut.
+        columns: The columns of the data by the task's columns, such as {"image": "img", "target": "label"}.
 
     Raises:
         InputError: A max_length, or fewer than two different labels.
@@ -85,10 +87,17 @@ class ImageClassification(Classification):
     name: ClassVar[str] = "image-classification"
     reader_class: ClassVar[str] = "AutoImageProcessor"
 
-    def __init__(self, processor: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        columns: Columns | None = None,
+    ) -> None:
         if max_length is not None:
             raise InputError(f"max_length: expected none for images, which are never cut, got {max_length}")
-        super().__init__(processor, labels=labels)
+        super().__init__(processor, labels=labels, columns=columns)
 
     @property
     def processor(self) -> Any:

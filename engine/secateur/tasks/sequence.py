@@ -29,6 +29,8 @@ class SequenceClassification(Classification, TextTask):
         labels: The class names: the model's own (config.id2label, the default) in any order, or others in the order of the
             model's outputs.
         max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+        prompt: The text around each input, as in `TextTask`.
+        columns: The columns of the data by the task's columns, as in `TextTask`.
     """
 
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -87,6 +89,8 @@ class SequenceClassification(Classification, TextTask):
         Raises:
             InputError: An input is something else; or some are texts and others pairs, and the model counts end marks.
         """
+        if self.prompt is not None:
+            return super()._values(model, examples)
         inputs = [example["input"] for example in examples]
         for row, value in enumerate(inputs, start=1):
             if not _is_text(value) and (not is_pair(value) or not all(map(_is_text, value))):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.positions import hard_limit, positions
 from secateur.support.errors import InputError, first_line
@@ -19,6 +21,7 @@ from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 from secateur.tasks.long_texts import LONG, ends_of
+from secateur.tasks.prompt import Prompt, as_prompt, columns_with
 
 logger = logging.getLogger("secateur")
 
@@ -55,15 +58,26 @@ class TextTask(Task):
         tokenizer: The model's tokenizer.
         labels: The candidate labels.
         max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+        prompt: The text around each input, such as "topic: {input}", or a `Prompt` with a chat template; by default none.
+        columns: The columns of the data by the task's columns, such as {"input": "text", "target": "label"}.
 
-    Attributes:
-        takes_pairs: Whether an input may be a pair of texts, as a list or tuple of two.
+    Raises:
+        InputError: An argument is wrong, or the tokenizer has no chat template for the prompt.
     """
 
-    takes_pairs: ClassVar[bool] = False
-
-    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
-        super().__init__(tokenizer, labels=labels)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        prompt: str | Prompt | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        self.prompt = as_prompt(prompt)
+        super().__init__(tokenizer, labels=labels, columns=columns_with(self.prompt, columns))
+        if self.prompt is not None:
+            self.prompted([""] * len(self.prompt.fields))  # Refuse a chat template that does not take it.
         if max_length is not None:
             require_count("max_length", max_length)
         known = getattr(tokenizer, "model_max_length", None)
@@ -73,6 +87,19 @@ class TextTask(Task):
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self.reader
+
+    def prompted(self, value: Any) -> Any:
+        """Return the prompt with an input in it; the input itself if there is no prompt."""
+        return value if self.prompt is None else self.prompt.around(value, self.tokenizer)
+
+    @cached_property
+    def _kept_end(self) -> int:
+        """The ids at the end of an input that no cut removes: the end mark, and the prompt's text after the input."""
+        if self.prompt is None:
+            return 1
+        one, other = self.encode([self.prompted([text] * len(self.prompt.fields)) for text in ("a", "b c")])
+        same = (a == b for a, b in zip(reversed(one), reversed(other), strict=False))
+        return max(1, sum(itertools.takewhile(bool, same)))
 
     def encode(self, inputs: list[str], room: int | None = None) -> list[list[int]]:
         """Return the ids of inputs, uncut. A start mark that a text begins with, as chat templates write it, is there once.
@@ -124,8 +151,14 @@ class TextTask(Task):
         return self.limit(model)
 
     def cut(self, ids: list[int], room: int | None) -> list[int]:
-        """Return at most `room` of an input's ids, always with the last: the end-of-sequence mark of most tokenizers."""
-        return ids if room is None or len(ids) <= room else [*ids[: room - 1], ids[-1]]
+        """Return at most `room` of an input's ids.
+
+        The last ones always stay: the end-of-sequence mark of most tokenizers, and what the prompt says after the input.
+        """
+        if room is None or len(ids) <= room:
+            return ids
+        end = min(self._kept_end, room)
+        return [*ids[: room - end], *ids[len(ids) - end :]]
 
     def why_not(self, model: nn.Module, ids: list[int]) -> str | None:
         """Return why the model cannot take an input of these ids, which are cut to its room; None if it can."""
@@ -146,6 +179,19 @@ class TextTask(Task):
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return items without targets as one batch, padded to `length` tokens at least."""
         return Batch(self._inputs(items, device, length), torch.empty(len(items), 0), [item.row for item in items])
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every task; or the prompt leaves no room for an input.
+        """
+        super().require_fit(model)
+        room = self.room(model)
+        if self.prompt is not None and room is not None:
+            (ids,) = self.encode([self.prompted([""] * len(self.prompt.fields))])
+            if len(ids) >= room:
+                raise InputError(f"prompt: expected under {room} pieces, which is what the model takes, got {len(ids)}")
 
     @classmethod
     def require_reader(cls, model: nn.Module, reader: Any) -> None:
@@ -192,16 +238,25 @@ class TextTask(Task):
 
     def _encoded(self, examples: Sequence[Example], room: int | None) -> list[list[int]]:
         """Return `encode` of the examples' inputs. Raises InputError for one that the tokenizer cannot encode."""
-        encoded = self.encode_each(texts(examples, "input"), room)
+        encoded = self.encode_each(self._texts(examples), room)
         return [_of_row(number, ids) for number, ids in enumerate(encoded, start=1)]
 
     def _encode_cut(self, model: nn.Module, examples: Sequence[Example], room: int | None) -> list[list[int]]:
         """Return the ids of the examples' inputs, cut to `room`. Raises InputError as `input_items`."""
-        return [item.input_ids for item in self._items_cut_to(room, model, texts(examples, "input"))]
+        return [item.input_ids for item in self._items_cut_to(room, model, self._texts(examples))]
 
     def _values(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
         """The examples' inputs. Raises InputError for one of another type than the task takes."""
-        return texts(examples, "input")
+        return self._texts(examples)
+
+    def _texts(self, examples: Sequence[Example]) -> list[str]:
+        """The examples' inputs, in the prompt. Raises InputError for one that is no text, or not what the prompt needs."""
+        if self.prompt is None:
+            return texts(examples, "input")
+        for number, example in enumerate(examples, start=1):
+            if (reason := self.prompt.why_not(example["input"])) is not None:
+                raise InputError(f"examples, row {number}: {reason}")
+        return [self.prompted(example["input"]) for example in examples]
 
     def _items_cut_to(self, room: int | None, model: nn.Module, inputs: Sequence[Any]) -> list[Item]:
         """Return inputs, encoded and cut to `room`, as items, with a warning if any is cut."""

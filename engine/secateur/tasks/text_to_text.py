@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.families import family_of
 from secateur.model.positions import table_positions
@@ -19,6 +20,7 @@ from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, proportion
 from secateur.tasks.model_config import require_decoder_start
+from secateur.tasks.prompt import Prompt
 from secateur.tasks.text import TextTask
 
 
@@ -32,6 +34,8 @@ class TextToText(TextTask):
         tokenizer: The model's tokenizer.
         labels: The candidate targets; None where targets are open.
         max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+        prompt: The text around each input, as in `TextTask`.
+        columns: The columns of the data by the task's columns, as in `TextTask`.
 
     Raises:
         InputError: The tokenizer encodes a label to nothing, or two labels alike.
@@ -40,8 +44,16 @@ class TextToText(TextTask):
     auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     name: ClassVar[str] = "text-to-text"
 
-    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
-        super().__init__(tokenizer, labels=labels, max_length=max_length)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        prompt: str | Prompt | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        super().__init__(tokenizer, labels=labels, max_length=max_length, prompt=prompt, columns=columns)
         if labels is not None:
             require_pieces(labels, self._tokenize_targets(list(labels)), self._tokenize_targets([""])[0])
 

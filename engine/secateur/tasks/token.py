@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
@@ -45,6 +46,7 @@ class TokenClassification(TextTask):
         tokenizer: The model's tokenizer.
         labels: The tags: the model's own (config.id2label, the default) in any order, or others in the order of its outputs.
         max_length: The most pieces of an input; by default the tokenizer's own limit, else the model's positions.
+        columns: The columns of the data by the task's columns, as in `TextTask`.
 
     Raises:
         InputError: The tokenizer does not tell the pieces of each word, or drops the space before a word.
@@ -55,8 +57,15 @@ class TokenClassification(TextTask):
     name: ClassVar[str] = "token-classification"
     labels_from_model: ClassVar[bool] = True
 
-    def __init__(self, tokenizer: Any, *, labels: Sequence[str] | None = None, max_length: int | None = None) -> None:
-        super().__init__(tokenizer, labels=labels, max_length=max_length)
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int | None = None,
+        columns: Columns | None = None,
+    ) -> None:
+        super().__init__(tokenizer, labels=labels, max_length=max_length, columns=columns)
         fast, name = getattr(tokenizer, "is_fast", None), type(tokenizer).__name__
         if fast is False:
             raise InputError(f"tokenizer: expected a fast tokenizer, which tells the pieces of each word, got {name}")

@@ -13,6 +13,16 @@ from torch import nn
 from secateur.support.errors import InputError
 
 _HERE = Path(__file__).parent
+# What the built-in model was trained to be asked with. The built-in examples have it already.
+_PROMPTS = {
+    "domain": "domain: {input}",
+    "language": "language: {input}",
+    "movie": "movie review: {input}",
+    "negation": "negate: {input}",
+    "qtype": "question type: {input}",
+    "question": "ask: {input}",
+    "sentiment": "sentiment: {input}",
+}
 MODEL = _HERE / "model"
 
 
@@ -37,6 +47,21 @@ def examples(name: str) -> list[dict[str, Any]]:
             f"data: expected builtin:TASK or builtin:TASK.test with TASK one of {', '.join(tasks())}, got {name!r}"
         )
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
+
+
+def prompt(name: str) -> str:
+    """Return the text around an input of a built-in task, with {input} in its place.
+
+    Args:
+        name: As in `examples`.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    task = name.partition(".")[0]
+    if task not in _PROMPTS:
+        raise InputError(f"data: expected a task among {', '.join(_PROMPTS)}, got {task!r}")
+    return _PROMPTS[task]
 
 
 def load() -> tuple[nn.Module, Any]:
