@@ -6,7 +6,8 @@ import json
 import math
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from numbers import Integral
 from pathlib import Path
@@ -60,6 +61,61 @@ def require_count(name: str, value: Any, least: int = 1) -> None:
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= _LARGEST:
         raise InputError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
+
+
+@contextmanager
+def field_of(where: str) -> Iterator[None]:
+    """Turn an InputError about an argument into a FieldError about the field of a file that holds the argument.
+
+    A FieldError, which names its field, passes through unchanged.
+
+    Args:
+        where: The place of the field, which the message begins with.
+
+    Raises:
+        FieldError: The code inside the context raised an InputError.
+    """
+    try:
+        yield
+    except FieldError:
+        raise
+    except InputError as error:
+        raise FieldError(f"{where}.{error}") from error
+
+
+def require_fields(where: str, content: Any, kinds: Mapping[str, Any]) -> None:
+    """Check that an object of a file has some fields with values of their types. It may have more fields.
+
+    Args:
+        where: The place of the object, which an error message begins with.
+        content: The object.
+        kinds: The type of each field, as in `require_type`.
+
+    Raises:
+        FieldError: The content is not an object, a field is missing, or a value has another type.
+    """
+    if not isinstance(content, dict):
+        raise FieldError(f"{where}: expected values by name, got {shown(content)}")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise FieldError(f"{where}: expected {name!r}, got {', '.join(shown(key) for key in content) or 'nothing'}")
+        require_type(f"{where}.{name}", kind, content[name])
+
+
+def require_within(name: str, value: float, low: float, high: float) -> None:
+    """Check that a number is in a range [low, high).
+
+    Args:
+        name: The name of the argument.
+        value: The number.
+        low: The least value.
+        high: The value that it must be below.
+
+    Raises:
+        InputError: It is not in the range.
+    """
+    if not low <= value < high:
+        raise InputError(f"{name}: expected a number of at least {low} and below {high}, got {shown(value)}")
 
 
 def checked_fields(where: str, content: Any, fields_of: type, *, whole: bool = False) -> dict[str, Any]:

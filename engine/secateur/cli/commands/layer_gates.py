@@ -51,6 +51,13 @@ from secateur.tasks.fitting import reader_digest
 if TYPE_CHECKING:
     from secateur.learned.layers.layer_gates import LayerGates
 
+# The results of a run, with their types.
+RESULTS = {
+    "settings": dict[str, Any], "deleted": list[str], "closed at the end": list[str], "z": dict[str, float],
+    "training": dict[str, Any], "verification": dict[str, Any], "parameters": dict[str, int],
+    "evaluation": dict[str, Any] | None, "benchmark": dict[str, Any],
+}  # fmt: skip
+
 
 def layer_gates(
     model: Model,
@@ -118,7 +125,7 @@ def layer_gates(
         "tokenizer": reader_digest(loaded.tokenizer), "config": config_digest(loaded.model),
         "weights": weights_digest(loaded.model), ROWS: content_hash([rows, held_out]),
     }  # fmt: skip
-    with gates, Ledger(out, settings) as ledger:
+    with gates, Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": model}
         if cell not in ledger:
             with output.counting("steps") as count:

@@ -109,7 +109,7 @@ def ldnet(
     about = environment(torch.nn.Linear(1, 1).to(place))
     run_cells(
         out, {**settings.to_json(), "states": states}, grid.grid(settings), laboratory.run,
-        lambda rows: report.write(out, rows, settings, about), as_json,
+        lambda rows: report.write(out, rows, settings, about), as_json, grid.RESULTS,
     )  # fmt: skip
 
 

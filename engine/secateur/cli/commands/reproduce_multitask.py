@@ -99,7 +99,7 @@ def multitask(
     identity = {"weights": weights_digest(encoder), "tokenizer": reader_digest(tokenizer), ROWS: content_hash(rows)}
     run_cells(
         out, {**settings.to_json(), **identity}, cells, laboratory.run,
-        lambda rows: report.write(out, rows, settings, environment(encoder)), as_json,
+        lambda rows: report.write(out, rows, settings, environment(encoder)), as_json, settings.results,
     )  # fmt: skip
 
 
