@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from secateur.support.errors import FieldError, InputError
 
 _LARGEST = 2**63 - 1  # The largest whole number that torch, pyarrow and safetensors hold.
+MOST_STEPS = 10**8  # More steps than any training takes; a typing error must not train for ever.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
@@ -48,19 +49,21 @@ def read_object(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def require_count(name: str, value: Any, least: int = 1) -> None:
+def require_count(name: str, value: Any, least: int = 1, most: int = _LARGEST) -> None:
     """Check an argument that counts something.
 
     Args:
         name: The name of the argument.
         value: Its value.
         least: The least value that is allowed.
+        most: The largest value that is allowed; by default, the largest that fits into 64 bits.
 
     Raises:
-        InputError: It is not a whole number, is less, or does not fit into 64 bits.
+        InputError: It is not a whole number, or is out of this range.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= _LARGEST:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+        expected = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {expected}, got {shown(value)}")
 
 
 @contextmanager

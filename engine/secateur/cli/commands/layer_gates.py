@@ -43,6 +43,7 @@ from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.pruning.verify import Verification, some_batches, verify_layers
 from secateur.support.errors import VerificationError
+from secateur.support.fields import MOST_STEPS
 from secateur.support.files import require_run_folder
 from secateur.support.ledger import ROWS, Ledger, content_hash
 from secateur.tasks import Task
@@ -65,7 +66,7 @@ def layer_gates(
     out: RunFolder,
     keep_layers: KeepLayers,
     unit: LayerUnitOption = "block",
-    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 500,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1, max=MOST_STEPS)] = 500,
     strength: Annotated[float, typer.Option(help="Weight of the penalty on open gates in the loss (lambda_0).")] = 5.0,
     warmup: Annotated[float, typer.Option(help="Share of the steps that pass before the penalty counts.")] = 0.25,
     drop: Annotated[float, typer.Option(help="Probability that a step leaves a block out (LayerDrop).")] = 0.0,
@@ -95,7 +96,7 @@ def layer_gates(
     inputs.use_threads(threads)
     require_run_folder(out)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
-    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    shapes = inputs.shapes(batch_sizes, lengths)
     # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
     loaded, task, rows = inputs.prepare(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",

@@ -15,14 +15,14 @@ import typer
 from rich.table import Table
 
 from secateur.cli.shared import inputs, output
-from secateur.cli.shared.options import Device, Json, RunFolder, Threads
+from secateur.cli.shared.options import MOST_LAYERS, Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError, reading
-from secateur.support.fields import require_fields
+from secateur.support.fields import MOST_STEPS, require_fields
 from secateur.support.files import require_run_folder, write_atomically
 from secateur.support.ledger import CELLS, SETTINGS, Ledger, content_hash, file_state
 
@@ -46,8 +46,8 @@ GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning 
 def train_lm(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
     out: RunFolder,
-    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 10_000,
-    layers: Annotated[int, typer.Option(help="Number of layers in each direction.", min=1)] = 10,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1, max=MOST_STEPS)] = 10_000,
+    layers: Annotated[int, typer.Option(help="Number of layers in each direction.", min=1, max=MOST_LAYERS)] = 10,
     width: Annotated[int, typer.Option(help="Width of a layer.", min=1)] = 300,
     embedding: Annotated[int, typer.Option(help="Width of the word embeddings.", min=1)] = 300,
     projection: Annotated[
