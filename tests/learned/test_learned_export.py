@@ -311,7 +311,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "heads of other tasks": (heads_of_others, r"^model: the heads in .*out' are not those of its tasks$"),
     "tasks of no kind": (tasks_of_no_kind, r"tasks: expected one of the kinds classification, regression, span with its"),
     "tasks that are no JSON": (tasks_no_json, r"^model: .*out' is no folder of a multitask model \(JSONDecodeError"),
-    "without pooling": (without_pooling, r"^model: .*out' is no folder of a multitask model \(KeyError: 'pooling'\)$"),
+    "without pooling": (
+        without_pooling,
+        r"^model: .*out' is no folder of a multitask model \(tasks\.json: expected 'pooling', got 'tasks'\)$",
+    ),
     "without encoder": (without_encoder, r"^model: expected a folder with a config.json, got "),
     "over another": (over_another, r"^out: expected a folder that does not exist yet, got "),
 }

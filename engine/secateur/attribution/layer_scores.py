@@ -17,6 +17,7 @@ from secateur.model.blocks import LayerUnit, blocks, gated, layers
 from secateur.model.branches import Branch
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 from secateur.tasks import Batch, Target, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
@@ -115,7 +116,8 @@ def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
         The names of the layers to delete, in the order of `scores`.
 
     Raises:
-        InputError: The number leaves a stack without a layer, or exceeds the number of layers.
+        InputError: The scores are no finite numbers by name, or the number leaves a stack without a layer, or exceeds the
+            number of layers.
 
     Example:
         >>> choose_layers({"encoder.0": 0.1, "encoder.1": 0.2, "decoder.0": 5.0, "decoder.1": 3.0}, keep_layers=3)
@@ -135,9 +137,15 @@ def choose_layers(scores: Mapping[str, float], keep_layers: int) -> list[str]:
 
 
 def _require_numbers(scores: Mapping[str, float]) -> None:
-    """Raise InputError for a score that is NaN or inf."""
+    """Raise InputError for scores that are no numbers by name, and for a score that is NaN or inf."""
+    if not isinstance(scores, Mapping) or not all(isinstance(name, str) for name in scores):
+        raise InputError(f"scores: expected numbers by the names of layers, got {shown(scores)}")
     for name, value in scores.items():
-        if not math.isfinite(value):
+        try:
+            finite = math.isfinite(value)
+        except (TypeError, ValueError):
+            raise InputError(f"scores: expected a number for {name!r}, got {shown(value)}") from None
+        if not finite:
             raise InputError(f"model: the score of {name!r} is not finite (NaN or inf); is the dtype too narrow?")
 
 

@@ -22,7 +22,7 @@ from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
-from secateur.measuring.synthetic import require_lengths
+from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.discovery import fingerprint
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
@@ -166,7 +166,7 @@ class _Settings:
             if not numbers:
                 raise InputError(f"{name}: expected one number at least, got none")
             for number in numbers:
-                require_count(name, number)
+                require_count(name, number, most=MOST[name])
 
     def _check_scores(self) -> None:
         """Raise InputError for scores beside a plan or rounds."""

@@ -25,6 +25,8 @@ from secateur.support.html import html_table
 
 COLUMNS = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
 
+MOST_PAIRS = 100_000  # More runs than any measurement needs; a typing error must not run for ever.
+
 
 @dataclass(frozen=True, repr=False)
 class Timing:
@@ -135,7 +137,7 @@ def benchmark(
     Raises:
         InputError: There is no batch.
     """
-    require_count("pairs", pairs)
+    require_count("pairs", pairs, most=MOST_PAIRS)
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
         raise InputError(f"batches: expected batches as synthetic_batches makes them, got {shown(batches)}")
     given: list[dict[str, Tensor]] = []

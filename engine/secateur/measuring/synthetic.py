@@ -16,6 +16,9 @@ from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.tasks.model_config import end_mark
 
+# The largest batch size and length: a typing error must not take all memory.
+MOST = {"batch_sizes": 1 << 16, "lengths": 1 << 20}
+
 
 def synthetic_batches(
     model: nn.Module, batch_sizes: Sequence[int], lengths: Sequence[int], *, target_length: int = 8
@@ -36,13 +39,13 @@ def synthetic_batches(
         Keyword arguments of the model, on its device.
 
     Raises:
-        InputError: As in `require_lengths`.
+        InputError: A number is no whole number, below 1 or above that of `MOST`; or as in `require_lengths`.
     """
     for name, sizes in (("batch_sizes", batch_sizes), ("lengths", lengths)):
         if not isinstance(sizes, Sequence) or isinstance(sizes, (str, bytes)):
             raise InputError(f"{name}: expected a sequence of numbers, got {shown(sizes)}")
         for size in sizes:
-            require_count(name, size)
+            require_count(name, size, most=MOST[name])
     require_model(model)
     require_lengths(model, lengths)
     config: Any = model.config

@@ -36,6 +36,8 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
     """
     if unit not in ("head", "channel"):
         raise InputError(f"unit: expected 'head' or 'channel', got {unit!r}")
+    if select is not None and not isinstance(select, str):
+        raise InputError(f"select: expected words such as 'encoder.ffn', got {select!r}")
     require_ordinary(model)
     for path, module in model.named_modules():
         if isinstance(module, LowRankLinear):

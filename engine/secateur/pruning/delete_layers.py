@@ -19,6 +19,7 @@ from secateur.model.recipe import Rebuild
 from secateur.model.sites import Stack
 from secateur.pruning.prune import describe_, rebuilt
 from secateur.support.errors import InputError
+from secateur.support.fields import shown
 
 
 @torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
@@ -53,10 +54,12 @@ def _named(model: nn.Module, argument: str, names: Iterable[str]) -> set[Branch]
     """Return the branches that names of blocks and branches stand for."""
     if isinstance(names, str):
         raise InputError(f"{argument}: expected a collection of names, got the text {names!r}")
+    if not isinstance(names, Iterable):
+        raise InputError(f"{argument}: expected a collection of names, got {shown(names)}")
     known = {**layers(model, "block"), **layers(model, "branch")}
     branches: set[Branch] = set()
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InputError(f"{argument}: expected some of {', '.join(known)}, got {name!r}")
         branches.update(known[name])
     return branches
@@ -65,9 +68,15 @@ def _named(model: nn.Module, argument: str, names: Iterable[str]) -> set[Branch]
 def _factors(model: nn.Module, scales: Mapping[str, float], gone: set[Branch]) -> dict[Branch, float]:
     """Return the factors by branch that are not 1."""
     factors: dict[Branch, float] = {}
+    if not isinstance(scales, Mapping):
+        raise InputError(f"scales: expected factors by name, got {shown(scales)}")
     for name, factor in scales.items():
-        if not (math.isfinite(factor) and 0 < factor <= 1):
-            raise InputError(f"scales: expected factors in (0, 1], got {factor} for {name!r}")
+        try:
+            fits = math.isfinite(factor) and 0 < factor <= 1
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise InputError(f"scales: expected factors in (0, 1], got {shown(factor)} for {name!r}")
         for branch in _named(model, "scales", [name]):
             if branch in gone:
                 raise InputError(f"scales: expected names of what stays, got {name!r}, which is deleted")

@@ -6,7 +6,8 @@ import json
 import math
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from numbers import Integral
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from secateur.support.errors import FieldError, InputError
 
 _LARGEST = 2**63 - 1  # The largest whole number that torch, pyarrow and safetensors hold.
+MOST_STEPS = 10**8  # More steps than any training takes; a typing error must not train for ever.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
@@ -47,19 +49,76 @@ def read_object(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def require_count(name: str, value: Any, least: int = 1) -> None:
+def require_count(name: str, value: Any, least: int = 1, most: int = _LARGEST) -> None:
     """Check an argument that counts something.
 
     Args:
         name: The name of the argument.
         value: Its value.
         least: The least value that is allowed.
+        most: The largest value that is allowed; by default, the largest that fits into 64 bits.
 
     Raises:
-        InputError: It is not a whole number, is less, or does not fit into 64 bits.
+        InputError: It is not a whole number, or is out of this range.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= _LARGEST:
-        raise InputError(f"{name}: expected a whole number of at least {least}, got {shown(value)}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+        expected = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
+        raise InputError(f"{name}: expected a whole number {expected}, got {shown(value)}")
+
+
+@contextmanager
+def field_of(where: str) -> Iterator[None]:
+    """Turn an InputError about an argument into a FieldError about the field of a file that holds the argument.
+
+    A FieldError, which names its field, passes through unchanged.
+
+    Args:
+        where: The place of the field, which the message begins with.
+
+    Raises:
+        FieldError: The code inside the context raised an InputError.
+    """
+    try:
+        yield
+    except FieldError:
+        raise
+    except InputError as error:
+        raise FieldError(f"{where}.{error}") from error
+
+
+def require_fields(where: str, content: Any, kinds: Mapping[str, Any]) -> None:
+    """Check that an object of a file has some fields with values of their types. It may have more fields.
+
+    Args:
+        where: The place of the object, which an error message begins with.
+        content: The object.
+        kinds: The type of each field, as in `require_type`.
+
+    Raises:
+        FieldError: The content is not an object, a field is missing, or a value has another type.
+    """
+    if not isinstance(content, dict):
+        raise FieldError(f"{where}: expected values by name, got {shown(content)}")
+    for name, kind in kinds.items():
+        if name not in content:
+            raise FieldError(f"{where}: expected {name!r}, got {', '.join(shown(key) for key in content) or 'nothing'}")
+        require_type(f"{where}.{name}", kind, content[name])
+
+
+def require_within(name: str, value: float, low: float, high: float) -> None:
+    """Check that a number is in a range [low, high).
+
+    Args:
+        name: The name of the argument.
+        value: The number.
+        low: The least value.
+        high: The value that it must be below.
+
+    Raises:
+        InputError: It is not in the range.
+    """
+    if not low <= value < high:
+        raise InputError(f"{name}: expected a number of at least {low} and below {high}, got {shown(value)}")
 
 
 def checked_fields(where: str, content: Any, fields_of: type, *, whole: bool = False) -> dict[str, Any]:

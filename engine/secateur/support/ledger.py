@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import read_object, require_fields, require_type, shown
 from secateur.support.files import open_own, require_alone, require_run_folder, write_atomically
 from secateur.support.urls import redacted
 
@@ -32,6 +33,7 @@ class Ledger:
     Args:
         folder: The folder. It is created if it does not exist.
         settings: The settings of the run, as JSON values.
+        results: The type of each result that a finished cell must have, by name, as `fields.require_type` knows it.
 
     Raises:
         InputError: The folder was begun with other settings, is in use, contains something else, has damaged files, cannot be
@@ -44,8 +46,8 @@ class Ledger:
         ...             ledger.add(cell, compute(cell))
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
+        self.folder, self._kinds = folder, results or {}
         settings_file = folder / SETTINGS
         require_run_folder(folder)
         if not settings_file.exists():
@@ -100,8 +102,9 @@ class Ledger:
             with reading(
                 "out", self.folder / CELLS, f"is damaged in line {number}; delete this line, and its cell is run again"
             ):
-                key, row = json.loads(line)
-                self.results[key] = dict(row)
+                key, row = _entry(json.loads(line))
+                require_fields("results", row, self._kinds)
+                self.results[key] = row
             complete_bytes += len(line)
         self._file.truncate(complete_bytes)
 
@@ -151,8 +154,20 @@ def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mappin
 def _read_settings(file: Path) -> dict[str, Any]:
     """Return the settings that a folder was begun with. Raise InputError if they cannot be read."""
     with reading("out", file, "is damaged; delete its folder to begin the run anew"):
-        settings: dict[str, Any] = {**json.loads(file.read_text())}
-    return settings
+        return read_object(file)
+
+
+def _entry(content: Any) -> tuple[str, dict[str, Any]]:
+    """Return the key and the row of a line. Raise FieldError if the row is not that of the key's cell."""
+    if not isinstance(content, list) or len(content) != 2 or not isinstance(content[0], str):
+        raise FieldError(f"expected the key of a cell and its results, got {shown(content)}")
+    cell, row = json.loads(content[0]), content[1]
+    require_type("cell", dict[str, Any], cell)
+    require_type("results", dict[str, Any], row)
+    for name, value in cell.items():
+        if name not in row or row[name] != value:
+            raise FieldError(f"results.{name}: expected {shown(value)}, as in the key, got {shown(row.get(name))}")
+    return content[0], row
 
 
 def _key(cell: Mapping[str, Any]) -> str:

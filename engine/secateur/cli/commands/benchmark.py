@@ -20,8 +20,9 @@ from secateur.cli.shared.options import (
     Threads,
 )
 from secateur.flow.loaded import load_model
+from secateur.measuring.benchmark import MOST_PAIRS
 from secateur.measuring.plots import benchmark_plot
-from secateur.measuring.synthetic import synthetic_batches
+from secateur.measuring.synthetic import MOST, synthetic_batches
 from secateur.support.files import new_folder
 
 
@@ -35,9 +36,12 @@ def benchmark(
     ] = None,
     batch_sizes: Sizes = "1,8,32",
     lengths: Lengths = "16,64",
-    target_length: Annotated[int, typer.Option(help="Decoder tokens, for a model with an encoder and a decoder.", min=1)] = 8,
+    target_length: Annotated[
+        int, typer.Option(help="Decoder tokens, for a model with an encoder and a decoder.", min=1, max=MOST["lengths"])
+    ] = 8,
     pairs: Annotated[
-        int, typer.Option(help="Number of dense runs, and of pruned runs in turn with them, for each shape.", min=3)
+        int,
+        typer.Option(help="Number of dense runs, and of pruned runs in turn with them, for each shape.", min=3, max=MOST_PAIRS),
     ] = 20,
     kind: Kind = None,
     device: Device = "auto",
@@ -47,7 +51,7 @@ def benchmark(
 ) -> None:
     """Time a dense against a pruned model: latency, throughput, and speed-ups with their spread, over batch shapes."""
     inputs.use_threads(threads)
-    sizes, tokens = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    sizes, tokens = inputs.shapes(batch_sizes, lengths)
     first = load_model(dense, task=kind, device=device, dtype=dtype)
     second = load_model(pruned, task=kind or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)

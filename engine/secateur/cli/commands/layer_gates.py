@@ -43,6 +43,7 @@ from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.pruning.verify import Verification, some_batches, verify_layers
 from secateur.support.errors import VerificationError
+from secateur.support.fields import MOST_STEPS
 from secateur.support.files import require_run_folder
 from secateur.support.ledger import ROWS, Ledger, content_hash
 from secateur.tasks import Task
@@ -51,6 +52,13 @@ from secateur.tasks.fitting import reader_digest
 if TYPE_CHECKING:
     from secateur.learned.layers.layer_gates import LayerGates
 
+# The results of a run, with their types.
+RESULTS = {
+    "settings": dict[str, Any], "deleted": list[str], "closed at the end": list[str], "z": dict[str, float],
+    "training": dict[str, Any], "verification": dict[str, Any], "parameters": dict[str, int],
+    "evaluation": dict[str, Any] | None, "benchmark": dict[str, Any],
+}  # fmt: skip
+
 
 def layer_gates(
     model: Model,
@@ -58,7 +66,7 @@ def layer_gates(
     out: RunFolder,
     keep_layers: KeepLayers,
     unit: LayerUnitOption = "block",
-    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 500,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1, max=MOST_STEPS)] = 500,
     strength: Annotated[float, typer.Option(help="Weight of the penalty on open gates in the loss (lambda_0).")] = 5.0,
     warmup: Annotated[float, typer.Option(help="Share of the steps that pass before the penalty counts.")] = 0.25,
     drop: Annotated[float, typer.Option(help="Probability that a step leaves a block out (LayerDrop).")] = 0.0,
@@ -88,7 +96,7 @@ def layer_gates(
     inputs.use_threads(threads)
     require_run_folder(out)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
-    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    shapes = inputs.shapes(batch_sizes, lengths)
     # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
     loaded, task, rows = inputs.prepare(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
@@ -118,7 +126,7 @@ def layer_gates(
         "tokenizer": reader_digest(loaded.tokenizer), "config": config_digest(loaded.model),
         "weights": weights_digest(loaded.model), ROWS: content_hash([rows, held_out]),
     }  # fmt: skip
-    with gates, Ledger(out, settings) as ledger:
+    with gates, Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": model}
         if cell not in ledger:
             with output.counting("steps") as count:

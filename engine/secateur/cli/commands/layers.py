@@ -76,7 +76,7 @@ def layers(
     (criterion_name,) = inputs.among("criterion", criterion, LAYER_CRITERIA)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     (target_name,) = inputs.among("target", target, get_args(Target))
-    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    shapes = inputs.shapes(batch_sizes, lengths)
     loaded, task, rows = inputs.prepare(
         model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
         columns=(column, token_column),

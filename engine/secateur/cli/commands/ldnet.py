@@ -15,15 +15,22 @@ import typer
 from rich.table import Table
 
 from secateur.cli.shared import inputs, output
-from secateur.cli.shared.options import Device, Json, RunFolder, Threads
+from secateur.cli.shared.options import MOST_LAYERS, Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.flow.loaded import device_named
 from secateur.model.cost import parameters
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError, reading
+from secateur.support.fields import MOST_STEPS, require_fields
 from secateur.support.files import require_run_folder, write_atomically
-from secateur.support.ledger import SETTINGS, Ledger, content_hash, file_state
+from secateur.support.ledger import CELLS, SETTINGS, Ledger, content_hash, file_state
+
+# The results of the stage that prunes, with their types.
+PRUNED = {
+    "penalty": dict[str, Any], "layers": dict[str, int], "gates": dict[str, list[float]], "flops per word": dict[str, Any],
+    "evaluation": dict[str, Any],
+}  # fmt: skip
 
 Seed = Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0)]
 Scheme = Annotated[
@@ -39,8 +46,8 @@ GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning 
 def train_lm(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
     out: RunFolder,
-    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1)] = 10_000,
-    layers: Annotated[int, typer.Option(help="Number of layers in each direction.", min=1)] = 10,
+    steps: Annotated[int, typer.Option(help="Number of training steps.", min=1, max=MOST_STEPS)] = 10_000,
+    layers: Annotated[int, typer.Option(help="Number of layers in each direction.", min=1, max=MOST_LAYERS)] = 10,
     width: Annotated[int, typer.Option(help="Width of a layer.", min=1)] = 300,
     embedding: Annotated[int, typer.Option(help="Width of the word embeddings.", min=1)] = 300,
     projection: Annotated[
@@ -101,7 +108,10 @@ def train_lm(
     }  # fmt: skip
     torch.manual_seed(seed)
     models = config.build(len(words))
-    with Ledger(out, settings) as ledger:
+    results = {
+        "words": int, "parameters": int, "training perplexity": float, "perplexity": dict[str, float] | None, "seconds": float,
+    }  # fmt: skip
+    with Ledger(out, settings, results) as ledger:
         if not known.exists():
             write_atomically(known, json.dumps(words.entries, ensure_ascii=False) + "\n")
         document = _language_models(
@@ -163,7 +173,7 @@ def train_tagger(
         "stages": [asdict(stage) for stage in stages], "sizes": sizes, "weights": weights_digest(models),
         "words": content_hash(vocabulary.entries),
     }  # fmt: skip
-    with Ledger(out, settings) as ledger:
+    with Ledger(out, settings, {"seconds": float}) as ledger:
         document = _two_stages(ledger, (models, vocabulary), (train, dev), scheme, sizes, stages, penalty, place.type)
         document |= {"data": about, "eval": about_dev}
         write_atomically(out / "report.json", json.dumps(document, indent=1) + "\n")
@@ -277,6 +287,11 @@ def _two_stages(
             save_tagger(pruned, out / "model")
         ledger.add(cells[1], {"seconds": round(seconds, 1), "penalty": asdict(penalty), **deletion})
     before, after = ledger.rows()
+    with reading("out", out / CELLS, "is damaged in line 2; delete this line, and its stage is run again"):
+        require_fields("results", after, PRUNED)
+        require_fields("results.layers", after["layers"], dict.fromkeys(("before", "after", "wanted"), int))
+        for name in ("flops per word", "evaluation"):
+            require_fields(f"results.{name}", after[name], dict.fromkeys(("before", "after"), dict[str, Any]))
     document = {name: value for name, value in after.items() if name not in ("stage", "seconds")}
     return {**document, "seconds": {"whole": before["seconds"], "pruned": after["seconds"]}}
 

@@ -22,6 +22,12 @@ from secateur.support.files import require_run_folder, write_atomically
 from secateur.support.ledger import CELLS, ROWS, Ledger, content_hash
 from secateur.tasks.fitting import read_tokenizer, reader_digest
 
+# The results of a run, with their types.
+RESULTS = {
+    "settings": dict[str, Any], "density": float, "weights": int, "parameters": dict[str, int], "bytes": dict[str, int],
+    "tasks": dict[str, dict[str, Any]], "seconds": float,
+}  # fmt: skip
+
 
 def multitask(
     config: Annotated[
@@ -63,7 +69,7 @@ def multitask(
         "tokenizer": reader_digest(tokenizer), "architecture": config_digest(encoder), "weights": weights_digest(encoder),
         ROWS: content_hash([[task_data.train, task_data.test] for task_data in data.values()]),
     }  # fmt: skip
-    with Ledger(out, settings) as ledger:
+    with Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:
             with output.counting("steps") as count:

@@ -118,7 +118,7 @@ def prune(
         budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
     recoveries = inputs.recoveries(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
-    shapes = inputs.numbers(batch_sizes, "batch-sizes"), inputs.numbers(lengths, "lengths")
+    shapes = inputs.shapes(batch_sizes, lengths)
     if dry:
         document, shown = dry_run.run(
             model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,

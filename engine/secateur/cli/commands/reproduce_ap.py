@@ -103,7 +103,7 @@ def ap_(
     }  # fmt: skip
     run_cells(
         out, {**settings.to_json(), **identity}, cells, laboratory.run,
-        lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json,
+        lambda rows: report.write(out, rows, settings, environment(loaded.model)), as_json, ap.RESULTS,
     )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import typer
 
 from secateur.cli.commands.ldnet import EvalFile, GateRate, Lambda0, Seed, TrainFile, require_positive
 from secateur.cli.shared import inputs
-from secateur.cli.shared.options import Device, Json, RunFolder, Threads
+from secateur.cli.shared.options import MOST_LAYERS, Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import Sentence
 from secateur.flow.loaded import device_named
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.fields import MOST_STEPS
 from secateur.support.files import require_run_folder
 from secateur.support.ledger import file_state
 
@@ -52,11 +53,12 @@ def ldnet(
     ] = None,
     preset: Preset = "small",
     layers: Annotated[
-        int | None, typer.Option(help="Layers of the language models in each direction; by default, the preset's.", min=1)
+        int | None,
+        typer.Option(help="Layers of the language models in each direction; by default, the preset's.", min=1, max=MOST_LAYERS),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Width of a layer; by default, the preset's.", min=1)] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Training steps of the language models; by default, the preset's.", min=1)
+        int | None, typer.Option(help="Training steps of the language models; by default, the preset's.", min=1, max=MOST_STEPS)
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Epochs of the whole taggers' training; by default, the preset's.")
@@ -109,7 +111,7 @@ def ldnet(
     about = environment(torch.nn.Linear(1, 1).to(place))
     run_cells(
         out, {**settings.to_json(), "states": states}, grid.grid(settings), laboratory.run,
-        lambda rows: report.write(out, rows, settings, about), as_json,
+        lambda rows: report.write(out, rows, settings, about), as_json, grid.RESULTS,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from secateur.flow.loaded import device_named
 from secateur.model.offloading import weights_digest
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.fields import MOST_STEPS
 from secateur.support.files import require_run_folder
 from secateur.support.ledger import ROWS, content_hash
 from secateur.tasks.fitting import reader_digest
@@ -39,7 +40,11 @@ Experiments = Annotated[
 ]
 Steps = Annotated[
     int | None,
-    typer.Option(help="Training steps of a task; by default, 100 for builtin, and 8 epochs for the papers' presets.", min=1),
+    typer.Option(
+        help="Training steps of a task; by default, 100 for builtin, and 8 epochs for the papers' presets.",
+        min=1,
+        max=MOST_STEPS,
+    ),
 ]
 Densities = Annotated[
     str | None,
@@ -99,7 +104,7 @@ def multitask(
     identity = {"weights": weights_digest(encoder), "tokenizer": reader_digest(tokenizer), ROWS: content_hash(rows)}
     run_cells(
         out, {**settings.to_json(), **identity}, cells, laboratory.run,
-        lambda rows: report.write(out, rows, settings, environment(encoder)), as_json,
+        lambda rows: report.write(out, rows, settings, environment(encoder)), as_json, settings.results,
     )  # fmt: skip
 
 

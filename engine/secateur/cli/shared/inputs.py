@@ -16,9 +16,11 @@ from secateur.data.examples import Example, read_examples
 from secateur.flow.choose import RECOVERIES
 from secateur.flow.compress import preferred_alignment
 from secateur.flow.loaded import Loaded, load_model, make_task, task_labels
+from secateur.measuring.synthetic import MOST
 from secateur.recovery import Method
 from secateur.support.environment import require_threads
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count
 from secateur.tasks import TokenClassification
 from secateur.tasks.classification import class_names
 
@@ -145,6 +147,17 @@ def numbers(text: str, name: str, kind: type = int) -> Sequence[Any]:
     if not all(number > 0 for number in parsed):
         raise InputError(f"{name}: expected positive numbers, got {text!r}")
     return parsed
+
+
+def shapes(batch_sizes: str, lengths: str) -> tuple[Sequence[int], Sequence[int]]:
+    """Parse batch sizes and lengths to time. Raise InputError for a number that is not positive, or above that of `MOST`."""
+    parsed = {
+        name: numbers(text, name.replace("_", "-")) for name, text in (("batch_sizes", batch_sizes), ("lengths", lengths))
+    }
+    for name, sizes in parsed.items():
+        for size in sizes:
+            require_count(name.replace("_", "-"), size, most=MOST[name])
+    return parsed["batch_sizes"], parsed["lengths"]
 
 
 def use_threads(threads: int | None) -> None:

@@ -28,6 +28,7 @@ def run_cells(
     run: Callable[[C], Mapping[str, Any]],
     write: Write,
     as_json: bool,
+    results: Mapping[str, Any],
 ) -> None:
     """Run the cells that the folder does not have yet, write the run's files, and print the claims.
 
@@ -38,11 +39,12 @@ def run_cells(
         run: Runs a cell and returns its results.
         write: Writes the run's files from the finished cells, and returns the claims.
         as_json: Print a JSON document instead of a table.
+        results: The type of each result of a cell, as in `Ledger`.
 
     Raises:
         InputError: As in `Ledger`, `run` and `write`.
     """
-    with Ledger(out, settings) as ledger:
+    with Ledger(out, settings, results) as ledger:
         left = [cell for cell in cells if cell.to_json() not in ledger]
         output.say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before")
         for cell in output.step_progress(left, len(left), "cells"):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, Vocabularies
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import checked_fields, field_of, read_object, require_fields, shown
 from secateur.support.files import new_folder
 
 Built = TypeVar("Built", bound=tuple[Any, ...])
@@ -79,10 +80,10 @@ def load_lm(folder: str | Path) -> tuple[LanguageModels, LMConfig, Vocabulary]:
     """
 
     def build(fields: dict[str, Any], entries: dict[str, list[str]]) -> tuple[LanguageModels, LMConfig, Vocabulary]:
-        config, vocabulary = LMConfig(**fields), Vocabulary(entries["words"])
+        config, vocabulary = LMConfig(**checked_fields("config", fields, LMConfig, whole=True)), Vocabulary(entries["words"])
         return config.build(len(vocabulary)), config, vocabulary
 
-    return _load(folder, "language models", build)
+    return _load(folder, "language models", ("words",), build)
 
 
 def save_tagger(tagger: Tagger, folder: str | Path) -> None:
@@ -119,9 +120,9 @@ def load_tagger(folder: str | Path) -> Tagger:
 
     def build(fields: dict[str, Any], entries: dict[str, list[str]]) -> tuple[Tagger]:
         vocabularies = Vocabularies(**{name: Vocabulary(vocabulary) for name, vocabulary in entries.items()})
-        return (Tagger(TaggerSettings(**fields), vocabularies),)
+        return (Tagger(TaggerSettings(**checked_fields("config", fields, TaggerSettings, whole=True)), vocabularies),)
 
-    return _load(folder, "tagger", build)[0]
+    return _load(folder, "tagger", ("lm", "words", "characters"), build)[0]
 
 
 def _save(model: nn.Module, config: Mapping[str, Any], entries: Mapping[str, list[str]], folder: str | Path) -> None:
@@ -132,25 +133,43 @@ def _save(model: nn.Module, config: Mapping[str, Any], entries: Mapping[str, lis
         save_file({name: value.contiguous().cpu() for name, value in model.state_dict().items()}, partial / WEIGHTS)
 
 
-def _load(folder: str | Path, kind: str, build: Callable[[dict[str, Any], dict[str, list[str]]], Built]) -> Built:
-    """Call `build` with the config's fields and the vocabularies; load the weights into the model that it returns first."""
+def _load(
+    folder: str | Path, kind: str, names: Sequence[str], build: Callable[[dict[str, Any], dict[str, list[str]]], Built]
+) -> Built:
+    """Call `build` with the config's fields and the vocabularies; load the weights into the model that it returns first.
+
+    `names` are the names of the vocabularies.
+    """
     folder = Path(folder)
     # The folder of a run holds the model in a subfolder, beside its report.
     model_folder = folder if (folder / CONFIG).is_file() else folder / "model"
     if not (model_folder / CONFIG).is_file():
         raise InputError(f"model: expected a folder with {CONFIG}, {VOCABULARY} and {WEIGHTS}, got {str(folder)!r}")
-    # The weights may be another model's: load_state_dict raises RuntimeError.
+    # A width beyond all bounds raises RuntimeError.
     with reading("model", folder, "cannot be loaded", typed=False, also=(RuntimeError,)):
-        config = json.loads((model_folder / CONFIG).read_text(encoding="utf-8"))
-        actual_kind = config.pop("kind", None)
+        fields, entries = read_object(model_folder / CONFIG), read_object(model_folder / VOCABULARY)
+        actual_kind = fields.pop("kind", None)
         if actual_kind != kind:
-            raise InputError(f"model: expected the folder of {kind!r}, got {str(folder)!r} of {actual_kind!r}")
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-        built = build(fields, json.loads((model_folder / VOCABULARY).read_text(encoding="utf-8")))
+            raise InputError(f"model: expected the folder of {kind!r}, got {str(folder)!r} of {shown(actual_kind)}")
+        require_fields("vocabulary", entries, dict.fromkeys(names, list[str]))
         weights = load_file(model_folder / WEIGHTS)
         wrong = next((name for name, values in weights.items() if not torch.isfinite(values).all()), None)
         if wrong is not None:
             raise InputError(f"model: expected finite weights in {str(folder)!r}, got NaN or inf in {wrong}")
+        # First without memory: a damaged width may be far too large.
+        with field_of("config"), torch.device("meta"):
+            _require_weights(build(fields, entries)[0], weights)
+        built = build(fields, entries)
         built[0].load_state_dict(weights)
     built[0].eval()
     return built
+
+
+def _require_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise FieldError if the weights are not those of the config's model."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name in {**expected, **given} if expected.get(name) != given.get(name)]
+    if wrong:
+        name = wrong[0]
+        raise FieldError(f"{WEIGHTS}: expected {name} of shape {expected.get(name)}, got {given.get(name)}")

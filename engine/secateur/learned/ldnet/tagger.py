@@ -15,6 +15,7 @@ from secateur.learned.ldnet.crf import ConditionalRandomField
 from secateur.learned.ldnet.dense_lm import ContextStates, reverse
 from secateur.learned.ldnet.vocabulary import Vocabulary, plain_form
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count, require_within, shown
 from secateur.tasks.batches import pad
 
 TagScheme = Literal["bioes", "plain"]
@@ -41,6 +42,9 @@ class TaggerSettings:
         hidden: The width of the tagger's LSTM in each direction.
         dropout: The tagger's dropout probability.
         lm_dropout: The dropout probability inside the language models.
+
+    Raises:
+        InputError: There are no tags or one occurs twice, a width is too small, or a probability is outside [0, 1).
     """
 
     tags: tuple[str, ...]
@@ -55,6 +59,15 @@ class TaggerSettings:
     hidden: int = 150
     dropout: float = 0.5
     lm_dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.tags or len(set(self.tags)) < len(self.tags):
+            raise InputError(f"tags: expected different tags, at least one, got {shown(list(self.tags))}")
+        for name in ("lm_width", "word_width", "character_width", "character_filters", "hidden"):
+            require_count(name, getattr(self, name))
+        require_count("features", self.features, 0)
+        for name in ("dropout", "lm_dropout"):
+            require_within(name, getattr(self, name), 0, 1)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values by name."""

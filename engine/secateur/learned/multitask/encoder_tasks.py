@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Example, require_text
-from secateur.support.errors import InputError
+from secateur.support.errors import FieldError, InputError
+from secateur.support.fields import checked_fields, require_count, shown
 from secateur.tasks.classification import class_number
 from secateur.tasks.long_texts import shortened
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
@@ -201,6 +202,9 @@ class Span(EncoderTask):
         stride: The number of pieces by which windows overlap.
         longest: The largest number of pieces of an answer.
 
+    Raises:
+        InputError: The stride is below 0, or the longest answer has no pieces.
+
     References:
         Rajpurkar et al. 2016, arXiv 1606.05250 (SQuAD and its F1).
     """
@@ -211,6 +215,10 @@ class Span(EncoderTask):
     shortest: ClassVar[int] = 20
     stride: int = 64
     longest: int = 30
+
+    def __post_init__(self) -> None:
+        require_count("stride", self.stride, 0)
+        require_count("longest", self.longest)
 
     @property
     def outputs(self) -> int:
@@ -290,17 +298,17 @@ def task_from_json(description: Mapping[str, Any]) -> EncoderTask:
         The task.
 
     Raises:
-        InputError: The kind or a setting is unknown, or a setting is missing.
+        InputError: The kind or a setting is unknown, a setting is missing, or it has a wrong type or value.
     """
-    settings = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in description.items() if name != "kind"
-    }
+    kind = description.get("kind")
+    settings = {name: value for name, value in description.items() if name != "kind"}
     try:
-        return KINDS[description["kind"]](**settings)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"tasks: expected one of the kinds {', '.join(KINDS)} with its settings, got {description!r}"
-        ) from error
+        cls = KINDS[kind] if isinstance(kind, str) else KINDS[""]
+        return cls(**checked_fields(f"tasks, {kind}", settings, cls, whole=False))
+    except (KeyError, FieldError) as error:
+        why = f" ({error})" if isinstance(error, FieldError) else ""
+        expected = f"expected one of the kinds {', '.join(KINDS)} with its settings"
+        raise FieldError(f"tasks: {expected}, got {shown(description)}{why}") from error
 
 
 def word_f1(answer: str, wanted: str) -> float:

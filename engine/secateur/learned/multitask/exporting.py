@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from secateur.learned.multitask.encoder_tasks import task_from_json
-from secateur.learned.multitask.model import MultitaskModel
+from secateur.learned.multitask.model import MultitaskModel, Pooling
 from secateur.learned.multitask.pruning import MultitaskPruning, originals
 from secateur.learned.multitask.sparse import load_sparse, save_sparse
 from secateur.model.recipe import Rebuild
 from secateur.pruning import save as folders
 from secateur.pruning.factorise import balanced
 from secateur.pruning.prune import rebuilt
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import field_of, read_object, require_fields
 from secateur.support.files import new_folder
 
 ENCODER, HEADS, TASKS, SPARSE = "encoder", "heads.safetensors", "tasks.json", "encoder.sparse.safetensors"
@@ -101,8 +102,14 @@ def load(folder: str | Path, *, sparse: bool = False) -> MultitaskModel:
     """
     folder = Path(folder)
     with reading("model", folder, "is no folder of a multitask model"):
-        description = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-        tasks = {name: task_from_json(task) for name, task in description["tasks"].items()}
+        description = read_object(folder / TASKS)
+        require_fields(TASKS, description, {"pooling": Pooling, "tasks": dict[str, dict[str, Any]]})
+        if not description["tasks"]:
+            raise FieldError(f"{TASKS}.tasks: expected at least one task, got none")
+        tasks = {}
+        for name, task in description["tasks"].items():
+            with field_of(f"{TASKS}.tasks.{name}"):
+                tasks[name] = task_from_json(task)
         heads, pooling = load_file(folder / HEADS), description["pooling"]
         encoder = load_sparse(folder / ENCODER, folder / SPARSE) if sparse else folders.load(folder / ENCODER)
     model = MultitaskModel(encoder, tasks, pooling=pooling)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from secateur.pruning import save as folders
 from secateur.support.compat import without_own_code
-from secateur.support.errors import InputError, reading
+from secateur.support.errors import FieldError, InputError, reading
+from secateur.support.fields import require_type, shown
 
 
 def save_sparse(model: nn.Module, path: Path) -> None:
@@ -61,10 +62,14 @@ def load_sparse(folder: Path, path: Path) -> nn.Module:
         InputError: The file cannot be read, or holds another model's state.
     """
     with reading("model", path, "is not a sparse checkpoint"), safetensors.safe_open(path, framework="pt") as file:
-        shapes = json.loads(file.metadata()["shapes"])
+        shapes = json.loads((file.metadata() or {}).get("shapes", "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, shape in shapes.items():
-        tensors[name] = _dense(tensors.pop(f"{name}.values"), tensors.pop(f"{name}.bits"), shape)
+        require_type("shapes", dict[str, list[int]], shapes)
+        for name, shape in shapes.items():
+            tensors[name] = _dense(name, tensors.pop(f"{name}.values", None), tensors.pop(f"{name}.bits", None), shape)
+        wrong = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+        if wrong is not None:
+            raise FieldError(f"{wrong}: expected finite weights, got NaN or inf")
     model = folders.load(folder) if (folder / "model.safetensors").exists() else _empty(folder)
     state = model.state_dict()
     misfits = [name for name in tensors if name not in state or state[name].shape != tensors[name].shape]
@@ -77,10 +82,21 @@ def load_sparse(folder: Path, path: Path) -> nn.Module:
     return model.eval()
 
 
-def _dense(values: Tensor, bits: Tensor, shape: list[int]) -> Tensor:
-    """Rebuild a matrix from its values and bits."""
-    is_stored = torch.from_numpy(np.unpackbits(bits.numpy(), count=math.prod(shape)).astype(bool))  # [elements]
-    flat = values.new_zeros(math.prod(shape))
+def _dense(name: str, values: Tensor | None, bits: Tensor | None, shape: list[int]) -> Tensor:
+    """Rebuild a matrix from its values and bits. Raise FieldError if they do not make a matrix of this shape."""
+    if len(shape) != 2 or min(shape) < 1:
+        raise FieldError(f"shapes.{name}: expected two numbers of at least 1, got {shown(shape)}")
+    elements = math.prod(shape)
+    if values is None or bits is None:
+        raise FieldError(f"{name}: expected its values and its bits, got only one of them or none")
+    if bits.dtype != torch.uint8 or bits.shape != (math.ceil(elements / 8),):
+        raise FieldError(
+            f"{name}.bits: expected {math.ceil(elements / 8)} bytes for the shape {shape}, got {tuple(bits.shape)}"
+        )
+    is_stored = torch.from_numpy(np.unpackbits(bits.numpy(), count=elements).astype(bool))  # [elements]
+    if values.shape != (int(is_stored.sum()),):
+        raise FieldError(f"{name}.values: expected {int(is_stored.sum())} numbers, as many as bits, got {tuple(values.shape)}")
+    flat = values.new_zeros(elements)
     flat[is_stored] = values
     return flat.reshape(shape)
 

@@ -15,6 +15,7 @@ from transformers.utils import is_accelerate_available
 
 from secateur.support.compat import use_one_gpu
 from secateur.support.errors import InputError, first_line, reading
+from secateur.support.fields import MOST_STEPS, require_count
 
 logger = logging.getLogger("secateur")
 # The Trainer writes these files to each checkpoint, and reads all of them when it resumes.
@@ -46,9 +47,11 @@ def trainer_arguments(folder: Path, device: str, given: Mapping[str, Any]) -> Tr
         The arguments.
 
     Raises:
-        InputError: The Trainer refuses a value, or accelerate is not installed.
+        InputError: The Trainer refuses a value, there are more than `MOST_STEPS` steps, or accelerate is not installed.
     """
     require_accelerate()
+    if given.get("max_steps") is not None:
+        require_count("max_steps", given["max_steps"], -1, MOST_STEPS)  # -1 counts epochs instead.
     defaults = {"save_total_limit": 1, "report_to": "none", "disable_tqdm": True, "use_cpu": device == "cpu"}
     try:
         return TrainingArguments(str(folder), **{**defaults, **given})

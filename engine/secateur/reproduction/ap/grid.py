@@ -31,6 +31,8 @@ STACKS = ("encoder", "decoder")
 RANDOM = ("random", "rap")  # Criteria with a seed, which are averaged over the draws.
 # The paper's five criteria, then newer strong ones.
 CRITERIA = ("ap", "fpp", "rap", "random", "svd", "gradient", "ig:nodes=4", "magnitude", "wanda", "fisher", "flap")
+# The results of a cell, with their types.
+RESULTS = {"metric": str, "value": float, "low": float, "high": float, "seconds": float}
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class Laboratory:
             cell: The cell.
 
         Returns:
-            "metric", its "value" with the 95% interval from "low" to "high", and the time in "seconds".
+            As in `RESULTS`: "metric", its "value" with the 95% interval from "low" to "high", and the time in "seconds".
         """
         start = time.perf_counter()
         tested = self.tasks[cell.tested]

@@ -31,6 +31,14 @@ MEASURES = (
     "perplexity_forward", "perplexity_backward", "metric", "dev", "dev_low", "dev_high", "test", "test_low", "test_high",
     "layers", "flops", "lm_flops", "words_per_second", "whole_words_per_second", "speedup", "gates", "detached",
 )  # fmt: skip
+# The results of a cell, with their types.
+RESULTS: dict[str, Any] = {
+    **dict.fromkeys(MEASURES, float | None),
+    "metric": str | None,
+    "gates": list[list[float]] | None,
+    "detached": list[list[float]] | None,
+    "seconds": float,
+}
 
 
 @dataclass(frozen=True)

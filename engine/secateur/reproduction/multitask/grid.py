@@ -103,6 +103,12 @@ class Settings:
     tested: int | None = None
     seed: int = 0
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """The results of a cell, with their types."""
+        values: dict[str, Any] = {f"value_{task}": float | None for task in self.tasks}
+        return {**values, "mean": float, "reached": float, "weights": int, "steps": int, "seconds": float}
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values by name."""
         document: dict[str, Any] = json.loads(json.dumps(asdict(self)))
