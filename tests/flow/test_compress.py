@@ -248,7 +248,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a whole number of at least 1, got 0"),
     "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected a whole number of at least 1, got 0"),
     "lengths": ({"keep": 0.5, "lengths": []}, r"lengths: expected one number at least, got none"),
-    "labels": ({"keep": 0.5, "labels": "a,b"}, "task: expected the task's own labels and max_length"),
+    "labels": ({"keep": 0.5, "labels": "a,b"}, "task: expected the task's own labels, prompt, columns and max_length"),
     "device": ({"keep": 0.5, "device": "cpu"}, "device, dtype: expected none with a loaded model"),
     "rounds-no-number": ({"keep": 0.5, "rounds": "2"}, "rounds: expected one at least, got '2'"),
     "limit-no-whole-number": ({"keep": 0.5, "limit": 1.5}, "limit: expected a whole number of at least 1, got 1.5"),
@@ -318,6 +318,7 @@ def test_wrong_usage_is_refused_in_one_line_before_any_work(name: str, monkeypat
     monkeypatch.chdir(tmp_path)
     for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_for"):
         monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("a stage began"))
+    monkeypatch.setattr(secateur.Task, "read", lambda *_, **__: pytest.fail("a stage began"))
     options, message = BAD[name]
     case = CASES["t5-gated"]
     arguments = {"model": case.model(), "examples": case.examples, "task": case.task, **options}
