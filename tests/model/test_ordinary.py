@@ -361,7 +361,13 @@ def test_offloaded_weights_are_not_pruned(name: str, tmp_path: Path) -> None:
         lambda: secateur.delete_layers(model, []),
         lambda: secateur.save(model, tmp_path / "out"),
     ):
-        with pytest.raises(
-            secateur.InputError, match=r"^model: expected an ordinary model, got offloaded weights at .*: load "
-        ):
+        with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got offloaded weights at .*: load"):
             use()
+
+
+def test_plans_of_tasks_refuse_a_dispatched_model() -> None:
+    """Their models share the modules' attributes with the dense model, also the forward methods that Accelerate has wrapped."""
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.dispatch_model(CASE.model(), {"model": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got a forward method that Accelerate"):
+        secateur.TaskPlans(model, {"mood": uniform_plan(CASE, "head")})["mood"]

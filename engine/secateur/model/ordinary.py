@@ -78,6 +78,18 @@ def require_own_forwards(model: nn.Module) -> None:
         _refuse(path, module, _offloaded(module))
 
 
+def require_no_wrapped_forwards(model: nn.Module) -> None:
+    """Refuse a model whose forward methods Accelerate has wrapped, where modules are copied with the attributes they have.
+
+    Raises:
+        InputError: A module has a wrapped forward method: the copy's would call the module of the dense model.
+    """
+    for path, module in model.named_modules():
+        if accelerate_wraps_forward(module):
+            remedy = "load it on one device, without a device map or Accelerator.prepare"
+            _refuse(path, module, [("a forward method that Accelerate has wrapped", remedy)])
+
+
 def require_writable(model: nn.Module) -> None:
     """Refuse a model that computes with more than a folder holds, which is weights and a config.
 

@@ -17,7 +17,7 @@ from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.offloading import copy_of
-from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
+from secateur.model.ordinary import carry_hooks, require_no_wrapped_forwards, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan, as_plan
@@ -72,7 +72,11 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """Return the pruned model before its weights are gathered, frozen and in eval mode.
 
     Cut tensors are on the meta device. All other tensors share the memory of the dense model.
+
+    Raises:
+        InputError: As `require_no_wrapped_forwards`.
     """
+    require_no_wrapped_forwards(model)
     copied: nn.Module = replica(model, {})
     configs: dict[int, Any] = {}
     for module in copied.modules():
