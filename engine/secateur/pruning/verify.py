@@ -137,6 +137,9 @@ def verified(
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy_of(model).to(wide)
+    for module in exact.modules():
+        if hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's way to compute attention in float32, which fails in float64.
+            vars(module)["reorder_and_upcast_attn"] = False
     error = rounding = difference = largest = 0.0
     compared = 0
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
