@@ -330,3 +330,44 @@ def test_a_block_that_stands_at_two_places_is_refused(share: Callable[[Any], Non
         secateur.attribute(model, CASE.task, CASE.examples)
     with pytest.raises(secateur.InputError, match=line):
         secateur.sites(model)
+
+
+@pytest.mark.parametrize("name", ["bert-sequence", "t5-relu"])  # T5's attentions get another class, as each has its own bias.
+def test_a_dispatched_model_is_pruned_and_verified_without_a_trace(name: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    case = CASES[name]
+    plan = uniform_plan(case, "head")
+    expected = case.logits(secateur.prune(case.model(), plan))
+    model = case.model()
+    places = {child: "cpu" for child, _ in model.named_children()}
+    model = accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True)
+    pruned = secateur.prune(model, plan)
+    torch.testing.assert_close(case.logits(pruned), expected)
+    verification = secateur.verify(model, pruned, plan, case.task, case.batches(model))
+    assert verification.holds
+    assert verification.rounding > 0
+    pruned.to(torch.bfloat16)  # Accelerate has put this method on the dense model.
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in pruned.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["bert-sequence", "llama"])
+def test_offloaded_weights_are_not_pruned(name: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    case = CASES[name]
+    model = accelerate.cpu_offload(case.model(), execution_device=torch.device("cpu"))
+    for use in (
+        lambda: secateur.prune(model, uniform_plan(case, "head")),
+        lambda: secateur.delete_layers(model, []),
+        lambda: secateur.save(model, tmp_path / "out"),
+    ):
+        with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got offloaded weights at .*: load"):
+            use()
+
+
+def test_plans_of_tasks_refuse_a_dispatched_model() -> None:
+    """Their models share the modules' attributes with the dense model, also the forward methods that Accelerate has wrapped."""
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.dispatch_model(CASE.model(), {"model": "cpu", "lm_head": "cpu"}, main_device="cpu", force_hooks=True)
+    with pytest.raises(secateur.InputError, match=r"^model: expected an ordinary model, got a forward method that Accelerate"):
+        secateur.TaskPlans(model, {"mood": uniform_plan(CASE, "head")})["mood"]

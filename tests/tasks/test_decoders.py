@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, LABELS, _bart, _encoder, _grouped, labelled, word_tokenizer
+from cases import CASES, LABELS, _bart, _decoder, _encoder, _grouped, labelled, word_tokenizer
 from torch import Tensor, nn
 from transformers import (
     BartConfig,
@@ -16,6 +16,8 @@ from transformers import (
     BertLMHeadModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -124,3 +126,12 @@ def test_a_decoder_alone_is_pruned(name: str) -> None:
     assert {site.kind for site in plan.sites} == {"self_attention", "ffn"}
     pruned, batches = secateur.prune(model, plan), task.batches(task.items(model, rows), torch.device("cpu"), max_tokens=60)
     assert secateur.verify(model, pruned, plan, task, batches).holds
+
+
+def test_a_gpt2_that_computes_its_attention_in_float32_is_verified() -> None:
+    options = {"reorder_and_upcast_attn": True, "attn_implementation": "eager"}
+    model, rows = drawn(lambda: _decoder(GPT2LMHeadModel, GPT2Config, n_head=4, n_inner=37, **options)), labelled(LABELS)
+    task = CASES["gpt2"].task
+    plan = secateur.plan(secateur.attribute(model, task, rows), keep=0.5)
+    batches = task.batches(task.items(model, rows), torch.device("cpu"), max_tokens=60)
+    assert secateur.verify(model, secateur.prune(model, plan), plan, task, batches).holds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -16,6 +15,7 @@ import torch
 from secateur.corpus.compiling import MODES, CompileError
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.windows import Window
+from secateur.model.offloading import copy_of
 from secateur.support.environment import require_threads
 from secateur.tasks import Item
 from secateur.tasks.batches import model_device
@@ -140,7 +140,7 @@ class _Search:
 
     def try_bfloat16(self) -> None:
         """Consider bfloat16, unless it changes a probability by more than TOLERANCE."""
-        narrow = replace(self.best, model=copy.deepcopy(self.best.model).to(torch.bfloat16))
+        narrow = replace(self.best, model=copy_of(self.best.model).to(torch.bfloat16))
         change = self._trial.change(self.best, narrow)
         if change <= TOLERANCE:
             self.consider(narrow, f"bfloat16, probabilities within {change:.4f}")

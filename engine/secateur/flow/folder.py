@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 from secateur.flow.loaded import TASK_FILE, task_file
 from secateur.measuring.benchmark import Report
 from secateur.measuring.plots import benchmark_plot, model_name
+from secateur.model.offloading import copy_of
 from secateur.pruning.save import save
 from secateur.tasks import Task
 
@@ -52,7 +52,7 @@ def write_folder(
         report, f"{model_name(pruned)}, {task_name or type(task).__name__}: dense against pruned"
     )
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
-    save(pruned if as_stored else copy.deepcopy(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
+    save(pruned if as_stored else copy_of(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
 
 
 def round_weights_(model: nn.Module, stored: torch.dtype) -> None:

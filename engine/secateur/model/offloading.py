@@ -6,14 +6,16 @@ device.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from secateur.model.linear_layers import weight_of
-from secateur.support.compat import has_accelerate_hook
+from secateur.support.compat import drop_accelerate_moves_, has_accelerate_hook
 from secateur.support.errors import InputError
 
 _SAMPLED = 64
@@ -23,6 +25,13 @@ def read_weight(module: nn.Module) -> Tensor:
     """Return a linear layer's weight [outputs, inputs], detached. Of an offloaded weight it is a copy on the layer's device."""
     with _in_place(module):
         return weight_of(module).detach()
+
+
+def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> Any:
+    """Return `copy.deepcopy` of a model, which may be dispatched. `memo`: what is not copied, as in `copy.deepcopy`."""
+    copied = copy.deepcopy(model, memo)
+    drop_accelerate_moves_(copied)
+    return copied
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -17,6 +17,7 @@ from secateur.support.compat import (
     accelerate_wraps_forward,
     compiled_from,
     forward_hooks,
+    has_accelerate_hook,
     is_compiled,
     is_compiled_in_place,
     move_hooks,
@@ -62,14 +63,31 @@ def require_ordinary(model: nn.Module) -> None:
 
 
 def require_own_forwards(model: nn.Module) -> None:
-    """Refuse a model in which forward methods were replaced: the method of a copied module may call the dense model.
+    """Refuse a model whose copy would compute something else.
+
+    Where a forward method was replaced, the method of a copied module may call the dense model. Where Accelerate has offloaded
+    weights, the hook of a copied module loads the dense ones, or none.
 
     Raises:
-        InputError: A module has a forward method of its own that is not Accelerate's; or as in `require_model`.
+        InputError: A module has a forward method of its own that is not Accelerate's, or offloaded weights; or as in
+            `require_model`.
     """
     require_model(model)
     for path, module in model.named_modules():
         _refuse(path, module, _replaced_forward(module))
+        _refuse(path, module, _offloaded(module))
+
+
+def require_no_wrapped_forwards(model: nn.Module) -> None:
+    """Refuse a model whose forward methods Accelerate has wrapped, where modules are copied with the attributes they have.
+
+    Raises:
+        InputError: A module has a wrapped forward method: the copy's would call the module of the dense model.
+    """
+    for path, module in model.named_modules():
+        if accelerate_wraps_forward(module):
+            remedy = "load it on one device, without a device map or Accelerator.prepare"
+            _refuse(path, module, [("a forward method that Accelerate has wrapped", remedy)])
 
 
 def require_writable(model: nn.Module) -> None:
@@ -145,6 +163,12 @@ def _replaced_forward(module: nn.Module) -> Iterator[tuple[str, str]]:
     forward = vars(module).get("forward")
     if forward is not None and not accelerate_wraps_forward(module) and not _comes_from(forward, ("secateur",)):
         yield "a replaced forward method", "remove it first (del module.forward); the pruned model or its folder would lose it"
+
+
+def _offloaded(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield that Accelerate keeps a module's weights elsewhere, with what to do about it."""
+    if has_accelerate_hook(module) and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        yield "offloaded weights", "load the model on the CPU, without a device map (its plan stays valid)"
 
 
 def _weight_oddities(module: nn.Module) -> Iterator[tuple[str, str]]:

@@ -16,11 +16,12 @@ from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
-from secateur.model.ordinary import carry_hooks, require_ordinary, require_own_forwards
+from secateur.model.offloading import copy_of
+from secateur.model.ordinary import carry_hooks, require_no_wrapped_forwards, require_ordinary, require_own_forwards
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan, as_plan
-from secateur.support.compat import own_modules, own_parameters
+from secateur.support.compat import own_modules, own_parameters, rebind_accelerate_
 from secateur.support.errors import InputError
 
 
@@ -62,7 +63,7 @@ def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """Return a new model that is rebuilt; the given one stays unchanged. Raises InputError as `require_own_forwards`."""
     require_own_forwards(model)
     # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
-    smaller = copy.deepcopy(model, {id(p): p for p in _replaced(model, rebuild).values()})
+    smaller: nn.Module = copy_of(model, {id(p): p for p in _replaced(model, rebuild).values()})
     _carry_out_(smaller, rebuild, rebuild.tensors(model))
     return smaller
 
@@ -71,7 +72,11 @@ def ungathered(model: nn.Module, rebuild: Rebuild) -> nn.Module:
     """Return the pruned model before its weights are gathered, frozen and in eval mode.
 
     Cut tensors are on the meta device. All other tensors share the memory of the dense model.
+
+    Raises:
+        InputError: As `require_no_wrapped_forwards`.
     """
+    require_no_wrapped_forwards(model)
     copied: nn.Module = replica(model, {})
     configs: dict[int, Any] = {}
     for module in copied.modules():
@@ -273,6 +278,8 @@ def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) 
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
     old = {path: module for path, module in model.named_modules() if path in rebuild.recipe["modules"]}
     rebuild_(model, rebuild.recipe, device="meta")
+    for path in (*rebuild.recipe["own_position_bias"], *rebuild.recipe["no_attention"]):
+        rebind_accelerate_(model.get_submodule(path))
     for path, module in old.items():
         carry_hooks(module, model.get_submodule(path))
     model.load_state_dict(tensors, strict=False, assign=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from inspect import signature
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "auto_architectures",
     "auto_model_classes",
     "compiled_from",
+    "drop_accelerate_moves_",
     "flash_attention",
     "forward_hooks",
     "has_accelerate_hook",
@@ -48,6 +50,7 @@ __all__ = [
     "own_modules",
     "own_parameters",
     "reads_a_value",
+    "rebind_accelerate_",
     "saved_data_files",
     "set_attention_implementation",
     "t5_position_buckets",
@@ -321,6 +324,21 @@ def accelerate_wraps_forward(module: nn.Module) -> bool:
     Accelerate sets `_hf_hook` or `_original_forward` on these modules.
     """
     return has_accelerate_hook(module) or "_original_forward" in vars(module)
+
+
+def drop_accelerate_moves_(copied: nn.Module) -> None:
+    """Remove the methods `to`, `cuda` and the like that Accelerate has put on a dispatched model from a copy of it.
+
+    On the copy they would move and convert the model that was copied.
+    """
+    for name in ("to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "neuron"):
+        vars(copied).pop(name, None)
+
+
+def rebind_accelerate_(module: nn.Module) -> None:
+    """Make Accelerate's wrapper call the forward method of the module's new class. It has stored that of the class before."""
+    if "_old_forward" in vars(module):
+        vars(module)["_old_forward"] = MethodType(type(module).forward, module)
 
 
 def own_code_options(load_dataset: Callable[..., Any]) -> dict[str, bool]:
