@@ -246,7 +246,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no-recovery": ({"keep": 0.5, "recoveries": []}, "recoveries: expected one at least"),
     "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a whole number of at least 1, got 0"),
     "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a whole number of at least 1, got 0"),
-    "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected a whole number of at least 1, got 0"),
+    "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected a whole number from 1 to 65536, got 0"),
     "lengths": ({"keep": 0.5, "lengths": []}, r"lengths: expected one number at least, got none"),
     "labels": ({"keep": 0.5, "labels": "a,b"}, "task: expected the task's own labels, prompt, columns and max_length"),
     "device": ({"keep": 0.5, "device": "cpu"}, "device, dtype: expected none with a loaded model"),
@@ -264,7 +264,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "recoveries-none": ({"keep": 0.5, "recoveries": None}, "recoveries: expected several values, such as a list, got None"),
     "batch-sizes-number": ({"keep": 0.5, "batch_sizes": 8}, "batch_sizes: expected several values, such as a list, got 8"),
-    "batch-sizes-float": ({"keep": 0.5, "batch_sizes": [1.5]}, r"batch_sizes: expected a whole number of at least 1, got 1.5"),
+    "batch-sizes-float": ({"keep": 0.5, "batch_sizes": [1.5]}, r"batch_sizes: expected a whole number from 1 to 65536, got 1.5"),
     "scores": ({"keep": 0.5, "scores": 3}, "scores: expected secateur.Scores or the path of its file, got 3"),
     "scores-of-another-model": (
         {"keep": 0.5, "scores": scores_of("llama")},

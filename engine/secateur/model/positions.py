@@ -27,7 +27,7 @@ def table_positions(model: nn.Module, part: nn.Module | None = None) -> int | No
         part: Look only into this part of the model, such as its encoder.
     """
     claimed, sizes = _claimed(model), []
-    for name, module in (part or model).named_modules():
+    for name, module in (model if part is None else part).named_modules():
         if name.rpartition(".")[2] in _TABLES and isinstance(module, nn.Embedding):
             rows = module.num_embeddings
             # The table of another input, such as an image's patches, has another size than the config says. BART's kin have

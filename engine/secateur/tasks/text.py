@@ -187,7 +187,7 @@ class TextTask(Task):
             InputError: As for every task; or the prompt leaves no room for an input.
         """
         super().require_fit(model)
-        room = self.room(model)
+        room = None if self.prompt is None else self.room(model)
         if self.prompt is not None and room is not None:
             (ids,) = self.encode([self.prompted([""] * len(self.prompt.fields))])
             if len(ids) >= room:
