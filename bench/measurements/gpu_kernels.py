@@ -346,22 +346,28 @@ def result_path(about: dict[str, Any], suffix: str = "") -> Path:
 def draw(result: dict[str, Any], path: Path) -> None:
     """Plot the floor of the time divided by the time of each version, for each row."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError:
         print(f"not drawn: {path} (matplotlib is not installed)")
         return
+    from secateur.support.figures import PALETTE, figure, legend, png
+
     rows = [row for row in result["rows"] if "triton_ms" in row]
-    figure = Figure(figsize=(9, 1 + 0.32 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    plot, ((axes,),) = figure(
+        1, 1, (10, 1.6 + 0.32 * len(rows)),
+        title=f"kernels against the floor of their time (n = {len(rows)} shapes, {result['device']})",
+        caption="Bars: floor of the time / median time of the runs; 1 is the hardware's limit. No error bars. The floor "
+        "follows from the measured copy and matrix product.",
+    )  # fmt: skip
     for k, name in enumerate(("triton", "compiled", "eager")):
         shares = [row["floor_ms"] / row[f"{name}_ms"] if f"{name}_ms" in row else 0.0 for row in rows]
-        axes.barh([place + 0.27 * k for place in range(len(rows))], shares, height=0.25, label=name)
+        axes.barh([place + 0.27 * k for place in range(len(rows))], shares, height=0.25, color=PALETTE[k], label=name)
     axes.set_yticks([place + 0.27 for place in range(len(rows))])
     axes.set_yticklabels([f"{row['operation']}, {row['model']}, {row['tokens']}" for row in rows], fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel(f"floor of the time / time, {result['device']}")
-    axes.legend()
-    figure.savefig(path, dpi=110)
+    axes.set_xlabel("floor of the time / time")
+    legend(plot)
+    path.write_bytes(png(plot))
     print(f"drawn: {path}")
 
 

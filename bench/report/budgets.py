@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.support.tables import markdown, result
-from secateur.support.figures import figure, png
+from secateur.support.figures import MARKERS, colors, figure, legend, png
 
 MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "BERT classifiers, encoder as published"}
 
@@ -144,36 +144,42 @@ def budgets_plot() -> dict[str, bytes]:
     means = summary(run["rows"])
     models = list(dict.fromkeys(row["model"] for row in run["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in run["rows"]))
-    drawing, grid = figure(2, len(models), (5.2, 3.8))
+    draws, tested = len({row["draw"] for row in run["rows"]}), run["tested"]
+    drawing, grid = figure(
+        2, len(models), (5.2, 3.8), share_x="row", share_y=True,
+        title=f"{', '.join(MODELS[model] for model in models)}: accuracy under a budget (n = {tested} test examples of each "
+        f"task, {run['environment']['device']})",
+        caption=f"Error bars, above: standard deviation over the {draws} draws of the examples. Below: one run, no error bars; "
+        "speed-up of 32 x 64 tokens, one thread. All lines begin at the dense model.",
+    )  # fmt: skip
     for model, axes in zip(models, grid[0], strict=True):
         rows = [row for row in means if row["model"] == model]
         _curves(axes, methods, [(row["method"], row["flops"], row["mean"], row["deviation"]) for row in rows])
-        axes.invert_xaxis()
         axes.set_title(MODELS[model], fontsize=9)
         axes.set_xlabel("share of the layers' FLOPs left")
         axes.set_ylabel("accuracy / dense, mean over tasks")
+    grid[0][0].invert_xaxis()  # The axes of a row share their limits.
     for model, axes in zip(models, grid[1], strict=True):
         rows = [row for row in run["timed"] if row["model"] == model]
         _curves(axes, methods, [(row["method"], row["speedup"], row["accuracy"] / row["dense"], 0.0) for row in rows])
-        axes.set_xlabel("measured speed-up of 32 x 64 tokens, one thread")
+        axes.set_xlabel("measured speed-up")
         axes.set_ylabel(f"accuracy / dense of {rows[0]['task'] if rows else 'no task'}")
+    legend(drawing)
     return {"budgets.png": png(drawing)}
 
 
 def _curves(axes: Any, methods: Sequence[str], points: Sequence[tuple[str, float, float, float]]) -> None:
     """Draw a curve for each method. points: method, x, y and the error of y; the dense model is at (1, 1)."""
-    for number, method in enumerate(methods):
+    for number, (method, color) in enumerate(zip(methods, colors(len(methods)), strict=True)):
         own = sorted(point[1:] for point in points if point[0] == method)
         if not own:
             continue
         xs, ys, bars = zip(*sorted([*own, (1.0, 1.0, 0.0)]), strict=True)
-        style = "-" if method.startswith("secateur") else "--" if number % 2 else ":"
         axes.errorbar(
-            xs, ys, yerr=bars, linestyle=style, linewidth=2.2 if method == "secateur" else 1.2, marker="o", markersize=3,
-            capsize=2, label=method, color=f"C{number % 10}", alpha=0.9 if number < 10 else 0.5,
+            xs, ys, yerr=bars if any(bars) else None, linestyle="-" if method.startswith("secateur") else "--",
+            linewidth=2.2 if method == "secateur" else 1.2, marker=MARKERS[number % len(MARKERS)], markersize=4, capsize=2,
+            label=method, color=color,
         )  # fmt: skip
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=6)
 
 
 def _cell(row: dict[str, Any]) -> str:

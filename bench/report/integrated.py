@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from bench.support.tables import markdown, result
+from secateur.support.figures import MARKERS, colors, figure, legend, png
+
+_MODELS = {"t5": "the built-in T5", "bert": "a BERT classifier"}
 
 
 def integrated_speed() -> str:
@@ -96,23 +97,31 @@ def integrated_nodes() -> str:
 
 def integrated_plot() -> dict[str, bytes]:
     """Draw integrated.png: error against time, and kept units against error, for the two models."""
-    run = result("integrated")["nodes"]
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, color in (("t5", "#1f5fa8"), ("bert", "#d9772b")):
-        for word, line, marker in (("nodes", "--", "o"), ("tolerance", "-", "s")):
-            rows = [row for row in run[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
-            label = f"{name}, {'given nodes' if word == 'nodes' else 'given tolerance'}"
-            left.plot(
-                [r["time"] for r in rows], [r["error"] for r in rows], line, marker=marker, color=color, ms=3, label=label
-            )
-            kept = [r["kept 0.5"] for r in rows]
-            right.plot([r["error"] for r in rows], kept, line, marker=marker, color=color, ms=3, label=label)
-        right.axhline(run[name]["other half"]["kept 0.5"], color=color, linestyle=":", linewidth=1)
-    left.set(xscale="log", yscale="log", xlabel="time, in gradient x activation runs", ylabel="error")
+    whole = result("integrated")
+    run, counts = whole["nodes"], ", ".join(f"{whole['nodes'][name]['examples']} ({name})" for name in _MODELS)
+    drawing, ((left, right),) = figure(
+        1, 2, (4.8, 3.6),
+        title=f"Integrated gradients of {' and '.join(_MODELS.values())}, log-probability (n = {counts} examples, "
+        f"{whole['environment']['device']})",
+        caption="Error against the reference of many nodes; each point is one run, no error bars. Dotted: the units that the "
+        "scores of one half of the examples share with those of the other half.",
+    )  # fmt: skip
+    series = [(name, word) for name in _MODELS for word in ("nodes", "tolerance")]
+    for number, ((name, word), color) in enumerate(zip(series, colors(len(series)), strict=True)):
+        rows = [row for row in run[name]["rows"] if row["setting"].endswith(word) or row["setting"].startswith(word)]
+        style: dict[str, Any] = {
+            "linestyle": "--" if word == "nodes" else "-", "marker": MARKERS[number], "color": color, "markersize": 4,
+            "label": f"{name}, given {word}",
+        }  # fmt: skip
+        left.plot([row["time"] for row in rows], [row["error"] for row in rows], **style)
+        right.plot([row["error"] for row in rows], [row["kept 0.5"] for row in rows], **style)
+    for number, name in enumerate(_MODELS, start=len(series)):
+        halves = run[name]["other half"]["kept 0.5"]
+        right.axhline(halves, color=colors(number + 1)[-1], linestyle=":", linewidth=1.2, label=f"{name}, other half")
+    left.set(xscale="log", yscale="log", xlabel="time, in gradient x activation runs", ylabel="relative error of the scores")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter(ScalarFormatter())
     left.xaxis.set_minor_formatter(NullFormatter())
-    right.set(xscale="log", xlabel="error", ylabel="kept units alike, keep 0.5")
-    left.legend(fontsize=7)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
-    return {"integrated.png": content.getvalue()}
+    right.set(xscale="log", xlabel="relative error of the scores", ylabel="share of kept units alike, keep 0.5")
+    legend(drawing)
+    return {"integrated.png": png(drawing)}

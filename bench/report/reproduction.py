@@ -45,7 +45,7 @@ def reproduction() -> str:
 def reproduction_plots() -> dict[str, bytes]:
     """Draw the figures of attribution-based pruning: PNG files by name."""
     settings, means = _attribution_runs()
-    return _prefixed("ap", figures.draw(means, settings))
+    return _prefixed("ap", figures.draw(means, settings, result("reproduce-ap")["environment"]))
 
 
 def multitask_runs() -> multitask_results.Results:
@@ -63,7 +63,7 @@ def reproduction_multitask() -> str:
 
 def reproduction_multitask_plots() -> dict[str, bytes]:
     """Draw the figures of pruning with a multitask objective: PNG files by name."""
-    return _prefixed("multitask", multitask_figures.draw(multitask_runs()))
+    return _prefixed("multitask", multitask_figures.draw(multitask_runs(), result("reproduce-multitask")["environment"]))
 
 
 def reproduction_ldnet() -> str:
@@ -74,7 +74,7 @@ def reproduction_ldnet() -> str:
 
 def reproduction_ldnet_plots() -> dict[str, bytes]:
     """Draw the figures of LD-Net: PNG files by name."""
-    return _prefixed("ldnet", ldnet_figures.draw(_ldnet_runs()))
+    return _prefixed("ldnet", ldnet_figures.draw(_ldnet_runs(), result("reproduce-ldnet")["environment"]))
 
 
 def _attribution_runs() -> tuple[grid.Settings, results.Results]:

@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 from command import Run, assert_refused
+from figure_facts import assert_readable, figures_of
 
 from secateur import InputError
 from secateur.reproduction.ap import claims as claims_of_paper
+from secateur.reproduction.ap import figures as ap_figures
 from secateur.reproduction.ap import glue
 from secateur.reproduction.ap.figures import draw
 from secateur.reproduction.ap.grid import EXPERIMENTS, Settings, balanced, grid
 from secateur.reproduction.ap.results import Results
+from secateur.reproduction.shared.claim import Estimate, averaged, claims_table, combined, verdicts
 from secateur.support.ledger import CELLS, Ledger
 
 SETTINGS = Settings(
@@ -237,7 +240,7 @@ def test_claims_that_hold_and_that_do_not() -> None:
     assert len(claims_of_paper.claims(Results(made_up(0.1, 0.1)), only)) == 2
 
 
-def test_draws_are_averaged_and_figures_are_drawn() -> None:
+def test_draws_are_averaged_and_figures_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(made_up(decoder=0.1, encoder=0.1))
     mean = results.at(scored="a", tested="a", criterion="random", encoder=0.1)
     assert mean is not None
@@ -245,6 +248,46 @@ def test_draws_are_averaged_and_figures_are_drawn() -> None:
     assert mean.deviation == pytest.approx(0.01 / 2**0.5)
     assert results.at(scored="a", tested="b", criterion="random", encoder=0.1) is None
     assert results.dense("b") == 0.9
-    drawn = draw(results, SETTINGS)
+    figures = figures_of(monkeypatch, ap_figures)
+    drawn = draw(results, SETTINGS, {"device": "CPU (x86_64)"})
     assert set(drawn) == {f"{name}.png" for name in EXPERIMENTS}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
+    for figure, name in zip(figures, SETTINGS.experiments, strict=True):
+        about = ("one draw each",) if name == "both" else ("Error bars: standard deviation over at most 2 draws",)
+        assert_readable(figure, (SETTINGS.model, "test examples of each task", "CPU (x86_64)"), about)
+        if name == "both":
+            maps = [axes.images[0].get_clim() for axes in figure.axes if axes.images]
+            assert len(set(maps)) == 1
+            assert figure.axes[-1].get_ylabel() == "accuracy"  # Of the colour bar.
+        else:
+            pairs = zip(figure.axes[::2], figure.axes[1::2], strict=True)
+            assert all(left.get_ylim() == right.get_ylim() for left, right in pairs)
+
+
+def test_claims_are_undecided_where_intervals_overlap() -> None:
+    rows = made_up(decoder=0.01, encoder=0.5)
+    sure, unsure = ([{**row, "low": row["value"] - half, "high": row["value"] + half} for row in rows] for half in (1e-6, 0.4))
+    exact = claims_of_paper.claims(Results(rows), SETTINGS)
+    assert {claim.verdict for claim in exact} == {"yes"}
+    assert claims_of_paper.claims(Results(sure), SETTINGS) == exact
+    doubtful = claims_of_paper.claims(Results(unsure), SETTINGS)
+    assert {claim.verdict for claim in doubtful} == {"undecided"}
+    assert [claim.ours for claim in doubtful] == [claim.ours for claim in exact]
+    assert verdicts(doubtful) == f"0 of {len(exact)} claims held, {len(exact)} undecided"
+    text = "\n".join(claims_table(doubtful))
+    assert text.count("**undecided**") == len(exact)
+    assert "intervals of the compared values overlap" in text
+    assert doubtful[0].to_json()["verdict"] == "undecided"
+
+
+def test_the_intervals_of_sums_and_means() -> None:
+    one, other = Estimate(0.8, 0.77, 0.84), Estimate(0.5, 0.46, 0.53)
+    difference = combined([(1, one), (-1, other)])
+    assert difference.value == pytest.approx(0.3)
+    assert difference.low == pytest.approx(0.3 - (0.03**2 + 0.03**2) ** 0.5)
+    assert difference.high == pytest.approx(0.3 + (0.04**2 + 0.04**2) ** 0.5)
+    mean = averaged([one, other])
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.65, 0.615, 0.685))
+    assert (one.overlaps(other), one.overlaps(Estimate(0.9, 0.83, 0.95))) == (False, True)
+    exact = Estimate(0.8, 0.8, 0.8)
+    assert (exact.overlaps(exact), exact.reaches(0.8), one.reaches(0.78), one.reaches(0.85)) == (False, False, True, False)

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 from command import Run, assert_refused
+from figure_facts import assert_readable, figures_of, limits
 from ldnet_toys import LM_CONFIG, sentences, vocabulary, write_columns, write_text
 
 from secateur.learned.ldnet.deletion import delete_closed, flops_per_word
 from secateur.learned.ldnet.run import Stage, new_tagger, tagger_without_lm, train_stage
 from secateur.learned.ldnet.tagging import evaluate
+from secateur.reproduction.ldnet import figures as ldnet_figures
 from secateur.reproduction.ldnet.claims import claims
 from secateur.reproduction.ldnet.figures import draw
 from secateur.reproduction.ldnet.grid import MEASURES, NO_LM, WITH_DROPOUT, Cell, Settings, grid
@@ -119,12 +121,19 @@ def test_a_csv_says_what_the_cells_said(tmp_path: Path) -> None:
         ]
     assert list(lines(Results(read, SETTINGS), [])) == list(lines(Results(rows, SETTINGS), []))
     assert claims(Results(read, SETTINGS)) == claims(Results(rows, SETTINGS))
-    assert draw(Results(read, SETTINGS)) == draw(Results(rows, SETTINGS))
+    assert draw(Results(read, SETTINGS), {"device": "CPU"}) == draw(Results(rows, SETTINGS), {"device": "CPU"})
 
 
-def test_figures_and_report() -> None:
+def test_figures_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(made_up(), SETTINGS)
-    drawn = draw(results)
+    figures = figures_of(monkeypatch, ldnet_figures)
+    drawn = draw(results, {"device": "CPU (x86_64)"})
+    gates, layers = figures
+    assert_readable(gates, ("LD-Net", "CPU (x86_64)"), ("no error bars",))
+    assert_readable(layers, ("LD-Net", "CPU (x86_64)"), ("error bars: 95% intervals",))
+    assert set(limits(gates)) == {(-0.03, 1.03)}
+    assert len(set(limits(layers))) == 1
+    assert all(len(axes.texts) == 2 * SETTINGS.layers for axes in gates.axes)  # Each line has its name.
     assert set(drawn) == {"gates.png", "layers.png"}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     text = "\n".join(lines(results, claims(results), images="ldnet-"))
@@ -231,3 +240,12 @@ BAD = [
 def test_bad_input_is_one_line(run: Run, files: Path, options: str, message: str) -> None:
     result = run(f"reproduce ldnet --data train.conll --eval dev.conll --out d {options}")
     assert_refused(result, message, files / "d")
+
+
+def test_claims_are_undecided_where_intervals_overlap() -> None:
+    ends = (("low", -0.2), ("high", 0.2))
+    wide = [{**row, **{f"{s}_{end}": (row[s] or 0) + by for s in ("dev", "test") for end, by in ends}} for row in made_up()]
+    checked = claims(Results(wide, SETTINGS))
+    undecided = {claim.claim.partition(": ")[2] for claim in checked if claim.verdict == "undecided"}
+    assert len(undecided) == 4
+    assert not any("FLOPs" in text or "R3 closes" in text for text in undecided)  # Counts leave no doubt.

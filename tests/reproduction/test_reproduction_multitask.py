@@ -18,8 +18,10 @@ import pytest
 from cases import CASES
 from command import Run, assert_refused
 from encoder_rows import pair_tokenizer, rows_of, write
+from figure_facts import assert_readable, figures_of, limits
 
 from secateur.learned.multitask.model import encoder_of
+from secateur.reproduction.multitask import figures as multitask_figures
 from secateur.reproduction.multitask.claims import claims
 from secateur.reproduction.multitask.encoder_sets import SETS, THREE
 from secateur.reproduction.multitask.figures import draw
@@ -95,9 +97,13 @@ def test_the_mixture_shares_a_budget() -> None:
     assert results.mixture(("movement", "rank", "local"), 1.0) is None  # Not run.
 
 
-def test_figures_and_report() -> None:
+def test_figures_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
     results = Results(made_up(0.1, 0.1, 0.1), SETTINGS)
-    drawn = draw(results)
+    figures = figures_of(monkeypatch, multitask_figures)
+    drawn = draw(results, {"device": "CPU (x86_64)"})
+    for figure in figures:
+        assert_readable(figure, (SETTINGS.model, *SETTINGS.tasks, "CPU (x86_64)"), ("one training run", "no error bars"))
+        assert len(set(limits(figure))) == 1
     assert set(drawn) == {f"{name}.png" for name in EXPERIMENTS}
     assert all(png.startswith(b"\x89PNG") for png in drawn.values())
     text = "\n".join(lines(results, claims(results)))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 # Colours that readers with colour blindness tell apart (Okabe and Ito 2008), then others that differ from them.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#8c564b", "#000000", "#7f7f7f")
@@ -31,8 +31,8 @@ def figure(
     *,
     title: str = "",
     caption: str = "",
-    share_x: bool = False,
-    share_y: bool = False,
+    share_x: bool | Literal["row"] = False,
+    share_y: bool | Literal["row"] = False,
 ) -> tuple[Any, Any]:
     """Create a figure that needs no display.
 
@@ -42,8 +42,8 @@ def figure(
         size: The width and height of one of the axes, in inches.
         title: The line above all axes.
         caption: The small text below all axes. It says what error bars are and how the figure was measured.
-        share_x: Whether all axes have the same limits of x.
-        share_y: Whether all axes have the same limits of y.
+        share_x: Whether all axes have the same limits of x; "row" for the axes of a row.
+        share_y: Whether all axes have the same limits of y; "row" for the axes of a row.
 
     Returns:
         The figure, and its axes as an array [rows, columns].
@@ -53,9 +53,9 @@ def figure(
 
     canvas_figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     FigureCanvasAgg(canvas_figure)
-    letters = int(15 * size[0] * columns)  # Letters of the caption's size in the figure's width.
+    letters = int(17 * size[0] * columns)  # Letters of the caption's size in the figure's width.
     if title:
-        canvas_figure.suptitle("\n".join(textwrap.wrap(title, int(0.85 * letters), break_on_hyphens=False)), fontsize=10)
+        canvas_figure.suptitle("\n".join(textwrap.wrap(title, int(0.75 * letters), break_on_hyphens=False)), fontsize=10)
     if caption:
         canvas_figure.supxlabel("\n".join(textwrap.wrap(caption, letters, break_on_hyphens=False)), fontsize=7, color="#444444")
     grid = canvas_figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
@@ -65,6 +65,11 @@ def figure(
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
     return canvas_figure, grid
+
+
+def title_of(model: str, examples: str, environment: Mapping[str, Any], what: str) -> str:
+    """Return the title of a figure: the model, what is drawn, the number of examples, and the device."""
+    return f"{model}: {what} (n = {examples}, {environment['device']})"
 
 
 def legend(figure: Any) -> None:
@@ -88,7 +93,8 @@ def label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None
     if not ends:
         return
     (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
-    step = (high - low) * 0.115 / axes.figure.get_figheight()  # The height of a line of these letters.
+    rows = axes.get_subplotspec().get_geometry()[0]
+    step = (high - low) * 0.095 / (0.72 * axes.figure.get_figheight() / rows)  # The height of a line of these letters.
     ordered = sorted(ends, key=lambda end: end[1])
     places: list[float] = []
     for _, y, *_ in ordered:

@@ -180,7 +180,7 @@ def convergence(scores: Scores) -> list[Table | str]:
 
 def claims_table(claims: Sequence[Claim]) -> Table:
     """Return a table of a paper's claims beside the results of a run."""
-    rows = ((claim.claim, claim.paper, claim.ours, "yes" if claim.held else "no") for claim in claims)
+    rows = ((claim.claim, claim.paper, claim.ours, claim.verdict) for claim in claims)
     return table(("claim", "the paper", "this run", "held"), rows)
 
 

@@ -45,9 +45,8 @@ def sweep_plot(points: Sequence[Point], title: str, environment: Mapping[str, An
         right.annotate(f"{point.amount:g}", place, (0, 3), textcoords="offset points", ha="center", fontsize=7)
     for axes, label in ((left, _AMOUNTS[kind]), (right, "measured speed-up (dense time / pruned time)")):
         axes.axhline(dense.value, color=GREY, linestyle=":", linewidth=1)
-        axes.text(
-            0.99, dense.value, "dense", color=GREY, fontsize=7, ha="right", va="bottom", transform=axes.get_yaxis_transform()
-        )
+        axes.text(1.01, dense.value, "dense", color=GREY, fontsize=7, va="center", transform=axes.get_yaxis_transform())
+        axes.margins(y=0.1)  # Room for the numbers above the error bars.
         axes.set_xlabel(label)
         axes.set_ylabel(dense.metric)
     if kind != "speedup":

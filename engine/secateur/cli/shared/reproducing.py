@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from secateur.cli.shared import output
-from secateur.reproduction.shared.claim import Claim
+from secateur.reproduction.shared.claim import Claim, verdicts
 from secateur.support.ledger import Ledger
 
 
@@ -51,5 +51,5 @@ def run_cells(
             ledger.add(cell.to_json(), run(cell))
         claims = write(ledger.rows())
     document = {"out": str(out), "cells": len(cells), "claims": [claim.to_json() for claim in claims]}
-    line = f"{sum(claim.held for claim in claims)} of {len(claims)} claims held; report, figures and cells in {out}"
+    line = f"{verdicts(claims)}; report, figures and cells in {out}"
     output.emit(document, as_json, output.claims_table(claims), line)

@@ -30,7 +30,7 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, e
     results = Results(rows)
     checked = claims(results, settings)
     title = "Attribution-based pruning (arXiv 2205.04157), reproduced"
-    figures = draw(results, settings)
+    figures = draw(results, settings, environment)
     write_run(folder, title, rows, settings.to_json(), environment, checked, figures, lines(results, settings, checked))
     return checked
 

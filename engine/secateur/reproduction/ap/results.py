@@ -7,29 +7,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.reproduction.shared.claim import Estimate, averaged
+
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean accuracy over the draws of one cell, its standard deviation, and the number of draws."""
+    """The mean accuracy over the draws of one cell, its standard deviation, the number of draws, and the 95% interval.
+
+    The draws are tested on the same examples, so the interval is the mean of theirs. It is the value where rows have none.
+    """
 
     value: float
     deviation: float
     draws: int
+    low: float
+    high: float
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its interval."""
+        return Estimate(self.value, self.low, self.high)
 
 
 class Results:
     """Accuracies by cell, averaged over draws.
 
     Args:
-        rows: The finished cells: the fields of each cell and its "value".
+        rows: The finished cells: the fields of each cell, its "value", and the interval's "low" and "high".
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        values_of: dict[tuple[Any, ...], list[float]] = {}
+        values_of: dict[tuple[Any, ...], list[Estimate]] = {}
         for row in rows:
-            values_of.setdefault(self._key(row), []).append(row["value"])
+            estimate = Estimate(row["value"], row.get("low", row["value"]), row.get("high", row["value"]))
+            values_of.setdefault(self._key(row), []).append(estimate)
         self._means = {key: _mean(values) for key, values in values_of.items()}
 
     def at(self, **cell: Any) -> Mean | None:
@@ -45,10 +58,14 @@ class Results:
 
     def dense(self, task: str) -> float:
         """Return the dense model's accuracy on a task. Raises KeyError if its cell is not finished."""
+        return self.dense_mean(task).value
+
+    def dense_mean(self, task: str) -> Mean:
+        """Return the dense model's accuracy on a task with its interval. Raises KeyError if its cell is not finished."""
         mean = self.at(scored=task, tested=task, criterion="")
         if mean is None:
             raise KeyError(f"dense model on {task}")
-        return mean.value
+        return mean
 
     def curve(self, stack: str, rates: Sequence[float], **cell: Any) -> list[tuple[float, Mean]]:
         """Return the means at rising rates of one stack.
@@ -70,6 +87,8 @@ class Results:
         return tuple(row[name] for name in ("scored", "tested", "criterion", "encoder", "decoder", "sites", "examples"))
 
 
-def _mean(values: Sequence[float]) -> Mean:
+def _mean(draws: Sequence[Estimate]) -> Mean:
     """Average the draws of a cell."""
-    return Mean(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+    values, mean = [draw.value for draw in draws], averaged(draws)
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Mean(statistics.mean(values), deviation, len(values), mean.low, mean.high)

@@ -2,62 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from secateur.reproduction.ldnet.grid import LAYER_DROPOUT, NO_LM, Cell, pruned_cells
 from secateur.reproduction.ldnet.results import Results
-from secateur.support.figures import figure, png
+from secateur.support.figures import GREY, PALETTE, colors, figure, label_ends, legend, png, title_of
 
 SIZE = (4.6, 3.2)
-COLORS = dict(zip(LAYER_DROPOUT, ("C0", "C1"), strict=True))
+COLORS = dict(zip(LAYER_DROPOUT, PALETTE[:2], strict=True))
 
 
-def draw(results: Results) -> dict[str, bytes]:
-    """Draw the figures; return PNG data by file name."""
-    return {"gates.png": _gates(results), "layers.png": _layers(results)}
+def draw(results: Results, environment: Mapping[str, Any]) -> dict[str, bytes]:
+    """Draw the figures; return PNG data by file name. `environment`: that of the run."""
+    settings = results.settings
+    examples = f"{settings.examples or 'all'} sentences to train on, {settings.tested or 'all'} to evaluate on"
+
+    def title(what: str) -> str:
+        return title_of("LD-Net", examples, environment, what)
+
+    return {
+        "gates.png": _gates(results, title(f"gates z, {settings.wanted[0]} layers wanted")),
+        "layers.png": _layers(results, title("F1 by the layers left")),
+    }
 
 
-def _gates(results: Results) -> bytes:
+def _gates(results: Results, title: str) -> bytes:
     """Draw each layer's gate z over the training with the penalty, at the smallest number of layers wanted.
 
     There is a row for each task and a column for each kind of language models.
     """
     settings = results.settings
-    drawing, grid = figure(len(settings.columns), len(LAYER_DROPOUT), SIZE)
+    drawing, grid = figure(
+        len(settings.columns), len(LAYER_DROPOUT), SIZE, title=title, share_x=True, share_y=True,
+        caption="One training run each; no error bars. Solid, f: layers of the forward language model; dashed, b: backward.",
+    )  # fmt: skip
+    names = [f"{direction}{number}" for direction in "fb" for number in range(1, settings.layers + 1)]
+    color_of = dict(zip(names, colors(len(names)), strict=True))
     for task, row in zip(settings.columns, grid, strict=True):
         for lm, axes in zip(LAYER_DROPOUT, row, strict=True):
             # [log entries, layers]; all gates start at 1.
             z = [[1.0] * 2 * settings.layers, *results.row(Cell(lm, task, settings.wanted[0]))["gates"]]
             epochs = [settings.prune_epochs * k / (len(z) - 1) for k in range(len(z))]
-            for number, curve in enumerate(zip(*z, strict=True)):
-                style = "-" if number < settings.layers else "--"
-                axes.plot(epochs, curve, style, color=f"C{number % settings.layers % 10}", linewidth=1)
-            axes.set_title(f"{task}, {lm}, {settings.wanted[0]} wanted (forward -, backward --)", fontsize=8)
+            axes.set_ylim(-0.03, 1.03)
+            ends = []
+            for name, curve in zip(names, zip(*z, strict=True), strict=True):
+                style = "-" if name.startswith("f") else "--"
+                axes.plot(epochs, curve, style, color=color_of[name], linewidth=1, label=name)
+                ends.append((epochs[-1], curve[-1], name, color_of[name]))
+            label_ends(axes, ends)
+            axes.set_title(f"{task}, language models: {lm}", fontsize=9)
             axes.set_xlabel("epochs with the penalty")
-            axes.set_ylabel("z")
-            axes.grid(alpha=0.3)
+            axes.set_ylabel("gate z (0: the layer is removed)")
     return png(drawing)
 
 
-def _layers(results: Results) -> bytes:
+def _layers(results: Results, title: str) -> bytes:
     """Draw the metric against the layers left, for each task: detached at random without training, or closed by the penalty."""
     settings = results.settings
-    drawing, (row,) = figure(1, len(settings.columns), SIZE)
+    drawing, (row,) = figure(
+        1, len(settings.columns), SIZE, title=title, share_x=True, share_y=True,
+        caption=f"Lines: layers detached at random without training, mean over {settings.draws} orders. Points (R3): layers "
+        "closed by the penalty; error bars: 95% intervals.",
+    )  # fmt: skip
     for task, axes in zip(settings.columns, row, strict=True):
-        for lm, color in COLORS.items():
-            axes.plot(*_percent(results.row(Cell(lm, task))["detached"]), color=color, label=f"detached, {lm}")
-            pruned_rows = [results.row(cell) for cell in pruned_cells(settings, task) if cell.lm == lm]
-            points = _percent([[pruned_row["layers"], pruned_row["dev"]] for pruned_row in pruned_rows])
-            axes.plot(*points, "o", color=color, markeredgecolor="black", label=f"R3, {lm}")
-        axes.axhline(100 * results.row(Cell(NO_LM, task))["dev"], color="grey", linestyle=":", label=NO_LM)
+        for number, (lm, color) in enumerate(COLORS.items()):
+            detached = [(left, 100 * score) for left, score in results.row(Cell(lm, task))["detached"]]
+            axes.plot(*zip(*detached, strict=True), color=color, label=f"detached, {lm}")
+            rows = [results.row(cell) for cell in pruned_cells(settings, task) if cell.lm == lm]
+            scores, lows, highs = ([100 * pruned[f"dev{end}"] for pruned in rows] for end in ("", "_low", "_high"))
+            bars = [
+                [score - low for score, low in zip(scores, lows, strict=True)],
+                [high - score for score, high in zip(scores, highs, strict=True)],
+            ]
+            # A little beside each other, so that no error bar hides another one.
+            places = [pruned["layers"] + 0.4 * (number - 0.5) for pruned in rows]
+            axes.errorbar(
+                places, scores, yerr=bars, fmt="o", color=color, markeredgecolor="black", capsize=2, label=f"R3, {lm}"
+            )  # fmt: skip
+        axes.axhline(100 * results.row(Cell(NO_LM, task))["dev"], color=GREY, linestyle=":", label=NO_LM)
         axes.set_title(task, fontsize=9)
         axes.set_xlabel("layers left")
-        axes.set_ylabel("F1 (--eval)")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.set_ylabel("F1 in percent (--eval)")
+    legend(drawing)
     return png(drawing)
-
-
-def _percent(points: Any) -> tuple[list[float], list[float]]:
-    """Split (layers left, score) pairs into two lists, with scores in percent."""
-    return [left for left, _ in points], [100 * score for _, score in points]

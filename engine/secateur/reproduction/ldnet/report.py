@@ -29,7 +29,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, e
     results = Results(rows, settings)
     checked = claims(results)
     title = "LD-Net (arXiv 1804.07827), reproduced"
-    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
+    figures = draw(results, environment)
+    write_run(folder, title, rows, settings.to_json(), environment, checked, figures, lines(results, checked))
     return checked
 
 

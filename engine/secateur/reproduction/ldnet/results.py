@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from secateur.reproduction.ldnet.grid import Cell, Settings
+from secateur.reproduction.shared.claim import Estimate, combined
 
 # The fields of a row that are lists. A CSV file holds them as JSON.
 LISTS = ("gates", "detached")
@@ -34,9 +35,14 @@ class Results:
         """Return the metric in percent on the split that the claims are checked on."""
         return 100 * float(self.row(cell)[self.split])
 
-    def loss(self, cell: Cell) -> float:
+    def estimate(self, cell: Cell) -> Estimate:
+        """Return the score with its 95% interval."""
+        row = self.row(cell)
+        return Estimate(*(100 * float(row[f"{self.split}{end}"]) for end in ("", "_low", "_high")))
+
+    def loss(self, cell: Cell) -> Estimate:
         """Return by how many points a pruned tagger is worse than the whole tagger that it started from."""
-        return self.score(Cell(cell.lm, cell.task)) - self.score(cell)
+        return combined([(1, self.estimate(Cell(cell.lm, cell.task))), (-1, self.estimate(cell))])
 
     def shrinkage(self, cell: Cell) -> float:
         """Return the FLOPs a word of the whole tagger divided by those of the pruned one."""

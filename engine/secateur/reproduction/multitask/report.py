@@ -29,7 +29,8 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], settings: Settings, e
     results = Results(rows, settings)
     checked = claims(results)
     title = "Pruning with a multitask objective (arXiv 2112.05705), reproduced"
-    write_run(folder, title, rows, settings.to_json(), environment, checked, draw(results), lines(results, checked))
+    figures = draw(results, environment)
+    write_run(folder, title, rows, settings.to_json(), environment, checked, figures, lines(results, checked))
     return checked
 
 
@@ -53,6 +54,8 @@ def lines(results: Results, checked: Sequence[Claim], images: str = "") -> Itera
     )
     yield ""
     yield from claims_table(checked)
+    yield ""
+    yield "Each value is of one training run without an interval, so no claim is undecided."
     if "settings" in settings.experiments:
         for granularity in ("element", "rank"):
             yield ""
