@@ -242,7 +242,7 @@ BAD = {
     "a folder as data": ("evaluate builtin --data .", "data: expected a file, got the folder '.'"),
     "no such built-in task": ("evaluate builtin --data builtin:frob", "data: expected builtin:TASK"),
     "empty file": ("evaluate builtin --data empty.jsonl", "expected at least one example, got none"),
-    "missing column": ("evaluate builtin --data column.jsonl", "row 1: expected the column 'target', got 'input'"),
+    "missing column": ("evaluate builtin --data column.jsonl", "columns: expected the column 'target', got 'input'; name it"),
     "null": ("attribute builtin --data null.jsonl --out s", "row 2: expected a value in column 'input', got null"),
     "not text": ("attribute builtin --data number.jsonl --out s", "row 2: expected text in column 'input', got int 7"),
     "not JSON": ("evaluate builtin --data broken.jsonl", "line 2 is not JSON"),
