@@ -41,7 +41,7 @@ def tagger(run: Run) -> Run:
 )
 def test_a_column_file_gives_the_same_results_as_jsonl(tagger: Run, line: str) -> None:
     documents = []
-    for number, (data, options) in enumerate((("rows.jsonl", ""), ("rows.txt", "--column 3 --token-column 2"))):
+    for number, (data, options) in enumerate((("rows.jsonl", ""), ("rows.txt", "--target-column 3 --input-column 2"))):
         result = tagger(f"{line.format(data, data)} {options} --json".replace("--out o", f"--out o{number}"))
         assert result.code == 0, result.errors
         documents.append(untimed(result.document))
@@ -50,7 +50,11 @@ def test_a_column_file_gives_the_same_results_as_jsonl(tagger: Run, line: str) -
 
 def untimed(document: Mapping[str, Any]) -> dict[str, Any]:
     """A command's document without its paths and times."""
-    kept = {name: value for name, value in document.items() if name not in ("out", "benchmark", "candidates", "points")}
+    kept = {
+        name: value
+        for name, value in document.items()
+        if name not in ("out", "benchmark", "candidates", "points", "data", "eval")
+    }
     if "points" in document:
         kept["points"] = [(point["keep"], point["value"], point["parameters"]) for point in document["points"]]
     return kept
@@ -63,7 +67,9 @@ def test_ill_formed_tags_are_repaired_and_reported(tagger: Run) -> None:
     ]
     written("whole.conll", rows)
     written("broken.conll", [rows[0], {**rows[1], "tags": ["O", "I-PER"]}])
-    results = [tagger(f"evaluate m --data {name}.conll --column 3 --token-column 2 --json") for name in ("whole", "broken")]
+    results = [
+        tagger(f"evaluate m --data {name}.conll --target-column 3 --input-column 2 --json") for name in ("whole", "broken")
+    ]
     assert results[0].document == results[1].document
     assert results[1].errors == ["broken.conll: 1 of 5 tags were ill-formed BIO2 and repaired"]
     assert results[0].errors == []
@@ -85,7 +91,7 @@ def test_the_models_labels_decide_the_scheme(run: Run, labels: list[str], writte
     model.num_labels = len(labels)  # type: ignore[assignment]
     saved(model)
     written("rows.txt", [{"tokens": ["a", "cat", "sat"], "tags": ["O", "B-PER", "I-PER"]}] * 2, written_as)
-    result = run("evaluate m --data rows.txt --column 3 --token-column 2 --json")
+    result = run("evaluate m --data rows.txt --target-column 3 --input-column 2 --json")
     assert result.code == 0, result.errors
     assert result.document["metric"] == ("F1" if "O" in labels else "word accuracy")
 
@@ -93,16 +99,20 @@ def test_the_models_labels_decide_the_scheme(run: Run, labels: list[str], writte
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("the B-PER\n\na B-ORG\n", "--column 2", f"data: 'd.conll', line 3: expected a target among the labels {TAGS[0]!r}"),
+        (
+            "the B-PER\n\na B-ORG\n",
+            "--target-column 2",
+            f"data: 'd.conll', line 3: expected a target among the labels {TAGS[0]!r}",
+        ),
         (
             "the B-PER\ncat frob\n",
-            "--column 2",
+            "--target-column 2",
             "data: 'd.conll', line 2: expected O, or B-, I-, E- or S- with a type, got 'frob'",
         ),
-        ("the B-PER\ncat\n", "--column 2", "data: 'd.conll', line 2: expected 2 columns, got 1"),
-        ("the O\n", "--column 3", "column: expected a number from 1 to 2, the columns of 'd.conll', got 3"),
-        ("the O\n", "--column 2 --token-column x", "token: expected a number, as 'd.conll' does not begin with"),
-        ("the O\n", "", "column: expected the column of the tags, as 'd.conll' is a column file, got none"),
+        ("the B-PER\ncat\n", "--target-column 2", "data: 'd.conll', line 2: expected 2 columns, got 1"),
+        ("the O\n", "--target-column 3", "column: expected a number from 1 to 2, the columns of 'd.conll', got 3"),
+        ("the O\n", "--target-column 2 --input-column x", "token: expected a number, as 'd.conll' does not begin with"),
+        ("the O\n", "", "target-column: expected the column of the tags, as 'd.conll' is a column file, got none"),
     ],
 )
 def test_errors_name_the_line(tagger: Run, text: str, options: str, message: str) -> None:
@@ -113,7 +123,9 @@ def test_errors_name_the_line(tagger: Run, text: str, options: str, message: str
     assert not Path("o").exists()
 
 
-def test_other_tasks_have_no_columns(run: Run) -> None:
-    result = run("evaluate builtin --data train.jsonl --column 2")
+def test_other_tasks_read_no_column_files(run: Run) -> None:
+    Path("d.conll").write_text("the O\n")
+    result = run("evaluate builtin --data d.conll --target-column 2")
     assert result.code == 2
-    assert result.errors[-1] == "secateur: column: expected a model for token-classification, got one for text-to-text"
+    expected = "data: expected a model for token-classification with the column file 'd.conll', got one for text-to-text"
+    assert result.errors[-1] == f"secateur: {expected}"

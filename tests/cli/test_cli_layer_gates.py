@@ -70,7 +70,7 @@ def test_frozen_weights_stay(run: Run) -> None:
     saved(TAGGER.model())
     written("rows.txt", [{"tokens": ["a", "cat", "sat"], "tags": ["O", "B-PER", "I-PER"]}] * 8)
     result = run(
-        "layer-gates m --data rows.txt --column 3 --token-column 2 --keep-layers 2 --unit branch --frozen --steps 4 "
+        "layer-gates m --data rows.txt --target-column 3 --input-column 2 --keep-layers 2 --unit branch --frozen --steps 4 "
         f"--batch-size 2 --batch-sizes 1 --lengths 8 {FAST} --out r"
     )
     assert result.code == 0, result.errors

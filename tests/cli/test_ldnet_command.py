@@ -16,7 +16,7 @@ from ldnet_toys import write_columns, write_text
 
 LM = "ldnet train-lm text --layers 2 --width 8 --embedding 8 --batch-size 8 --learning-rate 0.01 --min-count 1 --threads 1"
 TAGGER = (
-    "ldnet train-tagger lm --data train.conll --eval dev.conll --column 3 --features 8 --word-width 8 --hidden 8 "
+    "ldnet train-tagger lm --data train.conll --eval dev.conll --target-column 3 --features 8 --word-width 8 --hidden 8 "
     "--batch-size 4 --learning-rate 0.1 --threads 1"
 )
 
@@ -162,9 +162,9 @@ def test_bad_text_is_one_line(run: Run, files: Path, options: str, message: str)
 
 
 BAD_TAGGER = [
-    ("--column 4", "column: expected a number from 1 to 3, the columns of 'train.conll', got 4"),
-    ("--column NER", "column: expected a number, as 'train.conll' does not begin with "),
-    ("--column 2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
+    ("--target-column 4", "column: expected a number from 1 to 3, the columns of 'train.conll', got 4"),
+    ("--target-column NER", "column: expected a number, as 'train.conll' does not begin with "),
+    ("--target-column 2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
     ("--data ragged", "data: 'ragged', line 3: expected 3 columns, got 2"),
     ("--eval nowhere", "data: cannot read 'nowhere': No such file or directory"),
     ("--scheme iob", "scheme: expected one of auto, bio1, bio2, bioes, plain, got 'iob'"),
@@ -173,7 +173,7 @@ BAD_TAGGER = [
     ("--epochs 0", "epochs: expected a number above 0, got 0.0"),
     ("--learning-rate inf", "learning_rate: expected a number above 0, got inf"),
     ("--gate-learning-rate -1", "learning_rate: expected at least 0, got -1"),
-    ("--token-column 0", "token: expected a number from 1 to 3, the columns of "),
+    ("--input-column 0", "token: expected a number from 1 to 3, the columns of "),
 ]
 
 

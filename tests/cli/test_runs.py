@@ -33,10 +33,10 @@ WITH_OUT = (
     "layer-gates ./none --data d.jsonl --keep-layers 1",
     "multitask none.yaml",
     "ldnet train-lm none.txt",
-    "ldnet train-tagger none --data d.conll --eval d.conll --column 2",
+    "ldnet train-tagger none --data d.conll --eval d.conll --target-column 2",
     "reproduce ap",
     "reproduce multitask",
-    "reproduce ldnet --data d.conll --eval d.conll --test d.conll --text t.txt --column ner=2",
+    "reproduce ldnet --data d.conll --eval d.conll --test d.conll --text t.txt --target-column ner=2",
 )
 
 

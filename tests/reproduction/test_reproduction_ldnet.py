@@ -39,7 +39,7 @@ SETTINGS = Settings(
 )
 SIZES = {"features": 8, "word_width": 8, "hidden": 8}
 SMALL = (
-    "--data train.conll --eval dev.conll --column tag=3 --layers 2 --width 8 --steps 8 --epochs 1 --prune-epochs 2 "
+    "--data train.conll --eval dev.conll --target-column tag=3 --layers 2 --width 8 --steps 8 --epochs 1 --prune-epochs 2 "
     "--wanted 1 --lambda0 1 --gate-learning-rate 0.5 --examples 30 --threads 1"
 )
 
@@ -220,19 +220,19 @@ def _cells(folder: Path) -> int:
 
 
 BAD = [
-    ("--column tag", "column: expected NAME=COLUMN, each name once, got 'tag'"),
-    ("--column tag=3 --column tag=2", "column: expected NAME=COLUMN, each name once, got 'tag=2'"),
-    ("--column ../t=3", "column: expected NAME=COLUMN, each name once, got '../t=3'"),
-    ("--column tag=7", "column: expected a number from 1 to 3, the columns of 'train.conll', got 7"),
-    ("--column tag=2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
-    ("--column tag=3 --preset large", "preset: expected small or paper, got 'large'"),
-    ("--column tag=3 --wanted none", "wanted: expected numbers between commas, got 'none'"),
-    ("--column tag=3 --wanted 20", "wanted: expected numbers up to 20, one of them below it, got '20'"),
-    ("--column tag=3 --wanted 2,21", "wanted: expected numbers up to 20, one of them below it, got '2,21'"),
-    ("--column tag=3 --lambda0 -1", "lambda0: expected at least 0, got -1.0"),
-    ("--column tag=3 --epochs 0", "epochs: expected a number above 0, got 0.0"),
-    ("--column tag=3 --text rare", "text: expected words that occur at least 3 times, got none"),
-    ("--column tag=3 --text nowhere", "data: no such file: 'nowhere'"),
+    ("--target-column tag", "target-column: expected NAME=COLUMN, each name once, got 'tag'"),
+    ("--target-column tag=3 --target-column tag=2", "target-column: expected NAME=COLUMN, each name once, got 'tag=2'"),
+    ("--target-column ../t=3", "target-column: expected NAME=COLUMN, each name once, got '../t=3'"),
+    ("--target-column tag=7", "column: expected a number from 1 to 3, the columns of 'train.conll', got 7"),
+    ("--target-column tag=2", "data: 'train.conll', line 1: expected O, or B-, I-, E- or S- with a type"),
+    ("--target-column tag=3 --preset large", "preset: expected small or paper, got 'large'"),
+    ("--target-column tag=3 --wanted none", "wanted: expected numbers between commas, got 'none'"),
+    ("--target-column tag=3 --wanted 20", "wanted: expected numbers up to 20, one of them below it, got '20'"),
+    ("--target-column tag=3 --wanted 2,21", "wanted: expected numbers up to 20, one of them below it, got '2,21'"),
+    ("--target-column tag=3 --lambda0 -1", "lambda0: expected at least 0, got -1.0"),
+    ("--target-column tag=3 --epochs 0", "epochs: expected a number above 0, got 0.0"),
+    ("--target-column tag=3 --text rare", "text: expected words that occur at least 3 times, got none"),
+    ("--target-column tag=3 --text nowhere", "data: no such file: 'nowhere'"),
 ]
 
 

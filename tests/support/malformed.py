@@ -168,7 +168,7 @@ LINES: dict[str, tuple[str, ...]] = {
         *("--batch-size", "4", "--min-count", "1", "--out", "out", *FAST),
     ),
     "ldnet train-tagger": (
-        *("ldnet", "train-tagger", "lm", "--data", "columns.conll", "--eval", "columns.conll", "--column", "3"),
+        *("ldnet", "train-tagger", "lm", "--data", "columns.conll", "--eval", "columns.conll", "--target-column", "3"),
         *(
             "--features",
             "4",

@@ -84,7 +84,7 @@ VERBS: dict[str, list[Verb]] = {
         ),
         Verb(
             "ldnet train-tagger", "ldnet:train_tagger", "Train a tagger on the models, and delete the layers it can spare.",
-            "ldnet train-tagger lm/model --data train.conll --eval dev.conll --column ner --out tagger",
+            "ldnet train-tagger lm/model --data train.conll --eval dev.conll --target-column ner --out tagger",
         ),
         Verb("ldnet tag", "ldnet:tag", "Tag text, one sentence on a line.", "ldnet tag tagger/model sentences.txt"),
     ],
@@ -98,7 +98,7 @@ VERBS: dict[str, list[Verb]] = {
         ),
         Verb(
             "reproduce ldnet", "reproduce_ldnet:ldnet", "Repeat LD-Net (Liu et al. 2018).",
-            "reproduce ldnet --data train.conll --eval dev.conll --column ner=ner --out ldnet",
+            "reproduce ldnet --data train.conll --eval dev.conll --target-column ner=ner --out ldnet",
         ),
     ],
 }  # fmt: skip

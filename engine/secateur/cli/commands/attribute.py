@@ -10,13 +10,14 @@ import typer
 import secateur
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
+    Chat,
     Checkpoints,
-    Column,
     CriterionName,
     Data,
     Device,
     DeviceMap,
     Dtype,
+    InputColumn,
     Json,
     Kind,
     Labels,
@@ -26,10 +27,12 @@ from secateur.cli.shared.options import (
     Model,
     Out,
     Over,
+    PromptText,
     Select,
+    System,
+    TargetColumn,
     TargetName,
     Threads,
-    TokenColumn,
     UnitOption,
     Unlabeled,
 )
@@ -44,8 +47,11 @@ def attribute(
     out: Out,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -68,10 +74,20 @@ def attribute(
     inputs.use_threads(threads)
     with processes(device, device_map) as ranks, nullcontext() if ranks.rank else claimed(out, "file"):
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-        loaded, task, rows = inputs.prepare(
-            model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-            device_map=device_map, unlabeled=unlabeled, columns=(column, token_column),
+        options = inputs.DataOptions(
+            input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
         )  # fmt: skip
+        loaded, task, rows = inputs.prepare(
+            model,
+            data,
+            options,
+            task=kind,
+            examples=examples,
+            max_length=max_length,
+            device=device,
+            dtype=dtype,
+            device_map=device_map,
+        )
         scores = secateur.attribute(
             loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,

@@ -18,7 +18,7 @@ from secateur.cli.shared.options import (
 )
 from secateur.cli.shared.plots import sweep_plot
 from secateur.data import builtin
-from secateur.flow.loaded import load_model, make_task
+from secateur.flow.loaded import load_model, make_task, read_for
 from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.sites import AttentionUnit
@@ -53,8 +53,8 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         raise InputError(f"task: expected one of {', '.join(builtin.tasks())}, got {name!r}")
     with new_folder(out) as folder:
         loaded = load_model("builtin", task=None, device="auto", dtype="auto")
-        rows = inputs.read(f"builtin:{name}", loaded)
-        held_out = inputs.read(f"builtin:{name}.test", loaded)
+        rows = read_for(loaded, f"builtin:{name}")
+        held_out = read_for(loaded, f"builtin:{name}.test")
         task = make_task(loaded, "auto", rows, None)
         scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])

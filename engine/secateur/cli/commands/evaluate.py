@@ -5,10 +5,11 @@ from __future__ import annotations
 import secateur
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
-    Column,
+    Chat,
     Data,
     Device,
     Dtype,
+    InputColumn,
     Json,
     Kind,
     Labels,
@@ -16,8 +17,10 @@ from secateur.cli.shared.options import (
     MaxLength,
     MaxTokens,
     Model,
+    PromptText,
+    System,
+    TargetColumn,
     Threads,
-    TokenColumn,
 )
 
 
@@ -26,8 +29,11 @@ def evaluate(
     data: Data,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     examples: Limit = None,
     max_tokens: MaxTokens = 8192,
     max_length: MaxLength = None,
@@ -38,9 +44,11 @@ def evaluate(
 ) -> None:
     """Measure a model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
     inputs.use_threads(threads)
-    loaded, task, rows = inputs.prepare(
-        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        columns=(column, token_column),
+    options = inputs.DataOptions(
+        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
     )  # fmt: skip
+    loaded, task, rows = inputs.prepare(
+        model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
+    )
     result = secateur.evaluate(loaded.model, task, rows, max_tokens=max_tokens)
     output.emit({"model": model, **result.to_json()}, as_json, str(result))

@@ -13,10 +13,11 @@ from rich.table import Table
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
-    Column,
+    Chat,
     Data,
     Device,
     Eval,
+    InputColumn,
     Json,
     KeepLayers,
     Kind,
@@ -26,10 +27,12 @@ from secateur.cli.shared.options import (
     Limit,
     MaxLength,
     Model,
+    PromptText,
     RunFolder,
     Sizes,
+    System,
+    TargetColumn,
     Threads,
-    TokenColumn,
 )
 from secateur.cli.shared.plots import gates_plot
 from secateur.data.examples import Example
@@ -78,8 +81,11 @@ def layer_gates(
     evaluation: Eval = None,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     examples: Limit = None,
     max_length: MaxLength = None,
     batch_sizes: Sizes = "1,32",
@@ -98,12 +104,14 @@ def layer_gates(
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.shapes(batch_sizes, lengths)
     # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
-    loaded, task, rows = inputs.prepare(
-        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype="float32",
-        columns=(column, token_column),
+    options = inputs.DataOptions(
+        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
     )  # fmt: skip
+    loaded, task, rows = inputs.prepare(
+        model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype="float32"
+    )
     require_lengths(loaded.model, shapes[1])
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, options)
     given = {
         "max_steps": steps, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate, "seed": seed,
         "save_steps": max(1, steps // 4), "logging_steps": max(1, steps // 50),
@@ -121,7 +129,7 @@ def layer_gates(
     learned["gate_learning_rate"] = gate_learning_rate
     settings = {
         "model": model, "data": [data, len(rows)], "eval": evaluation, "task": loaded.task, "labels": task.labels,
-        "max_length": max_length, "column": [column, token_column], **learned,
+        "max_length": max_length, "columns": [input_column, target_column], "prompt": [prompt, chat, system], **learned,
         # Another model, tokenizer or data under the same names would give other gates.
         "tokenizer": reader_digest(loaded.tokenizer), "config": config_digest(loaded.model),
         "weights": weights_digest(loaded.model), ROWS: content_hash([rows, held_out]),

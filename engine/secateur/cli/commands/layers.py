@@ -12,11 +12,12 @@ from rich.table import Table
 from secateur.attribution.layer_scores import LAYER_CRITERIA, choose_layers, layer_scores
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
-    Column,
+    Chat,
     Data,
     Device,
     Dtype,
     Eval,
+    InputColumn,
     Json,
     KeepLayers,
     Kind,
@@ -28,9 +29,11 @@ from secateur.cli.shared.options import (
     MaxTokens,
     Model,
     Out,
+    PromptText,
     Sizes,
+    System,
+    TargetColumn,
     Threads,
-    TokenColumn,
 )
 from secateur.data.examples import Example
 from secateur.flow.folder import write_folder
@@ -59,8 +62,11 @@ def layers(
     evaluation: Eval = None,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     examples: Limit = None,
     max_tokens: MaxTokens = 4096,
     max_length: MaxLength = None,
@@ -77,11 +83,13 @@ def layers(
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     (target_name,) = inputs.among("target", target, get_args(Target))
     shapes = inputs.shapes(batch_sizes, lengths)
-    loaded, task, rows = inputs.prepare(
-        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        columns=(column, token_column),
+    options = inputs.DataOptions(
+        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
     )  # fmt: skip
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
+    loaded, task, rows = inputs.prepare(
+        model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
+    )
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, options)
     # Refuse a wrong number of layers before the scoring, which takes long.
     require_lengths(loaded.model, shapes[1])
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, layer_unit)), 0.0), keep_layers)

@@ -128,7 +128,10 @@ def train_tagger(
     data: TrainFile,
     evaluation: EvalFile,
     column: Annotated[
-        str, typer.Option(help="Column of the tags: a number from 1, or a name of the files' global.columns line.")
+        str,
+        typer.Option(
+            "--target-column", help="Column of the tags: a number from 1, or a name of the files' global.columns line."
+        ),
     ],
     out: RunFolder,
     wanted: Annotated[int, typer.Option(help="Number of layers to keep, in both directions together.", min=0)] = 2,
@@ -136,7 +139,9 @@ def train_tagger(
     regulariser: Annotated[str, typer.Option(help="Penalty: R1, R2 or R3. R3 stops at the wanted number of layers.")] = "R3",
     reopen: Annotated[bool, typer.Option(help="Let closed gates open again, as in the paper.")] = True,
     scheme: Scheme = "auto",
-    token_column: Annotated[str, typer.Option(help="Column of the tokens, in the same form as --column.")] = "1",
+    token_column: Annotated[
+        str, typer.Option("--input-column", help="Column of the tokens, in the same form as --target-column.")
+    ] = "1",
     epochs: Annotated[float, typer.Option(help="Epochs of the whole tagger's training.")] = 30.0,
     prune_epochs: Annotated[float, typer.Option(help="Epochs of the training with the penalty.")] = 30.0,
     batch_size: Annotated[int, typer.Option(help="Sentences in a training step.", min=1)] = 10,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -15,7 +16,7 @@ from secateur.cli.shared.options import (
     BUDGET,
     Align,
     AllocationName,
-    Column,
+    Chat,
     CriterionName,
     DataUnlessDry,
     Device,
@@ -24,6 +25,7 @@ from secateur.cli.shared.options import (
     Eval,
     Floor,
     Flops,
+    InputColumn,
     Json,
     Keep,
     Kind,
@@ -39,14 +41,16 @@ from secateur.cli.shared.options import (
     Over,
     Params,
     PerHead,
+    PromptText,
     Recover,
     ScoresOption,
     Select,
     Sizes,
     Speedup,
+    System,
+    TargetColumn,
     TargetName,
     Threads,
-    TokenColumn,
     UnitOption,
     Unlabeled,
 )
@@ -86,8 +90,11 @@ def prune(
     ] = 1,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -129,11 +136,13 @@ def prune(
         output.emit(document, as_json, *shown)
         return
     data, out = dry_run.require_real(data, out, scores_file)
-    loaded, task, rows = inputs.prepare(
-        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled, columns=(column, token_column),
+    options = inputs.DataOptions(
+        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
     )  # fmt: skip
-    held_out = None if evaluation is None else inputs.read(evaluation, loaded, (column, token_column), labels)
+    loaded, task, rows = inputs.prepare(
+        model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
+    )
+    held_out = None if evaluation is None else inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     compressed = secateur.compress(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,

@@ -31,7 +31,7 @@ PAPER: dict[str, Any] = {
 Columns = Annotated[
     list[str],
     typer.Option(
-        "--column",
+        "--target-column",
         metavar="NAME=COLUMN",
         help="A task: its name, and the column of its tags. Repeat the option for more tasks.",
     ),
@@ -75,7 +75,9 @@ def ldnet(
     batch_size: Annotated[int, typer.Option(help="Sentences in a training step of the taggers.", min=1)] = 10,
     examples: Annotated[int | None, typer.Option(help="Most sentences to train a tagger on; by default, all.", min=1)] = None,
     tested: Annotated[int | None, typer.Option(help="Most sentences of --eval to evaluate on; by default, all.", min=1)] = None,
-    token_column: Annotated[str, typer.Option(help="Column of the tokens, in the same form as a column of --column.")] = "1",
+    token_column: Annotated[
+        str, typer.Option("--input-column", help="Column of the tokens, in the same form as a column of --target-column.")
+    ] = "1",
     seed: Seed = 0,
     device: Device = "auto",
     threads: Threads = None,
@@ -121,7 +123,7 @@ def _columns(given: list[str]) -> dict[str, str]:
     for option in given:
         name, equals, where = option.partition("=")
         if not name.isidentifier() or not equals or not where or name in columns:
-            raise InputError(f"column: expected NAME=COLUMN, each name once, got {option!r}")
+            raise InputError(f"target-column: expected NAME=COLUMN, each name once, got {option!r}")
         columns[name] = where
     return columns
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated, cast
 
 import typer
@@ -12,12 +13,13 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
     Align,
     AllocationName,
-    Column,
+    Chat,
     CriterionName,
     Data,
     Device,
     Dtype,
     Floor,
+    InputColumn,
     Json,
     Kind,
     Labels,
@@ -28,11 +30,13 @@ from secateur.cli.shared.options import (
     Out,
     Over,
     PerHead,
+    PromptText,
     Recover,
     Select,
+    System,
+    TargetColumn,
     TargetName,
     Threads,
-    TokenColumn,
     UnitOption,
     Unlabeled,
 )
@@ -75,8 +79,11 @@ def sweep_(
     ] = None,
     kind: Kind = None,
     labels: Labels = "auto",
-    column: Column = None,
-    token_column: TokenColumn = "1",
+    input_column: InputColumn = None,
+    target_column: TargetColumn = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     unit: UnitOption = "head",
     select: Select = None,
     criterion: CriterionName = "gradient",
@@ -105,12 +112,14 @@ def sweep_(
     for budget in budgets:
         budget.check_spread(allocation, floor or 0.0)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    loaded, task, rows = inputs.prepare(
-        model, data, task=kind, labels=labels, examples=examples, max_length=max_length, device=device, dtype=dtype,
-        unlabeled=unlabeled, columns=(column, token_column),
+    options = inputs.DataOptions(
+        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
     )  # fmt: skip
+    loaded, task, rows = inputs.prepare(
+        model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
+    )
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
-    held_out = inputs.read(evaluation, loaded, (column, token_column), labels)
+    held_out = inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     scores = secateur.attribute(
         loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
         progress=output.batch_progress,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +12,11 @@ import torch
 from secateur import tasks
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.cli.shared.tagged import tagged_examples
-from secateur.data.examples import Example, read_examples
+from secateur.data.examples import FORMATS, Example
+from secateur.data.formats import format_of
 from secateur.flow.choose import RECOVERIES
 from secateur.flow.compress import preferred_alignment
-from secateur.flow.loaded import Loaded, load_model, make_task, task_labels
+from secateur.flow.loaded import Loaded, load_model, make_task, prompt_of, read_for, task_labels
 from secateur.measuring.synthetic import MOST
 from secateur.recovery import Method
 from secateur.support.environment import require_threads
@@ -25,38 +26,63 @@ from secateur.tasks import TokenClassification
 from secateur.tasks.classification import class_names
 
 COLUMN_FILE = ".conll"
-# The columns of the tags and of the tokens in a column file. The first is None if the data is no column file.
-Columns = tuple[str | None, str]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The options of a command about its data.
+
+    Attributes:
+        input_column: --input-column.
+        target_column: --target-column.
+        prompt: --prompt, --chat and --system, as `prompt_named` makes them.
+        labels: --labels.
+        unlabeled: --unlabeled: the targets are not read.
+    """
+
+    input_column: str | None = None
+    target_column: str | None = None
+    prompt: tasks.Prompt | None = None
+    labels: str = "auto"
+    unlabeled: bool = False
+
+    def columns(self, roles: Sequence[str]) -> dict[str, str]:
+        """Return the columns of the data by the task's columns, where the options name them."""
+        given = {roles[0]: self.input_column, roles[-1]: self.target_column}
+        return {role: name for role, name in given.items() if name is not None}
+
+
+def prompt_named(text: str | None, chat: bool, system: str | None) -> tasks.Prompt | None:
+    """Return the prompt of the options --prompt, --chat and --system; None without any."""
+    if text is None and not chat and system is None:
+        return None
+    return tasks.Prompt("{input}" if text is None else text, chat, system)
 
 
 def prepare(
     model: str,
     data: str,
+    options: DataOptions,
     *,
     task: str | None,
-    labels: str,
     examples: int | None,
     max_length: int | None,
     device: str,
     dtype: str,
     device_map: str | None = None,
-    unlabeled: bool = False,
-    columns: Columns = (None, "1"),
 ) -> tuple[Loaded, tasks.Task, list[Example]]:
     """Load the model, the task and the examples of a command.
 
     Args:
         model: A folder, a Hub name, or "builtin".
         data: The examples, as in `read`.
+        options: The options about the data. The targets of all rows may tell the labels.
         task: The kind of task; None for the model's own kind.
-        labels: The candidate labels, as in `make_task`. The targets of all rows may tell them.
         examples: Return only that many rows, the first ones; None for all.
         max_length: Inputs are cut after that many tokens.
         device: The device, as in `load_model`.
         dtype: The dtype, as in `load_model`.
         device_map: How Accelerate spreads the model, in place of `device`.
-        unlabeled: Do not read the targets.
-        columns: The columns of a column file.
 
     Returns:
         The model, its task, and the rows.
@@ -65,38 +91,47 @@ def prepare(
         InputError: As in `load_model`, `read` and `make_task`.
     """
     loaded = load_model(model, task=task, device=device, dtype=dtype, device_map=device_map)
-    rows = read(data, loaded, columns, labels, unlabeled=unlabeled)
-    return loaded, make_task(loaded, labels, rows, max_length), rows[:examples]
+    known = prompt_of(loaded, options.prompt, data)
+    rows = read(data, loaded, replace(options, prompt=known))
+    made = make_task(loaded, options.labels, rows, max_length, prompt=known)
+    return loaded, made, rows[:examples]
 
 
-def read(
-    data: str, loaded: Loaded, columns: Columns = (None, "1"), labels: str = "auto", *, unlabeled: bool = False
-) -> list[Example]:
+def read(data: str, loaded: Loaded, options: DataOptions) -> list[Example]:
     """Read the examples of a model's task.
 
     Args:
-        data: A file, a Hub name or "builtin:...", as in `read_examples`; or a column file, with `columns`.
+        data: A file, a Hub name or "builtin:...", as in `read_examples`; or a column file of tokens and tags.
         loaded: The model.
-        columns: The columns of the tags and of the tokens in a column file.
-        labels: The candidate labels, as in `make_task`. The tags of a column file must be among them.
-        unlabeled: Read the first column of the task only, not the targets.
+        options: The options about the data. The tags of a column file must be among the labels.
 
     Returns:
         The rows, with the columns of the task.
 
     Raises:
-        InputError: The examples cannot be read, a column file comes without the column of its tags, or that column is given
-            for a model whose task is not token-classification.
+        InputError: The examples cannot be read, or a column file comes without the column of its tags, or for a model whose
+            task is not token-classification.
     """
-    column, token = columns
-    if column is None:
-        if Path(data).suffix == COLUMN_FILE:
-            raise InputError(f"column: expected the column of the tags, as {data!r} is a column file, got none")
-        names = loaded.task_class.columns
-        return read_examples(data, names[:1] if unlabeled else names)
-    if "tags" not in loaded.task_class.columns:
-        raise InputError(f"column: expected a model for {TokenClassification.name}, got one for {loaded.task}")
-    return tagged_examples(data, column, token, class_names(loaded.model, task_labels(loaded, labels, [])))
+    roles = loaded.task_class.columns
+    if not _is_column_file(data, options):
+        given = options.columns(roles)
+        return read_for(loaded, data, prompt=options.prompt, columns=given, unlabeled=options.unlabeled)
+    if "tags" not in roles:
+        raise InputError(
+            f"data: expected a model for {TokenClassification.name} with the column file {data!r}, got one for {loaded.task}"
+        )
+    if options.target_column is None:
+        raise InputError(f"target-column: expected the column of the tags, as {data!r} is a column file, got none")
+    names = class_names(loaded.model, task_labels(loaded, options.labels, []))
+    return tagged_examples(data, options.target_column, options.input_column or "1", names)
+
+
+def _is_column_file(data: str, options: DataOptions) -> bool:
+    """Whether data are a column file: by its ending, or a file of an unknown ending with a column of tags."""
+    path = Path(data)
+    if path.suffix == COLUMN_FILE:
+        return True
+    return options.target_column is not None and path.is_file() and format_of(data) not in FORMATS
 
 
 def among(name: str, text: str | None, known: Collection[str], default: Collection[str] | None = None) -> tuple[str, ...]:

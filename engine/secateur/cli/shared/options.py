@@ -31,15 +31,37 @@ DataUnlessDry = Annotated[
     str | None, typer.Option("--data", help="Examples, as for attribute; not needed with --dry-run.", rich_help_panel=DATA)
 ]
 Eval = Annotated[str | None, typer.Option("--eval", help="Held-out examples to evaluate on.", rich_help_panel=DATA)]
-Column = Annotated[
+InputColumn = Annotated[
     str | None,
     typer.Option(
-        help="Column of the tags, if the examples are CoNLL-style column files: a number from 1, or a name of global.columns.",
+        "--input-column",
+        help="Column of the input; several between commas are one input of several texts. In a column file of tokens and tags: "
+        "the column of the tokens, a number from 1 (the default) or a name. By default, the column with a common name.",
         rich_help_panel=DATA,
     ),
 ]
-TokenColumn = Annotated[
-    str, typer.Option(help="Column of the tokens in a column file, in the same form as --column.", rich_help_panel=DATA)
+TargetColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--target-column",
+        help="Column of the target. In a column file: the column of the tags. By default, the column with a common name.",
+        rich_help_panel=DATA,
+    ),
+]
+PromptText = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="Text around each input, as in 'topic: {input}', or with names of columns in braces; by default, the one that the "
+        "model's folder remembers.",
+        rich_help_panel=DATA,
+    ),
+]
+Chat = Annotated[
+    bool, typer.Option("--chat", help="Ask in the tokenizer's chat template, for instruction models.", rich_help_panel=DATA)
+]
+System = Annotated[
+    str | None, typer.Option("--system", help="With --chat: the text of the system's message.", rich_help_panel=DATA)
 ]
 Kind = Annotated[
     str | None,

@@ -43,9 +43,7 @@ def examples(name: str) -> list[dict[str, Any]]:
     task, _, split = name.partition(".")
     path = _HERE / "tasks" / f"{task}.{split or 'calibration'}.jsonl.gz"
     if not path.exists():
-        raise InputError(
-            f"data: expected builtin:TASK or builtin:TASK.test with TASK one of {', '.join(tasks())}, got {name!r}"
-        )
+        raise _unknown(name)
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
 
 
@@ -60,8 +58,13 @@ def prompt(name: str) -> str:
     """
     task = name.partition(".")[0]
     if task not in _PROMPTS:
-        raise InputError(f"data: expected a task among {', '.join(_PROMPTS)}, got {task!r}")
+        raise _unknown(name)
     return _PROMPTS[task]
+
+
+def _unknown(name: str) -> InputError:
+    """The error for examples that are not built in."""
+    return InputError(f"data: expected builtin:TASK or builtin:TASK.test with TASK one of {', '.join(tasks())}, got {name!r}")
 
 
 def load() -> tuple[nn.Module, Any]:
