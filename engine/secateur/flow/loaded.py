@@ -390,8 +390,7 @@ def _remembered(folder: str) -> dict[str, Any]:
 
 def _task_of(config: Any) -> str:
     """The name of the task that the config's architecture tells."""
-    named = getattr(config, "architectures", None) or [""]
-    architecture = str(named[0] if isinstance(named, list) else named)
+    architecture = checkpoints.architecture_of(config)
     for name, task_class in TASKS.items():
         if architecture in auto_architectures(task_class.auto_class):
             return name
