@@ -67,7 +67,7 @@ def add(folder: Path, name: str) -> None:
         (
             "bert-sequence",
             "bert.encoder.layer.0.attention.self.distance_embedding.weight",
-        ),  # As position_embedding_type had it.
+        ),  # Relative positions.
         ("bert-sequence", "bert.encoder.layer.1.output.dense.weight_scale"),  # As in quantised checkpoints.
         ("bert-sequence", "encoder.layer.2.output.dense.weight"),  # A third layer, by its name in the base model.
     ],
