@@ -27,6 +27,7 @@ UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 ROWS, CHARACTERS = 256, 1 << 24
 # A quoted field that is not closed within so many characters counts as never closed.
 LONGEST_QUOTED = 1 << 27
+_ARROW_FILE = b"ARROW1"
 _SHOWN = 20  # The most columns that a message names.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -244,12 +245,15 @@ def _parquet(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator
 
 
 def _arrow(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
-    """Blocks of an Arrow stream: the batches that it has."""
+    """Blocks of an Arrow stream, or of an Arrow file (Feather): the batches that it has."""
     import pyarrow
 
-    with pyarrow.ipc.open_stream(raw) as stream:
+    magic = raw.read(len(_ARROW_FILE))
+    raw.seek(0)
+    with (pyarrow.ipc.open_file if magic == _ARROW_FILE else pyarrow.ipc.open_stream)(raw) as stream:
         require_columns(stream.schema.names, columns)
-        for batch in stream:
+        batches = map(stream.get_batch, range(stream.num_record_batches)) if magic == _ARROW_FILE else stream
+        for batch in batches:
             yield _records_of(batch, columns), _share(raw.tell(), size)
         yield _records_of(stream.schema.empty_table(), columns), 1.0
 

@@ -13,7 +13,7 @@ from secateur.support.compat import own_code_error, without_own_code
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
-_SENTENCEPIECE_FILES = ("*.model", "*.spm")
+_SENTENCEPIECE_FILES = ("*.model", "*.spm", "vocab*")
 _FEW_TOKENS = 1000  # A tokenizer without words has some 100 at most: the sentinels of T5.
 
 
