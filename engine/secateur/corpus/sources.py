@@ -127,10 +127,10 @@ def find_sources(data: str) -> list[Source]:
     """Return the shards that `data` names, sorted by name.
 
     Args:
-        data: A file, whatever its name; a pattern, or several files and patterns between commas, local or at any URL that fsspec
-            knows (s3://, gs://, hf://, https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or the name
-            of a data set on the Hub, "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or text with
-            a document on each line. All but the first two may be compressed, as .gz or .zst.
+        data: A file, whatever its name; a pattern, or several files and patterns between commas, local or at any URL that
+            fsspec knows (s3://, gs://, hf://, https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or
+            the name of a data set on the Hub, "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or
+            text with a document on each line. All but the first two may be compressed, as .gz or .zst.
 
     Raises:
         InputError: There are no such files, a format is unknown, or the outputs of two shards would have the same name.

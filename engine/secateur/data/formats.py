@@ -146,8 +146,8 @@ def columns_of(raw: Any, name: str) -> list[str]:
         try:
             if kind == ".parquet":
                 return list(pyarrow.parquet.ParquetFile(raw).schema_arrow.names)
-            with pyarrow.ipc.open_stream(raw) as stream:
-                return list(stream.schema.names)
+            with _opened_arrow(raw) as reader:
+                return list(reader.schema.names)
         except pyarrow.ArrowException as error:
             raise ValueError(str(error)) from error
     records, _ = next(read_blocks(raw, name, 0, (), 1), (Records(), 1.0))
@@ -245,17 +245,24 @@ def _parquet(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator
 
 
 def _arrow(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
-    """Blocks of an Arrow stream, or of an Arrow file (Feather): the batches that it has."""
+    """Blocks of an Arrow stream or an Arrow file: the batches that it has."""
+    import pyarrow
+
+    with _opened_arrow(raw) as reader:
+        require_columns(reader.schema.names, columns)
+        stream = isinstance(reader, pyarrow.ipc.RecordBatchStreamReader)
+        for batch in reader if stream else map(reader.get_batch, range(reader.num_record_batches)):
+            yield _records_of(batch, columns), _share(raw.tell(), size)
+        yield _records_of(reader.schema.empty_table(), columns), 1.0
+
+
+def _opened_arrow(raw: Any) -> Any:
+    """A reader of an Arrow stream, or of an Arrow file (Feather), which begins with other bytes."""
     import pyarrow
 
     magic = raw.read(len(_ARROW_FILE))
     raw.seek(0)
-    with (pyarrow.ipc.open_file if magic == _ARROW_FILE else pyarrow.ipc.open_stream)(raw) as stream:
-        require_columns(stream.schema.names, columns)
-        batches = map(stream.get_batch, range(stream.num_record_batches)) if magic == _ARROW_FILE else stream
-        for batch in batches:
-            yield _records_of(batch, columns), _share(raw.tell(), size)
-        yield _records_of(stream.schema.empty_table(), columns), 1.0
+    return (pyarrow.ipc.open_file if magic == _ARROW_FILE else pyarrow.ipc.open_stream)(raw)
 
 
 def _records_of(batch: Any, columns: Sequence[str]) -> Records:
