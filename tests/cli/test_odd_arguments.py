@@ -38,14 +38,6 @@ BAD_OPTIONS = {
     "seed": ((*GATES, "--seed", str(2**32)), "Invalid value for '--seed': "),
     "rate": ((*GATES, "--learning-rate", "inf"), "Invalid value for '--learning-rate': "),
     "gate rate": ((*GATES, "--gate-learning-rate", "inf"), "Invalid value for '--gate-learning-rate': "),
-    "pruned batch": (
-        (*PRUNE, "--batch-sizes", "99999999999"),
-        "batch_sizes: expected at most 134217728 tokens in a batch, got ",
-    ),
-    "gates' batch": (
-        (*GATES, "--batch-sizes", "99999999999"),
-        "batch_sizes: expected at most 134217728 tokens in a batch, got ",
-    ),
 }
 
 
