@@ -214,6 +214,7 @@ TABLE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "allocation-of-keep": (plan(keep=0.5, allocation="global"), ["allocation: expected uniform with keep", "got 'global'"]),
     "floor-too-high": (plan(flops=0.5, floor=1.5), ["floor: expected a number in [0, 1], got 1.5"]),
     "floor-over-budget": (plan(flops=0.5, floor=0.8), ["flops: expected at least 0.", "got 0.5"]),
+    "floor-over-keep": (plan(keep=0.5, floor=0.9), ["floor: expected at most the share to keep, 0.5, got 0.9"]),
     "two-budgets": (plan(keep=0.5, flops=0.5), ["budget: expected exactly one", "got keep, flops"]),
     "unreachable": (plan(flops=0.001), ["flops: expected at least 0.", "what is left with the least", "got 0.001"]),
     "align-0": (plan(keep=0.5, align=0), ["align: expected a positive number, got 0"]),

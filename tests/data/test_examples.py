@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 import secateur
 from secateur.data.examples import read_examples
@@ -101,3 +103,9 @@ def test_unusable_files(name: str, content: bytes, message: str, tmp_path: Path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(secateur.InputError, match=message):
         read_examples(tmp_path / name, ("input", "target"))
+
+
+@pytest.mark.parametrize("data", [torch.tensor(0.5), numpy.array(3)])
+def test_an_array_of_one_value_is_no_rows(data: Any) -> None:
+    with pytest.raises(secateur.InputError, match=r"^examples: expected an iterable of rows or the name of data, got "):
+        read_examples(data, ("input",))

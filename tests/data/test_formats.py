@@ -284,3 +284,21 @@ def test_data_in_memory_that_are_no_rows(what: str) -> None:
     with pytest.raises(InputError) as raised:
         read_examples(data, ("text", "target"))
     assert message in str(raised.value)
+
+
+def test_an_arrow_file_is_read_as_a_stream_is(tmp_path: Path) -> None:
+    table = pyarrow.table({"target": ["x", "y"], "text": ["a", "b"]})
+    for name, write in (("file.arrow", pyarrow.ipc.new_file), ("stream.arrow", pyarrow.ipc.new_stream)):
+        with write(tmp_path / name, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1)
+        assert corpus(tmp_path / name) == examples(tmp_path / name) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a[1].jsonl", "a,b.jsonl", "a*.jsonl"])
+def test_a_file_whose_name_looks_like_a_pattern(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(lines(*ROWS))
+    for other in ("a1.jsonl", "ab.jsonl"):
+        (tmp_path / other).write_bytes(lines(("wrong", "z")))
+    assert corpus(tmp_path / name) == ROWS
+    (source,) = find_sources(str(tmp_path / name))
+    assert source.name == name

@@ -54,6 +54,59 @@ def test_a_checkpoint_without_a_weight(name: str, dropped: str, tmp_path: Path) 
     refused(folder, f"got {str(folder)!r} without {dropped}: they would be drawn at random")
 
 
+def add(folder: Path, name: str) -> None:
+    """Add a weight to a folder's file."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("llama", "model.layers.0.self_attn.q_proj.bias"),  # As Qwen2 has it.
+        (
+            "bert-sequence",
+            "bert.encoder.layer.0.attention.self.distance_embedding.weight",
+        ),  # Relative positions.
+        ("bert-sequence", "bert.encoder.layer.1.output.dense.weight_scale"),  # As in quantised checkpoints.
+        ("bert-sequence", "encoder.layer.2.output.dense.weight"),  # A third layer, by its name in the base model.
+    ],
+)
+def test_a_weight_of_the_layers_that_the_model_does_not_have(name: str, added: str, tmp_path: Path) -> None:
+    folder = folder_of(name, tmp_path / "m")
+    add(folder, added)
+    refused(folder, f"with {added}, which the model would leave out")
+
+
+@pytest.mark.parametrize(
+    ("name", "added"),
+    [
+        ("bert-sequence", "cls.predictions.bias"),
+        ("bert-sequence", "bert.embeddings.position_ids"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama", "score.weight"),
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+    ],
+)
+def test_other_heads_and_computed_constants_are_left_out(name: str, added: str, tmp_path: Path) -> None:
+    folder = folder_of(name, tmp_path / "m")
+    add(folder, added)
+    load_model(str(folder), task=None, device="cpu", dtype="auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "own"),
+    [
+        ("bert-sequence", "token-classification", "sequence-classification for .*, a BertForSequenceClassification"),
+        ("bert-token", "sequence-classification", "token-classification for .*, a BertForTokenClassification"),
+    ],
+)
+def test_a_head_that_was_trained_for_another_task(name: str, task: str, own: str, tmp_path: Path) -> None:
+    folder = folder_of(name, tmp_path / "m")
+    with pytest.raises(secateur.InputError, match=f"^task: expected {own}, got '{task}'$"):
+        load_model(str(folder), task=task, device="cpu", dtype="auto")
+
+
 def test_a_checkpoint_of_a_model_without_the_head(tmp_path: Path) -> None:
     model: Any = CASES["bert-sequence"].model()
     folder = folder_of("bert-sequence", tmp_path / "m")

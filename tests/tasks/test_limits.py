@@ -21,6 +21,8 @@ from transformers import (
     FNetForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MobileBertConfig,
+    MobileBertForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
     XLNetConfig,
@@ -174,6 +176,7 @@ def test_a_text_with_an_end_mark_is_rejected_where_the_model_looks_for_it() -> N
     [
         (FNetForSequenceClassification, FNetConfig),
         (ConvBertForSequenceClassification, ConvBertConfig),
+        (MobileBertForSequenceClassification, MobileBertConfig),
         (XLNetForSequenceClassification, XLNetConfig),
     ],
 )

@@ -25,13 +25,14 @@ def main() -> None:
 def _run() -> None:
     """Run the command of the process's arguments, and report its errors."""
     # The advice that other libraries print would hide the one line that reports an error.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import typer
 
     from secateur.cli.app import app
-    from secateur.support.errors import InputError, VerificationError
+    from secateur.support.environment import disk_is_full, out_of_memory
+    from secateur.support.errors import InputError, VerificationError, first_line
 
     # Some versions of Typer bundle click, others use the installed one. The base of Typer's public class is the right class.
     usage_error: Any = typer.BadParameter.__base__
@@ -50,6 +51,13 @@ def _run() -> None:
         _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
+    except Exception as error:
+        # The allocator, safetensors, tokenizers and torch.save have no types of their own for a full memory or disk.
+        if out_of_memory(error):
+            _fail(f"out of memory: {first_line(error)}", 1)
+        if not disk_is_full(error):
+            raise
+        _fail(f"out: cannot be written: {first_line(error)}", 1)
     if code == _INTERRUPTED:  # Typer turns KeyboardInterrupt into this exit code.
         _fail("interrupted", code)
     sys.exit(code or 0)

@@ -180,9 +180,9 @@ class Folder:
         return [path.rstrip("/").rpartition("/")[2] for path in self.system.ls(self.root, detail=False)]
 
     def read(self, name: str) -> str | None:
-        """Return the text of one of the run's files, or None if it does not exist."""
+        """Return the text of one of the run's files, or None if it does not exist. Bytes that are not UTF-8 spoil its JSON."""
         path = self.path(name)
-        return self.system.cat_file(path).decode() if self.system.exists(path) else None
+        return self.system.cat_file(path).decode(errors="surrogateescape") if self.system.exists(path) else None
 
     def write(self, name: str, text: str) -> None:
         """Write one of the run's files, completely or not at all."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.shapes import longest, stepped
 from secateur.corpus.windows import Window
+from secateur.support.environment import out_of_memory
 from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, buckets, model_device
 
@@ -114,7 +115,7 @@ class Runner:
             batch = self.task.collate_inputs(items, model_device(self.model), length)
             scores = self.label_scores(batch).cpu()
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         else:
             with self._lock:
@@ -249,8 +250,3 @@ class _Channel(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out. The errors of the CPU's allocator have no type of their own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

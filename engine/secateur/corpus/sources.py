@@ -127,15 +127,16 @@ def find_sources(data: str) -> list[Source]:
     """Return the shards that `data` names, sorted by name.
 
     Args:
-        data: A file, a pattern, or several of them between commas, local or at any URL that fsspec knows (s3://, gs://, hf://,
-            https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or the name of a data set on the Hub,
-            "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or text with a document on each line.
-            All but the first two may be compressed, as .gz or .zst.
+        data: A file, whatever its name; a pattern, or several files and patterns between commas, local or at any URL that
+            fsspec knows (s3://, gs://, hf://, https://, ...); a folder written by `datasets.save_to_disk`; "builtin:TASK"; or
+            the name of a data set on the Hub, "owner/name" or "owner/name:split". Files are Parquet, Arrow, JSONL, CSV, TSV, or
+            text with a document on each line. All but the first two may be compressed, as .gz or .zst.
 
     Raises:
         InputError: There are no such files, a format is unknown, or the outputs of two shards would have the same name.
     """
-    sources = [source for part in data.split(",") for source in _named(part.strip())]
+    parts = [data] if Path(data).is_file() else [part.strip() for part in data.split(",")]
+    sources = [source for part in parts for source in _named(part)]
     names: dict[str, str] = {}
     for source in sources:
         other = names.setdefault(source.name, source.place)
@@ -168,7 +169,9 @@ def _files(data: str) -> list[Source]:
 
     try:
         system, pattern = fsspec.core.url_to_fs(data)
-        details = {path: info for path, info in system.glob(pattern, detail=True).items() if info["type"] == "file"}
+        exact = Path(data).is_file()  # A file's name may have commas and the marks of patterns.
+        listed = {pattern: system.info(pattern)} if exact else system.glob(pattern, detail=True)
+        details = {path: info for path, info in listed.items() if info["type"] == "file"}
     except (ImportError, OSError, ValueError) as error:
         raise InputError(f"data: {data!r} cannot be listed: {first_line(error)}") from error
     for path in details:
@@ -176,7 +179,8 @@ def _files(data: str) -> list[Source]:
             known = ", ".join(FORMATS)
             raise InputError(f"data: expected files ending in {known}, text also in {' or '.join(COMPRESSED)}, got {path!r}")
     # Names are relative to the folder before the first wildcard, so that the output has the same folders below it.
-    fixed = pattern[: min((pattern.index(mark) for mark in "*?[" if mark in pattern), default=len(pattern))]
+    marks = "" if exact else "*?["
+    fixed = pattern[: min((pattern.index(mark) for mark in marks if mark in pattern), default=len(pattern))]
     base = fixed.rpartition("/")[0]
     return [
         Source(

@@ -145,7 +145,8 @@ def rows_in_memory(data: Any, argument: str) -> Iterable[Any]:
         return data.iter_rows(named=True)  # type: ignore[no-any-return]
     if isinstance(data, Mapping):
         return _rows_of_columns(data, argument)
-    if not isinstance(data, Iterable) or isinstance(data, (bytes, bytearray)) or hasattr(data, "columns"):
+    single = isinstance(data, (bytes, bytearray)) or getattr(data, "ndim", 1) == 0  # Arrays of one value cannot be iterated.
+    if not isinstance(data, Iterable) or single or hasattr(data, "columns"):
         raise InputError(f"{argument}: expected an iterable of rows or the name of data, got {type(data).__name__}")
     return data
 

@@ -16,15 +16,19 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from secateur.support.fields import shown
+
 COLUMNAR, JSON, TEXT = (".parquet", ".arrow"), (".jsonl", ".ndjson", ".json"), (".txt", ".text")
 TABLES = {".csv": ",", ".tsv": "\t"}  # The delimiters.
 COMPRESSED = (".gz", ".zst", ".zstd")
 # Exceptions of a file that is missing, truncated or corrupt.
-UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
+UNREADABLE = (OSError, EOFError, ValueError, OverflowError, zlib.error)
 # The most rows of a block, and the characters (in Parquet files the bytes) after which a block ends early.
 ROWS, CHARACTERS = 256, 1 << 24
 # A quoted field that is not closed within so many characters counts as never closed.
 LONGEST_QUOTED = 1 << 27
+_ARROW_FILE = b"ARROW1"
+_SHOWN = 20  # The most columns that a message names.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -142,8 +146,8 @@ def columns_of(raw: Any, name: str) -> list[str]:
         try:
             if kind == ".parquet":
                 return list(pyarrow.parquet.ParquetFile(raw).schema_arrow.names)
-            with pyarrow.ipc.open_stream(raw) as stream:
-                return list(stream.schema.names)
+            with _opened_arrow(raw) as reader:
+                return list(reader.schema.names)
         except pyarrow.ArrowException as error:
             raise ValueError(str(error)) from error
     records, _ = next(read_blocks(raw, name, 0, (), 1), (Records(), 1.0))
@@ -158,7 +162,8 @@ def require_columns(names: Sequence[str], columns: Iterable[str]) -> None:
     """
     for column in columns:
         if column not in names:
-            raise ColumnError(f"expected the column {column!r}, got {', '.join(map(repr, names))}")
+            few = ", ".join(map(shown, names[:_SHOWN])) + (" ..." if len(names) > _SHOWN else "")
+            raise ColumnError(f"expected the column {column!r}, got {few}")
         if names.count(column) > 1:
             raise ColumnError(f"expected one column {column!r}, got {names.count(column)} of this name")
 
@@ -240,14 +245,24 @@ def _parquet(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator
 
 
 def _arrow(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
-    """Blocks of an Arrow stream: the batches that it has."""
+    """Blocks of an Arrow stream or an Arrow file: the batches that it has."""
     import pyarrow
 
-    with pyarrow.ipc.open_stream(raw) as stream:
-        require_columns(stream.schema.names, columns)
-        for batch in stream:
+    with _opened_arrow(raw) as reader:
+        require_columns(reader.schema.names, columns)
+        stream = isinstance(reader, pyarrow.ipc.RecordBatchStreamReader)
+        for batch in reader if stream else map(reader.get_batch, range(reader.num_record_batches)):
             yield _records_of(batch, columns), _share(raw.tell(), size)
-        yield _records_of(stream.schema.empty_table(), columns), 1.0
+        yield _records_of(reader.schema.empty_table(), columns), 1.0
+
+
+def _opened_arrow(raw: Any) -> Any:
+    """A reader of an Arrow stream, or of an Arrow file (Feather), which begins with other bytes."""
+    import pyarrow
+
+    magic = raw.read(len(_ARROW_FILE))
+    raw.seek(0)
+    return (pyarrow.ipc.open_file if magic == _ARROW_FILE else pyarrow.ipc.open_stream)(raw)
 
 
 def _records_of(batch: Any, columns: Sequence[str]) -> Records:
@@ -270,11 +285,22 @@ def _values(column: Any) -> list[Any]:
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (types.is_string(column.type) or types.is_large_string(column.type)):
-        values: list[Any] = column.to_pylist()
+        try:
+            values: list[Any] = column.to_pylist()
+        except (OverflowError, ValueError):  # A date outside Python's years, or a list with text that is not UTF-8.
+            values = [_python_value(scalar) for scalar in column]
         return values
     # Read as bytes first: text that is not UTF-8 spoils a row, and does not end the file.
     raw = column.cast(pyarrow.large_binary() if types.is_large_string(column.type) else pyarrow.binary())
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in raw.to_pylist()]
+
+
+def _python_value(scalar: Any) -> Any:
+    """The Python value of an Arrow scalar; a text with a lone surrogate, which other code refuses, where it has none."""
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        return "\udcff"
 
 
 def _json(lines: _Lines, columns: Sequence[str]) -> Iterator[Record]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.support.compat import has_auto_model, own_code_error
+from secateur.support.compat import auto_architectures, has_auto_model, own_code_error
 from secateur.support.errors import FieldError, InputError, first_line, reading
 from secateur.support.fields import read_object, shown
 from secateur.tasks import Task
@@ -105,7 +105,10 @@ def require_no_own_code(name: str, config: Any) -> None:
 
 
 def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, type[Task]]) -> None:
-    """Check that transformers has a model of this architecture for the task.
+    """Check that transformers has a model of this architecture for the task, and that the checkpoint's head is not another's.
+
+    Heads of two tasks may have weights of one name and shape: BERT's for sequences and for tokens, or a decoder that is tied to
+    its embedding and was trained as a classifier.
 
     Args:
         name: The folder or Hub name of the model.
@@ -114,7 +117,7 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
         tasks: The classes of all kinds of task by name.
 
     Raises:
-        InputError: It has none.
+        InputError: It has none, or the config names a class for another task.
     """
     fitting = [known for known, task in tasks.items() if has_auto_model(task.auto_class, config)]
     if kind not in fitting:
@@ -122,6 +125,16 @@ def require_architecture(name: str, config: Any, kind: str, tasks: Mapping[str, 
             f"task: expected {' or '.join(fitting) or 'another model'} for {name!r}, as transformers has it for the "
             f"architecture {config.model_type!r}, got {kind!r}"
         )
+    architecture = architecture_of(config)
+    own = [known for known, task in tasks.items() if architecture in auto_architectures(task.auto_class)]
+    if own and kind not in own:
+        raise InputError(f"task: expected {' or '.join(own)} for {name!r}, a {architecture}, got {kind!r}")
+
+
+def architecture_of(config: Any) -> str:
+    """Return the name of the model class that a config names first, without secateur's prefix; empty without one."""
+    named = getattr(config, "architectures", None) or [""]
+    return str(named[0] if isinstance(named, list) else named).removeprefix("Pruned")
 
 
 def unreachable(name: str, error: Exception) -> InputError:

@@ -305,9 +305,12 @@ def device_named(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
-        return torch.device(name)
+        place = torch.device(name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: {name!r} cannot be used: {first_line(error)}") from error
+    if place.type == "meta":
+        raise InputError("device: expected one that computes, got 'meta'")
+    return place
 
 
 def _load(path: str, config: Any, auto_class: str, options: dict[str, Any]) -> nn.Module:
@@ -390,8 +393,7 @@ def _remembered(folder: str) -> dict[str, Any]:
 
 def _task_of(config: Any) -> str:
     """The name of the task that the config's architecture tells."""
-    named = getattr(config, "architectures", None) or [""]
-    architecture = str(named[0] if isinstance(named, list) else named)
+    architecture = checkpoints.architecture_of(config)
     for name, task_class in TASKS.items():
         if architecture in auto_architectures(task_class.auto_class):
             return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from secateur.support.errors import InputError
 
 ADAPTER_FILE = "adapter_config.json"
 _LISTED = 3
+# Constants that earlier versions of transformers stored beside the weights, and now compute.
+_COMPUTED = re.compile(r"(inv_freq|position_ids|masked_bias|\battn\.bias|\battention\.bias|num_batches_tracked)$")
 
 
 @torch.inference_mode(False)  # No inference tensors: the model may outlive the caller's inference mode.
 def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
-    """Load a model by `from_pretrained`, and refuse a checkpoint without some weights, which would be drawn at random.
+    """Load a model by `from_pretrained`, and refuse a checkpoint that has not just the weights of the model's layers.
+
+    Missing weights would be drawn at random, and further ones left out.
 
     Weights that transformers ties or computes need not be in the checkpoint, and neither does the pooler of a base model, whose
     output no task reads.
@@ -29,8 +34,9 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
         options: Options of `from_pretrained`.
 
     Raises:
-        InputError: The checkpoint lacks weights of the model, or has them in other shapes, or comes with an adapter, which
-            transformers ignores where PEFT is not installed, or needs code that the folder brings.
+        InputError: The checkpoint lacks weights of the model, or has them in other shapes, or has further ones in its layers;
+            or comes with an adapter, which transformers ignores where PEFT is not installed; or needs code that the folder
+            brings.
     """
     if (Path(folder) / ADAPTER_FILE).is_file():
         raise InputError(
@@ -45,6 +51,12 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
             f"model: expected a checkpoint with all weights of {type(model).__name__}, got {folder!r} without "
             f"{listed(missing)}: they would be drawn at random; train the model for its task first"
         )
+    stray = sorted(name for name in info["unexpected_keys"] if _is_of_layers(model, name))
+    if stray:
+        raise InputError(
+            f"model: expected a checkpoint of {type(model).__name__} as its config describes it, got {folder!r} with "
+            f"{listed(stray)}, which the model would leave out: is its config that of another model?"
+        )
     if info["mismatched_keys"]:
         name, stored, expected = sorted(info["mismatched_keys"])[0]
         raise InputError(
@@ -58,6 +70,30 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
 def is_needed(model: Any, name: str) -> bool:
     """Return whether a weight of a model has an effect on its task: only the pooler of a base model has none."""
     return not (getattr(model, "base_model", None) is model and name.startswith("pooler."))
+
+
+def _is_of_layers(model: Any, name: str) -> bool:
+    """Return whether a weight that the model does not have belongs to its layers, or to a module that has other weights.
+
+    Then the outputs need it: a further layer, a bias, the scale of a quantised weight. Further heads and poolers do not count.
+    """
+    if _COMPUTED.search(name):
+        return False
+    base = getattr(model, "base_model_prefix", "")
+    return any(_reaches_layers(model, path.split(".")) for path in (name, f"{base}.{name}"))
+
+
+def _reaches_layers(module: nn.Module, path: Sequence[str]) -> bool:
+    """Return whether the path of a weight leads into a list of layers, or to a module with weights of its own."""
+    inside = False
+    for part in path[:-1]:
+        inside |= isinstance(module, nn.ModuleList)
+        children = dict(module.named_children())
+        if part not in children:
+            return inside
+        module = children[part]
+    known = set(dict(module.named_parameters(recurse=False))) | set(dict(module.named_buffers(recurse=False)))
+    return path[-1] not in known and (inside or bool(known))
 
 
 def listed(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from secateur.support.compat import (
     is_compiled_in_place,
     move_hooks,
 )
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
 from secateur.support.fields import shown
 
 # Packages whose hooks are on the model for a while, or are put there again on a loaded model.
@@ -94,10 +94,14 @@ def require_writable(model: nn.Module) -> None:
     """Refuse a model that computes with more than a folder holds, which is weights and a config.
 
     Raises:
-        InputError: As `require_own_forwards`; or there are adapters, masks, parametrizations, or hooks on the forward pass that
-            are not secateur's, transformers' or Accelerate's.
+        InputError: As `require_own_forwards`; or transformers refuses to save the config; or there are adapters, masks,
+            parametrizations, or hooks on the forward pass that are not secateur's, transformers' or Accelerate's.
     """
     require_own_forwards(model)
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "validate"):
+        with reading("model", type(model).__name__, "has a config that cannot be saved", typed=False, also=(Exception,)):
+            config.validate()
     for path, module in model.named_modules():
         _refuse(path, module, _changed_weights(module))
         hooks = [hook for hook in forward_hooks(module) if not _comes_from(hook, _OWN)]

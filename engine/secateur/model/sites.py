@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from secateur.support.errors import FieldError, InputError
-from secateur.support.fields import checked_fields, shown
+from secateur.support.fields import checked_fields, shown, whole_number
 from secateur.support.html import html_table
 
 Stack = Literal["encoder", "decoder"]
@@ -214,8 +214,9 @@ def selected(sites: Sequence[Site], select: str, refused: str = "") -> list[Site
 
 def _matches(site: Site, word: str) -> bool:
     first, dash, last = word.partition("-")
-    if first.isdecimal() and (not dash or last.isdecimal()):
-        return int(first) <= site.layer <= int(last if dash else first)
+    lowest, highest = whole_number(first), whole_number(last if dash else first)
+    if lowest is not None and highest is not None:
+        return lowest <= site.layer <= highest
     traits: dict[str, bool] = {
         "encoder": site.stack == "encoder",
         "decoder": site.stack == "decoder",

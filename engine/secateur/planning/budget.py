@@ -102,12 +102,15 @@ class Budget:
             align: FFN widths are multiples of it.
 
         Raises:
-            InputError: The allocation is unknown, or `keep` does not take it; the floor or the alignment is out of range.
+            InputError: The allocation is unknown, or `keep` does not take it; the floor or the alignment is out of range; or
+                the floor is larger than the share to keep.
         """
         if not isinstance(align, Integral) or align < 1:
             raise InputError(f"align: expected a positive number, got {align!r}")
         if not isinstance(floor, Real) or not 0 <= floor <= 1:
             raise InputError(f"floor: expected a number in [0, 1], got {floor!r}")
+        if self.kind == "keep" and floor > self.amount:
+            raise InputError(f"floor: expected at most the share to keep, {self.amount}, got {floor!r}")
         if allocation not in get_args(Allocation):
             raise InputError(f"allocation: expected one of {', '.join(get_args(Allocation))}, got {allocation!r}")
         if self.kind == "keep" and allocation != "uniform":

@@ -15,6 +15,9 @@ from secateur.support.errors import InputError
 # The CPU's instruction sets for matrix products, the fastest first.
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512_f", "avx2")
 
+# What errors of writing say: the system's numbers of "no space", "file too large" and "quota exceeded", and torch.save's words.
+_FULL = ("(os error 28)", "(os error 27)", "(os error 122)", "iostream error", "PytorchStreamWriter failed writing")
+
 
 def environment(model: nn.Module) -> dict[str, Any]:
     """Describe the environment of a measurement.
@@ -69,3 +72,13 @@ def cpu_name() -> str:
     available = capabilities()
     fastest = next((instructions for instructions in _INSTRUCTIONS if available.get(instructions)), None)
     return ", ".join(filter(None, (name, fastest)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out. The errors of the CPU's allocator have no type of their own."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Return whether an error of safetensors, tokenizers or torch.save says that a disk, a quota or a file size is full."""
+    return any(words in str(error) for words in _FULL)

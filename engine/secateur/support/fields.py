@@ -17,6 +17,7 @@ from secateur.support.errors import FieldError, InputError
 
 _LARGEST = 2**63 - 1  # The largest whole number that torch, pyarrow and safetensors hold.
 MOST_STEPS = 10**8  # More steps than any training takes; a typing error must not train for ever.
+_MOST_DIGITS = 4300
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
 
@@ -47,6 +48,11 @@ def read_object(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FieldError(f"expected an object, got {shown(content)}")
     return content
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of ASCII digits writes; None for another text, or for more digits than Python converts."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS else None
 
 
 def require_count(name: str, value: Any, least: int = 1, most: int = _LARGEST) -> None:

@@ -78,10 +78,11 @@ def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
         kind: The kind of output for the message: "folder" or "file".
 
     Raises:
-        InputError: The output exists, its parent folder does not exist or cannot be written to, or another process makes the
-            output.
+        InputError: The output has no name or one that is not UTF-8, or exists; its parent folder does not exist or cannot be
+            written to; or another process makes the output.
     """
     path = Path(path)
+    _require_name(path, kind)
     lock = path.with_name(f".{path.name}.lock")
     if os.path.lexists(path) and lock.is_file():
         _remove_if_free(lock)  # Its process was killed after it had made the output.
@@ -96,6 +97,16 @@ def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _require_name(path: Path, kind: str, argument: str = "out") -> None:
+    """Refuse an output without a name, such as ".", or with a name that is not UTF-8, which tokenizers cannot write to."""
+    try:
+        named = bool(str(path.absolute()).encode()) and bool(path.name)
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise InputError(f"{argument}: expected the name of a new {kind}, in UTF-8, got {str(path)!r}")
 
 
 def open_own(path: str | Path) -> IO[bytes]:
@@ -175,6 +186,7 @@ def require_run_folder(folder: str | Path, argument: str = "out") -> None:
     """
     folder = Path(folder)
     if not os.path.lexists(folder):
+        _require_name(folder, "folder", argument)
         require_absent(folder, argument=argument)
     elif not folder.is_dir():
         raise InputError(f"{argument}: expected a folder, got the file {str(folder)!r}")

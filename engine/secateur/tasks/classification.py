@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur.data.examples import ClassName, Example
 from secateur.support.errors import InputError
+from secateur.support.fields import whole_number
 from secateur.tasks.base import Task
 from secateur.tasks.batches import IGNORED, Batch, Item, in_order, model_device
 from secateur.tasks.metrics import Evaluation, correlations, f1_scores, proportion
@@ -256,7 +257,7 @@ def _keys(labels: Sequence[str], own: Sequence[str]) -> tuple[list[str], list[st
 def _whole(value: Any) -> int | None:
     """The number that an integer or a text of digits stands for, None for anything else. True and False are no numbers."""
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdecimal() else None
+        return whole_number(value)
     if isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) == torch.bool:
         return None
     try:

@@ -13,6 +13,7 @@ from secateur.support.compat import own_code_error, without_own_code
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
+_SENTENCEPIECE_FILES = ("*.model", "*.spm", "vocab*")
 _FEW_TOKENS = 1000  # A tokenizer without words has some 100 at most: the sentinels of T5.
 
 
@@ -41,7 +42,13 @@ def read_tokenizer(folder: str, auto_class: str = "AutoTokenizer") -> Any:
         # ImportError for Marian and ValueError for T5; T5's names tiktoken where sentencepiece and protobuf are enough.
         needed = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
         missing = [package for package, module in needed.items() if not _installed(module)]
-        if missing and any(package in str(error).lower() for package in (*needed, "tiktoken")):
+        asked = missing and any(package in str(error).lower() for package in (*needed, "tiktoken"))
+        if asked and Path(folder).is_dir() and not any(any(Path(folder).glob(name)) for name in _SENTENCEPIECE_FILES):
+            raise InputError(
+                f"tokenizer: expected {folder!r} to hold the files of a tokenizer (tokenizer.json, or a sentencepiece model), "
+                "got neither: save the model's own tokenizer there (save_pretrained)"
+            ) from error
+        if asked:
             raise InputError(
                 f"tokenizer: expected {' and '.join(missing)} to be installed, which the tokenizer of {folder!r} needs, "
                 "got none; pip install 'secateur[sentencepiece]'"

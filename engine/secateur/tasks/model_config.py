@@ -12,8 +12,9 @@ from secateur.support.errors import InputError
 OutputKind = Literal["label", "labels", "value"]
 
 # Architectures of transformers that compute with padding on the right: convolutions, averages or Fourier transforms over all
-# tokens (CANINE, ConvBERT, FNet, Nyströmformer, YOSO), positions from the end (CPM-Ant), or a head at the last place (XLNet).
-_READING_PADDING = ("canine", "convbert", "cpmant", "fnet", "nystromformer", "xlnet", "yoso")
+# tokens (CANINE, ConvBERT, FNet, Nyströmformer, YOSO), positions from the end (CPM-Ant), embeddings of the next token
+# (MobileBERT), or a head at the last place (XLNet).
+_READING_PADDING = ("canine", "convbert", "cpmant", "fnet", "mobilebert", "nystromformer", "xlnet", "yoso")
 
 
 def output_kind(model: nn.Module) -> OutputKind:

@@ -13,6 +13,8 @@ from rich.table import Table
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
+    MOST_RATE,
+    MOST_SEED,
     Chat,
     Data,
     Device,
@@ -44,6 +46,7 @@ from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
+from secateur.model.ordinary import require_writable
 from secateur.pruning.verify import Verification, some_batches, verify_layers
 from secateur.support.errors import VerificationError
 from secateur.support.fields import MOST_STEPS
@@ -75,9 +78,11 @@ def layer_gates(
     drop: Annotated[float, typer.Option(help="Probability that a step leaves a block out (LayerDrop).")] = 0.0,
     frozen: Annotated[bool, typer.Option("--frozen/--fine-tune", help="Train only the gates, or also the weights.")] = False,
     batch_size: Annotated[int, typer.Option(help="Examples in a training step.", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights (AdamW).", min=0)] = 3e-5,
-    gate_learning_rate: Annotated[float, typer.Option(help="Learning rate of the gates (projected SGD).", min=0)] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of dropout and of the order of examples.", min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights (AdamW).", min=0, max=MOST_RATE)] = 3e-5,
+    gate_learning_rate: Annotated[
+        float, typer.Option(help="Learning rate of the gates (projected SGD).", min=0, max=MOST_RATE)
+    ] = 0.05,
+    seed: Annotated[int, typer.Option(help="Seed of dropout and of the order of examples.", min=0, max=MOST_SEED)] = 0,
     evaluation: Eval = None,
     kind: Kind = None,
     labels: Labels = "auto",
@@ -110,6 +115,7 @@ def layer_gates(
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype="float32"
     )
+    require_writable(loaded.model)
     require_lengths(loaded.model, shapes[1])
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, options)
     given = {

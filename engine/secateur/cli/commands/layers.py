@@ -42,6 +42,7 @@ from secateur.measuring.compare import compare
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
 from secateur.model.blocks import layers as layers_of
+from secateur.model.ordinary import require_writable
 from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.verify import some_batches, verify_layers
 from secateur.support.errors import VerificationError
@@ -91,6 +92,7 @@ def layers(
     )
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, options)
     # Refuse a wrong number of layers before the scoring, which takes long.
+    require_writable(loaded.model)
     require_lengths(loaded.model, shapes[1])
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, layer_unit)), 0.0), keep_layers)
     scores = layer_scores(

@@ -15,7 +15,7 @@ import typer
 from rich.table import Table
 
 from secateur.cli.shared import inputs, output
-from secateur.cli.shared.options import MOST_LAYERS, Device, Json, RunFolder, Threads
+from secateur.cli.shared.options import MOST_LAYERS, MOST_SEED, Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
 from secateur.flow.loaded import device_named
@@ -32,7 +32,7 @@ PRUNED = {
     "evaluation": dict[str, Any],
 }  # fmt: skip
 
-Seed = Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of weights, dropout and the order of examples.", min=0, max=MOST_SEED)]
 Scheme = Annotated[
     str, typer.Option(help="Scheme of the tags in the files: auto, bio1, bio2, bioes; plain: tags that mark no spans.")
 ]

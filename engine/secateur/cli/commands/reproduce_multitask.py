@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli.shared import inputs
-from secateur.cli.shared.options import Device, Json, RunFolder, Threads
+from secateur.cli.shared.options import MOST_SEED, Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
 from secateur.flow.loaded import device_named
@@ -74,7 +74,7 @@ def multitask(
     learning_rate: Rate = None,
     examples: Annotated[int | None, typer.Option(help="Most training examples of a task; by default, all.", min=2)] = None,
     tested: Annotated[int | None, typer.Option(help="Most examples of a task to test on; by default, all.", min=2)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of heads, sampling and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of heads, sampling and dropout.", min=0, max=MOST_SEED)] = 0,
     data_root: Root = None,
     device: Device = "auto",
     threads: Threads = None,

@@ -29,6 +29,7 @@ from secateur.flow.loaded import load_model, make_task
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
+from secateur.support.fields import shown, whole_number
 from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 
@@ -236,9 +237,10 @@ def _number(name: str, text: str) -> int | None:
     """Parse auto (None) or a positive number."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise InputError(f"{name}: expected auto or a number of at least 1, got {text!r}")
-    return int(text)
+    number = whole_number(text)
+    if not number:
+        raise InputError(f"{name}: expected auto or a number of at least 1, got {shown(text)}")
+    return number
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from secateur.measuring.synthetic import MOST
 from secateur.recovery import Method
 from secateur.support.environment import require_threads
 from secateur.support.errors import InputError
-from secateur.support.fields import require_count
+from secateur.support.fields import require_count, shown, whole_number
 from secateur.tasks import TokenClassification
 from secateur.tasks.classification import class_names
 
@@ -218,6 +218,7 @@ def alignment(value: str, device: str) -> int:
     """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU."""
     if value == "auto":
         return preferred_alignment(device)
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"align: expected 'auto' or a positive number, got {value!r}")
-    return int(value)
+    multiple = whole_number(value)
+    if not multiple:
+        raise InputError(f"align: expected 'auto' or a positive number, got {shown(value)}")
+    return multiple

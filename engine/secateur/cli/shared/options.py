@@ -115,6 +115,8 @@ Unlabeled = Annotated[
         rich_help_panel=SCORING,
     ),
 ]
+MOST_SEED = 2**32 - 1  # NumPy takes no larger one.
+MOST_RATE = 1e6  # Also refuses infinity.
 Limit = Annotated[
     int | None,
     typer.Option("--examples", help="Use only the first N examples; by default, all of them.", min=1, rich_help_panel=DATA),

@@ -10,6 +10,7 @@ from secateur.cli.shared import output
 from secateur.data.conll import SCHEMES, Scheme, Sentence, SpanFile, TagError, parse, read_columns
 from secateur.data.examples import Example
 from secateur.support.errors import InputError
+from secateur.support.fields import whole_number
 from secateur.tasks.classification import class_number
 
 
@@ -31,7 +32,10 @@ def tagged_sentences(
     Raises:
         InputError: As in `SpanFile`, or the scheme is unknown.
     """
-    columns = [int(name) if name.lstrip("-").isdigit() else name for name in (column, token)]
+    columns: list[int | str] = []
+    for name in (column, token):
+        number = whole_number(name.removeprefix("-"))
+        columns.append(name if number is None else -number if name.startswith("-") else number)
     if scheme == "plain":
         sentences = list(read_columns(path, columns[0], token=columns[1]))
         return sentences, {"file": str(path), "sentences": len(sentences), "scheme": "plain"}
