@@ -83,7 +83,7 @@ def test_a_column_of_no_ascii_digits(run: Run) -> None:
     tokens = CASES["bert-token"]
     secateur.save(tokens.model(), "t", tokenizer=tokens.task.reader)
     Path("tags.conll").write_text("the O\n")
-    assert "'²'" in refused(run, "evaluate", "t", "--data", "tags.conll", "--column", "²")
+    assert "'²'" in refused(run, "evaluate", "t", "--data", "tags.conll", "--target-column", "²")
 
 
 @pytest.mark.parametrize("line", [PRUNE, LAYERS, GATES])

@@ -31,7 +31,6 @@ def _run() -> None:
     import typer
 
     from secateur.cli.app import app
-    from secateur.support.environment import disk_is_full, out_of_memory
     from secateur.support.errors import InputError, VerificationError, first_line
 
     # Some versions of Typer bundle click, others use the installed one. The base of Typer's public class is the right class.
@@ -52,6 +51,8 @@ def _run() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'out'}: {error.strerror or error}", 1)
     except Exception as error:
+        from secateur.support.environment import disk_is_full, out_of_memory  # It imports torch, which takes long.
+
         # The allocator, safetensors, tokenizers and torch.save have no types of their own for a full memory or disk.
         if out_of_memory(error):
             _fail(f"out of memory: {first_line(error)}", 1)
