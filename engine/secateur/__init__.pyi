@@ -21,6 +21,7 @@ from secateur.flow.sweep import sweep as sweep
 from secateur.measuring.benchmark import benchmark as benchmark
 from secateur.measuring.dry_run import dry_run as dry_run
 from secateur.measuring.evaluate import evaluate as evaluate
+from secateur.measuring.evaluate import predict as predict
 from secateur.measuring.latency import latency_table as latency_table
 from secateur.measuring.synthetic import synthetic_batches as synthetic_batches
 from secateur.model import cost as cost

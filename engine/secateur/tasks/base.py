@@ -166,6 +166,29 @@ class Task(ABC):
         names = self.label_names(model)
         return [dict(zip(names, of_example, strict=True)) for of_example in scores]
 
+    def predictions(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[dict[str, Any]]:
+        """Return what a model in eval mode says of each example's input.
+
+        Args:
+            model: The model.
+            examples: The examples, whose targets are not read.
+            max_tokens: As in `batches`.
+            longest: The most pieces of a generated text, where targets are open.
+
+        Returns:
+            For each example `prediction` and, for each candidate label, its probability `p_LABEL`.
+        """
+        if self.labels is None and not self.labels_from_model:
+            return [{"prediction": text} for text in self.generate(model, examples, max_tokens, longest)]
+        return [
+            {"prediction": max(of_labels, key=of_labels.__getitem__), **{f"p_{label}": p for label, p in of_labels.items()}}
+            for of_labels in self.probabilities(model, examples, max_tokens)
+        ]
+
+    def expected(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """Return the examples' targets in the form of `predictions`. Raises InputError for a target that cannot be one."""
+        return self._targets(examples)
+
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
         """Return the greedy output, of at most `longest` pieces, for each example's input.
 

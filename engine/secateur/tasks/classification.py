@@ -110,6 +110,35 @@ class Classification(Task):
         values = (scores.sigmoid() if kind == "labels" else scores).tolist()
         return [dict(zip(self.label_names(model), of_example, strict=True)) for of_example in values]
 
+    def predictions(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[dict[str, Any]]:
+        """Return the predicted class, the list of the predicted labels, or the value, as in `Task`. A value has no `p_`."""
+        kind = self.output_kind(model)
+        if kind == "label":
+            return super().predictions(model, examples, max_tokens, longest)
+        rows = self.probabilities(model, examples, max_tokens)
+        if kind == "value":
+            return [{"prediction": value} for row in rows for value in row.values()]
+        return [
+            {"prediction": [label for label, p in row.items() if p > 0.5], **{f"p_{label}": p for label, p in row.items()}}
+            for row in rows
+        ]
+
+    def expected(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """Return the examples' targets in the form of `predictions`."""
+        kind, names, column = self.output_kind(model), self.label_names(model), self.columns[-1]
+        expected: list[Any] = []
+        for number, example in enumerate(examples, start=1):
+            where, target = f"examples, row {number}", example[column]
+            if kind == "value":
+                expected.append(_value(target, where))
+            elif kind == "labels":
+                expected.append(
+                    [name for name, right in zip(names, _class_numbers(names, target, where), strict=True) if right]
+                )
+            else:
+                expected.append(names[class_number(names, target, where)])
+        return expected
+
     def label_names(self, model: nn.Module) -> list[str]:
         """Return the classes in the order of the model's outputs."""
         return class_names(model, self.labels)

@@ -93,15 +93,22 @@ class TextToText(TextTask):
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         """Return the accuracy or the exact match of a model in eval mode."""
-        wanted = self._targets(examples)
+        wanted = self.expected(model, examples)
         if self.labels is None:
-            encoded = self._tokenize_targets(wanted)
-            wanted = self.tokenizer.batch_decode(encoded, skip_special_tokens=True)
-            answers = self.generate(model, examples, max_tokens, max(map(len, encoded)) + 1)
+            longest = max(map(len, self._tokenize_targets(self._targets(examples))))
+            answers = self.generate(model, examples, max_tokens, longest + 1)
         else:
             answers = [self.labels[best] for best in self.ranked(model, examples, max_tokens).argmax(1).tolist()]
         right = sum(answer == target for answer, target in zip(answers, wanted, strict=True))
         return proportion("accuracy" if self.labels else "exact match", right, len(examples))
+
+    def expected(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """Return the examples' targets; open ones as the tokenizer writes them back."""
+        wanted = self._targets(examples)
+        if self.labels is not None:
+            return wanted
+        decoded: list[str] = self.tokenizer.batch_decode(self._tokenize_targets(wanted), skip_special_tokens=True)
+        return decoded
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
         """Return the greedy output, of at most `longest` pieces, for each example's input.

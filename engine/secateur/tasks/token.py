@@ -90,10 +90,7 @@ class TokenClassification(TextTask):
 
     def _item(self, names: list[str], row: int, example: Example, room: int | None) -> TaggedItem:
         where = f"examples, row {row + 1}"
-        # An array of a data set's format, such as NumPy's, becomes a list.
-        tokens, tags = (
-            value.tolist() if hasattr(value, "tolist") else value for value in (example[column] for column in self.columns)
-        )
+        tokens, tags = (_listed(example[column]) for column in self.columns)
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise InputError(f"{where}: expected a list of words in column 'tokens', got {tokens!r}")
         if not isinstance(tags, list) or len(tags) != len(tokens):
@@ -135,10 +132,21 @@ class TokenClassification(TextTask):
         """Raise InputError: words have labels, inputs have none."""
         raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
 
-    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
-        """Return the F1 of entities or the accuracy of words of a model in eval mode."""
+    def predictions(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[dict[str, Any]]:
+        """Return the predicted tag of each word, as `prediction`."""
+        return [{"prediction": tags} for tags in self._guess(model, examples, max_tokens)]
+
+    def expected(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
+        """Return the names of the tags."""
+        names = class_names(model, self.labels)
+        return [
+            [names[class_number(names, tag, f"examples, row {number}")] for tag in _listed(example["tags"])]
+            for number, example in enumerate(examples, start=1)
+        ]
+
+    def _guess(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[list[str]]:
+        """The predicted tag of each word."""
         names, items = class_names(model, self.labels), self._tagged(model, examples)
-        truth = [[names[tag] for tag in item.tags] for item in items]
         # Words that were cut off, or have no piece, are outside of all entities.
         guess = [["O" if "O" in names else ""] * len(item.tags) for item in items]
         for batch in self.batches(items, model_device(model), max_tokens):
@@ -146,10 +154,21 @@ class TokenClassification(TextTask):
             for row, labels, predicted in zip(batch.rows, batch.labels, best, strict=True):
                 for word, tag in zip(items[row].words, predicted[labels != IGNORED].tolist(), strict=True):
                     guess[row][word] = names[tag]
+        return guess
+
+    def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
+        """Return the F1 of entities or the accuracy of words of a model in eval mode."""
+        names = class_names(model, self.labels)
+        truth, guess = self.expected(model, examples), self._guess(model, examples, max_tokens)
         if not all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
             right = sum(a == b for pair in zip(truth, guess, strict=True) for a, b in zip(*pair, strict=True))
             return proportion("word accuracy", right, sum(map(len, truth)))
         return bootstrap("F1", len(examples), lambda rows: _f1([truth[r] for r in rows], [guess[r] for r in rows]))
+
+
+def _listed(value: Any) -> Any:
+    """A value as it is; an array of a data set's format, such as NumPy's, as a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _f1(truth: list[list[str]], guess: list[list[str]]) -> float:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 import secateur
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
+    OUTPUT,
     Chat,
     Data,
     Device,
@@ -22,6 +28,7 @@ from secateur.cli.shared.options import (
     TargetColumn,
     Threads,
 )
+from secateur.support.tables import require_writable_table, write_table
 
 
 def evaluate(
@@ -34,6 +41,13 @@ def evaluate(
     prompt: PromptText = None,
     chat: Chat = False,
     system: System = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for each example's prediction and probabilities: .jsonl, .csv or .parquet; it must not exist yet.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     examples: Limit = None,
     max_tokens: MaxTokens = 8192,
     max_length: MaxLength = None,
@@ -44,6 +58,8 @@ def evaluate(
 ) -> None:
     """Measure a model's accuracy, exact match, entity F1 or perplexity on examples, with its 95% interval."""
     inputs.use_threads(threads)
+    if predictions is not None:
+        require_writable_table(predictions)
     options = inputs.DataOptions(
         input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
     )  # fmt: skip
@@ -51,4 +67,8 @@ def evaluate(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
     result = secateur.evaluate(loaded.model, task, rows, max_tokens=max_tokens)
-    output.emit({"model": model, **result.to_json()}, as_json, str(result))
+    lines = [str(result)]
+    if predictions is not None:
+        write_table(predictions, secateur.predict(loaded.model, task, rows, max_tokens=max_tokens))
+        lines.append(f"predictions written to {predictions}")
+    output.emit({"model": model, **result.to_json()}, as_json, *lines)
