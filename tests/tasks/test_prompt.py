@@ -29,7 +29,7 @@ def test_a_prompt_gives_what_prompted_data_give(name: str) -> None:
     model, reader = case.model(torch.float64), case.task.reader
     labels = None if name == "bert-sequence" else LABELS
     asking, plain = kind(reader, labels=labels, prompt=WORDS), kind(reader, labels=labels)
-    rows = [{**row, "target": case.examples[0]["target"]} for row in RAW] if labels is None else RAW
+    rows = [{**row, "target": case.examples[k % 2]["target"]} for k, row in enumerate(RAW)] if labels is None else RAW
     prompted = [{**row, "input": WORDS.format(**row)} for row in rows]
     with torch.inference_mode():
         expected = plain.ranked(model, prompted, 64)
@@ -39,9 +39,8 @@ def test_a_prompt_gives_what_prompted_data_give(name: str) -> None:
         torch.testing.assert_close(asking.ranked(model, prompted, 64), expected, rtol=0, atol=0)
     one, other = secateur.attribute(model, asking, rows), secateur.attribute(model, plain, prompted)
     assert one == other
-    scored = secateur.corpus.score(model, asking, [row["input"] for row in rows]).to_pylist()
-    wanted = secateur.corpus.score(model, plain, [row["input"] for row in prompted]).to_pylist()
-    assert scored == wanted
+    scored = list(secateur.corpus.score(model, asking, [row["input"] for row in rows]))
+    assert scored == list(secateur.corpus.score(model, plain, [row["input"] for row in prompted]))
 
 
 @pytest.mark.parametrize("name", ["llama", "t5-gated"])
@@ -77,8 +76,11 @@ def test_a_chat_template_is_asked_with_and_begins_with_one_start_mark() -> None:
 def test_a_prompt_of_several_columns_names_the_columns_of_the_data() -> None:
     case = CASES["llama"]
     task = secateur.CausalLM(case.task.reader, labels=LABELS, prompt="{premise} so {hypothesis}")
-    rows = [{"premise": one, "hypothesis": two, "label": LABELS[0]} for one, two in zip(TEXTS[:6], TEXTS[6:], strict=True)]
-    assert task.read(rows)[0] == {"input": [TEXTS[0], TEXTS[6]], "target": LABELS[0]}
+    rows = [
+        {"premise": one, "hypothesis": two, "label": LABELS[len(one) % 2]}
+        for one, two in zip(TEXTS[:6], TEXTS[6:], strict=True)
+    ]
+    assert task.read(rows)[0] == {"input": [TEXTS[0], TEXTS[6]], "target": rows[0]["label"]}
     plain = secateur.CausalLM(case.task.reader, labels=LABELS)
     prompted = [{"input": "{premise} so {hypothesis}".format(**row), "target": row["label"]} for row in rows]
     model = case.model()
@@ -114,8 +116,7 @@ def test_a_prompt_of_several_columns_names_the_columns_of_the_data() -> None:
 def test_wrong_prompts_are_refused(options: dict[str, Any], message: str) -> None:
     case = CASES["llama"]
     with pytest.raises(secateur.InputError) as caught:
-        task = secateur.CausalLM(case.task.reader, labels=LABELS, **options)
-        secateur.evaluate(case.model(), task, RAW)
+        secateur.evaluate(case.model(), secateur.CausalLM(case.task.reader, labels=LABELS, **options), RAW)
     assert str(caught.value).startswith(message)
 
 
@@ -131,11 +132,9 @@ def test_braces_and_text_that_ends_as_the_prompt_begins() -> None:
 def test_the_folder_remembers_the_prompt(tmp_path: Path) -> None:
     case = CASES["llama"]
     secateur.save(case.model(), tmp_path / "dense", tokenizer=case.task.reader)
-    (tmp_path / "rows.jsonl").write_text(
-        "".join(json.dumps({"text": r["input"], "label": r["target"]}) + "\n" for r in RAW * 3)
-    )
+    rows = [{"text": row["input"], "label": row["target"]} for row in RAW * 3]
     result = secateur.compress(
-        str(tmp_path / "dense"), str(tmp_path / "rows.jsonl"), keep=0.5, align=1, prompt=WORDS, labels=LABELS, out=tmp_path / "out",
+        str(tmp_path / "dense"), rows, keep=0.5, align=1, prompt=WORDS, labels=LABELS, out=tmp_path / "out",
         recoveries=[None], batch_sizes=[1], lengths=[8],
     )  # fmt: skip
     assert json.loads((tmp_path / "out" / TASK_FILE).read_text())["prompt"] == {"text": WORDS, "chat": False, "system": None}
