@@ -152,6 +152,7 @@ def prune(
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
+    shown += compressed.usage(out).lines()
     output.emit(document, as_json, *shown)
 
 
