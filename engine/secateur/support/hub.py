@@ -108,7 +108,6 @@ def base_of(name: str) -> Base:
     """
     from huggingface_hub import HfApi, ModelCard
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     if not name:
         return Base(None, {})
@@ -119,14 +118,12 @@ def base_of(name: str) -> Base:
         # A folder of the cache is the Hub's model. Another folder has no name there, but its card may tell its base.
         return Base(cached.group(1).replace("--", "/") if cached else known.pop("base_model", None), _chosen(known))
     try:
-        validate_repo_id(name)
+        card_data: Any = HfApi().model_info(name, timeout=_SECONDS).card_data
     except HFValidationError:
         return Base(None, {})
-    try:
-        known = HfApi().model_info(name, timeout=_SECONDS).card_data
     except Exception:  # The HTTP client has errors of many types. The cache may still have the model.
         return _cached(name)
-    return Base(name, _chosen({} if known is None else known.to_dict()))
+    return Base(name, _chosen({} if card_data is None else card_data.to_dict()))
 
 
 def _cached(name: str) -> Base:

@@ -26,6 +26,8 @@ RUN_FILE = "run.yaml"
 def configurable(command: Callable[..., None], name: str) -> Callable[..., None]:
     """Return a command with the option --config, which leaves its options as `run.yaml` in its output folder.
 
+    A command with the option --push then uploads the folder.
+
     The folder is the command's `out`. A command without one, one that writes a file, and a dry run leave nothing.
 
     Args:
@@ -43,6 +45,8 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
         out = options.get("out")
         if out is not None and not options.get("dry"):
             _keep(context, name, str(out), options)
+            if options.get("push"):
+                _upload(str(out), options["push"])
 
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -115,6 +119,14 @@ def _keep(context: typer.Context, command: str, out: str, options: Mapping[str, 
         Folder(out).write(RUN_FILE, text)
     else:
         write_atomically(Path(out) / RUN_FILE, text)
+
+
+def _upload(out: str, repository: str) -> None:
+    """Upload a finished folder, and say where it is. Standard output stays as it is."""
+    import secateur
+    from secateur.cli.shared.output import say
+
+    say(f"pushed to {secateur.push(out, repository)}")
 
 
 def _command_line(context: typer.Context, command: str) -> str:
