@@ -27,7 +27,8 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, message: st
     Args:
         folder: The folder, which `secateur.compress`, `secateur.save` with a task, or `secateur prune` wrote.
         repo_id: The name of the repository, "owner/name".
-        private: Whether the repository must be private. A public one that exists already is then refused.
+        private: Whether the repository must be private. A public one that exists already is then refused. Otherwise a new
+            repository is as its owner's default says, which is public for users.
         message: The message of the commit. By default it names the folder.
 
     Returns:
@@ -45,8 +46,8 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, message: st
     if not isinstance(message, str):
         raise InputError(f"message: expected a text, got {shown(message)}")
     api = signed_in()
-    with _refused(api, f"create {name!r}"):
-        created = api.create_repo(name, private=private, exist_ok=True)
+    with _refused(api, f"create {name!r}"):  # None: the owner's default.
+        created = api.create_repo(name, private=private or None, exist_ok=True)
     if private:
         with _refused(api, f"tell whether {name!r} is private"):
             is_private = api.model_info(name).private
@@ -119,17 +120,17 @@ def _refused(api: HfApi, what: str) -> Iterator[None]:
     """Turn the errors of a request into an InputError of one line, without the token."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    def told(error: Exception) -> str:
-        return first_line(error).replace(str(api.token), "***")
-
     try:
         yield
-    except InputError:
-        raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status in (401, 403):
-            raise InputError(f"token: the Hub refuses to {what} with it ({status}): {told(error)}; {_LOG_IN}") from error
-        raise InputError(f"repo_id: the Hub refuses to {what} ({status}): {told(error)}") from error
     except Exception as error:  # The HTTP client has errors of many types.
-        raise InputError(f"repo_id: the Hub cannot be reached to {what} ({type(error).__name__}: {told(error)})") from error
+        causes = [error, error.__cause__]  # The upload of a large file wraps the Hub's answer.
+        answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+        detail = first_line(answer or error).replace(str(api.token), "***")
+        if answer is None:
+            raise InputError(
+                f"repo_id: the Hub cannot be reached, or the connection broke: cannot {what} ({type(error).__name__}: {detail})"
+            ) from error
+        status = answer.response.status_code
+        if status in (401, 403):
+            raise InputError(f"token: the Hub refuses to {what} with it ({status}): {detail}; {_LOG_IN}") from error
+        raise InputError(f"repo_id: the Hub refuses to {what} ({status}): {detail}") from error
