@@ -226,4 +226,9 @@ def test_a_public_repository_is_not_taken_for_a_private_one(hub: Store, folder: 
 
 def test_a_hub_out_of_reach_is_one_line(hub: Store, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused(hub, "repo_id: the Hub cannot be reached, or the connection broke: cannot tell whose the token is (", folder, "owner/smaller")
+    refused(
+        hub,
+        "repo_id: the Hub cannot be reached, or the connection broke: cannot tell whose the token is (",
+        folder,
+        "owner/smaller",
+    )
