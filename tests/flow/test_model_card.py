@@ -27,8 +27,8 @@ from secateur.flow.usage import usage_of
 from secateur.support.hub import Base, base_of
 
 QUICK: dict[str, Any] = {"batch_sizes": [1], "lengths": [4], "recoveries": [None], "align": 1}
-STOCK = {"select": "ffn", "keep": 0.5, "allocation": "uniform"}
-OWN_SHAPE = {"keep": 0.6, "unit": "channel"}
+STOCK: dict[str, Any] = {"select": "ffn", "keep": 0.5, "allocation": "uniform"}
+OWN_SHAPE: dict[str, Any] = {"keep": 0.6, "unit": "channel"}
 FRONT = "---\nlicense: mit\nlanguage:\n- en\nbase_model: owner/first\ntags:\n- old\n---\n# dense\n"
 
 
@@ -141,7 +141,6 @@ def test_labels_and_prompts_are_in_the_card(tmp_path: Path) -> None:
     case = CASES["t5-gated"]
     task = secateur.TextToText(case.task.reader, labels=case.task.labels, prompt="the mood: {input}")
     model = case.model()
-    model.config.name_or_path = ""
     plan = secateur.plan(secateur.attribute(model, task, case.examples), keep=0.5)
     compressed = secateur.compress(model, case.examples, task, plan=plan, **QUICK)
     compressed.save(tmp_path / "small")
@@ -186,7 +185,7 @@ def test_save_with_a_task_leaves_what_later_commands_need(tmp_path: Path) -> Non
         with pytest.raises(secateur.InputError) as caught:
             secateur.save(case.model(), tmp_path / "g", task=wrong)  # type: ignore[arg-type]
         assert str(caught.value).startswith(message)
-    with pytest.raises(secateur.InputError, match="^tokenizer: expected one with save_pretrained"):
+    with pytest.raises(secateur.InputError, match=r"^tokenizer: expected one with save_pretrained"):
         secateur.save(case.model(), tmp_path / "g", tokenizer=object())
     assert not (tmp_path / "g").exists()
 

@@ -199,8 +199,7 @@ Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet.", r
 Push = Annotated[
     str | None,
     typer.Option(
-        help="Upload the finished folder to this model repository of the Hugging Face Hub: OWNER/NAME. It is created if it does "
-        "not exist.",
+        help="Upload the finished folder to this repository of the Hugging Face Hub, OWNER/NAME, which is created if needed.",
         rich_help_panel=OUTPUT,
     ),
 ]
