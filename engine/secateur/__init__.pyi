@@ -16,6 +16,7 @@ from secateur.flow.compress import Compressed as Compressed
 from secateur.flow.compress import compress as compress
 from secateur.flow.meet_latency import MetLatency as MetLatency
 from secateur.flow.meet_latency import meet_latency as meet_latency
+from secateur.flow.push import push as push
 from secateur.flow.rounds import attribute_in_rounds as attribute_in_rounds
 from secateur.flow.sweep import sweep as sweep
 from secateur.measuring.benchmark import benchmark as benchmark

@@ -8,7 +8,8 @@ import pytest
 from transformers.models.auto import modeling_auto
 
 import secateur
-from secateur.flow.loaded import TASKS, _task_of
+from secateur.flow.loaded import _task_of
+from secateur.tasks.task_file import TASKS
 
 MAPPINGS = {
     "text-to-text": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,

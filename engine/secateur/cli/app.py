@@ -65,6 +65,10 @@ VERBS: dict[str, list[Verb]] = {
             "score smaller --data 'documents/*.parquet' --column text --out scored",
         ),
         Verb(
+            "push", "push:push", "Upload a folder with its card to the Hugging Face Hub.",
+            "push smaller OWNER/NAME --private",
+        ),
+        Verb(
             "layers", "layers:layers", "Delete the whole layers that a task needs least; write a model folder.",
             "layers MODEL --data train.jsonl --keep-layers 6 --out shallower",
         ),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,9 +17,11 @@ from secateur.data.columns import Columns
 from secateur.data.examples import Example, Examples
 from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.folder import round_weights_, write_folder
-from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, name_of, prompt_of, read_for
+from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
+from secateur.flow.model_card import making_now, name_of_data, removed_by
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
+from secateur.flow.usage import Usage, usage_of
 from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
@@ -35,8 +38,10 @@ from secateur.recovery import Method, Refit, recover_
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
+from secateur.support.urls import redacted
 from secateur.tasks import Prompt, Task
 from secateur.tasks.base import without_targets
+from secateur.tasks.task_file import name_of
 
 SCORING = "scoring examples"  # The word for scored batches that `progress` receives; its length counts their examples.
 
@@ -57,6 +62,8 @@ class Compressed:
         tokenizer: The tokenizer or image processor.
         task_name: The name of the task in secateur.json, empty for a task of another class.
         stored: The dtype that `save` writes.
+        made_by: The call of `compress`, for the folder's card; "" where it is not known.
+        held_out: The name of the held-out examples, "" for examples in memory.
     """
 
     pruned: nn.Module
@@ -70,6 +77,8 @@ class Compressed:
     tokenizer: Any
     task_name: str
     stored: torch.dtype
+    made_by: str = ""
+    held_out: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
@@ -83,7 +92,8 @@ class Compressed:
         }
 
     def save(self, out: str | Path) -> None:
-        """Write a folder: the model in its stored dtype, its tokenizer, secateur.json, plan.json, report.json and two plots.
+        """Write a folder: the model in its stored dtype, its tokenizer, secateur.json, plan.json, report.json, two
+        plots, and a model card (README.md).
 
         Args:
             out: The folder, which must not exist yet. It appears when complete.
@@ -93,10 +103,16 @@ class Compressed:
         """
         title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
         files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
+        budget = "" if self.plan.budget is None else str(self.plan.budget)
+        making = making_now(removed_by(self.plan), budget, self.made_by, self.held_out)
         write_folder(
             self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
-            document={**self.to_json(), "out": str(out)}, report=self.comparison.benchmark, files=files,
+            document={**self.to_json(), "out": str(out)}, comparison=self.comparison, making=making, files=files,
         )  # fmt: skip
+
+    def usage(self, folder: str | Path) -> Usage:
+        """Return how a folder that `save` wrote is loaded, scored with and served: `print(*usage.lines(), sep="\\n")`."""
+        return usage_of(self.pruned, self.task, folder, named=bool(self.task_name))
 
     def lines(self) -> list[str]:
         """What was chosen, delivered, recovered and verified, in words."""
@@ -286,6 +302,7 @@ def compress(
     Example:
         `secateur.compress("builtin", "builtin:movie", flops=0.5, evaluation="builtin:movie.test", out="pruned")`
     """
+    made_by = _call(locals())
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
         _budget(amounts, plan), None if plan is None else as_plan(plan), None if scores is None else as_scores(scores), unit,
@@ -323,9 +340,24 @@ def compress(
     say, progress = say or _silent, progress or _unwrapped
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
     compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say)
+    compressed = replace(compressed, made_by=made_by, held_out=name_of_data(evaluation))
     if out is not None:
         compressed.save(out)
     return compressed
+
+
+def _call(given: Mapping[str, Any]) -> str:
+    """A call of `compress` as Python: the arguments that are not the defaults. Objects stand under their arguments' names."""
+    parts = []
+    for name, parameter in inspect.signature(compress).parameters.items():
+        value = given[name]
+        items = list(value) if isinstance(value, (list, tuple)) else [value]
+        plain = all(item is None or isinstance(item, (str, Path, bool, int, float)) for item in items)
+        if value is parameter.default or (plain and value == parameter.default):
+            continue
+        text = (repr(str(value)) if isinstance(value, Path) else repr(value)) if plain else name
+        parts.append(text if parameter.kind is parameter.POSITIONAL_OR_KEYWORD else f"{name}={text}")
+    return redacted(f"secateur.compress({', '.join(parts)})")
 
 
 def preferred_alignment(device: str) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.flow.loaded import TASK_FILE, task_file
-from secateur.measuring.benchmark import Report
+from secateur.flow.model_card import CARD_FILE, Making, model_card
+from secateur.flow.usage import usage_of
+from secateur.measuring.compare import Comparison
 from secateur.measuring.plots import benchmark_plot, model_name
 from secateur.model.offloading import copy_of
 from secateur.pruning.save import save
@@ -27,10 +28,11 @@ def write_folder(
     tokenizer: Any,
     stored: torch.dtype,
     document: Mapping[str, Any],
-    report: Report,
+    comparison: Comparison,
+    making: Making,
     files: Mapping[str, str | bytes],
 ) -> None:
-    """Write the model's folder. It appears when complete.
+    """Write the model's folder, with its model card. It appears when complete.
 
     Args:
         pruned: The model. It is left untouched.
@@ -40,19 +42,25 @@ def write_folder(
         tokenizer: The tokenizer or image processor.
         stored: The dtype of the written weights.
         document: The content of report.json.
-        report: The timings, which are plotted.
+        comparison: The evaluation, size and speed of the dense and the pruned model. The timings are plotted.
+        making: How the model was made, for the card.
         files: Further files by name.
 
     Raises:
         InputError: As `save` does.
     """
-    extra: dict[str, str | bytes] = {TASK_FILE: task_file(task, task_name)} if task_name else {}
-    extra["report.json"] = json.dumps(document, indent=1) + "\n"
-    extra["benchmark.png"] = benchmark_plot(
-        report, f"{model_name(pruned)}, {task_name or type(task).__name__}: dense against pruned"
-    )
+    title = f"{model_name(pruned)}, {task_name or type(task).__name__}: dense against pruned"
+    extra: dict[str, str | bytes] = {
+        "report.json": json.dumps(document, indent=1) + "\n",
+        "benchmark.png": benchmark_plot(comparison.benchmark, title),
+        **files,
+    }
+    images = [name for name in extra if name.endswith(".png")]
+    usage = usage_of(pruned, task, out, named=bool(task_name))
+    extra[CARD_FILE] = model_card(pruned, task, usage, making, comparison, images=images)
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
-    save(pruned if as_stored else copy_of(pruned).to(stored), out, tokenizer=tokenizer, extra={**extra, **files})
+    model = pruned if as_stored else copy_of(pruned).to(stored)
+    save(model, out, tokenizer=tokenizer, task=task if task_name else None, extra=extra)
 
 
 def round_weights_(model: nn.Module, stored: torch.dtype) -> None:

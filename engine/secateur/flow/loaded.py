@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,16 +27,8 @@ from secateur.support.fields import checked_fields, read_object, require_type, s
 from secateur.support.hub import model_place
 from secateur.tasks.fitting import read_tokenizer
 from secateur.tasks.prompt import as_prompt, columns_with
+from secateur.tasks.task_file import TASK_FILE, TASKS, name_of
 
-TASK_FILE = "secateur.json"
-_CLASSES: tuple[type[tasks.Task], ...] = (
-    tasks.TextToText,
-    tasks.SequenceClassification,
-    tasks.TokenClassification,
-    tasks.CausalLM,
-    tasks.ImageClassification,
-)
-TASKS = {task_class.name: task_class for task_class in _CLASSES}
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -144,11 +136,6 @@ def loaded_from(model: nn.Module, task: tasks.Task, tokenizer: Any) -> Loaded:
     return Loaded(model, task.reader if tokenizer is None else tokenizer, stored, name_of(task), task.labels)
 
 
-def name_of(task: tasks.Task) -> str:
-    """Return the name of a task, a key of `TASKS`; empty for a task of another class."""
-    return next((name for name, cls in TASKS.items() if type(task) is cls), "")
-
-
 def make_task(
     loaded: Loaded,
     labels: str | Sequence[str],
@@ -229,12 +216,6 @@ def _require_prompts(loaded: Loaded) -> None:
     """Raise InputError for a task whose inputs take no text around them."""
     if "prompt" not in inspect.signature(loaded.task_class).parameters:
         raise InputError(f"prompt: expected none for {loaded.task}, whose inputs take no text around them, got one")
-
-
-def task_file(task: tasks.Task, name: str) -> str:
-    """Return the content of `TASK_FILE`, the file in a pruned folder that tells later commands its task."""
-    prompt = getattr(task, "prompt", None)
-    return json.dumps({"task": name, "labels": task.labels, **({"prompt": asdict(prompt)} if prompt else {})}, indent=1) + "\n"
 
 
 def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Example]) -> list[str] | None:

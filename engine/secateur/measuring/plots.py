@@ -14,7 +14,7 @@ from secateur.support.figures import GREY, MARKERS, PALETTE, colors, figure, leg
 
 def model_name(model: Any) -> str:
     """Return the name of a model for a title: the Hub name or the folder that it was loaded from, else its class."""
-    name = getattr(model.config, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+    name = getattr(model.config, "name_or_path", "")
     return "/".join(Path(name).parts[-2:]).removeprefix("/") if name else type(model).__name__
 
 

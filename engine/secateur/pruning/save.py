@@ -22,11 +22,21 @@ from secateur.support.compat import auto_model_classes, has_auto_model
 from secateur.support.errors import InputError, reading
 from secateur.support.fields import read_object
 from secateur.support.files import new_folder
+from secateur.tasks import Task
+from secateur.tasks.base import require_fit
+from secateur.tasks.task_file import TASK_FILE, task_file
 
 MODELING_FILE = "modeling_secateur.py"
 
 
-def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Mapping[str, str | bytes] | None = None) -> None:
+def save(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    tokenizer: Any = None,
+    task: Task | None = None,
+    extra: Mapping[str, str | bytes] | None = None,
+) -> None:
     """Write a folder that `AutoModel...from_pretrained` and `secateur.load` read, of safetensors and JSON only.
 
     A model that a stock config describes needs nothing else. For other models the folder carries a small modelling file, which
@@ -36,14 +46,22 @@ def save(model: nn.Module, out: str | Path, *, tokenizer: Any = None, extra: Map
     Args:
         model: The model.
         out: The path of the folder.
-        tokenizer: The tokenizer or the image processor to save with the model.
+        tokenizer: The tokenizer or the image processor to save with the model. By default the task's, if there is a task.
+        task: The task that the model is for. secateur.json then holds its name, labels and prompt, and later commands use them.
         extra: Further files, contents by name.
 
     Raises:
         InputError: `out` exists; the model has hooks or forward methods that a folder does not hold; or no stock config
-            describes its shape and its class is outside transformers, or holds other weights than its class in transformers.
+            describes its shape and its class is outside transformers, or holds other weights than its class in transformers;
+            or the task does not fit the model, is of a class of your own, or its reader cannot be saved.
     """
     require_model(model)
+    if task is not None:
+        require_fit(task, model)
+        extra = {TASK_FILE: task_file(task), **(extra or {})}
+        tokenizer = task.reader if tokenizer is None else tokenizer
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise InputError(f"tokenizer: expected one with save_pretrained, to write to out, got {type(tokenizer).__name__}")
     forget_gguf_(model)
     require_writable(model)
     if hasattr(model.config, "secateur"):

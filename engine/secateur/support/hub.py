@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from secateur.support.errors import InputError
 
@@ -83,3 +85,67 @@ def require_dataset(name: str) -> None:
         raise InputError(f"data: no such file or Hub data set: {name!r} (if it is private: run `hf auth login`)") from error
     if not (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir():
         raise InputError(f"data: no such file: {name!r}; the Hub cannot be reached, and the cache here lacks such a data set")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that another one was made from, as a model card's metadata name it.
+
+    Attributes:
+        name: Its name on the Hub, or that of its own base; None if nothing tells.
+        metadata: The license and the languages of its card, by the names of the metadata; without those that the card lacks.
+    """
+
+    name: str | None
+    metadata: dict[str, Any]
+
+
+def base_of(name: str) -> Base:
+    """Return what is known of a model that was loaded by a name: by the card in its folder, the Hub's cache, or the Hub.
+
+    Args:
+        name: The folder or Hub name. "" for none.
+    """
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import HFValidationError
+
+    if not name:
+        return Base(None, {})
+    if Path(name).is_dir():
+        card = Path(name) / "README.md"
+        known = _metadata(ModelCard.load, card) if card.is_file() else {}
+        cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$", name)
+        # A folder of the cache is the Hub's model. Another folder has no name there, but its card may tell its base.
+        return Base(cached.group(1).replace("--", "/") if cached else known.pop("base_model", None), _chosen(known))
+    try:
+        card_data: Any = HfApi().model_info(name, timeout=_SECONDS).card_data
+    except HFValidationError:
+        return Base(None, {})
+    except Exception:  # The HTTP client has errors of many types. The cache may still have the model.
+        return _cached(name)
+    return Base(name, _chosen({} if card_data is None else card_data.to_dict()))
+
+
+def _cached(name: str) -> Base:
+    """What the Hub's cache on this machine knows of a model."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return Base(None, {})
+    card = try_to_load_from_cache(name, "README.md")
+    return Base(name, _chosen(_metadata(ModelCard.load, card)) if isinstance(card, str) else {})
+
+
+def _metadata(load: Any, card: str | Path) -> dict[str, Any]:
+    """The metadata of a card's file. Empty for a card whose metadata cannot be read: it is the base model's, not ours."""
+    try:
+        metadata: dict[str, Any] = load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception:  # The YAML parser has errors of many types.
+        return {}
+    return metadata
+
+
+def _chosen(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The license and the languages of a card's metadata."""
+    names = ("license", "license_name", "license_link", "language")
+    return {name: metadata[name] for name in names if metadata.get(name)}

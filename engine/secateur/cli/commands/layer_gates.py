@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 from rich.table import Table
 
+from secateur.cli.commands.layers import layers_making
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import (
     MOST_RATE,
@@ -39,7 +40,8 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.plots import gates_plot
 from secateur.data.examples import Example
 from secateur.flow.folder import round_weights_, write_folder
-from secateur.flow.loaded import Loaded
+from secateur.flow.loaded import Loaded, meta_model
+from secateur.flow.usage import usage_of
 from secateur.measuring.compare import compare
 from secateur.measuring.plots import machine, model_name
 from secateur.measuring.synthetic import require_lengths
@@ -156,7 +158,9 @@ def layer_gates(
         output.say(
             f"{closed}: still open after the training, closed as the smallest; more steps or a larger strength do better"
         )
-    output.emit({"out": str(out), **document}, as_json, *_shown(document), f"written to {out / 'model'}")
+    folder = out / "model"  # It may stem from an earlier process, so its config tells the model.
+    usage = usage_of(meta_model(str(folder), task=loaded.task), task, folder)
+    output.emit({"out": str(out), **document}, as_json, *_shown(document), f"written to {folder}", *usage.lines())
 
 
 def _write_selected(
@@ -195,7 +199,8 @@ def _write_selected(
     if not out.exists():
         write_folder(
             selected, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored,
-            document=document, report=comparison.benchmark, files={"gates.png": _gates_plot(document, loaded, len(rows))},
+            document=document, comparison=comparison, making=layers_making(learned["unit"], gone, gates.names),
+            files={"gates.png": _gates_plot(document, loaded, len(rows))},
         )  # fmt: skip
     return document
 

@@ -38,6 +38,8 @@ from secateur.cli.shared.options import (
 from secateur.data.examples import Example
 from secateur.flow.folder import write_folder
 from secateur.flow.loaded import Loaded
+from secateur.flow.model_card import Making, Removed, making_now
+from secateur.flow.usage import usage_of
 from secateur.measuring.compare import compare
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import LayerUnit
@@ -117,7 +119,7 @@ def write_deleted(
 ) -> tuple[dict[str, Any], list[Table | str]]:
     """Delete layers, verify the result, evaluate and time it, and write the folder.
 
-    The folder holds the model in its stored dtype, its tokenizer, report.json and a plot.
+    The folder holds the model in its stored dtype, its tokenizer, report.json, a plot and a model card.
 
     Args:
         loaded: The dense model.
@@ -144,9 +146,25 @@ def write_deleted(
     document = {**chosen, "verification": verification.to_json(), **comparison.to_json(), "out": str(out)}
     write_folder(
         deleted, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored, document=document,
-        report=comparison.benchmark, files={},
+        comparison=comparison, files={},
+        making=layers_making(chosen["unit"], chosen["deleted"], chosen["scores"]),
     )  # fmt: skip
-    return document, [*output.compared(comparison), str(verification), f"written to {out}"]
+    usage = usage_of(deleted, task, out, named=bool(loaded.task))
+    return document, [*output.compared(comparison), str(verification), f"written to {out}", *usage.lines()]
+
+
+def layers_making(unit: str, deleted: Collection[str], names: Collection[str]) -> Making:
+    """Return how a model lost whole layers, for its card.
+
+    Args:
+        unit: What counts as a layer: "block" or "branch".
+        deleted: The names of the deleted layers.
+        names: The names of all layers.
+    """
+    what = "blocks" if unit == "block" else "branches"
+    budget = f"{len(names) - len(deleted)} of {len(names)} {what}; deleted: {', '.join(deleted)}"
+    removed = [Removed(what, len(names), len(names) - len(deleted))]
+    return making_now(removed, budget)
 
 
 def scores_table(scores: Mapping[str, float], gone: Collection[str]) -> Table:

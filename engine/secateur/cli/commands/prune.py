@@ -42,6 +42,7 @@ from secateur.cli.shared.options import (
     Params,
     PerHead,
     PromptText,
+    Push,
     Recover,
     ScoresOption,
     Select,
@@ -56,6 +57,7 @@ from secateur.cli.shared.options import (
 )
 from secateur.flow.compress import SCORING
 from secateur.flow.loaded import device_named
+from secateur.flow.push import require_repository, signed_in
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
@@ -112,6 +114,7 @@ def prune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Threads = None,
+    push: Push = None,
     as_json: Json = False,
 ) -> None:
     """Score, plan, prune, verify, recover, evaluate and benchmark; write a model folder with its report."""
@@ -136,6 +139,9 @@ def prune(
         output.emit(document, as_json, *shown)
         return
     data, out = dry_run.require_real(data, out, scores_file)
+    if push is not None:  # The upload follows when the folder is complete (run_file.configurable).
+        require_repository(push)
+        signed_in()
     options = inputs.DataOptions(
         input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
     )  # fmt: skip
@@ -152,6 +158,7 @@ def prune(
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
+    shown += compressed.usage(out).lines()
     output.emit(document, as_json, *shown)
 
 

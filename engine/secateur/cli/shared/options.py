@@ -196,6 +196,13 @@ MOST_LAYERS = 1000  # More than any model has; a typing error must not take all 
 Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.", rich_help_panel=CHECKS)]
 Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.", rich_help_panel=CHECKS)]
 Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet.", rich_help_panel=OUTPUT)]
+Push = Annotated[
+    str | None,
+    typer.Option(
+        help="Upload the finished folder to this repository of the Hugging Face Hub, OWNER/NAME, which is created if needed.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 OutUnlessDry = Annotated[
     Path | None,
     typer.Option("--out", help="Output path; it must not exist yet. Not needed with --dry-run.", rich_help_panel=OUTPUT),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from secateur.support.command import RUNNING, Running
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.files import write_atomically
@@ -24,6 +26,8 @@ RUN_FILE = "run.yaml"
 def configurable(command: Callable[..., None], name: str) -> Callable[..., None]:
     """Return a command with the option --config, which leaves its options as `run.yaml` in its output folder.
 
+    A command with the option --push then uploads the folder.
+
     The folder is the command's `out`. A command without one, one that writes a file, and a dry run leave nothing.
 
     Args:
@@ -33,10 +37,16 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
 
     @wraps(command)
     def run(context: typer.Context, options_file: Path | None = None, **options: Any) -> None:
-        command(**options)
+        running = RUNNING.set(Running(_command_line(context, name), str(options.get("evaluation") or "")))
+        try:
+            command(**options)
+        finally:
+            RUNNING.reset(running)
         out = options.get("out")
         if out is not None and not options.get("dry"):
             _keep(context, name, str(out), options)
+            if options.get("push"):
+                _upload(str(out), options["push"])
 
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -109,6 +119,30 @@ def _keep(context: typer.Context, command: str, out: str, options: Mapping[str, 
         Folder(out).write(RUN_FILE, text)
     else:
         write_atomically(Path(out) / RUN_FILE, text)
+
+
+def _upload(out: str, repository: str) -> None:
+    """Upload a finished folder, and say where it is. Standard output stays as it is."""
+    import secateur
+    from secateur.cli.shared.output import say
+
+    say(f"pushed to {secateur.push(out, repository)}")
+
+
+def _command_line(context: typer.Context, command: str) -> str:
+    """The command as it can be typed again: the options that are not the defaults. Passwords in URLs are hidden."""
+    words, options = ["secateur", *command.split()], []
+    for name, parameter in _names(context).items():
+        value = _plain(context.params.get(parameter.name))
+        if parameter.param_type_name == "argument":
+            words += [str(part) for part in (value if isinstance(value, list) else [value]) if part is not None]
+        elif getattr(parameter, "is_flag", False):
+            if value != parameter.default:
+                options.append(f"--{name}" if value else (parameter.secondary_opts or [f"--no-{name}"])[0])
+        elif value is not None and value != _plain(parameter.default):
+            for part in value if isinstance(value, list) else [value]:
+                options += [f"--{name}", str(part)]
+    return redacted(shlex.join([*words, *options]))
 
 
 def _plain(value: Any) -> Any:
