@@ -111,8 +111,19 @@ def kill_in_the_middle(line: str, launcher: list[str]) -> None:
     process.wait()
     for path in Path().glob("process-*"):
         if launcher:
-            os.kill(int(path.name.removeprefix("process-")), signal.SIGKILL)
+            killed = int(path.name.removeprefix("process-"))
+            os.kill(killed, signal.SIGKILL)
+            while Path(f"/proc/{killed}/fd").exists() and _open_files(killed):  # It holds its locks until then.
+                time.sleep(0.005)
     assert not Path("killed").exists()
+
+
+def _open_files(process: int) -> bool:
+    """Tell whether a process that was killed still has open files."""
+    try:
+        return bool(os.listdir(f"/proc/{process}/fd"))
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "wanda", "ig-joint:nodes=2"])
@@ -146,7 +157,10 @@ def test_bad_input_by_processes_is_one_line(files: Run) -> None:
     assert done.returncode != 0
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if line.startswith("secateur: ")]
-    assert lines == ["secateur: rows.jsonl, row 1: expected the column 'target', got 'input'"]
+    assert lines == [
+        "secateur: columns: expected the column 'target', got 'input'; name it: --target-column, in Python "
+        "columns={'target': ...}"
+    ]
     assert "exitcode  : 2 " in done.stderr  # torchrun reports failed processes on stderr too.
     assert not Path("s").exists()
 

@@ -306,7 +306,7 @@ BAD: dict[str, tuple[Callable[[], str], str]] = {
     "no rows": (with_rows(), "expected at least one example, got none"),
     "a null": (with_rows(GOOD, OTHER, {**GOOD, "target": None}), "row 3: expected a value in column 'target', got null"),
     "fewer than no examples": (task(examples=0), "tasks.movie.examples: expected at least 1, got 0"),
-    "no pair": (task(pair=True), "row 1: expected the column 'pair', got 'input', 'target'"),
+    "no pair": (task(pair=True), "columns: expected the column 'pair', got 'input', 'target'; name"),
     "a number as text": (with_rows(GOOD, {**OTHER, "input": 5}), "movie: examples, row 2: expected text in column "),
     "a word as number": (with_rows(GOOD, kind="regression"), "movie: examples, row 1: expected a number as target, got 'good'"),
     "a label beyond in the evaluation": (
