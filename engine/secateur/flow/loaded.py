@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from secateur.support.hub import model_place
 from secateur.tasks.fitting import read_tokenizer
 from secateur.tasks.prompt import as_prompt, columns_with
 
+logger = logging.getLogger("secateur")
 TASK_FILE = "secateur.json"
 _CLASSES: tuple[type[tasks.Task], ...] = (
     tasks.TextToText,
@@ -103,6 +105,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
         tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
     TASKS[kind].require_reader(model, tokenizer)
     known = _remembered(path)
+    logger.info("%s: loaded for %s in %s on %s", name, kind, options["dtype"], place)
     model = (model if device_map else model.to(place)).eval()
     return Loaded(model, tokenizer, stored, kind, known.get("labels"), known.get("prompt"))
 

@@ -9,6 +9,7 @@ import typer
 
 import secateur
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Chat,
     Checkpoints,
@@ -91,7 +92,7 @@ def attribute(
         scores = secateur.attribute(
             loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,
-            progress=None if ranks.rank else output.batch_progress,
+            progress=None if ranks.rank else bars(),
         )  # fmt: skip
         if ranks.rank == 0:
             scores.save(out)

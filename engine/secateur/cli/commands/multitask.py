@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import Device, Json, Threads
 from secateur.flow.loaded import described, device_named
 from secateur.model.cost import parameters
@@ -72,8 +73,7 @@ def multitask(
     with Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:
-            with output.counting("steps") as count:
-                result = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
+            result = run(prepared, arguments, learning_rates=read.learning_rates, progress=bars())
             exported = export(result.pruning.cpu())
             if not (out / "model").exists():
                 save(exported, out / "model", tokenizer=tokenizer, sparse=read.pruning.granularity == "element")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from secateur.cli.shared.tell import speaking
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.files import write_atomically
@@ -19,10 +20,24 @@ from secateur.support.urls import redacted
 from secateur.support.yaml_files import read_yaml
 
 RUN_FILE = "run.yaml"
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Also print the library's log lines at level INFO, and the warnings of transformers.")
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", help="File that all lines of stderr are appended to, with their times, also those that --quiet hides."
+    ),
+]
+# Parameters that are no options of the command itself, so that the file of its options does not have them.
+_SHARED = ("options_file", "quiet", "verbose", "log_file", "help", None)
 
 
 def configurable(command: Callable[..., None], name: str) -> Callable[..., None]:
-    """Return a command with the option --config, which leaves its options as `run.yaml` in its output folder.
+    """Return a command with the options of all commands, which leaves its options as `run.yaml` in its output folder.
+
+    They are --config, --quiet, --verbose and --log; the last three change nothing that is computed and are not in the file.
 
     The folder is the command's `out`. A command without one, one that writes a file, and a dry run leave nothing.
 
@@ -32,11 +47,15 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
     """
 
     @wraps(command)
-    def run(context: typer.Context, options_file: Path | None = None, **options: Any) -> None:
-        command(**options)
-        out = options.get("out")
-        if out is not None and not options.get("dry"):
-            _keep(context, name, str(out), options)
+    def run(
+        context: typer.Context, options_file: Path | None = None, quiet: bool = False, verbose: bool = False,
+        log_file: Path | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        with speaking(quiet, verbose, log_file):
+            command(**options)
+            out = options.get("out")
+            if out is not None and not options.get("dry"):
+                _keep(context, name, str(out), options)
 
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -54,6 +73,9 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
     own = [
         inspect.Parameter("context", kind, annotation=typer.Context),
         inspect.Parameter("options_file", kind, default=None, annotation=Config),
+        inspect.Parameter("quiet", kind, default=False, annotation=Quiet),
+        inspect.Parameter("verbose", kind, default=False, annotation=Verbose),
+        inspect.Parameter("log_file", kind, default=None, annotation=Log),
     ]
     parameters = [p.replace(kind=kind) for p in inspect.signature(command, eval_str=True).parameters.values()]
     run.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
@@ -122,7 +144,7 @@ def _names(context: typer.Context) -> dict[str, Any]:
     """The command's options and arguments, by the names that they have in a file."""
     names = {}
     for parameter in context.command.params:
-        if parameter.name not in ("options_file", "help", None):
+        if parameter.name not in _SHARED:
             long = [option for option in parameter.opts if option.startswith("--")]
             names[long[0][2:] if long else str(parameter.name)] = parameter
     return names
