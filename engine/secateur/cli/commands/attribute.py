@@ -28,6 +28,7 @@ from secateur.cli.shared.options import (
     Model,
     Out,
     Over,
+    Overwrite,
     PromptText,
     Select,
     System,
@@ -69,11 +70,16 @@ def attribute(
     device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score each unit by its effect on a task; write the scores (safetensors). torchrun splits the examples among processes."""
     inputs.use_threads(threads)
-    with processes(device, device_map) as ranks, nullcontext() if ranks.rank else claimed(out, "file"):
+    inputs_given = output.inputs_among({"model": model, "data": data, "labels": labels})
+    with (
+        processes(device, device_map) as ranks,
+        nullcontext() if ranks.rank else claimed(out, "file", overwrite=overwrite, inputs=inputs_given),
+    ):
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
         options = inputs.DataOptions(
             input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled

@@ -195,7 +195,15 @@ Recover = Annotated[
 MOST_LAYERS = 1000  # More than any model has; a typing error must not take all memory.
 Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.", rich_help_panel=CHECKS)]
 Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.", rich_help_panel=CHECKS)]
-Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet.", rich_help_panel=OUTPUT)]
+Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet, but with --overwrite.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an existing output that secateur wrote. It stays as it is until the new one is complete.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 OutUnlessDry = Annotated[
     Path | None,
     typer.Option("--out", help="Output path; it must not exist yet. Not needed with --dry-run.", rich_help_panel=OUTPUT),

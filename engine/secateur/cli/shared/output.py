@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec
 
 from rich.console import Console
 from rich.table import Table
 
 from secateur.attribution.scores import Scores
+from secateur.cli.shared.options import Overwrite
 from secateur.cli.shared.tell import say as say
 from secateur.flow.sweep import Point
 from secateur.measuring.benchmark import COLUMNS, Report
@@ -29,7 +32,8 @@ P = ParamSpec("P")
 def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Return a decorator for commands that write a new output: the command has its --out for itself while it runs.
 
-    The command's parameter `out` may be None, for a command that then writes nothing. A dry run (`dry`) writes nothing either.
+    The command gets the option --overwrite. Its parameter `out` may be None, for a command that then writes nothing. A dry run
+    (`dry`) writes nothing either.
 
     Args:
         kind: The kind of output, "folder" or "file", as in `claimed`.
@@ -38,13 +42,24 @@ def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @wraps(command)
         def guarded(*arguments: P.args, **options: P.kwargs) -> None:
-            out = options.get("out")
-            with nullcontext() if out is None or options.get("dry") else claimed(str(out), kind):
+            out, overwrite = options.get("out"), bool(options.pop("overwrite", False))
+            writes = out is not None and not options.get("dry")
+            with claimed(str(out), kind, overwrite=overwrite, inputs=inputs_among(options)) if writes else nullcontext():
                 command(*arguments, **options)
 
+        signature = inspect.signature(command, eval_str=True)
+        option = inspect.Parameter("overwrite", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite)
+        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), option]
+        )
         return guarded
 
     return decorate
+
+
+def inputs_among(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the options of a command that may name files it reads, with their values, as `claimed` takes them."""
+    return [(name, str(value)) for name, value in options.items() if name != "out" and isinstance(value, (str, Path))]
 
 
 def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:

@@ -31,6 +31,7 @@ Log = Annotated[
     ),
 ]
 # Parameters that are no options of the command itself, so that the file of its options does not have them.
+_BEGINNINGS = ("overwrite", "resume")  # What happens to an existing output. The file of a run does not repeat it.
 _SHARED = ("options_file", "quiet", "verbose", "log_file", "help", None)
 
 
@@ -121,7 +122,8 @@ def _keep(context: typer.Context, command: str, out: str, options: Mapping[str, 
     """Write the options of a finished command into its output folder. Passwords in URLs are hidden."""
     if "://" not in out and not Path(out).is_dir():
         return
-    given = {name: _plain(options[parameter.name]) for name, parameter in _names(context).items()}
+    names = {name: parameter for name, parameter in _names(context).items() if name not in _BEGINNINGS}
+    given = {name: _plain(options[parameter.name]) for name, parameter in names.items()}
     document = {"command": command, **{name: value for name, value in given.items() if value is not None}}
     head = f"# secateur {command} --config {RUN_FILE} --out OTHER repeats this run.\n"
     text = head + redacted(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000))
