@@ -148,7 +148,7 @@ def _is_own(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(8)
             if start[:1] == b"{":
-                return {"format", "fingerprint"} <= json.loads(start + file.read()).keys()
+                return bool({"format", "fingerprint"} <= json.loads(start + file.read()).keys())
             header = json.loads(file.read(min(int.from_bytes(start, "little"), path.stat().st_size)))
             return bool("secateur" in header["__metadata__"])
     except (ValueError, KeyError, TypeError, AttributeError):

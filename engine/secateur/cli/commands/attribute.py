@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 import secateur
+from secateur.attribution.checkpoint import Checkpoint
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
@@ -30,6 +31,7 @@ from secateur.cli.shared.options import (
     Over,
     Overwrite,
     PromptText,
+    Resume,
     Select,
     System,
     TargetColumn,
@@ -70,6 +72,7 @@ def attribute(
     device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -80,6 +83,9 @@ def attribute(
         processes(device, device_map) as ranks,
         nullcontext() if ranks.rank else claimed(out, "file", overwrite=overwrite, inputs=inputs_given),
     ):
+        # All processes have joined the group, and none scores before all have looked.
+        if checkpoint is not None and not resume:
+            Checkpoint.require_not_begun(checkpoint)
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
         options = inputs.DataOptions(
             input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled

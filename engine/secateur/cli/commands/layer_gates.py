@@ -67,6 +67,7 @@ RESULTS = {
 }  # fmt: skip
 
 
+@output.resumes
 def layer_gates(
     model: Model,
     data: Data,

@@ -44,6 +44,7 @@ Lambda0 = Annotated[float, typer.Option(help="Weight of the penalty; the paper h
 GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning rate of the gates' projected SGD.")]
 
 
+@output.resumes
 def train_lm(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
     out: RunFolder,
@@ -124,6 +125,7 @@ def train_lm(
     output.emit({"out": str(out), **document}, as_json, line)
 
 
+@output.resumes
 def train_tagger(
     lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder that train-lm wrote.")],
     data: TrainFile,

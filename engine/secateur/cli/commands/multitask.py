@@ -30,11 +30,12 @@ RESULTS = {
 }  # fmt: skip
 
 
+@output.resumes
 def multitask(
     config: Annotated[
         Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/usage/multitask.md).")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run. A run that was begun with the same config is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.attribution.scores import Scores
-from secateur.cli.shared.options import Overwrite
+from secateur.cli.shared.options import Overwrite, Resume
 from secateur.cli.shared.tell import say as say
 from secateur.flow.sweep import Point
 from secateur.measuring.benchmark import COLUMNS, Report
@@ -24,6 +25,7 @@ from secateur.model.sites import Site
 from secateur.planning.plan import Plan
 from secateur.reproduction.shared.claim import Claim
 from secateur.support.files import claimed
+from secateur.support.ledger import require_not_begun
 from secateur.support.urls import redacted
 
 P = ParamSpec("P")
@@ -47,14 +49,32 @@ def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P
             with claimed(str(out), kind, overwrite=overwrite, inputs=inputs_among(options)) if writes else nullcontext():
                 command(*arguments, **options)
 
-        signature = inspect.signature(command, eval_str=True)
-        option = inspect.Parameter("overwrite", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Overwrite)
-        guarded.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), option]
-        )
-        return guarded
+        return _with_flag(guarded, "overwrite", Overwrite)
 
     return decorate
+
+
+def resumes(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a command with a run folder: it continues a begun folder only with the option --resume, which it gets."""
+
+    @wraps(command)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> None:
+        # Under torchrun the first process may begin the folder before another process looks at it.
+        if not options.pop("resume", False) and os.environ.get("RANK", "0") == "0":
+            require_not_begun(Path(str(options["out"])))
+        command(*arguments, **options)
+
+    return _with_flag(guarded, "resume", Resume)
+
+
+def _with_flag(command: Callable[P, None], name: str, annotation: Any) -> Callable[P, None]:
+    """Return a command whose signature has a further option, which is off by default."""
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    return command
 
 
 def inputs_among(options: Mapping[str, Any]) -> list[tuple[str, str]]:
