@@ -122,7 +122,7 @@ def test_a_killed_command_continues_to_the_same_bits(files: Run, criterion: str)
     line = f"{COMMAND} --criterion {criterion} --out"
     assert files(f"{line} whole").code == 0
     kill_in_the_middle(f"{line} killed --checkpoint c", [])
-    assert files(f"{line} killed --checkpoint c --json").code == 0
+    assert files(f"{line} killed --checkpoint c --resume --json").code == 0
     assert Path("killed").read_bytes() == Path("whole").read_bytes()
     assert not Path("c").exists()
 
@@ -131,9 +131,9 @@ def test_killed_processes_continue_to_the_same_bits(files: Run) -> None:
     line = f"{COMMAND} --criterion flap --out"
     launch = [sys.executable, *LAUNCHER, "-m", "secateur"]
     kill_in_the_middle(f"{line} killed --checkpoint c", LAUNCHER)
-    refused = files(f"{line} killed --checkpoint c")
+    refused = files(f"{line} killed --checkpoint c --resume")
     assert refused.errors == ["secateur: checkpoint: expected 2 processes, which began 'c', got 1"]
-    for options in ("whole", "killed --checkpoint c"):
+    for options in ("whole", "killed --checkpoint c --resume"):
         done = subprocess.run([*launch, *f"{line} {options} --json".split()], env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["examples"] == 40

@@ -49,7 +49,7 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     before = Path("r/model/model.safetensors").stat().st_mtime_ns
     assert run(f"{line} --resume").document == document
     assert Path("r/model/model.safetensors").stat().st_mtime_ns == before
-    refused = run(f"{line} --seed 1")
+    refused = run(f"{line} --seed 1 --resume")
     assert refused.code == 2
     assert refused.errors[-1] == "secateur: seed: 'r' was begun with 0, got 1"
 
