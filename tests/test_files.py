@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from secateur.support.errors import InputError
 from secateur.support.files import (
@@ -188,3 +190,92 @@ def test_settings_of_a_run_hide_passwords(tmp_path: Path) -> None:
     assert "word" not in (tmp_path / "run" / "settings.json").read_text()
     with pytest.raises(InputError, match=r"got 's3://\*\*\*@other'"):
         require_same("run", settings, {"data": "s3://me:word@other"})
+
+
+def own_folder(path: Path, content: str) -> Path:
+    """A folder as a command writes it."""
+    path.mkdir()
+    (path / "run.yaml").write_text("command: prune\n")
+    (path / "content").write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("swaps", [True, False], ids=["in one step", "in several steps"])
+def test_an_output_is_replaced_when_the_new_one_is_complete(
+    swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not swaps:
+        monkeypatch.setattr("ctypes.CDLL", lambda *arguments, **options: object())
+    out = own_folder(tmp_path / "out", "former")
+    with claimed(out, overwrite=True):
+        with new_folder(out) as folder:
+            (folder / "other").write_text("new")
+            assert (out / "content").read_text() == "former"
+        assert names(out) == ["other"]
+    assert names(tmp_path) == ["out"]
+    with pytest.raises(InputError, match="which exists"), new_folder(out):
+        pass  # Nobody may replace it after the claim.
+
+
+def test_a_failed_or_killed_run_leaves_the_former_output(tmp_path: Path) -> None:
+    out = own_folder(tmp_path / "out", "former")
+    with pytest.raises(ZeroDivisionError), claimed(out, overwrite=True), new_folder(out) as folder:
+        (folder / "content").write_text(str(1 / 0))
+    assert names(tmp_path) == ["out"]
+    code = f"""
+with claimed({str(out)!r}, overwrite=True), new_folder({str(out)!r}) as folder:
+    (folder / "content").write_text("new")
+    print(flush=True)
+    time.sleep(600)"""
+    with running(code), pytest.raises(InputError, match="is in use by another process"), claimed(out, overwrite=True):
+        pass
+    assert (out / "content").read_text() == "former"
+    with claimed(out, overwrite=True):
+        assert names(tmp_path) == [".out.lock", "out"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_only_outputs_of_secateur_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    own_folder(tmp_path / "own", "former")
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    (tmp_path / "rows.json").write_text('[{"input": "a"}]')
+    (tmp_path / "object.json").write_text('{"format": 1}')
+    (tmp_path / "empty").touch()
+    (tmp_path / "weights.safetensors").write_bytes(save({"a": torch.zeros(1)}, {"format": "pt"}))
+    (tmp_path / "plain.safetensors").write_bytes(save({"a": torch.zeros(1)}))
+    for name in ("rows.json", "object.json", "empty", "weights.safetensors", "plain.safetensors", "own"):
+        refused = pytest.raises(InputError, match="overwrite: expected a file that secateur wrote")
+        with refused, claimed(tmp_path / name, "file", overwrite=True):
+            pass
+    for name in ("photos", "link", "rows.json"):
+        refused = pytest.raises(InputError, match="overwrite: expected a folder that secateur wrote")
+        with refused, claimed(tmp_path / name, overwrite=True):
+            pass
+    (tmp_path / "scores.safetensors").write_bytes(save({"a": torch.zeros(1)}, {"secateur": "{}"}))
+    (tmp_path / "plan.json").write_text('{"format": 1, "fingerprint": "a"}')
+    for name in ("scores.safetensors", "plan.json"):
+        with claimed(tmp_path / name, "file", overwrite=True):
+            write_atomically(tmp_path / name, "new")
+        assert (tmp_path / name).read_text() == "new"
+
+
+def test_an_input_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_folder(tmp_path / "out", "former")
+    Path("link").symlink_to("out")
+    for value in (
+        "out",
+        "./out/",
+        "out/rows.jsonl",
+        "a.jsonl,out/b.jsonl",
+        "a.jsonl, out/*.jsonl",
+        "link",
+        str(tmp_path / "out"),
+    ):
+        refused = pytest.raises(InputError, match="expected an output that is no input, got 'out', which data names")
+        with refused, claimed("out", overwrite=True, inputs=[("model", "m"), ("data", value)]):
+            pass
+    with claimed("out", overwrite=True, inputs=[("model", "out2"), ("data", "other/out"), ("labels", "")]):
+        pass
+    assert Path("out/content").read_text() == "former"

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 import secateur
 from bench.subjects import conll, gemma, minilm
 from bench.support.provenance import RESULTS, commit
-from secateur.cli.shared.output import batch_progress
 from secateur.data import builtin
 from secateur.flow.choose import alternatives
 from secateur.measuring.synthetic import synthetic_batches
@@ -231,7 +230,7 @@ def attribute(name: str, unit: AttentionUnit, file: Path) -> None:
     (model, task, calibration, _), loading = _timed(subject.load)
     loaded = _peak()
     scores, seconds = _timed(
-        lambda: secateur.attribute(model, task, calibration, unit=unit, max_tokens=subject.max_tokens, progress=batch_progress)
+        lambda: secateur.attribute(model, task, calibration, unit=unit, max_tokens=subject.max_tokens, progress=True)
     )
     scores.save(file)
     about = {"seconds": seconds, "load_seconds": loading, "loaded_bytes": loaded, "peak_bytes": _peak()}

@@ -22,9 +22,11 @@ from torch import Tensor
 import secateur
 import secateur_kernels
 from secateur.attribution import checkpoint as partial_sums
+from secateur.attribution.attribute import _ScoreSums
 from secateur.attribution.criteria import PRESETS, criterion_named
 from secateur.attribution.ranks import Ranks
 from secateur.model.discovery import fingerprint
+from secateur.tasks import Batch
 
 HERE = Path(__file__).parents[1] / "support"
 JOB = str(HERE / "ranks_job.py")
@@ -131,7 +133,7 @@ def test_a_killed_command_continues_to_the_same_bits(files: Run, criterion: str)
     line = f"{COMMAND} --criterion {criterion} --out"
     assert files(f"{line} whole").code == 0
     kill_in_the_middle(f"{line} killed --checkpoint c", [])
-    assert files(f"{line} killed --checkpoint c --json").code == 0
+    assert files(f"{line} killed --checkpoint c --resume --json").code == 0
     assert Path("killed").read_bytes() == Path("whole").read_bytes()
     assert not Path("c").exists()
 
@@ -140,9 +142,9 @@ def test_killed_processes_continue_to_the_same_bits(files: Run) -> None:
     line = f"{COMMAND} --criterion flap --out"
     launch = [sys.executable, *LAUNCHER, "-m", "secateur"]
     kill_in_the_middle(f"{line} killed --checkpoint c", LAUNCHER)
-    refused = files(f"{line} killed --checkpoint c")
+    refused = files(f"{line} killed --checkpoint c --resume")
     assert refused.errors == ["secateur: checkpoint: expected 2 processes, which began 'c', got 1"]
-    for options in ("whole", "killed --checkpoint c"):
+    for options in ("whole", "killed --checkpoint c --resume"):
         done = subprocess.run([*launch, *f"{line} {options} --json".split()], env=ENVIRONMENT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["examples"] == 40
@@ -207,33 +209,33 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(partial_sums, "MIN_SECONDS", 0.0)
     monkeypatch.setattr(partial_sums, "MAX_SHARE", float("inf"))
 
-    def progress(batches: Any, items: int) -> Any:
-        for number, batch in enumerate(batches):
-            if number == 3:
-                raise Killed
-            yield batch
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == 4:  # The first call is before the first batch.
+            raise Killed
 
     with pytest.raises(Killed):
         attribute("gradient", SMALL, checkpoint=tmp_path / "c", progress=progress)
     return tmp_path / "c"
 
 
-def test_a_checkpoint_replaces_the_batches_before_it(interrupted: Path) -> None:
+def test_a_checkpoint_replaces_the_batches_before_it(interrupted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (interrupted / ".process-0-of-1.safetensors.x1").write_text("A partial file that a kill has left.")
-    all_rows: list[int] = []
-    remaining_rows: list[int] = []
+    rows: list[list[int]] = []
+    add = _ScoreSums.add
 
-    def recording(rows: list[int]) -> Any:
-        def progress(batches: Any, items: int) -> Any:
-            for batch in batches:
-                rows.append(batch.rows)
-                yield batch
+    def recorded(sums: _ScoreSums, batch: Batch) -> None:
+        rows.append(batch.rows)
+        add(sums, batch)
 
-        return progress
-
-    expected = attribute("gradient", SMALL, progress=recording(all_rows))
-    actual = attribute("gradient", SMALL, checkpoint=interrupted, progress=recording(remaining_rows))
-    assert remaining_rows == all_rows[3:]
+    monkeypatch.setattr(_ScoreSums, "add", recorded)
+    expected = attribute("gradient", SMALL)
+    all_rows = rows.copy()
+    rows.clear()
+    actual = attribute("gradient", SMALL, checkpoint=interrupted)
+    assert rows == all_rows[3:]
     assert actual.equal(expected)
     assert actual.per_example is not None
     assert expected.per_example is not None

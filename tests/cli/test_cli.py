@@ -11,14 +11,11 @@ from typing import Any
 import pytest
 import torch
 from command import Run, assert_refused
-from rich.progress import Progress
 from safetensors import safe_open
 
 import secateur
 from secateur.attribution.criteria import PRESETS, criterion_named
-from secateur.cli.shared import output
 from secateur.data import builtin
-from secateur.tasks import Batch
 
 
 def test_each_step_alone(run: Run) -> None:
@@ -358,23 +355,3 @@ def test_rounds_need_a_share(run: Run) -> None:
     result = run("prune builtin --data train.jsonl --latency 5 --rounds 2 --out d")
     assert result.code == 2
     assert result.errors[-1].startswith("secateur: rounds: expected 1 with a latency")
-
-
-def test_a_bar_estimates_the_time_left_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars, original, now = [], output._bar, [0.0]
-
-    def bar() -> Progress:
-        bars.append(original())
-        bars[-1].get_time = lambda: now[0]
-        return bars[-1]
-
-    monkeypatch.setattr(output, "_bar", bar)
-    batches = [Batch({}, torch.zeros(0), [row, row + 1]) for row in range(4)]
-    for steps in (output.batch_progress(batches, 8), output.step_progress(range(4), 4)):
-        next(iter(steps))
-        (task,) = bars[-1].tasks
-        assert task.time_remaining is None
-        for done in (1, 2, 3):
-            now[0] += 100.0  # Longer than the 30 seconds of rich's default for the rate.
-            next(iter(steps))
-            assert task.time_remaining == pytest.approx(100.0 * (4 - done))

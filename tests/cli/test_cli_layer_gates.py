@@ -47,9 +47,9 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     evaluated = run("evaluate r/model --data test.jsonl --json").document
     assert evaluated["value"] == document["evaluation"]["pruned"]["value"]
     before = Path("r/model/model.safetensors").stat().st_mtime_ns
-    assert run(line).document == document
+    assert run(f"{line} --resume").document == document
     assert Path("r/model/model.safetensors").stat().st_mtime_ns == before
-    refused = run(f"{line} --seed 1")
+    refused = run(f"{line} --seed 1 --resume")
     assert refused.code == 2
     assert refused.errors[-1] == "secateur: seed: 'r' was begun with 0, got 1"
 
@@ -58,8 +58,9 @@ def test_a_killed_run_is_resumed(run: Run) -> None:
     line = f"{LINE} {FAST} --steps 12 --drop 0.2"
     killed_in(Path.cwd(), f"{line} --out broken", "broken/checkpoints")
     assert not Path("broken/model").exists()
+    assert_refused(run(f"{line} --out broken"), "out: 'broken' was begun already; add --resume to continue it", "broken/model")
     for folder in ("broken", "whole"):
-        assert run(f"{line} --out {folder}").code == 0
+        assert run(f"{line} --out {folder} --resume").code == 0
     assert same_weights(Path("broken/model"), Path("whole/model"))
     courses = [json.loads(Path(folder, "model/report.json").read_text())["training"] for folder in ("broken", "whole")]
     assert courses[0] == courses[1]

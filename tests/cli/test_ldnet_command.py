@@ -62,7 +62,7 @@ def test_from_text_to_tags(run: Run, files: Path, monkeypatch: pytest.MonkeyPatc
         "training-pruned.jsonl",
     }  # fmt: skip
     # The same command again trains nothing, and prints the same.
-    again = run(f"{TAGGER} --out t --epochs 8 --prune-epochs 3 --lambda0 2 --wanted 1")
+    again = run(f"{TAGGER} --out t --epochs 8 --prune-epochs 3 --lambda0 2 --wanted 1 --resume")
     assert again.code == 0
     assert "MFLOPs a word" in again.out
     assert {path.name for path in Path("t").iterdir()} == names
@@ -107,14 +107,14 @@ def test_killed_runs_give_the_same_models(run: Run, files: Path) -> None:
     line = f"{LM} --steps 40 --save-steps 10"
     killed_in(files, f"{line} --out killed", "killed/checkpoints")
     assert not Path("killed/model").exists()
-    assert run(f"{line} --out killed").code == 0
+    assert run(f"{line} --out killed --resume").code == 0
     assert run(f"{line} --out lm").code == 0
     assert same_weights(Path("killed/model"), Path("lm/model"))
     line = f"{TAGGER} --epochs 2 --prune-epochs 4 --lambda0 1"
     killed_in(files, f"{line} --out killed-tagger", "killed-tagger/checkpoints-whole")
-    killed_in(files, f"{line} --out killed-tagger", "killed-tagger/checkpoints-pruned")
+    killed_in(files, f"{line} --out killed-tagger --resume", "killed-tagger/checkpoints-pruned")
     assert not Path("killed-tagger/model").exists()
-    assert run(f"{line} --out killed-tagger").code == 0
+    assert run(f"{line} --out killed-tagger --resume").code == 0
     assert run(f"{line} --out whole-tagger").code == 0
     for name in ("whole", "model"):
         assert same_weights(Path("killed-tagger", name), Path("whole-tagger", name))

@@ -114,7 +114,7 @@ def test_a_run_writes_its_model_and_its_report(run_here: Run) -> None:
 
     # A second run prints the same at once: nothing is trained, and no model is written.
     stamps = {path: path.stat().st_mtime_ns for path in Path("r").rglob("*") if path.is_file() and path.parent.name != "r"}
-    again = run_here("multitask c.yaml --out r")
+    again = run_here("multitask c.yaml --out r --resume")
     assert again.code == 0
     assert "movie" in again.out
     assert "movement, element, global: 0.2000 of the encoder's linear weights stay" in again.out
@@ -122,7 +122,7 @@ def test_a_run_writes_its_model_and_its_report(run_here: Run) -> None:
     assert Path("r/training.jsonl").read_text() == lines  # The log also holds the seconds that training took.
     assert json.loads(Path("r/report.json").read_text()) | {"out": "r"} == result.document
     # Another config is another run.
-    refused = run_here(f"multitask {config('other.yaml', pruning={'density': 0.3})} --out r")
+    refused = run_here(f"multitask {config('other.yaml', pruning={'density': 0.3})} --out r --resume")
     assert refused.code == 2
     assert "secateur: config: 'r' was begun with {" in refused.errors[-1]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
@@ -154,7 +154,7 @@ def test_a_killed_run_is_resumed(run_here: Run, tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "report.json").exists()
-    assert run_here("multitask c.yaml --out killed --json").code == 0
+    assert run_here("multitask c.yaml --out killed --resume --json").code == 0
     assert run_here("multitask c.yaml --out whole --json").code == 0
     assert document("killed") == document("whole")
     ours, theirs = weights("killed"), weights("whole")
@@ -168,7 +168,7 @@ def test_a_killed_run_is_resumed(run_here: Run, tmp_path: Path) -> None:
     assert not list(Path().glob("*/checkpoints"))
     Path("killed", CELLS).write_text("")
     Path("killed", "report.json").unlink()
-    assert run_here("multitask c.yaml --out killed --json").code == 0
+    assert run_here("multitask c.yaml --out killed --resume --json").code == 0
     assert document("killed") == document("whole")
 
 
@@ -361,5 +361,5 @@ def test_processes_of_torchrun_share_a_run(run_here: Run) -> None:
     assert json.loads(first.stdout)["weights"] == report["weights"]
     assert report["density"] == pytest.approx(0.2, abs=1e-6)
     # The run is finished, so neither process trains again.
-    again = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    again = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=600, check=True)
     assert json.loads(again.stdout) == json.loads(first.stdout)

@@ -151,14 +151,10 @@ def test_the_command_and_the_library_write_the_same_files(run: Run) -> None:
     command = run(f"prune builtin --data train.jsonl --eval test.jsonl --out c {options}")
     assert command.code == 0
     messages: list[str] = []
-    wrapped: list[str] = []
-
-    def progress(steps: Any, total: int, what: str) -> Any:
-        wrapped.append(what)
-        return steps
-
+    told: list[tuple[int, int]] = []
     result = secateur.compress(
-        "builtin", "train.jsonl", flops=0.5, limit=24, evaluation="test.jsonl", out="l", say=messages.append, progress=progress,
+        "builtin", "train.jsonl", flops=0.5, limit=24, evaluation="test.jsonl", out="l", say=messages.append,
+        progress=lambda done, total: told.append((done, total)),
         **QUICK,
     )  # fmt: skip
     assert Path("l/plan.json").read_text() == Path("c/plan.json").read_text() == result.plan.dumps()
@@ -176,7 +172,12 @@ def test_the_command_and_the_library_write_the_same_files(run: Run) -> None:
     assert Path("l/secateur.json").read_text() == Path("c/secateur.json").read_text()
     assert json.loads(json.dumps(result.to_json())) == {name: value for name, value in document.items() if name != "out"}
     assert messages[0] == "rebuilding and verifying"
-    assert wrapped == ["scoring examples", "trying"]
+    starts = [k for k, (done, _) in enumerate(told) if done == 0]
+    stages = [told[first:end] for first, end in zip(starts, [*starts[1:], len(told)], strict=True)]
+    # Scored examples; plans and recoveries that are tried; recovered branches, unless none recovers; the one timed shape.
+    assert [stage[-1][1] for stage in stages][:2] == [24, 6]
+    assert stages[-1] == [(0, 1), (1, 1)]
+    assert all(stage[-1][0] == stage[-1][1] and stage == sorted(set(stage)) for stage in stages)
     # The model in memory keeps the dtype of the computation. The folder has the stored dtype.
     assert {parameter.dtype for parameter in result.pruned.parameters()} == {torch.float32}
     # The folder names its task, so it can be compressed again.

@@ -108,14 +108,14 @@ def test_a_killed_run_gives_the_same_table(run: Run, tmp_path: Path) -> None:
     """The run is killed twice, in the middle of its work."""
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "reproduce", "ap", "--out", "killed"]
     for finished in (3, 30):
-        process = subprocess.Popen([*command, *SMALL.split()], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, *SMALL.split(), "--resume"], cwd=tmp_path, stderr=subprocess.DEVNULL)
         cells = tmp_path / "killed" / CELLS
         while process.poll() is None and (not cells.exists() or cells.read_bytes().count(b"\n") < finished):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     before = (tmp_path / "killed" / CELLS).read_bytes().count(b"\n")
-    assert run(f"reproduce ap --out killed {SMALL} --json").code == 0
+    assert run(f"reproduce ap --out killed {SMALL} --json --resume").code == 0
     whole = run(f"reproduce ap --out whole {SMALL} --json").document
     assert 30 <= before < whole["cells"]
     killed, clean = (json.loads((tmp_path / name / "cells.json").read_text()) for name in ("killed", "whole"))
@@ -129,7 +129,7 @@ def test_a_killed_run_gives_the_same_table(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "cells.csv").read_text().count("\n") == 1 + int(str(whole["cells"]))
     # Finished: nothing runs again.
     stamp = (tmp_path / "whole" / CELLS).read_bytes()
-    assert run(f"reproduce ap --out whole {SMALL}").code == 0
+    assert run(f"reproduce ap --out whole {SMALL} --resume").code == 0
     assert (tmp_path / "whole" / CELLS).read_bytes() == stamp
 
 

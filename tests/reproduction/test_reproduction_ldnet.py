@@ -192,13 +192,15 @@ def test_a_killed_run_gives_the_same_table(run: Run, files: Path) -> None:
         lambda: list(files.glob("killed/checkpoints-*/checkpoint-*/trainer_state.json")),
         lambda: _cells(files) > 2,
     ):
-        process = subprocess.Popen([*command, *SMALL.split()], cwd=files, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, *SMALL.split(), "--resume"], cwd=files, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         while process.poll() is None and not reached():
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     assert 2 < _cells(files) < 7
-    assert run(f"reproduce ldnet --out killed {SMALL} --json").code == 0
+    assert run(f"reproduce ldnet --out killed {SMALL} --json --resume").code == 0
     whole = run(f"reproduce ldnet --out whole {SMALL} --json").document
     assert whole["cells"] == 2 + 3 + 2
     timed = ("seconds", "words_per_second", "whole_words_per_second", "speedup")

@@ -115,14 +115,14 @@ def test_a_killed_run_gives_the_same_table(run: Run, tmp_path: Path) -> None:
     """The run is killed twice, at an arbitrary point."""
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "reproduce", "multitask", "--out", "killed"]
     for finished in (1, 4):
-        process = subprocess.Popen([*command, *SMALL.split()], cwd=tmp_path, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*command, *SMALL.split(), "--resume"], cwd=tmp_path, stderr=subprocess.DEVNULL)
         cells = tmp_path / "killed" / CELLS
         while process.poll() is None and (not cells.exists() or cells.read_bytes().count(b"\n") < finished):
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert run(f"reproduce multitask --out killed {SMALL} --json").code == 0
+    assert run(f"reproduce multitask --out killed {SMALL} --json --resume").code == 0
     whole = run(f"reproduce multitask --out whole {SMALL} --json").document
     assert whole["cells"] == 1 + 2 * 4
     killed, clean = (json.loads((tmp_path / name / "cells.json").read_text()) for name in ("killed", "whole"))

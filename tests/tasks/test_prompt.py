@@ -12,8 +12,9 @@ from cases import CASES, LABELS, sentences, word_tokenizer
 from transformers import AutoTokenizer
 
 import secateur
-from secateur.flow.loaded import TASK_FILE, load_model, make_task
+from secateur.flow.loaded import load_model, make_task
 from secateur.tasks.prompt import Prompt
+from secateur.tasks.task_file import TASK_FILE
 
 CHAT = "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}the{% endif %}"
 TEXTS = sentences(12, seed=3)

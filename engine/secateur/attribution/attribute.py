@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,12 +24,13 @@ from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
+from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import buckets, model_device
 from secateur_kernels.backend import Backend, uses_triton
 
-Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
+logger = logging.getLogger("secateur")
 
 
 @torch.inference_mode(False)  # Gradients are needed, also where the caller needs none.
@@ -68,8 +70,8 @@ def attribute(
             changes scores by rounding only.
         per_example: Whether to keep each example's own scores too: the scores that the example would have alone.
         backend: The implementation of the kernels, for this call alone: "auto" (Triton on CUDA), "reference" or "triton".
-        progress: A function that wraps the iteration over this process's batches, to show progress. It is called with the
-            batches and the number of their items.
+        progress: True for a progress bar (tqdm's, a widget in a notebook), or a function of (done, total). It is called with 0
+            before the first batch, and then after each batch with the number of this process's items that are scored.
         checkpoint: A folder for the partial sums and the position in the data. If the call is killed, the same call continues
             from there and returns bit-identical scores. The folder is deleted at the end. It is written at most every ten
             seconds, and more rarely if writing would take more than a hundredth of the time.
@@ -112,6 +114,7 @@ def attribute(
         if not all_labels:
             task.require_variety(rows)
         items = task.items(model, rows, all_labels=all_labels)
+        logger.info("scoring %d sites by %s on %d examples", len(scored_sites), criterion.to_json()["criterion"], len(rows))
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
         with undisturbed(model), torch.enable_grad(), _checkpoint(model, items, settings, checkpoint, ranks) as saved:
@@ -159,7 +162,7 @@ def score_batches(
         items: The items of all processes.
         ranks: The processes. Each process scores its own share of the batches.
         saved: The checkpoint. Batches that it already contains are skipped.
-        progress: A function that wraps the iteration over batches, as in `attribute`.
+        progress: As in `attribute`.
         per_example: Whether to keep each example's scores.
 
     Returns:
@@ -175,7 +178,8 @@ def score_batches(
         saved.restore_(sums.partial)
     remaining, device = own_batches[sums.partial.batches :], model_device(context.model)
     collated = (context.task.collate(batch, device) for batch in ranks.in_step(remaining))
-    for batch in progress(collated, sum(map(len, remaining))) if progress else collated:
+    total = sum(map(len, remaining))
+    for batch in counted(progress, "scoring examples", collated, total, lambda batch: len(batch.rows)):
         sums.add(batch)
         if saved is not None:
             saved.keep(sums.partial)

@@ -70,6 +70,18 @@ class Checkpoint:
         self._written_at, self._write_seconds = time.monotonic(), 0.0
         self._lock: IO[bytes] | None = None
 
+    @staticmethod
+    def require_not_begun(folder: Path) -> None:
+        """Check that a folder holds no partial sums.
+
+        Raises:
+            InputError: It holds some.
+        """
+        if any(folder.glob("process-*-of-*.safetensors")):
+            raise InputError(
+                f"checkpoint: {str(folder)!r} was begun already; add --resume to continue it, or name a new folder"
+            )
+
     def restore_(self, partial: PartialSums) -> None:
         """Copy the sums of an earlier, killed run into `partial`. Do nothing if this process has no file.
 

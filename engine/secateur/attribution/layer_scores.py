@@ -18,13 +18,13 @@ from secateur.model.branches import Branch
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
+from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Target, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
 LAYER_CRITERIA = ("influence", "gradient", "ig", "ig-joint")
 Layers = Mapping[str, tuple[Branch, ...]]
-Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
 @torch.inference_mode(False)  # Gradients are needed, also where the caller needs none.
@@ -56,7 +56,7 @@ def layer_scores(
         target: The target F, whose change is attributed to the layers.
         nodes: The number of nodes of the quadrature rule of "ig-joint".
         max_tokens: The most padded input tokens in a batch.
-        progress: A function that wraps the iteration over batches, as in `attribute`.
+        progress: As in `attribute`.
 
     Returns:
         The score of each layer by name, in the order of the forward pass. A higher score means that a layer is needed more.
@@ -81,8 +81,8 @@ def layer_scores(
     scored = layers(model, unit)
     require_fit(task, model)
     items = task.items(model, task.read(examples))
-    batches: Iterable[Batch] = task.batches(items, model_device(model), max_tokens)
-    batches = progress(batches, len(items)) if progress else batches
+    collated = task.batches(items, model_device(model), max_tokens)
+    batches = counted(progress, "scoring examples", collated, len(items), lambda batch: len(batch.rows))
     if criterion == "influence":
         influence = block_influence(model, task, batches)
         _require_numbers(influence)

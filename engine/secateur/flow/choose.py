@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
+from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import IGNORED, model_device
@@ -101,7 +102,7 @@ def choose(
     recoveries: Sequence[Method | None] = RECOVERIES,
     unlabeled: bool = False,
     max_tokens: int = 4096,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+    progress: Progress | None = None,
 ) -> list[Candidate]:
     """Try every plan with the first recovery, then the best plan with the other recoveries.
 
@@ -116,7 +117,7 @@ def choose(
         recoveries: Methods of `recover_`, None for no recovery.
         unlabeled: Whether examples are inputs alone, as in `recover_`.
         max_tokens: Padded input tokens in a batch, as in `recover_`.
-        progress: Wraps the iteration over candidates, given the iteration and the number of candidates.
+        progress: True for a progress bar, or a function of (candidates tried, all candidates).
 
     Returns:
         The candidates. The one that changes the predictions least comes first; equal ones stay in the order given.
@@ -141,7 +142,7 @@ def choose(
     items = task.items(model, rows[::every], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     candidates: list[Candidate] = []
-    for number in progress(range(total), total) if progress else range(total):
+    for number in counted(progress, "trying", range(total), total):
         if number < len(given):
             plan, method = given[number], recoveries[0]
         else:

@@ -22,7 +22,7 @@ from secateur.flow.meet_latency import MetLatency
 from secateur.flow.model_card import making_now, name_of_data, removed_by
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.usage import Usage, usage_of
-from secateur.flow.within_budget import Progress, Say, between_rounds, tried, within_budget
+from secateur.flow.within_budget import Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
@@ -38,12 +38,11 @@ from secateur.recovery import Method, Refit, recover_
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
+from secateur.support.progress import Progress, require_progress
 from secateur.support.urls import redacted
 from secateur.tasks import Prompt, Task
 from secateur.tasks.base import without_targets
 from secateur.tasks.task_file import name_of
-
-SCORING = "scoring examples"  # The word for scored batches that `progress` receives; its length counts their examples.
 
 
 @dataclass(frozen=True, repr=False)
@@ -289,7 +288,8 @@ def compress(
         device: The device for a folder's model: "auto", "cpu", "cuda", ...
         dtype: The dtype for a folder's model: "auto", "float32", "float16" or "bfloat16".
         say: Receives a line at each stage.
-        progress: Wraps iterations: a function of an iterable, its length and a word for its steps.
+        progress: True for a progress bar at each stage, or a function of (done, total). Every stage counts from 0: examples
+            scored, plans tried, widths and plans measured, branches recovered, batch shapes timed.
 
     Returns:
         The pruned model, its plan and the evidence.
@@ -309,6 +309,7 @@ def compress(
         _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head,
         _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
+    require_progress(progress)
     if limit is not None:
         require_count("limit", limit)
     if max_length is not None:
@@ -337,9 +338,9 @@ def compress(
     held_out = None if evaluation is None else task.read(evaluation)
     if held_out is not None:
         task.items(loaded.model, held_out)  # Refuse unusable examples before the scoring, which takes long.
-    say, progress = say or _silent, progress or _unwrapped
+    say = say or _silent
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
-    compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say)
+    compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say, progress)
     compressed = replace(compressed, made_by=made_by, held_out=name_of_data(evaluation))
     if out is not None:
         compressed.save(out)
@@ -419,7 +420,7 @@ def _loaded(
 
 
 def _candidates(
-    loaded: Loaded, task: Task, rows: Sequence[Example], settings: _Settings, say: Say, progress: Progress
+    loaded: Loaded, task: Task, rows: Sequence[Example], settings: _Settings, say: Say, progress: Progress | None
 ) -> tuple[list[Candidate], MetLatency | None]:
     """The candidates, best first, and how a budget of time was met."""
     model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens
@@ -431,7 +432,7 @@ def _candidates(
         scores = attribute_in_rounds(
             model, task, rows, rounds, between_rounds(budget, rounds), planning={"per_head": settings.per_head},
             criterion=settings.criterion, unit=settings.unit, select=settings.select, max_tokens=max_tokens,
-            progress=lambda batches, items: progress(batches, items, SCORING),
+            progress=progress,
         )  # fmt: skip
     return within_budget(
         model, task, rows, scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
@@ -449,6 +450,7 @@ def _carried_out(
     held_out: Sequence[Example] | None,
     shapes: tuple[Sequence[int], Sequence[int]],
     say: Say,
+    progress: Progress | None,
 ) -> Compressed:
     """Prune by the first candidate, verify, recover and compare."""
     model, plan, method = loaded.model, candidates[0].plan, candidates[0].recovery
@@ -460,9 +462,9 @@ def _carried_out(
     refits: list[Refit] = []
     if method is not None:
         say(f"recovering on {len(rows)} examples")
-        refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows))
+        refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows), progress=progress)
         round_weights_(pruned, loaded.stored)
-    comparison = compare(model, pruned, task, held_out, *shapes, say=say)
+    comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
     return Compressed(
         pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored
     )
@@ -470,11 +472,6 @@ def _carried_out(
 
 def _silent(text: str) -> None:
     """The `say` that tells nothing."""
-
-
-def _unwrapped(steps: Any, total: int, what: str) -> Any:
-    """The `progress` that shows nothing."""
-    return steps
 
 
 def _choice(candidates: Sequence[Candidate]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from secateur.tasks.fitting import read_tokenizer
 from secateur.tasks.prompt import as_prompt, columns_with
 from secateur.tasks.task_file import TASK_FILE, TASKS, name_of
 
+logger = logging.getLogger("secateur")
 _MOST_LABELS = 32
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -95,6 +97,7 @@ def load_model(name: str, *, task: str | None, device: str, dtype: str, device_m
         tokenizer = read_tokenizer(path, TASKS[kind].reader_class)
     TASKS[kind].require_reader(model, tokenizer)
     known = _remembered(path)
+    logger.info("%s: loaded for %s in %s on %s", name, kind, options["dtype"], place)
     model = (model if device_map else model.to(place)).eval()
     return Loaded(model, tokenizer, stored, kind, known.get("labels"), known.get("prompt"))
 

@@ -19,6 +19,7 @@ from secateur.planning.plan import Plan
 from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
 from secateur.support.html import html_table
+from secateur.support.progress import Progress, reporting
 from secateur.support.tensors import same_tensors
 
 PlanFor = Callable[[float], Plan]  # From milliseconds to a plan; see `meet_latency`.
@@ -90,6 +91,7 @@ def meet_latency(
     rounds: int = 5,
     pairs: int = 20,
     seconds: float = 10.0,
+    progress: Progress | None = None,
 ) -> MetLatency:
     """Plan, rebuild the model, time it whole, and correct the milliseconds that are asked for, until the model delivers.
 
@@ -108,6 +110,8 @@ def meet_latency(
         rounds: The highest number of plans to measure.
         pairs: As in `benchmark`.
         seconds: As in `benchmark`.
+        progress: True for a progress bar, or a function of (plans measured, `rounds`). It ends at (`rounds`, `rounds`) also
+            where an earlier plan delivers.
 
     Returns:
         The plan that delivers, its timing and all attempts.
@@ -124,17 +128,20 @@ def meet_latency(
     if batch is None:
         (batch,) = synthetic_batches(model, [table.batch_size], [table.length], target_length=table.target_length)
     asked, history = target.milliseconds(table.total), list[Attempt]()
-    for _ in range(rounds):
-        plan = _untried(plan_for, asked, table.total, history)
-        if plan is None:
-            break
-        predicted = table.milliseconds({site: len(kept) for site, kept in plan.items()})
-        timing = benchmark(model, prune(model, plan), [batch], pairs=pairs, seconds=seconds).timings[0]
-        excess = target.amount / timing.speedup if target.kind == "speedup" else timing.pruned_ms / target.amount
-        history.append(Attempt(plan, asked, predicted, timing, excess))
-        if abs(math.log(excess)) <= math.log1p(tolerance):
-            return MetLatency(plan, timing, history)
-        asked = corrected([(attempt.predicted, attempt.excess) for attempt in history])
+    with reporting(progress, "correcting") as report:
+        for number in range(rounds):
+            report(number, rounds)
+            plan = _untried(plan_for, asked, table.total, history)
+            if plan is None:
+                break
+            predicted = table.milliseconds({site: len(kept) for site, kept in plan.items()})
+            timing = benchmark(model, prune(model, plan), [batch], pairs=pairs, seconds=seconds).timings[0]
+            excess = target.amount / timing.speedup if target.kind == "speedup" else timing.pruned_ms / target.amount
+            history.append(Attempt(plan, asked, predicted, timing, excess))
+            if abs(math.log(excess)) <= math.log1p(tolerance):
+                report(rounds, rounds)
+                return MetLatency(plan, timing, history)
+            asked = corrected([(attempt.predicted, attempt.excess) for attempt in history])
     raise InputError(_refusal(history, target, tolerance))
 
 

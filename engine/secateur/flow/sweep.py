@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from secateur.planning.plan import plan_within
 from secateur.pruning.prune import prune
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
+from secateur.support.progress import Progress, counted, require_progress
 from secateur.tasks import Evaluation, Task
 from secateur.tasks.base import require_fit
 
@@ -89,7 +90,7 @@ def sweep(
     align: int = 1,
     per_head: bool = False,
     recovery: Recovery | None = None,
-    progress: Callable[[Iterable[Budget], int], Iterable[Budget]] | None = None,
+    progress: Progress | None = None,
 ) -> list[Point]:
     """Prune within each budget, evaluate on the examples, and time one batch in turn with the dense model.
 
@@ -107,7 +108,7 @@ def sweep(
         align: As in `plan`.
         per_head: As in `plan`.
         recovery: Refits each pruned model in place.
-        progress: Wraps the iteration over budgets, given the budgets and their number.
+        progress: True for a progress bar, or a function of (budgets measured, all budgets).
 
     Returns:
         The dense model's point, then one point for each budget.
@@ -115,6 +116,7 @@ def sweep(
     Raises:
         InputError: Budgets are of several kinds, or cannot be met (before any work); or as `prune`, `evaluate` and `benchmark`.
     """
+    require_progress(progress)
     wanted = _one_kind(budgets)
     require_fit(task, model)
     scores, options = as_scores(scores), {"table": table, "align": align, "per_head": per_head}
@@ -122,7 +124,7 @@ def sweep(
     rows = task.read(examples)
     dense = evaluate(model, task, rows)
     measured: list[tuple[Budget, Evaluation, int, Timing]] = []
-    for budget in progress(wanted, len(wanted)) if progress else wanted:
+    for budget in counted(progress, "budgets", wanted, len(wanted)):
         pruned = prune(model, plans[budget])
         if recovery is not None:
             recovery(pruned)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,11 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, plan_within
 from secateur.recovery import Method
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 from secateur.tasks import Task
 from secateur.tasks.base import without_targets
 
 Say = Callable[[str], None]  # Receives a line about the step that begins.
-# Wraps an iteration, given the iteration, its length and a word for its steps.
-Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 
 def tried(
@@ -32,12 +31,12 @@ def tried(
     plans: Sequence[Plan],
     recoveries: Sequence[Method | None],
     max_tokens: int,
-    progress: Progress,
+    progress: Progress | None,
 ) -> list[Candidate]:
     """The plans with the recoveries, best first, as `choose` finds them."""
     return choose(
         model, task, plans, rows, recoveries=recoveries, unlabeled=without_targets(task, rows), max_tokens=max_tokens,
-        progress=lambda pairs, total: progress(pairs, total, "trying"),
+        progress=progress,
     )  # fmt: skip
 
 
@@ -51,7 +50,7 @@ def within_budget(
     recoveries: Sequence[Method | None],
     max_tokens: int,
     say: Say,
-    progress: Progress,
+    progress: Progress | None,
     **options: Any,
 ) -> tuple[list[Candidate], MetLatency | None]:
     """Find the candidates within a budget.
@@ -69,7 +68,7 @@ def within_budget(
         recoveries: The recoveries to try, as in `choose`.
         max_tokens: Padded input tokens in a batch.
         say: Receives a line at each stage.
-        progress: Wraps iterations.
+        progress: As in `compress`.
         options: Further arguments of `alternatives`.
 
     Returns:
@@ -84,7 +83,7 @@ def within_budget(
     table = latency_table(
         model, unit="channel" if any(site.is_channel for site in scores.sites) else "head",
         batch_size=max(shapes[0]), length=max(shapes[1]),
-        progress=lambda widths, total: progress(widths, total, "widths"),
+        progress=progress,
     )  # fmt: skip
     options["table"] = table
     candidates = tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress)
@@ -95,7 +94,7 @@ def within_budget(
     met = meet_latency(
         model, lambda milliseconds: plan_within(scores, Budget("latency", milliseconds), **options), table,
         speedup=budget.amount if budget.kind == "speedup" else None,
-        latency=budget.amount if budget.kind == "latency" else None,
+        latency=budget.amount if budget.kind == "latency" else None, progress=progress,
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
 

@@ -22,6 +22,7 @@ from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.support.html import html_table
+from secateur.support.progress import Progress, counted
 
 COLUMNS = ("batch x tokens", "dense ms", "pruned ms", "speed-up", "quartiles", "FLOPs allow", "dense/s", "pruned/s")
 
@@ -121,6 +122,7 @@ def benchmark(
     *,
     pairs: int = 20,
     seconds: float = 10.0,
+    progress: Progress | None = None,
 ) -> Report:
     """Time forward passes of both models on the same batches, a dense and a pruned run in turn.
 
@@ -133,6 +135,7 @@ def benchmark(
         pairs: Pairs of runs for each batch, after three warm-up runs of each model. If a batch would take longer than
             `seconds`, fewer pairs run, but at least three.
         seconds: Time limit for each batch.
+        progress: True for a progress bar, or a function of (batches timed, all batches).
 
     Raises:
         InputError: There is no batch.
@@ -148,7 +151,7 @@ def benchmark(
     if not given:
         raise InputError("batches: expected at least one batch, got none")
     with undisturbed(dense), undisturbed(pruned), torch.inference_mode():
-        timings = [_time(dense, pruned, batch, pairs, seconds) for batch in given]
+        timings = [_time(dense, pruned, batch, pairs, seconds) for batch in counted(progress, "timing", given, len(given))]
     device = next(dense.parameters()).device
     notes = _notes(timings, pruned, device)
     return Report(timings, cost.parameters(dense), cost.parameters(pruned), environment(dense), notes)

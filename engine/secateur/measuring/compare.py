@@ -14,6 +14,7 @@ from secateur.measuring.evaluate import evaluate
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.cost import parameters
 from secateur.support.html import html_table
+from secateur.support.progress import Progress
 from secateur.tasks import Evaluation, Task
 
 
@@ -74,6 +75,7 @@ def compare(
     lengths: Sequence[int],
     *,
     say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Evaluate both models on held-out examples, and time them in turn on drawn batches.
 
@@ -85,6 +87,7 @@ def compare(
         batch_sizes: Batch sizes to time.
         lengths: Input lengths to time, in tokens.
         say: Receives a line before each step.
+        progress: As in `benchmark`.
 
     Returns:
         The evaluations, the sizes and the timings.
@@ -100,5 +103,5 @@ def compare(
         evaluation = {name: evaluate(model, task, rows) for name, model in (("dense", dense), ("pruned", pruned))}
     if say is not None:
         say("timing")
-    report = benchmark(dense, pruned, synthetic_batches(dense, batch_sizes, lengths))
+    report = benchmark(dense, pruned, synthetic_batches(dense, batch_sizes, lengths), progress=progress)
     return Comparison(evaluation, {"dense": parameters(dense), "pruned": parameters(pruned)}, report)

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from secateur.pruning.prune import prune
 from secateur.support.compat import attention_implementation
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress, counted
 
 logger = logging.getLogger("secateur")
 WIDTHS = tuple(eighths / 8 for eighths in range(8, 0, -1))
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 Step = tuple[list[Site], dict[str, int]]
 Pair = tuple[Times, Times]
 
@@ -71,7 +71,7 @@ def latency_table(
         cache: If true, read the table of the same model, shapes, device, threads and versions from
             $XDG_CACHE_HOME/secateur/latency (~/.cache without that variable), or write it there. If false, read and write
             nothing.
-        progress: Wraps the iteration over the widths; it also gets their number.
+        progress: True for a progress bar, or a function of (widths measured, all widths).
 
     Raises:
         InputError: A share is outside (0, 1], a size is below 1, the length exceeds the model's positions, a cached file is not
@@ -84,13 +84,15 @@ def latency_table(
     cache_file = cached_at(model, {**about, "widths": sorted(widths)})
     if cache and cache_file.exists():
         try:
-            return LatencyTable.load(cache_file)
+            table = LatencyTable.load(cache_file)
+            logger.info("the latency table is read from %s", cache_file)
+            return table
         except InputError as error:
             raise InputError(f"{error}; delete this file, and the table is measured again") from error
     (batch,) = synthetic_batches(model, [batch_size], [length], target_length=target_length)
     steps = [(cut, counts) for cut in _sweeps(prunable) for counts in _grid(cut, sorted({*widths, 0.0}))]
     samples = []
-    for cut, counts in progress(steps, len(steps)) if progress else steps:
+    for cut, counts in counted(progress, "widths", steps, len(steps)):
         pruned = prune(model, _plan(model, cut, counts))
         with undisturbed(model), undisturbed(pruned), torch.inference_mode():
             samples.append(_in_turn(model, pruned, batch, pairs, seconds))

@@ -20,6 +20,7 @@ from secateur.pruning.prune import add_biases_
 from secateur.recovery.least_squares import Moments, best_ridge, step
 from secateur.recovery.walk import Walk
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
@@ -59,6 +60,7 @@ def recover_(
     add_biases: bool = False,
     unlabeled: bool = False,
     max_tokens: int = 4096,
+    progress: Progress | None = None,
 ) -> list[Refit]:
     """Refit the out-projections of a pruned model in place, so that each branch gives what it gives in the dense model.
 
@@ -81,6 +83,7 @@ def recover_(
             "bias" raises InputError there.
         unlabeled: Whether the examples need no targets. They run with all candidate labels.
         max_tokens: As in `attribute`.
+        progress: True for a progress bar, or a function of (branches refitted, all branches).
 
     Returns:
         The refit of each branch.
@@ -115,7 +118,7 @@ def recover_(
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
-        for branch, layer in layers.items():
+        for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
             fitted, held_out = Moments(), Moments()
             for k, batch in enumerate(batches):
                 real = batch.real(target=branch.stack == "decoder" and over_target)

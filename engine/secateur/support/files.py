@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -17,6 +19,8 @@ from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
 T = TypeVar("T")
+_OWN_FILES = ("run.yaml", "secateur.json")  # A folder with one of them is secateur's own.
+_replaced: set[Path] = set()  # Existing outputs that claims of this process allow to replace.
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:
@@ -53,7 +57,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         The temporary folder, in the same parent folder.
 
     Raises:
-        InputError: The path exists already, or its parent folder does not exist or cannot be written to.
+        InputError: The path exists already and no claim allows to replace it, or its parent folder does not exist or cannot be
+            written to.
     """
     path = Path(path)
     require_absent(path)
@@ -63,12 +68,21 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink():
                 file.chmod(readable)
-        partial.rename(path)
+        if path.absolute() in _replaced and os.path.lexists(path):
+            _exchange(partial, path)
+            _remove(partial)  # The former folder.
+        else:
+            partial.rename(path)
 
 
 @contextmanager
-def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
+def claimed(
+    path: str | Path, kind: str = "folder", *, overwrite: bool = False, inputs: Iterable[tuple[str, str]] = ()
+) -> Iterator[None]:
     """Keep other processes from making an output while this process makes it. The output must not exist yet.
+
+    With `overwrite`, `new_folder` and `write_atomically` replace an existing output by the complete new one, in one step. Until
+    then the former output stays as it is.
 
     A lock file stands beside the output for that time. The kernel releases the lock of a killed process, and the next run takes
     over its lock file and removes its temporary files.
@@ -76,13 +90,28 @@ def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
     Args:
         path: The output.
         kind: The kind of output for the message: "folder" or "file".
+        overwrite: Whether the output may exist, if secateur wrote it and none of the inputs is in it.
+        inputs: The inputs of the command: the name of each argument with a path, or with several between commas.
 
     Raises:
-        InputError: The output has no name or one that is not UTF-8, or exists; its parent folder does not exist or cannot be
-            written to; or another process makes the output.
+        InputError: The output has no name or one that is not UTF-8, or exists and may not be replaced; its parent folder does
+            not exist or cannot be written to; or another process makes the output.
     """
     path = Path(path)
     _require_name(path, kind)
+    if overwrite and os.path.lexists(path):
+        _require_replaceable(path, kind, inputs)
+        _replaced.add(path.absolute())
+    try:
+        with _alone_at(path, kind):
+            yield
+    finally:
+        _replaced.discard(path.absolute())
+
+
+@contextmanager
+def _alone_at(path: Path, kind: str) -> Iterator[None]:
+    """Lock an output that does not exist, or that a claim allows to replace. Leftovers of killed processes are removed."""
     lock = path.with_name(f".{path.name}.lock")
     if os.path.lexists(path) and lock.is_file():
         _remove_if_free(lock)  # Its process was killed after it had made the output.
@@ -97,6 +126,50 @@ def claimed(path: str | Path, kind: str = "folder") -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _require_replaceable(path: Path, kind: str, inputs: Iterable[tuple[str, str]]) -> None:
+    """Raise InputError unless secateur wrote an output, and none of a command's inputs is in it."""
+    if path.is_symlink() or not (path.is_dir() if kind == "folder" else path.is_file()) or not _is_own(path):
+        raise InputError(f"overwrite: expected a {kind} that secateur wrote, got {str(path)!r}; delete or rename it yourself")
+    place = path.resolve()
+    for name, value in inputs:
+        for part in (value, *value.split(",")):
+            # The resolved path of a pattern of files is a pattern too.
+            if part and Path(part.strip()).resolve().is_relative_to(place):
+                raise InputError(f"overwrite: expected an output that is no input, got {str(path)!r}, which {name} names")
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether secateur wrote a folder (of a command), or a file (of scores or a plan)."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in _OWN_FILES)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start[:1] == b"{":
+                return bool({"format", "fingerprint"} <= json.loads(start + file.read()).keys())
+            header = json.loads(file.read(min(int.from_bytes(start, "little"), path.stat().st_size)))
+            return bool("secateur" in header["__metadata__"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap the names of two folders."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap is not None and swap(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0:
+        return
+    # Not every system can swap in one step. A kill between these steps leaves the former folder under the name "....old".
+    aside = other.with_name(f".{other.name}.{secrets.token_hex(4)}.old")
+    other.rename(aside)
+    try:
+        one.rename(other)
+    except BaseException:
+        aside.rename(other)
+        raise
+    aside.rename(one)
 
 
 def _require_name(path: Path, kind: str, argument: str = "out") -> None:
@@ -157,7 +230,7 @@ def require_alone(file: IO[Any], folder: Path | str, argument: str = "out") -> N
 
 
 def require_absent(path: str | Path, kind: str = "folder", argument: str = "out") -> None:
-    """Check that an output does not exist yet, and that its parent folder does and can be written to.
+    """Check that an output does not exist yet, or that a claim allows to replace it; and that its parent can be written to.
 
     Args:
         path: The output.
@@ -168,7 +241,7 @@ def require_absent(path: str | Path, kind: str = "folder", argument: str = "out"
         InputError: The output exists, or its parent folder does not exist or cannot be written to.
     """
     path = Path(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and path.absolute() not in _replaced:
         raise InputError(f"{argument}: expected a {kind} that does not exist yet, got {str(path)!r}, which exists")
     require_parent(path, argument)
     _require_writable(path.parent, path, argument)

@@ -109,6 +109,16 @@ class Ledger:
         self._file.truncate(complete_bytes)
 
 
+def require_not_begun(folder: Path) -> None:
+    """Check that a folder holds no run of a `Ledger`.
+
+    Raises:
+        InputError: A run was begun in it.
+    """
+    if (folder / SETTINGS).exists():
+        raise InputError(f"out: {str(folder)!r} was begun already; add --resume to continue it, or name a new folder")
+
+
 def content_hash(content: Any) -> str:
     """Return a short hash of JSON values, such as the rows of a data set. Other values count by their text.
 

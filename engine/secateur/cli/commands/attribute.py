@@ -8,7 +8,9 @@ from typing import Annotated, cast
 import typer
 
 import secateur
+from secateur.attribution.checkpoint import Checkpoint
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Chat,
     Checkpoints,
@@ -27,7 +29,9 @@ from secateur.cli.shared.options import (
     Model,
     Out,
     Over,
+    Overwrite,
     PromptText,
+    Resume,
     Select,
     System,
     TargetColumn,
@@ -68,11 +72,20 @@ def attribute(
     device_map: DeviceMap = None,
     dtype: Dtype = "auto",
     threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Score each unit by its effect on a task; write the scores (safetensors). torchrun splits the examples among processes."""
     inputs.use_threads(threads)
-    with processes(device, device_map) as ranks, nullcontext() if ranks.rank else claimed(out, "file"):
+    inputs_given = output.inputs_among({"model": model, "data": data, "labels": labels})
+    with (
+        processes(device, device_map) as ranks,
+        nullcontext() if ranks.rank else claimed(out, "file", overwrite=overwrite, inputs=inputs_given),
+    ):
+        # All processes have joined the group, and none scores before all have looked.
+        if checkpoint is not None and not resume:
+            Checkpoint.require_not_begun(checkpoint)
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
         options = inputs.DataOptions(
             input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
@@ -91,7 +104,7 @@ def attribute(
         scores = secateur.attribute(
             loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
             per_example=per_example, backend=cast(Backend, backend), checkpoint=checkpoint, group=ranks.group,
-            progress=None if ranks.rank else output.batch_progress,
+            progress=None if ranks.rank else bars(),
         )  # fmt: skip
         if ranks.rank == 0:
             scores.save(out)

@@ -10,6 +10,7 @@ import typer
 
 import secateur
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Device,
     Dtype,
@@ -55,7 +56,7 @@ def benchmark(
     first = load_model(dense, task=kind, device=device, dtype=dtype)
     second = load_model(pruned, task=kind or first.task, device=device, dtype=dtype)
     batches = synthetic_batches(first.model, sizes, tokens, target_length=target_length)
-    report = secateur.benchmark(first.model, second.model, batches, pairs=pairs)
+    report = secateur.benchmark(first.model, second.model, batches, pairs=pairs, progress=bars())
     if out is not None:
         with new_folder(out) as folder:
             (folder / "benchmark.json").write_text(json.dumps(report.to_json(), indent=1) + "\n")

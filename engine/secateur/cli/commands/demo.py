@@ -11,6 +11,7 @@ from rich.table import Table
 
 import secateur
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Json,
     Threads,
@@ -56,15 +57,16 @@ def run(out: Path, name: str, keep: float, unit: AttentionUnit) -> tuple[dict[st
         rows = read_for(loaded, f"builtin:{name}")
         held_out = read_for(loaded, f"builtin:{name}.test")
         task = make_task(loaded, "auto", rows, None)
-        scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=output.batch_progress)
+        scores = secateur.attribute(loaded.model, task, rows, unit=unit, progress=bars())
         (batch,) = synthetic_batches(loaded.model, [BATCH_SIZE], [LENGTH])
         points = sweep(
-            loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=output.step_progress,
+            loaded.model, task, scores, held_out, KEEPS, batch, per_head=True, progress=bars(),
             recovery=lambda pruned: secateur.recover_(loaded.model, pruned, task, rows[:REFITTED]),
         )  # fmt: skip
         compressed = secateur.compress(
             loaded, rows[:REFITTED], task, plan=secateur.plan(scores, keep=keep, per_head=True), recoveries=["least_squares"],
             evaluation=held_out, out=folder / "model", batch_sizes=[1, 8, BATCH_SIZE], lengths=[LENGTH], say=output.say,
+            progress=bars(),
         )  # fmt: skip
         document = {
             "task": name,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from secateur.cli.commands.layers import layers_making
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     MOST_RATE,
     MOST_SEED,
@@ -68,6 +69,7 @@ RESULTS = {
 }  # fmt: skip
 
 
+@output.resumes
 def layer_gates(
     model: Model,
     data: Data,
@@ -145,11 +147,10 @@ def layer_gates(
     with gates, Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": model}
         if cell not in ledger:
-            with output.counting("steps") as count:
-                log = train(
-                    gates, features[0], arguments, collate=features[1], learning_rates={"gates": gate_learning_rate},
-                    resume=True, progress=count,
-                )  # fmt: skip
+            log = train(
+                gates, features[0], arguments, collate=features[1], learning_rates={"gates": gate_learning_rate}, resume=True,
+                progress=bars(),
+            )  # fmt: skip
             ledger.add(cell, _write_selected(loaded, gates, task, log, out / "model", learned, rows, held_out, shapes))
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         (document,) = ledger.rows()
@@ -186,7 +187,7 @@ def _write_selected(
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
     round_weights_(selected, loaded.stored)  # Evaluate the weights as they are written.
-    comparison = compare(loaded.model, selected, task, held_out, *shapes, say=output.say)
+    comparison = compare(loaded.model, selected, task, held_out, *shapes, say=output.say, progress=bars())
     course = [row for row in log if "loss" in row]
     document = {
         "settings": learned, "deleted": gone, "closed at the end": late, "z": gates.values,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from secateur.attribution.layer_scores import LAYER_CRITERIA, choose_layers, layer_scores
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Chat,
     Data,
@@ -99,7 +100,7 @@ def layers(
     choose_layers(dict.fromkeys(layers_of(loaded.model, cast(LayerUnit, layer_unit)), 0.0), keep_layers)
     scores = layer_scores(
         loaded.model, task, rows, criterion_name, unit=cast(LayerUnit, layer_unit), target=cast(Target, target_name),
-        max_tokens=max_tokens, progress=output.batch_progress,
+        max_tokens=max_tokens, progress=bars(),
     )  # fmt: skip
     gone = choose_layers(scores, keep_layers)
     chosen = {"criterion": criterion_name, "unit": layer_unit, "keep_layers": keep_layers, "scores": scores, "deleted": gone}
@@ -142,7 +143,7 @@ def write_deleted(
     verification = verify_layers(model, deleted, gone, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    comparison = compare(model, deleted, task, held_out, *shapes, say=output.say)
+    comparison = compare(model, deleted, task, held_out, *shapes, say=output.say, progress=bars())
     document = {**chosen, "verification": verification.to_json(), **comparison.to_json(), "out": str(out)}
     write_folder(
         deleted, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored, document=document,

@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import MOST_LAYERS, MOST_SEED, Device, Json, RunFolder, Threads
 from secateur.cli.shared.tagged import tagged_sentences
 from secateur.data.conll import SCHEMES, Sentence, decoded_lines, numbered_lines
@@ -43,6 +44,7 @@ Lambda0 = Annotated[float, typer.Option(help="Weight of the penalty; the paper h
 GateRate = Annotated[float, typer.Option("--gate-learning-rate", help="Learning rate of the gates' projected SGD.")]
 
 
+@output.resumes
 def train_lm(
     texts: Annotated[list[Path], typer.Argument(help="UTF-8 text files: one sentence on a line, words separated by spaces.")],
     out: RunFolder,
@@ -123,6 +125,7 @@ def train_lm(
     output.emit({"out": str(out), **document}, as_json, line)
 
 
+@output.resumes
 def train_tagger(
     lm: Annotated[Path, typer.Argument(metavar="LM_DIR", help="Folder that train-lm wrote.")],
     data: TrainFile,
@@ -236,8 +239,7 @@ def _language_models(
 
     cell, out = {"stage": "language models"}, ledger.folder
     if cell not in ledger:
-        with output.counting("steps") as count:
-            log, seconds = run(models, lines, out / "checkpoints", device, progress=count, **arguments)
+        log, seconds = run(models, lines, out / "checkpoints", device, progress=bars(), **arguments)
         _write_log(out / "training.jsonl", log)
         perplexities = perplexity(models, held_out) if held_out else None
         if not (out / "model").exists():
@@ -274,18 +276,18 @@ def _two_stages(
     if cells[0] not in ledger:
         torch.manual_seed(stages[0].seed)
         tagger = new_tagger(*lm, train, "plain" if scheme == "plain" else "bioes", **sizes)
-        with output.counting("whole tagger, steps") as count:
-            log, seconds = train_stage(tagger, train, dev, stages[0], out / "checkpoints-whole", device, progress=count)
+        output.say("training the whole tagger")
+        log, seconds = train_stage(tagger, train, dev, stages[0], out / "checkpoints-whole", device, progress=bars())
         _write_log(out / "training-whole.jsonl", log)
         if not (out / "whole").exists():
             save_tagger(tagger, out / "whole")
         ledger.add(cells[0], {"seconds": round(seconds, 1)})
     if cells[1] not in ledger:
         whole, tagger = load_tagger(out / "whole").to(device), load_tagger(out / "whole")
-        with output.counting("with the penalty, steps") as count:
-            log, seconds = train_stage(
-                tagger, train, dev, stages[1], out / "checkpoints-pruned", device, penalty=penalty, progress=count
-            )
+        output.say("training with the penalty")
+        log, seconds = train_stage(
+            tagger, train, dev, stages[1], out / "checkpoints-pruned", device, penalty=penalty, progress=bars()
+        )
         _write_log(out / "training-pruned.jsonl", log)
         pruned, deletion = deletion_report(whole, tagger, dev, penalty.wanted)
         if not (out / "model").exists():

@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import Device, Json, Threads
 from secateur.flow.loaded import described, device_named
 from secateur.model.cost import parameters
@@ -29,11 +30,12 @@ RESULTS = {
 }  # fmt: skip
 
 
+@output.resumes
 def multitask(
     config: Annotated[
         Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/usage/multitask.md).")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run. A run that was begun with the same config is resumed.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -72,8 +74,7 @@ def multitask(
     with Ledger(out, settings, RESULTS) as ledger:
         cell = {"model": read.model}
         if cell not in ledger:
-            with output.counting("steps") as count:
-                result = run(prepared, arguments, learning_rates=read.learning_rates, progress=count)
+            result = run(prepared, arguments, learning_rates=read.learning_rates, progress=bars())
             exported = export(result.pruning.cpu())
             if not (out / "model").exists():
                 save(exported, out / "model", tokenizer=tokenizer, sparse=read.pruning.granularity == "element")

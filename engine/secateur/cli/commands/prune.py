@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 import typer
 
 import secateur
 from secateur.cli.commands import dry_run
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     BUDGET,
     Align,
@@ -55,7 +55,6 @@ from secateur.cli.shared.options import (
     UnitOption,
     Unlabeled,
 )
-from secateur.flow.compress import SCORING
 from secateur.flow.loaded import device_named
 from secateur.flow.push import require_repository, signed_in
 from secateur.planning.allocation import Allocation
@@ -154,14 +153,9 @@ def prune(
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
         align=inputs.alignment(align, loaded.device), per_head=per_head, recoveries=recoveries, max_tokens=max_tokens,
-        batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=_progress,
+        batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=bars(),
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
     shown += compressed.usage(out).lines()
     output.emit(document, as_json, *shown)
-
-
-def _progress(steps: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-    """Yield the steps, with a progress bar. The bar of the scoring counts examples."""
-    return output.batch_progress(steps, total) if what == SCORING else output.step_progress(steps, total, what)

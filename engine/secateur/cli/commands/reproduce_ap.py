@@ -43,6 +43,7 @@ Root = Annotated[
 ]
 
 
+@output.resumes
 def ap_(
     out: RunFolder,
     model: Model = "builtin",

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from secateur.cli.commands.ldnet import EvalFile, GateRate, Lambda0, Seed, TrainFile, require_positive
-from secateur.cli.shared import inputs
+from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import MOST_LAYERS, Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.cli.shared.tagged import tagged_sentences
@@ -41,6 +41,7 @@ Preset = Annotated[
 ]
 
 
+@output.resumes
 def ldnet(
     data: TrainFile,
     evaluation: EvalFile,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.shared import inputs
+from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import MOST_SEED, Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
 from secateur.data import builtin
@@ -63,6 +63,7 @@ Root = Annotated[
 ]
 
 
+@output.resumes
 def multitask(
     out: RunFolder,
     model: Model = None,

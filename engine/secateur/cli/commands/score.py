@@ -11,10 +11,11 @@ from socket import gethostname
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from secateur.cli.shared import output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import DATA, MACHINE, OUTPUT, Device, Dtype, Json, Kind, MaxLength, Model
+from secateur.cli.shared.tell import tell
 from secateur.corpus import ray_engine
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.pipeline import Runner
@@ -205,12 +206,12 @@ def _score(corpus_run: CorpusRun, runner: Runner, engine: Engine) -> None:
     left = corpus_run.left
     output.say(f"{len(corpus_run.sources)} shards, {len(corpus_run.sources) - len(left)} of them finished before")
     try:
-        with _bar(sum(source.size for source in left)) as advance:
+        with _advancing(left) as advance:
             for shard in corpus_run.score(runner, advance, engine):
                 if shard.error is not None:
-                    output.say(f"secateur: {shard.error}")
+                    tell(shard.error)
     except WorkerError as error:
-        output.say(f"secateur: {error}; {_so_far(corpus_run)}")
+        tell(f"{error}; {_so_far(corpus_run)}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         output.say(_so_far(corpus_run))
@@ -244,24 +245,23 @@ def _number(name: str, text: str) -> int | None:
 
 
 @contextmanager
-def _bar(total: int) -> Iterator[Callable[[Source, float, Counts], None]]:
-    """A progress bar over the shards' bytes, with documents and tokens a second."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TextColumn("{task.fields[rates]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=output.stderr, transient=True, disable=not output.stderr.is_terminal) as bar:
-        task = bar.add_task("scoring", total=total or None, rates="")
-        counts, shares = Counts(), dict[str, float]()
+def _advancing(sources: Sequence[Source]) -> Iterator[Callable[[Source, float, Counts], None]]:
+    """Provide the function that shows how much of the shards' bytes is done, with documents and tokens a second."""
+    total, counts, shares = sum(source.size for source in sources), Counts(), dict[str, float]()
+
+    def amount(done: int, total: int, seconds: float) -> str:
+        share = f"{done / total:.0%}, " if total else ""
+        rates = f", {counts.rows / seconds:,.0f}/s, {counts.tokens / seconds:,.0f} tokens/s" if seconds > 0 else ""
+        return f"{share}{counts.rows:,} documents{rates}"
+
+    with bars(amount).open("scoring") as report:
+        report(0, total)
 
         def advance(source: Source, share: float, window: Counts) -> None:
             nonlocal counts
             counts += window
-            step = source.size * (share - shares.get(source.name, 0.0))
             shares[source.name] = share
-            elapsed = bar.tasks[0].elapsed or 1e-9
-            rates = f"{counts.rows:,} documents, {counts.rows / elapsed:,.0f}/s, {counts.tokens / elapsed:,.0f} tokens/s"
-            bar.update(task, advance=step, rates=rates)
+            report(round(sum(source.size * shares.get(source.name, 0.0) for source in sources)), total)
 
         yield advance
 

@@ -10,6 +10,7 @@ import typer
 
 import secateur
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     Align,
     AllocationName,
@@ -122,20 +123,20 @@ def sweep_(
     held_out = inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     scores = secateur.attribute(
         loaded.model, task, rows, criterion=chosen, unit=inputs.unit(unit), select=select, max_tokens=max_tokens,
-        progress=output.batch_progress,
+        progress=bars(),
     )  # fmt: skip
     table = None
     if budgets[0].measured:
         output.say("measuring what each site costs")
         table = secateur.latency_table(
             loaded.model, unit=inputs.unit(unit), batch_size=batch_size, length=length,
-            progress=lambda widths, total: output.step_progress(widths, total, "widths"),
+            progress=bars(),
         )  # fmt: skip
     width = inputs.alignment(align, loaded.device)
     points = sweep(
         loaded.model, task, scores, held_out, budgets, batch, table=table, allocation=cast(Allocation, allocation),
         floor=floor or 0.0, align=width, per_head=per_head,
-        progress=lambda steps, total: output.step_progress(steps, total, "budgets"),
+        progress=bars(),
         recovery=None if refit is None else lambda pruned: secateur.recover_(
             loaded.model, pruned, task, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
         ),

@@ -174,7 +174,7 @@ Checkpoints = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
-        help="Folder for partial sums, so that the same command resumes after a kill. It is removed at the end.",
+        help="Folder for partial sums, which --resume continues from after a kill. It is removed at the end.",
         rich_help_panel=SCORING,
     ),
 ]
@@ -195,7 +195,19 @@ Recover = Annotated[
 MOST_LAYERS = 1000  # More than any model has; a typing error must not take all memory.
 Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.", rich_help_panel=CHECKS)]
 Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.", rich_help_panel=CHECKS)]
-Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet.", rich_help_panel=OUTPUT)]
+Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet, but with --overwrite.", rich_help_panel=OUTPUT)]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue what an earlier run with the same settings has begun.", rich_help_panel=OUTPUT),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an existing output that secateur wrote. It stays as it is until the new one is complete.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Push = Annotated[
     str | None,
     typer.Option(
@@ -225,7 +237,7 @@ ScoresOption = Annotated[
 ]
 RunFolder = Annotated[
     Path,
-    typer.Option(help="Folder of the run. A run that was begun with the same settings is resumed.", rich_help_panel=OUTPUT),
+    typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT),
 ]
 KeepLayers = Annotated[int, typer.Option(help="Number of layers to keep, in all stacks together.", rich_help_panel=BUDGET)]
 LayerUnitOption = Annotated[

@@ -1,20 +1,23 @@
-"""Output of the commands: tables or one JSON document on stdout, progress on stderr."""
+"""Results of the commands: tables or one JSON document on stdout."""
 
 from __future__ import annotations
 
+import inspect
 import json
-import math
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from secateur.attribution.scores import Scores
+from secateur.cli.shared.options import Overwrite, Resume
+from secateur.cli.shared.tell import say as say
 from secateur.flow.sweep import Point
 from secateur.measuring.benchmark import COLUMNS, Report
 from secateur.measuring.compare import Comparison
@@ -22,18 +25,17 @@ from secateur.model.sites import Site
 from secateur.planning.plan import Plan
 from secateur.reproduction.shared.claim import Claim
 from secateur.support.files import claimed
+from secateur.support.ledger import require_not_begun
 from secateur.support.urls import redacted
-from secateur.tasks import Batch
 
-T = TypeVar("T")
 P = ParamSpec("P")
-stderr = Console(stderr=True)
 
 
 def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Return a decorator for commands that write a new output: the command has its --out for itself while it runs.
 
-    The command's parameter `out` may be None, for a command that then writes nothing. A dry run (`dry`) writes nothing either.
+    The command gets the option --overwrite. Its parameter `out` may be None, for a command that then writes nothing. A dry run
+    (`dry`) writes nothing either.
 
     Args:
         kind: The kind of output, "folder" or "file", as in `claimed`.
@@ -42,18 +44,42 @@ def claims_out(kind: str = "folder") -> Callable[[Callable[P, None]], Callable[P
     def decorate(command: Callable[P, None]) -> Callable[P, None]:
         @wraps(command)
         def guarded(*arguments: P.args, **options: P.kwargs) -> None:
-            out = options.get("out")
-            with nullcontext() if out is None or options.get("dry") else claimed(str(out), kind):
+            out, overwrite = options.get("out"), bool(options.pop("overwrite", False))
+            writes = out is not None and not options.get("dry")
+            with claimed(str(out), kind, overwrite=overwrite, inputs=inputs_among(options)) if writes else nullcontext():
                 command(*arguments, **options)
 
-        return guarded
+        return _with_flag(guarded, "overwrite", Overwrite)
 
     return decorate
 
 
-def say(text: str) -> None:
-    """Print a line on stderr. Passwords in URLs are hidden."""
-    stderr.print(redacted(text), highlight=False, markup=False, soft_wrap=True)
+def resumes(command: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a command with a run folder: it continues a begun folder only with the option --resume, which it gets."""
+
+    @wraps(command)
+    def guarded(*arguments: P.args, **options: P.kwargs) -> None:
+        # Under torchrun the first process may begin the folder before another process looks at it.
+        if not options.pop("resume", False) and os.environ.get("RANK", "0") == "0":
+            require_not_begun(Path(str(options["out"])))
+        command(*arguments, **options)
+
+    return _with_flag(guarded, "resume", Resume)
+
+
+def _with_flag(command: Callable[P, None], name: str, annotation: Any) -> Callable[P, None]:
+    """Return a command whose signature has a further option, which is off by default."""
+    signature = inspect.signature(command, eval_str=True)
+    option = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), option]
+    )
+    return command
+
+
+def inputs_among(options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the options of a command that may name files it reads, with their values, as `claimed` takes them."""
+    return [(name, str(value)) for name, value in options.items() if name != "out" and isinstance(value, (str, Path))]
 
 
 def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:
@@ -66,26 +92,6 @@ def emit(document: dict[str, Any], as_json: bool, *tables: Table | str) -> None:
     for table in tables:
         shown = redacted(table) if isinstance(table, str) else table
         console.print(shown, highlight=False, markup=False, soft_wrap=isinstance(table, str))
-
-
-def batch_progress(batches: Iterable[Batch], items: int) -> Iterator[Batch]:
-    """Yield the batches, with a progress bar that counts examples."""
-    with _bar() as bar:
-        step = bar.add_task("scoring examples", total=items)
-        bar.advance(step, 0)  # Starts the clock of the rate, so that the first batch gives an estimate.
-        for batch in batches:
-            yield batch
-            bar.advance(step, len(batch.rows))
-
-
-def step_progress(steps: Iterable[T], total: int, what: str = "rates") -> Iterator[T]:
-    """Yield the steps, with a progress bar. `what` names them."""
-    with _bar() as bar:
-        task = bar.add_task(what, total=total)
-        bar.advance(task, 0)
-        for step in steps:
-            yield step
-            bar.advance(task)
 
 
 def side_by_side(rows: Sequence[tuple[str, str, str]]) -> Table:
@@ -199,14 +205,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
     return plain
 
 
-@contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that updates a progress bar: it takes the steps done and all steps."""
-    with _bar() as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return a table of each task's metric and its interval."""
     table = Table("task", "metric", "value", "95% interval", "examples")
@@ -214,10 +212,3 @@ def evaluations_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
         interval = f"{evaluation['low']:.3f} to {evaluation['high']:.3f}"
         table.add_row(name, evaluation["metric"], f"{evaluation['value']:.3f}", interval, str(evaluation["examples"]))
     return table
-
-
-def _bar() -> Progress:
-    """A progress bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    # The rate is averaged over the whole run. Over the default 30 seconds, slower steps would never give one.
-    return Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal, speed_estimate_period=math.inf)

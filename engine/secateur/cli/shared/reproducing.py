@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from secateur.cli.shared import output
+from secateur.cli.shared.bars import bars
 from secateur.reproduction.shared.claim import Claim, verdicts
 from secateur.support.ledger import Ledger
+from secateur.support.progress import counted
 
 
 class Recorded(Protocol):
@@ -47,7 +49,7 @@ def run_cells(
     with Ledger(out, settings, results) as ledger:
         left = [cell for cell in cells if cell.to_json() not in ledger]
         output.say(f"{len(cells)} cells, {len(cells) - len(left)} of them finished before")
-        for cell in output.step_progress(left, len(left), "cells"):
+        for cell in counted(bars(), "cells", left, len(left)):
             ledger.add(cell.to_json(), run(cell))
         claims = write(ledger.rows())
     document = {"out": str(out), "cells": len(cells), "claims": [claim.to_json() for claim in claims]}

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from secateur.cli.shared.tell import speaking
 from secateur.support.command import RUNNING, Running
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
@@ -21,10 +22,25 @@ from secateur.support.urls import redacted
 from secateur.support.yaml_files import read_yaml
 
 RUN_FILE = "run.yaml"
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Also print the library's log lines at level INFO, and the warnings of transformers.")
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", help="File that all lines of stderr are appended to, with their times, also those that --quiet hides."
+    ),
+]
+# Parameters that are no options of the command itself, so that the file of its options does not have them.
+_BEGINNINGS = ("overwrite", "resume")  # What happens to an existing output. The file of a run does not repeat it.
+_SHARED = ("options_file", "quiet", "verbose", "log_file", "help", None)
 
 
 def configurable(command: Callable[..., None], name: str) -> Callable[..., None]:
-    """Return a command with the option --config, which leaves its options as `run.yaml` in its output folder.
+    """Return a command with the options of all commands, which leaves its options as `run.yaml` in its output folder.
+
+    They are --config, --quiet, --verbose and --log; the last three change nothing that is computed and are not in the file.
 
     A command with the option --push then uploads the folder.
 
@@ -36,17 +52,21 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
     """
 
     @wraps(command)
-    def run(context: typer.Context, options_file: Path | None = None, **options: Any) -> None:
-        running = RUNNING.set(Running(_command_line(context, name), str(options.get("evaluation") or "")))
-        try:
-            command(**options)
-        finally:
-            RUNNING.reset(running)
-        out = options.get("out")
-        if out is not None and not options.get("dry"):
-            _keep(context, name, str(out), options)
-            if options.get("push"):
-                _upload(str(out), options["push"])
+    def run(
+        context: typer.Context, options_file: Path | None = None, quiet: bool = False, verbose: bool = False,
+        log_file: Path | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        with speaking(quiet, verbose, log_file):
+            running = RUNNING.set(Running(_command_line(context, name), str(options.get("evaluation") or "")))
+            try:
+                command(**options)
+            finally:
+                RUNNING.reset(running)
+            out = options.get("out")
+            if out is not None and not options.get("dry"):
+                _keep(context, name, str(out), options)
+                if options.get("push"):
+                    _upload(str(out), options["push"])
 
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -64,6 +84,9 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
     own = [
         inspect.Parameter("context", kind, annotation=typer.Context),
         inspect.Parameter("options_file", kind, default=None, annotation=Config),
+        inspect.Parameter("quiet", kind, default=False, annotation=Quiet),
+        inspect.Parameter("verbose", kind, default=False, annotation=Verbose),
+        inspect.Parameter("log_file", kind, default=None, annotation=Log),
     ]
     parameters = [p.replace(kind=kind) for p in inspect.signature(command, eval_str=True).parameters.values()]
     run.__signature__ = inspect.Signature([*parameters, *own])  # type: ignore[attr-defined]
@@ -109,7 +132,8 @@ def _keep(context: typer.Context, command: str, out: str, options: Mapping[str, 
     """Write the options of a finished command into its output folder. Passwords in URLs are hidden."""
     if "://" not in out and not Path(out).is_dir():
         return
-    given = {name: _plain(options[parameter.name]) for name, parameter in _names(context).items()}
+    names = {name: parameter for name, parameter in _names(context).items() if name not in _BEGINNINGS}
+    given = {name: _plain(options[parameter.name]) for name, parameter in names.items()}
     document = {"command": command, **{name: value for name, value in given.items() if value is not None}}
     head = f"# secateur {command} --config {RUN_FILE} --out OTHER repeats this run.\n"
     text = head + redacted(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000))
@@ -156,7 +180,7 @@ def _names(context: typer.Context) -> dict[str, Any]:
     """The command's options and arguments, by the names that they have in a file."""
     names = {}
     for parameter in context.command.params:
-        if parameter.name not in ("options_file", "help", None):
+        if parameter.name not in _SHARED:
             long = [option for option in parameter.opts if option.startswith("--")]
             names[long[0][2:] if long else str(parameter.name)] = parameter
     return names

@@ -12,8 +12,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
-from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of
+from secateur.learned.shared.trainer import QuietTrainer, learning_rates_of
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 from secateur.tasks import Item, Task
 
 Collator = Callable[[Sequence[Any]], dict[str, Tensor]]
@@ -65,7 +66,7 @@ def train(
         learning_rates: The learning rates of "gates" (default 1e-2) and "weights" (default arguments.learning_rate).
         resume: Continue from the last checkpoint in arguments.output_dir, if there is one. The final gates are the same as
             those of an uninterrupted run.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
 
     Returns:
         The Trainer's log. Each entry also holds "layers_left" and every gate as "z/NAME".

@@ -19,8 +19,9 @@ from secateur.data.conll import numbered_lines
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.shared.trainer import Progress, QuietTrainer
+from secateur.learned.shared.trainer import QuietTrainer
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 from secateur.tasks.batches import model_device, pad
 
 # The adaptive softmax's cutoffs in the paper's code. Only those below the number of words are used.
@@ -112,7 +113,7 @@ def train(
         arguments: Hugging Face's TrainingArguments, with max_steps set.
         resume: Continue from the last checkpoint in arguments.output_dir, if there is one. The final weights are the same as
             those of an uninterrupted run.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
 
     Returns:
         The Trainer's log, with the loss (the mean of both directions) and its perplexity.
@@ -142,7 +143,7 @@ def run(
         lines: The sentences.
         folder: The checkpoints' folder. Training continues from its last checkpoint, and removes the folder at the end.
         device: The device's name; "cpu" makes the Trainer use the CPU.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
         arguments: Further values of `ldnet_arguments`.
 
     Returns:

@@ -17,7 +17,7 @@ from secateur.learned.ldnet.tagger import Tagger, TaggerSettings, TagScheme, Voc
 from secateur.learned.ldnet.tagger_training import GatePenalty, train
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.ldnet.vocabulary import BOUNDARY, UNKNOWN, Vocabulary, plain_form
-from secateur.learned.shared.trainer import Progress
+from secateur.support.progress import Progress
 
 # How often the loss and the gates are logged in a stage.
 LOGGED = 50
@@ -111,7 +111,7 @@ def train_stage(
         folder: The checkpoints' folder. Training continues from its last checkpoint, and removes the folder at the end.
         device: The device's name; "cpu" makes the Trainer use the CPU.
         penalty: The penalty on the gates, or None in the first stage.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
 
     Returns:
         The Trainer's log, and the time in seconds.

@@ -15,8 +15,9 @@ from secateur.data.conll import Sentence
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.shared.gate_regularisers import REGULARISERS, Regulariser, regulariser
-from secateur.learned.shared.trainer import Progress, QuietTrainer
+from secateur.learned.shared.trainer import QuietTrainer
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def train(
         momentum: The momentum of the weights.
         decay: The decay of the learning rate by epoch.
         resume: Continue from the last checkpoint in arguments.output_dir, if there is one.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
 
     Returns:
         The Trainer's log: loss, penalty, gates, number of layers left, and on `dev` eval_f1, or eval_accuracy for plain tags.

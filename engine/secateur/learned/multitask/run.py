@@ -17,8 +17,8 @@ from secateur.learned.multitask.encoder_tasks import EncoderTask, Feature
 from secateur.learned.multitask.model import MultitaskModel, encoder_of
 from secateur.learned.multitask.pruning import MultitaskPruning, attribution_scores
 from secateur.learned.multitask.training import collate, evaluate_task, features_of, train
-from secateur.learned.shared.trainer import Progress
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 from secateur.tasks.batches import model_device
 from secateur.tasks.metrics import Evaluation
 

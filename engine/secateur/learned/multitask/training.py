@@ -14,9 +14,10 @@ from secateur.data.examples import Example
 from secateur.learned.multitask.encoder_tasks import Feature
 from secateur.learned.multitask.model import MultitaskModel
 from secateur.learned.multitask.pruning import MultitaskPruning
-from secateur.learned.shared.trainer import Progress, QuietTrainer, learning_rates_of, require_accelerate
+from secateur.learned.shared.trainer import QuietTrainer, learning_rates_of, require_accelerate
 from secateur.support.compat import train_batch_size
 from secateur.support.errors import InputError
+from secateur.support.progress import Progress
 from secateur.tasks.batches import model_device, pad
 from secateur.tasks.metrics import Evaluation
 
@@ -143,7 +144,7 @@ def train(
             (default 5e-3).
         resume: Continue from the last checkpoint in arguments.output_dir, if there is one. The final masks are the same as
             those of an uninterrupted run.
-        progress: A function called after each step with the steps done and the total number of steps.
+        progress: True for a progress bar, or a function of (steps done, all steps).
 
     Returns:
         The Trainer's log. Each entry also holds "density".

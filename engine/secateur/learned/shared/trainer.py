@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,11 +16,11 @@ from transformers.utils import is_accelerate_available
 from secateur.support.compat import use_one_gpu
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.fields import MOST_STEPS, require_count
+from secateur.support.progress import Progress, Report, reporting, require_progress
 
 logger = logging.getLogger("secateur")
 # The Trainer writes these files to each checkpoint, and reads all of them when it resumes.
 _CHECKPOINT_FILES = ("model*.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth", "trainer_state.json")
-Progress = Callable[[int, int], None]
 
 
 def require_accelerate() -> None:
@@ -120,7 +120,8 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
     Args:
         model: The model to train.
         arguments: The Trainer's arguments. With several GPUs in one process, only one is used.
-        progress: A function called after each step with the steps done and the total number of steps, or None.
+        progress: True for a progress bar, a function of (steps done, all steps), or None. It is called before the first step
+            and after each.
         callbacks: Further callbacks. They run before the progress callback.
         options: Further keyword arguments of transformers.Trainer.
     """
@@ -138,16 +139,19 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
             logger.warning("one of %d devices is used; torchrun --nproc-per-node starts a process for each", arguments.n_gpu)
             # With more, the Trainer uses torch.nn.DataParallel, which cannot gather the outputs of these models.
             use_one_gpu(arguments)
-        progress_callbacks = [] if progress is None else [_ProgressReport(progress)]
-        super().__init__(model=model, args=arguments, callbacks=[*callbacks, *progress_callbacks], **options)
+        require_progress(progress)
+        super().__init__(model=model, args=arguments, callbacks=list(callbacks), **options)
         # These two write to stdout, which is reserved for results.
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
+        self._shown_progress = progress
 
     def run(self, *, resume: bool) -> list[dict[str, Any]]:
         """Train, from the last complete checkpoint if `resume` is set and there is one; return the log."""
         checkpoint = last_checkpoint(Path(str(self.args.output_dir))) if resume else None
-        self.train(resume_from_checkpoint=checkpoint)
+        with reporting(self._shown_progress, "training steps") as report:
+            self.add_callback(_ProgressReport(report))
+            self.train(resume_from_checkpoint=checkpoint)
         return list(self.state.log_history)
 
     def _run_epoch(self, *arguments: Any, **options: Any) -> None:
@@ -196,11 +200,15 @@ class QuietTrainer(Trainer):  # type: ignore[misc]
 
 
 class _ProgressReport(TrainerCallback):  # type: ignore[misc]
-    """Report the steps done after each step."""
+    """Report the steps done before the first step and after each."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the steps of the checkpoint that the training starts from, and the total."""
+        self._report(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report the steps done and the total."""
-        self.progress(state.global_step, state.max_steps)
+        self._report(state.global_step, state.max_steps)
