@@ -69,7 +69,7 @@ def output_names(labels: Sequence[str], kind: OutputKind) -> list[str]:
 def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> pyarrow.Schema:
     """Return the Arrow schema of scored rows.
 
-    Its columns are row (int64, the position in the shard, from 0), the identity's column, if there is one, with the type that
+    Its columns are row (int64, the position in the file, from 0), the identity's column, if there is one, with the type that
     identities have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
     label's probability among the labels). Where any number of labels is right, it is labels (a list of those with a probability
     above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone.
@@ -246,6 +246,12 @@ class Folder:
             for path in self.system.find(self.path(kind)):
                 if path.endswith(".partial"):
                     self.system.rm_file(path)
+
+    def remove(self, name: str) -> None:
+        """Remove the files of a finished shard."""
+        for path in (self.path(SCORED, f"{name}.parquet"), self.path(REJECTED, f"{name}.jsonl")):
+            if self.system.exists(path):
+                self.system.rm_file(path)
 
     def finished(self, say: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of the finished shards, by name. A shard with a damaged file is not finished.

@@ -112,10 +112,9 @@ def _events(
         yield _Begin(source)
         error = None
         chunks = source.read(reading.column, reading.identity)
+        bounds: dict[str, Any] = {"max_tokens": runner.max_tokens, "limit": left, "first": source.first}
         try:
-            for window in windows(
-                chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
-            ):
+            for window in windows(chunks, runner.task, runner.model, labels, on_long=reading.on_long, **bounds):
                 yield window
                 if left is not None:
                     left -= len(window.reasons)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from secateur.data import formats
 from secateur.data.examples import hub_dataset, saved_files
-from secateur.data.formats import COMPRESSED, UNREADABLE, Record, format_of, is_utf8, read_blocks
+from secateur.data.formats import COMPRESSED, UNREADABLE, Record, RowRange, format_of, is_utf8, read_blocks
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.urls import redacted
 
@@ -58,15 +58,35 @@ class Rows(list[Row]):
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a shard is of a file that is cut into several shards.
+
+    Attributes:
+        of: The name that the file has as one shard.
+        index: Its position among the file's parts, from 0.
+        count: The number of the file's parts.
+        rows: Its rows.
+        file_size: The bytes of the file.
+    """
+
+    of: str
+    index: int
+    count: int
+    rows: RowRange
+    file_size: int
+
+
+@dataclass(frozen=True)
 class Source:
     """A shard.
 
     Attributes:
         name: The name of its output: a relative path without the output's suffix.
         place: Its path or URL.
-        size: Bytes, or rows where there are no bytes to count.
+        size: Bytes (about, of a part of a Parquet file), or rows where there are no bytes to count.
         rows: The rows themselves, where the shard is not a file.
         stamp: A text that changes when the file changes: its time of change, or an object store's tag; empty if none is known.
+        part: What it is of its file; None if it is the whole file.
     """
 
     name: str
@@ -74,12 +94,28 @@ class Source:
     size: int
     rows: Any = None
     stamp: str = ""
+    part: Part | None = None
+
+    @property
+    def first(self) -> int:
+        """The position of its first row in its file."""
+        return 0 if self.part is None else self.part.rows.first
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file as one shard."""
+        return self.name if self.part is None else self.part.of
+
+    @property
+    def file_size(self) -> int:
+        """The size of its file."""
+        return self.size if self.part is None else self.part.file_size
 
     def read(self, column: str, identity: str | None = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
         """Read the rows in order.
 
         A row's value is text where the file says so; other code decides whether it can be scored. In text that is not UTF-8,
-        lone surrogates stand for the invalid bytes. All identities have one type, see `_Identities`.
+        lone surrogates stand for the invalid bytes. All identities of a file have one type, see `_Identities`.
 
         Args:
             column: The column of the text or of the pair of texts.
@@ -94,6 +130,9 @@ class Source:
         """
         columns, identities = [column, *([] if identity is None else [identity])], _Identities()
         try:
+            if identity is not None and self.part is not None:
+                records, _ = next(replace(self, size=0, part=None)._blocks(columns, chunk))
+                identities.of_one_type(Rows(_row_of(record, *columns) for record in records), records.types.get(identity))
             for records, share in self._blocks(columns, chunk):
                 rows = Rows(_row_of(record, *columns) for record in records)
                 if identity is not None:
@@ -112,7 +151,8 @@ class Source:
             import fsspec
 
             with fsspec.open(self.place, "rb") as raw:
-                yield from read_blocks(raw, self.place, self.size, columns, chunk)
+                only = None if self.part is None else self.part.rows
+                yield from read_blocks(raw, self.place, self.size, columns, chunk, only)
             return
         block, read = formats.Records(), 0
         for read, row in enumerate(self.rows, start=1):

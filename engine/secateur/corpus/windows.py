@@ -28,7 +28,7 @@ class Window:
     """Consecutive rows of a shard.
 
     Attributes:
-        first: The position of its first row in the shard, from 0.
+        first: The position of its first row in the shard's file, from 0.
         share: The share of the shard that has been read at its end.
         identities: The identity of each row.
         reasons: Why a row is rejected; None if it is scored.
@@ -119,6 +119,7 @@ def windows(
     max_tokens: int,
     on_long: str,
     limit: int | None = None,
+    first: int = 0,
 ) -> Iterator[Window]:
     """Group the rows of a shard into windows of about BATCHES batches.
 
@@ -132,9 +133,10 @@ def windows(
         max_tokens: Padded input tokens in a batch.
         on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
         limit: The most rows.
+        first: The position of the first row in the shard's file.
     """
     room, kind = task.room(model), task.output_kind(model)
-    first, rows, read = 0, _Rows(), 0
+    start, rows, read = first, _Rows(), 0
     for chunk, share in chunks:
         rows.identity_type = getattr(chunk, "identity_type", None)  # Rows has it, another list has not.
         if limit is not None:
@@ -143,7 +145,7 @@ def windows(
         rows.add(chunk, task, model, room, on_long)
         if rows.tokens >= BATCHES * max_tokens:
             yield rows.window(first, share, labels, kind)
-            first, rows = read, _Rows()
+            first, rows = start + read, _Rows()
         if read == limit:
             break
     yield rows.window(first, 1.0, labels, kind)

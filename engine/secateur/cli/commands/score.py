@@ -83,6 +83,13 @@ def score(
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
+    part_rows: Annotated[
+        str,
+        typer.Option(
+            help="Most rows of a part of a large file, which is what an interruption loses; auto: about 30 s of work.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "auto",
     dtype: Dtype = "auto",
     compile: Annotated[
         str,
@@ -107,7 +114,10 @@ def score(
     """Score a corpus, shard by shard, into Parquet files, and list rejected documents. --resume continues a killed run."""
     if compile not in COMPILE:
         raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
-    options = RunOptions(_number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile])
+    options = RunOptions(
+        _number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile],
+        _number("part-rows", part_rows),
+    )  # fmt: skip
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
     if engine == "ray" and options.compile is None:
