@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from secateur.corpus.output import Counts, Folder, require_free_name
+from secateur.corpus.output import FORMATS, Counts, Folder, require_free_name
 from secateur.corpus.parts import MOST, about_part, cut, finished_parts, may_be_cut, part_rows
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
-from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
+from secateur.corpus.sources import ColumnError, ShardError, Source, kept_names, no_column
 from secateur.corpus.tuning import FEWEST, Sample, Say, rows_a_second, tuned, untuned
 from secateur.corpus.windows import windows
 from secateur.support.errors import InputError, reading
@@ -112,7 +112,7 @@ class CorpusRun:
     ) -> None:
         self.sources, self.folder, self.reading = sources, folder, reading
         require_free_name(reading.identity, settings.get("labels", ()), settings.get("outputs", "label"))
-        self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
+        self.settings = json.loads(json.dumps({**settings, **asdict(reading), "format": folder.format}))
         for source in sources:
             folder.require_inside(source.name)
         self._began = folder.read(SETTINGS)
@@ -209,7 +209,7 @@ class CorpusRun:
         """Replace large files among the sources by their parts. Remove what was scored of other versions of the sources."""
         if self.part_rows is None:
             return
-        columns = [self.reading.column, *([] if self.reading.identity is None else [self.reading.identity])]
+        columns = [self.reading.column, *kept_names(self.reading.identity)]
         sources, whole = [], dict[str, list[str]]()
         for source in self.sources:
             parts: list[Source] | str = [source]
@@ -329,7 +329,12 @@ def _settings_of(folder: Folder, text: str) -> dict[str, Any]:
             raise ValueError(f"unknown settings {tuned}")
         if not (document["part_rows"] is None or document["part_rows"] >= 1):
             raise ValueError(f"unknown rows of a part: {document['part_rows']}")
-        return {**document, "settings": {**document["settings"]}, "tuned": tuned, "measured": [*document["measured"]]}
+        return {
+            **document,
+            "settings": {"format": FORMATS[0], **document["settings"]},
+            "tuned": tuned,
+            "measured": [*document["measured"]],
+        }
 
 
 def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[str, Any]]) -> None:

@@ -29,7 +29,7 @@ def score(
     dataset: str | Path | Iterable[str | Sequence[str] | None] | Iterable[Mapping[str, Any]],
     *,
     column: str = "text",
-    identity: str | None = None,
+    identity: str | Sequence[str] | None = None,
     on_long: str = "cut",
     max_tokens: int | None = None,
     threads: int | None = None,
@@ -43,7 +43,7 @@ def score(
             of columns, or a name that `find_sources` takes. For a `SequenceClassification`, pairs of texts, which are lists or
             tuples of two, stand in the place of texts too.
         column: The column of the text or of the pair of texts.
-        identity: A column to copy into the result.
+        identity: The column to carry over into the result, or several.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         max_tokens: Padded input tokens in a batch.
         threads: CPU threads, each of which runs its own batches. None means all usable cores.

@@ -30,24 +30,24 @@ class Window:
     Attributes:
         first: The position of its first row in the shard's file, from 0.
         share: The share of the shard that has been read at its end.
-        identities: The identity of each row.
+        kept: The values of each row in the columns that are carried over.
         reasons: Why a row is rejected; None if it is scored.
         items: The encoded rows. The `row` of an item is its index in the window.
         scores: float32 [rows, labels], as `Task.ranked` returns them for outputs of this kind.
         padded: Tokens with padding.
-        identity_type: The Arrow type of the identities; None where it is not known.
+        kept_types: The Arrow types of these columns.
         kind: The meaning of the scores: one label is right, any number of labels, or a value.
         done: Set once all items are scored or rejected.
     """
 
     first: int
     share: float
-    identities: list[Any]
+    kept: list[tuple[Any, ...]]
     reasons: list[str | None]
     items: list[Item]
     scores: np.ndarray
     padded: int = 0
-    identity_type: Any = None
+    kept_types: tuple[Any, ...] = ()
     kind: OutputKind = "label"
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
@@ -138,7 +138,7 @@ def windows(
     room, kind = task.room(model), task.output_kind(model)
     start, rows, read = first, _Rows(), 0
     for chunk, share in chunks:
-        rows.identity_type = getattr(chunk, "identity_type", None)  # Rows has it, another list has not.
+        rows.kept_types = getattr(chunk, "kept_types", ())  # Rows has it, another list has not.
         if limit is not None:
             chunk = chunk[: limit - read]
         read += len(chunk)
@@ -155,16 +155,16 @@ class _Rows:
     """The rows of a window that is being filled."""
 
     def __init__(self) -> None:
-        self.identities: list[Any] = []
+        self.kept: list[tuple[Any, ...]] = []
         self.reasons: list[str | None] = []
         self.items: list[Item] = []
         self.tokens = 0
-        self.identity_type: Any = None
+        self.kept_types: tuple[Any, ...] = ()
 
     def add(self, chunk: Sequence[Row], task: TextTask, model: nn.Module, room: int | None, on_long: str) -> None:
         """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
-        self.identities += [row.identity for row in chunk]
+        self.kept += [row.kept for row in chunk]
         self.reasons += [row.reason or _why_not(row.value, task) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
         inputs = task.encode_cut_each(model, [task.prompted(chunk[k].value) for k in usable], room) if usable else []
@@ -181,8 +181,8 @@ class _Rows:
     def window(self, first: int, share: float, labels: int, kind: OutputKind) -> Window:
         """The finished window."""
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
-        about: dict[str, Any] = {"identity_type": self.identity_type, "kind": kind}
-        return Window(first, share, self.identities, self.reasons, self.items, scores, **about)
+        about: dict[str, Any] = {"kept_types": self.kept_types, "kind": kind}
+        return Window(first, share, self.kept, self.reasons, self.items, scores, **about)
 
 
 def _why_not(value: Any, task: TextTask) -> str | None:

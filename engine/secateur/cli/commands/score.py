@@ -17,7 +17,7 @@ from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import DATA, MACHINE, OUTPUT, Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.cli.shared.tell import tell
 from secateur.corpus import ray_engine
-from secateur.corpus.output import Counts, Folder
+from secateur.corpus.output import FORMATS, Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
 from secateur.corpus.run import CorpusRun, RunOptions, alone_in, tuning_of, with_tuning
@@ -35,6 +35,7 @@ from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 
 COMPILE = {"auto": None, "on": True, "off": False}
+LABELS_SHOWN = 20  # The labels whose rows the table counts. The JSON summary counts all.
 
 
 def score(
@@ -49,8 +50,15 @@ def score(
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
     column: Annotated[str, typer.Option(help="Column of the text, or of lists of two texts.", rich_help_panel=DATA)] = "text",
     id_column: Annotated[
-        str | None, typer.Option(help="Column to copy into the output, such as an id.", rich_help_panel=OUTPUT)
+        str | None, typer.Option(help="Column to carry over: --keep-columns of one column.", rich_help_panel=OUTPUT)
     ] = None,
+    keep_columns: Annotated[
+        str | None,
+        typer.Option(help="Columns to carry over into the output, between commas: id,title,date.", rich_help_panel=OUTPUT),
+    ] = None,
+    format: Annotated[str, typer.Option(help="Format of the scores: parquet, jsonl or csv.", rich_help_panel=OUTPUT)] = FORMATS[
+        0
+    ],
     labels: Annotated[
         str,
         typer.Option(
@@ -123,10 +131,10 @@ def score(
     if engine == "ray" and options.compile is None:
         options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
     keep_kernels()
-    folder = Folder(out)
+    folder = Folder(out, format)
     folder.require_writable()
     recipe = _Recipe(model, kind, labels, max_length, device, dtype)
-    reading = Reading(column, id_column, on_long, limit)
+    reading = Reading(column, _kept(id_column, keep_columns), on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
@@ -244,6 +252,18 @@ def _require_engine(engine: str, workers: int | None, address: str | None, limit
         raise InputError(f"limit: expected none with --engine ray, whose workers do not know of each other's rows, got {limit}")
 
 
+def _kept(id_column: str | None, keep_columns: str | None) -> str | list[str] | None:
+    """The columns to carry over: none, one, or several."""
+    if id_column is not None and keep_columns is not None:
+        raise InputError(
+            f"keep-columns: expected either it or --id-column, which is the same, got {keep_columns!r} and {id_column!r}"
+        )
+    names = [] if keep_columns is None else [name.strip() for name in keep_columns.split(",")]
+    if not all(names):
+        raise InputError(f"keep-columns: expected names between commas, got {keep_columns!r}")
+    return names if len(names) > 1 else (names[0] if names else id_column)
+
+
 def _number(name: str, text: str) -> int | None:
     """Parse auto (None) or a positive number."""
     if text == "auto":
@@ -284,4 +304,8 @@ def _table(summary: dict[str, Any]) -> Any:
         ("tokens/s", f"{summary['tokens_per_second']:,.0f}"), ("padding", f"{summary['padding']:.1%}"),
         ("model busy", f"{summary['busy']:.1%}"), ("seconds", f"{summary['seconds']:,.1f}"),
     ]  # fmt: skip
+    labels = sorted(summary["labels"].items(), key=lambda item: -item[1])
+    rows += [(f"label {name}", f"{count:,}") for name, count in labels[:LABELS_SHOWN]]
+    if len(labels) > LABELS_SHOWN:
+        rows.append((f"{len(labels) - LABELS_SHOWN} further labels", f"{sum(count for _, count in labels[LABELS_SHOWN:]):,}"))
     return output.table(("", ""), rows)
