@@ -94,9 +94,9 @@ def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str]) -> dict[str,
 def output_names(labels: Sequence[str], kind: OutputKind) -> list[str]:
     """Return the names of the columns that tell a row's result.
 
-    They are label and p_<label>; labels and p_<label> where any number of labels is right; or value.
+    They are label and p_<label>; labels and p_<label> where any number of labels is right; value; or text.
     """
-    return ["value"] if kind == "value" else [kind, *(f"p_{label}" for label in labels)]
+    return [kind] if kind in ("value", "text") else [kind, *(f"p_{label}" for label in labels)]
 
 
 def schema_of(labels: Sequence[str], identity: Identity, window: Window) -> pyarrow.Schema:
@@ -105,12 +105,14 @@ def schema_of(labels: Sequence[str], identity: Identity, window: Window) -> pyar
     Its columns are row (int64, the position in the file, from 0), the columns that are carried over, with the types that they
     have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
     label's probability among the labels). Where any number of labels is right, it is labels (a list of those with a probability
-    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone.
+    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone, and
+    a task that generates has text alone.
     """
     import pyarrow
 
     fields = [("row", pyarrow.int64()), *zip(kept_names(identity), window.kept_types, strict=True)]
     types = {"label": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "labels": pyarrow.list_(pyarrow.string())}
+    types["text"] = pyarrow.string()
     return pyarrow.schema(
         [*fields, *((name, types.get(name, pyarrow.float32())) for name in output_names(labels, window.kind))]
     )
@@ -143,10 +145,13 @@ def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) 
     import pyarrow
 
     rows = [k for k, reason in enumerate(window.reasons) if reason is None]
-    probabilities = window.probabilities()[rows]  # [scored rows, labels]
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
     for column in range(len(schema) - len(output_names(labels, window.kind)) - 1):  # The columns that are carried over.
         columns.append(pyarrow.array([window.kept[k][column] for k in rows], schema.field(column + 1).type))
+    if window.kind == "text":
+        columns.append(pyarrow.array([window.texts[k] for k in rows], pyarrow.string()))
+        return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+    probabilities = window.probabilities()[rows]  # [scored rows, labels]
     if window.kind == "label":
         best = pyarrow.array(probabilities.argmax(1).astype(np.int32))
         columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))

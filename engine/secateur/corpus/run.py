@@ -154,6 +154,12 @@ class CorpusRun:
             say(f"as begun: {', '.join(f'{name} {value}' for name, value in self._document['tuned'].items())}")
             return with_tuning(runner, self._document["tuned"])
 
+        if runner.task.output_kind(runner.model) == "text":
+            if options.compile:
+                raise InputError("compile: expected off or auto with open labels, whose generation is not compiled, got on")
+            # Another dtype is compared by probabilities, which generated texts do not have.
+            options = replace(options, any_dtype=False, compile=False)
+
         def note(line: str) -> None:
             self._measured.append(line)
             say(line)

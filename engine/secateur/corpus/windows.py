@@ -36,7 +36,8 @@ class Window:
         scores: float32 [rows, labels], as `Task.ranked` returns them for outputs of this kind.
         padded: Tokens with padding.
         kept_types: The Arrow types of these columns.
-        kind: The meaning of the scores: one label is right, any number of labels, or a value.
+        kind: The meaning of the scores: one label is right, any number of labels, or a value; or "text": there are texts.
+        texts: The generated text of each row, by its index.
         done: Set once all items are scored or rejected.
     """
 
@@ -49,6 +50,7 @@ class Window:
     padded: int = 0
     kept_types: tuple[Any, ...] = ()
     kind: OutputKind = "label"
+    texts: dict[int, str] = field(default_factory=dict)
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -94,6 +96,13 @@ class Window:
             self.scores[rows] = values  # [items, labels]
             for row in np.array(rows)[~np.isfinite(values).all(1)].tolist():
                 self.reasons[row] = NOT_FINITE
+            self.padded += padded
+            self._finish(len(items))
+
+    def write(self, items: Sequence[Item], texts: Sequence[str], padded: int) -> None:
+        """Store the generated texts of a batch, instead of `fill`."""
+        with self._lock:
+            self.texts.update(zip((item.row for item in items), texts, strict=True))
             self.padded += padded
             self._finish(len(items))
 

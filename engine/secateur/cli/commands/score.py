@@ -35,6 +35,7 @@ from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 
 COMPILE = {"auto": None, "on": True, "off": False}
+NEW_TOKENS = 64  # The most tokens of a generated text, by default.
 LABELS_SHOWN = 20  # The labels whose rows the table counts. The JSON summary counts all.
 
 
@@ -63,10 +64,19 @@ def score(
         str,
         typer.Option(
             help="Candidate labels: between commas, a JSON list, or a file (.txt: a label a line; .json: a list); auto: the "
-            "model's own. For a causal-lm, spaces around a label are part of it.",
+            "model's own; open: generate text. For a causal-lm, spaces around a label are part of it.",
             rich_help_panel=DATA,
         ),
     ] = "auto",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help=f"With --labels open: the most tokens of a generated text, at most as many as the model has positions for; by "
+            f"default, {NEW_TOKENS}.",
+            min=1,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     kind: Kind = None,
     max_length: MaxLength = None,
     on_long: Annotated[
@@ -133,7 +143,7 @@ def score(
     keep_kernels()
     folder = Folder(out, format)
     folder.require_writable()
-    recipe = _Recipe(model, kind, labels, max_length, device, dtype)
+    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens)
     reading = Reading(column, _kept(id_column, keep_columns), on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
@@ -148,6 +158,8 @@ def score(
         }  # fmt: skip
         if (outputs := runner.task.output_kind(runner.model)) != "label":
             settings["outputs"] = outputs
+        if outputs == "text":
+            settings["max_new_tokens"] = runner.task.new_tokens
         corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
         runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
@@ -175,12 +187,17 @@ class _Recipe:
     max_length: int | None
     device: str
     dtype: str
+    max_new_tokens: int | None = None
 
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        task = make_task(loaded, self.labels, [{}], self.max_length)
-        return Runner(loaded.model, task.require_texts(), max_tokens=1), loaded.task
+        task = make_task(loaded, self.labels, [{}], self.max_length).require_texts()
+        if task.labels is None and not task.labels_from_model:
+            task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS)
+        elif self.max_new_tokens is not None:
+            raise InputError(f"max-new-tokens: expected none without --labels open, got {self.max_new_tokens}")
+        return Runner(loaded.model, task, max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
         """Return the model for a worker.
