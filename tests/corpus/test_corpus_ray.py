@@ -141,6 +141,29 @@ def test_a_killed_driver_is_resumed(address: str, local_run: Path, tmp_path: Pat
     require_same(local_run, out)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_parts_of_one_file_are_shared_and_resumed(
+    address: str, local_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both workers score parts of the one file, and a killed driver loses only the parts at work."""
+    corpora.json_lines(tmp_path, corpora.texts(8000), "one.jsonl")
+    fixed = ["--threads", "1", "--max-tokens", "64", "--dtype", "float32", "--device", "cpu", "--id-column", "id"]
+    line = ["secateur", "score", str(local_run / "model"), "--data", f"{tmp_path}/one.jsonl", "--part-rows", "500", *fixed]
+    out, on_ray = tmp_path / "out", ["--engine", "ray", "--ray-address", address]
+    driver = subprocess.Popen([sys.executable, "-m", *line, "--out", str(out), *on_ray])
+    until(lambda: list((out / SCORED).glob("*.parquet")))
+    driver.kill()
+    driver.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (out / SCORED).glob("*.parquet")}
+    assert 1 <= len(kept) < 16
+    assert exit_code(monkeypatch, [*line, "--out", str(out), *on_ray, "--resume"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert exit_code(monkeypatch, [*line, "--out", str(tmp_path / "local")]) == 0
+    assert corpora.read(out) == corpora.read(tmp_path / "local")
+    assert len(corpora.read(out)) == 16
+
+
 def fails(error: Exception) -> Runner:
     raise error
 

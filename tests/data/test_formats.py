@@ -25,7 +25,7 @@ Pairs = list[tuple[Any, Any]]
 def corpus(data: Path) -> list[Any]:
     """Each row of a corpus: (text, target), or the reason why it is rejected."""
     rows = [row for source in find_sources(str(data)) for rows, _ in source.read("text", "target") for row in rows]
-    return [row.reason or (row.value, row.identity) for row in rows]
+    return [row.reason or (row.value, row.kept[0]) for row in rows]
 
 
 def examples(data: Path) -> Pairs:

@@ -1,17 +1,23 @@
-"""The files of a shard: a Parquet file with a row for each scored document, and a JSONL file of the rejected ones."""
+"""The files of a shard: one with a row for each scored document (Parquet, JSONL, CSV), and a JSONL file of the rejects."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import csv
+import io
 import json
+import math
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from secateur.corpus.sources import Identity, kept_names
 from secateur.corpus.windows import Window
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import create_own, require_run_folder
@@ -22,7 +28,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 METADATA = b"secateur"
-SCORED, REJECTED = "shards", "rejects"
+SCORED, REJECTED, FINISHED = "shards", "rejects", "finished"
+FORMATS = ("parquet", "jsonl", "csv")
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Counts:
         rejected: Rows without a score.
         tokens: Tokens without padding.
         padded: Tokens with padding.
+        labels: Scored rows of each label.
     """
 
     rows: int = 0
@@ -42,14 +50,18 @@ class Counts:
     rejected: int = 0
     tokens: int = 0
     padded: int = 0
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        numbers: dict[str, Any] = {name: getattr(self, name) + getattr(other, name) for name in _NUMBERS}
+        labels = dict.fromkeys((*self.labels, *other.labels))
+        return Counts(**numbers, labels={name: self.labels.get(name, 0) + other.labels.get(name, 0) for name in labels})
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Counts:
-        """Read the counts from a mapping that has all of them, and perhaps more."""
-        return cls(*(document[field.name] for field in fields(cls)))
+        """Read the counts from a mapping that has all of them, and perhaps more. Older files have no labels."""
+        numbers: dict[str, Any] = {name: document[name] for name in _NUMBERS}
+        return cls(**numbers, labels={**document.get("labels", {})})
 
     @classmethod
     def of(cls, window: Window) -> Counts:
@@ -58,42 +70,68 @@ class Counts:
         return cls(rows, window.scored, rows - window.scored, window.tokens, window.padded)
 
 
+_NUMBERS = ("rows", "scored", "rejected", "tokens", "padded")
+
+
+def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str]) -> dict[str, int]:
+    """Return how many rows of a record batch have each label; none where rows have no labels.
+
+    Args:
+        batch: Scored rows, from `record_batch`.
+        labels: The candidate labels.
+    """
+    names = batch.schema.names
+    if "label" in names:
+        given = batch.column("label").to_pylist()
+    elif "labels" in names:
+        given = [label for of_row in batch.column("labels").to_pylist() for label in of_row]
+    else:
+        return {}
+    counted = Counter(given)
+    return {label: counted[label] for label in labels}
+
+
 def output_names(labels: Sequence[str], kind: OutputKind) -> list[str]:
     """Return the names of the columns that tell a row's result.
 
-    They are label and p_<label>; labels and p_<label> where any number of labels is right; or value.
+    They are label and p_<label>; labels and p_<label> where any number of labels is right; value; or text.
     """
-    return ["value"] if kind == "value" else [kind, *(f"p_{label}" for label in labels)]
+    return [kind] if kind in ("value", "text") else [kind, *(f"p_{label}" for label in labels)]
 
 
-def schema_of(labels: Sequence[str], identity: str | None, window: Window) -> pyarrow.Schema:
+def schema_of(labels: Sequence[str], identity: Identity, window: Window) -> pyarrow.Schema:
     """Return the Arrow schema of scored rows.
 
-    Its columns are row (int64, the position in the shard, from 0), the identity's column, if there is one, with the type that
-    identities have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
+    Its columns are row (int64, the position in the file, from 0), the columns that are carried over, with the types that they
+    have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
     label's probability among the labels). Where any number of labels is right, it is labels (a list of those with a probability
-    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone.
+    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone, and
+    a task that generates has text alone.
     """
     import pyarrow
 
-    fields = [("row", pyarrow.int64())]
-    if identity is not None:
-        fields.append((identity, window.identity_type))
+    fields = [("row", pyarrow.int64()), *zip(kept_names(identity), window.kept_types, strict=True)]
     types = {"label": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "labels": pyarrow.list_(pyarrow.string())}
+    types["text"] = pyarrow.string()
     return pyarrow.schema(
         [*fields, *((name, types.get(name, pyarrow.float32())) for name in output_names(labels, window.kind))]
     )
 
 
-def require_free_name(identity: str | None, labels: Sequence[str], kind: OutputKind) -> None:
-    """Check that the identity's column has another name than the columns of the scores.
+def require_free_name(identity: Identity, labels: Sequence[str], kind: OutputKind) -> None:
+    """Check that the columns that are carried over have other names than the columns of the scores and than each other.
 
     Raises:
-        InputError: It has not.
+        InputError: They have not.
     """
     taken = ("row", *output_names(labels, kind), "reason")
-    if identity in taken:
-        raise InputError(f"id-column: expected another name than those of the scores ({', '.join(taken)}), got {identity!r}")
+    names = kept_names(identity)
+    option = "id-column" if len(names) == 1 else "keep-columns"
+    for name in names:
+        if name in taken:
+            raise InputError(f"{option}: expected another name than those of the scores ({', '.join(taken)}), got {name!r}")
+        if names.count(name) > 1:
+            raise InputError(f"{option}: expected each column once, got {name!r} {names.count(name)} times")
 
 
 def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) -> pyarrow.RecordBatch:
@@ -107,10 +145,13 @@ def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) 
     import pyarrow
 
     rows = [k for k, reason in enumerate(window.reasons) if reason is None]
-    probabilities = window.probabilities()[rows]  # [scored rows, labels]
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
-    if len(schema) == len(output_names(labels, window.kind)) + 2:  # The schema has an identity column.
-        columns.append(pyarrow.array([window.identities[k] for k in rows], schema.field(1).type))
+    for column in range(len(schema) - len(output_names(labels, window.kind)) - 1):  # The columns that are carried over.
+        columns.append(pyarrow.array([window.kept[k][column] for k in rows], schema.field(column + 1).type))
+    if window.kind == "text":
+        columns.append(pyarrow.array([window.texts[k] for k in rows], pyarrow.string()))
+        return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
+    probabilities = window.probabilities()[rows]  # [scored rows, labels]
     if window.kind == "label":
         best = pyarrow.array(probabilities.argmax(1).astype(np.int32))
         columns.append(pyarrow.DictionaryArray.from_arrays(best, pyarrow.array(list(labels))))
@@ -121,13 +162,13 @@ def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) 
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: str | None = None) -> pyarrow.RecordBatch:
+def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: Identity = None) -> pyarrow.RecordBatch:
     """Extend a record batch to all rows of its window. Rejected rows get nulls, and the new column `reason` says why.
 
     Args:
         batch: The scored rows, from `record_batch`.
         window: The window.
-        identity: The name of the identity's column.
+        identity: The columns that are carried over.
     """
     import pyarrow
 
@@ -137,25 +178,31 @@ def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: str | Non
     extended = extended.set_column(
         0, "row", pyarrow.array(range(window.first, window.first + len(window.reasons)), pyarrow.int64())
     )
-    if identity is not None:
-        extended = extended.set_column(1, identity, pyarrow.array(window.identities, extended.schema.field(1).type))
+    for column, name in enumerate(kept_names(identity)):
+        values = pyarrow.array([kept[column] for kept in window.kept], extended.schema.field(column + 1).type)
+        extended = extended.set_column(column + 1, name, values)
     return extended.append_column("reason", pyarrow.array(window.reasons, pyarrow.string()))
 
 
 class Folder:
-    """The output folder: SCORED/<shard>.parquet, REJECTED/<shard>.jsonl, and the run's own files beside them.
+    """The output folder: SCORED/<shard>.<format>, REJECTED/<shard>.jsonl, and the run's own files beside them.
+
+    A finished shard's metadata is in its Parquet file. In the other formats it is FINISHED/<shard>.json.
 
     Args:
         place: A local folder, or a URL that fsspec knows.
+        format: The format of the scores, one of FORMATS.
 
     Raises:
-        InputError: The URL's kind is unknown, or its package is not installed.
+        InputError: The format or the URL's kind is unknown, or its package is not installed.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, format: str = FORMATS[0]) -> None:
         import fsspec
 
-        self.place = place
+        if format not in FORMATS:
+            raise InputError(f"format: expected {', '.join(FORMATS)}, got {format!r}")
+        self.place, self.format = place, format
         try:
             self.system, self.root = fsspec.core.url_to_fs(place)
         except (ImportError, OSError, ValueError) as error:
@@ -242,10 +289,17 @@ class Folder:
 
     def sweep(self) -> None:
         """Remove the half-written files of killed runs."""
-        for kind in (SCORED, REJECTED):
+        for kind in (SCORED, REJECTED, FINISHED):
             for path in self.system.find(self.path(kind)):
                 if path.endswith(".partial"):
                     self.system.rm_file(path)
+
+    def remove(self, name: str) -> None:
+        """Remove the files of a finished shard."""
+        kinds = ((FINISHED, "json"), (SCORED, self.format), (REJECTED, "jsonl"))
+        for path in (self.path(kind, f"{name}.{suffix}") for kind, suffix in kinds):
+            if self.system.exists(path):
+                self.system.rm_file(path)
 
     def finished(self, say: Callable[[str], None] | None = None) -> dict[str, dict[str, Any]]:
         """Return the metadata of the finished shards, by name. A shard with a damaged file is not finished.
@@ -255,12 +309,14 @@ class Folder:
         """
         import pyarrow
 
-        finished, base = {}, self.path(SCORED)
+        in_parquet = self.format == "parquet"
+        kind, suffix = (SCORED, ".parquet") if in_parquet else (FINISHED, ".json")
+        finished, base = {}, self.path(kind)
         for path in self.system.find(base):
-            if path.endswith(".parquet"):
-                name = path[path.index(base) + len(base) + 1 :].removesuffix(".parquet")
+            if path.endswith(suffix):
+                name = path[path.index(base) + len(base) + 1 :].removesuffix(suffix)
                 try:
-                    about = self._about(path, name)
+                    about = self._about(path, name) if in_parquet else self._about_lines(path, name)
                 except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
                     if say is not None:
                         say(f"{redacted(path)} is damaged, its shard is scored again: {first_line(error)}")
@@ -285,57 +341,91 @@ class Folder:
                 batch.validate()
             if file.metadata.num_rows != counts.scored:
                 raise ValueError(f"expected {counts.scored} rows, got {file.metadata.num_rows}")
+        self._require_rejects(name, counts)
+        return about
+
+    def _about_lines(self, path: str, name: str) -> dict[str, Any]:
+        """Return the metadata of a finished shard of JSONL or CSV.
+
+        The size of its scores is compared, and the checksum of a local file.
+        """
+        about = {**json.loads(self.system.cat_file(path))}
+        counts, scored = Counts.from_json(about), self.path(SCORED, f"{name}.{self.format}")
+        expected, size = about["file"], self.system.info(scored)["size"]
+        if size != expected["bytes"]:
+            raise ValueError(f"expected {expected['bytes']} bytes, got {size}")
+        if self.local:
+            checksum = 0
+            with self.system.open(scored, "rb") as file:
+                while block := file.read(1 << 20):
+                    checksum = zlib.crc32(block, checksum)
+            if checksum != expected["crc32"]:
+                raise ValueError("the checksum of its scores is another one")
+        self._require_rejects(name, counts)
+        return about
+
+    def _require_rejects(self, name: str, counts: Counts) -> None:
+        """Raise ValueError if a finished shard's rejected rows are not there."""
         rejects = self.path(REJECTED, f"{name}.jsonl")
         if counts.rejected and not self.system.exists(rejects):
             raise ValueError(f"expected {counts.rejected} rejected rows in {rejects}, got no such file")
-        return about
 
 
 class ShardWriter:
     """Writes the files of one shard.
 
-    They get their final names in `close`, first the rejects and then the scores. So a shard whose scores exist is finished.
+    They get their final names in `close`, first the rejects, then the scores, and then the metadata where it has a file. So a
+    shard whose metadata exists is finished.
 
     Args:
         folder: The output folder.
         name: The shard's name.
         schema: The schema of its scores.
+        labels: The candidate labels.
+        identity: The columns that are carried over.
     """
 
-    def __init__(self, folder: Folder, name: str, schema: pyarrow.Schema) -> None:
-        import pyarrow.parquet
-
-        self._folder, self._name = folder, name
+    def __init__(
+        self, folder: Folder, name: str, schema: pyarrow.Schema, labels: Sequence[str] = (), identity: Identity = None
+    ) -> None:
+        self._folder, self._name, self._labels, self._kept = folder, name, labels, kept_names(identity)
         self.counts = Counts()
-        self._scored, self._rejected = f"{name}.parquet", f"{name}.jsonl"
+        self._scored, self._rejected = f"{name}.{folder.format}", f"{name}.jsonl"
         self._rejects: Any = None
         self._file = self._open(SCORED, self._scored)
-        self._writer = pyarrow.parquet.ParquetWriter(self._file, schema, compression="zstd", write_page_checksum=True)
+        self._table = (
+            _ParquetTable(self._file, schema) if folder.format == "parquet" else _LinesTable(self._file, schema, folder)
+        )
 
     def add(self, window: Window, batch: pyarrow.RecordBatch) -> None:
         """Write the rows of a window. `batch` holds its scored rows."""
-        self.counts += Counts.of(window)
+        self.counts += replace(Counts.of(window), labels=label_counts(batch, self._labels))
         if batch.num_rows:
-            self._writer.write_batch(batch)
+            self._table.write(batch)
         for k, reason in enumerate(window.reasons):
             if reason is not None:
                 self._rejects = self._rejects or self._open(REJECTED, self._rejected)
-                row = {"row": window.first + k, "id": window.identities[k], "reason": reason}
+                kept = dict(zip(self._kept, window.kept[k], strict=True))
+                about = kept if len(kept) > 1 else {"id": next(iter(kept.values()), None)}
+                row = {"row": window.first + k, **about, "reason": reason}
                 self._rejects.write(json.dumps(row, default=str).encode() + b"\n")
 
     def close(self, about: Mapping[str, Any]) -> None:
-        """Finish the shard. `about` and the counts go into the metadata of the Parquet file."""
-        self._writer.add_key_value_metadata({METADATA: json.dumps({**about, **asdict(self.counts)})})
-        self._writer.close()
+        """Finish the shard, with `about` and the counts as its metadata."""
+        aside = self._table.close({**about, **asdict(self.counts)})
         if self._rejects is not None:
             self._finish(self._rejects, REJECTED, self._rejected)
         elif self._folder.system.exists(self._folder.path(REJECTED, self._rejected)):
             self._folder.system.rm_file(self._folder.path(REJECTED, self._rejected))
         self._finish(self._file, SCORED, self._scored)
+        if aside is not None:
+            file = self._open(FINISHED, f"{self._name}.json")
+            file.write(json.dumps(aside).encode())
+            self._finish(file, FINISHED, f"{self._name}.json")
 
     def abort(self) -> None:
         """Remove the half-written files."""
-        self._writer.is_open = False  # Else it would write its footer when Python deletes it.
+        self._table.abort()
         for file, kind, name in ((self._file, SCORED, self._scored), (self._rejects, REJECTED, self._rejected)):
             if file is not None:
                 # The first error is reported already, and the disk may still be full.
@@ -358,3 +448,80 @@ class ShardWriter:
             os.fsync(file.fileno())
         file.close()
         self._folder.rename(self._folder.partial(kind, name), self._folder.path(kind, name))
+
+
+class _ParquetTable:
+    """Writes scored rows to an open Parquet file, which also holds their metadata."""
+
+    def __init__(self, file: Any, schema: pyarrow.Schema) -> None:
+        import pyarrow.parquet
+
+        self._writer = pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+
+    def write(self, batch: pyarrow.RecordBatch) -> None:
+        """Write rows."""
+        self._writer.write_batch(batch)
+
+    def close(self, about: Mapping[str, Any]) -> None:
+        """Write the metadata and the end of the file."""
+        self._writer.add_key_value_metadata({METADATA: json.dumps(about)})
+        self._writer.close()
+
+    def abort(self) -> None:
+        """Write no more: else the writer would write the end of the file when Python deletes it."""
+        self._writer.is_open = False
+
+
+class _LinesTable:
+    """Writes scored rows to an open file of JSONL or CSV.
+
+    A list is JSON in a CSV file. JSON has no NaN and no inf: they are null there.
+    """
+
+    def __init__(self, file: Any, schema: pyarrow.Schema, folder: Folder) -> None:
+        self._file, self._format = file, folder.format
+        self._bytes = self._checksum = 0
+        if self._format == "csv":
+            self._write_csv([schema.names])
+
+    def write(self, batch: pyarrow.RecordBatch) -> None:
+        """Write rows."""
+        if self._format == "csv":
+            self._write_csv([[_csv_value(value) for value in row.values()] for row in batch.to_pylist()])
+        else:
+            rows = ({name: _json_value(value) for name, value in row.items()} for row in batch.to_pylist())
+            self._write("".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+    def close(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the metadata, which needs a file of its own, with the size and the checksum of this file."""
+        return {**about, "file": {"bytes": self._bytes, "crc32": self._checksum}}
+
+    def abort(self) -> None:
+        """Write no more."""
+
+    def _write_csv(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Write rows of CSV."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        self._write(text.getvalue())
+
+    def _write(self, text: str) -> None:
+        """Write text."""
+        content = text.encode()
+        self._file.write(content)
+        self._bytes, self._checksum = self._bytes + len(content), zlib.crc32(content, self._checksum)
+
+
+def _csv_value(value: Any) -> Any:
+    """A value as a field of CSV."""
+    nested = isinstance(value, (list, dict))
+    return json.dumps(_json_value(value), ensure_ascii=False, default=str) if nested else value
+
+
+def _json_value(value: Any) -> Any:
+    """A value that JSON has."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _json_value(of_name) for name, of_name in value.items()}
+    return [_json_value(one) for one in value] if isinstance(value, list) else value

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.shapes import longest, stepped
-from secateur.corpus.windows import Window
+from secateur.corpus.windows import NOT_FINITE, Window
 from secateur.support.environment import out_of_memory
 from secateur.tasks import Item, TextTask
 from secateur.tasks.batches import Batch, buckets, model_device
+from secateur.tasks.greedy import NotFiniteError
 
 T = TypeVar("T")
 # Bounds of the queues: windows that are read ahead of the scored one, and batches that wait for each worker.
@@ -113,14 +114,23 @@ class Runner:
         began = time.perf_counter()
         try:
             batch = self.task.collate_inputs(items, model_device(self.model), length)
-            scores = self.label_scores(batch).cpu()
+            if window.kind == "text":
+                results: Any = self.task.written(self.model, batch)
+            else:
+                results = self.label_scores(batch).cpu()
+        except NotFiniteError:
+            if len(items) > 1:
+                self._halves(window, items)
+            else:
+                window.reject(items[0], NOT_FINITE)
+            return
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
         else:
             with self._lock:
                 self.busy += time.perf_counter() - began
-            window.fill(items, scores, len(items) * length)
+            (window.write if window.kind == "text" else window.fill)(items, results, len(items) * length)
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -134,7 +135,7 @@ def score_on_ray(
             if row["raised"]:
                 raise (InputError if row["input_error"] else WorkerError)(row["raised"])
             runner.busy += row["busy"] / workers
-            finished = Finished(sources[row["shard"]], Counts.from_json(row), row["error"] or None)
+            finished = Finished(sources[row["shard"]], _counts(row), row["error"] or None)
             if progress is not None:
                 progress(finished.source, 1.0, finished.counts)
             yield finished
@@ -167,7 +168,7 @@ class _Worker:
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Score one shard, and return a row of its counts and errors."""
         (shard,) = batch["item"]
-        row = {"shard": shard, "error": "", "raised": "", "input_error": False, "busy": 0.0, **asdict(Counts())}
+        row = {"shard": shard, "error": "", "raised": "", "input_error": False, "busy": 0.0, **_columns(Counts())}
         try:
             row |= self._score(self._sources[shard])
         except Exception as error:
@@ -184,7 +185,17 @@ class _Worker:
         self._runner = runner = self._runner or self._load()
         before = runner.busy
         (finished,) = score_shards(runner, [source], self._folder, self._reading, self._about)
-        return {**asdict(finished.counts), "error": finished.error or "", "busy": runner.busy - before}
+        return {**_columns(finished.counts), "error": finished.error or "", "busy": runner.busy - before}
+
+
+def _columns(counts: Counts) -> dict[str, Any]:
+    """Counts as columns of a row of Ray. Labels are JSON: they are not the same in all rows."""
+    return {**asdict(counts), "labels": json.dumps(counts.labels)}
+
+
+def _counts(row: Mapping[str, Any]) -> Counts:
+    """The counts in a row of Ray."""
+    return Counts.from_json({**row, "labels": json.loads(row["labels"])})
 
 
 def _first_and_last_line(error: BaseException) -> str:

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from secateur.corpus.output import Counts, Folder, require_free_name
+from secateur.corpus.output import FORMATS, Counts, Folder, require_free_name
+from secateur.corpus.parts import MOST, about_part, cut, finished_parts, may_be_cut, part_rows
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
-from secateur.corpus.sources import ColumnError, ShardError, Source, no_column
-from secateur.corpus.tuning import FEWEST, Sample, Say, tuned, untuned
+from secateur.corpus.sources import ColumnError, ShardError, Source, kept_names, no_column
+from secateur.corpus.tuning import FEWEST, Sample, Say, rows_a_second, tuned, untuned
 from secateur.corpus.windows import windows
 from secateur.support.errors import InputError, reading
 from secateur.support.files import open_own, require_alone
@@ -78,12 +79,14 @@ class RunOptions:
         threads: CPU threads.
         any_dtype: Whether another dtype may be tried.
         compile: Whether the model is compiled. None: it is measured, on corpora that are long enough.
+        part_rows: The most rows of a part of a large file. None: they are about `parts.SECONDS` of work, as measured.
     """
 
     max_tokens: int | None = None
     threads: int | None = None
     any_dtype: bool = False
     compile: bool | None = False
+    part_rows: int | None = None
 
 
 class CorpusRun:
@@ -93,7 +96,7 @@ class CorpusRun:
     within `alone_in`.
 
     Args:
-        sources: The shards.
+        sources: The shards. `begin` cuts large files into several.
         folder: The output folder.
         reading: How the shards are read.
         settings: What the scores depend on. A folder that was begun with other settings is refused.
@@ -109,7 +112,7 @@ class CorpusRun:
     ) -> None:
         self.sources, self.folder, self.reading = sources, folder, reading
         require_free_name(reading.identity, settings.get("labels", ()), settings.get("outputs", "label"))
-        self.settings = json.loads(json.dumps({**settings, **asdict(reading)}))
+        self.settings = json.loads(json.dumps({**settings, **asdict(reading), "format": folder.format}))
         for source in sources:
             folder.require_inside(source.name)
         self._began = folder.read(SETTINGS)
@@ -123,6 +126,7 @@ class CorpusRun:
         _require_column(sources[0], reading)
         self.finished: dict[str, dict[str, Any]] = {}
         self._measured: list[str] = []
+        self.part_rows: int | None = None  # None: no file is cut.
 
     @property
     def unnamed(self) -> list[str]:
@@ -146,31 +150,48 @@ class CorpusRun:
             InputError: As in `tuned`.
         """
         if self._began is not None:
-            self._measured = self._document["measured"]
+            self._measured, self.part_rows = self._document["measured"], self._document["part_rows"]
             say(f"as begun: {', '.join(f'{name} {value}' for name, value in self._document['tuned'].items())}")
             return with_tuning(runner, self._document["tuned"])
+
+        if runner.task.output_kind(runner.model) == "text":
+            if options.compile:
+                raise InputError("compile: expected off or auto with open labels, whose generation is not compiled, got on")
+            # Another dtype is compared by probabilities, which generated texts do not have.
+            options = replace(options, any_dtype=False, compile=False)
 
         def note(line: str) -> None:
             self._measured.append(line)
             say(line)
 
+        runner, sample = self._tuned(runner, options, note)
+        self.part_rows = options.part_rows or MOST
+        if options.part_rows is None and any(map(may_be_cut, self.sources)):
+            sample = sample or self._sample(runner)
+            if sample.items:
+                self.part_rows = part_rows(rows_a_second(runner, sample))
+        return runner
+
+    def _tuned(self, runner: Runner, options: RunOptions, note: Say) -> tuple[Runner, Sample | None]:
+        """The runner with its settings, given or measured, and the sample that was read to measure them."""
         sizes = {"max_tokens": options.max_tokens, "threads": options.threads}
         rough = untuned(runner, **sizes)
         if None not in sizes.values() and not options.any_dtype and options.compile is False:
-            return rough
+            return rough, None
         sample = self._sample(rough)
         if len(sample.items) >= FEWEST:
-            return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes)
+            return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes), sample
         if options.compile and sample.items:
-            return tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
-        return rough
+            compiled = tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
+            return compiled, sample
+        return rough, sample
 
     def begin(self, runner: Runner, say: Say | None = None) -> None:
-        """Write the run's settings, and remove the half-written files of killed runs.
+        """Write the run's settings, remove the half-written files of killed runs, and cut large files into parts.
 
         Args:
             runner: The model.
-            say: Called with a line about each damaged shard, which will be scored again.
+            say: Called with a line about each damaged shard, which will be scored again, and about files that cannot be cut.
 
         Raises:
             InputError: Another process began the folder after this one read it; or a source has the name of a shard that was
@@ -183,9 +204,39 @@ class CorpusRun:
             _require_places(self.sources, self.finished)
         self.tuned = tuning_of(runner)
         if self._began is None:
-            document = {"settings": self.settings, "tuned": self.tuned, "measured": self._measured}
+            document = {
+                "settings": self.settings, "tuned": self.tuned, "measured": self._measured, "part_rows": self.part_rows
+            }  # fmt: skip
             self.folder.write(SETTINGS, json.dumps(document, indent=1) + "\n")
         self.folder.sweep()
+        self._cut(say or (lambda line: None))
+
+    def _cut(self, say: Say) -> None:
+        """Replace large files among the sources by their parts. Remove what was scored of other versions of the sources."""
+        if self.part_rows is None:
+            return
+        columns = [self.reading.column, *kept_names(self.reading.identity)]
+        sources, whole = [], dict[str, list[str]]()
+        for source in self.sources:
+            parts: list[Source] | str = [source]
+            if not _same(source, self.finished.get(source.name)):
+                parts = finished_parts(source, self.finished) or cut(source, columns, self.part_rows)
+            if isinstance(parts, str):
+                whole.setdefault(parts, []).append(source.place)
+                parts = [source]
+            sources += parts
+        for reason, places in whole.items():
+            say(f"not cut into parts ({reason}), so that an interruption loses a whole file: {_some(places)}")
+        files, names = {source.file_name for source in sources}, {source.name for source in sources}
+        if len(names) < len(sources):
+            raise InputError(
+                "data: expected files whose parts have names of their own, got a file named like another one's part"
+            )
+        for name, shard in list(self.finished.items()):
+            if name not in names and shard.get("part", {}).get("of", name) in files:
+                self.folder.remove(name)
+                del self.finished[name]
+        self.sources = sources
 
     def run(self, runner: Runner, finished: Iterator[Finished]) -> Iterator[Finished]:
         """Pass the finished shards on, and write the summary after the last one."""
@@ -200,7 +251,7 @@ class CorpusRun:
         seconds = time.perf_counter() - began
         counts = sum((Counts.from_json(about) for about in self.finished.values()), Counts())
         share = (runner.busy - busy_before) / (seconds * runner.workers) if seconds else 0.0
-        settings = {**self.settings, **self.tuned}
+        settings = {**self.settings, **self.tuned, "part_rows": self.part_rows}
         self.summary = Summary(counts, here, len(self.finished), failed, seconds, share, settings, self._measured)
         self.folder.write(SUMMARY, json.dumps(self.summary.to_json(), indent=1) + "\n")
 
@@ -258,23 +309,38 @@ def alone_in(folder: Folder) -> Iterator[None]:
 
 def about(source: Source) -> dict[str, Any]:
     """Return the metadata that a finished shard's file keeps of its source. Passwords in URLs are hidden."""
-    return {"source": redacted(source.place), "size": source.size, "stamp": source.stamp}
+    return {"source": redacted(source.place), "size": source.file_size, "stamp": source.stamp, **about_part(source)}
 
 
 def _same(source: Source, finished: Mapping[str, Any] | None) -> bool:
     """Tell whether a source is what was scored, by its size and its stamp. Older files keep no stamp."""
-    return finished is not None and (finished["size"], finished.get("stamp", source.stamp)) == (source.size, source.stamp)
+    return finished is not None and (finished["size"], finished.get("stamp", source.stamp)) == (
+        source.file_size,
+        source.stamp,
+    )
+
+
+def _some(places: Sequence[str]) -> str:
+    """The first of some places, and how many more there are."""
+    return redacted(places[0]) + (f" and {len(places) - 1} more" if len(places) > 1 else "")
 
 
 def _settings_of(folder: Folder, text: str) -> dict[str, Any]:
     """Return the document that a begun folder keeps of its run. Raise InputError if it is damaged."""
     with reading("out", folder.path(SETTINGS), "is damaged; delete its folder to begin anew"):
-        document = {"measured": [], **json.loads(text)}
+        document = {"measured": [], "part_rows": None, **json.loads(text)}
         names = ("max_tokens", "workers", "threads", "compiled", "dtype")
         tuned = {name: document["tuned"][name] for name in names}
         if not isinstance(getattr(torch, tuned["dtype"]), torch.dtype) or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
             raise ValueError(f"unknown settings {tuned}")
-        return {**document, "settings": {**document["settings"]}, "tuned": tuned, "measured": [*document["measured"]]}
+        if not (document["part_rows"] is None or document["part_rows"] >= 1):
+            raise ValueError(f"unknown rows of a part: {document['part_rows']}")
+        return {
+            **document,
+            "settings": {"format": FORMATS[0], **document["settings"]},
+            "tuned": tuned,
+            "measured": [*document["measured"]],
+        }
 
 
 def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[str, Any]]) -> None:
@@ -282,8 +348,9 @@ def _require_places(sources: Sequence[Source], finished: Mapping[str, Mapping[st
 
     Else the source would be skipped, or its scores would replace the other shard's.
     """
+    scored_from = {shard.get("part", {}).get("of", name): shard.get("source") for name, shard in finished.items()}
     for source in sources:
-        place = redacted(finished.get(source.name, {}).get("source", source.place))
+        place = redacted(scored_from.get(source.name) or source.place)
         if place != redacted(source.place):
             raise InputError(
                 f"data: {source.name!r} was scored from {place!r}, got {source.place!r}; another corpus needs a new folder"

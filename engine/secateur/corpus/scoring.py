@@ -16,6 +16,7 @@ from secateur.corpus.tuning import untuned
 from secateur.corpus.windows import Window, require_on_long, windows
 from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
+from secateur.support.fields import require_count
 from secateur.tasks import Task
 from secateur.tasks.base import require_fit
 
@@ -29,24 +30,26 @@ def score(
     dataset: str | Path | Iterable[str | Sequence[str] | None] | Iterable[Mapping[str, Any]],
     *,
     column: str = "text",
-    identity: str | None = None,
+    identity: str | Sequence[str] | None = None,
     on_long: str = "cut",
     max_tokens: int | None = None,
     threads: int | None = None,
+    max_new_tokens: int | None = None,
 ) -> Iterator[pyarrow.RecordBatch]:
     """Score a stream of documents in order, in bounded memory.
 
     Args:
         model: The model.
-        task: A task with closed labels.
+        task: A task with closed labels; or, with `max_new_tokens`, one that generates text.
         dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, a pandas DataFrame, a pyarrow Table, a dict
             of columns, or a name that `find_sources` takes. For a `SequenceClassification`, pairs of texts, which are lists or
             tuples of two, stand in the place of texts too.
         column: The column of the text or of the pair of texts.
-        identity: A column to copy into the result.
+        identity: The column to carry over into the result, or several.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         max_tokens: Padded input tokens in a batch.
         threads: CPU threads, each of which runs its own batches. None means all usable cores.
+        max_new_tokens: Generate text greedily, of at most so many tokens: the result is then the column text alone.
 
     Yields:
         Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
@@ -59,6 +62,9 @@ def score(
     """
     require_on_long(on_long)
     require_fit(task, model)
+    if max_new_tokens is not None:
+        require_count("max_new_tokens", max_new_tokens)
+        task = task.require_texts().generating(model, max_new_tokens)
     runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
     require_free_name(identity, labels, kind)

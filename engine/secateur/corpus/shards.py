@@ -9,7 +9,7 @@ from typing import Any
 
 from secateur.corpus.output import Counts, Folder, ShardWriter, record_batch, schema_of
 from secateur.corpus.pipeline import Runner, scored
-from secateur.corpus.sources import ShardError, Source
+from secateur.corpus.sources import Identity, ShardError, Source
 from secateur.corpus.windows import Window, windows
 from secateur.support.errors import first_line
 from secateur.support.urls import redacted
@@ -21,13 +21,13 @@ class Reading:
 
     Attributes:
         column: The column of the text or of the pair of texts.
-        identity: A column to copy into the result.
+        identity: The columns to carry over into the result: none, one (a text), or several.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         limit: The most rows of all shards together.
     """
 
     column: str = "text"
-    identity: str | None = None
+    identity: Identity = None
     on_long: str = "cut"
     limit: int | None = None
 
@@ -112,10 +112,9 @@ def _events(
         yield _Begin(source)
         error = None
         chunks = source.read(reading.column, reading.identity)
+        bounds: dict[str, Any] = {"max_tokens": runner.max_tokens, "limit": left, "first": source.first}
         try:
-            for window in windows(
-                chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long=reading.on_long, limit=left
-            ):
+            for window in windows(chunks, runner.task, runner.model, labels, on_long=reading.on_long, **bounds):
                 yield window
                 if left is not None:
                     left -= len(window.reasons)
@@ -145,7 +144,8 @@ class _Output:
         try:
             if self._writer is None:
                 self._schema = schema_of(self._labels, self._reading.identity, window)
-                self._writer = ShardWriter(self._folder, self.source.name, self._schema)
+                identity = self._reading.identity
+                self._writer = ShardWriter(self._folder, self.source.name, self._schema, self._labels, identity)
             self._writer.add(window, record_batch(window, self._labels, self._schema))
         except (OSError, ValueError) as error:  # Arrow's errors are OSErrors and ValueErrors.
             self._fail(error)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from secateur.data import formats
 from secateur.data.examples import hub_dataset, saved_files
-from secateur.data.formats import COMPRESSED, UNREADABLE, Record, format_of, is_utf8, read_blocks
+from secateur.data.formats import COMPRESSED, UNREADABLE, Record, Records, RowRange, format_of, is_utf8, read_blocks
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.urls import redacted
 
@@ -38,12 +38,12 @@ class Row:
 
     Attributes:
         value: The value to score.
-        identity: The value of the identity's column.
+        kept: The values of the columns that are carried over.
         reason: Why there is no value to score, where this is already known.
     """
 
     value: Any
-    identity: Any = None
+    kept: tuple[Any, ...] = ()
     reason: str | None = None
 
 
@@ -51,10 +51,37 @@ class Rows(list[Row]):
     """Rows in order.
 
     Attributes:
-        identity_type: The Arrow type of their identities; None where there are none.
+        kept_types: The Arrow types of the columns that are carried over.
     """
 
-    identity_type: Any = None
+    kept_types: tuple[Any, ...] = ()
+
+
+Identity = str | Sequence[str] | None
+
+
+def kept_names(identity: Identity) -> tuple[str, ...]:
+    """Return the columns that are carried over: none, one (a text), or several."""
+    return () if identity is None else (identity,) if isinstance(identity, str) else tuple(identity)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a shard is of a file that is cut into several shards.
+
+    Attributes:
+        of: The name that the file has as one shard.
+        index: Its position among the file's parts, from 0.
+        count: The number of the file's parts.
+        rows: Its rows.
+        file_size: The bytes of the file.
+    """
+
+    of: str
+    index: int
+    count: int
+    rows: RowRange
+    file_size: int
 
 
 @dataclass(frozen=True)
@@ -64,9 +91,10 @@ class Source:
     Attributes:
         name: The name of its output: a relative path without the output's suffix.
         place: Its path or URL.
-        size: Bytes, or rows where there are no bytes to count.
+        size: Bytes (about, of a part of a Parquet file), or rows where there are no bytes to count.
         rows: The rows themselves, where the shard is not a file.
         stamp: A text that changes when the file changes: its time of change, or an object store's tag; empty if none is known.
+        part: What it is of its file; None if it is the whole file.
     """
 
     name: str
@@ -74,16 +102,32 @@ class Source:
     size: int
     rows: Any = None
     stamp: str = ""
+    part: Part | None = None
 
-    def read(self, column: str, identity: str | None = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
+    @property
+    def first(self) -> int:
+        """The position of its first row in its file."""
+        return 0 if self.part is None else self.part.rows.first
+
+    @property
+    def file_name(self) -> str:
+        """The name of its file as one shard."""
+        return self.name if self.part is None else self.part.of
+
+    @property
+    def file_size(self) -> int:
+        """The size of its file."""
+        return self.size if self.part is None else self.part.file_size
+
+    def read(self, column: str, identity: Identity = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
         """Read the rows in order.
 
         A row's value is text where the file says so; other code decides whether it can be scored. In text that is not UTF-8,
-        lone surrogates stand for the invalid bytes. All identities have one type, see `_Identities`.
+        lone surrogates stand for the invalid bytes. All identities of a file have one type, see `_Identities`.
 
         Args:
             column: The column of the text or of the pair of texts.
-            identity: A second column to read.
+            identity: The columns to carry over.
             chunk: The most rows to yield at a time.
 
         Yields:
@@ -92,13 +136,14 @@ class Source:
         Raises:
             ShardError: The file is missing, truncated or corrupt, or lacks a column, or Parquet cannot keep the identities.
         """
-        columns, identities = [column, *([] if identity is None else [identity])], _Identities()
+        names = kept_names(identity)
+        columns, identities = [column, *names], [_Identities(names, k) for k in range(len(names))]
         try:
+            if names and self.part is not None:
+                records, _ = next(replace(self, size=0, part=None)._blocks(columns, chunk))
+                _of_one_type(records, columns, identities)
             for records, share in self._blocks(columns, chunk):
-                rows = Rows(_row_of(record, *columns) for record in records)
-                if identity is not None:
-                    rows = identities.of_one_type(rows, records.types.get(identity))
-                yield rows, share
+                yield _of_one_type(records, columns, identities), share
         except formats.ColumnError as error:
             raise ColumnError(f"{self.place}: {error}") from None
         except FileNotFoundError as error:
@@ -112,7 +157,8 @@ class Source:
             import fsspec
 
             with fsspec.open(self.place, "rb") as raw:
-                yield from read_blocks(raw, self.place, self.size, columns, chunk)
+                only = None if self.part is None else self.part.rows
+                yield from read_blocks(raw, self.place, self.size, columns, chunk, only)
             return
         block, read = formats.Records(), 0
         for read, row in enumerate(self.rows, start=1):
@@ -220,15 +266,23 @@ def _hub(name: str) -> list[Source]:
     ]
 
 
-def _row_of(record: Record, column: str, identity: str | None = None) -> Row:
+def _of_one_type(records: Records, columns: Sequence[str], identities: Sequence[_Identities]) -> Rows:
+    """The rows of a block of records, in which each column that is carried over has one type."""
+    rows = Rows(_row_of(record, *columns) for record in records)
+    for column, identity in zip(columns[1:], identities, strict=True):
+        rows = identity.of_one_type(rows, records.types.get(column))
+    return rows
+
+
+def _row_of(record: Record, column: str, *kept: str) -> Row:
     """The row of a record, or the reason why it has no value."""
     mapping, reason = record
+    if reason is None and not hasattr(mapping, "keys"):
+        reason = f"expected an object, got {type(mapping).__name__}"
     if reason is not None:
-        return Row(None, reason=reason)
-    if not hasattr(mapping, "keys"):
-        return Row(None, reason=f"expected an object, got {type(mapping).__name__}")
-    identity_value = None if identity is None else mapping.get(identity)
-    return Row(mapping[column], identity_value) if column in mapping else Row(None, identity_value, no_column(column))
+        return Row(None, (None,) * len(kept), reason)
+    values = tuple(mapping.get(name) for name in kept)
+    return Row(mapping[column], values) if column in mapping else Row(None, values, no_column(column))
 
 
 def no_column(column: str) -> str:
@@ -237,14 +291,15 @@ def no_column(column: str) -> str:
 
 
 class _Identities:
-    """Gives the identities of a shard one Arrow type, so that Parquet can keep them.
+    """Gives the identities of a shard, a column that is carried over, one Arrow type, so that Parquet can keep them.
 
     It is the column's type in Parquet and Arrow shards. Of other shards it is the type of the first rows' identities, or text
     where these are nested, all null, of several types, or integers beyond 64 bits. In a column of text other values are written
     as JSON. A row whose identity is of another type gets a reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str], column: int) -> None:
+        self._name, self._column = "id" if len(names) == 1 else names[column], column
         self._type: Any = None
 
     def of_one_type(self, rows: Rows, type_of_column: Any) -> Rows:
@@ -255,26 +310,30 @@ class _Identities:
         """
         import pyarrow
 
-        values = [row.identity for row in rows]
+        values = [row.kept[self._column] for row in rows]
         if self._type is None:
             known = type_of_column is not None and not pyarrow.types.is_null(type_of_column)
             self._type = type_of_column if known else _type_of(values)
             _require_parquet(self._type)
-        rows = Rows(map(self._row, rows)) if _array(values, self._type) is None else rows
-        rows.identity_type = self._type
-        return rows
+        typed = Rows(map(self._row, rows)) if _array(values, self._type) is None else rows
+        typed.kept_types = (*rows.kept_types, self._type)
+        return typed
 
     def _row(self, row: Row) -> Row:
         """The row with its identity as text where the type is text, or with a reason."""
         import pyarrow
 
-        value = row.identity
+        value = row.kept[self._column]
         if pyarrow.types.is_string(self._type) and value is not None and not isinstance(value, str):
             value = _as_json(value)
         if _array([value], self._type) is not None:
-            return Row(row.value, value, row.reason)
+            return Row(row.value, self._with(row, value), row.reason)
         problem = f"expected {self._type}, as in the first rows, got {type(value).__name__}" if is_utf8(value) else "not UTF-8"
-        return Row(row.value, value, row.reason or f"id: {problem}")
+        return Row(row.value, self._with(row, value), row.reason or f"{self._name}: {problem}")
+
+    def _with(self, row: Row, value: Any) -> tuple[Any, ...]:
+        """The row's kept values with another value in this column."""
+        return (*row.kept[: self._column], value, *row.kept[self._column + 1 :])
 
 
 def _type_of(values: Iterable[Any]) -> Any:

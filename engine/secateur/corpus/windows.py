@@ -28,27 +28,29 @@ class Window:
     """Consecutive rows of a shard.
 
     Attributes:
-        first: The position of its first row in the shard, from 0.
+        first: The position of its first row in the shard's file, from 0.
         share: The share of the shard that has been read at its end.
-        identities: The identity of each row.
+        kept: The values of each row in the columns that are carried over.
         reasons: Why a row is rejected; None if it is scored.
         items: The encoded rows. The `row` of an item is its index in the window.
         scores: float32 [rows, labels], as `Task.ranked` returns them for outputs of this kind.
         padded: Tokens with padding.
-        identity_type: The Arrow type of the identities; None where it is not known.
-        kind: The meaning of the scores: one label is right, any number of labels, or a value.
+        kept_types: The Arrow types of these columns.
+        kind: The meaning of the scores: one label is right, any number of labels, or a value; or "text": there are texts.
+        texts: The generated text of each row, by its index.
         done: Set once all items are scored or rejected.
     """
 
     first: int
     share: float
-    identities: list[Any]
+    kept: list[tuple[Any, ...]]
     reasons: list[str | None]
     items: list[Item]
     scores: np.ndarray
     padded: int = 0
-    identity_type: Any = None
+    kept_types: tuple[Any, ...] = ()
     kind: OutputKind = "label"
+    texts: dict[int, str] = field(default_factory=dict)
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -97,6 +99,13 @@ class Window:
             self.padded += padded
             self._finish(len(items))
 
+    def write(self, items: Sequence[Item], texts: Sequence[str], padded: int) -> None:
+        """Store the generated texts of a batch, instead of `fill`."""
+        with self._lock:
+            self.texts.update(zip((item.row for item in items), texts, strict=True))
+            self.padded += padded
+            self._finish(len(items))
+
     def reject(self, item: Item, reason: str) -> None:
         """Reject an item, instead of `fill`."""
         with self._lock:
@@ -119,6 +128,7 @@ def windows(
     max_tokens: int,
     on_long: str,
     limit: int | None = None,
+    first: int = 0,
 ) -> Iterator[Window]:
     """Group the rows of a shard into windows of about BATCHES batches.
 
@@ -132,18 +142,19 @@ def windows(
         max_tokens: Padded input tokens in a batch.
         on_long: What happens to inputs that are longer than the model takes: "cut" or "error".
         limit: The most rows.
+        first: The position of the first row in the shard's file.
     """
     room, kind = task.room(model), task.output_kind(model)
-    first, rows, read = 0, _Rows(), 0
+    start, rows, read = first, _Rows(), 0
     for chunk, share in chunks:
-        rows.identity_type = getattr(chunk, "identity_type", None)  # Rows has it, another list has not.
+        rows.kept_types = getattr(chunk, "kept_types", ())  # Rows has it, another list has not.
         if limit is not None:
             chunk = chunk[: limit - read]
         read += len(chunk)
         rows.add(chunk, task, model, room, on_long)
         if rows.tokens >= BATCHES * max_tokens:
             yield rows.window(first, share, labels, kind)
-            first, rows = read, _Rows()
+            first, rows = start + read, _Rows()
         if read == limit:
             break
     yield rows.window(first, 1.0, labels, kind)
@@ -153,16 +164,16 @@ class _Rows:
     """The rows of a window that is being filled."""
 
     def __init__(self) -> None:
-        self.identities: list[Any] = []
+        self.kept: list[tuple[Any, ...]] = []
         self.reasons: list[str | None] = []
         self.items: list[Item] = []
         self.tokens = 0
-        self.identity_type: Any = None
+        self.kept_types: tuple[Any, ...] = ()
 
     def add(self, chunk: Sequence[Row], task: TextTask, model: nn.Module, room: int | None, on_long: str) -> None:
         """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
-        self.identities += [row.identity for row in chunk]
+        self.kept += [row.kept for row in chunk]
         self.reasons += [row.reason or _why_not(row.value, task) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
         inputs = task.encode_cut_each(model, [task.prompted(chunk[k].value) for k in usable], room) if usable else []
@@ -179,8 +190,8 @@ class _Rows:
     def window(self, first: int, share: float, labels: int, kind: OutputKind) -> Window:
         """The finished window."""
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
-        about: dict[str, Any] = {"identity_type": self.identity_type, "kind": kind}
-        return Window(first, share, self.identities, self.reasons, self.items, scores, **about)
+        about: dict[str, Any] = {"kept_types": self.kept_types, "kind": kind}
+        return Window(first, share, self.kept, self.reasons, self.items, scores, **about)
 
 
 def _why_not(value: Any, task: TextTask) -> str | None:

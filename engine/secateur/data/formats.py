@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -12,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -63,6 +65,22 @@ class Records(list[Record]):
 Block = tuple[Records, float]
 
 
+class RowRange(NamedTuple):
+    """Consecutive rows of a file.
+
+    Attributes:
+        first: The first row, from 0.
+        rows: The number of rows.
+        offset: The byte at which the first row's line begins; 0 in Parquet files.
+        lines: The lines before it; 0 in Parquet files.
+    """
+
+    first: int
+    rows: int
+    offset: int = 0
+    lines: int = 0
+
+
 def format_of(path: str) -> str:
     """Return the suffix that tells a file's format, in lower case, without the suffix of its compression."""
     name = PurePosixPath(path.lower())
@@ -76,7 +94,9 @@ def is_utf8(value: Any) -> bool:
     return not isinstance(value, list) or all(map(is_utf8, value))
 
 
-def read_blocks(raw: Any, name: str, size: int, columns: Sequence[str], rows: int = ROWS) -> Iterator[Block]:
+def read_blocks(
+    raw: Any, name: str, size: int, columns: Sequence[str], rows: int = ROWS, only: RowRange | None = None
+) -> Iterator[Block]:
     """Read the records of a file in order.
 
     In text that is not UTF-8, lone surrogates stand for the invalid bytes. A byte order mark is skipped.
@@ -94,9 +114,10 @@ def read_blocks(raw: Any, name: str, size: int, columns: Sequence[str], rows: in
     Args:
         raw: The binary file.
         name: Its name, whose suffixes tell its format and its compression.
-        size: Its bytes; 0 if unknown.
+        size: Its bytes, or those of the range; 0 if unknown.
         columns: The columns that are needed. Parquet and Arrow records have no others.
         rows: The most rows of a block.
+        only: Read only these rows, which are one of the file's `row_ranges`. They are what reading the whole file gives.
 
     Yields:
         Records, and the share of the file that has been read. The last block may be empty.
@@ -110,19 +131,87 @@ def read_blocks(raw: Any, name: str, size: int, columns: Sequence[str], rows: in
         import pyarrow
 
         try:
-            yield from (_parquet if kind == ".parquet" else _arrow)(raw, size, columns, rows)
+            yield from _parquet(raw, columns, rows, only) if kind == ".parquet" else _arrow(raw, size, columns, rows)
         except pyarrow.ArrowException as error:  # Not all of them are ValueErrors.
             raise ValueError(str(error)) from error
         return
     lines = _Lines(_decompressed(raw, name.lower()), "" if kind in TABLES else "\n")
     try:
+        header = _header(lines, TABLES[kind], columns) if kind in TABLES else []
+        if only is not None:
+            lines.go_to(only)
         if kind in TABLES:
-            records = _table(lines, TABLES[kind], columns)
+            records = _table(lines, TABLES[kind], header)
+        elif kind in JSON:
+            records = _json(lines, columns) if only is None else _json_lines(lines, columns)
         else:
-            records = _json(lines, columns) if kind in JSON else (Record({columns[0]: line.rstrip("\r\n")}) for line in lines)
-        yield from _blocks(records, rows, lines, lambda: _share(raw.tell(), size))
+            records = (Record({columns[0]: line.rstrip("\r\n")}) for line in lines)
+        first = 0 if only is None else only.offset
+        records = records if only is None else islice(records, only.rows)
+        yield from _blocks(records, rows, lines, lambda: _share(raw.tell() - first, size))
     finally:
         lines.text.detach()  # The caller, which opened the file, closes it.
+
+
+def row_ranges(raw: Any, name: str, columns: Sequence[str], rows: int, characters: int) -> list[RowRange] | str:
+    """Divide a file into ranges of rows, which `read_blocks` can read each for itself.
+
+    A Parquet file tells its rows. Any other file is read once, by the same rules as `read_blocks`. So a range never begins
+    inside a record of a CSV file whose quoted fields have line ends.
+
+    Args:
+        raw: The binary file.
+        name: As in `read_blocks`.
+        columns: As in `read_blocks`.
+        rows: The most rows of a range.
+        characters: The characters, in Parquet files the bytes without compression, after which a range ends early.
+
+    Returns:
+        The ranges in order, together all rows of the file; or why the file cannot be divided.
+
+    Raises:
+        ColumnError: As in `read_blocks`.
+        UNREADABLE: The file cannot be read to its end.
+    """
+    kind = format_of(name)
+    if name.lower().endswith(COMPRESSED):
+        return "compressed"
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            count, size = _rows_and_bytes(pyarrow.parquet.ParquetFile(raw).metadata)
+        except pyarrow.ArrowException as error:
+            raise ValueError(str(error)) from error
+        rows = max(1, min(rows, characters * count // max(size, 1)))
+        return [RowRange(first, min(rows, count - first)) for first in range(0, count, rows)]
+    if kind in COLUMNAR:
+        return "an Arrow file"
+    lines = _CountedLines(raw, "" if kind in TABLES else "\n")
+    try:
+        if kind in JSON:
+            if _is_whole(*_first_two(lines), _decoder(columns)):
+                return "one JSON document over several lines"
+            lines.go_to(RowRange(0, 0))
+        records: Iterator[Any] = lines
+        if kind in TABLES:
+            records = _table(lines, TABLES[kind], _header(lines, TABLES[kind], columns))
+        elif kind in JSON:
+            records = (line for line in lines if not line.isspace())
+        return _ranges(records, lines, rows, characters)
+    finally:
+        lines.text.detach()  # The caller, which opened the file, closes it.
+
+
+def _ranges(records: Iterator[Any], lines: _CountedLines, rows: int, characters: int) -> list[RowRange]:
+    """The ranges of records that are read from `lines`, which holds no line back between two records."""
+    ranges: list[RowRange] = []
+    offset, number, begun, first, row = lines.offset, lines.number, lines.characters, 0, 0
+    for row, _ in enumerate(records, start=1):
+        if row - first == rows or lines.characters - begun >= characters:
+            ranges.append(RowRange(first, row - first, offset, number))
+            offset, number, begun, first = lines.offset, lines.number, lines.characters, row
+    return [*ranges, RowRange(first, row - first, offset, number)] if row > first else ranges
 
 
 def columns_of(raw: Any, name: str) -> list[str]:
@@ -178,6 +267,7 @@ class _Lines:
     """
 
     def __init__(self, raw: Any, newline: str) -> None:
+        self._newline = newline
         self.text = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape", newline=newline)
         self.number = self.characters = 0
         self._back: deque[str] = deque()
@@ -200,6 +290,49 @@ class _Lines:
         """Return these last lines again."""
         self._back.extendleft(reversed(lines))
         self.number -= len(lines)
+
+    def go_to(self, place: RowRange) -> None:
+        """Go on with the first line of a range of rows."""
+        raw = self.text.detach()
+        raw.seek(place.offset)
+        # Only the file begins with a byte order mark. Elsewhere the same bytes are text.
+        self.text = io.TextIOWrapper(raw, "utf-8" if place.offset else "utf-8-sig", "surrogateescape", newline=self._newline)
+        self.number, self.characters = place.lines, place.offset
+        self._back.clear()
+
+
+class _CountedLines(_Lines):
+    """Lines that also count bytes.
+
+    Attributes:
+        offset: The byte at which the next line begins.
+    """
+
+    def __init__(self, raw: Any, newline: str) -> None:
+        self._mark = len(codecs.BOM_UTF8) * (raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8)
+        raw.seek(0)
+        super().__init__(raw, newline)
+        self.offset = self._mark
+
+    def __next__(self) -> str:
+        line = super().__next__()
+        self.offset += _bytes_of(line)
+        return line
+
+    def give_back(self, lines: Sequence[str]) -> None:
+        """Return these last lines again."""
+        super().give_back(lines)
+        self.offset -= sum(map(_bytes_of, lines))
+
+    def go_to(self, place: RowRange) -> None:
+        """Go on with the first line of a range of rows."""
+        super().go_to(place)
+        self.offset = place.offset or self._mark
+
+
+def _bytes_of(line: str) -> int:
+    """The bytes of a line in its file."""
+    return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
 
 
 def _decompressed(raw: Any, name: str) -> Any:
@@ -229,19 +362,37 @@ def _blocks(records: Iterable[Record], rows: int, lines: _Lines, share: Callable
     yield block, 1.0
 
 
-def _parquet(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
-    """Blocks of a Parquet file."""
+def _parquet(raw: Any, columns: Sequence[str], rows: int, only: RowRange | None) -> Iterator[Block]:
+    """Blocks of a Parquet file. Of the row groups before a range nothing is read."""
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(raw)
     require_columns(file.schema_arrow.names, columns)
-    count, done = file.metadata.num_rows, 0
-    groups = (file.metadata.row_group(k).total_byte_size for k in range(file.metadata.num_row_groups))
-    rows = max(1, min(rows, CHARACTERS * count // max(sum(groups), 1)))
-    for batch in file.iter_batches(batch_size=rows, columns=list(dict.fromkeys(columns))):
+    count, size = _rows_and_bytes(file.metadata)
+    rows = max(1, min(rows, CHARACTERS * count // max(size, 1)))
+    first, wanted = (0, count) if only is None else only[:2]
+    groups, begin, end = [], 0, 0  # The row groups that have rows of the range, and the row that they begin with.
+    for group in range(file.metadata.num_row_groups):
+        end += file.metadata.row_group(group).num_rows
+        if end <= first:
+            begin = end
+        elif end - file.metadata.row_group(group).num_rows < first + wanted:
+            groups.append(group)
+    done, skip = 0, first - begin
+    for whole in file.iter_batches(batch_size=rows, row_groups=groups, columns=list(dict.fromkeys(columns))):
+        before = min(skip, whole.num_rows)
+        batch, skip = whole.slice(before, wanted - done), skip - before
         done += batch.num_rows
-        yield _records_of(batch, columns), done / count
+        if batch.num_rows:
+            yield _records_of(batch, columns), done / wanted
+        if done == wanted:
+            break
     yield _records_of(file.schema_arrow.empty_table(), columns), 1.0
+
+
+def _rows_and_bytes(metadata: Any) -> tuple[int, int]:
+    """A Parquet file's rows, and its bytes without compression."""
+    return metadata.num_rows, sum(metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups))
 
 
 def _arrow(raw: Any, size: int, columns: Sequence[str], rows: int) -> Iterator[Block]:
@@ -305,20 +456,40 @@ def _python_value(scalar: Any) -> Any:
 
 def _json(lines: _Lines, columns: Sequence[str]) -> Iterator[Record]:
     """Records of JSON: an object on each line; or one array of objects, or one object, over several lines."""
-    decode = json.JSONDecoder(object_pairs_hook=partial(_object, columns)).decode
-    filled = (line for line in lines if not line.isspace())
-    first, number, second = next(filled, ""), lines.number, next(filled, "")
-    array = first.lstrip().startswith("[")
-    if second and (first.strip() == "{" or (array and _record(first, number, decode).reason is not None)):
+    decode = _decoder(columns)
+    first, number, second = _first_two(lines)
+    if _is_whole(first, number, second, decode):
         yield from _whole(first + second + "".join(lines), decode)
-    elif array and not second:
-        yield from _whole(first, decode)
     elif first:
         yield _record(first, number, decode)
         if second:
             yield _record(second, lines.number, decode)
-        for line in filled:
-            yield _record(line, lines.number, decode)
+        yield from _json_lines(lines, columns)
+
+
+def _json_lines(lines: _Lines, columns: Sequence[str]) -> Iterator[Record]:
+    """Records of JSON with an object on each line."""
+    decode = _decoder(columns)
+    return (_record(line, lines.number, decode) for line in lines if not line.isspace())
+
+
+def _first_two(lines: _Lines) -> tuple[str, int, str]:
+    """The first line that is not blank, its number, and the second line that is not blank."""
+    filled = (line for line in lines if not line.isspace())
+    return next(filled, ""), lines.number, next(filled, "")
+
+
+def _is_whole(first: str, number: int, second: str, decode: Callable[[str], Any]) -> bool:
+    """Whether a JSON file with these first lines is one array or one object, instead of an object on each line."""
+    array = first.lstrip().startswith("[")
+    if not second:
+        return array
+    return first.strip() == "{" or (array and _record(first, number, decode).reason is not None)
+
+
+def _decoder(columns: Sequence[str]) -> Callable[[str], Any]:
+    """A decoder of JSON that refuses an object with one of `columns` twice."""
+    return json.JSONDecoder(object_pairs_hook=partial(_object, columns)).decode
 
 
 def _record(line: str, number: int, decode: Callable[[str], Any]) -> Record:
@@ -349,24 +520,28 @@ def _object(columns: Sequence[str], pairs: list[tuple[str, Any]]) -> dict[str, A
     return document
 
 
-def _table(lines: _Lines, delimiter: str, columns: Sequence[str]) -> Iterator[Record]:
-    """Records of CSV or TSV."""
+def _header(lines: _Lines, delimiter: str, columns: Sequence[str]) -> list[str]:
+    """The header of CSV or TSV; no fields where the file has no line that is not blank."""
     csv.field_size_limit(sys.maxsize)
-    header: list[str] = []
+    for line in lines:
+        if line.strip("\r\n"):
+            number = lines.number
+            header, reason = _fields(line, lines, delimiter, 0)
+            if reason is not None:
+                raise ValueError(f"line {number}: {reason}")
+            require_columns(header, columns)
+            return header
+    return []
+
+
+def _table(lines: _Lines, delimiter: str, header: Sequence[str]) -> Iterator[Record]:
+    """Records of CSV or TSV, after the header."""
     for line in lines:
         if not line.strip("\r\n"):
             continue
         number = lines.number
         fields, reason = _fields(line, lines, delimiter, len(header))
-        if reason is not None:
-            if not header:
-                raise ValueError(f"line {number}: {reason}")
-            yield Record(None, f"line {number}: {reason}")
-        elif header:
-            yield Record(dict(zip(header, fields, strict=True)))
-        else:
-            header = fields
-            require_columns(header, columns)
+        yield Record(dict(zip(header, fields, strict=True))) if reason is None else Record(None, f"line {number}: {reason}")
 
 
 def _fields(line: str, lines: _Lines, delimiter: str, width: int) -> tuple[list[str], str | None]:

@@ -17,7 +17,7 @@ from secateur.data.examples import Example
 from secateur.model.families import takes_label_tree
 from secateur.model.positions import hard_limit
 from secateur.support.errors import InputError
-from secateur.tasks.batches import IGNORED, Batch, Item, buckets, model_device, pad
+from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
 from secateur.tasks.greedy import greedy
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
@@ -166,7 +166,13 @@ class CausalLM(TextTask):
         return self._marks[-1:] == [end] and (len(self._marks) > 1 or start != end)
 
     def room(self, model: nn.Module) -> int | None:
-        """Return the most ids of a prompt before the longest label. Raises InputError if that label alone is too long."""
+        """Return the most ids of a prompt before the longest label or the output.
+
+        Raises:
+            InputError: That label alone is too long.
+        """
+        if self.new_tokens is not None:
+            return self._room_before(model, self.new_tokens)
         limit = self.limit(model)
         if limit is None or self.labels is None:
             return limit
@@ -258,27 +264,25 @@ class CausalLM(TextTask):
         logits: Tensor = output.logits
         return logits
 
-    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
-        """Return the greedy continuation, of at most `longest` pieces, of each example's input.
-
-        Raises:
-            InputError: The model's table of positions has no room for a prompt before so long a continuation.
-        """
-        room, hard = self.limit(model), hard_limit(model)
+    def require_new_tokens(self, model: nn.Module, longest: int) -> None:
+        """Check that the model has positions for a prompt and so many pieces. Raises InputError as `generating`."""
+        hard = hard_limit(model)
         if hard is not None and longest >= hard:
             raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
+
+    def written(self, model: nn.Module, batch: Batch) -> list[str]:
+        """Return the greedy continuation of each prompt of a batch, as in `TextTask`."""
+        ids = greedy(model, batch, self.new_tokens or 0)
+        new = ids[:, batch.inputs["input_ids"].shape[1] :]
+        texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return texts
+
+    def _room_before(self, model: nn.Module, longest: int) -> int | None:
+        """The most ids of a prompt before an output of so many pieces."""
+        room, hard = self.limit(model), hard_limit(model)
         # Without a hard limit, an output that is longer than the limit goes beyond it, and the prompt stays whole.
         room = room - longest if room is not None and room > longest else room
-        room = room if room is None or hard is None else min(room, hard - longest)
-        prompts = self._encode_cut(model, examples, room)
-        answers = [""] * len(examples)
-        for bucket in buckets([Item(row, ids, []) for row, ids in enumerate(prompts)], max_tokens):
-            batch = self.collate_inputs(bucket, model_device(model))
-            ids = greedy(model, batch, longest)
-            outputs = self.tokenizer.batch_decode(ids[:, batch.inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for row, answer in zip(batch.rows, outputs, strict=True):
-                answers[row] = answer
-        return answers
+        return room if room is None or hard is None else min(room, hard - longest)
 
     @cached_property
     def _tree(self) -> LabelTree:

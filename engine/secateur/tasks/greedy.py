@@ -14,6 +14,10 @@ from secateur.tasks.batches import Batch
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
+class NotFiniteError(InputError):
+    """The model's outputs for a row are NaN or inf."""
+
+
 def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
     """Return the ids that a model generates greedily.
 
@@ -29,7 +33,7 @@ def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
         Ids [B, pieces] as `generate` returns them.
 
     Raises:
-        InputError: A logit is NaN or inf.
+        NotFiniteError: A logit is NaN or inf.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -37,7 +41,7 @@ def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
         wrong = (~torch.isfinite(logits)).any(1)  # [B]
         if bool(wrong.any()):
             row = min(batch.rows[k] for k in wrong.nonzero().flatten().tolist())
-            raise InputError(
+            raise NotFiniteError(
                 f"examples, row {row + 1}: the model's outputs are not finite (NaN or inf); is the dtype too narrow?"
             )
         return logits

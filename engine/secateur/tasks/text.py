@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
 from secateur.tasks.batches import Batch, Item, pad
 from secateur.tasks.long_texts import LONG, ends_of
+from secateur.tasks.model_config import OutputKind
 from secateur.tasks.prompt import Prompt, as_prompt, columns_with
 
 logger = logging.getLogger("secateur")
@@ -54,6 +57,9 @@ class Encoded:
 class TextTask(Task):
     """A task whose inputs are texts.
 
+    Attributes:
+        new_tokens: The most pieces of an output, in a task that `generating` returned; None otherwise.
+
     Args:
         tokenizer: The model's tokenizer.
         labels: The candidate labels.
@@ -64,6 +70,8 @@ class TextTask(Task):
     Raises:
         InputError: An argument is wrong, or the tokenizer has no chat template for the prompt.
     """
+
+    new_tokens: int | None = None
 
     def __init__(
         self,
@@ -87,6 +95,63 @@ class TextTask(Task):
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
         return self.reader
+
+    def generating(self, model: nn.Module, longest: int) -> Self:
+        """Return the same task to generate texts with a model: `output_kind` is then "text", and `written` gives the texts.
+
+        Args:
+            model: The model.
+            longest: The most new pieces of an output.
+
+        Raises:
+            InputError: The model has no positions for so many, or the task generates no text.
+        """
+        self.require_new_tokens(model, longest)
+        task = copy.copy(self)
+        task.new_tokens = longest
+        return task
+
+    def require_new_tokens(self, model: nn.Module, longest: int) -> None:
+        """Check that a model can generate so many pieces. Raises InputError as `generating`."""
+        raise InputError(f"task: expected one that generates text, got {type(self).__name__}")
+
+    def written(self, model: nn.Module, batch: Batch) -> list[str]:
+        """Return the greedy output for each input of a batch of the task that `generating` returns.
+
+        Raises:
+            NotFiniteError: A logit is NaN or inf.
+        """
+        raise NotImplementedError
+
+    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
+        """Return the greedy output, of at most `longest` pieces, for each example's input.
+
+        Raises:
+            InputError: As `generating`; a logit is NaN or inf.
+        """
+        task, answers = self.generating(model, longest), [""] * len(examples)
+        for batch in task.input_batches(model, examples, max_tokens):
+            for row, answer in zip(batch.rows, task.written(model, batch), strict=True):
+                answers[row] = answer
+        return answers
+
+    @contextmanager
+    def scoring(self, model: nn.Module) -> Iterator[None]:
+        """A context as in `Task.scoring`. A task that generates runs the model as it is."""
+        if self.new_tokens is None:
+            with super().scoring(model):
+                yield
+        else:
+            self.require_fit(model)
+            yield
+
+    def output_kind(self, model: nn.Module) -> OutputKind:
+        """Return as `Task.output_kind`; "text" where the task generates."""
+        return super().output_kind(model) if self.new_tokens is None else "text"
+
+    def label_names(self, model: nn.Module) -> list[str]:
+        """Return the candidate labels; none where the task generates."""
+        return super().label_names(model) if self.new_tokens is None else []
 
     def prompted(self, value: Any) -> Any:
         """Return the prompt with an input in it; the input itself if there is no prompt."""

@@ -110,21 +110,17 @@ class TextToText(TextTask):
         decoded: list[str] = self.tokenizer.batch_decode(self._tokenize_targets(wanted), skip_special_tokens=True)
         return decoded
 
-    def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
-        """Return the greedy output, of at most `longest` pieces, for each example's input.
-
-        Raises:
-            InputError: The decoder has fewer positions.
-        """
+    def require_new_tokens(self, model: nn.Module, longest: int) -> None:
+        """Check that the decoder has positions for an output of so many pieces. Raises InputError as `generating`."""
         places = self._target_positions(model)
         if places is not None and longest > places:
             raise InputError(f"longest: expected at most the decoder's {places} positions, got {longest}")
-        answers = [""] * len(examples)
-        for batch in self.input_batches(model, examples, max_tokens):
-            ids = greedy(model, batch, longest)
-            for row, answer in zip(batch.rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                answers[row] = answer
-        return answers
+
+    def written(self, model: nn.Module, batch: Batch) -> list[str]:
+        """Return the greedy output for each input of a batch, as in `TextTask`."""
+        ids = greedy(model, batch, self.new_tokens or 0)
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
 
     @contextmanager
     def scoring(self, model: nn.Module) -> Iterator[None]:
@@ -133,6 +129,10 @@ class TextToText(TextTask):
         Raises:
             InputError: As `ranked`; a model whose family has no `place_in_decoder`.
         """
+        if self.new_tokens is not None:
+            with super().scoring(model):
+                yield
+            return
         place_in_decoder = family_of(model).place_in_decoder
         if place_in_decoder is None:
             raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")

@@ -17,7 +17,7 @@ from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import DATA, MACHINE, OUTPUT, Device, Dtype, Json, Kind, MaxLength, Model
 from secateur.cli.shared.tell import tell
 from secateur.corpus import ray_engine
-from secateur.corpus.output import Counts, Folder
+from secateur.corpus.output import FORMATS, Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
 from secateur.corpus.run import CorpusRun, RunOptions, alone_in, tuning_of, with_tuning
@@ -35,6 +35,8 @@ from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 
 COMPILE = {"auto": None, "on": True, "off": False}
+NEW_TOKENS = 64  # The most tokens of a generated text, by default.
+LABELS_SHOWN = 20  # The labels whose rows the table counts. The JSON summary counts all.
 
 
 def score(
@@ -49,16 +51,32 @@ def score(
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
     column: Annotated[str, typer.Option(help="Column of the text, or of lists of two texts.", rich_help_panel=DATA)] = "text",
     id_column: Annotated[
-        str | None, typer.Option(help="Column to copy into the output, such as an id.", rich_help_panel=OUTPUT)
+        str | None, typer.Option(help="Column to carry over: --keep-columns of one column.", rich_help_panel=OUTPUT)
     ] = None,
+    keep_columns: Annotated[
+        str | None,
+        typer.Option(help="Columns to carry over into the output, between commas: id,title,date.", rich_help_panel=OUTPUT),
+    ] = None,
+    format: Annotated[str, typer.Option(help="Format of the scores: parquet, jsonl or csv.", rich_help_panel=OUTPUT)] = FORMATS[
+        0
+    ],
     labels: Annotated[
         str,
         typer.Option(
             help="Candidate labels: between commas, a JSON list, or a file (.txt: a label a line; .json: a list); auto: the "
-            "model's own. For a causal-lm, spaces around a label are part of it.",
+            "model's own; open: generate text. For a causal-lm, spaces around a label are part of it.",
             rich_help_panel=DATA,
         ),
     ] = "auto",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help=f"With --labels open: the most tokens of a generated text, at most as many as the model has positions for; by "
+            f"default, {NEW_TOKENS}.",
+            min=1,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     kind: Kind = None,
     max_length: MaxLength = None,
     on_long: Annotated[
@@ -81,6 +99,13 @@ def score(
         typer.Option(
             help="Largest number of input tokens in a batch, padding included; auto: measured at the start.",
             rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
+    part_rows: Annotated[
+        str,
+        typer.Option(
+            help="Most rows of a part of a large file, which is what an interruption loses; auto: about 30 s of work.",
+            rich_help_panel=OUTPUT,
         ),
     ] = "auto",
     dtype: Dtype = "auto",
@@ -107,16 +132,19 @@ def score(
     """Score a corpus, shard by shard, into Parquet files, and list rejected documents. --resume continues a killed run."""
     if compile not in COMPILE:
         raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
-    options = RunOptions(_number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile])
+    options = RunOptions(
+        _number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile],
+        _number("part-rows", part_rows),
+    )  # fmt: skip
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
     if engine == "ray" and options.compile is None:
         options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
     keep_kernels()
-    folder = Folder(out)
+    folder = Folder(out, format)
     folder.require_writable()
-    recipe = _Recipe(model, kind, labels, max_length, device, dtype)
-    reading = Reading(column, id_column, on_long, limit)
+    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens)
+    reading = Reading(column, _kept(id_column, keep_columns), on_long, limit)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
@@ -130,6 +158,8 @@ def score(
         }  # fmt: skip
         if (outputs := runner.task.output_kind(runner.model)) != "label":
             settings["outputs"] = outputs
+        if outputs == "text":
+            settings["max_new_tokens"] = runner.task.new_tokens
         corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
         runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
@@ -157,12 +187,17 @@ class _Recipe:
     max_length: int | None
     device: str
     dtype: str
+    max_new_tokens: int | None = None
 
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        task = make_task(loaded, self.labels, [{}], self.max_length)
-        return Runner(loaded.model, task.require_texts(), max_tokens=1), loaded.task
+        task = make_task(loaded, self.labels, [{}], self.max_length).require_texts()
+        if task.labels is None and not task.labels_from_model:
+            task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS)
+        elif self.max_new_tokens is not None:
+            raise InputError(f"max-new-tokens: expected none without --labels open, got {self.max_new_tokens}")
+        return Runner(loaded.model, task, max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:
         """Return the model for a worker.
@@ -234,6 +269,18 @@ def _require_engine(engine: str, workers: int | None, address: str | None, limit
         raise InputError(f"limit: expected none with --engine ray, whose workers do not know of each other's rows, got {limit}")
 
 
+def _kept(id_column: str | None, keep_columns: str | None) -> str | list[str] | None:
+    """The columns to carry over: none, one, or several."""
+    if id_column is not None and keep_columns is not None:
+        raise InputError(
+            f"keep-columns: expected either it or --id-column, which is the same, got {keep_columns!r} and {id_column!r}"
+        )
+    names = [] if keep_columns is None else [name.strip() for name in keep_columns.split(",")]
+    if not all(names):
+        raise InputError(f"keep-columns: expected names between commas, got {keep_columns!r}")
+    return names if len(names) > 1 else (names[0] if names else id_column)
+
+
 def _number(name: str, text: str) -> int | None:
     """Parse auto (None) or a positive number."""
     if text == "auto":
@@ -274,4 +321,8 @@ def _table(summary: dict[str, Any]) -> Any:
         ("tokens/s", f"{summary['tokens_per_second']:,.0f}"), ("padding", f"{summary['padding']:.1%}"),
         ("model busy", f"{summary['busy']:.1%}"), ("seconds", f"{summary['seconds']:,.1f}"),
     ]  # fmt: skip
+    labels = sorted(summary["labels"].items(), key=lambda item: -item[1])
+    rows += [(f"label {name}", f"{count:,}") for name, count in labels[:LABELS_SHOWN]]
+    if len(labels) > LABELS_SHOWN:
+        rows.append((f"{len(labels) - LABELS_SHOWN} further labels", f"{sum(count for _, count in labels[LABELS_SHOWN:]):,}"))
     return output.table(("", ""), rows)
