@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import corpora
+import pyarrow.parquet
 import pytest
 import torch
 from cases import CASES, byte_level_tokenizer
@@ -27,6 +28,7 @@ from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, SUMMARY, CorpusRun, RunOptions, alone_in
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
+from secateur.data import builtin
 from secateur.support.errors import InputError
 
 LABELS = "--labels hotels,medicine,products,reviews"
@@ -291,3 +293,20 @@ def test_labels_of_a_file_keep_their_spaces_for_a_causal_model(run: Run, tmp_pat
     ((row,),) = corpora.read(tmp_path / "scored").values()
     (expected,) = secateur.CausalLM(tokenizer, labels=labels).probabilities(model, [{"input": "is it?"}], 64)
     assert {label: row[f"p_{label}"] for label in labels} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_prompt_and_a_column_with_a_common_name(run: Run) -> None:
+    rows = [{"review": example["input"].removeprefix("movie review: ")} for example in builtin.examples("movie.test")[:12]]
+    Path("raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("asked.jsonl").write_text("".join(json.dumps({"text": f"movie review: {row['review']}"}) + "\n" for row in rows))
+    common = "--labels bad,good --threads 1 --max-tokens 512 --compile off"
+    assert run(f"score builtin --data raw.jsonl --out raw {common}", "--prompt", "movie review: {input}").code == 0
+    assert run(f"score builtin --data asked.jsonl --out asked {common}").code == 0
+    raw, asked = (pyarrow.parquet.read_table(next(Path(out).rglob("*.parquet"))).to_pylist() for out in ("raw", "asked"))
+    assert raw == asked
+    other = run(f"score builtin --data raw.jsonl --out raw --resume {common}", "--prompt", "movie: {input}")
+    assert other.code == 2
+    assert "prompt" in other.errors[-1]
+    two = run(f"score builtin --data raw.jsonl --out two {common}", "--prompt", "{a} {b}")
+    assert two.errors[-1].startswith("secateur: prompt: expected {input} alone, as one column is read")
+    assert not Path("two").exists()

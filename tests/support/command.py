@@ -40,13 +40,16 @@ class Result:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Return a function that runs a command line in a new folder with train.jsonl and test.jsonl of a built-in task."""
+    """Return a function that runs a command line in a new folder with train.jsonl and test.jsonl of a built-in task.
+
+    The command line is split at spaces. Further arguments are words that may have spaces.
+    """
     monkeypatch.chdir(tmp_path)
     for name, file in (("movie", "train.jsonl"), ("movie.test", "test.jsonl")):
         Path(file).write_text("".join(json.dumps(row) + "\n" for row in builtin.examples(name)[:48]))
 
-    def command(line: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["secateur", *line.split()])
+    def command(line: str, *words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["secateur", *line.split(), *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()

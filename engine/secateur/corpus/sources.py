@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur.data import formats
 from secateur.data.examples import hub_dataset, saved_files
-from secateur.data.formats import COMPRESSED, UNREADABLE, Record, Records, RowRange, format_of, is_utf8, read_blocks
+from secateur.data.formats import COMPRESSED, UNREADABLE, Record, Records, RowRange, columns_of, format_of, is_utf8, read_blocks
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.urls import redacted
 
@@ -150,6 +150,19 @@ class Source:
             raise ShardError(f"{self.place}: no such file") from error
         except UNREADABLE as error:
             raise ShardError(f"{self.place}: cannot be read to its end: {first_line(error)}") from error
+
+    def columns(self) -> list[str]:
+        """Return the columns of the shard; none for text, and where they cannot be read."""
+        if self.rows is not None:
+            first = next(iter(self.rows), None)
+            return list(first) if isinstance(first, Mapping) else []
+        import fsspec
+
+        try:
+            with fsspec.open(self.place, "rb") as raw:
+                return [] if format_of(self.place) in formats.TEXT else columns_of(raw, self.place)
+        except UNREADABLE:
+            return []  # The shard fails when it is scored, and the message says why.
 
     def _blocks(self, columns: list[str], chunk: int) -> Iterator[formats.Block]:
         """Blocks of records, with the share of the shard that is read."""

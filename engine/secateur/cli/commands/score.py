@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from socket import gethostname
@@ -14,7 +14,21 @@ import typer
 
 from secateur.cli.shared import output
 from secateur.cli.shared.bars import bars
-from secateur.cli.shared.options import DATA, MACHINE, OUTPUT, Device, Dtype, Json, Kind, MaxLength, Model
+from secateur.cli.shared.inputs import prompt_named
+from secateur.cli.shared.options import (
+    DATA,
+    MACHINE,
+    OUTPUT,
+    Chat,
+    Device,
+    Dtype,
+    Json,
+    Kind,
+    MaxLength,
+    Model,
+    PromptText,
+    System,
+)
 from secateur.cli.shared.tell import tell
 from secateur.corpus import ray_engine
 from secateur.corpus.output import FORMATS, Counts, Folder
@@ -26,11 +40,13 @@ from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
 from secateur.corpus.windows import require_on_long
+from secateur.data.columns import resolve
 from secateur.flow.loaded import load_model, make_task
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
 from secateur.support.fields import shown, whole_number
+from secateur.tasks import Prompt, TextTask
 from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 
@@ -49,7 +65,18 @@ def score(
         ),
     ],
     out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
-    column: Annotated[str, typer.Option(help="Column of the text, or of lists of two texts.", rich_help_panel=DATA)] = "text",
+    column: Annotated[
+        str | None,
+        typer.Option(
+            "--input-column",
+            "--column",
+            help="Column of the text, or of lists of two texts; by default, 'text' or the column with a common name.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    prompt: PromptText = None,
+    chat: Chat = False,
+    system: System = None,
     id_column: Annotated[
         str | None, typer.Option(help="Column to carry over: --keep-columns of one column.", rich_help_panel=OUTPUT)
     ] = None,
@@ -143,8 +170,8 @@ def score(
     keep_kernels()
     folder = Folder(out, format)
     folder.require_writable()
-    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens)
-    reading = Reading(column, _kept(id_column, keep_columns), on_long, limit)
+    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens, prompt_named(prompt, chat, system))
+    kept = _kept(id_column, keep_columns)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
@@ -158,8 +185,11 @@ def score(
         }  # fmt: skip
         if (outputs := runner.task.output_kind(runner.model)) != "label":
             settings["outputs"] = outputs
+        if runner.task.prompt is not None:
+            settings["prompt"] = asdict(runner.task.prompt)
         if outputs == "text":
             settings["max_new_tokens"] = runner.task.new_tokens
+        reading = Reading(_input_column(sources, runner.task, column), kept, on_long, limit)
         corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
         runner = corpus_run.ready(runner, options, output.say)
         scorer = _on_ray(runner, recipe, weights, workers) if engine == "ray" else score_shards
@@ -188,11 +218,12 @@ class _Recipe:
     device: str
     dtype: str
     max_new_tokens: int | None = None
+    prompt: Prompt | None = None
 
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        task = make_task(loaded, self.labels, [{}], self.max_length).require_texts()
+        task = make_task(loaded, self.labels, [{}], self.max_length, prompt=self.prompt).require_texts()
         if task.labels is None and not task.labels_from_model:
             task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS)
         elif self.max_new_tokens is not None:
@@ -279,6 +310,19 @@ def _kept(id_column: str | None, keep_columns: str | None) -> str | list[str] | 
     if not all(names):
         raise InputError(f"keep-columns: expected names between commas, got {keep_columns!r}")
     return names if len(names) > 1 else (names[0] if names else id_column)
+
+
+def _input_column(sources: Sequence[Source], task: TextTask, given: str | None) -> str:
+    """The column of the inputs: the given one, "text", or the one with a common name in the first shard."""
+    if task.prompt is not None and task.prompt.columns:
+        raise InputError(f"prompt: expected {{input}} alone, as one column is read, got {task.prompt.text!r}")
+    if given is not None:
+        return given
+    present = sources[0].columns()
+    if not present or "text" in present:
+        return "text"
+    ((column,),) = resolve(("input",), present).values()
+    return column
 
 
 def _number(name: str, text: str) -> int | None:
