@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -113,19 +114,11 @@ def kill_in_the_middle(line: str, launcher: list[str]) -> None:
     process.wait()
     for path in Path().glob("process-*"):
         if launcher:
-            killed = int(path.name.removeprefix("process-"))
-            os.kill(killed, signal.SIGKILL)
-            while Path(f"/proc/{killed}/fd").exists() and _open_files(killed):  # It holds its locks until then.
-                time.sleep(0.005)
+            os.kill(int(path.name.removeprefix("process-")), signal.SIGKILL)
+    if Path(".killed.lock").exists():
+        with open(".killed.lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # Waits until the last thread of the killed processes has ended.
     assert not Path("killed").exists()
-
-
-def _open_files(process: int) -> bool:
-    """Tell whether a process that was killed still has open files."""
-    try:
-        return bool(os.listdir(f"/proc/{process}/fd"))
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "wanda", "ig-joint:nodes=2"])

@@ -185,7 +185,7 @@ def test_bad_columns_are_one_line(run: Run, files: Path) -> None:
     assert_refused(run(f"{TAGGER.replace(' lm ', ' text ')} --out d"), "model: expected a folder with config.json", "d")
     assert_refused(run("ldnet tag lm text"), "model: expected the folder of 'tagger', got 'lm' of 'language models'", "d")
     assert run(f"{TAGGER} --out d --epochs 1 --prune-epochs 1").code == 0
-    assert_refused(run(f"{TAGGER} --out d --epochs 2 --prune-epochs 1"), "stages: 'd' was begun with ", "n")
+    assert_refused(run(f"{TAGGER} --out d --resume --epochs 2 --prune-epochs 1"), "stages: 'd' was begun with ", "n")
     for options, message in (
         ("nowhere", "data: cannot read 'nowhere'"),
         ("text --scheme x", "scheme: expected one of bio1, bio2"),

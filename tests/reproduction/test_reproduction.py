@@ -190,20 +190,20 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     document = json.loads((tmp_path / "d" / "cells.json").read_text())
     assert document["settings"]["examples"] is None
     assert {(cell["scored"], cell["tested"]) for cell in document["cells"]} >= {("rte", "qnli"), ("sst2", "qnli")}
-    assert run(f"reproduce ap --out d {options}").code == 0
+    assert run(f"reproduce ap --out d --resume {options}").code == 0
     for split in ("train", "validation"):  # The same weights, and a row that has changed.
         (path,) = (tmp_path / "sets" / "rte").glob(f"{split}.*")
         kept, changed = path.rename(tmp_path / "kept"), path.with_name(f"{split}.jsonl")
         rows = [{"sentence1": f"sentence1 {k} of rte", "sentence2": f"sentence2 {k} of rte", "label": k % 2} for k in range(12)]
         rows[3]["sentence2"] = "another"
         changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        result = run(f"reproduce ap --out d {options}")
+        result = run(f"reproduce ap --out d --resume {options}")
         assert result.code == 2
         assert result.errors[-1].startswith("secateur: rows: 'd' was begun with '")
         assert result.errors[-1].endswith("'; the examples have changed: give the former ones, or a new folder")
         changed.unlink()
         kept.rename(path)
-    assert run(f"reproduce ap --out d {options}").code == 0
+    assert run(f"reproduce ap --out d --resume {options}").code == 0
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def test_the_papers_preset_runs_on_local_copies(run: Run, tmp_path: Path) -> Non
     assert 0 < reached["rank", "0.226"] <= 0.226
     rows = rows_of("mnli", 12)
     write(tmp_path / "sets", "mnli", "train", [*rows[:11], {**rows[11], "premise": "the cat sat"}])
-    result = run(f"reproduce multitask --out d {options} --experiments low-resource,initial-scores --json")
+    result = run(f"reproduce multitask --out d --resume {options} --experiments low-resource,initial-scores --json")
     assert result.code == 2
     assert result.errors[-1].startswith("secateur: rows: 'd' was begun with '")
     assert result.errors[-1].endswith("'; the examples have changed: give the former ones, or a new folder")

@@ -90,12 +90,7 @@ class TokenClassification(TextTask):
 
     def _item(self, names: list[str], row: int, example: Example, room: int | None) -> TaggedItem:
         where = f"examples, row {row + 1}"
-        tokens, tags = (_listed(example[column]) for column in self.columns)
-        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise InputError(f"{where}: expected a list of words in column 'tokens', got {tokens!r}")
-        if not isinstance(tags, list) or len(tags) != len(tokens):
-            count = len(tags) if isinstance(tags, list) else type(tags).__name__
-            raise InputError(f"{where}: expected {len(tokens)} tags in column 'tags', one a word, got {count}")
+        tokens, tags = _words_and_tags(example, where)
         numbers = [class_number(names, tag, where) for tag in tags]
         last = getattr(self.tokenizer, "truncation_side", "right") == "left"
         options: dict[str, Any] = {"is_split_into_words": True, "truncation": room is not None, "max_length": room}
@@ -139,10 +134,11 @@ class TokenClassification(TextTask):
     def expected(self, model: nn.Module, examples: Sequence[Example]) -> list[Any]:
         """Return the names of the tags."""
         names = class_names(model, self.labels)
-        return [
-            [names[class_number(names, tag, f"examples, row {number}")] for tag in _listed(example["tags"])]
-            for number, example in enumerate(examples, start=1)
-        ]
+        expected: list[Any] = []
+        for number, example in enumerate(examples, start=1):
+            where = f"examples, row {number}"
+            expected.append([names[class_number(names, tag, where)] for tag in _words_and_tags(example, where)[1]])
+        return expected
 
     def _guess(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> list[list[str]]:
         """The predicted tag of each word."""
@@ -164,6 +160,17 @@ class TokenClassification(TextTask):
             right = sum(a == b for pair in zip(truth, guess, strict=True) for a, b in zip(*pair, strict=True))
             return proportion("word accuracy", right, sum(map(len, truth)))
         return bootstrap("F1", len(examples), lambda rows: _f1([truth[r] for r in rows], [guess[r] for r in rows]))
+
+
+def _words_and_tags(example: Example, where: str) -> tuple[list[str], list[Any]]:
+    """Return an example's words and tags. Raises InputError unless there are words, with a tag each."""
+    tokens, tags = (_listed(example[column]) for column in ("tokens", "tags"))
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise InputError(f"{where}: expected a list of words in column 'tokens', got {tokens!r}")
+    if not isinstance(tags, list) or len(tags) != len(tokens):
+        count = len(tags) if isinstance(tags, list) else type(tags).__name__
+        raise InputError(f"{where}: expected {len(tokens)} tags in column 'tags', one a word, got {count}")
+    return tokens, tags
 
 
 def _listed(value: Any) -> Any:
