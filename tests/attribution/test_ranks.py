@@ -131,6 +131,14 @@ def test_a_killed_command_continues_to_the_same_bits(files: Run, criterion: str)
     assert not Path("c").exists()
 
 
+def test_a_process_that_tries_to_write_is_no_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / ".run.0123abcd.partial").touch()
+    partial_sums.Checkpoint(tmp_path, {}, 1, 2)
+    (tmp_path / "run").touch()
+    with pytest.raises(secateur.InputError, match=r"^checkpoint: expected a new folder or one of a killed run"):
+        partial_sums.Checkpoint(tmp_path, {}, 1, 2)
+
+
 def test_killed_processes_continue_to_the_same_bits(files: Run) -> None:
     line = f"{COMMAND} --criterion flap --out"
     launch = [sys.executable, *LAUNCHER, "-m", "secateur"]

@@ -143,6 +143,8 @@ class Checkpoint:
         """Raise InputError if the folder holds files that are no checkpoints of `size` processes."""
         for path in self.folder.iterdir():
             words = path.name.removeprefix(".").split(".")[0].split("-")
+            if words == ["run"] and path.suffix == ".partial":
+                continue  # Another process tries whether the folder can be written to.
             if len(words) != 4 or words[::2] != ["process", "of"]:
                 raise InputError(f"checkpoint: expected a new folder or one of a killed run, got {str(self.folder)!r}")
             if words[3] != str(size):
