@@ -16,6 +16,7 @@ import pytest
 import torch
 from cases import CASES, CLASSES, _bart, _encoder, piece_tokenizer, sentences, word_tokenizer
 from command import Run
+from counting import Counting
 from tokenizers.processors import TemplateProcessing
 from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -159,20 +160,6 @@ def test_a_row_of_a_pair_is_no_batch_of_two_texts() -> None:
     for data in (datasets.Dataset.from_dict({"text": PAIRS}), [{"id": 1, "text": PAIRS[0]}]):
         with pytest.raises(InputError, match=r"^mapper: expected a batch of rows"):
             data.map(mapper(model, task)) if isinstance(data, datasets.Dataset) else mapper(model, task)(data[0])
-
-
-class Counting:
-    """A tokenizer that counts the characters of the texts it encodes."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.characters = tokenizer, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, *texts: Any, **options: Any) -> Any:
-        self.characters += sum(len(text) for part in texts for text in ([part] if isinstance(part, str) else part))
-        return self.tokenizer(*texts, **options)
 
 
 LONG = " ".join(sentences(500, seed=1))

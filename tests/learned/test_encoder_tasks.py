@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cases import CASES, word_tokenizer
+from counting import Counting
 from encoders import pair_tokenizer, still_encoder
 from torch import Tensor, nn
 
@@ -98,20 +99,6 @@ def test_features_are_the_tokenizers() -> None:
     assert Regression().features(pair_tokenizer(), examples[:1], 3)[0]["input_ids"] == [1, 4, 2]
     plain = Regression().features(word_tokenizer(start=False, end=True), examples[:1], 16)
     assert plain == [{"row": 0, "label": 2.0, "input_ids": [4, 6, 1]}]
-
-
-class Counting:
-    """A tokenizer that counts the characters of the texts it encodes."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.characters = tokenizer, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, *texts: Any, **options: Any) -> Any:
-        self.characters += sum(len(text) for part in texts for text in ([part] if isinstance(part, str) else part))
-        return self.tokenizer(*texts, **options)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

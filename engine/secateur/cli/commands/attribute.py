@@ -87,9 +87,7 @@ def attribute(
         if checkpoint is not None and not resume:
             Checkpoint.require_not_begun(checkpoint)
         chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-        options = inputs.DataOptions(
-            input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
-        )  # fmt: skip
+        options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels, unlabeled)
         loaded, task, rows = inputs.prepare(
             model,
             data,

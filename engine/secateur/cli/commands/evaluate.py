@@ -60,9 +60,7 @@ def evaluate(
     inputs.use_threads(threads)
     if predictions is not None:
         require_writable_table(predictions)
-    options = inputs.DataOptions(
-        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
-    )  # fmt: skip
+    options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )

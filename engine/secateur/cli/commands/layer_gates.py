@@ -113,9 +113,7 @@ def layer_gates(
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.shapes(batch_sizes, lengths)
     # The model is trained in float32 whatever its stored dtype, because the changes of a step get lost in half precision.
-    options = inputs.DataOptions(
-        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
-    )  # fmt: skip
+    options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype="float32"
     )

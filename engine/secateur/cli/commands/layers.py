@@ -87,9 +87,7 @@ def layers(
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     (target_name,) = inputs.among("target", target, get_args(Target))
     shapes = inputs.shapes(batch_sizes, lengths)
-    options = inputs.DataOptions(
-        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels
-    )  # fmt: skip
+    options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )

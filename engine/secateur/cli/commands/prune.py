@@ -141,9 +141,7 @@ def prune(
     if push is not None:  # The upload follows when the folder is complete (run_file.configurable).
         require_repository(push)
         signed_in()
-    options = inputs.DataOptions(
-        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
-    )  # fmt: skip
+    options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels, unlabeled)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )

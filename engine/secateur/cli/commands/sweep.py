@@ -113,9 +113,7 @@ def sweep_(
     for budget in budgets:
         budget.check_spread(allocation, floor or 0.0)
     chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
-    options = inputs.DataOptions(
-        input_column, target_column, inputs.prompt_named(prompt, chat, system), labels, unlabeled
-    )  # fmt: skip
+    options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels, unlabeled)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )

@@ -52,6 +52,17 @@ class DataOptions:
         return {role: name for role, name in given.items() if name is not None}
 
 
+def data_options(
+    input_column: str | None,
+    target_column: str | None,
+    prompt: tuple[str | None, bool, str | None],
+    labels: str,
+    unlabeled: bool = False,
+) -> DataOptions:
+    """Return the options of a command about its data. `prompt` is --prompt, --chat and --system."""
+    return DataOptions(input_column, target_column, prompt_named(*prompt), labels, unlabeled)
+
+
 def prompt_named(text: str | None, chat: bool, system: str | None) -> tasks.Prompt | None:
     """Return the prompt of the options --prompt, --chat and --system; None without any."""
     if text is None and not chat and system is None:
