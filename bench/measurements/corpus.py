@@ -126,12 +126,10 @@ def _compare(subject: Subject, folder: Path) -> dict[str, Any]:
     rows, _ = next(sources[0].read("text", chunk=2048))
     labels = len(subject.task.label_names(subject.model))
     (sample,) = itertools.islice(
-        windows([(rows, 1.0)], subject.task.require_texts(), subject.model, labels, max_tokens=1 << 20, on_long="cut"), 1
+        windows([(rows, 1.0)], subject.task, subject.model, labels, max_tokens=1 << 20, on_long="cut"), 1
     )
     runners = {
-        name: tuned(
-            Runner(model, subject.task.require_texts(), 1), Sample(sample.items), any_dtype=True, say=messages[name].append
-        )
+        name: tuned(Runner(model, subject.task, 1), Sample(sample.items), any_dtype=True, say=messages[name].append)
         for name, model in {"secateur": subject.model, "secateur, half of the FLOPs": pruned}.items()
     }
     dense = runners["secateur"]

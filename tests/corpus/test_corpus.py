@@ -25,7 +25,7 @@ from secateur.corpus.shapes import stepped
 from secateur.corpus.shards import Finished, Reading, score_shards
 from secateur.corpus.sources import Row, ShardError, Source, find_sources
 from secateur.corpus.tuning import Sample, tuned
-from secateur.corpus.windows import BATCHES, Window, why_not, windows
+from secateur.corpus.windows import BATCHES, Window, windows
 
 LABELLED = ["t5-gated", "t5-relu", "llama", "qwen3", "gemma3", "bert-sequence"]
 BERT, T5 = CASES["bert-sequence"], CASES["t5-gated"]
@@ -114,7 +114,7 @@ def test_long_documents_are_cut_or_rejected(on_long: str, scored_rows: int, tmp_
 
 @pytest.mark.parametrize("value", [None, 3, "", " ", "\ud800", "ok"])
 def test_only_text_can_be_scored(value: Any) -> None:
-    assert (why_not(value) is None) == (value == "ok")
+    assert (BERT.task.why_no_input(value) is None) == (value == "ok")
 
 
 def test_windows_hold_batches_of_similar_length() -> None:

@@ -18,9 +18,9 @@ import corpora
 import pyarrow.parquet
 import pytest
 import torch
-from cases import CASES, byte_level_tokenizer
+from cases import CASES, _encoder, byte_level_tokenizer, piece_tokenizer
 from command import Run, assert_refused
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import secateur
 from secateur.corpus.output import Folder
@@ -307,6 +307,51 @@ def test_a_prompt_and_a_column_with_a_common_name(run: Run) -> None:
     other = run(f"score builtin --data raw.jsonl --out raw --resume {common}", "--prompt", "movie: {input}")
     assert other.code == 2
     assert "prompt" in other.errors[-1]
-    two = run(f"score builtin --data raw.jsonl --out two {common}", "--prompt", "{a} {b}")
-    assert two.errors[-1].startswith("secateur: prompt: expected {input} alone, as one column is read")
-    assert not Path("two").exists()
+
+
+def test_a_prompt_of_several_columns(run: Run) -> None:
+    """It reads the columns that it names, and gives what the same texts in one column give."""
+    rows = [{"title": f"film {k}", "review": text} for k, text in enumerate(corpora.texts(12))]
+    rows[3]["title"] = None  # type: ignore[assignment]
+    Path("raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("asked.jsonl").write_text("".join(json.dumps({"text": f"{row['title']}: {row['review']}"}) + "\n" for row in rows))
+    common = "--labels bad,good --threads 1 --max-tokens 512 --compile off"
+    result = run(f"score builtin --data raw.jsonl --out raw {common}", "--prompt", "{title}: {review}")
+    assert result.code == 0, result.errors
+    assert run(f"score builtin --data asked.jsonl --out asked {common}").code == 0
+    raw, asked = (pyarrow.parquet.read_table(next(Path(out).rglob("*.parquet"))).to_pylist() for out in ("raw", "asked"))
+    for row, expected in zip(raw, [row for row in asked if row["row"] != 3], strict=True):  # Their batches differ.
+        assert row == {**expected, "p_bad": pytest.approx(expected["p_bad"]), "p_good": pytest.approx(expected["p_good"])}
+    (rejected,) = corpora.rejects(Path("raw"))["raw.jsonl.jsonl"]
+    assert rejected["reason"].startswith("expected texts for title, review for the prompt, got [None, ")
+    missing = run(f"score builtin --data raw.jsonl --out two {common}", "--prompt", "{title}: {text}")
+    assert_refused(missing, "data: file://", "two")
+    assert "expected the column 'text', which none of its first rows has" in missing.errors[-1]
+    twice = run(f"score builtin --data raw.jsonl --out two {common} --input-column title", "--prompt", "{title}: {review}")
+    assert_refused(twice, "columns: expected none for the input, as the prompt names title, review", "two")
+
+
+@pytest.mark.parametrize("kind", ["labels", "value"])
+def test_several_labels_and_values(run: Run, tmp_path: Path, kind: str) -> None:
+    """The command writes what single passes of the model give."""
+    names, texts = (["war", "sport", "money"] if kind == "labels" else ["LABEL_0"]), corpora.texts(30)
+    problem = {"problem_type": "multi_label_classification"} if kind == "labels" else {}
+    model = _encoder(BertForSequenceClassification, BertConfig, names, **problem).eval()
+    tokenizer = piece_tokenizer()
+    secateur.save(model, "m", tokenizer=tokenizer)
+    corpora.json_lines(tmp_path, texts)
+    result = run(f"score m --data a.jsonl --out out {FIXED} --compile off --json")
+    assert result.code == 0, result.errors
+    ((*rows,),) = corpora.read(tmp_path / "out").values()
+    with torch.no_grad():
+        outputs = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in texts]).double()
+    if kind == "value":
+        assert list(rows[0]) == ["row", "value"]
+        assert [row["value"] for row in rows] == pytest.approx(outputs.flatten().tolist(), abs=1e-5)
+        assert result.document["labels"] == {}
+        return
+    for row, of_row in zip(rows, outputs.sigmoid().tolist(), strict=True):
+        assert [row[f"p_{name}"] for name in names] == pytest.approx(of_row, abs=1e-5)
+        assert row["labels"] == [name for name, p in zip(names, of_row, strict=True) if p > 0.5]
+    assert result.document["labels"] == {name: sum(name in row["labels"] for row in rows) for name in names}
+    assert len({tuple(row["labels"]) for row in rows}) > 1

@@ -29,6 +29,7 @@ from secateur.corpus.windows import windows
 ROOM = 16
 TEXTS = sentences(20, seed=5)
 PAIRS: list[Any] = [[first, second] for first, second in zip(TEXTS, reversed(TEXTS), strict=True)]
+COLUMNS = ("premise", "hypothesis")
 LINE = "score m --data corpus/* --id-column id --threads 1 --max-tokens 64 --dtype float32 --compile off"
 
 
@@ -135,6 +136,34 @@ def test_the_command_scores_pairs_and_rejects_other_lists(run: Run, kind: str, t
     assert [row["id"] for row in rejected] == ["a3", "a4", "a5", "a6", "a7"]
     assert [row["row"] for row in written] == [0, 1, 2, *range(8, len(rows))]
     assert_close([[row[f"p_{label}"] for label in CLASSES] for row in written], passes(bert(), pair_tokenizer(), PAIRS))
+
+
+@pytest.mark.parametrize("option", ["", "--input-column premise,hypothesis"])
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_pairs_of_two_columns(run: Run, tmp_path: Path, form: str, option: str) -> None:
+    """Two columns with common names are found, and give what lists of two give."""
+    secateur.save(bert(), "m", tokenizer=pair_tokenizer())
+    rows = [*PAIRS, ["the cat", None]]
+    frame = pandas.DataFrame({"id": range(len(rows)), **{name: [r[k] for r in rows] for k, name in enumerate(COLUMNS)}})
+    Path("corpus").mkdir()
+    frame.to_parquet("corpus/a.parquet") if form == "parquet" else frame.to_csv("corpus/a.csv", index=False)
+    result = run(f"{LINE} --out scored {option}")
+    assert result.code == 0, result.errors
+    (written,) = corpora.read(tmp_path / "scored").values()
+    assert_close([[row[f"p_{label}"] for label in CLASSES] for row in written], passes(bert(), pair_tokenizer(), PAIRS))
+    (rejected,) = corpora.rejects(tmp_path / "scored").values()
+    assert [row["reason"] for row in rejected] == [f"the second text of the pair: {'null' if form == 'parquet' else 'empty'}"]
+
+
+def test_pairs_of_two_columns_in_memory() -> None:
+    model, tokenizer = bert(), pair_tokenizer()
+    task, data = SequenceClassification(tokenizer), dict(zip(COLUMNS, zip(*PAIRS, strict=True), strict=True))
+    (of_columns,) = score(model, task, data, column=COLUMNS, threads=1)
+    assert_close(of_batch(of_columns), passes(model, tokenizer, PAIRS))
+    (of_rows,) = score(model, task, PAIRS, column=COLUMNS, threads=1)
+    assert of_batch(of_rows) == of_batch(of_columns)
+    mapped = datasets.Dataset.from_dict(data).map(mapper(model, task, column=COLUMNS), batched=True, batch_size=7)
+    assert_close(of_batch(mapped.to_pandas().pipe(pyarrow.Table.from_pandas)), passes(model, tokenizer, PAIRS))
 
 
 def test_a_resumed_run_over_pairs_gives_the_same_files(run: Run, tmp_path: Path) -> None:

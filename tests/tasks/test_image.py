@@ -35,7 +35,9 @@ def test_images_of_every_kind_give_the_same_pixels(tmp_path: Path) -> None:
     assert expected.shape == (1, 3, 8, 8)
     transparent = picture.copy()
     transparent.putalpha(255)
-    for image in (array, torch.from_numpy(array), picture, transparent, tmp_path / "image.png", str(tmp_path / "image.png")):
+    path = tmp_path / "image.png"
+    stored = [path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}]
+    for image in (array, torch.from_numpy(array), picture, transparent, path, str(path), *stored):
         assert torch.equal(pixels(image), expected), type(image)
 
 
@@ -113,15 +115,10 @@ def test_a_dry_run_counts_an_images_tokens(folder: Path, run: Run) -> None:
     assert report["stock"] is True
 
 
-def test_bulk_scoring_of_texts_refuses_an_image_task(folder: Path) -> None:
-    with pytest.raises(secateur.InputError, match=r"^task: expected one of texts, got ImageClassification"):
-        next(secateur.corpus.score(CASE.model(), CASE.task, ["a text"]))
-
-
 WRONG: dict[str, tuple[Any, str]] = {
     "no file": ("nowhere.png", r"examples, row 2: expected an image file, got 'nowhere.png' \(.*No such file"),
     "text": (__file__, r"examples, row 2: expected an image file, got '.*test_image.py' \(cannot identify image file"),
-    "number": (5, "examples, row 2: expected a PIL image, an array of 3 dimensions or a path, got int"),
+    "number": (5, "examples, row 2: expected a PIL image, an array of 3 dimensions, a path or the bytes of a file, got int"),
     "flat": (np.zeros((8, 8)), "examples, row 2: expected .*, got ndarray of 2 dimensions"),
 }
 

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.corpus.shapes import longest
 from secateur.support.compat import has_cpp_compiler, inductor_freezing, inductor_kernels, inductor_options
 from secateur.support.errors import InputError, first_line
-from secateur.tasks import Item, TextTask
+from secateur.tasks import Task
 from secateur.tasks.batches import Batch, model_device
 
 LabelScores = Callable[[nn.Module, Batch], Tensor]
@@ -32,7 +31,7 @@ class CompileError(InputError):
 
 
 @contextmanager
-def compiled(task: TextTask, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
+def compiled(task: Task, model: nn.Module, mode: str, threads: int | None) -> Iterator[LabelScores]:
     """Compile `task.label_scores` for a model, and yield the compiled function.
 
     The function may be called from any thread, inside this context and `task.scoring`, in inference mode.
@@ -121,11 +120,11 @@ def _backend(mode: str, on_cpu: bool) -> Callable[[Any, Any], Callable[..., Any]
     return compile_graph
 
 
-def _compile(function: LabelScores, task: TextTask, model: nn.Module) -> None:
+def _compile(function: LabelScores, task: Task, model: nn.Module) -> None:
     """Call the function on batches of SHAPES, so that all kernels are compiled."""
     with torch.inference_mode():
         for rows, length in SHAPES:
-            batch = task.collate_inputs([Item(0, [1] * min(length, longest(task, model)), [])] * rows, model_device(model))
+            batch = task.collate_inputs([task.blank(model, length)] * rows, model_device(model))
             task.label_scores(
                 model, batch
             )  # Fills the model's caches first, or the code that fills them would be compiled too.

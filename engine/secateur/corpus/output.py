@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from secateur.corpus.sources import Identity, kept_names
-from secateur.corpus.windows import Window
+from secateur.corpus.sources import Identity, column_names
+from secateur.corpus.windows import WRITTEN, Window
 from secateur.support.errors import InputError, first_line
 from secateur.support.files import create_own, require_run_folder
 from secateur.support.urls import redacted
@@ -42,7 +42,7 @@ class Counts:
         rejected: Rows without a score.
         tokens: Tokens without padding.
         padded: Tokens with padding.
-        labels: Scored rows of each label.
+        labels: Scored rows of each label; of spans, the spans of each label.
     """
 
     rows: int = 0
@@ -85,6 +85,8 @@ def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str]) -> dict[str,
         given = batch.column("label").to_pylist()
     elif "labels" in names:
         given = [label for of_row in batch.column("labels").to_pylist() for label in of_row]
+    elif "spans" in names:
+        given = [span["label"] for of_row in batch.column("spans").to_pylist() for span in of_row]
     else:
         return {}
     counted = Counter(given)
@@ -94,9 +96,9 @@ def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str]) -> dict[str,
 def output_names(labels: Sequence[str], kind: OutputKind) -> list[str]:
     """Return the names of the columns that tell a row's result.
 
-    They are label and p_<label>; labels and p_<label> where any number of labels is right; value; or text.
+    They are label and p_<label>; labels and p_<label> where any number of labels is right; value; text; or spans.
     """
-    return [kind] if kind in ("value", "text") else [kind, *(f"p_{label}" for label in labels)]
+    return [kind] if kind in ("value", *WRITTEN) else [kind, *(f"p_{label}" for label in labels)]
 
 
 def schema_of(labels: Sequence[str], identity: Identity, window: Window) -> pyarrow.Schema:
@@ -105,17 +107,26 @@ def schema_of(labels: Sequence[str], identity: Identity, window: Window) -> pyar
     Its columns are row (int64, the position in the file, from 0), the columns that are carried over, with the types that they
     have in the shard, and the result. The result is label (the most likely label) and p_<label> (float32, the
     label's probability among the labels). Where any number of labels is right, it is labels (a list of those with a probability
-    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone, and
-    a task that generates has text alone.
+    above 0.5) and p_<label> (each label's own probability). A model with one output has value (float32) alone, a task
+    that generates has text alone, and a tagger has spans: a list of start, end (int32), label, score (float32) and text.
     """
     import pyarrow
 
-    fields = [("row", pyarrow.int64()), *zip(kept_names(identity), window.kept_types, strict=True)]
-    types = {"label": pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), "labels": pyarrow.list_(pyarrow.string())}
-    types["text"] = pyarrow.string()
-    return pyarrow.schema(
-        [*fields, *((name, types.get(name, pyarrow.float32())) for name in output_names(labels, window.kind))]
-    )
+    fields = [("row", pyarrow.int64()), *zip(column_names(identity), window.kept_types, strict=True)]
+    return pyarrow.schema([*fields, *((name, result_type(name)) for name in output_names(labels, window.kind))])
+
+
+def result_type(name: str) -> pyarrow.DataType:
+    """Return the Arrow type of one of `output_names`."""
+    import pyarrow
+
+    text, place = pyarrow.string(), pyarrow.int32()
+    span = {"start": place, "end": place, "label": text, "score": pyarrow.float32(), "text": text}
+    types = {
+        "label": pyarrow.dictionary(place, text), "labels": pyarrow.list_(text), "text": text,
+        "spans": pyarrow.list_(pyarrow.struct(span)),
+    }  # fmt: skip
+    return types.get(name, pyarrow.float32())
 
 
 def require_free_name(identity: Identity, labels: Sequence[str], kind: OutputKind) -> None:
@@ -125,7 +136,7 @@ def require_free_name(identity: Identity, labels: Sequence[str], kind: OutputKin
         InputError: They have not.
     """
     taken = ("row", *output_names(labels, kind), "reason")
-    names = kept_names(identity)
+    names = column_names(identity)
     option = "id-column" if len(names) == 1 else "keep-columns"
     for name in names:
         if name in taken:
@@ -148,8 +159,8 @@ def record_batch(window: Window, labels: Sequence[str], schema: pyarrow.Schema) 
     columns = [pyarrow.array([window.first + k for k in rows], pyarrow.int64())]
     for column in range(len(schema) - len(output_names(labels, window.kind)) - 1):  # The columns that are carried over.
         columns.append(pyarrow.array([window.kept[k][column] for k in rows], schema.field(column + 1).type))
-    if window.kind == "text":
-        columns.append(pyarrow.array([window.texts[k] for k in rows], pyarrow.string()))
+    if window.kind in WRITTEN:
+        columns.append(pyarrow.array([window.written[k] for k in rows], result_type(window.kind)))
         return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
     probabilities = window.probabilities()[rows]  # [scored rows, labels]
     if window.kind == "label":
@@ -178,7 +189,7 @@ def with_reasons(batch: pyarrow.RecordBatch, window: Window, identity: Identity 
     extended = extended.set_column(
         0, "row", pyarrow.array(range(window.first, window.first + len(window.reasons)), pyarrow.int64())
     )
-    for column, name in enumerate(kept_names(identity)):
+    for column, name in enumerate(column_names(identity)):
         values = pyarrow.array([kept[column] for kept in window.kept], extended.schema.field(column + 1).type)
         extended = extended.set_column(column + 1, name, values)
     return extended.append_column("reason", pyarrow.array(window.reasons, pyarrow.string()))
@@ -388,7 +399,7 @@ class ShardWriter:
     def __init__(
         self, folder: Folder, name: str, schema: pyarrow.Schema, labels: Sequence[str] = (), identity: Identity = None
     ) -> None:
-        self._folder, self._name, self._labels, self._kept = folder, name, labels, kept_names(identity)
+        self._folder, self._name, self._labels, self._kept = folder, name, labels, column_names(identity)
         self.counts = Counts()
         self._scored, self._rejected = f"{name}.{folder.format}", f"{name}.jsonl"
         self._rejects: Any = None

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores, compiled
 from secateur.corpus.shapes import longest, stepped
-from secateur.corpus.windows import NOT_FINITE, Window
+from secateur.corpus.windows import NOT_FINITE, WRITTEN, Window
 from secateur.support.environment import out_of_memory
-from secateur.tasks import Item, TextTask
-from secateur.tasks.batches import Batch, buckets, model_device
+from secateur.tasks import Item, Task
+from secateur.tasks.batches import Batch, UnreadableError, buckets, model_device
 from secateur.tasks.greedy import NotFiniteError
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class Runner:
     """
 
     model: nn.Module
-    task: TextTask
+    task: Task
     max_tokens: int
     workers: int = 1
     threads: int | None = None
@@ -114,15 +114,15 @@ class Runner:
         began = time.perf_counter()
         try:
             batch = self.task.collate_inputs(items, model_device(self.model), length)
-            if window.kind == "text":
+            if window.kind in WRITTEN:
                 results: Any = self.task.written(self.model, batch)
             else:
                 results = self.label_scores(batch).cpu()
-        except NotFiniteError:
+        except (NotFiniteError, UnreadableError) as error:
             if len(items) > 1:
                 self._halves(window, items)
             else:
-                window.reject(items[0], NOT_FINITE)
+                window.reject(items[0], error.reason if isinstance(error, UnreadableError) else NOT_FINITE)
             return
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -130,7 +130,7 @@ class Runner:
         else:
             with self._lock:
                 self.busy += time.perf_counter() - began
-            (window.write if window.kind == "text" else window.fill)(items, results, len(items) * length)
+            (window.write if window.kind in WRITTEN else window.fill)(items, results, len(items) * length)
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

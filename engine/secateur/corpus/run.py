@@ -17,9 +17,9 @@ from secateur.corpus.output import FORMATS, Counts, Folder, require_free_name
 from secateur.corpus.parts import MOST, about_part, cut, finished_parts, may_be_cut, part_rows
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
-from secateur.corpus.sources import ColumnError, ShardError, Source, kept_names, no_column
+from secateur.corpus.sources import ColumnError, ShardError, Source, column_names, no_column
 from secateur.corpus.tuning import FEWEST, Sample, Say, rows_a_second, tuned, untuned
-from secateur.corpus.windows import windows
+from secateur.corpus.windows import WRITTEN, windows
 from secateur.support.errors import InputError, reading
 from secateur.support.files import open_own, require_alone
 from secateur.support.ledger import require_same
@@ -154,10 +154,10 @@ class CorpusRun:
             say(f"as begun: {', '.join(f'{name} {value}' for name, value in self._document['tuned'].items())}")
             return with_tuning(runner, self._document["tuned"])
 
-        if runner.task.output_kind(runner.model) == "text":
+        if (kind := runner.task.output_kind(runner.model)) in WRITTEN:
             if options.compile:
-                raise InputError("compile: expected off or auto with open labels, whose generation is not compiled, got on")
-            # Another dtype is compared by probabilities, which generated texts do not have.
+                raise InputError(f"compile: expected off or auto where results are {kind}, which is not compiled, got on")
+            # Another dtype and compilation are compared by probabilities of labels, which texts and spans do not have.
             options = replace(options, any_dtype=False, compile=False)
 
         def note(line: str) -> None:
@@ -215,7 +215,7 @@ class CorpusRun:
         """Replace large files among the sources by their parts. Remove what was scored of other versions of the sources."""
         if self.part_rows is None:
             return
-        columns = [self.reading.column, *kept_names(self.reading.identity)]
+        columns = [*column_names(self.reading.column), *column_names(self.reading.identity)]
         sources, whole = [], dict[str, list[str]]()
         for source in self.sources:
             parts: list[Source] | str = [source]
@@ -368,8 +368,9 @@ def _require_column(source: Source, reading: Reading) -> None:
         raise InputError(f"data: {error}") from error
     except ShardError:
         return
-    if rows and all(row.reason == no_column(reading.column) for row in rows):
-        raise InputError(f"data: {source.place}: expected the column {reading.column!r}, which none of its first rows has")
+    for column in column_names(reading.column):
+        if rows and all(row.reason == no_column(column) for row in rows):
+            raise InputError(f"data: {source.place}: expected the column {column!r}, which none of its first rows has")
 
 
 def tuning_of(runner: Runner) -> dict[str, Any]:

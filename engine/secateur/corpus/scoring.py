@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from secateur.corpus.output import output_names, record_batch, require_free_name, schema_of, with_reasons
+from secateur.corpus.output import output_names, record_batch, require_free_name, result_type, schema_of, with_reasons
 from secateur.corpus.pipeline import Runner, scored
-from secateur.corpus.sources import Row, ShardError, Source, find_sources
+from secateur.corpus.sources import Row, ShardError, Source, column_names, find_sources
 from secateur.corpus.tuning import untuned
 from secateur.corpus.windows import Window, require_on_long, windows
 from secateur.data.examples import rows_in_memory
@@ -29,7 +29,7 @@ def score(
     task: Task,
     dataset: str | Path | Iterable[str | Sequence[str] | None] | Iterable[Mapping[str, Any]],
     *,
-    column: str = "text",
+    column: str | Sequence[str] = "text",
     identity: str | Sequence[str] | None = None,
     on_long: str = "cut",
     max_tokens: int | None = None,
@@ -41,10 +41,11 @@ def score(
     Args:
         model: The model.
         task: A task with closed labels; or, with `max_new_tokens`, one that generates text.
-        dataset: Mappings that have `column` (a `datasets.Dataset` is one), texts, a pandas DataFrame, a pyarrow Table, a dict
-            of columns, or a name that `find_sources` takes. For a `SequenceClassification`, pairs of texts, which are lists or
-            tuples of two, stand in the place of texts too.
-        column: The column of the text or of the pair of texts.
+        dataset: Mappings that have `column` (a `datasets.Dataset` is one), inputs, a pandas or polars DataFrame, a pyarrow
+            Table, a dict of columns, or a name that `find_sources` takes. An input is a text; for a `SequenceClassification`
+            also a pair of texts, a list or tuple of two; for a `TokenClassification` also a list of words; for an
+            `ImageClassification` an image, as there.
+        column: The column of the input, or the columns of its texts.
         identity: The column to carry over into the result, or several.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         max_tokens: Padded input tokens in a batch.
@@ -54,7 +55,7 @@ def score(
     Yields:
         Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
             p_<label> (float32, its probability among the labels), and reason (why there is no label, else null). Models for
-            several labels, and models with one output, have other columns in place of label, as `schema_of` says.
+            several labels, models with one output and taggers have other columns in place of label, as `schema_of` says.
 
     Raises:
         InputError: The task has no closed labels, the model does not fit it, `on_long` is unknown, a shard cannot be read, or
@@ -64,8 +65,8 @@ def score(
     require_fit(task, model)
     if max_new_tokens is not None:
         require_count("max_new_tokens", max_new_tokens)
-        task = task.require_texts().generating(model, max_new_tokens)
-    runner = untuned(Runner(model, task.require_texts(), max_tokens=1), max_tokens=max_tokens, threads=threads)
+        task = task.generating(model, max_new_tokens)
+    runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
     require_free_name(identity, labels, kind)
     named = isinstance(dataset, (str, Path))
@@ -86,7 +87,7 @@ def score(
 
 
 def mapper(
-    model: nn.Module, task: Task, *, column: str = "text", max_tokens: int = 4096
+    model: nn.Module, task: Task, *, column: str | Sequence[str] = "text", max_tokens: int = 4096
 ) -> Callable[[Any], dict[str, list[Any]]]:
     """Return a function for `datasets.map(mapper(...), batched=True)` that adds the result and its reason, as in `score`.
 
@@ -95,7 +96,7 @@ def mapper(
     Args:
         model: The model.
         task: A task with closed labels.
-        column: The column of the text or of the pair of texts.
+        column: As in `score`.
         max_tokens: Padded input tokens in a batch.
 
     Raises:
@@ -103,20 +104,20 @@ def mapper(
     """
     require_fit(task, model)
     labels, kind = task.label_names(model), task.output_kind(model)
-    runner = Runner(model, task.require_texts(), max_tokens)
+    runner, inputs = Runner(model, task, max_tokens), column_names(column)
 
     def score_batch(batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        import pyarrow
-
-        if column not in batch:
-            raise InputError(f"column: expected the column {column!r}, got {', '.join(map(repr, batch))}")
-        if _is_row(batch, column):
+        missing = [name for name in inputs if name not in batch]
+        if missing:
+            raise InputError(f"column: expected the column {missing[0]!r}, got {', '.join(map(repr, batch))}")
+        if _is_row(batch, inputs[0]):
             raise InputError("mapper: expected a batch of rows, as datasets.map(..., batched=True) gives, got a single row")
-        rows = [Row(value) for value in batch[column]]
-        types = {"label": "string", "labels": pyarrow.list_(pyarrow.string()), "reason": "string"}
+        values = batch[inputs[0]] if len(inputs) == 1 else map(list, zip(*(batch[name] for name in inputs), strict=True))
+        types = {"label": "string", "reason": "string"}
         names = (*output_names(labels, kind), "reason")
-        columns: dict[str, list[Any]] = {name: _Typed(types.get(name, "float32")) for name in names}
+        columns: dict[str, list[Any]] = {name: _Typed(types.get(name) or result_type(name)) for name in names}
         with task.scoring(model), torch.inference_mode():
+            rows = [Row(value) for value in values]
             for window in windows([(rows, 1.0)], runner.task, model, len(labels), max_tokens=max_tokens, on_long="cut"):
                 for items in runner.batches(window):
                     runner.score(window, items)
@@ -148,6 +149,13 @@ def _is_row(batch: Mapping[str, Any], column: str) -> bool:
     return type(batch).__name__ == "LazyRow" or any(isinstance(value, single) for value in values)
 
 
-def _rows(dataset: Any, column: str) -> Iterator[Any]:
-    """Rows as mappings; texts become mappings with `column`."""
-    return (row if isinstance(row, Mapping) else {column: row} for row in rows_in_memory(dataset, "dataset"))
+def _rows(dataset: Any, column: str | Sequence[str]) -> Iterator[Any]:
+    """Rows as mappings; inputs become mappings with `column`, or with a column for each of their texts."""
+    names = column_names(column)
+    for row in rows_in_memory(dataset, "dataset"):
+        if isinstance(row, Mapping):
+            yield row
+        elif len(names) == 1:
+            yield {names[0]: row}
+        else:
+            yield dict(zip(names, row, strict=False)) if isinstance(row, (list, tuple)) else row

@@ -7,7 +7,7 @@ import sys
 
 from torch import nn
 
-from secateur.tasks import TextTask
+from secateur.tasks import Task
 
 # The size of oneDNN's kernel cache, which is 1,024 by default. A pruned model has a shape for each width and length. If a run
 # repeats more shapes than the cache holds, always in the same order, no kernel is ever reused.
@@ -23,7 +23,7 @@ def stepped(length: int) -> int:
     return -(-length // step) * step
 
 
-def longest(task: TextTask, model: nn.Module) -> int:
+def longest(task: Task, model: nn.Module) -> int:
     """Return the number of tokens of the longest input that the task's model takes."""
     room = task.room(model)
     return sys.maxsize if room is None else room

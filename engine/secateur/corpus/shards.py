@@ -20,13 +20,13 @@ class Reading:
     """How a corpus is read.
 
     Attributes:
-        column: The column of the text or of the pair of texts.
+        column: The column of the input, or the columns of its texts.
         identity: The columns to carry over into the result: none, one (a text), or several.
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         limit: The most rows of all shards together.
     """
 
-    column: str = "text"
+    column: str | Sequence[str] = "text"
     identity: Identity = None
     on_long: str = "cut"
     limit: int | None = None

@@ -60,9 +60,9 @@ class Rows(list[Row]):
 Identity = str | Sequence[str] | None
 
 
-def kept_names(identity: Identity) -> tuple[str, ...]:
-    """Return the columns that are carried over: none, one (a text), or several."""
-    return () if identity is None else (identity,) if isinstance(identity, str) else tuple(identity)
+def column_names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of columns, of which none, one (a text) or several are given."""
+    return () if columns is None else (columns,) if isinstance(columns, str) else tuple(columns)
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,16 @@ class Source:
         """The size of its file."""
         return self.size if self.part is None else self.part.file_size
 
-    def read(self, column: str, identity: Identity = None, chunk: int = formats.ROWS) -> Iterator[tuple[Rows, float]]:
+    def read(
+        self, column: str | Sequence[str], identity: Identity = None, chunk: int = formats.ROWS
+    ) -> Iterator[tuple[Rows, float]]:
         """Read the rows in order.
 
         A row's value is text where the file says so; other code decides whether it can be scored. In text that is not UTF-8,
         lone surrogates stand for the invalid bytes. All identities of a file have one type, see `_Identities`.
 
         Args:
-            column: The column of the text or of the pair of texts.
+            column: The column of the input, or the columns of its texts.
             identity: The columns to carry over.
             chunk: The most rows to yield at a time.
 
@@ -136,14 +138,15 @@ class Source:
         Raises:
             ShardError: The file is missing, truncated or corrupt, or lacks a column, or Parquet cannot keep the identities.
         """
-        names = kept_names(identity)
-        columns, identities = [column, *names], [_Identities(names, k) for k in range(len(names))]
+        names = column_names(identity)
+        inputs, identities = column_names(column), [_Identities(names, k) for k in range(len(names))]
+        columns = [*inputs, *names]
         try:
             if names and self.part is not None:
                 records, _ = next(replace(self, size=0, part=None)._blocks(columns, chunk))
-                _of_one_type(records, columns, identities)
+                _of_one_type(records, inputs, names, identities)
             for records, share in self._blocks(columns, chunk):
-                yield _of_one_type(records, columns, identities), share
+                yield _of_one_type(records, inputs, names, identities), share
         except formats.ColumnError as error:
             raise ColumnError(f"{self.place}: {error}") from None
         except FileNotFoundError as error:
@@ -279,15 +282,15 @@ def _hub(name: str) -> list[Source]:
     ]
 
 
-def _of_one_type(records: Records, columns: Sequence[str], identities: Sequence[_Identities]) -> Rows:
+def _of_one_type(records: Records, inputs: Sequence[str], kept: Sequence[str], identities: Sequence[_Identities]) -> Rows:
     """The rows of a block of records, in which each column that is carried over has one type."""
-    rows = Rows(_row_of(record, *columns) for record in records)
-    for column, identity in zip(columns[1:], identities, strict=True):
+    rows = Rows(_row_of(record, inputs, kept) for record in records)
+    for column, identity in zip(kept, identities, strict=True):
         rows = identity.of_one_type(rows, records.types.get(column))
     return rows
 
 
-def _row_of(record: Record, column: str, *kept: str) -> Row:
+def _row_of(record: Record, inputs: Sequence[str], kept: Sequence[str]) -> Row:
     """The row of a record, or the reason why it has no value."""
     mapping, reason = record
     if reason is None and not hasattr(mapping, "keys"):
@@ -295,7 +298,10 @@ def _row_of(record: Record, column: str, *kept: str) -> Row:
     if reason is not None:
         return Row(None, (None,) * len(kept), reason)
     values = tuple(mapping.get(name) for name in kept)
-    return Row(mapping[column], values) if column in mapping else Row(None, values, no_column(column))
+    missing = [name for name in inputs if name not in mapping]
+    if missing:
+        return Row(None, values, no_column(missing[0]))
+    return Row(mapping[inputs[0]] if len(inputs) == 1 else [mapping[name] for name in inputs], values)
 
 
 def no_column(column: str) -> str:

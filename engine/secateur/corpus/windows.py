@@ -11,16 +11,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from secateur.corpus.sources import Row
-from secateur.data.formats import is_utf8
 from secateur.support.errors import InputError
-from secateur.tasks import Item, TextTask
+from secateur.tasks import Item, Task
 from secateur.tasks.model_config import OutputKind
-from secateur.tasks.pairs import is_pair
 
 # Batches in a window: enough that texts of similar length share a batch. For evenly spread lengths, about 1 / BATCHES of the
 # tokens are padding.
 BATCHES = 64
 NOT_FINITE = "not finite: the model's scores are NaN or inf"
+# Kinds of results that are no scores.
+WRITTEN: tuple[OutputKind, ...] = ("text", "spans")
 
 
 @dataclass
@@ -36,8 +36,9 @@ class Window:
         scores: float32 [rows, labels], as `Task.ranked` returns them for outputs of this kind.
         padded: Tokens with padding.
         kept_types: The Arrow types of these columns.
-        kind: The meaning of the scores: one label is right, any number of labels, or a value; or "text": there are texts.
-        texts: The generated text of each row, by its index.
+        kind: The meaning of the scores: one label is right, any number of labels, or a value. With "text" and "spans" results
+            are in `written`, and there are no scores.
+        written: The result of each row that is no score, by its index: a generated text, or spans.
         done: Set once all items are scored or rejected.
     """
 
@@ -50,7 +51,7 @@ class Window:
     padded: int = 0
     kept_types: tuple[Any, ...] = ()
     kind: OutputKind = "label"
-    texts: dict[int, str] = field(default_factory=dict)
+    written: dict[int, Any] = field(default_factory=dict)
     done: Event = field(default_factory=Event)
     _left: int = field(init=False)
     _lock: Lock = field(default_factory=Lock)
@@ -63,7 +64,7 @@ class Window:
     @property
     def tokens(self) -> int:
         """Tokens without padding."""
-        return sum(len(item.input_ids) for item in self.items)
+        return sum(item.tokens for item in self.items)
 
     @property
     def scored(self) -> int:
@@ -99,10 +100,10 @@ class Window:
             self.padded += padded
             self._finish(len(items))
 
-    def write(self, items: Sequence[Item], texts: Sequence[str], padded: int) -> None:
-        """Store the generated texts of a batch, instead of `fill`."""
+    def write(self, items: Sequence[Item], results: Sequence[Any], padded: int) -> None:
+        """Store the texts or spans of a batch, instead of `fill`."""
         with self._lock:
-            self.texts.update(zip((item.row for item in items), texts, strict=True))
+            self.written.update(zip((item.row for item in items), results, strict=True))
             self.padded += padded
             self._finish(len(items))
 
@@ -121,7 +122,7 @@ class Window:
 
 def windows(
     chunks: Iterable[tuple[Sequence[Row], float]],
-    task: TextTask,
+    task: Task,
     model: nn.Module,
     labels: int,
     *,
@@ -170,11 +171,11 @@ class _Rows:
         self.tokens = 0
         self.kept_types: tuple[Any, ...] = ()
 
-    def add(self, chunk: Sequence[Row], task: TextTask, model: nn.Module, room: int | None, on_long: str) -> None:
+    def add(self, chunk: Sequence[Row], task: Task, model: nn.Module, room: int | None, on_long: str) -> None:
         """Encode rows, cut them to `room`, and add them."""
         start = len(self.reasons)
         self.kept += [row.kept for row in chunk]
-        self.reasons += [row.reason or _why_not(row.value, task) for row in chunk]
+        self.reasons += [row.reason or task.why_no_input(row.value) for row in chunk]
         usable = [k for k, reason in enumerate(self.reasons[start:]) if reason is None]
         inputs = task.encode_cut_each(model, [task.prompted(chunk[k].value) for k in usable], room) if usable else []
         for k, encoded in zip(usable, inputs, strict=True):
@@ -192,34 +193,6 @@ class _Rows:
         scores = np.full((len(self.reasons), labels), np.nan, dtype=np.float32)  # [rows, labels]
         about: dict[str, Any] = {"kept_types": self.kept_types, "kind": kind}
         return Window(first, share, self.kept, self.reasons, self.items, scores, **about)
-
-
-def _why_not(value: Any, task: TextTask) -> str | None:
-    """Return why a value cannot be scored with a task; None if it can."""
-    if value is None or task.prompt is None:
-        return why_not(value, pairs=task.takes_pairs)
-    return task.prompt.why_not(value) or why_not(task.prompted(value))
-
-
-def why_not(value: Any, *, pairs: bool = False) -> str | None:
-    """Return why a value cannot be scored; None if it can.
-
-    Args:
-        value: The value.
-        pairs: Whether it may be a pair of texts, which are a list or a tuple.
-    """
-    if pairs and isinstance(value, (list, tuple)):
-        if not is_pair(value):
-            return f"expected a text or a pair of texts, got a list of {len(value)}"
-        reasons = {name: why_not(text) for name, text in zip(("first", "second"), value, strict=True)}
-        return next((f"the {name} text of the pair: {reason}" for name, reason in reasons.items() if reason), None)
-    if value is None:
-        return "null"
-    if not isinstance(value, str):
-        return f"expected text, got {type(value).__name__}"
-    if not value or value.isspace():
-        return "empty"
-    return None if is_utf8(value) else "not UTF-8"
 
 
 def require_on_long(on_long: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,10 @@ from secateur.model.ordinary import require_model
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
-from secateur.tasks.batches import IGNORED, Batch, Item, buckets, in_order, model_device
+from secateur.tasks.batches import IGNORED, Batch, Encoded, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
 from secateur.tasks.model_config import OutputKind, require_blind_to_padding, require_dictionaries
-
-if TYPE_CHECKING:
-    from secateur.tasks.text import TextTask
+from secateur.tasks.prompt import Prompt
 
 Target = Literal["probability", "log_probability", "margin"]
 
@@ -49,6 +47,9 @@ class Task(ABC):
         labels: The candidate labels, or None where targets are open or the model names the labels.
         takes_pairs: Whether an input may be a pair of texts, as a list or tuple of two.
         columns_of_data: The columns of the data that are `columns`, where the user named them.
+        prompt: The text around each input, if there is one.
+        max_length: The most pieces of an input, where the tokenizer or the user bounds it.
+        new_tokens: The most pieces of an output, in a task that `generating` returned; None otherwise.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("input", "target")
@@ -60,6 +61,9 @@ class Task(ABC):
     decodes_target: ClassVar[bool] = True
     takes_pairs: ClassVar[bool] = False
     columns_of_data: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    prompt: Prompt | None = None
+    max_length: int | None = None
+    new_tokens: int | None = None
     reader: Any
     labels: list[str] | None
 
@@ -116,6 +120,56 @@ class Task(ABC):
         """Return `ranked` for a batch of inputs, in its order. Tasks with a label for each input define it."""
         raise NotImplementedError
 
+    def why_no_input(self, value: Any) -> str | None:
+        """Return why a value of a corpus cannot be an input; None if it can.
+
+        Raises:
+            InputError: The task scores no corpus: it does not define this method.
+        """
+        raise InputError(f"task: expected one that scores a corpus, got {type(self).__name__}")
+
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
+        """Return inputs, encoded and cut to `room`, in their order. Tasks that score a corpus define it.
+
+        Args:
+            model: The model.
+            inputs: Values for which `why_no_input` returns None, in the prompt (`prompted`).
+            room: The most tokens of an input.
+        """
+        raise NotImplementedError
+
+    def blank(self, model: nn.Module, length: int) -> Item:
+        """Return an item that stands for any input, of at most `length` tokens. Tasks that score a corpus define it."""
+        raise NotImplementedError
+
+    def room(self, model: nn.Module) -> int | None:
+        """Return the most tokens of an input that the model takes; None for any number."""
+        return None
+
+    def prompted(self, value: Any) -> Any:
+        """Return the prompt with an input in it; the input itself if there is no prompt."""
+        return value
+
+    def written(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Return what a model says of each input of a batch, where `output_kind` is "text" or "spans".
+
+        Raises:
+            NotFiniteError: A logit is NaN or inf.
+        """
+        raise NotImplementedError
+
+    def generating(self, model: nn.Module, longest: int) -> Self:
+        """Return the same task to generate texts with a model: `output_kind` is then "text", and `written` gives the texts.
+
+        Args:
+            model: The model.
+            longest: The most new pieces of an output.
+
+        Raises:
+            InputError: The model has no positions for so many, or the task generates no text.
+        """
+        raise InputError(f"task: expected one that generates text, got {type(self).__name__}")
+
     def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
         """Return how likely each candidate label is for each example's input.
 
@@ -153,7 +207,11 @@ class Task(ABC):
             yield
 
     def output_kind(self, model: nn.Module) -> OutputKind:
-        """Return the meaning of `ranked`: "label" where one label is right, or as `model_config.output_kind` says."""
+        """Return the kind of a model's results.
+
+        "label", "labels" and "value" are the meanings of `ranked`, as `model_config.output_kind` says. Where it is "text" or
+        "spans", `written` gives the results.
+        """
         return "label"
 
     def label_names(self, model: nn.Module) -> list[str]:
@@ -299,14 +357,6 @@ class Task(ABC):
         Raises:
             InputError: The reader does not belong to the model.
         """
-
-    def require_texts(self) -> TextTask:
-        """Return the task, whose inputs are texts.
-
-        Raises:
-            InputError: The inputs are not texts.
-        """
-        raise InputError(f"task: expected one of texts, got {type(self).__name__}")
 
     def _closed_labels(self) -> list[str]:
         if self.labels is None:

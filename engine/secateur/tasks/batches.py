@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.support.errors import InputError
 from secateur.support.fields import require_count
 
 IGNORED = -100
@@ -51,6 +52,44 @@ class Item:
         """All that tells one item from another, as bytes."""
         numbers = array("q", [self.row, len(self.target), *self.target, *self.input_ids, *self.segments])
         return numbers.tobytes() + (b"" if self.value is None else array("d", [self.value]).tobytes())
+
+
+class UnreadableError(InputError):
+    """An item of a batch cannot be read, because the file of its image is damaged.
+
+    Args:
+        row: The row of the item.
+        reason: Why it cannot be read.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"examples, row {row + 1}: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An input, encoded and cut to what the model takes.
+
+    Attributes:
+        ids: The ids; none if the tokenizer cannot encode the input.
+        tokens: The number of ids before the cut. Of a very long input it may be too low.
+        exact: Whether `tokens` is the exact number.
+        reason: Why the tokenizer cannot encode the input, or the model cannot take it; None if both can.
+        pair: Whether the input is a pair of texts.
+        segments: As in `Item`.
+    """
+
+    ids: list[int]
+    tokens: int
+    exact: bool = True
+    reason: str | None = None
+    pair: bool = field(default=False, kw_only=True)
+    segments: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def item(self, row: int) -> Item:
+        """Return the input as the item of a row, without a target."""
+        return Item(row, self.ids, [], pair=self.pair, segments=self.segments)
 
 
 @dataclass(frozen=True)

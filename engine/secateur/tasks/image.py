@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.images import image_shape, image_tokens
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.batches import Batch, Item
+from secateur.tasks.batches import Batch, Encoded, Item, UnreadableError
 from secateur.tasks.classification import Classification
 
 
@@ -39,9 +40,25 @@ class ImageItem(Item):
     @property
     def content(self) -> bytes:
         """All that tells one item from another: the pixels, or the bytes of the file, among it."""
-        image = self.image
-        pixels = Path(image).read_bytes() if isinstance(image, (str, Path)) else np.asarray(image).tobytes()
-        return super().content + pixels
+        source = _source(self.image)
+        if source is None:
+            return super().content + np.asarray(self.image).tobytes()
+        return super().content + (source.read() if isinstance(source, io.BytesIO) else Path(source).read_bytes())
+
+
+@dataclass(frozen=True)
+class EncodedImage(Encoded):
+    """An image of a corpus.
+
+    Attributes:
+        image: The image as it was given.
+    """
+
+    image: Any = field(default=None, kw_only=True, repr=False)
+
+    def item(self, row: int) -> ImageItem:
+        """Return the image as the item of a row, without a target."""
+        return ImageItem(row, [], [], self.image, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,8 @@ class ImageClassification(Classification):
     """One class for each image.
 
     An example's image is a PIL image, an array or tensor of numbers 0 to 255, [height, width, channels] or [channels, height,
-    width], or the path of a file. Its target is a class name or number. Images are read and processed batch by batch. The
-    metric is accuracy.
+    width], the path of a file, its bytes, or a mapping with `bytes` or `path`, as `datasets` stores images. Its target is a
+    class name or number. Images are read and processed batch by batch. The metric is accuracy.
 
     Args:
         processor: The model's image processor (`AutoImageProcessor`).
@@ -104,55 +121,128 @@ class ImageClassification(Classification):
         """The model's image processor."""
         return self.reader
 
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every classification; or the processor makes images of another shape than the model takes.
+        """
+        super().require_fit(model)
+        shape = tuple(self._pixels([_blank(model)], [0]).shape[1:])  # (channels, height, width)
+        if shape != image_shape(model):
+            expected, got = (" x ".join(map(str, sizes)) for sizes in (image_shape(model), shape))
+            raise InputError(f"processor: expected images of {expected}, as the model takes them, got {got}")
+
     def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
         """Return the examples' images as items without targets.
 
         Raises:
-            InputError: An example without an image, or a processor that makes images of another shape than the model takes.
+            InputError: An example without an image, or a model that does not fit the task.
         """
+        self.require_fit(model)
         for number, example in enumerate(examples, start=1):
-            _require_image(example["image"], number)
-        shape = tuple(self._pixels([examples[0]["image"]]).shape[1:])  # (channels, height, width)
-        if shape != image_shape(model):
-            expected, got = (" x ".join(map(str, sizes)) for sizes in (image_shape(model), shape))
-            raise InputError(f"processor: expected images of {expected}, as the model takes them, got {got}")
+            if (reason := self.why_no_input(example["image"])) is not None:
+                raise InputError(f"examples, row {number}: {reason}")
         patches = image_tokens(model)
         return [ImageItem(row, [], [], example["image"], patches) for row, example in enumerate(examples)]
 
+    def why_no_input(self, value: Any) -> str | None:
+        """Return why a value cannot be an input, as in `Task`. Only the head of a file is read."""
+        return _why_no_image(value)
+
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
+        """Return images as they are: they are read batch by batch."""
+        patches = image_tokens(model)
+        return [EncodedImage([], patches, image=image) for image in inputs]
+
+    def blank(self, model: nn.Module, length: int) -> Item:
+        """Return a black image as an item."""
+        return ImageItem(0, [], [], _blank(model), image_tokens(model))
+
+    def room(self, model: nn.Module) -> int | None:
+        """Return the number of tokens of any image."""
+        return image_tokens(model)
+
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return the items' images as one batch. All have the same number of tokens, so `length` changes nothing."""
-        pixels = self._pixels([item.image for item in items if isinstance(item, ImageItem)]).to(device)
-        rows = [item.row for item in items]
+        images, rows = [item.image for item in items if isinstance(item, ImageItem)], [item.row for item in items]
+        pixels = self._pixels(images, rows).to(device)
         return ImageBatch({"pixel_values": pixels}, torch.empty(len(items), 0), rows, tokens=items[0].tokens)
 
-    def _pixels(self, images: Sequence[Any]) -> Tensor:
-        """Return what the model reads [B, channels, height, width]."""
-        from PIL import Image
+    def _pixels(self, images: Sequence[Any], rows: Sequence[int]) -> Tensor:
+        """Return what the model reads of the images of some rows: [B, channels, height, width].
 
+        Raises:
+            UnreadableError: An image cannot be read.
+        """
         mode, opened = "L" if len(self.processor.image_mean) == 1 else "RGB", []
-        for image in images:
-            if isinstance(image, (str, Path)):
-                with Image.open(image) as file:
-                    opened.append(file.convert(mode))
-            else:
-                opened.append(image.convert(mode) if isinstance(image, Image.Image) else image)
+        for image, row in zip(images, rows, strict=True):
+            try:
+                opened.append(_opened(image, mode))
+            except _unreadable() as error:
+                raise UnreadableError(row, _no_image_file(image, error)) from error
         pixels: Tensor = self.processor(images=opened, return_tensors="pt")["pixel_values"]
         return pixels
 
 
-def _require_image(image: Any, number: int) -> None:
-    """Raise InputError for a value that is no image. Only the head of a file is read."""
-    from PIL import Image, UnidentifiedImageError
+def _blank(model: nn.Module) -> Any:
+    """A black image of the size that the model takes."""
+    channels, height, width = image_shape(model)
+    return np.zeros((height, width, channels), dtype=np.uint8)
 
-    if isinstance(image, (str, Path)):
+
+def _source(image: Any) -> Any:
+    """What Pillow opens: the path of a file, or its bytes as a stream; None for an image in memory and for anything else.
+
+    A mapping has the bytes of a file or its path, as the `Image` columns of `datasets` store them.
+    """
+    if isinstance(image, Mapping):
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return io.BytesIO(image)
+    return image if isinstance(image, (str, Path)) else None
+
+
+def _opened(image: Any, mode: str) -> Any:
+    """The image that the processor takes, in a mode of Pillow. Raises one of `_unreadable` if its file cannot be read."""
+    from PIL import Image
+
+    source = _source(image)
+    if source is None:
+        return image.convert(mode) if isinstance(image, Image.Image) else image
+    with Image.open(source) as file:
+        return file.convert(mode)
+
+
+def _why_no_image(image: Any) -> str | None:
+    """Return why a value is no image; None if it may be one. Only the head of a file is read."""
+    from PIL import Image
+
+    if image is None:
+        return "null"
+    source = _source(image)
+    if source is not None:
         try:
-            with Image.open(image):
-                return
-        except (OSError, UnidentifiedImageError) as error:
-            raise InputError(
-                f"examples, row {number}: expected an image file, got {str(image)!r} ({first_line(error)})"
-            ) from error
+            with Image.open(source):
+                return None
+        except _unreadable() as error:
+            return _no_image_file(image, error)
     shaped = isinstance(image, (np.ndarray, Tensor)) and image.ndim == 3
-    if not shaped and not isinstance(image, Image.Image):
-        got = f"{type(image).__name__} of {image.ndim} dimensions" if hasattr(image, "ndim") else type(image).__name__
-        raise InputError(f"examples, row {number}: expected a PIL image, an array of 3 dimensions or a path, got {got}")
+    if shaped or isinstance(image, Image.Image):
+        return None
+    got = f"{type(image).__name__} of {image.ndim} dimensions" if hasattr(image, "ndim") else type(image).__name__
+    return f"expected a PIL image, an array of 3 dimensions, a path or the bytes of a file, got {got}"
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow raises for a file that it does not read: it is missing, no image, cut off, or too large in memory."""
+    from PIL import Image
+
+    return (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def _no_image_file(image: Any, error: Exception) -> str:
+    """The message about a file that Pillow does not read."""
+    path = image.get("path") if isinstance(image, Mapping) else image
+    got = repr(str(path)) if isinstance(path, (str, Path)) else "bytes"
+    return f"expected an image file, got {got} ({first_line(error)})"

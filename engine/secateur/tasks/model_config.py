@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.support.errors import InputError
 
-OutputKind = Literal["label", "labels", "value", "text"]
+OutputKind = Literal["label", "labels", "value", "text", "spans"]
 
 # Architectures of transformers that compute with padding on the right: convolutions, averages or Fourier transforms over all
 # tokens (CANINE, ConvBERT, FNet, Nyströmformer, YOSO), positions from the end (CPM-Ant), embeddings of the next token

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.batches import Batch, Item, pad
+from secateur.tasks.batches import Batch, Encoded, Item, pad
 from secateur.tasks.classification import Classification
 from secateur.tasks.model_config import end_mark, padding_id, require_decoder_start, require_end_by_padding
 from secateur.tasks.pairs import encode_pairs, is_pair, marks_of_pairs
-from secateur.tasks.text import Encoded, TextTask
+from secateur.tasks.text import TextTask, why_no_text
 
 
 class SequenceClassification(Classification, TextTask):
@@ -36,6 +36,15 @@ class SequenceClassification(Classification, TextTask):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     name: ClassVar[str] = "sequence-classification"
     takes_pairs: ClassVar[bool] = True
+
+    def why_no_input(self, value: Any) -> str | None:
+        """Return why a value cannot be an input, as in `TextTask`; without a prompt, two texts are one too."""
+        if self.prompt is not None or not isinstance(value, (list, tuple)):
+            return super().why_no_input(value)
+        if not is_pair(value):
+            return f"expected a text or a pair of texts, got a list of {len(value)}"
+        reasons = {name: why_no_text(text) for name, text in zip(("first", "second"), value, strict=True)}
+        return next((f"the {name} text of the pair: {reason}" for name, reason in reasons.items() if reason), None)
 
     def why_not(self, model: nn.Module, ids: list[int]) -> str | None:
         """Return why the model cannot take an input: it reads a text at its end mark, and there is none, or one too many."""
@@ -66,7 +75,7 @@ class SequenceClassification(Classification, TextTask):
             arguments["use_cache"] = False
         return arguments
 
-    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> list[Encoded]:
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
         """Return texts and pairs of texts, encoded and cut to `room`, in their order.
 
         The longer text of a pair is cut first, as in transformers.

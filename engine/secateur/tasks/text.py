@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,11 +16,12 @@ from torch import Tensor, nn
 
 from secateur.data.columns import Columns
 from secateur.data.examples import Example
+from secateur.data.formats import is_utf8
 from secateur.model.positions import hard_limit, positions
 from secateur.support.errors import InputError, first_line
 from secateur.support.fields import require_count
 from secateur.tasks.base import Task, texts
-from secateur.tasks.batches import Batch, Item, pad
+from secateur.tasks.batches import Batch, Encoded, Item, pad
 from secateur.tasks.long_texts import LONG, ends_of
 from secateur.tasks.model_config import OutputKind
 from secateur.tasks.prompt import Prompt, as_prompt, columns_with
@@ -29,36 +29,8 @@ from secateur.tasks.prompt import Prompt, as_prompt, columns_with
 logger = logging.getLogger("secateur")
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """An input, encoded and cut to what the model takes.
-
-    Attributes:
-        ids: The ids; none if the tokenizer cannot encode the input.
-        tokens: The number of ids before the cut. Of a very long input it may be too low.
-        exact: Whether `tokens` is the exact number.
-        reason: Why the tokenizer cannot encode the input, or the model cannot take it; None if both can.
-        pair: Whether the input is a pair of texts.
-        segments: As in `Item`.
-    """
-
-    ids: list[int]
-    tokens: int
-    exact: bool = True
-    reason: str | None = None
-    pair: bool = field(default=False, kw_only=True)
-    segments: tuple[int, ...] = field(default=(), kw_only=True)
-
-    def item(self, row: int) -> Item:
-        """Return the input as the item of a row, without a target."""
-        return Item(row, self.ids, [], pair=self.pair, segments=self.segments)
-
-
 class TextTask(Task):
     """A task whose inputs are texts.
-
-    Attributes:
-        new_tokens: The most pieces of an output, in a task that `generating` returned; None otherwise.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -70,8 +42,6 @@ class TextTask(Task):
     Raises:
         InputError: An argument is wrong, or the tokenizer has no chat template for the prompt.
     """
-
-    new_tokens: int | None = None
 
     def __init__(
         self,
@@ -97,15 +67,7 @@ class TextTask(Task):
         return self.reader
 
     def generating(self, model: nn.Module, longest: int) -> Self:
-        """Return the same task to generate texts with a model: `output_kind` is then "text", and `written` gives the texts.
-
-        Args:
-            model: The model.
-            longest: The most new pieces of an output.
-
-        Raises:
-            InputError: The model has no positions for so many, or the task generates no text.
-        """
+        """Return the same task to generate texts, as in `Task`."""
         self.require_new_tokens(model, longest)
         task = copy.copy(self)
         task.new_tokens = longest
@@ -114,14 +76,6 @@ class TextTask(Task):
     def require_new_tokens(self, model: nn.Module, longest: int) -> None:
         """Check that a model can generate so many pieces. Raises InputError as `generating`."""
         raise InputError(f"task: expected one that generates text, got {type(self).__name__}")
-
-    def written(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Return the greedy output for each input of a batch of the task that `generating` returns.
-
-        Raises:
-            NotFiniteError: A logit is NaN or inf.
-        """
-        raise NotImplementedError
 
     def generate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[str]:
         """Return the greedy output, of at most `longest` pieces, for each example's input.
@@ -152,6 +106,17 @@ class TextTask(Task):
     def label_names(self, model: nn.Module) -> list[str]:
         """Return the candidate labels; none where the task generates."""
         return super().label_names(model) if self.new_tokens is None else []
+
+    def why_no_input(self, value: Any) -> str | None:
+        """Return why a value cannot be an input, as in `Task`: with the prompt, it must be a text, not empty, in UTF-8."""
+        if value is None or self.prompt is None:
+            return why_no_text(value)
+        return self.prompt.why_not(value) or why_no_text(self.prompted(value))
+
+    def blank(self, model: nn.Module, length: int) -> Item:
+        """Return an item of one piece, repeated."""
+        room = self.room(model)
+        return Item(0, [1] * (length if room is None else min(length, room)), [])
 
     def prompted(self, value: Any) -> Any:
         """Return the prompt with an input in it; the input itself if there is no prompt."""
@@ -229,7 +194,7 @@ class TextTask(Task):
         """Return why the model cannot take an input of these ids, which are cut to its room; None if it can."""
         return None
 
-    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> list[Encoded]:
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
         """Return inputs, encoded and cut to `room`, in their order."""
         return [self._cut_text(model, ids, room) for ids in self.encode_each(list(inputs), room)]
 
@@ -278,10 +243,6 @@ class TextTask(Task):
                 f"tokenizer: expected at most {rows} pieces, the rows of the model's embedding, got a tokenizer with {pieces}: "
                 "does it belong to the model?"
             )
-
-    def require_texts(self) -> TextTask:
-        """Return the task, whose inputs are texts."""
-        return self
 
     def _inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> dict[str, Tensor]:
         """Return the items' padded input ids and their padding mask, both [B, T].
@@ -338,6 +299,17 @@ class TextTask(Task):
         cut = self.cut(ids, room)
         # `encode` leaves out the middle of a very long text, so that 2 * room ids are left.
         return Encoded(cut, len(ids), room is None or len(ids) != 2 * room, self.why_not(model, cut))
+
+
+def why_no_text(value: Any) -> str | None:
+    """Return why a value is no text that can be scored; None if it is one."""
+    if value is None:
+        return "null"
+    if not isinstance(value, str):
+        return f"expected text, got {type(value).__name__}"
+    if not value or value.isspace():
+        return "empty"
+    return None if is_utf8(value) else "not UTF-8"
 
 
 def warn_of_cuts(too_long: int, inputs: int, room: int | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.support.errors import InputError, first_line
-from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
+from secateur.tasks.batches import IGNORED, Batch, Encoded, Item, model_device, pad
 from secateur.tasks.classification import class_names, class_number
+from secateur.tasks.greedy import NotFiniteError
 from secateur.tasks.long_texts import enough_words
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
-from secateur.tasks.text import TextTask, warn_of_cuts
+from secateur.tasks.model_config import OutputKind
+from secateur.tasks.spans import is_of_entities, span_labels, spans_of, words_of, written_spans
+from secateur.tasks.text import TextTask, warn_of_cuts, why_no_text
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,37 @@ class TaggedItem(Item):
     tags: list[int] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     cut: bool = False
+
+
+@dataclass(frozen=True)
+class WordsItem(Item):
+    """One input of a corpus.
+
+    Attributes:
+        given: The input: a text, or a list of words.
+        places: Where each word begins and ends in it, as in `written_spans`.
+        words: The word of each piece that carries a tag.
+        pieces: The positions of these pieces.
+    """
+
+    given: Any = field(default=None, repr=False)
+    places: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    words: list[int] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EncodedWords(Encoded):
+    """The words of an input, encoded and cut, with the attributes of `WordsItem`. Words that were cut off have no piece."""
+
+    given: Any = field(default=None, repr=False)
+    places: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    words: list[int] = field(default_factory=list)
+    pieces: list[int] = field(default_factory=list)
+
+    def item(self, row: int) -> WordsItem:
+        """Return the input as the item of a row, without a target."""
+        return WordsItem(row, self.ids, [], self.given, self.places, self.words, self.pieces)
 
 
 class TokenClassification(TextTask):
@@ -89,24 +124,107 @@ class TokenClassification(TextTask):
         return items
 
     def _item(self, names: list[str], row: int, example: Example, room: int | None) -> TaggedItem:
+        """An example as an item, whose target has the tag of each word at its first piece."""
         where = f"examples, row {row + 1}"
         tokens, tags = _words_and_tags(example, where)
         numbers = [class_number(names, tag, where) for tag in tags]
-        last = getattr(self.tokenizer, "truncation_side", "right") == "left"
-        options: dict[str, Any] = {"is_split_into_words": True, "truncation": room is not None, "max_length": room}
-        tokenize = partial(self._tokenize, is_split_into_words=True)
+        (encoded,) = self._encode_words([tokens], room)
+        if encoded.reason is not None:
+            raise InputError(f"{where}: {encoded.reason}")
+        target = [IGNORED] * len(encoded.ids)
+        for piece, word in zip(encoded.pieces, encoded.words, strict=True):
+            target[piece] = numbers[word]
+        cut = room is not None and encoded.tokens > room
+        return TaggedItem(row, encoded.ids, target, numbers, encoded.words, cut)
+
+    def _encode_words(self, inputs: Sequence[list[str]], room: int | None) -> list[EncodedWords]:
+        """Return lists of words, encoded and cut to `room`, or why the tokenizer cannot encode them."""
         try:
-            kept = tokens if room is None else enough_words(tokenize, tokens, room, last=last)
-            encoded = self.tokenizer(kept, **options)
+            return self._encode_all_words(inputs, room) if inputs else []
         except Exception as error:  # Tokenizers raise many types of error, also plain Exceptions.
-            raise InputError(f"{where}: the tokenizer cannot encode it: {first_line(error)}") from error
-        target, words, previous, skipped = list[int](), list[int](), None, len(tokens) - len(kept) if last else 0
-        for word in encoded.word_ids():
-            first = word is not None and word != previous
-            target.append(numbers[word + skipped] if first else IGNORED)
-            words += [word + skipped] if first else []
-            previous = word
-        return TaggedItem(row, encoded["input_ids"], target, numbers, words, bool(encoded.encodings[0].overflowing))
+            if len(inputs) == 1:
+                return [EncodedWords([], 0, reason=f"the tokenizer cannot encode it: {first_line(error)}")]
+            return [encoded for words in inputs for encoded in self._encode_words([words], room)]
+
+    def _encode_all_words(self, inputs: Sequence[list[str]], room: int | None) -> list[EncodedWords]:
+        """Return lists of words that the tokenizer can encode, encoded and cut to `room`."""
+        last = getattr(self.tokenizer, "truncation_side", "right") == "left"
+        tokenize = partial(self._tokenize, is_split_into_words=True)
+        kept = [words if room is None else enough_words(tokenize, words, room, last=last) for words in inputs]
+        options: dict[str, Any] = {"is_split_into_words": True, "truncation": room is not None, "max_length": room}
+        encoded, marks = self.tokenizer(kept, **options), self.tokenizer.num_special_tokens_to_add()
+        results = []
+        for row, (words, ids) in enumerate(zip(inputs, encoded["input_ids"], strict=True)):
+            skipped = len(words) - len(kept[row]) if last else 0
+            of_pieces = encoded.word_ids(row)
+            pieces = [k for k, word in enumerate(of_pieces) if word is not None and word not in of_pieces[max(k - 1, 0) : k]]
+            beyond = sum(len(rest.ids) - marks for rest in encoded.encodings[row].overflowing)
+            tagged = [of_pieces[piece] + skipped for piece in pieces]
+            results.append(EncodedWords(ids, len(ids) + beyond, kept[row] == words, words=tagged, pieces=pieces))
+        return results
+
+    def why_no_input(self, value: Any) -> str | None:
+        """Return why a value cannot be an input, as in `Task`: it must be a text or a list of words."""
+        value = _listed(value)
+        if not isinstance(value, (list, tuple)):
+            return why_no_text(value)
+        other = next((word for word in value if not isinstance(word, str)), None)
+        if other is not None or None in value:
+            return f"expected a text or a list of words, got a list with a value of type {type(other).__name__}"
+        return why_no_text(" ".join(value))
+
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
+        """Return texts and lists of words, encoded and cut to `room`, in their order. The words of texts are `words_of`."""
+        places, words = list[list[tuple[int, int]]](), list[list[str]]()
+        for value in map(_listed, inputs):
+            is_text = isinstance(value, str)
+            places.append(words_of(value) if is_text else [(word, word + 1) for word in range(len(value))])
+            words.append([value[start:end] for start, end in places[-1]] if is_text else list(value))
+        encoded = self._encode_words(words, room)
+        given = zip(encoded, map(_listed, inputs), places, strict=True)
+        return [replace(one, given=value, places=of_value) for one, value, of_value in given]
+
+    def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
+        """Return items without targets as one batch, padded to `length` tokens at least, with the items themselves."""
+        batch = super().collate_inputs(items, device, length)
+        batch.extra["items"] = items
+        return batch
+
+    def written(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Return the spans of each input of a batch.
+
+        Returns:
+            For each input a list of spans: `start`, `end` (characters of a text, positions in a list of words), `label`,
+                `score` (the mean probability of its words' tags) and `text`.
+
+        Raises:
+            NotFiniteError: A logit is NaN or inf.
+        """
+        names = class_names(model, self.labels)
+        entities = is_of_entities(names)
+        probabilities, best = self.logits(model, batch).float().softmax(-1).max(-1)  # [B, T] each
+        results = []
+        for item, of_item, numbers in zip(batch.extra["items"], probabilities.tolist(), best.tolist(), strict=True):
+            tags: list[str | None] = [None] * len(item.places)
+            scores = [0.0] * len(item.places)
+            for piece, word in zip(item.pieces, item.words, strict=True):
+                tags[word], scores[word] = names[numbers[piece]], of_item[piece]
+                if not math.isfinite(of_item[piece]):
+                    raise NotFiniteError("examples: the model's outputs are not finite (NaN or inf)")
+            results.append(written_spans(item.given, item.places, spans_of(tags, entities=entities), scores))
+        return results
+
+    def output_kind(self, model: nn.Module) -> OutputKind:
+        """Return "spans": the words of an input have labels."""
+        return "spans"
+
+    def label_names(self, model: nn.Module) -> list[str]:
+        """Return the labels of spans."""
+        return span_labels(class_names(model, self.labels))
+
+    def ranked(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Tensor:
+        """Raise InputError: words have labels, inputs have none."""
+        raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
 
     def collate(self, items: Sequence[Item], device: torch.device) -> Batch:
         """Return the items as one padded batch with labels [B, T], -100 at pieces without a tag."""
@@ -122,10 +240,6 @@ class TokenClassification(TextTask):
 
     def require_variety(self, examples: Sequence[Example]) -> None:
         """Accept any examples: each has many tags."""
-
-    def label_names(self, model: nn.Module) -> list[str]:
-        """Raise InputError: words have labels, inputs have none."""
-        raise InputError(f"task: expected one with a label for each input, got {type(self).__name__}")
 
     def predictions(self, model: nn.Module, examples: Sequence[Example], max_tokens: int, longest: int) -> list[dict[str, Any]]:
         """Return the predicted tag of each word, as `prediction`."""
@@ -156,7 +270,7 @@ class TokenClassification(TextTask):
         """Return the F1 of entities or the accuracy of words of a model in eval mode."""
         names = class_names(model, self.labels)
         truth, guess = self.expected(model, examples), self._guess(model, examples, max_tokens)
-        if not all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in names):
+        if not is_of_entities(names):
             right = sum(a == b for pair in zip(truth, guess, strict=True) for a, b in zip(*pair, strict=True))
             return proportion("word accuracy", right, sum(map(len, truth)))
         return bootstrap("F1", len(examples), lambda rows: _f1([truth[r] for r in rows], [guess[r] for r in rows]))

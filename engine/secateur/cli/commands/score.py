@@ -40,15 +40,16 @@ from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
 from secateur.corpus.windows import require_on_long
-from secateur.data.columns import resolve
+from secateur.data.columns import require_columns_given, resolve
 from secateur.flow.loaded import load_model, make_task
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
 from secateur.support.fields import shown, whole_number
-from secateur.tasks import Prompt, TextTask
+from secateur.tasks import ImageClassification, Prompt, Task
 from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
+from secateur.tasks.prompt import columns_with
 
 COMPILE = {"auto": None, "on": True, "off": False}
 NEW_TOKENS = 64  # The most tokens of a generated text, by default.
@@ -60,7 +61,7 @@ def score(
     data: Annotated[
         str,
         typer.Option(
-            help="Documents: files, patterns or URLs separated by commas, a folder of datasets' save_to_disk, or a Hub name.",
+            help="Documents or images: files, patterns or URLs between commas, a folder of save_to_disk, or a Hub name.",
             rich_help_panel=DATA,
         ),
     ],
@@ -70,7 +71,7 @@ def score(
         typer.Option(
             "--input-column",
             "--column",
-            help="Column of the text, or of lists of two texts; by default, 'text' or the column with a common name.",
+            help="Column of the inputs, or two columns between commas for pairs of texts; by default, 'text' or common names.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -178,7 +179,7 @@ def score(
         runner, task_kind = recipe.make()
         runner.task.require_fit(runner.model)  # Before the folder is begun.
         sources, weights = find_sources(data), weights_digest(runner.model)
-        settings = {
+        settings: dict[str, Any] = {
             "model": weights, "config": config_digest(runner.model), "tokenizer": reader_digest(runner.task.reader),
             "task": task_kind, "labels": runner.task.label_names(runner.model),
             "max_length": runner.task.max_length,
@@ -223,7 +224,7 @@ class _Recipe:
     def make(self) -> tuple[Runner, str]:
         """Return the model, not tuned yet, and the kind of its task."""
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
-        task = make_task(loaded, self.labels, [{}], self.max_length, prompt=self.prompt).require_texts()
+        task = make_task(loaded, self.labels, [{}], self.max_length, prompt=self.prompt)
         if task.labels is None and not task.labels_from_model:
             task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS)
         elif self.max_new_tokens is not None:
@@ -312,17 +313,20 @@ def _kept(id_column: str | None, keep_columns: str | None) -> str | list[str] | 
     return names if len(names) > 1 else (names[0] if names else id_column)
 
 
-def _input_column(sources: Sequence[Source], task: TextTask, given: str | None) -> str:
-    """The column of the inputs: the given one, "text", or the one with a common name in the first shard."""
-    if task.prompt is not None and task.prompt.columns:
-        raise InputError(f"prompt: expected {{input}} alone, as one column is read, got {task.prompt.text!r}")
-    if given is not None:
-        return given
+def _input_column(sources: Sequence[Source], task: Task, given: str | None) -> str | list[str]:
+    """The column of the inputs, or the columns of their texts.
+
+    They are the given ones, those that the prompt names, "text", or those with common names in the first shard.
+    """
+    role, columns = task.columns[0], None if given is None else {task.columns[0]: given}
     present = sources[0].columns()
-    if not present or "text" in present:
+    named = require_columns_given(columns_with(task.prompt, columns), (role,))
+    if not named and "text" in present and not isinstance(task, ImageClassification):
         return "text"
-    ((column,),) = resolve(("input",), present).values()
-    return column
+    if not named and present:
+        named = resolve((role,), present, pairs=task.takes_pairs and task.prompt is None)
+    names = named.get(role, ("text",))
+    return names[0] if len(names) == 1 else [*names]
 
 
 def _number(name: str, text: str) -> int | None:
