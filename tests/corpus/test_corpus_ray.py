@@ -19,7 +19,9 @@ import corpora
 import pytest
 import torch
 from cases import CASES
+from PIL import Image
 
+import secateur
 from secateur.cli import main
 from secateur.cli.commands.score import _Recipe
 from secateur.corpus.output import SCORED, Folder
@@ -162,6 +164,30 @@ def test_parts_of_one_file_are_shared_and_resumed(
     assert exit_code(monkeypatch, [*line, "--out", str(tmp_path / "local")]) == 0
     assert corpora.read(out) == corpora.read(tmp_path / "local")
     assert len(corpora.read(out)) == 16
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["bert-token", "t5-gated", "vit"])
+def test_spans_texts_and_images_are_those_of_the_local_engine(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    case, open_labels = CASES[name], ["--labels", "open", "--max-new-tokens", "5"] if name == "t5-gated" else []
+    secateur.save(case.model(), tmp_path / "m", tokenizer=case.task.reader)
+    if name == "vit":
+        for k, example in enumerate(case.examples):
+            Image.fromarray(example["image"]).save(tmp_path / f"{k}.png")
+        corpora.json_lines(tmp_path, [str(tmp_path / f"{k}.png") for k in range(len(case.examples))])
+    else:
+        corpora.json_lines(tmp_path, corpora.texts(60))
+    fixed = ["--threads", "1", "--max-tokens", "64", "--dtype", "float32", "--device", "cpu", "--input-column", "text"]
+    line = ["secateur", "score", str(tmp_path / "m"), "--data", f"{tmp_path}/a.jsonl", *fixed, *open_labels]
+    on_ray = ["--engine", "ray", "--ray-address", address]
+    assert exit_code(monkeypatch, [*line, "--out", str(tmp_path / "ray"), *on_ray]) == 0
+    assert exit_code(monkeypatch, [*line, "--out", str(tmp_path / "local"), "--compile", "off"]) == 0
+    (rows,) = corpora.read(tmp_path / "ray").values()
+    assert len(rows) == (len(case.examples) if name == "vit" else 60)
+    assert corpora.read(tmp_path / "ray") == corpora.read(tmp_path / "local")
 
 
 def fails(error: Exception) -> Runner:

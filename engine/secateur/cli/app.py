@@ -62,7 +62,7 @@ VERBS: dict[str, list[Verb]] = {
         ),
         Verb(
             "score", "score:score", "Score a corpus, shard by shard, into Parquet files.",
-            "score smaller --data 'documents/*.parquet' --column text --out scored",
+            "score smaller --data 'documents/*.parquet' --input-column text --out scored",
         ),
         Verb(
             "push", "push:push", "Upload a folder with its card to the Hugging Face Hub.",

@@ -12,7 +12,7 @@ from torch import nn
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
-from secateur.tasks import Task, TextTask
+from secateur.tasks import Task
 from secateur.tasks.task_file import name_of
 
 # Architectures whose stock config vLLM serves by docs/usage/serving.md, which quotes its documentation.
@@ -30,7 +30,8 @@ class Usage:
         reader_class: The Auto class of the tokenizer or image processor.
         architecture: The name of the model's stock class.
         task: The name of the task that secateur.json holds, "" for none.
-        scores: Whether `secateur score` reads the task: it gives each text a label or a value.
+        scores: Whether `secateur score` needs no more to score a corpus: the task has labels.
+        column: The column of a corpus that the lines name.
     """
 
     folder: str
@@ -40,6 +41,7 @@ class Usage:
     architecture: str
     task: str
     scores: bool
+    column: str = "text"
 
     def python(self) -> list[str]:
         """Three lines of Python that load the tokenizer or image processor and the model."""
@@ -58,13 +60,14 @@ class Usage:
         ]  # fmt: skip
 
     def command(self) -> str:
-        """The command that scores texts with the folder, or evaluates it; "" where secateur.json names no task."""
+        """The command that scores a corpus with the folder, or evaluates it; "" where secateur.json names no task."""
         folder = shlex.quote(self.folder)
         folder = f"./{folder}" if folder.startswith("-") else folder
         if not self.task:
             return ""
         if self.scores:
-            return f"secateur score {folder} --data 'documents/*.parquet' --column text --out scored"
+            data = "'images/*.parquet'" if self.column == "image" else "'documents/*.parquet'"
+            return f"secateur score {folder} --data {data} --input-column {self.column} --out scored"
         return f"secateur evaluate {folder} --data test.jsonl"
 
     def serving(self) -> str:
@@ -114,6 +117,7 @@ def usage_of(model: nn.Module, task: Task, folder: str | Path, *, named: bool = 
         architecture=stock.__name__,
         task=name_of(task) if named else "",
         scores=_gives_labels(task, model),
+        column="image" if task.reader_class == "AutoImageProcessor" else "text",
     )
 
 
@@ -131,9 +135,7 @@ def _auto_class(stock: type[nn.Module], config: Any, preferred: str) -> str:
 
 
 def _gives_labels(task: Task, model: nn.Module) -> bool:
-    """Whether a task gives each text a label or a value."""
-    if not isinstance(task, TextTask):
-        return False
+    """Whether a task gives each input labels or a value."""
     try:
         task.label_names(model)
     except InputError:
