@@ -194,7 +194,10 @@ Recover = Annotated[
 ]
 MOST_LAYERS = 1000  # More than any model has; a typing error must not take all memory.
 Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.", rich_help_panel=CHECKS)]
-Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.", rich_help_panel=CHECKS)]
+Lengths = Annotated[
+    str,
+    typer.Option(help="Input lengths to time, in tokens, a prompt's among them, separated by commas.", rich_help_panel=CHECKS),
+]
 Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet, but with --overwrite.", rich_help_panel=OUTPUT)]
 Resume = Annotated[
     bool,
