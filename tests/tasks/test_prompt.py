@@ -169,7 +169,8 @@ def test_a_router_asks_with_the_prompt_of_each_task(name: str) -> None:
         assert router.score(of_task, raw) == router.score("plain", whole)
         assert router.generate(of_task, raw, max_new_tokens=3) == router.generate("plain", whole, max_new_tokens=3)
         assert router.score(of_task, raw) != router.score("plain", [text if isinstance(text, str) else text[0] for text in raw])
-    for wrong in (TEXTS[0], [TEXTS[0]], [TEXTS[0], 3]):
+    wrongs: list[Any] = [TEXTS[0], [TEXTS[0]], [TEXTS[0], 3]]
+    for wrong in wrongs:
         with pytest.raises(secateur.InputError, match=r"^inputs, row 2: expected texts for premise, hypothesis for the prompt"):
             router.score("several", [pairs[0], wrong])
     with pytest.raises(secateur.InputError, match=r"^inputs, row 1: expected text for the prompt, got"):
