@@ -9,6 +9,7 @@ import pytest
 from command import Run, assert_refused
 
 from secateur.attribution import checkpoint
+from secateur.cli.shared import run_file
 from secateur.flow.compress import Compressed
 
 PRUNE = "prune builtin --data train.jsonl --examples 8 --recover none --batch-sizes 1 --lengths 8"
@@ -48,6 +49,28 @@ def test_files_of_scores_and_plans_are_replaced(run: Run) -> None:
     rows = Path("train.jsonl").read_bytes()
     assert_refused(run("plan s --keep 0.4 --out train.jsonl --overwrite"), "overwrite: expected a file that secateur", "none")
     assert Path("train.jsonl").read_bytes() == rows
+
+
+NEW_FOLDERS = {
+    "prune": f"{PRUNE} --keep 0.5",
+    "sweep": "sweep builtin --data train.jsonl --eval test.jsonl --examples 8 --keeps 0.5 --batch-size 1 --length 8",
+    "benchmark": "benchmark builtin builtin --batch-sizes 1 --lengths 8 --pairs 3",
+}
+
+
+@pytest.mark.parametrize("verb", NEW_FOLDERS)
+def test_a_command_that_is_killed_after_its_folder_got_its_name_leaves_a_folder_that_can_be_replaced(
+    verb: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(run_file, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(f"{NEW_FOLDERS[verb]} --out d").code == 130
+    before = Path("d/run.yaml").read_text()
+    assert f"command: {verb}" in before
+    Path("d/note").touch()
+    assert run(f"{NEW_FOLDERS[verb]} --out d --overwrite").code == 0
+    assert Path("d/run.yaml").read_text() == before
+    assert not Path("d/note").exists()
 
 
 RUN_VERBS = {

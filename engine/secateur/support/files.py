@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from secateur.support.command import RUN_FILE, RUNNING
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
 T = TypeVar("T")
-_OWN_FILES = ("run.yaml", "secateur.json")  # A folder with one of them is secateur's own.
+_OWN_FILES = (RUN_FILE, "secateur.json")  # A folder with one of them is secateur's own.
 _replaced: set[Path] = set()  # Existing outputs that claims of this process allow to replace.
 
 
@@ -48,7 +49,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """A context that provides a temporary folder and gives it its final name at the end. An exception deletes the folder.
 
     The temporary folders of killed writers of the same folder are removed first. At the end, the modes of all files follow the
-    umask, because safetensors lets only the owner read the files that it writes.
+    umask, because safetensors lets only the owner read the files that it writes. The output folder of a command gets its
+    `RUN_FILE` before its name, so that a kill leaves no folder without this mark of secateur.
 
     Args:
         path: The final name.
@@ -64,6 +66,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     require_absent(path)
     with _partial(path, folder=True) as (partial, descriptor):
         yield partial
+        command = RUNNING.get()
+        if command is not None and command.makes(path):
+            (partial / RUN_FILE).write_text(command.run_file, encoding="utf-8")
         readable = os.fstat(descriptor).st_mode & 0o666  # The folder was created with the umask.
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink():

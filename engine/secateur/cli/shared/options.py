@@ -218,6 +218,14 @@ Push = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="With --push: create a private repository; refuse a public one that exists.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 OutUnlessDry = Annotated[
     Path | None,
     typer.Option("--out", help="Output path; it must not exist yet. Not needed with --dry-run.", rich_help_panel=OUTPUT),
