@@ -85,6 +85,13 @@ RUN_VERBS = {
 
 
 @pytest.mark.parametrize("verb", RUN_VERBS)
+def test_the_help_says_why_a_run_folder_is_not_overwritten(verb: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert "Hence there is no --overwrite: delete a former run yourself." in run(f"{verb} --help").out
+    assert "No such option: --overwrite" in run(f"{RUN_VERBS[verb]} --out r --overwrite").errors[-1]
+
+
+@pytest.mark.parametrize("verb", RUN_VERBS)
 def test_a_begun_run_folder_needs_resume(verb: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("r").mkdir()
     Path("r/settings.json").write_text("{}")

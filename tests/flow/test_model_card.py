@@ -97,6 +97,7 @@ def test_the_end_of_prune_shows_lines_that_work(run: Run) -> None:
     assert "On `test.jsonl`, n = 48." in card.text
     (metric,) = card.data.eval_results or []
     assert metric.dataset_name == "test.jsonl"
+    assert "`run.yaml` holds all options" in card.text
     again = re.findall(r"```sh\nsecateur (prune .*)\n", card.text)[0].replace("--out smaller", "--out again")
     assert run(again).code == 0
     assert Path("again", "plan.json").read_bytes() == Path("smaller", "plan.json").read_bytes()

@@ -248,7 +248,11 @@ ScoresOption = Annotated[
 ]
 RunFolder = Annotated[
     Path,
-    typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT),
+    typer.Option(
+        help="Folder of the run, which fills it step by step, so that --resume can continue. Hence there is no --overwrite: "
+        "delete a former run yourself.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 KeepLayers = Annotated[int, typer.Option(help="Number of layers to keep, in all stacks together.", rich_help_panel=BUDGET)]
 LayerUnitOption = Annotated[
