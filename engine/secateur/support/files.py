@@ -21,6 +21,7 @@ from secateur.support.fields import shown
 
 T = TypeVar("T")
 _OWN_FILES = (RUN_FILE, "secateur.json")  # A folder with one of them is secateur's own.
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _replaced: set[Path] = set()  # Existing outputs that claims of this process allow to replace.
 
 
@@ -78,6 +79,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             _remove(partial)  # The former folder.
         else:
             partial.rename(path)
+
+
+def final_name(path: str | Path) -> Path:
+    """Return a path as it will be when the `new_folder` around it has its name. Other paths stay as they are."""
+    parts = (_PARTIAL.fullmatch(part) for part in Path(path).parts)
+    return Path(*(match["name"] if match else part for match, part in zip(parts, Path(path).parts, strict=True)))
 
 
 @contextmanager
@@ -339,9 +346,9 @@ def _partial(path: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files and folders of `path` whose writers were killed: nobody holds their locks."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     for entry in os.scandir(path.parent):
-        if name.fullmatch(entry.name):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and match["name"] == path.name:
             _remove_if_free(Path(entry.path))
 
 
