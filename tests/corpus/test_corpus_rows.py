@@ -150,7 +150,9 @@ def test_batches_of_a_stream_have_one_schema() -> None:
 FRAME = pandas.DataFrame({"text": [*TEXTS[:3], None], "key": [1, 2, 3, 4]})
 IN_MEMORY = {
     "DataFrame": FRAME, "columns": {"text": [*TEXTS[:3], None], "key": FRAME["key"]}, "Table": pyarrow.table(FRAME),
-    "Dataset": datasets.Dataset.from_pandas(FRAME), "rows": FRAME.astype(object).where(FRAME.notna(), None).to_dict("records"),
+    "Dataset": datasets.Dataset.from_pandas(FRAME),
+    "one split": datasets.DatasetDict({"test": datasets.Dataset.from_pandas(FRAME)}),
+    "rows": FRAME.astype(object).where(FRAME.notna(), None).to_dict("records"),
 }  # fmt: skip
 
 
@@ -166,7 +168,7 @@ def test_tables_in_memory_are_rows(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [datasets.DatasetDict({"train": IN_MEMORY["Dataset"]}), {"text": "a"}, {"text": ["a"], "key": []}, b"a"],
+    "data", [datasets.DatasetDict(dict.fromkeys("ab", IN_MEMORY["Dataset"])), {"text": "a"}, {"text": ["a"], "key": []}, b"a"],
     ids=["splits", "one-row", "two-lengths", "bytes"],
 )  # fmt: skip
 def test_data_that_are_no_rows_are_refused(data: Any) -> None:

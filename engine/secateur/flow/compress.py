@@ -14,7 +14,7 @@ from torch import nn
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
-from secateur.data.examples import Example, Examples
+from secateur.data.examples import Example, Examples, only_split
 from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
@@ -289,7 +289,7 @@ def compress(
         dtype: The dtype for a folder's model: "auto", "float32", "float16" or "bfloat16".
         say: Receives a line at each stage.
         progress: True for a progress bar at each stage, or a function of (done, total). Every stage counts from 0: examples
-            scored, plans tried, widths and plans measured, branches recovered, batch shapes timed.
+            scored, plans tried, widths and plans measured, branches recovered, examples evaluated, batch shapes timed.
 
     Returns:
         The pruned model, its plan and the evidence.
@@ -320,6 +320,7 @@ def compress(
         require_absent(out)
     if isinstance(task, Task) and (labels != "auto" or any(given is not None for given in (max_length, prompt, columns))):
         raise InputError("task: expected the task's own labels, prompt, columns and max_length where it is a Task, got others")
+    evaluation = only_split(evaluation, "evaluation")
     loaded = _loaded(model, task, tokenizer, device, dtype)
     require_ordinary(loaded.model)
     settings.check_model(loaded.model)
