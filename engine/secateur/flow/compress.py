@@ -27,6 +27,7 @@ from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.discovery import fingerprint
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
@@ -192,9 +193,7 @@ class _Settings:
 
     def check_model(self, model: nn.Module) -> None:
         """Raise InputError for a model without weights, scores of another model, or lengths beyond the model's positions."""
-        offloaded = hasattr(model, "hf_device_map")  # Accelerate keeps offloaded weights elsewhere.
-        if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
-            raise InputError("model: expected a model with weights, got one on the meta device")
+        require_values(model)
         if self.scores is not None and self.scores.fingerprint != fingerprint(model):
             raise InputError(
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "

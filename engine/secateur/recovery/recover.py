@@ -14,6 +14,7 @@ from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
@@ -98,8 +99,9 @@ def recover_(
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-    for checked in (model, pruned):
+    for name, checked in (("model", model), ("pruned", pruned)):
         require_ordinary(checked)
+        require_values(checked, name)
     of_pruned = list(branches(pruned).values())
     if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
