@@ -36,6 +36,7 @@ from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
+from secateur.recovery.recover import require_biases
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
@@ -192,7 +193,7 @@ class _Settings:
             raise InputError(f"rounds: expected 1 with scores that are given, got {self.rounds}")
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise InputError for a model without weights, scores of another model, or lengths beyond the model's positions."""
+        """Raise InputError for a model that the settings do not fit: its weights, scores, positions or biases."""
         require_values(model)
         if self.scores is not None and self.scores.fingerprint != fingerprint(model):
             raise InputError(
@@ -200,6 +201,7 @@ class _Settings:
                 f"({self.scores.fingerprint})"
             )
         require_lengths(model, self.shapes[1])
+        require_biases(model, self.recoveries)
 
 
 def compress(

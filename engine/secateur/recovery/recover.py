@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -106,8 +107,8 @@ def recover_(
     if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
     layers = {branch: _layer(pruned, branch) for branch in of_pruned}
-    if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
-        raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
+    if not add_biases:
+        require_biases(pruned, [method])
     _require_order(model, pruned)
     require_fit(task, model)
     rows = task.read(examples, all_labels=unlabeled)
@@ -130,6 +131,12 @@ def recover_(
                     moments.add(inputs[which], outputs[which])
             refits.append(_refit(branch.name, layer, _units(branch, layer), fitted, held_out, method))
     return refits
+
+
+def require_biases(model: nn.Module, methods: Collection[Method | None]) -> None:
+    """Raise InputError for the method "bias" and a model, dense or pruned, whose out-projections have no biases."""
+    if "bias" in methods and all(_layer(model, branch).bias is None for branch in branches(model).values()):
+        raise InputError(f"method: expected least_squares for {type(model).__name__}, which has no biases to fit, got 'bias'")
 
 
 def _require_order(model: nn.Module, pruned: nn.Module) -> None:
