@@ -27,6 +27,7 @@ from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.discovery import fingerprint
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
@@ -35,6 +36,7 @@ from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
+from secateur.recovery.recover import require_biases
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
@@ -191,16 +193,15 @@ class _Settings:
             raise InputError(f"rounds: expected 1 with scores that are given, got {self.rounds}")
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise InputError for a model without weights, scores of another model, or lengths beyond the model's positions."""
-        offloaded = hasattr(model, "hf_device_map")  # Accelerate keeps offloaded weights elsewhere.
-        if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
-            raise InputError("model: expected a model with weights, got one on the meta device")
+        """Raise InputError for a model that the settings do not fit: its weights, scores, positions or biases."""
+        require_values(model)
         if self.scores is not None and self.scores.fingerprint != fingerprint(model):
             raise InputError(
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
         require_lengths(model, self.shapes[1])
+        require_biases(model, self.recoveries)
 
 
 def compress(

@@ -19,6 +19,7 @@ from secateur.model.families import branches
 from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
@@ -337,12 +338,13 @@ class Task(ABC):
         """Refuse a model that does not fit the task, before a forward pass fails deep inside.
 
         Raises:
-            InputError: No model, a class of transformers for another kind of task, a model that reads padding, a config whose
-                options the passes cannot serve, or what `require_reader` refuses.
+            InputError: No model, weights without values, a class of transformers for another kind of task, a model that reads
+                padding, a config whose options the passes cannot serve, or what `require_reader` refuses.
         """
         import transformers
 
         require_model(model)
+        require_values(model)
         config: Any = getattr(model, "config", None)
         stock = isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers.")
         if stock and self.auto_class and not isinstance(model, auto_model_classes(self.auto_class, config)):
