@@ -182,8 +182,8 @@ def startup() -> str:
         rows.append((f"`{command}`", f"{times[f'{name}_ms'] / 1e3:.2f}", f"{ratio['median']:.2f}x", f"{low:.2f} to {high:.2f}"))
     return (
         f"New processes in turn, {run['rounds']} rounds on {about['processor']} (torch {about['torch']}, transformers "
-        f"{about['transformers']}), files cached: median seconds of the processor, and the time over that of `{names['torch']}` in the same "
-        f"round.\n\n{markdown(('process', 'seconds', 'over torch', 'lowest to highest'), rows)}"
+        f"{about['transformers']}), files cached: median seconds of the processor, and the time over that of "
+        f"`{names['torch']}` in the same round.\n\n{markdown(('process', 'seconds', 'over torch', 'lowest to highest'), rows)}"
     )
 
 
