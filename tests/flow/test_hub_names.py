@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,11 @@ from typing import Any
 import datasets
 import huggingface_hub
 import pytest
-from cases import CASES
+import torch
+from cases import CASES, uneven_plan, uniform_plan
 
 import secateur
-from secateur.flow.loaded import described
+from secateur.flow.loaded import described, load_model, meta_model
 from secateur.support.hub import Base, base_of, model_place, on_hub
 
 ASKED: list[str] = []
@@ -49,6 +51,56 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield ASKED
+    server.shutdown()
+    server.server_close()
+
+
+class Mirror(StandIn):
+    """Has the files of one folder as the model "owner/cut"."""
+
+    folder: Path
+    COMMIT = "1" * 40
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        ASKED.append(self.path)
+        name = self.path.rpartition("/")[2]
+        if "/resolve/" in self.path and not (self.folder / name).is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            body = b""
+        elif "/resolve/" in self.path:
+            body = (self.folder / name).read_bytes()
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", self.COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        else:
+            files = sorted(self.folder.iterdir())
+            tree = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "2" * 40} for path in files]
+            about = {"id": "owner/cut", "sha": self.COMMIT, "siblings": [{"rfilename": path.name} for path in files]}
+            body = json.dumps(tree if "/tree/" in self.path else about).encode()
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The folder whose files the Hub has as "owner/cut"."""
+    ASKED.clear()
+    monkeypatch.setattr(Mirror, "folder", tmp_path / "cut", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    yield tmp_path / "cut"
     server.shutdown()
     server.server_close()
 
@@ -91,6 +143,32 @@ def test_a_hub_that_fails_counts_as_out_of_reach(hub: list[str]) -> None:
     assert on_hub("owner/there", "model", "model")
     assert not on_hub("owner/broken", "model", "model")
     assert len(hub) == 2
+
+
+@pytest.mark.parametrize("plan", [uniform_plan, uneven_plan])  # A stock model, and one that is none.
+def test_a_pruned_model_is_loaded_by_its_name_as_by_its_folder(plan: Any, mirror: Path) -> None:
+    case = CASES["llama"]
+    pruned = secateur.prune(case.model(), plan(case, "head"))
+    secateur.save(pruned, mirror, task=case.task)
+    by_folder, by_name = (load_model(name, task=None, device="cpu", dtype="auto") for name in (str(mirror), "owner/cut"))
+    assert (by_name.task, by_name.labels) == (by_folder.task, by_folder.labels) == ("causal-lm", case.task.labels)
+    assert torch.equal(case.logits(by_name.model), case.logits(by_folder.model))
+    assert meta_model("owner/cut", task=None).num_parameters() == pruned.num_parameters()  # type: ignore[operator]
+    again = secateur.prune(by_name.model, secateur.plan(secateur.attribute(by_name.model, case.task, case.examples), keep=0.5))
+    assert again.num_parameters() < pruned.num_parameters()  # type: ignore[operator]
+
+
+def test_a_pruned_model_without_a_task_is_loaded_by_its_name(mirror: Path) -> None:
+    case = CASES["llama"]
+    pruned = secateur.prune(case.model(), uneven_plan(case, "head"))
+    secateur.save(pruned, mirror, tokenizer=case.task.reader)
+    assert torch.equal(case.logits(load_model("owner/cut", task=None, device="cpu", dtype="auto").model), case.logits(pruned))
+
+
+def test_a_dense_model_on_the_hub_is_not_downloaded_to_be_described(mirror: Path) -> None:
+    secateur.save(CASES["llama"].model(), mirror, tokenizer=CASES["llama"].task.reader)
+    assert described("owner/cut")[0] == "owner/cut"
+    assert not any("safetensors" in path for path in ASKED)
 
 
 @pytest.mark.usefixtures("no_hub")

@@ -171,6 +171,32 @@ def test_verify_refuses_a_model_pruned_by_another_plan(case: Case, unit: str, dt
     assert not secateur.verify(model, wrong, plan, case.task, case.batches(model)).holds
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_verify_holds_where_padding_is_beyond_a_sliding_window(name: str) -> None:
+    """transformers' eager attention makes such padding, and then all tokens, NaN in the float64 copy that verify makes."""
+    case = CASES[name]
+
+    def windowed(dtype: torch.dtype) -> Any:
+        model: Any = case.model(dtype)
+        model.set_attn_implementation("eager")
+        model.config.sliding_window = 3
+        return model
+
+    model, plan = windowed(torch.float32), uniform_plan(case, "head")
+    pruned = secateur.prune(model, plan)
+    result = secateur.verify(model, pruned, plan, case.task, case.batches(model))
+    assert result.holds
+    assert 0 < result.rounding < 1e-4
+    with torch.no_grad():
+        pruned.get_parameter("model.layers.0.mlp.down_proj.weight")[0, 0] += 1e-2
+    assert not secateur.verify(model, pruned, plan, case.task, case.batches(model)).holds
+    wide = windowed(torch.float64)
+    with pytest.raises(
+        secateur.InputError, match=r"not finite \(NaN or inf\); transformers' eager attention gives NaN in float64 f"
+    ):
+        secateur.verify(wide, secateur.prune(wide, plan), plan, case.task, case.batches(wide))
+
+
 def test_verify_refuses_a_model_with_one_wrong_weight(t5_case: Case) -> None:
     model, plan = t5_case.model(), uneven_plan(t5_case, "head")
     pruned = secateur.prune(model, plan)

@@ -79,8 +79,9 @@ def test_the_best_ridge_is_the_one_with_the_least_error_on_other_tokens(seed: in
         return float((taken @ held_out[0] @ taken.T).trace() - 2 * (taken @ held_out[1].T).trace())
 
     errors = {ridge: error(ridge) for ridge in RIDGES}
-    best = best_ridge(fitted, held_out)
+    best, change = best_ridge([(fitted, held_out)])
     assert best is not None
+    assert change == pytest.approx(errors[best])
     assert errors[best] == pytest.approx(min(errors.values()), rel=1e-9)
     assert errors[best] < 0
     assert RIDGES[0] < best < RIDGES[-1]
@@ -88,4 +89,17 @@ def test_the_best_ridge_is_the_one_with_the_least_error_on_other_tokens(seed: in
 
 def test_where_no_step_helps_there_is_no_ridge() -> None:
     matrix, missing = moments(*tokens(5)).about(None)
-    assert best_ridge((matrix, missing), (matrix, -missing)) is None
+    assert best_ridge([((matrix, missing), (matrix, -missing))]) == (None, 0.0)
+
+
+def test_errors_are_summed_over_the_folds() -> None:
+    """The first fold alone has another best ridge than both together, and the second one none."""
+    fitted, held_out, other = (moments(*tokens(seed)).about(None) for seed in (6, 7, 8))
+    small = (held_out[0] / 50, -held_out[1] / 50)
+    alone, gain = best_ridge([(fitted, held_out)])
+    both, less = best_ridge([(fitted, held_out), (other, small)])
+    assert best_ridge([(other, small)]) == (None, 0.0)
+    assert both is not None
+    assert alone is not None
+    assert both >= alone
+    assert gain < less < 0

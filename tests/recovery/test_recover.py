@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, Unit, emptied_plan, empty_plan, scores_of, uniform_plan
+from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, Unit, emptied_plan, empty_plan, scores_of, sentences, uniform_plan
 from torch import Tensor, nn
 
 import secateur
@@ -252,9 +252,9 @@ def test_the_pruned_model_before_the_dense_one_is_refused_and_changes_nothing(ca
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("count", [12, 4], ids=["of-examples", "of-tokens"])
-def test_every_fifth_is_held_out(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fit and the choice of its ridge share no token, and together they see each real token once."""
+@pytest.mark.parametrize(("count", "parts"), [(60, 2), (12, 5), (4, 5)], ids=["last-fifth", "of-examples", "of-tokens"])
+def test_every_fifth_is_held_out(count: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts share no token, and together they have each real token once. The last part is the last fifth."""
     recorded: list[Moments] = []
 
     class Recorded(Moments):
@@ -269,11 +269,40 @@ def test_every_fifth_is_held_out(count: int, monkeypatch: pytest.MonkeyPatch) ->
     examples = [{"input": text, "target": CLASSES[k % len(CLASSES)]} for k, text in enumerate(words)]
     secateur.recover_(model, secateur.prune(model, uniform_plan(case, "head")), case.task, examples)
     lengths = [len(ids) for ids in case.task.reader(words)["input_ids"]]
-    of_every_fifth = sum(lengths[4::5]) if count >= 5 else sum(length // 5 for length in lengths)
-    assert of_every_fifth > 0
-    assert len(recorded) == 2 * len(branches(model))
-    for fitted, held_out in zip(recorded[::2], recorded[1::2], strict=True):
-        assert (fitted.tokens, held_out.tokens) == (sum(lengths) - of_every_fifth, of_every_fifth)
+    fifths = [sum(lengths[k::5]) if count >= 5 else sum(len(range(k, length, 5)) for length in lengths) for k in range(5)]
+    assert len(recorded) == parts * len(branches(model))
+    for first in range(0, len(recorded), parts):
+        expected = fifths if parts == 5 else [sum(fifths[:4]), fifths[4]]
+        assert [moments.tokens for moments in recorded[first : first + parts]] == expected
+
+
+@pytest.mark.parametrize(("name", "count", "seed"), [("llama", 5, 3), ("llama", 7, 0), ("qwen2", 5, 3)])
+def test_few_examples_do_not_make_the_model_worse(name: str, count: int, seed: int) -> None:
+    """A ridge that is chosen on one of these few examples makes the logits of other examples worse."""
+    case = CASES[name]
+    model, targets = case.model(seed=seed), [example["target"] for example in case.examples]
+    texts = sentences(count + 60, seed)
+    examples = [{"input": text, "target": targets[k % len(targets)]} for k, text in enumerate(texts)]
+
+    def logits_of_others(of: nn.Module) -> Tensor:
+        batches = case.task.batches(case.task.items(of, examples[count:]), torch.device("cpu"), 4096)
+        with torch.no_grad():
+            return torch.cat([case.task.logits(of, batch)[batch.labels != -100].flatten() for batch in batches])
+
+    pruned = secateur.prune(model, uniform_plan(case, "head"))
+    expected, before = logits_of_others(model), logits_of_others(pruned)
+    secateur.recover_(model, pruned, case.task, examples[:count])
+    assert float((logits_of_others(pruned) - expected).norm()) < float((before - expected).norm())
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_parts_are_held_out_in_turn_or_the_last_of_two(count: int) -> None:
+    parts = [Moments() for _ in range(count)]
+    for number, moments in enumerate(parts):
+        moments.add(torch.ones(number + 1, 3), torch.ones(number + 1, 2))
+    tokens = [(fitted.tokens, held_out.tokens) for fitted, held_out in recovering._folds(parts)]
+    total = sum(range(1, count + 1))
+    assert tokens == [(1, 2)] if count == 2 else [(total - k, k) for k in range(1, count + 1)]
 
 
 def test_the_dense_model_in_place_of_the_pruned_one_is_refused() -> None:

@@ -25,7 +25,7 @@ from secateur.pruning import save
 from secateur.support.compat import auto_architectures, model_from_config, without_own_code
 from secateur.support.errors import InputError, first_line, reading
 from secateur.support.fields import checked_fields, read_object, require_type, shown
-from secateur.support.hub import model_place
+from secateur.support.hub import model_place, with_whole_folder
 from secateur.tasks.fitting import read_tokenizer
 from secateur.tasks.prompt import as_prompt, columns_with
 from secateur.tasks.task_file import TASK_FILE, TASKS, name_of
@@ -329,6 +329,11 @@ def described(name: str) -> tuple[str, Any]:
     if hasattr(config, "secateur"):
         with reading("model", path, "holds a damaged config.secateur"):
             require_recipe(config.secateur)
+    if not Path(path).is_dir():
+        try:
+            path = with_whole_folder(path, TASK_FILE, needed=hasattr(config, "secateur"))
+        except checkpoints.FOREIGN as error:
+            raise checkpoints.unreachable(name, error) from error
     checkpoints.require_plain(name, config)
     checkpoints.require_no_own_code(name, config)
     return path, config

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.blocks import gated, layers
+from secateur.model.branches import attentions
+from secateur.model.families import branches
 from secateur.model.offloading import copy_of, require_values
 from secateur.model.ordinary import require_model
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.masked import masked
+from secateur.support.compat import attention_implementation
 from secateur.support.errors import InputError
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import without_targets
@@ -142,6 +145,7 @@ def verified(
     for module in exact.modules():
         if hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's way to compute attention in float32, which fails in float64.
             vars(module)["reorder_and_upcast_attn"] = False
+    _bound_masks_(exact)
     error = rounding = difference = largest = 0.0
     compared = 0
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
@@ -153,7 +157,7 @@ def verified(
             theirs = task.logits(pruned, batch)[seen].double()
             for name, logits in (("masked", expected), ("masked", ours), ("pruned", theirs)):
                 if not torch.isfinite(logits).all():
-                    raise InputError(f"model: the {name} model's logits are not finite (NaN or inf); is the dtype too narrow?")
+                    raise InputError(f"model: the {name} model's logits are not finite (NaN or inf){_reason(model, dtype)}")
             error = max(error, float((theirs - expected).abs().max()))
             rounding = max(rounding, float((ours - expected).abs().max()))
             difference = max(difference, float((theirs - ours).abs().max()))
@@ -161,6 +165,36 @@ def verified(
     if not compared:
         raise InputError("batches: expected a batch with targets, got none (a generator of batches serves one call alone)")
     return Verification(error, rounding, difference, largest, str(dtype).removeprefix("torch."))
+
+
+def _bound_masks_(model: nn.Module) -> None:
+    """Keep the masks of a float64 model's attentions within the range of float32, by hooks.
+
+    transformers' eager attention converts scores to float32 before the softmax. There a mask of float64's smallest number is
+    -inf, and a token whose keys are all masked gives NaN: padding beyond a sliding window. In the layers after it, NaN spreads
+    to all tokens.
+    """
+
+    def bounded(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dtype == torch.float64:
+            named = {**named, "attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
+        return arguments, named
+
+    for attention in attentions(branches(model).values()):
+        model.get_submodule(attention.path).register_forward_pre_hook(bounded, with_kwargs=True)
+
+
+def _reason(model: nn.Module, dtype: torch.dtype) -> str:
+    """Words on why the logits of a model of this dtype may be NaN, and what to do."""
+    config = getattr(model, "config", None)
+    windows = getattr(config, "sliding_window", None) is not None and attention_implementation(config) == "eager"
+    if dtype == torch.float64 and windows:
+        return (
+            "; transformers' eager attention gives NaN in float64 for padding beyond a sliding window: load the model in "
+            "float32, or with attn_implementation='sdpa'"
+        )
+    return "; is the dtype too narrow?"
 
 
 def _masked_logits(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,31 +62,33 @@ class Moments:
         return max(0.0, float(error))  # Rounding can make it negative.
 
 
-def best_ridge(fitted: Equations, held_out: Equations) -> float | None:
-    """Return the ridge whose step, fitted to some tokens, has the least error on held-out tokens.
+def best_ridge(folds: Sequence[tuple[Equations, Equations]]) -> tuple[float | None, float]:
+    """Return the ridge whose steps, each fitted to some tokens, have the least error on the tokens held out from them.
 
     In the eigenbasis of A a ridge r turns B into the step B / (values + r). So the errors of all ridges on the held-out tokens
     follow from one quadratic form in 1 / (values + r).
 
     Args:
-        fitted: The equations of the fitted tokens.
-        held_out: The equations of the held-out tokens.
+        folds: For each fold the equations of the fitted tokens, and those of the held-out tokens.
 
     Returns:
-        The ridge as a share of the mean eigenvalue, or None where no step is better than none.
+        The ridge as a share of the mean eigenvalue, and by how much its error is larger than that of no step, summed over the
+            folds: a negative number. None and 0 where no step is better than none.
     """
-    matrix, missing = fitted
-    values, vectors = torch.linalg.eigh(matrix)  # [k], [k, k]
-    missing, target = missing @ vectors, held_out[1] @ vectors  # [m, k] each
-    curvature = (missing.T @ missing) * (vectors.T @ held_out[0] @ vectors)  # [k, k]
-    slope = (missing * target).sum(0)  # [k]
+    errors = [0.0] * len(RIDGES)
+    for (matrix, missing), (of_held_out, target) in folds:
+        values, vectors = torch.linalg.eigh(matrix)  # [k], [k, k]
+        missing, target = missing @ vectors, target @ vectors  # [m, k] each
+        curvature = (missing.T @ missing) * (vectors.T @ of_held_out @ vectors)  # [k, k]
+        slope = (missing * target).sum(0)  # [k]
+        for number, ridge in enumerate(RIDGES):
+            steps = 1 / (values.clamp(min=0) + ridge * _scale(matrix))
+            errors[number] += float(steps @ curvature @ steps - 2 * (slope @ steps))
     best, least = None, 0.0
-    for ridge in RIDGES:
-        steps = 1 / (values.clamp(min=0) + ridge * _scale(matrix))
-        error = float(steps @ curvature @ steps - 2 * (slope @ steps))
+    for ridge, error in zip(RIDGES, errors, strict=True):
         if error < 0 and error <= least:
             best, least = ridge, error
-    return best
+    return best, least
 
 
 def step(matrix: Tensor, missing: Tensor, ridge: float) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -28,7 +28,9 @@ from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
 Method = Literal["least_squares", "scale", "bias"]
-_HELD_OUT = 5  # Every fifth example.
+_FIFTH = 5  # Every fifth example is held out.
+# With fewer examples a single fifth is too few to choose by, so each fifth is held out in turn. It takes five decompositions.
+_FEW = 50
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,8 @@ def recover_(
     """Refit the out-projections of a pruned model in place, so that each branch gives what it gives in the dense model.
 
     Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
-    give. No branch gets worse on the examples: where the refit would be worse, the layer stays as it is. Sums are float64. Both
-    models' states before a branch are held in memory for all examples. Biases are fitted with every method where the layers
-    have some.
+    give. A layer stays as it is where its refit is no better on held-out examples. Sums are float64. Both models' states before
+    a branch are held in memory for all examples. Biases are fitted with every method where the layers have some.
 
     Args:
         model: The dense model. It stays unchanged.
@@ -78,9 +79,10 @@ def recover_(
         examples: The examples, as in `attribute`.
         method: "least_squares" finds the weights W that minimise sum |y - W h - b|^2 + ridge * |W - W_kept|^2 over the real
             tokens of the examples, where y is the dense branch's output and h the pruned branch's activations. The ridge is the
-            best one on every fifth example; the final fit is to all examples. "scale" finds one factor for each head, channel
-            or neuron, which multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few
-            examples; after least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
+            best one on every fifth example, which is held out from the fit; with fewer than 50 examples each fifth is held out
+            in turn. The final fit is to all examples. "scale" finds one factor for each head, channel or neuron, which
+            multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few examples; after
+            least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
             "bias" raises InputError there.
         unlabeled: Whether the examples need no targets. They run with all candidate labels.
@@ -122,14 +124,14 @@ def recover_(
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
         for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
-            fitted, held_out = Moments(), Moments()
+            parts = [Moments() for _ in range(_FIFTH if len(rows) < _FEW else 2)]  # The last one is always held out.
             for k, batch in enumerate(batches):
                 real = batch.real(target=branch.stack == "decoder" and over_target)
-                held = _held_out(batch, real, len(rows))
+                part_of = _parts(batch, real, len(rows), len(parts))
                 inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, branch)[1]
-                for moments, which in ((fitted, real & ~held), (held_out, real & held)):
-                    moments.add(inputs[which], outputs[which])
-            refits.append(_refit(branch.name, layer, _units(branch, layer), fitted, held_out, method))
+                for number, moments in enumerate(parts):
+                    moments.add(inputs[real & (part_of == number)], outputs[real & (part_of == number)])
+            refits.append(_refit(branch.name, layer, _units(branch, layer), parts, method))
     return refits
 
 
@@ -178,52 +180,72 @@ def _read(layer: nn.Linear, inputs: Tensor) -> Tensor:
     return inputs.index_select(-1, layer.slots) if isinstance(layer, GatherLinear) else inputs
 
 
-def _held_out(batch: Batch, real: Tensor, examples: int) -> Tensor:
-    """Return which tokens are held out: every fifth example, or every fifth token if there are fewer examples.
+def _parts(batch: Batch, real: Tensor, examples: int, count: int) -> Tensor:
+    """Return which part of the data the tokens are in, as numbers [B, 1] or [1, T] that go with the real tokens [B, T].
 
-    The mask is [B, 1] or [1, T], to be combined with the real tokens [B, T].
+    Five parts are the fifths of the examples, or of the tokens if there are fewer examples; two are the first four fifths, and
+    the last one.
     """
-    if examples < _HELD_OUT:
-        return torch.arange(real.shape[1], device=real.device).unsqueeze(0) % _HELD_OUT == _HELD_OUT - 1
-    return torch.tensor(batch.rows, device=real.device).unsqueeze(1) % _HELD_OUT == _HELD_OUT - 1
+    if examples < _FIFTH:
+        fifths = torch.arange(real.shape[1], device=real.device).unsqueeze(0) % _FIFTH
+    else:
+        fifths = torch.tensor(batch.rows, device=real.device).unsqueeze(1) % _FIFTH
+    return fifths if count == _FIFTH else (fifths == _FIFTH - 1).long()
 
 
-def _refit(name: str, layer: nn.Linear, units: Tensor, fitted: Moments, held_out: Moments, method: Method) -> Refit:
-    """Give a layer the weights and the bias that fit best, if they are better than its own.
+def _folds(parts: Sequence[Moments]) -> list[tuple[Moments, Moments]]:
+    """Return pairs of fitted and held-out tokens. Of two parts the second is held out, of more each one in turn."""
+    held_out = parts[1:] if len(parts) == 2 else parts
+    pairs = ((reduce(Moments.plus, [other for other in parts if other is not part]), part) for part in held_out)
+    return [(fitted, part) for fitted, part in pairs if fitted.tokens and part.tokens]
+
+
+def _refit(name: str, layer: nn.Linear, units: Tensor, parts: Sequence[Moments], method: Method) -> Refit:
+    """Give a layer the weights and the bias that fit best, if they are better than its own on held-out tokens.
 
     Args:
         name: The name of the branch.
         layer: The out-projection.
         units: [k], the unit that each input belongs to.
-        fitted: The moments of the fitted tokens.
-        held_out: The moments of the held-out tokens, which the ridge is chosen on.
+        parts: The moments of the parts of the data, which `_folds` holds out.
         method: As in `recover_`.
     """
-    whole = fitted.plus(held_out)
+    whole, folds = reduce(Moments.plus, parts), _folds(parts)
     weight, bias = weight_of(layer).double(), None if layer.bias is None else layer.bias.double()
     if not all(bool(torch.isfinite(mean).all()) for mean in whole.means):
         raise InputError(f"model: activations of {name!r} are not finite (NaN or inf); is the dtype too narrow?")
     before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
-    ridge, new_weight = None, weight
+    ridge, new_weight, change = None, weight, 0.0  # The change of the error on held-out tokens.
+    if bias is not None:
+        for fitted, held_out in folds:
+            change += held_out.error(weight, _best_bias(weight, fitted)) - held_out.error(weight, bias)
     if method != "bias" and weight.numel():
         # The best bias follows from the means, so with a bias the weight is fitted to the differences from the means.
-        means, of_whole = (None, None) if bias is None else (fitted.means, whole.means)
         equations = partial(_for_weights if method == "least_squares" else _for_scales, weight, units)
-        ridge = best_ridge(equations(*fitted.about(means)), equations(*held_out.about(means)))
+        pairs = []
+        for fitted, held_out in folds:
+            means = None if bias is None else fitted.means
+            pairs.append((equations(*fitted.about(means)), equations(*held_out.about(means))))
+        ridge, of_step = best_ridge(pairs)
+        change += of_step
         if ridge is not None:
-            change = step(*equations(*whole.about(of_whole)), ridge)
-            new_weight = weight + change if method == "least_squares" else weight * (1 + change[0, units])
-    new_weight, new_bias = new_weight.to(layer.weight.dtype), None
-    if bias is not None:
-        of_inputs, of_outputs = whole.means
-        new_bias = (of_outputs - new_weight.double() @ of_inputs).to(layer.weight.dtype)
+            moved = step(*equations(*whole.about(None if bias is None else whole.means)), ridge)
+            new_weight = weight + moved if method == "least_squares" else weight * (1 + moved[0, units])
+    new_weight = new_weight.to(layer.weight.dtype)
+    new_bias = None if bias is None else _best_bias(new_weight.double(), whole).to(layer.weight.dtype)
     after = whole.error(new_weight.double(), None if new_bias is None else new_bias.double())
-    if not after < before:
+    if not (change < 0 and after < before):
         return Refit(name, None, before / size, before / size)
     weight_of(layer).copy_(new_weight)
     if new_bias is not None:
         layer.bias.copy_(new_bias)
     return Refit(name, ridge, before / size, after / size)
+
+
+def _best_bias(weight: Tensor, moments: Moments) -> Tensor:
+    """Return the bias [d] that fits best beside a weight [d, k]."""
+    of_inputs, of_outputs = moments.means
+    return of_outputs - weight @ of_inputs
 
 
 def _for_weights(weight: Tensor, units: Tensor, inputs: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,19 @@ def model_place(name: str) -> str:
         ) from error
 
 
+def with_whole_folder(name: str, mark: str, *, needed: bool) -> str:
+    """Return the folder of all files of a model on the Hub if it has a certain one, else its name.
+
+    Args:
+        name: The name of the model on the Hub.
+        mark: The name of the file.
+        needed: Whether the folder is needed without the file too.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    return snapshot_download(name) if needed or HfApi().file_exists(name, mark) else name
+
+
 def require_dataset(name: str) -> None:
     """Refuse the name of a data set that neither the Hub nor the cache of `datasets` has.
 
