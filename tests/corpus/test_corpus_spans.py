@@ -171,6 +171,12 @@ def score_all(model: Any, task: Any, rows: list[Any], on_long: str) -> list[dict
     return scored
 
 
+def test_a_text_without_words_is_rejected() -> None:
+    case = CASES["bert-token"]
+    first, second, third = score_all(case.model().eval(), case.task, ["\u200b", "the cat", "\0 \u200f"], "cut")
+    assert (first["reason"], second["reason"], third["reason"]) == ("empty", None, "empty")
+
+
 def test_a_row_that_is_not_finite_is_rejected() -> None:
     case = CASES["bert-token"]
     model: Any = case.model().eval()

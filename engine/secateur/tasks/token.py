@@ -20,7 +20,7 @@ from secateur.tasks.greedy import NotFiniteError
 from secateur.tasks.long_texts import enough_words
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import OutputKind
-from secateur.tasks.spans import is_of_entities, span_labels, spans_of, words_of, written_spans
+from secateur.tasks.spans import has_words, is_of_entities, span_labels, spans_of, words_of, written_spans
 from secateur.tasks.text import TextTask, warn_of_cuts, why_no_text
 
 
@@ -167,7 +167,7 @@ class TokenClassification(TextTask):
         """Return why a value cannot be an input, as in `Task`: it must be a text or a list of words."""
         value = _listed(value)
         if not isinstance(value, (list, tuple)):
-            return why_no_text(value)
+            return why_no_text(value) or (None if has_words(value) else "empty")
         other = next((word for word in value if not isinstance(word, str)), None)
         if other is not None or None in value:
             return f"expected a text or a list of words, got a list with a value of type {type(other).__name__}"
