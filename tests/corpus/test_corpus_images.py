@@ -110,6 +110,45 @@ def test_images_that_cannot_be_read_are_rejected(run: Run, model: Path) -> None:
     assert reasons[2] == "null"
 
 
+def test_images_that_the_processor_cannot_take_are_rejected_alone() -> None:
+    model, good = CASE.model().eval(), PIXELS[0]
+    values: list[Any] = [
+        good, np.dstack([good, good[..., :1]]), np.full((9, 9, 3), np.nan), good[:0], Image.new("RGB", (0, 5)),
+        torch.zeros(3, 8, 8, device="meta"), PIXELS[1],
+    ]  # fmt: skip
+    (batch,) = score(model, CASE.task, values, threads=1)
+    rows = batch.to_pylist()
+    got = torch.tensor([[row[f"p_{name}"] for name in CLASSES] for row in (rows[0], rows[-1])])
+    assert torch.allclose(got, passes()[:2], atol=1e-5)
+    reasons = [row["reason"] for row in rows]
+    assert [reasons[3], reasons[4]] == ["an image without pixels"] * 2
+    assert all(reasons[k].startswith("image: the processor cannot take it: ") for k in (1, 2, 5))
+    with pytest.raises(secateur.InputError, match=r"^examples, row 2: image: the processor cannot take it: "):
+        secateur.evaluate(model, CASE.task, [{"image": value, "target": CLASSES[0]} for value in values[:2]])
+
+
+def test_images_that_a_processor_leaves_at_another_size_are_rejected() -> None:
+    task = secateur.ImageClassification(ViTImageProcessorPil(do_resize=False))
+    right, wrong = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (9, 8), "red")
+    values: list[Any] = [right, wrong, right]
+    (batch,) = score(CASE.model().eval(), task, values, threads=1)
+    expected = "image: the processor makes 3 x 8 x 9 of it, and the model takes 3 x 8 x 8"
+    assert batch.column("reason").to_pylist() == [None, expected, None]
+
+
+def test_damaged_files_of_any_format_are_rejected() -> None:
+    """Pillow raises errors of many types for them, such as RuntimeError and NotImplementedError."""
+    file = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(file, "dds")
+    dds = bytearray(file.getvalue())
+    dds[80:84] = bytes(4)  # The flags of the pixels' format.
+    values: list[Any] = [bytes(dds), png(PIXELS[0])]
+    (batch,) = score(CASE.model().eval(), CASE.task, values, threads=1)
+    first, second = batch.column("reason").to_pylist()
+    assert first.startswith("expected an image file, got bytes (")
+    assert second is None
+
+
 def test_texts_are_rejected_and_texts_column_is_not_taken_for_images(run: Run, model: Path) -> None:
     Path("a.jsonl").write_text('{"text": "a cat", "image": "nowhere.png"}\n')
     result = run(f"{LINE} --data a.jsonl --out out")

@@ -171,6 +171,12 @@ def score_all(model: Any, task: Any, rows: list[Any], on_long: str) -> list[dict
     return scored
 
 
+def test_a_text_without_words_is_rejected() -> None:
+    case = CASES["bert-token"]
+    first, second, third = score_all(case.model().eval(), case.task, ["\u200b", "the cat", "\0 \u200f"], "cut")
+    assert (first["reason"], second["reason"], third["reason"]) == ("empty", None, "empty")
+
+
 def test_a_row_that_is_not_finite_is_rejected() -> None:
     case = CASES["bert-token"]
     model: Any = case.model().eval()
@@ -190,6 +196,32 @@ def test_compilation_is_refused_and_a_resumed_run_is_the_same(run: Run, tmp_path
     assert Path("out/shards/a.jsonl.parquet").read_bytes() == before
 
 
+def test_a_kept_column_called_label_does_not_change_the_counts(run: Run, tmp_path: Path) -> None:
+    secateur.save(CASES["bert-token"].model(), "m", tokenizer=CASES["bert-token"].task.reader)
+    rows = [{"text": text, "label": "LOC"} for text in corpora.texts(12)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(f"{LINE.replace('--id-column id', '--keep-columns label')} --out out")
+    assert result.code == 0, result.errors
+    (written,) = corpora.read(Path("out")).values()
+    labels = [span["label"] for row in written for span in row["spans"]]
+    assert result.document["labels"] == {label: labels.count(label) for label in ("PER", "LOC")}
+    assert len(labels) > 12
+
+
+def test_texts_of_two_columns_are_not_taken_for_words(run: Run, tmp_path: Path) -> None:
+    case = CASES["bert-token"]
+    secateur.save(case.model(), "m", tokenizer=case.task.reader)
+    Path("a.jsonl").write_text('{"text": "the cat", "title": "a dog"}\n')
+    message = "input-column: expected one column for token-classification, got 'title', 'text'"
+    assert_refused(run("score m --data a.jsonl --input-column title,text --out out"), message, "out")
+    for call in (
+        lambda: next(score(case.model().eval(), case.task, "a.jsonl", column=["title", "text"])),
+        lambda: mapper(case.model().eval(), case.task, column=["title", "text"]),
+    ):
+        with pytest.raises(secateur.InputError, match=f"^{message}$"):
+            call()
+
+
 def test_a_column_of_words_is_found(run: Run, tmp_path: Path) -> None:
     secateur.save(CASES["bert-token"].model(), "m", tokenizer=CASES["bert-token"].task.reader)
     rows = [{"tokens": row["tokens"], "ner_tags": row["tags"]} for row in CASES["bert-token"].examples]
@@ -198,3 +230,16 @@ def test_a_column_of_words_is_found(run: Run, tmp_path: Path) -> None:
     table = pyarrow.parquet.read_table("out/shards/words.parquet").to_pylist()
     for row, of_row in zip(table, rows, strict=True):
         assert_spans(row["spans"], alone("bert-token", of_row["tokens"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--labels open", "labels: expected auto or names for token-classification, whose model names its labels, got 'open'"),
+        ("--max-length 2", "max_length: expected over 2 pieces, which are the tokenizer's marks, got 2"),
+    ],
+)
+def test_options_under_which_no_word_has_a_label_are_refused(run: Run, tmp_path: Path, options: str, said: str) -> None:
+    secateur.save(CASES["bert-token"].model(), "m", tokenizer=CASES["bert-token"].task.reader)
+    corpora.json_lines(tmp_path, values(3))
+    assert_refused(run(f"{LINE} --out out {options}"), said, "out")

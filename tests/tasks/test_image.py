@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cases import CASES, CLASSES
 from command import Run
 from PIL import Image
 from transformers import ViTImageProcessorPil
+from transformers.image_utils import load_image
 
 import secateur
 
@@ -38,6 +40,20 @@ def test_images_of_every_kind_give_the_same_pixels(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     stored = [path.read_bytes(), {"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}]
     for image in (array, torch.from_numpy(array), picture, transparent, path, str(path), *stored):
+        assert torch.equal(pixels(image), expected), type(image)
+
+
+def test_photographs_are_turned_as_transformers_and_datasets_turn_them(tmp_path: Path) -> None:
+    """A camera writes the pixels as it was held, and the orientation into EXIF."""
+    exif, path = Image.Exif(), tmp_path / "image.png"
+    exif[274] = 6  # Turned by a quarter.
+    Image.fromarray(PIXELS[0]).save(path, exif=exif)
+    loaded = load_image(str(path))
+    assert loaded.size == Image.fromarray(PIXELS[0]).size[::-1]
+    expected = CASE.task.reader(images=[loaded], return_tensors="pt")["pixel_values"]
+    assert not torch.equal(expected, pixels(PIXELS[0]))
+    decoded = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image())[0]["image"]
+    for image in (path, path.read_bytes(), Image.open(path), decoded):
         assert torch.equal(pixels(image), expected), type(image)
 
 

@@ -19,6 +19,15 @@ WORDS = {
     "\u5317\u4eac city \u30ab\u30ca": ["\u5317", "\u4eac", "city", "\u30ab", "\u30ca"],
     " \t\n": [],
     "...": [".", ".", "."],
+    # Vowel signs, accents, joiners and soft hyphens are parts of words, as are variation selectors of symbols.
+    "\u0939\u093f\u0928\u094d\u0926\u0940 x": ["\u0939\u093f\u0928\u094d\u0926\u0940", "x"],
+    "\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f": ["\u0645\u064f\u062d\u064e\u0645\u0651\u064e\u062f"],
+    "\u0645\u06cc\u200c\u062e Jose\u0301": ["\u0645\u06cc\u200c\u062e", "Jose\u0301"],
+    "co\u00adop \u2764\ufe0f": ["co\u00adop", "\u2764\ufe0f"],
+    "\u304b\u3099\u304f": ["\u304b\u3099", "\u304f"],
+    # What cannot be seen is in no word.
+    "\ufeffNew \u200fYork\0 a\u200bb\u200b \u202c": ["New", "York", "a", "b"],
+    "_Merkel_ snake_case a__b": ["_", "Merkel", "_", "snake_case", "a", "_", "_", "b"],
     "na\u00efve \u041c\u043e\u0441\u043a\u0432\u0430": ["na\u00efve", "\u041c\u043e\u0441\u043a\u0432\u0430"],
 }
 
@@ -63,3 +72,9 @@ def test_a_spans_score_is_the_mean_of_its_words() -> None:
     assert span == {"start": 3, "end": 11, "label": "X", "score": pytest.approx(0.6), "text": "New York"}
     (span,) = written_spans(["to", "New", "York"], [(0, 1), (1, 2), (2, 3)], spans, [0.9, 0.5, 0.7])
     assert (span["start"], span["end"], span["text"]) == (1, 3, "New York")
+
+
+def test_a_long_text_of_marks_takes_linear_time() -> None:
+    """Nested repetitions would try exponentially many splits of a run."""
+    text = "a\u0301" * 100_000 + "-"
+    assert words_of(text) == [(0, 200_000), (200_000, 200_001)]

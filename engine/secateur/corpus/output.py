@@ -73,19 +73,19 @@ class Counts:
 _NUMBERS = ("rows", "scored", "rejected", "tokens", "padded")
 
 
-def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str]) -> dict[str, int]:
+def label_counts(batch: pyarrow.RecordBatch, labels: Sequence[str], kind: OutputKind) -> dict[str, int]:
     """Return how many rows of a record batch have each label; none where rows have no labels.
 
     Args:
-        batch: Scored rows, from `record_batch`.
+        batch: Scored rows, from `record_batch`. A column that is carried over may be called label, labels or spans too.
         labels: The candidate labels.
+        kind: The kind of the results.
     """
-    names = batch.schema.names
-    if "label" in names:
+    if kind == "label":
         given = batch.column("label").to_pylist()
-    elif "labels" in names:
+    elif kind == "labels":
         given = [label for of_row in batch.column("labels").to_pylist() for label in of_row]
-    elif "spans" in names:
+    elif kind == "spans":
         given = [span["label"] for of_row in batch.column("spans").to_pylist() for span in of_row]
     else:
         return {}
@@ -410,7 +410,7 @@ class ShardWriter:
 
     def add(self, window: Window, batch: pyarrow.RecordBatch) -> None:
         """Write the rows of a window. `batch` holds its scored rows."""
-        self.counts += replace(Counts.of(window), labels=label_counts(batch, self._labels))
+        self.counts += replace(Counts.of(window), labels=label_counts(batch, self._labels, window.kind))
         if batch.num_rows:
             self._table.write(batch)
         for k, reason in enumerate(window.reasons):

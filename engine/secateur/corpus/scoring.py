@@ -13,7 +13,7 @@ from secateur.corpus.output import output_names, record_batch, require_free_name
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, column_names, find_sources
 from secateur.corpus.tuning import untuned
-from secateur.corpus.windows import Window, require_on_long, windows
+from secateur.corpus.windows import Window, require_input_columns, require_on_long, windows
 from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count
@@ -63,6 +63,7 @@ def score(
     """
     require_on_long(on_long)
     require_fit(task, model)
+    require_input_columns(task, column_names(column))
     if max_new_tokens is not None:
         require_count("max_new_tokens", max_new_tokens)
         task = task.generating(model, max_new_tokens)
@@ -103,6 +104,7 @@ def mapper(
         InputError: As in `score`; from the function, if the map is without batched=True.
     """
     require_fit(task, model)
+    require_input_columns(task, column_names(column))
     labels, kind = task.label_names(model), task.output_kind(model)
     runner, inputs = Runner(model, task, max_tokens), column_names(column)
 

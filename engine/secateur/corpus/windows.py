@@ -203,3 +203,15 @@ def require_on_long(on_long: str) -> None:
     """
     if on_long not in ("cut", "error"):
         raise InputError(f"on-long: expected cut or error, got {on_long!r}")
+
+
+def require_input_columns(task: Task, columns: Sequence[str]) -> None:
+    """Check the number of the columns of the input: a tagger would take the texts of several columns for words.
+
+    Raises:
+        InputError: There are several, and the task takes no pairs of texts and no prompt for so many.
+    """
+    most = len(task.prompt.fields) if task.prompt is not None else 2 if task.takes_pairs else 1
+    if len(columns) > most:
+        expected = "one column" if most == 1 else f"at most {most} columns"
+        raise InputError(f"input-column: expected {expected} for {task.name}, got {', '.join(map(repr, columns))}")

@@ -227,6 +227,8 @@ def task_labels(loaded: Loaded, labels: str | Sequence[str], rows: Sequence[Exam
         if not isinstance(labels, Sequence) or not all(isinstance(label, str) for label in labels):
             raise InputError(f"labels: expected texts, or a text with commas between the labels, got {labels!r}")
         return list(labels)
+    if labels == "open" and loaded.task_class.labels_from_model:
+        raise InputError(f"labels: expected auto or names for {loaded.task}, whose model names its labels, got 'open'")
     if labels == "open":
         return None
     if labels != "auto":

@@ -27,10 +27,12 @@ class ImageItem(Item):
     Attributes:
         image: The image as it was given.
         patches: The number of tokens that the model makes of any image.
+        shape: The channels, the height and the width of the images that the model takes.
     """
 
     image: Any = field(default=None, repr=False)
     patches: int = 0
+    shape: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -52,13 +54,15 @@ class EncodedImage(Encoded):
 
     Attributes:
         image: The image as it was given.
+        shape: As in `ImageItem`.
     """
 
     image: Any = field(default=None, kw_only=True, repr=False)
+    shape: tuple[int, ...] = field(default=(), kw_only=True)
 
     def item(self, row: int) -> ImageItem:
         """Return the image as the item of a row, without a target."""
-        return ImageItem(row, [], [], self.image, self.tokens)
+        return ImageItem(row, [], [], self.image, self.tokens, self.shape)
 
 
 @dataclass(frozen=True)
@@ -130,8 +134,8 @@ class ImageClassification(Classification):
         super().require_fit(model)
         shape = tuple(self._pixels([_blank(model)], [0]).shape[1:])  # (channels, height, width)
         if shape != image_shape(model):
-            expected, got = (" x ".join(map(str, sizes)) for sizes in (image_shape(model), shape))
-            raise InputError(f"processor: expected images of {expected}, as the model takes them, got {got}")
+            expected = _sizes(image_shape(model))
+            raise InputError(f"processor: expected images of {expected}, as the model takes them, got {_sizes(shape)}")
 
     def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
         """Return the examples' images as items without targets.
@@ -143,8 +147,8 @@ class ImageClassification(Classification):
         for number, example in enumerate(examples, start=1):
             if (reason := self.why_no_input(example["image"])) is not None:
                 raise InputError(f"examples, row {number}: {reason}")
-        patches = image_tokens(model)
-        return [ImageItem(row, [], [], example["image"], patches) for row, example in enumerate(examples)]
+        patches, shape = image_tokens(model), image_shape(model)
+        return [ImageItem(row, [], [], example["image"], patches, shape) for row, example in enumerate(examples)]
 
     def why_no_input(self, value: Any) -> str | None:
         """Return why a value cannot be an input, as in `Task`. Only the head of a file is read."""
@@ -152,12 +156,12 @@ class ImageClassification(Classification):
 
     def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
         """Return images as they are: they are read batch by batch."""
-        patches = image_tokens(model)
-        return [EncodedImage([], patches, image=image) for image in inputs]
+        patches, shape = image_tokens(model), image_shape(model)
+        return [EncodedImage([], patches, image=image, shape=shape) for image in inputs]
 
     def blank(self, model: nn.Module, length: int) -> Item:
         """Return a black image as an item."""
-        return ImageItem(0, [], [], _blank(model), image_tokens(model))
+        return ImageItem(0, [], [], _blank(model), image_tokens(model), image_shape(model))
 
     def room(self, model: nn.Module) -> int | None:
         """Return the number of tokens of any image."""
@@ -165,24 +169,42 @@ class ImageClassification(Classification):
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
         """Return the items' images as one batch. All have the same number of tokens, so `length` changes nothing."""
-        images, rows = [item.image for item in items if isinstance(item, ImageItem)], [item.row for item in items]
-        pixels = self._pixels(images, rows).to(device)
+        of_images, rows = [item for item in items if isinstance(item, ImageItem)], [item.row for item in items]
+        pixels = self._pixels([item.image for item in of_images], rows, of_images[0].shape).to(device)
         return ImageBatch({"pixel_values": pixels}, torch.empty(len(items), 0), rows, tokens=items[0].tokens)
 
-    def _pixels(self, images: Sequence[Any], rows: Sequence[int]) -> Tensor:
+    def _pixels(self, images: Sequence[Any], rows: Sequence[int], shape: tuple[int, ...] = ()) -> Tensor:
         """Return what the model reads of the images of some rows: [B, channels, height, width].
 
+        Args:
+            images: The images.
+            rows: Their rows.
+            shape: The shape that the model takes; none to accept what the processor makes.
+
         Raises:
-            UnreadableError: An image cannot be read.
+            UnreadableError: An image cannot be read, or the processor cannot take it, or makes another shape of it.
         """
-        mode, opened = "L" if len(self.processor.image_mean) == 1 else "RGB", []
-        for image, row in zip(images, rows, strict=True):
-            try:
-                opened.append(_opened(image, mode))
-            except _unreadable() as error:
-                raise UnreadableError(row, _no_image_file(image, error)) from error
-        pixels: Tensor = self.processor(images=opened, return_tensors="pt")["pixel_values"]
-        return pixels
+        mode = "L" if np.shape(self.processor.image_mean) == (1,) else "RGB"
+        opened = [_read(image, mode, row) for image, row in zip(images, rows, strict=True)]
+        reason = None
+        try:
+            pixels: Tensor = self.processor(images=opened, return_tensors="pt")["pixel_values"]
+            if shape and tuple(pixels.shape[1:]) != shape:
+                reason = f"the processor makes {_sizes(pixels.shape[1:])} of it, and the model takes {_sizes(shape)}"
+        except MemoryError:
+            raise
+        except Exception as error:  # An image has four channels or NaN, for example, or the images are not of one shape.
+            reason = f"the processor cannot take it: {first_line(error)}"
+        if reason is None:
+            return pixels
+        if len(images) == 1:
+            raise UnreadableError(rows[0], f"image: {reason}")
+        return torch.cat([self._pixels([image], [row], shape) for image, row in zip(images, rows, strict=True)])
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    """A shape in words."""
+    return " x ".join(map(str, shape))
 
 
 def _blank(model: nn.Module) -> Any:
@@ -204,14 +226,27 @@ def _source(image: Any) -> Any:
 
 
 def _opened(image: Any, mode: str) -> Any:
-    """The image that the processor takes, in a mode of Pillow. Raises one of `_unreadable` if its file cannot be read."""
-    from PIL import Image
+    """The image that the processor takes, in a mode of Pillow, and turned as its EXIF orientation says.
+
+    Raises whatever Pillow raises if its file cannot be read.
+    """
+    from PIL import Image, ImageOps
 
     source = _source(image)
     if source is None:
-        return image.convert(mode) if isinstance(image, Image.Image) else image
+        return ImageOps.exif_transpose(image).convert(mode) if isinstance(image, Image.Image) else image
     with Image.open(source) as file:
-        return file.convert(mode)
+        return ImageOps.exif_transpose(file).convert(mode)
+
+
+def _read(image: Any, mode: str, row: int) -> Any:
+    """Return `_opened` of the image of a row. Raises UnreadableError if its file cannot be read."""
+    try:
+        return _opened(image, mode)
+    except MemoryError:  # Fewer images may fit.
+        raise
+    except Exception as error:  # Each of Pillow's formats raises errors of its own.
+        raise UnreadableError(row, _no_image_file(image, error)) from error
 
 
 def _why_no_image(image: Any) -> str | None:
@@ -225,20 +260,15 @@ def _why_no_image(image: Any) -> str | None:
         try:
             with Image.open(source):
                 return None
-        except _unreadable() as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # Each of Pillow's formats raises errors of its own.
             return _no_image_file(image, error)
     shaped = isinstance(image, (np.ndarray, Tensor)) and image.ndim == 3
     if shaped or isinstance(image, Image.Image):
-        return None
+        return None if 0 not in (image.size if isinstance(image, Image.Image) else image.shape) else "an image without pixels"
     got = f"{type(image).__name__} of {image.ndim} dimensions" if hasattr(image, "ndim") else type(image).__name__
     return f"expected a PIL image, an array of 3 dimensions, a path or the bytes of a file, got {got}"
-
-
-def _unreadable() -> tuple[type[Exception], ...]:
-    """What Pillow raises for a file that it does not read: it is missing, no image, cut off, or too large in memory."""
-    from PIL import Image
-
-    return (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def _no_image_file(image: Any, error: Exception) -> str:

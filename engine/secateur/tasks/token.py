@@ -20,7 +20,7 @@ from secateur.tasks.greedy import NotFiniteError
 from secateur.tasks.long_texts import enough_words
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import OutputKind
-from secateur.tasks.spans import is_of_entities, span_labels, spans_of, words_of, written_spans
+from secateur.tasks.spans import has_words, is_of_entities, span_labels, spans_of, words_of, written_spans
 from secateur.tasks.text import TextTask, warn_of_cuts, why_no_text
 
 
@@ -167,7 +167,7 @@ class TokenClassification(TextTask):
         """Return why a value cannot be an input, as in `Task`: it must be a text or a list of words."""
         value = _listed(value)
         if not isinstance(value, (list, tuple)):
-            return why_no_text(value)
+            return why_no_text(value) or (None if has_words(value) else "empty")
         other = next((word for word in value if not isinstance(word, str)), None)
         if other is not None or None in value:
             return f"expected a text or a list of words, got a list with a value of type {type(other).__name__}"
@@ -213,6 +213,17 @@ class TokenClassification(TextTask):
                     raise NotFiniteError("examples: the model's outputs are not finite (NaN or inf)")
             results.append(written_spans(item.given, item.places, spans_of(tags, entities=entities), scores))
         return results
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Refuse a model that does not fit the task.
+
+        Raises:
+            InputError: As for every task; or there is no room for a word beside the tokenizer's marks.
+        """
+        super().require_fit(model)
+        room, marks = self.room(model), self.tokenizer.num_special_tokens_to_add()
+        if room is not None and room <= marks:
+            raise InputError(f"max_length: expected over {marks} pieces, which are the tokenizer's marks, got {room}")
 
     def output_kind(self, model: nn.Module) -> OutputKind:
         """Return "spans": the words of an input have labels."""

@@ -39,7 +39,7 @@ from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
 from secateur.corpus.tuning import usable_cores
-from secateur.corpus.windows import require_on_long
+from secateur.corpus.windows import require_input_columns, require_on_long
 from secateur.data.columns import require_columns_given, resolve
 from secateur.flow.loaded import load_model, make_task
 from secateur.model.discovery import config_digest
@@ -328,6 +328,7 @@ def _input_column(sources: Sequence[Source], task: Task, given: str | None) -> s
     if not named and present:
         named = resolve((role,), present, pairs=task.takes_pairs and task.prompt is None)
     names = named.get(role, ("text",))
+    require_input_columns(task, names)
     return names[0] if len(names) == 1 else [*names]
 
 
