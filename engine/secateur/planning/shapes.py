@@ -50,7 +50,8 @@ def whole_or_absent(of_sites: Sequence[Ladder]) -> list[Ladder]:
 def _rungs(ladder: Ladder, rungs: Sequence[int]) -> Ladder:
     """A ladder with some of its rungs. The lowest one stays only where it has no units."""
     kept = sorted({rung for rung in rungs if rung == len(ladder.counts) - 1 or not ladder.counts[rung]})
-    return Ladder(ladder.site, *([values[k] for k in kept] for values in (ladder.counts, ladder.prices, ladder.attribution)))
+    prices, attribution = ([values[rung] for rung in kept] for values in (ladder.prices, ladder.attribution))
+    return Ladder(ladder.site, [ladder.counts[rung] for rung in kept], prices, attribution)
 
 
 def shared(scores: Scores) -> Scores:
@@ -67,7 +68,9 @@ def shared(scores: Scores) -> Scores:
     return replace(scores, by_site={**scores.by_site, **means})
 
 
-def alike(of_sites: Sequence[Ladder], gone: Collection[str], cost: Cost, limit: float) -> list[tuple[float, dict[str, int]]]:
+def alike(
+    of_sites: Sequence[Ladder], gone: Collection[str], cost: Cost, limit: float, *, stock: bool
+) -> list[tuple[float, dict[str, int]]]:
     """Return the models within a limit whose layers are alike: one FFN width, one number of heads.
 
     Args:
@@ -75,6 +78,7 @@ def alike(of_sites: Sequence[Ladder], gone: Collection[str], cost: Cost, limit: 
         gone: The names of sites that keep no unit.
         cost: The cost of a model.
         limit: The highest cost.
+        stock: Whether the config of the model's own class must say the number of heads.
 
     Returns:
         For each number of heads with which an FFN width fits, the attribution that the model with the widest FFN keeps, and the
@@ -86,7 +90,7 @@ def alike(of_sites: Sequence[Ladder], gone: Collection[str], cost: Cost, limit: 
     staying = [ladder for ladder in of_sites if ladder.site.name not in gone]
     heads, neurons = ([ladder for ladder in staying if ladder.site.is_head is is_head] for is_head in (True, False))
     models = []
-    for number in _common(heads, whole=any(ladder.site.in_stock == "whole" for ladder in heads)):
+    for number in _common(heads, whole=stock and any(ladder.site.in_stock == "whole" for ladder in heads)):
         widths = _common(neurons, whole=False)
 
         def counts(width: int, number: int = number) -> dict[str, int]:
