@@ -16,6 +16,7 @@ from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
 from secateur.data.examples import Example, Examples
 from secateur.flow.choose import RECOVERIES, Candidate
+from secateur.flow.depth import removable_blocks
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
@@ -32,6 +33,8 @@ from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan
+from secateur.planning.shapes import Shape, require_shape
+from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
@@ -150,6 +153,7 @@ class _Settings:
     floor: float | None
     align: int | None
     per_head: bool
+    shape: Shape
     recoveries: Sequence[Method | None]
     max_tokens: int
     shapes: tuple[Sequence[int], Sequence[int]]
@@ -163,6 +167,9 @@ class _Settings:
                 1 if self.align is None else self.align,
             )  # fmt: skip
             between_rounds(self.budget, self.rounds)
+        require_shape(self.shape, (), self.allocation or "uniform", per_head=self.per_head)
+        if self.shape != "any" and (self.plan is not None or self.unit == "channel"):
+            raise InputError(f"shape: expected any with a plan, and with channels of heads, got {self.shape!r}")
         if self.scores is not None:
             self._check_scores()
         if self.unit not in get_args(AttentionUnit):
@@ -227,6 +234,7 @@ def compress(
     floor: float | None = None,
     align: int | None = None,
     per_head: bool = False,
+    shape: Shape = "any",
     recoveries: Sequence[Method | None] = RECOVERIES,
     tokenizer: Any = None,
     labels: str | Sequence[str] = "auto",
@@ -271,6 +279,8 @@ def compress(
         floor: The share of its units that every site keeps at least.
         align: FFN widths are multiples of it. By default 16 on a CPU and 64 on an accelerator.
         per_head: Rank channels within each head, so that heads stay alike.
+        shape: What an engine can load, as in `plan`: "any", "per-layer", "uniform", or "stock", whose folder needs no code.
+            Under "stock" whole blocks may go, if their absence changes the predictions least.
         recoveries: The recoveries to try, None for no recovery.
         tokenizer: The tokenizer to save with a loaded model. By default the task's.
         labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
@@ -306,7 +316,7 @@ def compress(
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
         _budget(amounts, plan), None if plan is None else as_plan(plan), None if scores is None else as_scores(scores), unit,
-        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head,
+        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head, shape,
         _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
     require_progress(progress)
@@ -434,10 +444,16 @@ def _candidates(
             criterion=settings.criterion, unit=settings.unit, select=settings.select, max_tokens=max_tokens,
             progress=progress,
         )  # fmt: skip
+    removable: list[str] = []
+    if settings.shape == "stock":
+        say("ordering the blocks")
+        unlabeled = without_targets(task, rows)
+        order = removable_blocks(model, task, rows, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress)
+        removable = [block.name for block in order]
     return within_budget(
         model, task, rows, scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
-        floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation,
-        align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
+        floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,
+        removable=removable, align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
     )  # fmt: skip
 
 
@@ -464,10 +480,20 @@ def _carried_out(
         say(f"recovering on {len(rows)} examples")
         refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows), progress=progress)
         round_weights_(pruned, loaded.stored)
+    if plan.spread is not None and plan.spread.shape == "stock":
+        pruned = _as_stock(pruned)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
     return Compressed(
         pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored
     )
+
+
+def _as_stock(pruned: nn.Module) -> nn.Module:
+    """The same model without blocks that do nothing. Raises VerificationError if it is not of the stock class then."""
+    pruned = delete_layers(pruned, [])
+    if hasattr(pruned.config, "secateur"):
+        raise VerificationError("nothing was written: no stock config describes the model that shape stock gave")
+    return pruned
 
 
 def _silent(text: str) -> None:
