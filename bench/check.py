@@ -207,6 +207,16 @@ def layers() -> Iterator[Pair]:
         yield name, row["gated_over_plain"]["median"], measured["gated_over_plain"]["median"]
 
 
+def startup() -> Iterator[Pair]:
+    """Time the help again, relative to the import of torch."""
+    from bench.measurements.startup import startup as measure
+
+    committed, names = result("startup")["times"], ("torch", "help", "prune_help", "score_help")
+    measured = measure(rounds=5, names=names)["times"]
+    for name in names[1:]:
+        yield f"{name} over torch", committed[f"{name}_over_torch"]["median"], measured[f"{name}_over_torch"]["median"]
+
+
 def demo() -> Iterator[Pair]:
     """Measure the accuracy at one rate of the sweep, in the same way as `secateur demo`."""
     row = committed_row("demo", "sweep", keep=0.5)
@@ -235,6 +245,7 @@ CHECKS = (
     Check("routing", "gathering plans of two tasks", 0.4, True, f"{CLOCK}; calls of a millisecond", routing),
     Check("multitask", "masked steps of the built-in encoder", 0.25, True, CLOCK, multitask),
     Check("ldnet", "one layer left of 20", 0.3, True, f"{CLOCK}; 27 times as fast, so 4 ms count", ldnet),
+    Check("startup", "help in new processes", 0.3, True, f"{CLOCK}; files that the system has cached", startup),
     Check("layers", "training steps with gates, built-in T5", 0.25, True, CLOCK, layers),
 )
 NOT_RERUN = {

@@ -1,7 +1,7 @@
 """Run the timings and the comparisons, and write bench/results/*.json.
 
 python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-again] [real-models] [compatibility]
+    [layers] [corpus] [corpus-again] [real-models] [startup] [compatibility]
 python -m bench.run corpus-other-cpu
 """
 
@@ -116,6 +116,13 @@ def whole_flow_on_real_weights() -> dict[str, Any]:
     return real_models()
 
 
+def new_processes() -> dict[str, Any]:
+    """Measure the time of imports and of help in new processes."""
+    from bench.measurements.startup import startup
+
+    return startup()
+
+
 def ways_to_run() -> dict[str, Any]:
     """Try the ways to run a pruned folder."""
     from bench.compatibility.runs import compatibility
@@ -138,6 +145,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "corpus": bulk_scoring,
     "corpus-again": partial(bulk_scoring, memory=False),
     "real-models": whole_flow_on_real_weights,
+    "startup": new_processes,
     "compatibility": ways_to_run,
 }
 # These run only by name, because a run of all measurements belongs to one machine.

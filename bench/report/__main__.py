@@ -16,7 +16,7 @@ from bench.report.corpus import corpus
 from bench.report.integrated import integrated_nodes, integrated_plot, integrated_speed
 from bench.report.layers import layers, layers_speed
 from bench.report.multitask import multitask, multitask_speed
-from bench.report.quality import demo, quality, recovery, speed, worth
+from bench.report.quality import demo, quality, recovery, speed, startup, worth
 from bench.report.real import real_models, real_proofs, real_steps
 from bench.report.reproduction import (
     reproduction,
@@ -37,7 +37,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "README.md", (budgets_summary,)),
     (ROOT / "docs/results/demo.md", (demo,)),
     (ROOT / "docs/results/budgets.md", (budgets,)),
-    (ROOT / "docs/results/speed.md", (speed, pruning, latency)),
+    (ROOT / "docs/results/speed.md", (speed, pruning, latency, startup)),
     (ROOT / "docs/results/criteria.md", (quality,)),
     (ROOT / "docs/results/integrated-gradients.md", (worth, integrated_speed, integrated_nodes)),
     (ROOT / "docs/results/recovery.md", (recovery,)),

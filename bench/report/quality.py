@@ -1,4 +1,4 @@
-"""The tables of the demo, of criteria and units, of what scores are worth, of recovery, and of speed."""
+"""The tables of the demo, of criteria and units, of what scores are worth, of recovery, of speed and of start-up."""
 
 from __future__ import annotations
 
@@ -163,6 +163,27 @@ def speed() -> str:
         f"Batch 32 x 64 tokens, one thread of {run['machine']['brand_raw']}, medians of interleaved ratios. A bare pass is "
         "forward and backward to the embeddings with frozen parameters; a Taylor pass computes weight gradients and |w dw|, as "
         f"weight-based importance does.\n\n{markdown(head, rows)}"
+    )
+
+
+def startup() -> str:
+    """New processes that import or print help, against the import of torch."""
+    run = result("startup")
+    times, about = run["times"], run["environment"]
+    names = {
+        "torch": 'python -c "import torch"', "transformers": 'python -c "import transformers"',
+        "secateur": 'python -c "import secateur"', "compress": 'python -c "from secateur import compress"',
+        "help": "secateur --help", "prune_help": "secateur prune --help", "score_help": "secateur score --help",
+    }  # fmt: skip
+    rows = []
+    for name, command in names.items():
+        ratio = times.get(f"{name}_over_torch", {"median": 1.0, "range": [1.0, 1.0]})
+        low, high = ratio["range"]
+        rows.append((f"`{command}`", f"{times[f'{name}_ms'] / 1e3:.2f}", f"{ratio['median']:.2f}x", f"{low:.2f} to {high:.2f}"))
+    return (
+        f"New processes in turn, {run['rounds']} rounds on {about['processor']} (torch {about['torch']}, transformers "
+        f"{about['transformers']}), files cached: median seconds of the processor, and the time over that of "
+        f"`{names['torch']}` in the same round.\n\n{markdown(('process', 'seconds', 'over torch', 'lowest to highest'), rows)}"
     )
 
 

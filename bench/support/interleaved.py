@@ -25,8 +25,8 @@ def compare(
             functions on a machine that other processes also use.
 
     Returns:
-        The median milliseconds of each function. For each function but the first, also the median and the quartiles of its time
-        divided by the first function's time in the same round.
+        The median milliseconds of each function. For each function but the first, also the median, the quartiles and the range
+        (lowest and highest) of its time divided by the first function's time in the same round.
     """
     names = list(functions)
     for _ in range(warmup):
@@ -43,5 +43,8 @@ def compare(
     for name in names[1:]:
         ratios = [a / b for a, b in zip(times[name], times[first], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        result[f"{name}_over_{first}"] = {"median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)]}
+        result[f"{name}_over_{first}"] = {
+            "median": round(middle, 4), "quartiles": [round(low, 4), round(high, 4)],
+            "range": [round(min(ratios), 4), round(max(ratios), 4)],
+        }  # fmt: skip
     return result

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Run, assert_refused, killed_in, same_weights
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from tagged import CASE as TAGGER
 from tagged import saved, written
@@ -49,9 +53,35 @@ def test_a_run_and_the_same_command_again(run: Run) -> None:
     before = Path("r/model/model.safetensors").stat().st_mtime_ns
     assert run(f"{line} --resume").document == document
     assert Path("r/model/model.safetensors").stat().st_mtime_ns == before
+    assert_card_and_usage(run, line, gone)
     refused = run(f"{line} --seed 1 --resume")
     assert refused.code == 2
     assert refused.errors[-1] == "secateur: seed: 'r' was begun with 0, got 1"
+
+
+def assert_card_and_usage(run: Run, line: str, gone: list[str]) -> None:
+    """Check the folder's card, and run the lines that end the command."""
+    shown = run(f"{line} --resume".replace(" --json", "")).out.splitlines()
+    assert "written to r/model" in shown
+    python = [text.strip() for text in shown[shown.index("load it:") + 1 :][:3]]
+    names: dict[str, Any] = {}
+    exec("\n".join(python), names)
+    expected = secateur.load("r/model").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in names["model"].state_dict().items())
+    command = shown[shown.index("score with it:") + 1].strip()
+    Path("documents").mkdir()
+    texts = [json.loads(row)["input"] for row in Path("test.jsonl").read_text().splitlines()[:4]]
+    pq.write_table(pa.table({"text": texts}), "documents/a.parquet")
+    assert run(command.removeprefix("secateur ").replace("'", "") + " --compile off --threads 1 --max-tokens 256").code == 0
+    card = ModelCard.load("r/model/README.md")
+    assert f"```sh\nsecateur {line.replace('--json', '').strip().split(' --')[0]}" in card.text
+    assert "\n".join(python) in card.text
+    assert command in card.text
+    assert all(name in card.text for name in gone)
+    assert "On `test.jsonl`, n = 48." in card.text
+    assert "run.yaml" not in card.text  # It is in the folder above, which an upload of this one leaves behind.
+    for plot in ("gates.png", "benchmark.png"):
+        assert f"({plot})" in card.text
 
 
 def test_a_killed_run_is_resumed(run: Run) -> None:

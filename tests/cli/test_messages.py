@@ -95,10 +95,18 @@ def test_a_bar_estimates_the_time_left_from_the_first_step_on(monkeypatch: pytes
 
 def test_a_command_shows_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EVERY", 0.0)
-    result = run("prune builtin --data train.jsonl --keep 0.5 --examples 8 --recover auto --batch-sizes 1 --lengths 8 --out d")
+    result = run(
+        "prune builtin --data train.jsonl --eval test.jsonl --keep 0.5 --examples 8 --recover auto --batch-sizes 1 --lengths 8 "
+        "--out d"
+    )
     assert result.code == 0, result.errors
     text = "\n".join(result.errors)
-    for what in ("scoring examples: 8 of 8", "trying: 3 of 3", "timing: 1 of 1"):
+    for what in ("scoring examples: 8 of 8", "trying: 3 of 3", "evaluating: 48 of 48", "timing: 1 of 1"):
+        assert what in text
+    evaluated = run("evaluate d --data test.jsonl --predictions p.csv")
+    assert evaluated.code == 0, evaluated.errors
+    text = "\n".join(evaluated.errors)
+    for what in ("evaluating: 48 of 48", "predicting: 48 of 48"):
         assert what in text
 
 

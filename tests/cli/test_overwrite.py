@@ -9,6 +9,7 @@ import pytest
 from command import Run, assert_refused
 
 from secateur.attribution import checkpoint
+from secateur.cli.shared import run_file
 from secateur.flow.compress import Compressed
 
 PRUNE = "prune builtin --data train.jsonl --examples 8 --recover none --batch-sizes 1 --lengths 8"
@@ -50,6 +51,28 @@ def test_files_of_scores_and_plans_are_replaced(run: Run) -> None:
     assert Path("train.jsonl").read_bytes() == rows
 
 
+NEW_FOLDERS = {
+    "prune": f"{PRUNE} --keep 0.5",
+    "sweep": "sweep builtin --data train.jsonl --eval test.jsonl --examples 8 --keeps 0.5 --batch-size 1 --length 8",
+    "benchmark": "benchmark builtin builtin --batch-sizes 1 --lengths 8 --pairs 3",
+}
+
+
+@pytest.mark.parametrize("verb", NEW_FOLDERS)
+def test_a_command_that_is_killed_after_its_folder_got_its_name_leaves_a_folder_that_can_be_replaced(
+    verb: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(run_file, "_keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(f"{NEW_FOLDERS[verb]} --out d").code == 130
+    before = Path("d/run.yaml").read_text()
+    assert f"command: {verb}" in before
+    Path("d/note").touch()
+    assert run(f"{NEW_FOLDERS[verb]} --out d --overwrite").code == 0
+    assert Path("d/run.yaml").read_text() == before
+    assert not Path("d/note").exists()
+
+
 RUN_VERBS = {
     "layer-gates": "layer-gates none --data none.jsonl --keep-layers 3",
     "multitask": "multitask none.yaml",
@@ -59,6 +82,13 @@ RUN_VERBS = {
     "reproduce multitask": "reproduce multitask --preset none",
     "reproduce ldnet": "reproduce ldnet --data none --eval none --target-column ner=ner",
 }
+
+
+@pytest.mark.parametrize("verb", RUN_VERBS)
+def test_the_help_says_why_a_run_folder_is_not_overwritten(verb: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert "Hence there is no --overwrite: delete a former run yourself." in run(f"{verb} --help").out
+    assert "No such option: --overwrite" in run(f"{RUN_VERBS[verb]} --out r --overwrite").errors[-1]
 
 
 @pytest.mark.parametrize("verb", RUN_VERBS)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from command import Run, same_weights
 
-from secateur.cli.shared.run_file import RUN_FILE
+from secateur.support.command import RUN_FILE
 
 PRUNE = "prune builtin --data train.jsonl --labels bad,good --examples 8 --keep 0.5 --allocation uniform --recover none"
 FAST = "--batch-sizes 1 --lengths 8"

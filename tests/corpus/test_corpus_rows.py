@@ -100,6 +100,30 @@ def test_identities_in_a_dictionary_are_their_values(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(tmp_path / "shards" / "a.parquet")["key"].to_pylist() == ["a", "b", None, "a"]
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize("indices", [pyarrow.int8(), pyarrow.int32()])  # Those of pandas' categories, and of pyarrow.
+@pytest.mark.parametrize("column", ["text", "key"])
+def test_text_in_a_dictionary_that_is_not_utf8_rejects_its_rows(column: str, indices: Any, form: str, tmp_path: Path) -> None:
+    values = pyarrow.array([b"the cat", b"caf\xe9", b"a dog"]).view(pyarrow.string())
+    broken = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1, 2, 1, 0], indices), values)
+    keys = pyarrow.array([f"k{k}" for k in range(5)], pyarrow.large_string())
+    columns = {"text": broken, "key": keys} if column == "text" else {"text": [*TEXTS, "a cat"], "key": broken}
+    table = pyarrow.table(columns)
+    if form == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    else:
+        with pyarrow.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    (finished,) = run(tmp_path, tmp_path / f"a.{form}", identity="key")
+    assert finished.error is None
+    (rejected,) = corpora.rejects(tmp_path).values()
+    reason = "not UTF-8" if column == "text" else "id: not UTF-8"
+    assert [(row["row"], row["reason"]) for row in rejected] == [(1, reason), (3, reason)]
+    written = pyarrow.parquet.read_table(tmp_path / "shards" / ("a.parquet" if form == "parquet" else "a.arrow.parquet"))
+    assert written["key"].to_pylist() == (["k0", "k2", "k4"] if column == "text" else ["the cat", "a dog", "the cat"])
+    assert written["key"].type == (keys.type if column == "text" else values.type)
+
+
 def test_a_type_that_parquet_has_not_is_refused_before_scoring(tmp_path: Path) -> None:
     keys = pyarrow.UnionArray.from_sparse(
         pyarrow.array([0, 1], pyarrow.int8()), [pyarrow.array([1, 2]), pyarrow.array(["a", "b"])]
@@ -150,7 +174,9 @@ def test_batches_of_a_stream_have_one_schema() -> None:
 FRAME = pandas.DataFrame({"text": [*TEXTS[:3], None], "key": [1, 2, 3, 4]})
 IN_MEMORY = {
     "DataFrame": FRAME, "columns": {"text": [*TEXTS[:3], None], "key": FRAME["key"]}, "Table": pyarrow.table(FRAME),
-    "Dataset": datasets.Dataset.from_pandas(FRAME), "rows": FRAME.astype(object).where(FRAME.notna(), None).to_dict("records"),
+    "Dataset": datasets.Dataset.from_pandas(FRAME),
+    "one split": datasets.DatasetDict({"test": datasets.Dataset.from_pandas(FRAME)}),
+    "rows": FRAME.astype(object).where(FRAME.notna(), None).to_dict("records"),
 }  # fmt: skip
 
 
@@ -166,7 +192,7 @@ def test_tables_in_memory_are_rows(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [datasets.DatasetDict({"train": IN_MEMORY["Dataset"]}), {"text": "a"}, {"text": ["a"], "key": []}, b"a"],
+    "data", [datasets.DatasetDict(dict.fromkeys("ab", IN_MEMORY["Dataset"])), {"text": "a"}, {"text": ["a"], "key": []}, b"a"],
     ids=["splits", "one-row", "two-lengths", "bytes"],
 )  # fmt: skip
 def test_data_that_are_no_rows_are_refused(data: Any) -> None:

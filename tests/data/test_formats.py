@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import secateur
 from secateur.corpus.sources import ShardError, find_sources
 from secateur.data import formats
 from secateur.data.examples import read_examples
@@ -211,6 +212,8 @@ def test_saved_folders_are_examples_and_corpora(tmp_path: Path) -> None:
     saved = datasets.Dataset.from_list(ARRAY * 3)
     saved.save_to_disk(tmp_path / "one", num_shards=2)
     assert examples(tmp_path / "one") == corpus(tmp_path / "one") == ROWS * 3
+    datasets.DatasetDict({"train": saved}).save_to_disk(tmp_path / "single")
+    assert examples(tmp_path / "single") == corpus(tmp_path / "single") == ROWS * 3
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "two")
     for read in (examples, corpus):
         with pytest.raises(InputError, match=r"expected the folder of one split, got .*two' with the splits 'test', 'train'"):
@@ -251,6 +254,22 @@ def test_tables_in_memory(data: Any) -> None:
     assert read_examples(data, ("text", "target")) == ARRAY
 
 
+def test_a_single_split_is_a_data_set() -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "target": datasets.ClassLabel(names=["bad", "good"])})
+    data = datasets.Dataset.from_dict({"text": ["a", "b"], "target": [1, 0]}, features=features)
+    expected = [{"text": "a", "target": "good"}, {"text": "b", "target": "bad"}]
+    assert read_examples(datasets.DatasetDict({"test": data}), ("text", "target")) == expected
+    streamed = datasets.IterableDatasetDict({"test": data.to_iterable_dataset()})
+    assert read_examples(streamed, ("text", "target")) == expected
+
+
+def test_the_held_out_examples_are_named_where_they_have_splits() -> None:
+    rows = [{"input": "a", "target": "good"}, {"input": "b", "target": "bad"}]
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name in ("validation", "test")})
+    with pytest.raises(InputError, match=r"^evaluation: expected one data set, got the splits 'validation', 'test'"):
+        secateur.compress("builtin", "builtin:movie", keep=0.5, evaluation=splits)
+
+
 def test_what_a_data_frame_lacks_is_null() -> None:
     with pytest.raises(InputError, match="row 2: expected a value in column 'text', got null"):
         read_examples(pandas.DataFrame({"text": ["a", None], "target": ["x", "y"]}), ("text", "target"))
@@ -265,7 +284,10 @@ class OtherFrame(list[Any]):
 
 
 NO_ROWS = {
-    "two splits": (datasets.DatasetDict({"train": datasets.Dataset.from_list(ARRAY)}), "one data set, got the splits 'train'"),
+    "two splits": (
+        datasets.DatasetDict({name: datasets.Dataset.from_list(ARRAY) for name in ("train", "test")}),
+        "examples: expected one data set, got the splits 'train', 'test': give one of them, as examples=data['train']",
+    ),
     "one example": (ARRAY[0], "expected rows, or columns of one length, got one mapping with 'text', 'target'"),
     "columns of two lengths": ({"text": ["a"], "target": []}, "columns of one length, got one mapping"),
     "nothing": ({}, "got one mapping with no columns"),

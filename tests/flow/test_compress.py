@@ -243,6 +243,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "align": ({"flops": 0.5, "align": 0}, "align: expected a positive number, got 0"),
     "rounds": ({"flops": 0.5, "rounds": 0}, "rounds: expected one at least, got 0"),
     "rounds-of-latency": ({"latency": 5.0, "rounds": 2}, "rounds: expected 1 with a latency"),
+    "recovery-of-biases": (
+        {"keep": 0.5, "recoveries": ["bias"]},
+        "method: expected least_squares for T5ForConditionalGeneration, which has no biases to fit, got 'bias'",
+    ),
+    "recovery-of-biases-too": ({"flops": 0.5, "recoveries": ["scale", "bias"]}, "method: expected least_squares for T5For"),
     "recovery": ({"keep": 0.5, "recoveries": ["best"]}, "recoveries: expected some of least_squares, .*, got 'best'"),
     "no-recovery": ({"keep": 0.5, "recoveries": []}, "recoveries: expected one at least"),
     "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a whole number of at least 1, got 0"),
@@ -277,7 +282,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "meta": (
         {"keep": 0.5, "model": CASES["t5-gated"].build().to("meta")},
-        "model: expected a model with weights, got one on the meta",
+        "model: expected weights that have values, got 'shared.weight' on the meta device: load",
     ),
     "tokenizer": ({"keep": 0.5, "tokenizer": 5, "out": "d"}, "tokenizer: expected one with save_pretrained, .*, got int"),
     "out-no-path": ({"keep": 0.5, "out": 5}, "out: expected the path of a folder, got 5"),

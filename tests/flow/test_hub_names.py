@@ -16,7 +16,7 @@ from cases import CASES
 
 import secateur
 from secateur.flow.loaded import described
-from secateur.support.hub import on_hub
+from secateur.support.hub import Base, base_of, model_place, on_hub
 
 ASKED: list[str] = []
 
@@ -31,7 +31,7 @@ class StandIn(BaseHTTPRequestHandler):
         self.send_response(500 if "owner/broken" in self.path else 200 if known else 404)
         if not known and "owner/broken" not in self.path:
             self.send_header("X-Error-Code", "RepoNotFound")
-        body = json.dumps({"id": "owner/there", "sha": "0" * 40, "siblings": []}).encode()
+        body = json.dumps({"id": "owner/there", "sha": "0" * 40, "siblings": [], "cardData": {"license": "mit"}}).encode()
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -44,6 +44,7 @@ class StandIn(BaseHTTPRequestHandler):
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The paths that the stand-in was asked for."""
     ASKED.clear()
+    monkeypatch.setattr("secateur.support.hub._cards", {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -70,6 +71,20 @@ def test_a_name_that_the_hub_does_not_have_is_asked_for_once(hub: list[str]) -> 
     refused("model: no such model folder or Hub model: 'owner/mistyped' (if it is private: run", described, "owner/mistyped")
     refused("data: no such file or Hub data set: 'owner/mistyped' (if it is private: run", data_rows, "owner/mistyped:test")
     assert hub == ["/api/models/owner/mistyped", "/api/datasets/owner/mistyped"]
+
+
+def test_a_model_and_its_card_are_asked_for_once(hub: list[str]) -> None:
+    assert model_place("owner/there") == "owner/there"
+    for _ in range(2):
+        assert base_of("owner/there") == Base("owner/there", {"license": "mit"})
+    assert hub == ["/api/models/owner/there"]
+
+
+def test_the_card_of_a_model_that_was_not_looked_up_is_asked_for(hub: list[str]) -> None:
+    assert base_of("owner/broken") == Base(None, {})
+    for _ in range(2):
+        assert base_of("owner/there") == Base("owner/there", {"license": "mit"})
+    assert hub == ["/api/models/owner/broken", "/api/models/owner/there"]
 
 
 def test_a_hub_that_fails_counts_as_out_of_reach(hub: list[str]) -> None:

@@ -24,6 +24,7 @@ from secateur.flow.compress import _call
 from secateur.flow.loaded import load_model
 from secateur.flow.model_card import name_of_data
 from secateur.flow.usage import usage_of
+from secateur.support.files import new_folder
 from secateur.support.hub import Base, base_of
 
 QUICK: dict[str, Any] = {"batch_sizes": [1], "lengths": [4], "recoveries": [None], "align": 1}
@@ -97,6 +98,7 @@ def test_the_end_of_prune_shows_lines_that_work(run: Run) -> None:
     assert "On `test.jsonl`, n = 48." in card.text
     (metric,) = card.data.eval_results or []
     assert metric.dataset_name == "test.jsonl"
+    assert "`run.yaml` holds all options" in card.text
     again = re.findall(r"```sh\nsecateur (prune .*)\n", card.text)[0].replace("--out smaller", "--out again")
     assert run(again).code == 0
     assert Path("again", "plan.json").read_bytes() == Path("smaller", "plan.json").read_bytes()
@@ -135,6 +137,16 @@ def test_the_card_has_the_measured_figures(tmp_path: Path, monkeypatch: pytest.M
     )
     assert call in card.text
     assert "`dense`" in card.text
+
+
+def test_a_folder_inside_a_new_folder_is_called_by_its_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with new_folder("demo") as folder:
+        folder_of("bert-sequence", folder / "model", **STOCK)
+    card = Path("demo/model/README.md").read_text()
+    assert "`demo/model` stands for the path of this folder." in card
+    assert "from_pretrained('demo/model')" in card
+    assert "partial" not in card.partition("## How to use it")[2]
 
 
 def test_labels_and_prompts_are_in_the_card(tmp_path: Path) -> None:

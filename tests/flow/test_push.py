@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from cases import CASES
-from command import Run
+from command import Run, assert_refused, same_weights
 
 import secateur
 
@@ -52,6 +53,8 @@ class StandIn(BaseHTTPRequestHandler):
         content = {"error": f"no, {TOKEN}"} if status != 200 else self.done(path, body)
         sent = json.dumps(content).encode()
         self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(sent)))
         self.end_headers()
@@ -165,7 +168,33 @@ def test_prune_pushes_the_finished_folder(hub: Store, run: Run) -> None:
     assert f"pushed to {StandIn.address}/owner/smaller" in "".join(result.errors)
     assert hub.files == {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert {"run.yaml", "README.md", "report.json", "widths.png"} <= hub.files.keys()
+    assert hub.private is False
     assert TOKEN.encode() not in b"".join(hub.files.values())
+
+
+def test_prune_pushes_to_a_private_repository_and_the_run_file_does_not_push_again(hub: Store, run: Run) -> None:
+    options = "--labels bad,good --examples 8 --keep 0.5 --allocation uniform --recover none --batch-sizes 1 --lengths 8"
+    result = run(f"prune builtin --data train.jsonl {options} --out out --push owner/smaller --private")
+    assert result.code == 0
+    assert hub.private is True
+    for file in ("run.yaml", "README.md"):
+        assert not {"push", "private", "owner/smaller"} & set(re.split(r"[\s:-]+", hub.files[file].decode()))
+    hub.asked.clear()
+    assert run("prune --config out/run.yaml --out again").code == 0
+    assert hub.asked == []
+    assert same_weights(Path("out"), Path("again"))
+    assert run("prune --config out/run.yaml --out third --push owner/smaller --private").code == 0
+    assert hub.files == {path.name: path.read_bytes() for path in Path("third").iterdir()}
+
+
+def test_prune_refuses_a_public_repository_before_any_work(hub: Store, run: Run) -> None:
+    hub.private = False
+    line = "prune builtin --data train.jsonl --keep 0.5 --out out --private"
+    for options, message in (
+        ("--push owner/smaller", "private: expected a private repository, got 'owner/smaller', which is there already"),
+        ("", "private: expected --push OWNER/NAME with it, got none"),
+    ):
+        assert_refused(run(f"{line} {options}"), message, "out")
 
 
 def test_prune_refuses_before_any_work(hub: Store, run: Run) -> None:

@@ -361,15 +361,16 @@ def test_unusable_arguments(options: dict[str, Any], expected: str, cache: Path)
 class Machine:
     """Replaces `benchmark` without a clock: `delivered` maps the speed-up that the model's units give to the one measured."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, delivered: Callable[[float], float]) -> None:
-        self.delivered, self.measured = delivered, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, delivered: Callable[[float], float], scatter: float = 0.02) -> None:
+        self.delivered, self.scatter, self.measured = delivered, scatter, 0
         monkeypatch.setattr(meeting, "benchmark", self.benchmark)
 
     def benchmark(self, dense: nn.Module, pruned: nn.Module, batches: Any, **options: Any) -> Report:
         self.measured += 1
         whole, rest = (20 + sum(branch_ms(model).values()) for model in (dense, pruned))
         speedup = self.delivered(whole / rest)
-        timing = Timing(2, 6, whole, whole / speedup, speedup, 0.98 * speedup, 1.02 * speedup, 2, 1, 20)
+        low, high = (1 - self.scatter) * speedup, (1 + self.scatter) * speedup
+        timing = Timing(2, 6, whole, whole / speedup, speedup, low, high, 2, 1, 20)
         return Report([timing], 2, 1, {}, [])
 
 
@@ -424,6 +425,17 @@ def test_a_target_between_two_plans_names_them(setting: Any, monkeypatch: pytest
     Machine(monkeypatch, lambda x: 1.0 if x < 1.15 else 2.0)
     with pytest.raises(secateur.InputError, match=r"to within 3%, got 1.5; measured were 1.00, 2.00$"):
         secateur.meet_latency(model, make, table, speedup=1.5)
+
+
+@pytest.mark.parametrize("speedup", [1.5, 50])
+def test_a_refusal_on_a_busy_machine_says_that_the_runs_scatter(
+    speedup: float, setting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, table, make = setting
+    Machine(monkeypatch, lambda x: 1.0 if x < 1.15 else 2.0, scatter=0.5)
+    with pytest.raises(secateur.InputError) as caught:
+        secateur.meet_latency(model, make, table, speedup=speedup)
+    assert str(caught.value).endswith("; the runs scatter (quartiles 1.00 to 3.00): was the machine busy?")
 
 
 def test_the_real_clock_ends_in_a_plan() -> None:

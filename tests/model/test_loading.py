@@ -94,6 +94,63 @@ def test_other_heads_and_computed_constants_are_left_out(name: str, added: str, 
     load_model(str(folder), task=None, device="cpu", dtype="auto")
 
 
+def store(folder: Path, form: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a folder's weights as one file of safetensors, as two, or as PyTorch's file."""
+    (folder / "model.safetensors").unlink()
+    if form == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = list(tensors)
+    files = {"model.safetensors": names}
+    if form == "shards":
+        files = {f"model-0000{k}-of-00002.safetensors": names[k - 1 :: 2] for k in (1, 2)}
+        index = {"metadata": {}, "weight_map": {name: file for file, inside in files.items() for name in inside}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for file, inside in files.items():
+        save_file({name: tensors[name].contiguous() for name in inside}, folder / file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize(
+    ("name", "stored", "dtype"),
+    [
+        ("llama", "model.layers.1.mlp.up_proj.weight", torch.int8),
+        ("bert-sequence", "bert.encoder.layer.0.output.dense.weight", torch.bool),
+        ("t5-gated", "decoder.block.1.layer.2.DenseReluDense.wo.weight", torch.uint8),
+        ("gpt2", "transformer.h.0.attn.c_attn.bias", torch.int64),
+    ],
+)
+def test_a_weight_in_integers_is_not_taken_for_floats(
+    name: str, stored: str, dtype: torch.dtype, form: str, tmp_path: Path
+) -> None:
+    folder = folder_of(name, tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    store(folder, form, {**tensors, stored: (127 * tensors[stored]).to(dtype)})
+    refused(
+        folder, f"got {str(folder)!r} with {stored} in {str(dtype).removeprefix('torch.')} and without a quantization_config"
+    )
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+def test_buffers_and_left_out_tensors_may_be_integers(form: str, tmp_path: Path) -> None:
+    added = {
+        "bert-sequence": {"bert.embeddings.position_ids": torch.arange(40)[None], "cls.seen": torch.tensor([True])},
+        "gpt2": {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)},
+    }
+    for name, tensors in added.items():
+        folder = folder_of(name, tmp_path / name)
+        store(folder, form, {**load_file(folder / "model.safetensors"), **tensors})
+        assert isinstance(load_model(str(folder), task=None, device="cpu", dtype="auto").model, type(CASES[name].model()))
+
+
+def test_a_checkpoint_of_a_base_model_may_have_integer_buffers(tmp_path: Path) -> None:
+    model: Any = CASES["bert-sequence"].model()
+    folder = folder_of("bert-sequence", tmp_path / "m")
+    bare = {name.removeprefix("bert."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    store(folder, "safetensors", {**bare, "embeddings.position_ids": torch.arange(40)[None]})
+    assert isinstance(load_model(str(folder), task=None, device="cpu", dtype="auto").model, type(model))
+
+
 @pytest.mark.parametrize(
     ("name", "task", "own"),
     [

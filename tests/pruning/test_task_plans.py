@@ -326,6 +326,19 @@ def test_inputs_of_several_tasks_keep_their_order(case: Case, cache: str | None)
         assert getattr(router, verb)([], []) == getattr(router, verb)("even", []) == []
 
 
+def test_a_router_scores_pairs_of_texts() -> None:
+    router, pruned = router_for(BERT)
+    texts = sentences(8, seed=3)
+    pairs = [[one, two] for one, two in zip(texts[:4], texts[4:], strict=True)]
+    pruned["even"].requires_grad_(False)
+    with torch.inference_mode():
+        expected = BERT.task.probabilities(pruned["even"], [{"input": pair} for pair in pairs], 8192)
+    assert router.score("even", pairs) == expected
+    for wrong in (["a"], ["a", 3], 3):
+        with pytest.raises(secateur.InputError, match=r"^inputs, row 1: expected text, got"):
+            router.score("even", [wrong])  # type: ignore[list-item]
+
+
 def test_threads_share_a_router() -> None:
     router, _ = router_for(T5)
     texts = sentences(5, seed=7)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, LABELS, sentences, word_tokenizer
+from cases import CASES, LABELS, sentences, uniform_plan, word_tokenizer
+from command import Run
 from transformers import AutoTokenizer
 
 import secateur
@@ -150,6 +151,44 @@ def test_the_folder_remembers_the_prompt(tmp_path: Path) -> None:
         (tmp_path / "out" / TASK_FILE).write_text(json.dumps({**known, "prompt": damaged}))
         with pytest.raises(secateur.InputError, match=r"^model: .*secateur.json' is not the description of a task"):
             load_model(str(tmp_path / "out"), task=None, device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["llama", "t5-gated"])
+def test_a_router_asks_with_the_prompt_of_each_task(name: str) -> None:
+    case = CASES[name]
+    kind: Any = type(case.task)
+    several = kind(case.task.reader, labels=LABELS, prompt="{premise} so {hypothesis}")
+    tasks = {"one": kind(case.task.reader, labels=LABELS, prompt=WORDS), "several": several, "plain": case.task}
+    router = secateur.TaskPlans(case.model(), dict.fromkeys(tasks, uniform_plan(case, "head")), tasks)
+    pairs = list(zip(TEXTS[:6], TEXTS[6:], strict=True))
+    prompted = {
+        "one": ([row["input"] for row in RAW], [row["input"] for row in PROMPTED]),
+        "several": (pairs, [f"{one} so {two}" for one, two in pairs]),
+    }
+    for of_task, (raw, whole) in prompted.items():
+        assert router.score(of_task, raw) == router.score("plain", whole)
+        assert router.generate(of_task, raw, max_new_tokens=3) == router.generate("plain", whole, max_new_tokens=3)
+        assert router.score(of_task, raw) != router.score("plain", [text if isinstance(text, str) else text[0] for text in raw])
+    wrongs: list[Any] = [TEXTS[0], [TEXTS[0]], [TEXTS[0], 3]]
+    for wrong in wrongs:
+        with pytest.raises(secateur.InputError, match=r"^inputs, row 2: expected texts for premise, hypothesis for the prompt"):
+            router.score("several", [pairs[0], wrong])
+    with pytest.raises(secateur.InputError, match=r"^inputs, row 1: expected text for the prompt, got"):
+        router.score("one", pairs)
+
+
+def test_a_benchmark_of_a_folder_with_a_prompt_times_the_lengths_as_given(run: Run) -> None:
+    case = CASES["llama"]
+    secateur.save(case.model(), "dense", tokenizer=case.task.reader)
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in RAW))
+    options = ["--prompt", WORDS, "--labels", ",".join(LABELS)]
+    made = run(
+        "prune dense --data rows.jsonl --keep 0.5 --align 1 --recover none --batch-sizes 1 --lengths 8 --out cut", *options
+    )
+    assert made.code == 0, made.errors
+    result = run("benchmark dense cut --batch-sizes 1 --lengths 6,9 --pairs 3 --json")
+    assert result.code == 0, result.errors
+    assert [timing["length"] for timing in result.document["timings"]] == [6, 9]
 
 
 def test_the_built_in_model_is_asked_as_it_was_trained(tmp_path: Path) -> None:

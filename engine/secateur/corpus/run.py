@@ -151,7 +151,8 @@ class CorpusRun:
         """
         if self._began is not None:
             self._measured, self.part_rows = self._document["measured"], self._document["part_rows"]
-            say(f"as begun: {', '.join(f'{name} {value}' for name, value in self._document['tuned'].items())}")
+            used = (f"{name} {value}" for name, value in self._document["tuned"].items() if value is not None)
+            say(f"as begun: {', '.join(used)}")
             return with_tuning(runner, self._document["tuned"])
 
         if (kind := runner.task.output_kind(runner.model)) in WRITTEN:
@@ -164,7 +165,7 @@ class CorpusRun:
             self._measured.append(line)
             say(line)
 
-        runner, sample = self._tuned(runner, options, note)
+        runner, sample = self._tuned(runner, options, note, say)
         self.part_rows = options.part_rows or MOST
         if options.part_rows is None and any(map(may_be_cut, self.sources)):
             sample = sample or self._sample(runner)
@@ -172,7 +173,7 @@ class CorpusRun:
                 self.part_rows = part_rows(rows_a_second(runner, sample))
         return runner
 
-    def _tuned(self, runner: Runner, options: RunOptions, note: Say) -> tuple[Runner, Sample | None]:
+    def _tuned(self, runner: Runner, options: RunOptions, note: Say, say: Say) -> tuple[Runner, Sample | None]:
         """The runner with its settings, given or measured, and the sample that was read to measure them."""
         sizes = {"max_tokens": options.max_tokens, "threads": options.threads}
         rough = untuned(runner, **sizes)
@@ -180,6 +181,7 @@ class CorpusRun:
             return rough, None
         sample = self._sample(rough)
         if len(sample.items) >= FEWEST:
+            say("measuring how the model runs fastest; each line is beside the fastest way before it")
             return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes), sample
         if options.compile and sample.items:
             compiled = tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)

@@ -158,7 +158,7 @@ class _Search:
         """Consider fewer workers, with several threads each."""
         for threads in {self.best.workers, min(self.best.workers, 4)} - {1}:
             split = replace(self.best, workers=self.best.workers // threads, threads=threads)
-            self.consider(split, f"{split.workers} workers of {threads} threads")
+            self.consider(split, f"{split.workers} worker{'s' * (split.workers > 1)} of {threads} threads")
 
     def try_compilation(self, modes: Sequence[str], *, required: bool) -> None:
         """Consider modes of torch.compile. If compilation is required, the first mode is taken anyway, and its error raised."""

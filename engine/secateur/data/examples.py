@@ -70,10 +70,10 @@ def read_examples(
     The class numbers of a column whose feature is a `datasets.ClassLabel` become `ClassName`s.
 
     Args:
-        examples: An iterable of mappings (a `datasets.Dataset` is one); a pandas or polars DataFrame, a pyarrow Table or a dict
-            of columns; the path of a JSONL, JSON, CSV, TSV, Parquet or Arrow file (text files may end in .gz or .zst), as
-            `read_blocks` reads it; a folder of one split that `datasets.save_to_disk` wrote; "builtin:TASK" or
-            "builtin:TASK.test"; or a Hub name, "owner/name" or "owner/name:split".
+        examples: An iterable of mappings (a `datasets.Dataset` is one); a `datasets.DatasetDict` with one split; a pandas or
+            polars DataFrame, a pyarrow Table or a dict of columns; the path of a JSONL, JSON, CSV, TSV, Parquet or Arrow file
+            (text files may end in .gz or .zst), as `read_blocks` reads it; a folder of one split that `datasets.save_to_disk`
+            wrote; "builtin:TASK" or "builtin:TASK.test"; or a Hub name, "owner/name" or "owner/name:split".
         columns: The columns that every row must have.
         names: The columns of the rows that are `columns`, as `resolve` takes them. Common names are found without.
         pairs: Whether an input may be a pair of texts.
@@ -127,13 +127,32 @@ def require_text(example: Example, column: str, number: int) -> str:
     return value
 
 
+def only_split(data: Any, argument: str) -> Any:
+    """Return the data set of a `datasets.DatasetDict` with one split; other data as they are.
+
+    Raises:
+        InputError: There are several splits. The message begins with `argument` and names them.
+    """
+    if not isinstance(data, Mapping) or not any(hasattr(split, "column_names") for split in data.values()):
+        return data
+    first, *others = data
+    if others:
+        raise InputError(
+            f"{argument}: expected one data set, got the splits {_names(data)}: give one of them, as {argument}=data[{first!r}]"
+        )
+    return data[first]
+
+
 def rows_in_memory(data: Any, argument: str) -> Iterable[Any]:
     """Return the rows of data in memory: of a pandas DataFrame, a pyarrow Table or a dict of columns, or the data themselves.
+
+    A `datasets.DatasetDict` with one split gives the split's rows.
 
     Raises:
         InputError: The data are no iterable of rows: one mapping, several splits, bytes, another library's data frame, or no
             iterable at all. The message begins with `argument`.
     """
+    data = only_split(data, argument)
     if hasattr(data, "iterrows") and hasattr(data, "columns"):  # pandas, which is not imported for this
         if not data.columns.is_unique:
             raise InputError(f"{argument}: expected columns of different names, got {_names(map(str, data.columns))}")
@@ -154,8 +173,6 @@ def rows_in_memory(data: Any, argument: str) -> Iterable[Any]:
 def _rows_of_columns(data: Mapping[Any, Any], argument: str) -> Iterator[Any]:
     """The rows of a mapping from names to columns."""
     columns = list(data.values())
-    if any(hasattr(column, "column_names") for column in columns):
-        raise InputError(f"{argument}: expected one data set, got the splits {_names(data)}")
     lists = all(hasattr(column, "__len__") and not isinstance(column, (str, bytes, Mapping)) for column in columns)
     if not lists or len({len(column) for column in columns}) != 1:
         raise InputError(f"{argument}: expected rows, or columns of one length, got one mapping with {_names(map(str, data))}")
@@ -165,6 +182,7 @@ def _rows_of_columns(data: Mapping[Any, Any], argument: str) -> Iterator[Any]:
 def _rows(examples: Examples) -> tuple[str, list[str], Reader]:
     """The name of the data for error messages, their columns (none if unknown), and what reads the given columns of them."""
     if not isinstance(examples, (str, Path)):
+        examples = only_split(examples, "examples")
         rows = iter(_with_class_names(rows_in_memory(examples, "examples"), getattr(examples, "features", None)))
         first = list(itertools.islice(rows, 1))
         if first and isinstance(first[0], _Read):
@@ -263,8 +281,11 @@ def saved_files(folder: Path) -> list[Path]:
         InputError: The folder has several splits, or its list of files is damaged.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = sorted(state.parent.name for state in folder.glob("*/state.json"))
-        raise InputError(f"data: expected the folder of one split, got {str(folder)!r} with the splits {_names(splits)}")
+        splits = sorted(state.parent for state in folder.glob("*/state.json"))
+        if len(splits) != 1:
+            names = _names(split.name for split in splits)
+            raise InputError(f"data: expected the folder of one split, got {str(folder)!r} with the splits {names}")
+        (folder,) = splits
     if not (folder / "state.json").is_file():
         return []
     with reading("data", folder / "state.json", "does not list the files of a data set"):

@@ -367,7 +367,10 @@ def _parquet(raw: Any, columns: Sequence[str], rows: int, only: RowRange | None)
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(raw)
-    require_columns(file.schema_arrow.names, columns)
+    schema = file.schema_arrow
+    require_columns(schema.names, columns)
+    if any(pyarrow.types.is_dictionary(schema.field(column).type) for column in columns):
+        file = pyarrow.parquet.ParquetFile(raw, metadata=_without_arrow_types(file.metadata))
     count, size = _rows_and_bytes(file.metadata)
     rows = max(1, min(rows, CHARACTERS * count // max(size, 1)))
     first, wanted = (0, count) if only is None else only[:2]
@@ -384,10 +387,34 @@ def _parquet(raw: Any, columns: Sequence[str], rows: int, only: RowRange | None)
         batch, skip = whole.slice(before, wanted - done), skip - before
         done += batch.num_rows
         if batch.num_rows:
-            yield _records_of(batch, columns), done / wanted
+            yield _records_of(_of_types(batch, schema), columns), done / wanted
         if done == wanted:
             break
-    yield _records_of(file.schema_arrow.empty_table(), columns), 1.0
+    yield _records_of(schema.empty_table(), columns), 1.0
+
+
+def _without_arrow_types(metadata: Any) -> Any:
+    """Return a Parquet file's metadata without the Arrow types of its columns.
+
+    By these types pyarrow reads text as a dictionary. It then converts the dictionary's indices, unless they are int32, and
+    refuses the whole column where one text is not UTF-8.
+    """
+    import pyarrow.parquet
+
+    written = io.BytesIO()
+    metadata.write_metadata_file(written)
+    return pyarrow.parquet.read_metadata(io.BytesIO(written.getvalue().replace(b"ARROW:schema", b"arrow:schema")))
+
+
+def _of_types(batch: Any, schema: Any) -> Any:
+    """Return an Arrow batch whose columns have their types in a schema, or those of the values where these are dictionaries."""
+    import pyarrow
+    from pyarrow import types
+
+    kinds = [schema.field(name).type for name in batch.schema.names]
+    kinds = [kind.value_type if types.is_dictionary(kind) else kind for kind in kinds]
+    columns = [column if column.type == kind else column.cast(kind) for column, kind in zip(batch.columns, kinds, strict=True)]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _rows_and_bytes(metadata: Any) -> tuple[int, int]:

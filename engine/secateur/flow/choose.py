@@ -18,6 +18,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan, plan_within, plans_alike
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
+from secateur.recovery.recover import require_biases
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.progress import Progress, counted
@@ -180,6 +181,7 @@ def choose(
     if total == 1:
         return [Candidate(given[0], recoveries[0], None)]
     require_fit(task, model)
+    require_biases(model, recoveries)
     rows = task.read(examples, all_labels=unlabeled)[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
-from secateur.data.examples import Example, Examples
+from secateur.data.examples import Example, Examples, only_split
 from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.depth import removable_blocks
 from secateur.flow.folder import round_weights_, write_folder
@@ -28,6 +28,7 @@ from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.discovery import fingerprint
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
@@ -38,6 +39,7 @@ from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
+from secateur.recovery.recover import require_biases
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count
 from secateur.support.files import require_absent
@@ -198,16 +200,15 @@ class _Settings:
             raise InputError(f"rounds: expected 1 with scores that are given, got {self.rounds}")
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise InputError for a model without weights, scores of another model, or lengths beyond the model's positions."""
-        offloaded = hasattr(model, "hf_device_map")  # Accelerate keeps offloaded weights elsewhere.
-        if not offloaded and any(parameter.is_meta for parameter in model.parameters()):
-            raise InputError("model: expected a model with weights, got one on the meta device")
+        """Raise InputError for a model that the settings do not fit: its weights, scores, positions or biases."""
+        require_values(model)
         if self.scores is not None and self.scores.fingerprint != fingerprint(model):
             raise InputError(
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
         require_lengths(model, self.shapes[1])
+        require_biases(model, self.recoveries)
 
 
 def compress(
@@ -299,7 +300,7 @@ def compress(
         dtype: The dtype for a folder's model: "auto", "float32", "float16" or "bfloat16".
         say: Receives a line at each stage.
         progress: True for a progress bar at each stage, or a function of (done, total). Every stage counts from 0: examples
-            scored, plans tried, widths and plans measured, branches recovered, batch shapes timed.
+            scored, plans tried, widths and plans measured, branches recovered, examples evaluated, batch shapes timed.
 
     Returns:
         The pruned model, its plan and the evidence.
@@ -330,6 +331,7 @@ def compress(
         require_absent(out)
     if isinstance(task, Task) and (labels != "auto" or any(given is not None for given in (max_length, prompt, columns))):
         raise InputError("task: expected the task's own labels, prompt, columns and max_length where it is a Task, got others")
+    evaluation = only_split(evaluation, "evaluation")
     loaded = _loaded(model, task, tokenizer, device, dtype)
     require_ordinary(loaded.model)
     settings.check_model(loaded.model)

@@ -16,6 +16,7 @@ from secateur.measuring.compare import Comparison
 from secateur.measuring.plots import benchmark_plot, model_name
 from secateur.model.offloading import copy_of
 from secateur.pruning.save import save
+from secateur.support.files import final_name
 from secateur.tasks import Task
 
 
@@ -56,7 +57,7 @@ def write_folder(
         **files,
     }
     images = [name for name in extra if name.endswith(".png")]
-    usage = usage_of(pruned, task, out, named=bool(task_name))
+    usage = usage_of(pruned, task, final_name(out), named=bool(task_name))
     extra[CARD_FILE] = model_card(pruned, task, usage, making, comparison, images=images)
     as_stored = all(parameter.dtype == stored for parameter in pruned.parameters())
     model = pruned if as_stored else copy_of(pruned).to(stored)

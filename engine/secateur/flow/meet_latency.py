@@ -224,14 +224,20 @@ def _attempt_with(plan: Plan, history: Sequence[Attempt]) -> Attempt | None:
 
 
 def _refusal(history: Sequence[Attempt], target: Budget, tolerance: float) -> str:
-    """The message for a target that no plan delivers: the closest that was measured, or all that was measured."""
+    """The message for a target that no plan delivers: the closest that was measured, or all that was measured.
+
+    It says so where the timings scatter by more than the tolerance: on a calm machine the same target may be met.
+    """
     by_speed, wanted = target.kind == "speedup", target.amount
     delivered = {a.excess: a.timing.speedup if by_speed else a.timing.pruned_ms for a in history}
+    widest = max((attempt.timing for attempt in history), key=lambda timing: timing.speedup_high / timing.speedup_low)
+    low, high = widest.speedup_low, widest.speedup_high
+    scatter = f"; the runs scatter (quartiles {low:.2f} to {high:.2f}): was the machine busy?"
+    why = scatter if high / low > (1 + tolerance) ** 2 else ""
     if min(delivered) > 1:
         closest = delivered[min(delivered)]
         limit = f"at most {closest:.2f}, the highest" if by_speed else f"at least {closest:.2f}, the lowest"
-        return f"{target.kind}: expected {limit} that was measured, got {wanted:g}"
+        return f"{target.kind}: expected {limit} that was measured, got {wanted:g}{why}"
     measured = ", ".join(f"{value:.2f}" for value in sorted(delivered.values()))
-    return (
-        f"{target.kind}: expected one that a plan delivers to within {tolerance:.0%}, got {wanted:g}; measured were {measured}"
-    )
+    expected = f"expected one that a plan delivers to within {tolerance:.0%}"
+    return f"{target.kind}: {expected}, got {wanted:g}; measured were {measured}{why}"

@@ -54,7 +54,7 @@ class Making:
         budget: The budget in words, "" for none.
         made_by: The command or the call that made the model, "" where it is not known.
         held_out: The name of the held-out examples, "" where it is not known.
-        is_command: Whether `made_by` is a command line. Its folder has a run.yaml.
+        is_command: Whether `made_by` is a command line.
     """
 
     removed: Sequence[Removed]
@@ -124,7 +124,7 @@ def model_card(
         f"# {_title(usage)}", *_about(shown or model_name(model), bool(shown), task, usage),
         "## What was removed", *_removal(making, comparison), *_plots(images, without="benchmark.png"),
         "## Quality", *_quality(making, comparison), "## Speed", *_speed(comparison), *_plots(images, only="benchmark.png"),
-        "## How it was made", *_made(making), "## How to use it", *_use(usage),
+        "## How it was made", *_made(making, usage), "## How to use it", *_use(usage),
     ]  # fmt: skip
     text = f"---\n{_metadata(base, usage, making, comparison)}\n---\n\n" + "\n\n".join(sections) + "\n"
     return str(ModelCard(text))
@@ -223,13 +223,15 @@ def _speed(comparison: Comparison) -> list[str]:
     ]  # fmt: skip
 
 
-def _made(making: Making) -> list[str]:
-    """The command or the call."""
+def _made(making: Making, usage: Usage) -> list[str]:
+    """The command or the call, and the file of its options where the folder has it: where it is the command's output."""
     if not making.made_by:
         return ["The call was not recorded."]
     block = f"```{'sh' if making.is_command else 'python'}\n{making.made_by}\n```"
     repeat = "`run.yaml` holds all options: `secateur COMMAND --config run.yaml --out OTHER` repeats the run."
-    return [block, *([repeat] if making.is_command else []), "`report.json` holds all figures."]
+    command = RUNNING.get()
+    has_run_file = making.is_command and command is not None and command.makes(Path(usage.folder))
+    return [block, *([repeat] if has_run_file else []), "`report.json` holds all figures."]
 
 
 def _use(usage: Usage) -> list[str]:

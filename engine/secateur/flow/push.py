@@ -49,13 +49,36 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, message: st
     with _refused(api, f"create {name!r}"):  # None: the owner's default.
         created = api.create_repo(name, private=private or None, exist_ok=True)
     if private:
-        with _refused(api, f"tell whether {name!r} is private"):
-            is_private = api.model_info(name).private
-        if not is_private:
-            raise InputError(f"private: expected a private repository, got {name!r}, which is there already and is public")
+        _require_private(api, name)
     with _refused(api, f"upload to {name!r}"):
         api.upload_folder(repo_id=name, folder_path=folder, commit_message=message or f"Upload {folder.resolve().name}")
     return str(created)
+
+
+def require_pushable(repo_id: Any, *, private: bool) -> None:
+    """Check before long work what `push` would refuse after it: the name, the token, the connection, a public repository.
+
+    Args:
+        repo_id: As in `push`.
+        private: As in `push`.
+
+    Raises:
+        InputError: As `push`.
+    """
+    name, api = require_repository(repo_id), signed_in()
+    if private:
+        with _refused(api, f"tell whether {name!r} exists"):
+            exists = api.repo_exists(name)
+        if exists:
+            _require_private(api, name)
+
+
+def _require_private(api: HfApi, name: str) -> None:
+    """Refuse a public repository."""
+    with _refused(api, f"tell whether {name!r} is private"):
+        is_private = api.model_info(name).private
+    if not is_private:
+        raise InputError(f"private: expected a private repository, got {name!r}, which is there already and is public")
 
 
 def require_repository(repo_id: Any) -> str:

@@ -17,6 +17,8 @@ from secateur.model import cost
 from secateur.model.branches import feed_forwards
 from secateur.model.families import branches
 from secateur.model.images import fixed_length
+from secateur.model.offloading import require_values
+from secateur.model.ordinary import require_model
 from secateur.model.undisturbed import undisturbed
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
@@ -138,8 +140,11 @@ def benchmark(
         progress: True for a progress bar, or a function of (batches timed, all batches).
 
     Raises:
-        InputError: There is no batch.
+        InputError: There is no batch, or a model has weights without values.
     """
+    for name, model in (("dense", dense), ("pruned", pruned)):
+        require_model(model)
+        require_values(model, name)
     require_count("pairs", pairs, most=MOST_PAIRS)
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping, Tensor)):
         raise InputError(f"batches: expected batches as synthetic_batches makes them, got {shown(batches)}")

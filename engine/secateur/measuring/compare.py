@@ -87,7 +87,7 @@ def compare(
         batch_sizes: Batch sizes to time.
         lengths: Input lengths to time, in tokens.
         say: Receives a line before each step.
-        progress: As in `benchmark`.
+        progress: As in `evaluate` and `benchmark`: each evaluation and the timing count from 0.
 
     Returns:
         The evaluations, the sizes and the timings.
@@ -100,7 +100,8 @@ def compare(
         rows = task.read(examples)
         if say is not None:
             say(f"evaluating on {len(rows)} examples")
-        evaluation = {name: evaluate(model, task, rows) for name, model in (("dense", dense), ("pruned", pruned))}
+        models = (("dense", dense), ("pruned", pruned))
+        evaluation = {name: evaluate(model, task, rows, progress=progress) for name, model in models}
     if say is not None:
         say("timing")
     report = benchmark(dense, pruned, synthetic_batches(dense, batch_sizes, lengths), progress=progress)

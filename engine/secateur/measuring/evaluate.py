@@ -10,11 +10,14 @@ from torch import nn
 from secateur.data.examples import Examples
 from secateur.model.undisturbed import undisturbed
 from secateur.support.fields import require_count
+from secateur.support.progress import Progress, require_progress, watching
 from secateur.tasks import Evaluation, Task
 from secateur.tasks.base import require_fit
 
 
-def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192) -> Evaluation:
+def evaluate(
+    model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192, progress: Progress | None = None
+) -> Evaluation:
     """Evaluate a model on a task: accuracy, exact match, entity F1 or perplexity, with its 95% interval.
 
     Args:
@@ -22,18 +25,26 @@ def evaluate(model: nn.Module, task: Task, examples: Examples, *, max_tokens: in
         task: The task, which decides the metric.
         examples: Examples, as in `attribute`.
         max_tokens: Padded input tokens in a batch.
+        progress: True for a progress bar (tqdm's, a widget in a notebook), or a function of (examples done, all examples).
 
     Raises:
         InputError: The examples cannot be used, or the model does not fit the task.
     """
+    require_progress(progress)
     require_fit(task, model)
     rows = task.read(examples)
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.inference_mode(), watching(progress, "evaluating", len(rows)):
         return task.evaluate(model, rows, max_tokens)
 
 
 def predict(
-    model: nn.Module, task: Task, examples: Examples, *, max_tokens: int = 8192, longest: int = 64
+    model: nn.Module,
+    task: Task,
+    examples: Examples,
+    *,
+    max_tokens: int = 8192,
+    longest: int = 64,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Return what a model says of each example, beside what is right.
 
@@ -43,6 +54,7 @@ def predict(
         examples: Examples, as in `attribute`.
         max_tokens: Padded input tokens in a batch.
         longest: The most pieces of a generated text, where targets are open.
+        progress: As in `evaluate`.
 
     Returns:
         A row for each example, for example for `pandas.DataFrame`: the example's columns, its target as a label's name;
@@ -51,10 +63,11 @@ def predict(
     Raises:
         InputError: The examples cannot be used, or the model does not fit the task.
     """
+    require_progress(progress)
     require_fit(task, model)
     require_count("longest", longest)
     rows = task.read(examples)
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.inference_mode(), watching(progress, "predicting", len(rows)):
         expected, predicted = task.expected(model, rows), task.predictions(model, rows, max_tokens, longest)
     table = []
     for row, target, said in zip(rows, expected, predicted, strict=True):

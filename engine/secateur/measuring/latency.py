@@ -20,6 +20,7 @@ from secateur.measuring.synthetic import require_lengths, synthetic_batches
 from secateur.model.branches import Branch
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model
 from secateur.model.sites import AttentionUnit, Site, branch_name
 from secateur.model.undisturbed import undisturbed
@@ -127,6 +128,7 @@ def cached_at(model: nn.Module, about: Mapping[str, Any]) -> Path:
 def _check(model: nn.Module, widths: Sequence[float], **sizes: int) -> None:
     """Raise InputError for unusable arguments of `latency_table`."""
     require_model(model)
+    require_values(model)
     for share in widths:
         if not 0 < share <= 1:
             raise InputError(f"widths: expected shares in (0, 1], got {share}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from secateur.support.compat import without_own_code
 from secateur.support.errors import InputError
+from secateur.support.fields import read_object
 
 ADAPTER_FILE = "adapter_config.json"
 _LISTED = 3
@@ -35,8 +37,8 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
 
     Raises:
         InputError: The checkpoint lacks weights of the model, or has them in other shapes, or has further ones in its layers;
-            or comes with an adapter, which transformers ignores where PEFT is not installed; or needs code that the folder
-            brings.
+            or has integers or booleans as weights; or comes with an adapter, which transformers ignores where PEFT is not
+            installed; or needs code that the folder brings.
     """
     if (Path(folder) / ADAPTER_FILE).is_file():
         raise InputError(
@@ -63,8 +65,60 @@ def load_complete(model_class: Any, folder: str, **options: Any) -> nn.Module:
             f"model: expected weights of the shapes that the config of {folder!r} tells, got {name} of shape {list(stored)} "
             f"and not {list(expected)}"
         )
+    if getattr(model.config, "quantization_config", None) is None:
+        _require_floats(model, folder, info["unexpected_keys"])
     loaded: nn.Module = model
     return loaded
+
+
+def _require_floats(model: nn.Module, folder: str, left_out: Collection[str]) -> None:
+    """Raise InputError for a weight that is stored in integers or booleans, which transformers has cast to the model's dtype.
+
+    Nothing in the file tells the scale of such a weight. Buffers may be integers.
+    """
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, dtype in _not_floats(folder):
+        # A file may be that of a base model, or of a model with a head.
+        names = {name, name.partition(".")[2], f"{getattr(model, 'base_model_prefix', '')}.{name}"}
+        if name not in left_out and not _COMPUTED.search(name) and buffers.isdisjoint(names):
+            raise InputError(
+                f"model: expected weights in a floating-point dtype, got {folder!r} with {name} in "
+                f"{str(dtype).removeprefix('torch.')} and without a quantization_config: its numbers would be taken as they "
+                "are; save the model dequantised first"
+            )
+
+
+def _not_floats(folder: str) -> Iterator[tuple[str, torch.dtype]]:
+    """Yield the tensors without a floating-point dtype that `from_pretrained` reads from a folder or from the Hub's cache."""
+    for name in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+        path = _file(folder, name)
+        if path is None:
+            continue
+        parts = sorted(set(read_object(path)["weight_map"].values())) if path.suffix == ".json" else [name]
+        for part in filter(None, (_file(folder, part) for part in parts)):
+            yield from _not_floats_in(part)
+        return
+
+
+def _not_floats_in(path: Path) -> Iterator[tuple[str, torch.dtype]]:
+    """Yield the tensors of a file that have no floating-point dtype, with their dtypes. Values of floats are not read."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if not file.get_slice(name).get_dtype().startswith(("F", "BF"))]  # noqa: SIM118
+            yield from ((name, file.get_tensor(name).dtype) for name in names)
+    else:
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        yield from ((name, tensor.dtype) for name, tensor in tensors.items() if not tensor.is_floating_point())
+
+
+def _file(folder: str, name: str) -> Path | None:
+    """Return the path of a checkpoint's file on this machine, None if there is none."""
+    if Path(folder).is_dir():
+        return Path(folder) / name if (Path(folder) / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(folder, name)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def is_needed(model: Any, name: str) -> bool:

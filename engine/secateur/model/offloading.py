@@ -57,6 +57,28 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def require_values(model: nn.Module, name: str = "model") -> None:
+    """Refuse a model with weights or buffers that have no values: on the meta device, and not there by Accelerate.
+
+    Args:
+        model: The model.
+        name: The name of the argument, for the message.
+
+    Raises:
+        InputError: There is one. The message names the first and says what to do.
+    """
+    filled: tuple[str, ...] = ()  # Accelerate's hook on a module may load the weights of all modules in it.
+    for path, module in model.named_modules():
+        if has_accelerate_hook(module):
+            filled += (f"{path}." if path else "",)
+        for where, tensor in (*module.named_parameters(path, recurse=False), *module.named_buffers(path, recurse=False)):
+            if tensor.is_meta and not where.startswith(filled):
+                raise InputError(
+                    f"{name}: expected weights that have values, got {where!r} on the meta device: load the model by "
+                    "from_pretrained, outside torch.device('meta'), or give the tensor its values (load_state_dict)"
+                )
+
+
 def require_one_device(model: nn.Module, criterion: str) -> None:
     """Raise InputError unless all weights are on one device, as a criterion that computes between modules needs."""
     places = sorted({"offloaded" if p.device.type == "meta" else str(p.device) for p in model.parameters()})

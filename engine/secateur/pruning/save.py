@@ -15,6 +15,7 @@ from torch import nn
 from secateur.model import modeling
 from secateur.model.loading import is_needed, listed, load_complete
 from secateur.model.modeling import pruned_class
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model, require_writable
 from secateur.model.recipe import require_recipe
 from secateur.pruning.prune import stock_class
@@ -56,6 +57,7 @@ def save(
             or the task does not fit the model, is of a class of your own, or its reader cannot be saved.
     """
     require_model(model)
+    require_values(model)
     if task is not None:
         require_fit(task, model)
         extra = {TASK_FILE: task_file(task), **(extra or {})}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,10 @@ from secateur.planning.plan import Plan, as_plan
 from secateur.pruning.prune import rebuild_of, replica, ungathered
 from secateur.support.errors import InputError
 from secateur.tasks import Task
+from secateur.tasks.pairs import is_pair
 
 Answer = TypeVar("Answer")
+Input = str | Sequence[str]
 
 
 class TaskPlans:
@@ -108,12 +110,12 @@ class TaskPlans:
         """The bytes of the gathered weights of all cached models."""
         return sum(self._pruned[name].bytes for name in self.cached)
 
-    def score(self, task: str | Sequence[str], inputs: Sequence[str], *, max_tokens: int = 8192) -> list[dict[str, float]]:
+    def score(self, task: str | Sequence[str], inputs: Sequence[Input], *, max_tokens: int = 8192) -> list[dict[str, float]]:
         """Return for each input the probability of each label of its task.
 
         Args:
             task: One task for all inputs, or one for each input.
-            inputs: The texts.
+            inputs: The texts. Where a task's prompt names several columns, or its inputs are pairs, a list of texts each.
             max_tokens: The most padded input tokens in a batch.
 
         Raises:
@@ -122,7 +124,7 @@ class TaskPlans:
         return self._answers(task, inputs, lambda use, model, rows: use.probabilities(model, rows, max_tokens))
 
     def generate(
-        self, task: str | Sequence[str], inputs: Sequence[str], *, max_new_tokens: int = 64, max_tokens: int = 8192
+        self, task: str | Sequence[str], inputs: Sequence[Input], *, max_new_tokens: int = 64, max_tokens: int = 8192
     ) -> list[str]:
         """Return the greedy output for each input, of at most max_new_tokens pieces. All else is as in `score`."""
         return self._answers(task, inputs, lambda use, model, rows: use.generate(model, rows, max_tokens, max_new_tokens))
@@ -130,7 +132,7 @@ class TaskPlans:
     def _answers(
         self,
         task: str | Sequence[str],
-        inputs: Sequence[str],
+        inputs: Sequence[Input],
         answer: Callable[[Task, nn.Module, list[Example]], list[Answer]],
     ) -> list[Answer]:
         """Group the inputs by task and answer them; return the answers in the order of the inputs."""
@@ -140,9 +142,9 @@ class TaskPlans:
         if len(names) != len(inputs):
             raise InputError(f"task: expected one name, or one for each of {len(inputs)} inputs, got {len(names)}")
         rows: dict[str, list[int]] = {}
-        for row, (name, text) in enumerate(zip(names, inputs, strict=True)):
-            if not isinstance(text, str):
-                raise InputError(f"inputs, row {row + 1}: expected text, got {type(text).__name__} {text!r}")
+        for row, (name, value) in enumerate(zip(names, inputs, strict=True)):
+            if (reason := _why_not(self._tasks.get(name), value)) is not None:
+                raise InputError(f"inputs, row {row + 1}: {reason}")
             rows.setdefault(name, []).append(row)
         uses = {name: self._use(name) for name in rows}
         by_row: dict[int, Answer] = {}
@@ -167,6 +169,15 @@ class TaskPlans:
     def _make_room(self, task: str) -> None:
         while sum(self._pruned[name].bytes for name in (*self._cache, task)) > self._bound:
             self._cache.popitem(last=False)
+
+
+def _why_not(task: Task | None, value: Any) -> str | None:
+    """Return why a value cannot be an input of a task; None if it can."""
+    prompt = getattr(task, "prompt", None)
+    if prompt is not None:
+        return prompt.why_not(value)  # type: ignore[no-any-return]
+    pair = task is not None and task.takes_pairs and is_pair(value) and all(isinstance(text, str) for text in value)
+    return None if isinstance(value, str) or pair else f"expected text, got {type(value).__name__} {value!r}"
 
 
 class _Pruned:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Example
 from secateur.model.blocks import gated, layers
-from secateur.model.offloading import copy_of
+from secateur.model.offloading import copy_of, require_values
 from secateur.model.ordinary import require_model
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan, as_plan
@@ -82,7 +82,7 @@ def verify(model: nn.Module, pruned: nn.Module, plan: Plan | str | Path, task: T
         batches: The batches.
 
     Raises:
-        InputError: Logits are NaN or inf, or there is nothing to compare.
+        InputError: Logits are NaN or inf, or there is nothing to compare, or a model has weights without values.
     """
     carried_out = as_plan(plan)
     return verified(model, pruned, lambda dense: masked(dense, carried_out), task, batches)
@@ -133,7 +133,9 @@ def verified(
     Raises:
         InputError: As `verify`.
     """
-    require_model(model)
+    for name, checked in (("model", model), ("pruned", pruned)):
+        require_model(checked)
+        require_values(checked, name)
     dtype = next(model.parameters()).dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
     exact = copy_of(model).to(wide)

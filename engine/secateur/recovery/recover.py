@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -14,6 +15,7 @@ from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
@@ -98,14 +100,15 @@ def recover_(
     """
     if method not in get_args(Method):
         raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-    for checked in (model, pruned):
+    for name, checked in (("model", model), ("pruned", pruned)):
         require_ordinary(checked)
+        require_values(checked, name)
     of_pruned = list(branches(pruned).values())
     if [branch.name for branch in of_pruned] != list(branches(model)):
         raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
     layers = {branch: _layer(pruned, branch) for branch in of_pruned}
-    if method == "bias" and not add_biases and all(layer.bias is None for layer in layers.values()):
-        raise InputError(f"method: expected least_squares for {type(pruned).__name__}, which has no biases to fit, got 'bias'")
+    if not add_biases:
+        require_biases(pruned, [method])
     _require_order(model, pruned)
     require_fit(task, model)
     rows = task.read(examples, all_labels=unlabeled)
@@ -128,6 +131,12 @@ def recover_(
                     moments.add(inputs[which], outputs[which])
             refits.append(_refit(branch.name, layer, _units(branch, layer), fitted, held_out, method))
     return refits
+
+
+def require_biases(model: nn.Module, methods: Collection[Method | None]) -> None:
+    """Raise InputError for the method "bias" and a model, dense or pruned, whose out-projections have no biases."""
+    if "bias" in methods and all(_layer(model, branch).bias is None for branch in branches(model).values()):
+        raise InputError(f"method: expected least_squares for {type(model).__name__}, which has no biases to fit, got 'bias'")
 
 
 def _require_order(model: nn.Module, pruned: nn.Module) -> None:

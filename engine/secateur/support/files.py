@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from secateur.support.command import RUN_FILE, RUNNING
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
 T = TypeVar("T")
-_OWN_FILES = ("run.yaml", "secateur.json")  # A folder with one of them is secateur's own.
+_OWN_FILES = (RUN_FILE, "secateur.json")  # A folder with one of them is secateur's own.
+_PARTIAL = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.partial", re.DOTALL)
 _replaced: set[Path] = set()  # Existing outputs that claims of this process allow to replace.
 
 
@@ -48,7 +50,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """A context that provides a temporary folder and gives it its final name at the end. An exception deletes the folder.
 
     The temporary folders of killed writers of the same folder are removed first. At the end, the modes of all files follow the
-    umask, because safetensors lets only the owner read the files that it writes.
+    umask, because safetensors lets only the owner read the files that it writes. The output folder of a command gets its
+    `RUN_FILE` before its name, so that a kill leaves no folder without this mark of secateur.
 
     Args:
         path: The final name.
@@ -64,6 +67,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     require_absent(path)
     with _partial(path, folder=True) as (partial, descriptor):
         yield partial
+        command = RUNNING.get()
+        if command is not None and command.makes(path):
+            (partial / RUN_FILE).write_text(command.run_file, encoding="utf-8")
         readable = os.fstat(descriptor).st_mode & 0o666  # The folder was created with the umask.
         for file in partial.rglob("*"):
             if file.is_file() and not file.is_symlink():
@@ -73,6 +79,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             _remove(partial)  # The former folder.
         else:
             partial.rename(path)
+
+
+def final_name(path: str | Path) -> Path:
+    """Return a path as it will be when the `new_folder` around it has its name. Other paths stay as they are."""
+    parts = (_PARTIAL.fullmatch(part) for part in Path(path).parts)
+    return Path(*(match["name"] if match else part for match, part in zip(parts, Path(path).parts, strict=True)))
 
 
 @contextmanager
@@ -334,9 +346,9 @@ def _partial(path: Path, *, folder: bool) -> Iterator[tuple[Path, int]]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove the temporary files and folders of `path` whose writers were killed: nobody holds their locks."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
     for entry in os.scandir(path.parent):
-        if name.fullmatch(entry.name):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and match["name"] == path.name:
             _remove_if_free(Path(entry.path))
 
 

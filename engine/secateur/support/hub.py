@@ -10,6 +10,7 @@ from typing import Any, Literal
 from secateur.support.errors import InputError
 
 _SECONDS = 10  # The Hub has this long to tell whether it has a name.
+_cards: dict[str, Any] = {}  # The metadata of the cards of models that this process has asked the Hub for, by name.
 
 
 def on_hub(name: str, argument: str, kind: Literal["model", "dataset"]) -> bool:
@@ -34,13 +35,15 @@ def on_hub(name: str, argument: str, kind: Literal["model", "dataset"]) -> bool:
     if "/" in name and Path(name.partition("/")[0]).is_dir():
         raise InputError(f"{argument}: no such {what}: {name!r}")
     try:
-        HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
+        info: Any = HfApi().repo_info(name, repo_type=kind, timeout=_SECONDS)
     except HFValidationError as error:
         raise InputError(f"{argument}: no such {what}: {name!r}, which is no name on the Hub either") from error
     except RepositoryNotFoundError:
         raise
     except Exception:  # The HTTP client has errors of many types. The caller then uses what is on this machine.
         return False
+    if kind == "model":
+        _cards[name] = info.card_data
     return True
 
 
@@ -103,6 +106,8 @@ class Base:
 def base_of(name: str) -> Base:
     """Return what is known of a model that was loaded by a name: by the card in its folder, the Hub's cache, or the Hub.
 
+    The Hub is not asked again for a model whose name this process has looked up.
+
     Args:
         name: The folder or Hub name. "" for none.
     """
@@ -117,13 +122,14 @@ def base_of(name: str) -> Base:
         cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\][^/\\]+[/\\]?$", name)
         # A folder of the cache is the Hub's model. Another folder has no name there, but its card may tell its base.
         return Base(cached.group(1).replace("--", "/") if cached else known.pop("base_model", None), _chosen(known))
-    try:
-        card_data: Any = HfApi().model_info(name, timeout=_SECONDS).card_data
-    except HFValidationError:
-        return Base(None, {})
-    except Exception:  # The HTTP client has errors of many types. The cache may still have the model.
-        return _cached(name)
-    return Base(name, _chosen({} if card_data is None else card_data.to_dict()))
+    if name not in _cards:
+        try:
+            _cards[name] = HfApi().model_info(name, timeout=_SECONDS).card_data
+        except HFValidationError:
+            return Base(None, {})
+        except Exception:  # The HTTP client has errors of many types. The cache may still have the model.
+            return _cached(name)
+    return Base(name, _chosen({} if _cards[name] is None else _cards[name].to_dict()))
 
 
 def _cached(name: str) -> Base:

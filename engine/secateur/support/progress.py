@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from secateur.support.errors import InputError
@@ -12,6 +13,10 @@ from secateur.support.fields import shown
 
 T = TypeVar("T")
 Report = Callable[[int, int], object]  # Receives the steps done and all steps.
+
+
+# What `watched` calls with the size of each finished step; None outside `watching`.
+_DONE: ContextVar[Callable[[int], object] | None] = ContextVar("_DONE", default=None)
 
 
 class Bars(ABC):
@@ -103,6 +108,52 @@ def counted(
             yield step
             done += size(step)
             report(done, total)
+
+
+@contextmanager
+def watching(progress: Progress | None, what: str, total: int) -> Iterator[None]:
+    """A context that reports the steps of `watched` loops inside it: 0 at its beginning, and `total` at its end.
+
+    The loops belong to tasks, whose methods anyone may override, so their signatures do not have the argument `progress`.
+
+    Args:
+        progress: The argument of the call, as in `require_progress`.
+        what: A word for the stage.
+        total: The sum of the sizes of all steps.
+
+    Raises:
+        InputError: As `require_progress` does.
+    """
+    with reporting(progress, what) as report:
+        done = 0
+        report(done, total)
+
+        def add(size: int) -> None:
+            nonlocal done
+            if size and done < total:
+                done = min(done + size, total)
+                report(done, total)
+
+        token = _DONE.set(add)
+        try:
+            yield
+        finally:
+            _DONE.reset(token)
+        add(total - done)  # A task that makes its batches by itself watches no loop.
+
+
+def watched(steps: Iterable[T], size: Callable[[T], int]) -> Iterator[T]:
+    """Yield the steps, and report to `watching`, if it surrounds the loop, that they are done.
+
+    Args:
+        steps: The steps.
+        size: Returns what a step counts for.
+    """
+    add = _DONE.get()
+    for step in steps:
+        yield step
+        if add is not None:
+            add(size(step))
 
 
 def _silent(done: int, total: int) -> None:

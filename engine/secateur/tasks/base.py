@@ -19,10 +19,12 @@ from secateur.model.families import branches
 from secateur.model.families.registry import is_known
 from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
+from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
+from secateur.support.progress import watched
 from secateur.tasks.batches import IGNORED, Batch, Encoded, Item, buckets, in_order, model_device
 from secateur.tasks.metrics import Evaluation
 from secateur.tasks.model_config import OutputKind, require_blind_to_padding, require_dictionaries
@@ -186,13 +188,15 @@ class Task(ABC):
             InputError: Inputs have more than one label each, the task has no labels, or a score is NaN or inf.
         """
         with self.scoring(model):
-            batches = list(self.input_batches(model, examples, max_tokens))
-            scores = [self.finite(model, batch, self.label_scores) for batch in batches]
-            return in_order(scores, [row for batch in batches for row in batch.rows])
+            scores, rows = list[Tensor](), list[int]()
+            for batch in self.input_batches(model, examples, max_tokens):
+                scores.append(self.finite(model, batch, self.label_scores))
+                rows += batch.rows
+            return in_order(scores, rows)
 
     def input_batches(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Iterator[Batch]:
         """Yield batches of the examples' inputs, without targets."""
-        for bucket in buckets(self.input_items(model, examples), max_tokens):
+        for bucket in watched(buckets(self.input_items(model, examples), max_tokens), len):
             yield self.collate_inputs(bucket, model_device(model))
 
     @contextmanager
@@ -285,7 +289,7 @@ class Task(ABC):
             device: Where the batches go.
             max_tokens: The most tokens of a batch's padded input; a batch has one item at least.
         """
-        for bucket in buckets(items, max_tokens):
+        for bucket in watched(buckets(items, max_tokens), len):
             yield self.collate(bucket, device)
 
     def read(self, examples: Examples, *, all_labels: bool = False) -> list[Example]:
@@ -334,12 +338,13 @@ class Task(ABC):
         """Refuse a model that does not fit the task, before a forward pass fails deep inside.
 
         Raises:
-            InputError: No model, a class of transformers for another kind of task, a model that reads padding, a config whose
-                options the passes cannot serve, or what `require_reader` refuses.
+            InputError: No model, weights without values, a class of transformers for another kind of task, a model that reads
+                padding, a config whose options the passes cannot serve, or what `require_reader` refuses.
         """
         import transformers
 
         require_model(model)
+        require_values(model)
         config: Any = getattr(model, "config", None)
         stock = isinstance(model, transformers.PreTrainedModel) and type(model).__module__.startswith("transformers.")
         if stock and self.auto_class and not isinstance(model, auto_model_classes(self.auto_class, config)):

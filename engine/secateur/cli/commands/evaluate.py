@@ -9,6 +9,7 @@ import typer
 
 import secateur
 from secateur.cli.shared import inputs, output
+from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     OUTPUT,
     Chat,
@@ -64,9 +65,9 @@ def evaluate(
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
-    result = secateur.evaluate(loaded.model, task, rows, max_tokens=max_tokens)
+    result = secateur.evaluate(loaded.model, task, rows, max_tokens=max_tokens, progress=bars())
     lines = [str(result)]
     if predictions is not None:
-        write_table(predictions, secateur.predict(loaded.model, task, rows, max_tokens=max_tokens))
+        write_table(predictions, secateur.predict(loaded.model, task, rows, max_tokens=max_tokens, progress=bars()))
         lines.append(f"predictions written to {predictions}")
     output.emit({"model": model, **result.to_json()}, as_json, *lines)

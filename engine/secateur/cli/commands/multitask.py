@@ -12,7 +12,7 @@ from torch import nn
 
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.bars import bars
-from secateur.cli.shared.options import Device, Json, Threads
+from secateur.cli.shared.options import Device, Json, RunFolder, Threads
 from secateur.flow.loaded import described, device_named
 from secateur.model.cost import parameters
 from secateur.model.discovery import config_digest
@@ -35,7 +35,7 @@ def multitask(
     config: Annotated[
         Path, typer.Argument(help="YAML file with model, tasks, pruning, schedule and training (docs/usage/multitask.md).")
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: RunFolder,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,

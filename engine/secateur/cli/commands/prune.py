@@ -41,6 +41,7 @@ from secateur.cli.shared.options import (
     Over,
     Params,
     PerHead,
+    Private,
     PromptText,
     Push,
     Recover,
@@ -56,7 +57,7 @@ from secateur.cli.shared.options import (
     Unlabeled,
 )
 from secateur.flow.loaded import device_named
-from secateur.flow.push import require_repository, signed_in
+from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
@@ -114,6 +115,7 @@ def prune(
     dtype: Dtype = "auto",
     threads: Threads = None,
     push: Push = None,
+    private: Private = False,
     as_json: Json = False,
 ) -> None:
     """Score, plan, prune, verify, recover, evaluate and benchmark; write a model folder with its report."""
@@ -138,9 +140,10 @@ def prune(
         output.emit(document, as_json, *shown)
         return
     data, out = dry_run.require_real(data, out, scores_file)
+    if private and push is None:
+        raise InputError("private: expected --push OWNER/NAME with it, got none")
     if push is not None:  # The upload follows when the folder is complete (run_file.configurable).
-        require_repository(push)
-        signed_in()
+        require_pushable(push, private=private)
     options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels, unlabeled)
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype

@@ -203,6 +203,8 @@ def score(
             _score(corpus_run, runner, scorer)
     summary = corpus_run.summary
     lines = [f"{len(summary.failed)} shards failed; --resume tries them again"] if summary.failed else []
+    if summary.counts.rejected:
+        lines.append(f"the rejected documents and the reasons are in {out.rstrip('/')}/rejects")
     output.emit({**summary.to_json(), "out": out}, as_json, _table(summary.to_json()), *lines, f"scores in {out}")
     if summary.failed:
         raise typer.Exit(1)

@@ -194,7 +194,10 @@ Recover = Annotated[
 ]
 MOST_LAYERS = 1000  # More than any model has; a typing error must not take all memory.
 Sizes = Annotated[str, typer.Option(help="Batch sizes to time, separated by commas.", rich_help_panel=CHECKS)]
-Lengths = Annotated[str, typer.Option(help="Input lengths to time, in tokens, separated by commas.", rich_help_panel=CHECKS)]
+Lengths = Annotated[
+    str,
+    typer.Option(help="Input lengths to time, in tokens, a prompt's among them, separated by commas.", rich_help_panel=CHECKS),
+]
 Out = Annotated[Path, typer.Option(help="Output path; it must not exist yet, but with --overwrite.", rich_help_panel=OUTPUT)]
 Resume = Annotated[
     bool,
@@ -212,6 +215,14 @@ Push = Annotated[
     str | None,
     typer.Option(
         help="Upload the finished folder to this repository of the Hugging Face Hub, OWNER/NAME, which is created if needed.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Private = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="With --push: create a private repository; refuse a public one that exists.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -237,7 +248,11 @@ ScoresOption = Annotated[
 ]
 RunFolder = Annotated[
     Path,
-    typer.Option(help="Folder of the run.", rich_help_panel=OUTPUT),
+    typer.Option(
+        help="Folder of the run, which fills it step by step, so that --resume can continue. Hence there is no --overwrite: "
+        "delete a former run yourself.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 KeepLayers = Annotated[int, typer.Option(help="Number of layers to keep, in all stacks together.", rich_help_panel=BUDGET)]
 LayerUnitOption = Annotated[

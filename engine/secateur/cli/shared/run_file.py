@@ -14,14 +14,13 @@ import typer
 import yaml
 
 from secateur.cli.shared.tell import speaking
-from secateur.support.command import RUNNING, Running
+from secateur.support.command import RUN_FILE, RUNNING, Running
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.files import write_atomically
 from secateur.support.urls import redacted
 from secateur.support.yaml_files import read_yaml
 
-RUN_FILE = "run.yaml"
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print results and errors only.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Also print the library's log lines at level INFO, and the warnings of transformers.")
@@ -33,7 +32,8 @@ Log = Annotated[
     ),
 ]
 # Parameters that are no options of the command itself, so that the file of its options does not have them.
-_BEGINNINGS = ("overwrite", "resume")  # What happens to an existing output. The file of a run does not repeat it.
+# What happens to an existing output, and who gets the new one. Neither the file nor the line that repeats a run says it.
+_ONCE = ("overwrite", "resume", "push", "private")
 _SHARED = ("options_file", "quiet", "verbose", "log_file", "help", None)
 
 
@@ -57,16 +57,19 @@ def configurable(command: Callable[..., None], name: str) -> Callable[..., None]
         log_file: Path | None = None, **options: Any,
     ) -> None:  # fmt: skip
         with speaking(quiet, verbose, log_file):
-            running = RUNNING.set(Running(_command_line(context, name), str(options.get("evaluation") or "")))
+            out = "" if options.get("out") is None or options.get("dry") else str(options["out"])
+            made = Running(
+                _command_line(context, name), str(options.get("evaluation") or ""), out, _run_file(context, name, options)
+            )
+            running = RUNNING.set(made)
             try:
                 command(**options)
             finally:
                 RUNNING.reset(running)
-            out = options.get("out")
-            if out is not None and not options.get("dry"):
-                _keep(context, name, str(out), options)
+            if out:
+                _keep(out, made.run_file)
                 if options.get("push"):
-                    _upload(str(out), options["push"])
+                    _upload(out, options["push"], private=options["private"])
 
     def read(context: typer.Context, path: Path | None) -> Path | None:
         if path is not None and not context.resilient_parsing:
@@ -128,35 +131,39 @@ def _as_given(name: str, value: Any, parameter: Any) -> Any:
     raise InputError(f"config: expected a number, a text or a list of them for {name}, got {shown(value)}")
 
 
-def _keep(context: typer.Context, command: str, out: str, options: Mapping[str, Any]) -> None:
-    """Write the options of a finished command into its output folder. Passwords in URLs are hidden."""
-    if "://" not in out and not Path(out).is_dir():
-        return
-    names = {name: parameter for name, parameter in _names(context).items() if name not in _BEGINNINGS}
+def _run_file(context: typer.Context, command: str, options: Mapping[str, Any]) -> str:
+    """The text of the file that repeats a command. Passwords in URLs are hidden."""
+    names = {name: parameter for name, parameter in _names(context).items() if name not in _ONCE}
     given = {name: _plain(options[parameter.name]) for name, parameter in names.items()}
     document = {"command": command, **{name: value for name, value in given.items() if value is not None}}
     head = f"# secateur {command} --config {RUN_FILE} --out OTHER repeats this run.\n"
-    text = head + redacted(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000))
+    return head + redacted(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000))
+
+
+def _keep(out: str, text: str) -> None:
+    """Write the file of a finished command into its output folder. `new_folder` has done so where it made the folder."""
     if "://" in out:
         from secateur.corpus.output import Folder
 
         Folder(out).write(RUN_FILE, text)
-    else:
+    elif Path(out).is_dir():
         write_atomically(Path(out) / RUN_FILE, text)
 
 
-def _upload(out: str, repository: str) -> None:
+def _upload(out: str, repository: str, *, private: bool) -> None:
     """Upload a finished folder, and say where it is. Standard output stays as it is."""
     import secateur
     from secateur.cli.shared.output import say
 
-    say(f"pushed to {secateur.push(out, repository)}")
+    say(f"pushed to {secateur.push(out, repository, private=private)}")
 
 
 def _command_line(context: typer.Context, command: str) -> str:
     """The command as it can be typed again: the options that are not the defaults. Passwords in URLs are hidden."""
     words, options = ["secateur", *command.split()], []
     for name, parameter in _names(context).items():
+        if name in _ONCE:
+            continue
         value = _plain(context.params.get(parameter.name))
         if parameter.param_type_name == "argument":
             words += [str(part) for part in (value if isinstance(value, list) else [value]) if part is not None]

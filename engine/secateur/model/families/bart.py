@@ -41,7 +41,8 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
     tables = [module for path, module in model.named_modules() if path.endswith("decoder.embed_positions")]
 
     def instead(table: Any, arguments: Any, output: Tensor) -> Tensor:
-        return nn.functional.embedding(positions.to(output.device) + getattr(table, "offset", 0), table.weight)
+        rows: Tensor = table.forward(arguments[0], position_ids=positions.to(output.device))  # Without hooks such as this one.
+        return rows
 
     return [table.register_forward_hook(instead) for table in tables]
 

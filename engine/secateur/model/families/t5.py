@@ -76,7 +76,8 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
 
 def _instead(attention: Any, positions: Tensor, table: nn.Embedding, arguments: tuple[Tensor], output: Tensor) -> Tensor:
     buckets = _buckets(attention, positions[None, :] - positions[:, None])
-    return nn.functional.embedding(buckets.to(output.device), table.weight)
+    rows: Tensor = table.forward(buckets.to(output.device))  # Without hooks such as this one.
+    return rows
 
 
 def _bias_makers(model: nn.Module, stack: Stack) -> list[Any]:
@@ -109,9 +110,10 @@ def _attention_outputs(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, 
 def _distances_looked_up(model: nn.Module) -> Iterator[None]:
     """A context in which the encoder looks up the bias of each distance, of which there are few.
 
-    The stock code finds the bucket of each pair of tokens, which takes a tenth of a pass over 300 tokens.
+    The stock code finds the bucket of each pair of tokens, which takes a tenth of a pass over 300 tokens. Where the table is
+    offloaded, it stays.
     """
-    makers = _bias_makers(model, "encoder")
+    makers = [maker for maker in _bias_makers(model, "encoder") if not maker.relative_attention_bias.weight.is_meta]
     for maker in makers:
         buckets = _encoder_buckets(
             maker.relative_attention_num_buckets,
