@@ -89,13 +89,14 @@ def alike(
     """
     staying = [ladder for ladder in of_sites if ladder.site.name not in gone]
     heads, neurons = ([ladder for ladder in staying if ladder.site.is_head is is_head] for is_head in (True, False))
+    whole = stock and any(ladder.site.in_stock == "whole" for ladder in heads)
+    widths, by_site = _shares(neurons), [(ladder.site, ladder) for ladder in staying]
     models = []
-    for number in _common(heads, whole=stock and any(ladder.site.in_stock == "whole" for ladder in heads)):
-        widths = _common(neurons, whole=False)
+    for share in [1.0] if whole else _shares(heads):
 
-        def counts(width: int, number: int = number) -> dict[str, int]:
-            of_staying = {ladder.site.name: number if ladder.site.is_head else width for ladder in staying}
-            return {ladder.site.name: of_staying.get(ladder.site.name, 0) for ladder in of_sites}
+        def counts(width: float, share: float = share) -> dict[str, int]:
+            units = {site.name: of.counts[of.at(share if site.is_head else width)] for site, of in by_site}
+            return {ladder.site.name: units.get(ladder.site.name, 0) for ladder in of_sites}
 
         fitting = bisect_right(widths, limit, key=lambda width: cost(counts(width)))
         if fitting:
@@ -105,12 +106,20 @@ def alike(
     return sorted(models, key=lambda model: -model[0])
 
 
-def _common(of_sites: Sequence[Ladder], *, whole: bool) -> list[int]:
-    """The numbers of units, but for none, that all of some ladders have, ascending; 0 alone for no ladder."""
-    if not of_sites:
-        return [0]
-    numbers = set.intersection(*({ladder.counts[-1]} if whole else set(ladder.counts) for ladder in of_sites)) - {0}
-    if not numbers:
-        names = ", ".join(f"{ladder.site.name} {ladder.site.units}" for ladder in of_sites[:3])
-        raise InputError(f"shape: expected sites with a number of units in common, got other widths: {names}, ...")
-    return sorted(numbers)
+def _shares(of_sites: Sequence[Ladder]) -> list[float]:
+    """The shares of their units that some ladders can keep together, ascending; 1 alone for no ladder.
+
+    The sites of one stack have one number of units. Those of two stacks may differ, and keep the same share, rounded up.
+    """
+    by_stack: dict[str, Ladder] = {}
+    for ladder in of_sites:
+        first = by_stack.setdefault(ladder.site.stack, ladder)
+        if first.counts != ladder.counts:
+            raise InputError(
+                f"shape: expected sites with one number of units, got {first.site.units} at {first.site.name} and "
+                f"{ladder.site.units} at {ladder.site.name}"
+            )
+    if not by_stack:
+        return [1.0]
+    finest = max(by_stack.values(), key=lambda ladder: len(ladder.counts))
+    return [count / finest.site.units for count in finest.counts if count]
