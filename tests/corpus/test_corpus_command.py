@@ -64,14 +64,26 @@ def test_the_whole_command(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "scored" / "shards" / "00.jsonl.parquet").stat().st_mtime_ns == before
 
 
+def test_the_end_says_where_rejected_documents_are(run: Run, tmp_path: Path) -> None:
+    corpora.json_lines(tmp_path, ["the cat sat", "", "a dog"])
+    line = "the rejected documents and the reasons are in scored/rejects"
+    command = f"score builtin --data a.jsonl {LABELS} {FIXED}"
+    assert run(f"{command} --out scored").out.splitlines()[-2:] == [line, "scores in scored"]
+    assert len(list((tmp_path / "scored" / "rejects").iterdir())) == 1
+    assert line not in run(f"{command} --limit 1 --out others").out
+
+
 def test_settings_are_measured_once(run: Run, tmp_path: Path) -> None:
     corpora.lines(tmp_path, corpora.texts(700))
     options = f"--data a.txt {LABELS} --limit 600 --out scored"
     first = run(f"score builtin {options} --json")
-    assert any("as fast" in line for line in first.errors)
+    measuring = [line.startswith("measuring how the model runs fastest") for line in first.errors].index(True)
+    assert any("as fast" in line for line in first.errors[measuring + 1 :])
     (tmp_path / "scored" / "shards" / "a.txt.parquet").unlink()
     second = run(f"score builtin {options} --resume --json")
-    assert any(line.startswith("as begun: max_tokens ") for line in second.errors)
+    (begun,) = [line for line in second.errors if line.startswith("as begun: max_tokens ")]
+    assert "None" not in begun
+    assert not any("measuring" in line for line in second.errors)
     assert first.document["settings"] == second.document["settings"]
     assert first.document["measured"] == second.document["measured"]
     assert first.document["measured"][-1].startswith("compilation left out: scoring takes about 0.")

@@ -181,7 +181,7 @@ class CorpusRun:
             return rough, None
         sample = self._sample(rough)
         if len(sample.items) >= FEWEST:
-            say("measuring how the model runs fastest; each line is beside the fastest way before it")
+            say("measuring how the model runs fastest; each way is compared with the fastest so far")
             return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes), sample
         if options.compile and sample.items:
             compiled = tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
