@@ -267,6 +267,43 @@ BAD = {
     "device": ("evaluate builtin --data test.jsonl --device frob", "device: 'frob' cannot be used"),
     "dtype": ("evaluate builtin --data test.jsonl --dtype int8", "dtype: expected auto, float32, float16 or bfloat16"),
     "not scores": ("plan train.jsonl --keep 0.5 --out p", "scores: 'train.jsonl' is not a scores file"),
+    **{
+        f"{option} of a plan": (
+            f"prune builtin --data train.jsonl --plan p --out d --{option} {value}",
+            f"{option}: expected none with --plan, where it has no effect, got ",
+        )
+        for option, value in {
+            "criterion": "ig",
+            "target": "margin",
+            "over-examples": "signed",
+            "sites": "ffn",
+            "unit": "channel",
+            "rounds": "2",
+            "allocation": "uniform",
+            "floor": "0.1",
+            "align": "8",
+            "per-head": "",
+        }.items()
+    },
+    "target without a criterion": (
+        "layers builtin --data train.jsonl --keep-layers 4 --out d --target margin",
+        "target: expected none with criterion 'influence', which explains no target, got 'margin'",
+    ),
+    "rate of frozen weights": (
+        "layer-gates builtin --data train.jsonl --keep-layers 4 --out d --frozen --learning-rate 0.1",
+        "learning-rate: expected none with --frozen, where it has no effect, got 0.1",
+    ),
+    "resume of nothing": (
+        "attribute builtin --data train.jsonl --out d --resume",
+        "resume: expected none without --checkpoint, where it has no effect, got True",
+    ),
+    **{
+        f"root of the built-in data of {name}": (
+            f"reproduce {name} --out d --data-root .",
+            "data-root: expected none with --preset builtin, where it has no effect, got ",
+        )
+        for name in ("ap", "multitask")
+    },
     "not a plan": ("prune builtin --data train.jsonl --plan train.jsonl --out d", "plan: 'train.jsonl' is not a plan file"),
     "plan and budget": (
         "prune builtin --data train.jsonl --plan p --keep 0.5 --out d",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, Case, scores_of
+from cases import CASES, Case, scores_of, uniform_plan
 from command import Run, same_weights
 from torch import nn
 from undisturbed import assert_undisturbed, lived_in
@@ -243,6 +243,22 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "align": ({"flops": 0.5, "align": 0}, "align: expected a positive number, got 0"),
     "rounds": ({"flops": 0.5, "rounds": 0}, "rounds: expected one at least, got 0"),
     "rounds-of-latency": ({"latency": 5.0, "rounds": 2}, "rounds: expected 1 with a latency"),
+    **{
+        f"{name}-of-a-plan": (
+            {"plan": uniform_plan(CASES["t5-gated"], "head"), name: value},
+            f"{name}: expected none with a plan, where it has no effect, got ",
+        )
+        for name, value in {
+            "criterion": "ig",
+            "select": "ffn",
+            "unit": "channel",
+            "rounds": 2,
+            "allocation": "uniform",
+            "floor": 0.1,
+            "align": 8,
+            "per_head": True,
+        }.items()
+    },
     "recovery-of-biases": (
         {"keep": 0.5, "recoveries": ["bias"]},
         "method: expected least_squares for T5ForConditionalGeneration, which has no biases to fit, got 'bias'",

@@ -154,7 +154,7 @@ def test_labels_and_prompts_are_in_the_card(tmp_path: Path) -> None:
     task = secateur.TextToText(case.task.reader, labels=case.task.labels, prompt="the mood: {input}")
     model = case.model()
     plan = secateur.plan(secateur.attribute(model, task, case.examples), keep=0.5)
-    compressed = secateur.compress(model, case.examples, task, plan=plan, **QUICK)
+    compressed = secateur.compress(model, case.examples, task, plan=plan, **{**QUICK, "align": None})
     compressed.save(tmp_path / "small")
     text = (tmp_path / "small/README.md").read_text()
     assert "Labels (3): `yes`, `no way`, `maybe so then`." in text

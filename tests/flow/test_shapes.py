@@ -14,9 +14,8 @@ from cases import CASES, scores_of
 from command import Run, assert_refused
 
 import secateur
-from secateur.flow.choose import alternatives_within, divergence
+from secateur.flow.choose import divergence
 from secateur.flow.compress import _as_stock
-from secateur.flow.depth import removable_blocks
 from secateur.flow.within_budget import _faster
 from secateur.planning.budget import Budget
 from secateur.planning.latency_table import LatencyTable
@@ -28,7 +27,7 @@ def test_blocks_go_in_the_order_of_the_least_change(name: str) -> None:
     """Each step equals the best of all models from which one more block is physically deleted."""
     case = CASES[name]
     model = case.model().eval()
-    order = [block.name for block in removable_blocks(model, case.task, case.examples, max_tokens=60)]
+    order = secateur.removable_blocks(model, case.task, case.examples, max_tokens=60)
     assert order
     batches = case.batches(model)
     gone: list[str] = []
@@ -46,7 +45,7 @@ def test_blocks_go_in_the_order_of_the_least_change(name: str) -> None:
 @pytest.mark.parametrize("name", ["bert-sequence", "gpt2", "bart"])
 def test_blocks_that_still_do_something_are_not_removed(name: str) -> None:
     case = CASES[name]
-    assert removable_blocks(case.model(), case.task, case.examples) == []
+    assert secateur.removable_blocks(case.model(), case.task, case.examples) == []
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "llama", "qwen3", "gemma3"])
@@ -67,7 +66,7 @@ def test_a_model_without_a_block_is_stock_and_the_same(name: str) -> None:
 
 def test_alternatives_have_several_depths() -> None:
     scores = scores_of("t5-gated")
-    plans = alternatives_within(scores, Budget.of(flops=0.5), shape="stock", removable=["encoder.1", "decoder.0"])
+    plans = secateur.alternatives(scores, flops=0.5, shape="stock", removable=["encoder.1", "decoder.0"])
     gone = [{site.layer for site in plan.sites if not len(plan[site.name]) and site.stack == "encoder"} for plan in plans]
     assert {len(of_plan) for of_plan in gone} == {0, 1}
     assert all(plan.spread is not None and plan.spread.remaining["flops"] <= 0.5 + 1e-9 for plan in plans)

@@ -78,6 +78,8 @@ def layer_scores(
         raise InputError(f"criterion: expected one of {', '.join(LAYER_CRITERIA)}, got {criterion!r}")
     if criterion == "influence" and unit != "block":
         raise InputError(f"unit: expected 'block' with criterion 'influence', got {unit!r}")
+    if criterion == "influence" and target != "log_probability":
+        raise InputError(f"target: expected none with criterion 'influence', which explains no target, got {target!r}")
     scored = layers(model, unit)
     require_fit(task, model)
     items = task.items(model, task.read(examples))

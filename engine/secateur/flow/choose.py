@@ -15,7 +15,7 @@ from secateur.data.examples import Examples
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, as_plan, plan_within, plans_alike
+from secateur.planning.plan import Plan, UnreachableError, as_plan, plan_within, plans_alike
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.recovery.recover import require_biases
@@ -61,16 +61,24 @@ class Candidate:
 
 
 def alternatives(
-    scores: Scores | str | Path, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
+    scores: Scores | str | Path,
+    *,
+    allocation: Allocation | None = None,
+    floor: float | None = None,
+    removable: Sequence[str] = (),
+    **options: Any,
 ) -> list[Plan]:
     """Make the plans that are worth trying under one budget.
 
     They are the uniform plan, and knapsacks that leave every site at least 0.85 of its uniform share, one unit, or nothing.
+    Where layers must be alike (`shape`), they are for a few numbers of removed blocks the plan that keeps the most attribution,
+    and the one with the most heads.
 
     Args:
         scores: Scores of the units, or the path of their file.
         allocation: The allocation, if it is settled; there is then one plan. Under `keep` it is always uniform.
         floor: The floor, if it is settled.
+        removable: With shape "stock", the names of blocks in the order in which they can be removed, from `removable_blocks`.
         options: The budget and everything else that `plan` takes.
 
     Returns:
@@ -80,7 +88,7 @@ def alternatives(
         InputError: As `plan` does.
     """
     budget = Budget.taken_from(options)
-    return alternatives_within(as_scores(scores), budget, allocation=allocation, floor=floor, **options)
+    return alternatives_within(as_scores(scores), budget, allocation=allocation, floor=floor, removable=removable, **options)
 
 
 def alternatives_within(
@@ -99,7 +107,7 @@ def alternatives_within(
         budget: The budget.
         allocation: As in `alternatives`.
         floor: As in `alternatives`.
-        removable: With shape "stock", the names of blocks in the order in which they can be removed.
+        removable: As in `alternatives`.
         options: Further arguments of `plan`.
     """
     shape = options.get("shape", "any")
@@ -123,7 +131,7 @@ def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: 
         gone = {site.name for site in scores.sites if f"{site.stack}.{site.layer}" in removable[:depth]}
         try:
             plans = plans_alike(scores, budget, gone=gone, **options)
-        except InputError:
+        except UnreachableError:
             if depth == len(removable) and not by_depth:
                 raise
             continue

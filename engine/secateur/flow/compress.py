@@ -42,7 +42,7 @@ from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
 from secateur.recovery.recover import require_biases
 from secateur.support.errors import InputError, VerificationError
-from secateur.support.fields import require_count
+from secateur.support.fields import require_count, shown
 from secateur.support.files import require_absent
 from secateur.support.progress import Progress, require_progress
 from secateur.support.urls import redacted
@@ -199,9 +199,11 @@ class _Settings:
             raise InputError(f"shape: expected any with a plan, and with channels of heads, got {self.shape!r}")
         if self.scores is not None:
             self._check_scores()
+        if self.plan is not None:
+            self._check_plan()
         if self.unit not in get_args(AttentionUnit):
             raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
-        if self.per_head and self.unit != "channel" and self.plan is None and self.scores is None:
+        if self.per_head and self.unit != "channel" and self.scores is None:
             raise InputError(f"per_head: expected unit 'channel', got unit {self.unit!r}")
         if self.select is not None and not isinstance(self.select, str):
             raise InputError(f"select: expected words such as 'encoder.ffn', got {self.select!r}")
@@ -216,6 +218,18 @@ class _Settings:
                 raise InputError(f"{name}: expected one number at least, got none")
             for number in numbers:
                 require_count(name, number, most=MOST[name])
+
+    def _check_plan(self) -> None:
+        """Raise InputError for settings of scoring and planning beside a plan."""
+        default = criterion_named("gradient")
+        given = {
+            "criterion": self.criterion not in (default, for_all_labels(default)), "select": self.select is not None,
+            "unit": self.unit != "head", "rounds": self.rounds != 1, "allocation": self.allocation is not None,
+            "floor": self.floor is not None, "align": self.align is not None, "per_head": self.per_head,
+        }  # fmt: skip
+        for name, is_given in given.items():
+            if is_given:
+                raise InputError(f"{name}: expected none with a plan, where it has no effect, got {shown(getattr(self, name))}")
 
     def _check_scores(self) -> None:
         """Raise InputError for scores beside a plan or rounds."""
@@ -505,8 +519,7 @@ def _candidates(
     if settings.shape == "stock":
         say("ordering the blocks")
         unlabeled = without_targets(task, rows)
-        order = removable_blocks(model, task, rows, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress)
-        removable = [block.name for block in order]
+        removable = removable_blocks(model, task, rows, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress)
     return within_budget(
         model, task, rows, settings.scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
         floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from secateur.data.examples import Example
+from secateur.data.examples import Examples
 from secateur.flow.choose import divergence_of
 from secateur.model.blocks import Block, blocks, contributes, gated
 from secateur.model.families import family_of
 from secateur.model.undisturbed import undisturbed
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
+from secateur.tasks.base import require_fit
 from secateur.tasks.batches import IGNORED, model_device
 
 # Examples that tell blocks apart, and the share of all blocks that may go.
@@ -24,27 +25,37 @@ EXAMPLES, DEEPEST = 60, 0.5
 def removable_blocks(
     model: nn.Module,
     task: Task,
-    rows: Sequence[Example],
+    examples: Examples,
     *,
     unlabeled: bool = False,
     max_tokens: int = 4096,
     progress: Progress | None = None,
-) -> list[Block]:
-    """Return blocks in the order in which they can be removed, up to half of them.
+) -> list[str]:
+    """Return the names of blocks in the order in which they can be removed, up to half of them.
 
     Each step removes the block whose absence changes the model's predictions least, with the blocks before it gone already.
 
     Args:
         model: The model. Afterwards it is as it was.
         task: The task.
-        rows: The examples, of which 60 are used at most.
+        examples: The examples, as in `attribute`, of which 60 are used at most.
         unlabeled: Whether examples are inputs alone, as in `recover_`.
         max_tokens: Padded input tokens in a batch.
         progress: True for a progress bar, or a function of (blocks removed, blocks that may go).
 
     Returns:
-        The blocks; none where a block without its branches still does something (post-norm blocks, and layers with biases).
+        The names of the blocks, such as "encoder.3"; none where a block without its branches still does something (post-norm
+            blocks, and layers with biases).
+
+    Raises:
+        InputError: The examples are unusable, or the model does not fit the task.
+
+    Example:
+        >>> removable = secateur.removable_blocks(model, task, examples)
+        >>> plans = secateur.alternatives(scores, flops=0.5, shape="stock", removable=removable)
     """
+    require_fit(task, model)
+    rows = task.read(examples, all_labels=unlabeled)
     present = blocks(model)
     if not all(_vanishes(model, block) for block in present.values()):
         return []
@@ -59,7 +70,7 @@ def removable_blocks(
             if not allowed:
                 break
             gone.append(min(allowed, key=lambda block: _change(model, task, batches, dense, [*gone, block])))
-    return gone
+    return [block.name for block in gone]
 
 
 def _vanishes(model: nn.Module, block: Block) -> bool:

@@ -30,6 +30,10 @@ _ROUNDING = 1e-12  # The rounding error of a sum of shares.
 _REMAINING = ("flops", "params")  # The shares that a plan tells.
 
 
+class UnreachableError(InputError):
+    """No model of the shape is within the budget."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """How a plan spreads its budget over the sites, and what remains of the model.
@@ -329,6 +333,7 @@ def plans_alike(
         The plans. The one that keeps the most attribution comes first.
 
     Raises:
+        UnreachableError: No such plan is within the budget.
         InputError: As in `plan`.
     """
     scores, table = as_scores(scores), None if table is None else as_table(table)
@@ -347,7 +352,7 @@ def plans_alike(
             expected = {"speedup": f"at most {table.total / least:.2f}" if table else ""}.get(
                 budget.kind, f"at least {least:.4f}"
             )
-            raise InputError(f"{budget.kind}: expected {expected}, the smallest {shape} model, got {budget.amount}")
+            raise UnreachableError(f"{budget.kind}: expected {expected}, the smallest {shape} model, got {budget.amount}")
     spread = Spread({}, allocation, floor, 0.0, align, shape)
     return [_plan_of(scores, counts, budget, False, spread) for counts in models]
 

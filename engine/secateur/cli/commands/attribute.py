@@ -41,6 +41,7 @@ from secateur.cli.shared.options import (
     Unlabeled,
 )
 from secateur.cli.shared.torchrun import processes
+from secateur.cli.shared.unused import require_unused
 from secateur.support.files import claimed
 from secateur_kernels.backend import Backend
 
@@ -78,6 +79,8 @@ def attribute(
 ) -> None:
     """Score each unit by its effect on a task; write the scores (safetensors). torchrun splits the examples among processes."""
     inputs.use_threads(threads)
+    if checkpoint is None:
+        require_unused("without --checkpoint", resume=(resume, False))
     inputs_given = output.inputs_among({"model": model, "data": data, "labels": labels})
     with (
         processes(device, device_map) as ranks,

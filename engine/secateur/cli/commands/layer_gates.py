@@ -39,6 +39,7 @@ from secateur.cli.shared.options import (
     Threads,
 )
 from secateur.cli.shared.plots import gates_plot
+from secateur.cli.shared.unused import require_unused
 from secateur.data.examples import Example
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, meta_model
@@ -61,6 +62,7 @@ from secateur.tasks.fitting import reader_digest
 if TYPE_CHECKING:
     from secateur.learned.layers.layer_gates import LayerGates
 
+_RATE = 3e-5  # The default learning rate of the weights.
 # The results of a run, with their types.
 RESULTS = {
     "settings": dict[str, Any], "deleted": list[str], "closed at the end": list[str], "z": dict[str, float],
@@ -82,7 +84,7 @@ def layer_gates(
     drop: Annotated[float, typer.Option(help="Probability that a step leaves a block out (LayerDrop).")] = 0.0,
     frozen: Annotated[bool, typer.Option("--frozen/--fine-tune", help="Train only the gates, or also the weights.")] = False,
     batch_size: Annotated[int, typer.Option(help="Examples in a training step.", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights (AdamW).", min=0, max=MOST_RATE)] = 3e-5,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of the weights (AdamW).", min=0, max=MOST_RATE)] = _RATE,
     gate_learning_rate: Annotated[
         float, typer.Option(help="Learning rate of the gates (projected SGD).", min=0, max=MOST_RATE)
     ] = 0.05,
@@ -109,6 +111,8 @@ def layer_gates(
     from secateur.learned.shared.trainer import trainer_arguments
 
     inputs.use_threads(threads)
+    if frozen:
+        require_unused("with --frozen", learning_rate=(learning_rate, _RATE))
     require_run_folder(out)
     (layer_unit,) = inputs.among("unit", unit, get_args(LayerUnit))
     shapes = inputs.shapes(batch_sizes, lengths)

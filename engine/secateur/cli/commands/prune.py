@@ -57,6 +57,7 @@ from secateur.cli.shared.options import (
     UnitOption,
     Unlabeled,
 )
+from secateur.cli.shared.unused import require_unused
 from secateur.flow.loaded import device_named
 from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
@@ -127,6 +128,12 @@ def prune(
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is not None and any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected --plan or a budget, got both")
+    if plan_file is not None:
+        require_unused(
+            "with --plan", criterion=(criterion, "gradient"), target=(target, None), over_examples=(over_examples, None),
+            sites=(select, None), unit=(unit, "head"), rounds=(rounds, 1), allocation=(allocation, "auto"), floor=(floor, None),
+            align=(align, "auto"), per_head=(per_head, False),
+        )  # fmt: skip
     budget = None if plan_file is not None else Budget.of(**amounts)
     if budget is not None:  # Refuse a wrong budget before the scoring, which takes long.
         budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
@@ -156,8 +163,9 @@ def prune(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
-        align=inputs.alignment(align, loaded.device), per_head=per_head, shape=cast(Shape, shape), recoveries=recoveries,
-        max_tokens=max_tokens, batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=bars(),
+        align=None if given is not None else inputs.alignment(align, loaded.device), per_head=per_head,
+        shape=cast(Shape, shape), recoveries=recoveries, max_tokens=max_tokens, batch_sizes=shapes[0], lengths=shapes[1],
+        say=output.say, progress=bars(),
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]

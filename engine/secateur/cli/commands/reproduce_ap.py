@@ -13,6 +13,7 @@ from secateur.attribution.criteria import criterion_named
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import Device, Json, RunFolder, Threads, UnitOption
 from secateur.cli.shared.reproducing import run_cells
+from secateur.cli.shared.unused import require_unused
 from secateur.data import builtin
 from secateur.flow.loaded import Loaded, load_model
 from secateur.model.offloading import weights_digest
@@ -70,6 +71,8 @@ def ap_(
     require_run_folder(out)
     if preset not in ("builtin", "paper"):
         raise InputError(f"preset: expected builtin or paper, got {preset!r}")
+    if preset == "builtin":
+        require_unused("with --preset builtin", data_root=(data_root, None))
     known, detailed, unseen = BUILTIN if preset == "builtin" else PAPER
     wanted_tasks = inputs.among("tasks", tasks, known)
     wanted_experiments = inputs.among("experiments", experiments, ap.EXPERIMENTS)

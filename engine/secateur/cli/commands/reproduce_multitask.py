@@ -10,6 +10,7 @@ import typer
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.options import MOST_SEED, Device, Json, RunFolder, Threads
 from secateur.cli.shared.reproducing import run_cells
+from secateur.cli.shared.unused import require_unused
 from secateur.data import builtin
 from secateur.flow.loaded import device_named
 from secateur.model.offloading import weights_digest
@@ -89,6 +90,8 @@ def multitask(
     require_run_folder(out)
     if preset not in ("builtin", "paper", "paper-nine"):
         raise InputError(f"preset: expected builtin, paper or paper-nine, got {preset!r}")
+    if preset == "builtin":
+        require_unused("with --preset builtin", data_root=(data_root, None))
     names = inputs.among("tasks", tasks, *_tasks(preset))
     if len(names) < 2:
         raise InputError(f"tasks: expected at least two, got {names[0]!r}")
