@@ -124,6 +124,17 @@ def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
     return method
 
 
+def by_stock(draw: Draw, share: float) -> nn.Module:
+    """Prune as `secateur prune --shape stock` does: layers alike, whole blocks removed, so that the folder needs no code."""
+    removable = secateur.removable_blocks(draw.model, draw.task, draw.rows)
+    plans = alternatives(draw.scores(GradientActivation()), flops=share, shape="stock", removable=removable)
+    best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
+    pruned = secateur.prune(draw.model, best.plan)
+    if best.recovery is not None:
+        secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
+    return secateur.delete_layers(pruned, [])
+
+
 def by_kwon(stage: Stage) -> Method:
     """Prune by Kwon et al. up to a stage."""
 
@@ -157,6 +168,7 @@ METHODS: dict[str, Method] = {
     "secateur": by_secateur("head"),
     "secateur, 3 rounds": by_secateur("head", 3),
     "secateur, channels": by_secateur("channel"),
+    "secateur, stock": by_stock,
     "Kwon et al.": by_kwon("tuning"),
     "Kwon et al., without tuning": by_kwon("rearrangement"),
     "Kwon et al., search alone": by_kwon("search"),

@@ -14,6 +14,7 @@ from secateur.flow.choose import alternatives as alternatives
 from secateur.flow.choose import choose as choose
 from secateur.flow.compress import Compressed as Compressed
 from secateur.flow.compress import compress as compress
+from secateur.flow.depth import removable_blocks as removable_blocks
 from secateur.flow.meet_latency import MetLatency as MetLatency
 from secateur.flow.meet_latency import meet_latency as meet_latency
 from secateur.flow.push import push as push

@@ -15,7 +15,7 @@ from secateur.data.examples import Examples
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, as_plan, plan_within
+from secateur.planning.plan import Plan, UnreachableError, as_plan, plan_within, plans_alike
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.recovery.recover import require_biases
@@ -27,6 +27,7 @@ from secateur.tasks.base import require_fit
 from secateur.tasks.batches import IGNORED, model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
+_DEPTHS = 5  # Numbers of blocks that are tried at most.
 _COMPARED = 5  # Every fifth example serves for the comparison.
 # Examples that `choose` uses at most: telling candidates apart needs fewer examples than fitting the chosen one.
 _AT_MOST = 120
@@ -60,16 +61,24 @@ class Candidate:
 
 
 def alternatives(
-    scores: Scores | str | Path, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
+    scores: Scores | str | Path,
+    *,
+    allocation: Allocation | None = None,
+    floor: float | None = None,
+    removable: Sequence[str] = (),
+    **options: Any,
 ) -> list[Plan]:
     """Make the plans that are worth trying under one budget.
 
     They are the uniform plan, and knapsacks that leave every site at least 0.85 of its uniform share, one unit, or nothing.
+    Where layers must be alike (`shape`), they are for a few numbers of removed blocks the plan that keeps the most attribution,
+    and the one with the most heads.
 
     Args:
         scores: Scores of the units, or the path of their file.
         allocation: The allocation, if it is settled; there is then one plan. Under `keep` it is always uniform.
         floor: The floor, if it is settled.
+        removable: With shape "stock", the names of blocks in the order in which they can be removed, from `removable_blocks`.
         options: The budget and everything else that `plan` takes.
 
     Returns:
@@ -79,19 +88,64 @@ def alternatives(
         InputError: As `plan` does.
     """
     budget = Budget.taken_from(options)
-    return alternatives_within(as_scores(scores), budget, allocation=allocation, floor=floor, **options)
+    return alternatives_within(as_scores(scores), budget, allocation=allocation, floor=floor, removable=removable, **options)
 
 
 def alternatives_within(
-    scores: Scores, budget: Budget, *, allocation: Allocation | None = None, floor: float | None = None, **options: Any
+    scores: Scores,
+    budget: Budget,
+    *,
+    allocation: Allocation | None = None,
+    floor: float | None = None,
+    removable: Sequence[str] = (),
+    **options: Any,
 ) -> list[Plan]:
-    """Return the `alternatives` for a `Budget`. `options` are further arguments of `plan`."""
+    """Return the `alternatives` for a `Budget`.
+
+    Args:
+        scores: As in `alternatives`.
+        budget: The budget.
+        allocation: As in `alternatives`.
+        floor: As in `alternatives`.
+        removable: As in `alternatives`.
+        options: Further arguments of `plan`.
+    """
+    shape = options.get("shape", "any")
+    if shape in ("uniform", "stock"):
+        return _alike(scores, budget, removable, allocation=allocation or "uniform", floor=floor or 0.0, **options)
     if allocation is not None or budget.kind == "keep":
         return [plan_within(scores, budget, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
     uniform = plan_within(scores, budget, **options)
     share = min(len(uniform[site.name]) / site.units for site in scores.sites)
     floors = (0.85 * share, ONE_UNIT, 0.0) if floor is None else (floor,)
     return [uniform, *(plan_within(scores, budget, allocation="knapsack", floor=least, **options) for least in floors)]
+
+
+def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: Any) -> list[Plan]:
+    """The plans whose layers are alike: for a few depths, the one that keeps the most attribution, and that with most heads.
+
+    A depth is left out where the model is within the budget without any other cut: a deeper one is as fast.
+    """
+    by_depth: list[list[Plan]] = []
+    for depth in range(len(removable) + 1):
+        gone = {site.name for site in scores.sites if f"{site.stack}.{site.layer}" in removable[:depth]}
+        try:
+            plans = plans_alike(scores, budget, gone=gone, **options)
+        except UnreachableError:
+            if depth == len(removable) and not by_depth:
+                raise
+            continue
+        by_depth.append(plans)
+        if all(len(plans[0][site.name]) == site.units for site in scores.sites if site.name not in gone):
+            break
+    step = max(1, -(-len(by_depth) // _DEPTHS))
+    chosen = [plan for plans in by_depth[::step] for plan in (plans[0], max(plans, key=_heads))]
+    return list(dict.fromkeys(chosen))
+
+
+def _heads(plan: Plan) -> int:
+    """The number of heads that a plan keeps."""
+    return sum(len(plan[site.name]) for site in plan.sites if site.is_head)
 
 
 def choose(
@@ -182,13 +236,13 @@ def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequenc
             real = batch.labels != IGNORED  # [batch, positions]
             # Logits at the target positions, of either model [target positions, classes].
             dense, other = (task.finite(either, batch, task.logits)[real].double() for either in (model, pruned))
-            total += float(_divergence(dense, other).sum())
+            total += float(divergence_of(dense, other).sum())
             examples += len(batch.labels)
     return total / examples
 
 
-def _divergence(dense: Tensor, other: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence of each position's predictions [positions], from logits [positions, classes].
+def divergence_of(dense: Tensor, other: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of each position's predictions [positions], from logits [positions, classes].
 
     A model with one output predicts a value. Half the squared difference is the divergence of normal distributions of variance
     1 around the values.

@@ -16,6 +16,7 @@ from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
 from secateur.data.examples import Example, Examples, only_split
 from secateur.flow.choose import RECOVERIES, Candidate
+from secateur.flow.depth import removable_blocks
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
@@ -24,6 +25,7 @@ from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.usage import Usage, usage_of
 from secateur.flow.within_budget import Say, between_rounds, tried, within_budget
 from secateur.measuring.compare import Comparison, compare
+from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.discovery import fingerprint
@@ -33,6 +35,8 @@ from secateur.model.sites import AttentionUnit
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan
+from secateur.planning.shapes import Shape, require_shape
+from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
@@ -42,9 +46,26 @@ from secateur.support.fields import require_count, shown
 from secateur.support.files import require_absent
 from secateur.support.progress import Progress, require_progress
 from secateur.support.urls import redacted
-from secateur.tasks import Prompt, Task
+from secateur.tasks import Evaluation, Prompt, Task
 from secateur.tasks.base import without_targets
 from secateur.tasks.task_file import name_of
+
+
+@dataclass(frozen=True)
+class Free:
+    """The model that the same budget gives without a shape, for comparison.
+
+    Attributes:
+        candidate: Its plan and its recovery.
+        evaluation: Its metric on the held-out examples.
+    """
+
+    candidate: Candidate
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the candidate and the evaluation as JSON values."""
+        return {"candidate": self.candidate.to_json(), "evaluation": self.evaluation.to_json()}
 
 
 @dataclass(frozen=True, repr=False)
@@ -65,6 +86,8 @@ class Compressed:
         stored: The dtype that `save` writes.
         made_by: The call of `compress`, for the folder's card; "" where it is not known.
         held_out: The name of the held-out examples, "" for examples in memory.
+        free: What the shape cost: the model of shape "any" within the same budget. None under "any", and without held-out
+            examples.
     """
 
     pruned: nn.Module
@@ -80,6 +103,7 @@ class Compressed:
     stored: torch.dtype
     made_by: str = ""
     held_out: str = ""
+    free: Free | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
@@ -89,6 +113,7 @@ class Compressed:
             "met": None if self.met is None else self.met.to_json(),
             "verification": self.verification.to_json(),
             "recovery": [refit.to_json() for refit in self.recovery],
+            **({} if self.free is None else {"any_shape": self.free.to_json()}),
             **self.comparison.to_json(),
         }
 
@@ -117,7 +142,10 @@ class Compressed:
 
     def lines(self) -> list[str]:
         """What was chosen, delivered, recovered and verified, in words."""
-        return [*_choice(self.candidates), *_delivery(self.met), *_improvement(self.recovery), str(self.verification)]
+        return [
+            *_choice(self.candidates), *_delivery(self.met), *_cost_of_shape(self), *_improvement(self.recovery),
+            str(self.verification),
+        ]  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Compressed({self.comparison.about()})"
@@ -152,6 +180,7 @@ class _Settings:
     floor: float | None
     align: int | None
     per_head: bool
+    shape: Shape
     recoveries: Sequence[Method | None]
     max_tokens: int
     shapes: tuple[Sequence[int], Sequence[int]]
@@ -165,6 +194,9 @@ class _Settings:
                 1 if self.align is None else self.align,
             )  # fmt: skip
             between_rounds(self.budget, self.rounds)
+        require_shape(self.shape, (), self.allocation or "uniform", per_head=self.per_head)
+        if self.shape != "any" and (self.plan is not None or self.unit == "channel"):
+            raise InputError(f"shape: expected any with a plan, and with channels of heads, got {self.shape!r}")
         if self.scores is not None:
             self._check_scores()
         if self.plan is not None:
@@ -242,6 +274,7 @@ def compress(
     floor: float | None = None,
     align: int | None = None,
     per_head: bool = False,
+    shape: Shape = "any",
     recoveries: Sequence[Method | None] = RECOVERIES,
     tokenizer: Any = None,
     labels: str | Sequence[str] = "auto",
@@ -286,6 +319,8 @@ def compress(
         floor: The share of its units that every site keeps at least.
         align: FFN widths are multiples of it. By default 16 on a CPU and 64 on an accelerator.
         per_head: Rank channels within each head, so that heads stay alike.
+        shape: What an engine can load, as in `plan`: "any", "per-layer", "uniform", or "stock", whose folder needs no code.
+            Under "stock" whole blocks may go, if their absence changes the predictions least.
         recoveries: The recoveries to try, None for no recovery.
         tokenizer: The tokenizer to save with a loaded model. By default the task's.
         labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
@@ -321,7 +356,7 @@ def compress(
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
         _budget(amounts, plan), None if plan is None else as_plan(plan), None if scores is None else as_scores(scores), unit,
-        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head,
+        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head, shape,
         _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
     require_progress(progress)
@@ -355,9 +390,15 @@ def compress(
     if held_out is not None:
         task.items(loaded.model, held_out)  # Refuse unusable examples before the scoring, which takes long.
     say = say or _silent
+    if settings.budget is not None and settings.scores is None:
+        settings = replace(settings, rounds=1, scores=_scores(loaded.model, task, rows, settings.budget, settings, progress))
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
     compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say, progress)
-    compressed = replace(compressed, made_by=made_by, held_out=name_of_data(evaluation))
+    free = None
+    if settings.shape != "any" and held_out is not None:
+        say("the same budget without the shape, for comparison")
+        free = _free(loaded, task, rows, held_out, replace(settings, shape="any"), say, progress)
+    compressed = replace(compressed, made_by=made_by, held_out=name_of_data(evaluation), free=free)
     if out is not None:
         compressed.save(out)
     return compressed
@@ -435,25 +476,54 @@ def _loaded(
     return loaded_from(model, task, tokenizer)
 
 
+def _scores(
+    model: nn.Module, task: Task, rows: Sequence[Example], budget: Budget, settings: _Settings, progress: Progress | None
+) -> Scores:
+    """The scores that the budget's plans are made from."""
+    return attribute_in_rounds(
+        model, task, rows, settings.rounds, between_rounds(budget, settings.rounds),
+        planning={"per_head": settings.per_head}, criterion=settings.criterion, unit=settings.unit, select=settings.select,
+        max_tokens=settings.max_tokens, progress=progress,
+    )  # fmt: skip
+
+
+def _free(
+    loaded: Loaded,
+    task: Task,
+    rows: Sequence[Example],
+    held_out: Sequence[Example],
+    settings: _Settings,
+    say: Say,
+    progress: Progress | None,
+) -> Free:
+    """The best candidate of any shape, pruned, recovered and evaluated."""
+    candidates, _ = _candidates(loaded, task, rows, settings, say, progress)
+    best = candidates[0]
+    pruned = prune(loaded.model, best.plan)
+    if best.recovery is not None:
+        unlabeled = without_targets(task, rows)
+        recover_(loaded.model, pruned, task, rows, method=best.recovery, unlabeled=unlabeled, progress=progress)
+        round_weights_(pruned, loaded.stored)
+    return Free(best, evaluate(pruned, task, held_out, progress=progress))
+
+
 def _candidates(
     loaded: Loaded, task: Task, rows: Sequence[Example], settings: _Settings, say: Say, progress: Progress | None
 ) -> tuple[list[Candidate], MetLatency | None]:
     """The candidates, best first, and how a budget of time was met."""
     model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens
-    if budget is None:
+    if budget is None or settings.scores is None:
         plans = [] if settings.plan is None else [settings.plan]
         return tried(model, task, rows, plans, recoveries, max_tokens, progress), None
-    scores, rounds = settings.scores, settings.rounds
-    if scores is None:
-        scores = attribute_in_rounds(
-            model, task, rows, rounds, between_rounds(budget, rounds), planning={"per_head": settings.per_head},
-            criterion=settings.criterion, unit=settings.unit, select=settings.select, max_tokens=max_tokens,
-            progress=progress,
-        )  # fmt: skip
+    removable: list[str] = []
+    if settings.shape == "stock":
+        say("ordering the blocks")
+        unlabeled = without_targets(task, rows)
+        removable = removable_blocks(model, task, rows, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress)
     return within_budget(
-        model, task, rows, scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
-        floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation,
-        align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
+        model, task, rows, settings.scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
+        floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,
+        removable=removable, align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
     )  # fmt: skip
 
 
@@ -480,10 +550,20 @@ def _carried_out(
         say(f"recovering on {len(rows)} examples")
         refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows), progress=progress)
         round_weights_(pruned, loaded.stored)
+    if plan.spread is not None and plan.spread.shape == "stock":
+        pruned = _as_stock(pruned)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
     return Compressed(
         pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored
     )
+
+
+def _as_stock(pruned: nn.Module) -> nn.Module:
+    """The same model without blocks that do nothing. Raises VerificationError if it is not of the stock class then."""
+    pruned = delete_layers(pruned, [])
+    if hasattr(pruned.config, "secateur"):
+        raise VerificationError("nothing was written: no stock config describes the model that shape stock gave")
+    return pruned
 
 
 def _silent(text: str) -> None:
@@ -506,6 +586,17 @@ def _delivery(met: MetLatency | None) -> list[str]:
     return [
         f"delivered: {timing.speedup:.2f}x (quartiles {timing.speedup_low:.2f} to {timing.speedup_high:.2f}), "
         f"{timing.pruned_ms:.1f} ms at {timing.batch_size} x {timing.length}, after measuring {times} plan{'s' * (times > 1)}"
+    ]
+
+
+def _cost_of_shape(compressed: Compressed) -> list[str]:
+    """What the shape cost, where that was measured."""
+    if compressed.free is None or compressed.plan.spread is None:
+        return []
+    shaped, free = compressed.comparison.evaluation["pruned"], compressed.free.evaluation
+    return [
+        f"shape {compressed.plan.spread.shape}: {shaped.metric} {shaped.value:.4f}, and {free.value:.4f} with any shape within "
+        "the same budget"
     ]
 
 

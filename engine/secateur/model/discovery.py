@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from secateur.model.branches import Branch, Port
-from secateur.model.families import branches
+from secateur.model.families import branches, family_of
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
 from secateur.model.ordinary import require_model, require_ordinary
-from secateur.model.sites import AttentionUnit, Site, Sites, Unit, branch_name, selected
+from secateur.model.sites import AttentionUnit, InStock, Site, Sites, Unit, branch_name, is_head, selected
 from secateur.support.errors import InputError
 
 
@@ -119,6 +119,10 @@ def _site(model: nn.Module, branch: Branch, name: str, unit: Unit, count: int) -
         else:
             flops += 2 * per_unit * other
     core_flops = branch.core_flops(unit) / count
+    heads = family_of(model).heads_in_stock if is_head(unit) else "free"
+    # Cross-attention reads no table of positions.
+    in_stock: InStock = "free" if heads == "shared" and branch.kind == "cross_attention" else heads
     return Site(
-        name, branch.kind, branch.stack, branch.layer, unit, count, branch.groups, parameters, flops, source_flops, core_flops
-    )
+        name, branch.kind, branch.stack, branch.layer, unit, count, branch.groups, parameters, flops, source_flops, core_flops,
+        in_stock,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ Stack = Literal["encoder", "decoder"]
 Kind = Literal["ffn", "self_attention", "cross_attention"]
 Unit = Literal["neuron", "head", "query_head", "qk_channel", "vo_channel"]
 AttentionUnit = Literal["head", "channel"]
+InStock = Literal["free", "shared", "whole"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,6 +33,8 @@ class Site:
         flops: The FLOPs (2 for a multiply-add) that one unit costs for each token of its own stack.
         source_flops: The FLOPs that one unit costs for each encoder token (keys and values of cross-attention).
         core_flops: The FLOPs that one unit costs for each pair of a query token and a key token.
+        in_stock: What a stock config can say of the site: "free", any number of units that all layers share; "shared", the same
+            units in all layers of the stack; "whole", all units alone.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Site:
     flops: float
     source_flops: float
     core_flops: float
+    in_stock: InStock = "free"
 
     @property
     def is_channel(self) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from secateur.model.sites import Site, by_group, counted, require_distinct, site
 from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
 from secateur.planning.budget import Budget, BudgetKind
 from secateur.planning.latency_table import LatencyTable, as_table
+from secateur.planning.shapes import Cost, Shape, alike, require_shape, shared, whole_or_absent
 from secateur.support.errors import FieldError, InputError, reading
 from secateur.support.fields import checked_fields, read_object, require_type, shown
 from secateur.support.files import object_or_file, write_atomically
@@ -27,6 +28,10 @@ from secateur.support.tensors import same_tensors
 FORMAT = "secateur-plan/1"
 _ROUNDING = 1e-12  # The rounding error of a sum of shares.
 _REMAINING = ("flops", "params")  # The shares that a plan tells.
+
+
+class UnreachableError(InputError):
+    """No model of the shape is within the budget."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Spread:
         floor: The share of its units that every site keeps at least.
         gap: How far the kept attribution may be from the best possible one, as a share of that one; 0 where it is not known.
         align: FFN widths are multiples of it.
+        shape: "any", "per-layer", "uniform" or "stock", as in `plan`.
     """
 
     remaining: dict[str, float]
@@ -46,6 +52,7 @@ class Spread:
     floor: float = 0.0
     gap: float = 0.0
     align: int = 1
+    shape: Shape = "any"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,7 +122,8 @@ class Plan(Mapping[str, Tensor]):
             lines.append(f"budget: {self.budget}")
         if spread is not None:
             widths = f", FFN widths in multiples of {spread.align}" if spread.align > 1 else ""
-            lines.append(f"allocation: {spread.allocation}, floor {spread.floor:.2g}{widths}")
+            shape = "" if spread.shape == "any" else f", shape {spread.shape}"
+            lines.append(f"allocation: {spread.allocation}, floor {spread.floor:.2g}{widths}{shape}")
         groups = list(self._groups())
         width = max(len(group) for group, *_ in groups)
         lines += [f"  {group:{width}}  {kept} ({share}) in {counted(sites, 'site')}" for group, kept, share, sites, _ in groups]
@@ -212,6 +220,7 @@ def plan(
     floor: float = 0.0,
     align: int = 1,
     per_head: bool = False,
+    shape: Shape = "any",
 ) -> Plan:
     """Choose the units with the highest scores of each site, as many as the budget allows. Ties go to the lower index.
 
@@ -236,6 +245,10 @@ def plan(
         align: FFN widths are multiples of it. With `per_head`, the channels of a head are multiples of it or of 8, whichever is
             less. Numbers of units are rounded up under `keep`, and down otherwise.
         per_head: Rank channels within each head and keep the same number in each, so that heads stay alike.
+        shape: What an engine can load. "any": other widths in each layer. "per-layer": another FFN width in each layer, and
+            attention whole or absent. "uniform" and "stock": one FFN width and one number of heads. Where layers share a table
+            of positions (T5), they keep the same heads. Under "stock", all heads stay where the config of the model's own class
+            cannot say fewer (BERT), and `compress` may remove whole blocks.
 
     Returns:
         The plan.
@@ -251,7 +264,9 @@ def plan(
         Yang et al. 2023, arXiv 2205.04157.
     """
     budget = Budget.of(keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency)
-    return plan_within(scores, budget, table=table, allocation=allocation, floor=floor, align=align, per_head=per_head)
+    return plan_within(
+        scores, budget, table=table, allocation=allocation, floor=floor, align=align, per_head=per_head, shape=shape
+    )
 
 
 def plan_within(
@@ -263,15 +278,22 @@ def plan_within(
     floor: float = 0.0,
     align: int = 1,
     per_head: bool = False,
+    shape: Shape = "any",
 ) -> Plan:
     """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
+    if shape in ("uniform", "stock"):
+        options: dict[str, Any] = {"table": table, "allocation": allocation, "floor": floor, "align": align}
+        return plans_alike(scores, budget, per_head=per_head, shape=shape, **options)[0]
     scores, table = as_scores(scores), None if table is None else as_table(table)
     budget.check_spread(allocation, floor, align)
+    require_shape(shape, scores.sites, allocation, per_head=per_head)
     if per_head and not any(site.is_channel for site in scores.sites):
         raise InputError("per_head: expected scores of the channels of heads (unit 'channel'), got scores of other units")
     _require_numbers(scores)
     price = _price(scores, budget, table)
     of_sites = ladders(scores, price, align, per_head, floor, may_empty=allocation != "uniform" and floor == 0)
+    if shape == "per-layer":
+        of_sites = whole_or_absent(of_sites)
     if budget.kind == "keep":
         rungs, gap = [ladder.at(budget.amount) for ladder in of_sites], 0.0
     elif budget.measured and table is not None:
@@ -279,9 +301,91 @@ def plan_within(
     else:
         rungs, gap = _within_share(of_sites, budget, allocation)
     counts = {ladder.site.name: ladder.counts[rung] for ladder, rung in zip(of_sites, rungs, strict=True)}
+    return _plan_of(scores, counts, budget, per_head, Spread({}, allocation, floor, gap, align, shape))
+
+
+def plans_alike(
+    scores: Scores | str | Path,
+    budget: Budget,
+    *,
+    gone: Collection[str] = (),
+    table: LatencyTable | str | Path | None = None,
+    allocation: Allocation = "uniform",
+    floor: float = 0.0,
+    align: int = 1,
+    per_head: bool = False,
+    shape: Shape = "stock",
+) -> list[Plan]:
+    """Return the plans within a budget whose layers are alike: for each number of heads the one with the widest FFN.
+
+    Args:
+        scores: As in `plan`, as are all arguments but `budget` and `gone`.
+        budget: The budget.
+        gone: The names of sites that keep no unit, because their block is removed.
+        table: See `scores`, as for the next ones.
+        allocation: See `scores`.
+        floor: See `scores`.
+        align: See `scores`.
+        per_head: See `scores`.
+        shape: "uniform" or "stock".
+
+    Returns:
+        The plans. The one that keeps the most attribution comes first.
+
+    Raises:
+        UnreachableError: No such plan is within the budget.
+        InputError: As in `plan`.
+    """
+    scores, table = as_scores(scores), None if table is None else as_table(table)
+    budget.check_spread(allocation, floor, align)
+    require_shape(shape, scores.sites, allocation, per_head=per_head)
+    _require_numbers(scores)
+    scores = shared(scores)
+    of_sites = ladders(scores, _price(scores, budget, table), align, False, floor)
+    if budget.kind == "keep":
+        models = [_at_share(of_sites, gone, budget.amount, shape)]
+    else:
+        spent, limit = _cost_of_counts(of_sites, budget, table)
+        models = [counts for _, counts in alike(of_sites, gone, spent, limit, stock=shape == "stock")]
+        if not models:
+            least = spent({ladder.site.name: _least(ladder, gone, shape) for ladder in of_sites})
+            expected = {"speedup": f"at most {table.total / least:.2f}" if table else ""}.get(
+                budget.kind, f"at least {least:.4f}"
+            )
+            raise UnreachableError(f"{budget.kind}: expected {expected}, the smallest {shape} model, got {budget.amount}")
+    spread = Spread({}, allocation, floor, 0.0, align, shape)
+    return [_plan_of(scores, counts, budget, False, spread) for counts in models]
+
+
+def _least(ladder: Ladder, gone: Collection[str], shape: Shape) -> int:
+    """The fewest units that a site keeps where layers are alike."""
+    if ladder.site.name in gone:
+        return 0
+    return ladder.counts[-1 if shape == "stock" and ladder.site.in_stock == "whole" else 0]
+
+
+def _at_share(of_sites: Sequence[Ladder], gone: Collection[str], share: float, shape: Shape) -> dict[str, int]:
+    """The number of units of each site where each keeps a share. Raises InputError where a site has to stay whole."""
+    whole = next((ladder.site.name for ladder in of_sites if ladder.site.in_stock == "whole"), None)
+    if shape == "stock" and whole is not None and share < 1:
+        raise InputError(f"keep: expected another budget, as all heads of {whole} stay in this shape, got {share}")
+    return {ladder.site.name: 0 if ladder.site.name in gone else ladder.counts[ladder.at(share)] for ladder in of_sites}
+
+
+def _cost_of_counts(of_sites: Sequence[Ladder], budget: Budget, table: LatencyTable | None) -> tuple[Cost, float]:
+    """The cost of a model by the numbers of units that its sites keep, and the highest cost within a budget."""
+    if budget.measured and table is not None:
+        return table.milliseconds, budget.milliseconds(table.total) * (1 + _ROUNDING)
+    prices = {ladder.site.name: {0: 0.0, **dict(zip(ladder.counts, ladder.prices, strict=True))} for ladder in of_sites}
+    rest = 1 - sum(ladder.prices[-1] for ladder in of_sites)
+    return lambda counts: rest + sum(prices[name][count] for name, count in counts.items()), budget.amount + _ROUNDING
+
+
+def _plan_of(scores: Scores, counts: Mapping[str, int], budget: Budget, per_head: bool, spread: Spread) -> Plan:
+    """The plan in which each site keeps so many of its best units. What remains is added to the spread."""
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {kind: cost.remaining(scores.all_sites, scores.sites, counts, kind, scores.tokens) for kind in _REMAINING}
-    return Plan(kept, scores.sites, scores.fingerprint, budget, Spread(remaining, allocation, floor, gap, align))
+    return Plan(kept, scores.sites, scores.fingerprint, budget, replace(spread, remaining=remaining))
 
 
 def _require_numbers(scores: Scores) -> None:
@@ -364,7 +468,10 @@ def _highest(scores: Tensor, count: int, site: Site, per_head: bool) -> Tensor:
 def _spread_json(spread: Spread) -> dict[str, Any]:
     """The fields in the order of the plan file: what remains comes last."""
     fields = asdict(spread)
-    return {**{name: fields[name] for name in ("allocation", "floor", "gap", "align")}, "remaining": fields["remaining"]}
+    return {
+        **{name: fields[name] for name in ("allocation", "floor", "gap", "align", "shape")},
+        "remaining": fields["remaining"],
+    }
 
 
 def _read_budget(content: Any) -> tuple[Budget | None, Spread | None]:

@@ -21,9 +21,11 @@ from secateur.cli.shared.options import (
     Out,
     Params,
     PerHead,
+    ShapeName,
 )
 from secateur.flow.loaded import device_named
 from secateur.planning.allocation import Allocation
+from secateur.planning.shapes import Shape
 
 
 @output.claims_out("file")
@@ -38,6 +40,7 @@ def plan(
     floor: Floor = None,
     align: Align = "1",
     per_head: PerHead = False,
+    shape: ShapeName = "any",
     as_json: Json = False,
 ) -> None:
     """Choose from scores which units stay within a budget; write the plan (JSON)."""
@@ -51,6 +54,7 @@ def plan(
         floor=floor or 0.0,
         align=inputs.alignment(align, device_named("auto").type),
         per_head=per_head,
+        shape=cast(Shape, shape),
     )
     chosen.save(out)
     document = {"out": str(out), "budget": chosen.budget_json(), "kept": {name: len(kept) for name, kept in chosen.items()}}

@@ -47,6 +47,7 @@ from secateur.cli.shared.options import (
     Recover,
     ScoresOption,
     Select,
+    ShapeName,
     Sizes,
     Speedup,
     System,
@@ -62,6 +63,7 @@ from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.planning.shapes import Shape
 from secateur.support.errors import InputError
 
 
@@ -109,6 +111,7 @@ def prune(
     max_length: MaxLength = None,
     align: Align = "auto",
     per_head: PerHead = False,
+    shape: ShapeName = "any",
     recover: Recover = "auto",
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
@@ -140,7 +143,7 @@ def prune(
     if dry:
         document, shown = dry_run.run(
             model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,
-            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head,
+            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head, shape=cast(Shape, shape),
             align=inputs.alignment(align, device_named(device).type),
             allocation="uniform" if allocation == "auto" else allocation,
         )  # fmt: skip
@@ -161,7 +164,8 @@ def prune(
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
         align=None if given is not None else inputs.alignment(align, loaded.device), per_head=per_head,
-        recoveries=recoveries, max_tokens=max_tokens, batch_sizes=shapes[0], lengths=shapes[1], say=output.say, progress=bars(),
+        shape=cast(Shape, shape), recoveries=recoveries, max_tokens=max_tokens, batch_sizes=shapes[0], lengths=shapes[1],
+        say=output.say, progress=bars(),
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]

@@ -132,6 +132,15 @@ Align = Annotated[
     str,
     typer.Option(help="FFN widths become multiples of this number; 'auto' chooses it for the device.", rich_help_panel=BUDGET),
 ]
+ShapeName = Annotated[
+    str,
+    typer.Option(
+        "--shape",
+        help="What an engine can load: any; per-layer (attention whole or absent); uniform (layers alike); stock (no code "
+        "needed: layers alike, whole blocks removed).",
+        rich_help_panel=BUDGET,
+    ),
+]
 Keep = Annotated[float | None, typer.Option(help="Budget: share of units to keep at every site.", rich_help_panel=BUDGET)]
 Flops = Annotated[
     float | None, typer.Option(help="Budget: share of the layers' FLOPs that may remain.", rich_help_panel=BUDGET)

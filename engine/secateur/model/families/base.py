@@ -14,7 +14,7 @@ from secateur.model.branches import Attention, Branch, FeedForward
 from secateur.model.linear_layers import weight_of
 from secateur.model.modeling import ScatterLinear
 from secateur.model.recipe import Rebuild
-from secateur.model.sites import Stack
+from secateur.model.sites import InStock, Stack
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Family:
             layer type says, and stand where `position_ids` says.
         split_token_rows: For models that run some branch on all tokens in one row [B * T, channels]. Registers hooks and
             returns their handles. Under these hooks the branch's linear layers see [B, T, channels] as all others do.
+        heads_in_stock: `Site.in_stock` of self-attention: "whole" where a config derives the head size from the heads' number.
     """
 
     model_types: tuple[str, ...]
@@ -68,6 +69,7 @@ class Family:
     faster_forward: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     cached_label_tree: bool = False
     split_token_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
+    heads_in_stock: InStock = "whole"
 
 
 def attention(

@@ -68,4 +68,5 @@ LLAMA = Family(
     contribution=_contribution,
     keep_blocks=_keep_blocks,
     cached_label_tree=True,
+    heads_in_stock="free",
 )

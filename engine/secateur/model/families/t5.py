@@ -174,4 +174,5 @@ T5 = Family(
     keep_blocks=_keep_blocks,
     place_in_decoder=_place_in_decoder,
     faster_forward=_faster_forward,
+    heads_in_stock="shared",  # The table of relative positions, which a stack's layers share, has a column for each head.
 )
