@@ -350,10 +350,6 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: next(score(BERT.model(), BERT.task, 3)),  # type: ignore[arg-type]
         "dataset: expected an iterable of rows or the name of data, got int",
     ),
-    "tags": (
-        lambda: next(score(CASES["bert-token"].model(), CASES["bert-token"].task, ["a"])),
-        "task: expected one with a label for each input, got TokenClassification",
-    ),
     "open": (
         lambda: next(score(T5.model(), secateur.TextToText(T5.task.reader), ["a"])),
         "labels: expected the candidate labels of a closed task, got None (open targets)",

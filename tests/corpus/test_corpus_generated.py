@@ -79,7 +79,7 @@ def test_a_row_that_is_not_finite_is_rejected() -> None:
     ("options", "said"),
     [
         ("--labels a,b --max-new-tokens 5", "max-new-tokens: expected none without --labels open, got 5"),
-        ("--labels open --compile on", "compile: expected off or auto with open labels"),
+        ("--labels open --compile on", "compile: expected off or auto where results are text"),
     ],
 )
 def test_unusable_options_are_refused(run: Run, tmp_path: Path, options: str, said: str) -> None:

@@ -90,5 +90,5 @@ def test_it_needs_two_different_targets(task: Mood) -> None:
 
 
 def test_its_texts_cannot_be_scored_in_bulk(task: Mood) -> None:
-    with pytest.raises(secateur.InputError, match=r"^task: expected one of texts, got Mood$"):
+    with pytest.raises(secateur.InputError, match=r"^task: expected one that scores a corpus, got Mood$"):
         next(secateur.corpus.score(CASE.model(), task, ["a text"]))

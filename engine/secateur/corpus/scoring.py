@@ -154,10 +154,12 @@ def _is_row(batch: Mapping[str, Any], column: str) -> bool:
 def _rows(dataset: Any, column: str | Sequence[str]) -> Iterator[Any]:
     """Rows as mappings; inputs become mappings with `column`, or with a column for each of their texts."""
     names = column_names(column)
-    for row in rows_in_memory(dataset, "dataset"):
+
+    def as_mapping(row: Any) -> Any:
         if isinstance(row, Mapping):
-            yield row
-        elif len(names) == 1:
-            yield {names[0]: row}
-        else:
-            yield dict(zip(names, row, strict=False)) if isinstance(row, (list, tuple)) else row
+            return row
+        if len(names) == 1:
+            return {names[0]: row}
+        return dict(zip(names, row, strict=False)) if isinstance(row, (list, tuple)) else row
+
+    return map(as_mapping, rows_in_memory(dataset, "dataset"))

@@ -414,7 +414,8 @@ def _of_types(batch: Any, schema: Any) -> Any:
     kinds = [schema.field(name).type for name in batch.schema.names]
     kinds = [kind.value_type if types.is_dictionary(kind) else kind for kind in kinds]
     columns = [column if column.type == kind else column.cast(kind) for column, kind in zip(batch.columns, kinds, strict=True)]
-    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    typed = pyarrow.schema(list(zip(batch.schema.names, kinds, strict=True)), metadata=schema.metadata)
+    return pyarrow.RecordBatch.from_arrays(columns, schema=typed)
 
 
 def _rows_and_bytes(metadata: Any) -> tuple[int, int]:

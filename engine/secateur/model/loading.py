@@ -76,11 +76,10 @@ def _require_floats(model: nn.Module, folder: str, left_out: Collection[str]) ->
 
     Nothing in the file tells the scale of such a weight. Buffers may be integers.
     """
-    buffers = {name for name, _ in model.named_buffers()}
+    # By the last part of their names, as transformers may give the modules of a file other names.
+    buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
     for name, dtype in _not_floats(folder):
-        # A file may be that of a base model, or of a model with a head.
-        names = {name, name.partition(".")[2], f"{getattr(model, 'base_model_prefix', '')}.{name}"}
-        if name not in left_out and not _COMPUTED.search(name) and buffers.isdisjoint(names):
+        if name not in left_out and not _COMPUTED.search(name) and name.rpartition(".")[2] not in buffers:
             raise InputError(
                 f"model: expected weights in a floating-point dtype, got {folder!r} with {name} in "
                 f"{str(dtype).removeprefix('torch.')} and without a quantization_config: its numbers would be taken as they "
