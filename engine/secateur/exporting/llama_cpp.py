@@ -1,0 +1,147 @@
+"""The proof of a GGUF file: llama.cpp's log-probabilities beside PyTorch's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.exporting import run_llama_cpp
+from secateur.exporting.base import Source
+from secateur.exporting.decoder import rounded
+from secateur.support.errors import VerificationError
+
+# Texts on which tokenizers differ: contractions, numbers, spaces, lines, other scripts, code.
+TEXTS = (
+    "The film wasn't good, and they'll say so: I'M sure we've seen 3 better ones in 2024, or 12345 of 1,000,000.",
+    "Zwei  Leerzeichen,\tein Tabulator\n\n  und neue Zeilen;\r\nna\u00efve caf\u00e9s \u2013 \u00fcber 50\u00a0% (\u00a7 3.2)...",
+    "\u6771\u4eac\u3067\u306f\u96e8\u304c\u964d\u3063\u3066\u3044\u307e\u3059\u3002 \u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! \u0661\u0662\u0663 \U0001f999\U0001f680",
+    "def f(x):\n    return x**2 != 4  # <tag attr='v'> {a: [1, 2]} && ||\n",
+)
+LENGTHS = (1, 2, 9, 33, 200)
+# What differs between two float32 computations of a deep model; seen: 2e-4 with 30 layers.
+FLOAT32_BOUND = 2e-3
+# Half precision rounds the inputs of products too. Two such computations differ by no more than this times the effect of the
+# rounding itself.
+_OF_ROUNDING = 4.0
+_SECONDS = 3600
+
+
+def compared(source: Source, path: Path) -> dict[str, Any]:
+    """Compare llama.cpp with PyTorch on a file. Afterwards the weights of the source have the values of the file.
+
+    The prompts are texts and random tokens. For each, the log-probabilities of the likeliest next tokens are compared, and for
+    texts the number of tokens.
+
+    Args:
+        source: The model that the file was written from.
+        path: The file.
+
+    Returns:
+        For export.json: the largest difference and its bound; or that nothing was run, and why.
+
+    Raises:
+        VerificationError: llama.cpp refuses the file, splits a text into other tokens, or computes something else.
+    """
+    if importlib.util.find_spec("xllamacpp") is None:
+        return {"run": False, "why": "not run by llama.cpp: needs xllamacpp, pip install 'secateur[compat]'"}
+    prompts, tokens = _prompts(source)
+    answers = _answers(path, prompts)
+    for parameter in source.model.parameters():
+        parameter.data = in_gguf(parameter.data, source.dtype).float()
+    exact = [_log_probabilities(source.model, numbers) for numbers in tokens]
+    bound = FLOAT32_BOUND
+    if source.dtype != torch.float32:
+        with _rounding_inputs(source.model, source.dtype):
+            coarse = [_log_probabilities(source.model, numbers) for numbers in tokens]
+        bound += _OF_ROUNDING * max(_difference(a, c, answer) for a, c, answer in zip(exact, coarse, answers, strict=True))
+    worst = 0.0
+    for prompt, numbers, expected, answer in zip(prompts, tokens, exact, answers, strict=True):
+        if answer["tokens"] != len(numbers):
+            raise VerificationError(
+                f"nothing was written: llama.cpp splits {prompt!r} into {answer['tokens']} tokens, and not into {len(numbers)}"
+            )
+        worst = max(worst, max(abs(float(expected[token]) - value) for token, value in _likeliest(answer)))
+    if not worst <= bound:
+        raise VerificationError(
+            f"nothing was written: llama.cpp's log-probabilities differ from PyTorch's by {worst:.2g}, and rounding explains "
+            f"{bound:.2g}"
+        )
+    return {"run": True, "prompts": len(prompts), "largest_difference": worst, "bound": bound, "engine": _version()}
+
+
+def in_gguf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the dtype in which GGUF holds it: matrices in a given one, vectors (norms, biases) in float32."""
+    return tensor.float() if tensor.dim() < 2 else rounded(tensor, dtype)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"xllamacpp {version('xllamacpp')}"
+
+
+def _prompts(source: Source) -> tuple[list[str | list[int]], list[list[int]]]:
+    """Prompts as llama.cpp gets them, and their tokens."""
+    config, tokenizer = source.model.config, source.tokenizer
+    plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        [plain[k] for k in torch.randint(len(plain), (min(length, config.max_position_embeddings - 1),), generator=generator)]
+        for length in LENGTHS
+    ]
+    texts = [(text, tokenizer(text)["input_ids"]) for text in TEXTS]
+    texts = [(text, numbers) for text, numbers in texts if len(numbers) < min(config.max_position_embeddings, 512)]
+    return [*(text for text, _ in texts), *drawn], [*(numbers for _, numbers in texts), *drawn]
+
+
+def _answers(path: Path, prompts: Sequence[Any]) -> list[dict[str, Any]]:
+    """llama.cpp's answers, of a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch) / "asked.json", Path(scratch) / "answered.json"
+        asked.write_text(json.dumps(prompts), encoding="utf-8")
+        command = [sys.executable, "-P", str(run_llama_cpp.__file__), str(path), str(asked), str(answered)]
+        process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS)
+        if process.returncode or not answered.is_file():
+            lines = [line for line in process.stderr.splitlines() if "rror" in line or "ASSERT" in line] or ["no message"]
+            raise VerificationError(f"nothing was written: llama.cpp does not run the file: {lines[0].strip()[:300]}")
+        answers: list[dict[str, Any]] = json.loads(answered.read_text(encoding="utf-8"))
+        return answers
+
+
+def _log_probabilities(model: Any, tokens: list[int]) -> Tensor:
+    """PyTorch's log-probabilities of the next token [vocabulary]."""
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([tokens])).logits[0, -1].log_softmax(-1)  # type: ignore[no-any-return]
+
+
+def _likeliest(answer: dict[str, Any]) -> list[tuple[int, float]]:
+    """llama.cpp's likeliest next tokens, with their log-probabilities."""
+    return [(token, value) for token, value in answer["likeliest"] if math.isfinite(value)]
+
+
+def _difference(one: Tensor, other: Tensor, answer: dict[str, Any]) -> float:
+    """The largest difference of two computations at the tokens of an answer."""
+    return max(abs(float(one[token]) - float(other[token])) for token, _ in _likeliest(answer))
+
+
+@contextmanager
+def _rounding_inputs(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Round the inputs of all linear layers to a dtype, as llama.cpp does for weights of that dtype."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype).float(),)) for module in linear]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
