@@ -48,13 +48,14 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     stored = {name: rounded(tensor, source.dtype).contiguous() for name, tensor in tensors(decoder).items()}
     save_torch_state_dict(stored, folder)
     source.tokenizer.save_pretrained(folder)
-    if getattr(source.model, "generation_config", None) is not None:
-        source.model.generation_config.save_pretrained(folder)
+    generation: Any = getattr(source.model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
     why = why_not_sglang(config)
     return {
         "architecture": "DeciLMForCausalLM", "layers": config["block_configs"], "left_out": decoder.gone, "zeros": zeros,
         "read_by": ["vllm"] if why else ["vllm", "sglang"],
-        "notes": [f"vLLM reads it, and SGLang does not: {why}"] if why else ["vLLM and SGLang read it, with --trust-remote-code"],
+        "notes": [f"vLLM reads it, and SGLang does not: {why}" if why else "vLLM and SGLang read it, with --trust-remote-code"],
         "verification": {"run": False, "why": "not run: neither vLLM nor SGLang is run here"},
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ def read_decoder(model: nn.Module) -> Decoder:
         InputError: The model is no Llama, Mistral, Qwen 2 or Qwen 3; something in its config is not in the formats; or a layer
             keeps parts of heads.
     """
-    architecture, config = stock_class(model).__name__, model.config
+    architecture, config = stock_class(model).__name__, cast(Any, model.config)
     if architecture not in ARCHITECTURES:
         raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)}, which the format describes, got {architecture}")
     _require_common(config)

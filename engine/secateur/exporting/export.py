@@ -35,12 +35,12 @@ class Exported:
 
     def lines(self) -> list[str]:
         """Return lines for a terminal: what was written, and how it was verified."""
-        verification = self.document["verification"]
-        said = verification.get("why", "")
-        if verification["run"]:
+        proof = self.document["verification"]
+        said = proof.get("why", "")
+        if proof["run"]:
             said = (
-                f"verified: log-probabilities of {verification['engine']} and PyTorch differ by up to "
-                f"{verification['largest_difference']:.1e} on {verification['prompts']} prompts (bound {verification['bound']:.1e})"
+                f"verified: log-probabilities of {proof['engine']} and PyTorch differ by up to "
+                f"{proof['largest_difference']:.1e} on {proof['prompts']} prompts (bound {proof['bound']:.1e})"
             )
         zeros = [f"filled with zeros, which add nothing: {', '.join(self.document['zeros'])}"] if self.document["zeros"] else []
         what = f"written to {self.out}: {self.document['format']}, {self.document['architecture']}, {self.document['dtype']}"

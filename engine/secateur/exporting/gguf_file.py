@@ -145,8 +145,8 @@ def tensors(decoder: Decoder, *, interleaved: bool) -> Iterator[tuple[str, Tenso
 
     Args:
         decoder: The decoder.
-        interleaved: Whether the two channels that a rotation turns are neighbours, as in `llama` and `deci`. In transformers, and
-            in `qwen3`, they are half a head apart.
+        interleaved: Whether the two channels that a rotation turns are neighbours, as in `llama` and `deci`. In transformers
+            and in `qwen3`, they are half a head apart.
     """
     yield "token_embd.weight", decoder.embedding
     for place, layer in enumerate(decoder.layers):
@@ -173,7 +173,8 @@ def interleave(rows: Tensor, heads: int) -> Tensor:
             i + size / 2.
         heads: The number of heads.
     """
-    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+    halves = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])  # [heads, 2, size / 2, ...]
+    return halves.transpose(1, 2).reshape(rows.shape)
 
 
 def rope_factors(rope: dict[str, Any], head_dim: int) -> Tensor:

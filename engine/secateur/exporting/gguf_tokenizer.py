@@ -144,9 +144,7 @@ def _tokens(tokenizer: Any, size: int) -> tuple[list[str], list[int]]:
     for number in range(size):
         extra = added.get(number)
         if extra is not None and (extra.lstrip or extra.rstrip or extra.single_word):
-            raise InputError(
-                f"tokenizer: expected added tokens that take no spaces or words beside them, got {extra.content!r}"
-            )
+            raise InputError(f"tokenizer: expected added tokens that take no spaces beside them, got {extra.content!r}")
         tokens.append(by_number.get(number, f"[PAD{number}]"))
         kind = TokenType.UNUSED if number not in by_number else TokenType.NORMAL
         if extra is not None:

@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from secateur.support.errors import VerificationError
 # Texts on which tokenizers differ: contractions, numbers, spaces, lines, other scripts, code.
 TEXTS = (
     "The film wasn't good, and they'll say so: I'M sure we've seen 3 better ones in 2024, or 12345 of 1,000,000.",
-    "Zwei  Leerzeichen,\tein Tabulator\n\n  und neue Zeilen;\r\nna\u00efve caf\u00e9s \u2013 \u00fcber 50\u00a0% (\u00a7 3.2)...",
-    "\u6771\u4eac\u3067\u306f\u96e8\u304c\u964d\u3063\u3066\u3044\u307e\u3059\u3002 \u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! \u0661\u0662\u0663 \U0001f999\U0001f680",
+    "Zwei  Leerzeichen,\tein Tabulator\n\n  und neue Zeilen;\r\nnaïve cafés; über 50 % (§ 3.2)...",
+    "東京では雨が降っています。 Привет, мир! ٣٤٥ 🦙🚀",
     "def f(x):\n    return x**2 != 4  # <tag attr='v'> {a: [1, 2]} && ||\n",
 )
 LENGTHS = (1, 2, 9, 33, 200)
@@ -56,7 +56,7 @@ def compared(source: Source, path: Path) -> dict[str, Any]:
     if importlib.util.find_spec("xllamacpp") is None:
         return {"run": False, "why": "not run by llama.cpp: needs xllamacpp, pip install 'secateur[compat]'"}
     prompts, tokens = _prompts(source)
-    answers = _answers(path, prompts)
+    answers = _answers(path, {"prompts": prompts, "next": _whole_character(source.tokenizer)})
     for parameter in source.model.parameters():
         parameter.data = in_gguf(parameter.data, source.dtype).float()
     exact = [_log_probabilities(source.model, numbers) for numbers in tokens]
@@ -93,23 +93,29 @@ def _version() -> str:
 
 def _prompts(source: Source) -> tuple[list[str | list[int]], list[list[int]]]:
     """Prompts as llama.cpp gets them, and their tokens."""
-    config, tokenizer = source.model.config, source.tokenizer
+    model: Any = source.model
+    tokenizer, most = source.tokenizer, min(model.config.max_position_embeddings, run_llama_cpp.CONTEXT) - 1
     plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder))
     generator = torch.Generator().manual_seed(0)
     drawn = [
-        [plain[k] for k in torch.randint(len(plain), (min(length, config.max_position_embeddings - 1),), generator=generator)]
-        for length in LENGTHS
+        [plain[k] for k in torch.randint(len(plain), (min(length, most),), generator=generator).tolist()] for length in LENGTHS
     ]
     texts = [(text, tokenizer(text)["input_ids"]) for text in TEXTS]
-    texts = [(text, numbers) for text, numbers in texts if len(numbers) < min(config.max_position_embeddings, 512)]
+    texts = [(text, numbers) for text, numbers in texts if len(numbers) <= most]
     return [*(text for text, _ in texts), *drawn], [*(numbers for _, numbers in texts), *drawn]
 
 
-def _answers(path: Path, prompts: Sequence[Any]) -> list[dict[str, Any]]:
+def _whole_character(tokenizer: Any) -> Any:
+    """A token that is a word or a letter."""
+    tokens = tokenizer.get_vocab().items()
+    return min(number for token, number in tokens if token.isalnum() and token.isascii() and len(token) < 5)
+
+
+def _answers(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
     """llama.cpp's answers, of a process of its own."""
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "asked.json", Path(scratch) / "answered.json"
-        asked.write_text(json.dumps(prompts), encoding="utf-8")
+        asked.write_text(json.dumps(content), encoding="utf-8")
         command = [sys.executable, "-P", str(run_llama_cpp.__file__), str(path), str(asked), str(answered)]
         process = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=_SECONDS)
         if process.returncode or not answered.is_file():

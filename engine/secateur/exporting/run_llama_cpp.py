@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LIKELIEST = 20
+LIKELIEST, CONTEXT = 20, 512
 
 
 def main(model: str, asked: str, answered: str) -> None:
@@ -18,26 +18,29 @@ def main(model: str, asked: str, answered: str) -> None:
 
     Args:
         model: The GGUF file.
-        asked: A JSON file with a list of prompts, each a text or a list of token numbers.
+        asked: A JSON file with "prompts", each a text or a list of token numbers, and "next", a token of letters.
         answered: The JSON file that is written: for each prompt the number of its tokens and the likeliest next tokens, as
             pairs of token number and log-probability.
     """
     import xllamacpp
 
-    prompts = json.loads(Path(asked).read_text(encoding="utf-8"))
+    content = json.loads(Path(asked).read_text(encoding="utf-8"))
+    # llama.cpp holds back the log-probabilities where the next token is part of a character, or ends the text. They are those
+    # before the bias.
+    options = {"max_tokens": 1, "temperature": 0.0, "logprobs": LIKELIEST, "logit_bias": [[content["next"], 1000.0]]}
     parameters: Any = xllamacpp.CommonParams()
     parameters.model.path = model
-    parameters.n_ctx, parameters.n_parallel, parameters.warmup = 512, 1, False
+    parameters.n_ctx, parameters.n_parallel, parameters.warmup = CONTEXT, 1, False
     # Attention in float32. By default, llama.cpp computes it in half precision.
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.n_gpu_layers = 0
     server = xllamacpp.Server(parameters)
     answers = []
-    for prompt in prompts:
-        answer = server.handle_completions({"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "logprobs": LIKELIEST})
-        content = answer["choices"][0]["logprobs"]["content"]
-        likeliest = [(entry["id"], entry["logprob"]) for entry in content[0]["top_logprobs"]]
+    for prompt in content["prompts"]:
+        answer = server.handle_completions({"prompt": prompt, **options})
+        (first,) = answer["choices"][0]["logprobs"]["content"]
+        likeliest = [(entry["id"], entry["logprob"]) for entry in first["top_logprobs"]]
         answers.append({"tokens": answer["usage"]["prompt_tokens"], "likeliest": likeliest})
     Path(answered).write_text(json.dumps(answers), encoding="utf-8")
 
