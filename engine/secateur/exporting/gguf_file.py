@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.exporting.base import Source
 from secateur.exporting.decoder import Decoder, Layer, read_decoder, require_alike, with_zero_heads, with_zero_neurons
 from secateur.exporting.gguf_tokenizer import add_tokenizer
-from secateur.exporting.llama_cpp import compared, in_gguf
+from secateur.exporting.llama_cpp import compared, in_gguf, installed
 from secateur.support.errors import InputError
 
 FILE = "model.gguf"
@@ -50,8 +50,14 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     """
     decoder, zeros = filled(read_decoder(source.model))
     architecture = architecture_of(decoder)
-    notes = _write_file(folder / FILE, decoder, architecture, source)
-    verification = compared(source, folder / FILE)
+    notes = _write_file(folder / FILE, decoder, architecture, source, source.dtype)
+    precise = folder / FILE
+    if source.dtype != torch.float32 and installed():
+        precise = folder / "float32.gguf"
+        _write_file(precise, decoder, architecture, source, torch.float32)
+    verification = compared(source, folder / FILE, precise)
+    if precise != folder / FILE:
+        precise.unlink()
     return {
         "architecture": architecture,
         "layers": [{"heads": layer.heads, "key_value_heads": layer.groups, "neurons": layer.width} for layer in decoder.layers],
@@ -93,16 +99,16 @@ def architecture_of(decoder: Decoder) -> str:
     return "llama" if len({shape(layer) for layer in decoder.layers}) == 1 else "deci"
 
 
-def _write_file(path: Path, decoder: Decoder, architecture: str, source: Source) -> list[str]:
-    """Write the file. Returns notes on where llama.cpp differs."""
+def _write_file(path: Path, decoder: Decoder, architecture: str, source: Source, dtype: torch.dtype) -> list[str]:
+    """Write the values that the source's dtype has, in a dtype that holds them. Returns notes on where llama.cpp differs."""
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
-    _add_sizes(writer, decoder, architecture, source)
+    _add_sizes(writer, decoder, architecture, source.name, dtype)
     notes = add_tokenizer(writer, source.tokenizer, len(decoder.embedding))
     kinds = {torch.float32: gguf.GGMLQuantizationType.F32, torch.float16: gguf.GGMLQuantizationType.F16}
     for name, tensor in tensors(decoder, interleaved=architecture != "qwen3"):
-        stored = in_gguf(tensor, source.dtype).contiguous()
+        stored = in_gguf(in_gguf(tensor, source.dtype), dtype).contiguous()
         # NumPy has no bfloat16: the writer takes bytes.
         kind = kinds.get(stored.dtype, gguf.GGMLQuantizationType.BF16)
         writer.add_tensor(name, stored.view(torch.uint8).numpy(), raw_dtype=kind)
@@ -113,14 +119,14 @@ def _write_file(path: Path, decoder: Decoder, architecture: str, source: Source)
     return notes
 
 
-def _add_sizes(writer: Any, decoder: Decoder, architecture: str, source: Source) -> None:
+def _add_sizes(writer: Any, decoder: Decoder, architecture: str, name: str, dtype: torch.dtype) -> None:
     """Write the fields that describe the model."""
     import gguf
 
     config, rope, layers = decoder.config, decoder.rope, decoder.layers
     types = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
-    writer.add_name(source.name)
-    writer.add_file_type(gguf.LlamaFileType[types[source.dtype]])
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[types[dtype]])
     writer.add_block_count(len(layers))
     writer.add_vocab_size(len(decoder.embedding))
     writer.add_context_length(config.max_position_embeddings)

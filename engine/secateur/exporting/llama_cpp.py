@@ -37,7 +37,12 @@ _OF_ROUNDING = 4.0
 _SECONDS = 3600
 
 
-def compared(source: Source, path: Path) -> dict[str, Any]:
+def installed() -> bool:
+    """Return whether llama.cpp can be run here."""
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def compared(source: Source, path: Path, precise: Path) -> dict[str, Any]:
     """Compare llama.cpp with PyTorch on a file. Afterwards the weights of the source have the values of the file.
 
     The prompts are texts and random tokens. For each, the log-probabilities of the likeliest next tokens are compared, and for
@@ -46,6 +51,7 @@ def compared(source: Source, path: Path) -> dict[str, Any]:
     Args:
         source: The model that the file was written from.
         path: The file.
+        precise: The same values in float32, which no rounding hides: the file itself where it is in float32.
 
     Returns:
         For export.json: the largest difference and its bound; or that nothing was run, and why.
@@ -53,31 +59,42 @@ def compared(source: Source, path: Path) -> dict[str, Any]:
     Raises:
         VerificationError: llama.cpp refuses the file, splits a text into other tokens, or computes something else.
     """
-    if importlib.util.find_spec("xllamacpp") is None:
+    if not installed():
         return {"run": False, "why": "not run by llama.cpp: needs xllamacpp, pip install 'secateur[compat]'"}
     prompts, tokens = _prompts(source)
-    answers = _answers(path, {"prompts": prompts, "next": _whole_character(source.tokenizer)})
-    for parameter in source.model.parameters():
-        parameter.data = in_gguf(parameter.data, source.dtype).float()
-    exact = [_log_probabilities(source.model, numbers) for numbers in tokens]
-    bound = FLOAT32_BOUND
-    if source.dtype != torch.float32:
-        with _rounding_inputs(source.model, source.dtype):
-            coarse = [_log_probabilities(source.model, numbers) for numbers in tokens]
-        bound += _OF_ROUNDING * max(_difference(a, c, answer) for a, c, answer in zip(exact, coarse, answers, strict=True))
-    worst = 0.0
-    for prompt, numbers, expected, answer in zip(prompts, tokens, exact, answers, strict=True):
+    content = {"prompts": prompts, "next": _whole_character(source.tokenizer)}
+    answers = _answers(precise, content)
+    for prompt, numbers, answer in zip(prompts, tokens, answers, strict=True):
         if answer["tokens"] != len(numbers):
             raise VerificationError(
                 f"nothing was written: llama.cpp splits {prompt!r} into {answer['tokens']} tokens, and not into {len(numbers)}"
             )
-        worst = max(worst, max(abs(float(expected[token]) - value) for token, value in _likeliest(answer)))
+    for parameter in source.model.parameters():
+        parameter.data = in_gguf(parameter.data, source.dtype).float()
+    exact = [_log_probabilities(source.model, numbers) for numbers in tokens]
+    found = {"run": True, "engine": _version(), "prompts": len(prompts)}
+    difference = _within(exact, answers, FLOAT32_BOUND)
+    if source.dtype == torch.float32:
+        return found | {"largest_difference": difference, "bound": FLOAT32_BOUND}
+    with _rounding_inputs(source.model, source.dtype):
+        coarse = [_log_probabilities(source.model, numbers) for numbers in tokens]
+    answers = _answers(path, content)
+    rounding = max(_difference(e, c, answer) for e, c, answer in zip(exact, coarse, answers, strict=True))
+    bound = FLOAT32_BOUND + _OF_ROUNDING * rounding
+    largest = _within(exact, answers, bound)
+    return found | {"largest_difference": largest, "bound": bound, "largest_difference_in_float32": difference}
+
+
+def _within(exact: list[Tensor], answers: list[dict[str, Any]], bound: float) -> float:
+    """The largest difference of llama.cpp's answers. Raises VerificationError above the bound."""
+    pairs = zip(exact, answers, strict=True)
+    worst = max(abs(float(expected[token]) - value) for expected, answer in pairs for token, value in _likeliest(answer))
     if not worst <= bound:
         raise VerificationError(
             f"nothing was written: llama.cpp's log-probabilities differ from PyTorch's by {worst:.2g}, and rounding explains "
             f"{bound:.2g}"
         )
-    return {"run": True, "prompts": len(prompts), "largest_difference": worst, "bound": bound, "engine": _version()}
+    return worst
 
 
 def in_gguf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
