@@ -198,8 +198,8 @@ def test_models_that_decilm_does_not_hold_are_refused(tmp_path: Path, run: Run) 
     refused("a", "qwen3", "stock", "model: expected a Llama, Mistral or Qwen 2, got a Qwen 3")
     # Layer 0 of "uneven" has no attention, so that layer 1 is the first that counts, and layer 2 the first that differs.
     message = (
-        "model: expected attentions with one number of heads, which DeciLM needs, got 2 heads, 1 key-value heads and 300 neurons "
-        "in layer 1 and 6 heads, 3 key-value heads and 0 neurons in layer 2; --shape per-layer gives such a model"
+        "model: expected attentions with one number of heads, which DeciLM needs, got 2 heads, 1 key-value heads and 300 "
+        "neurons in layer 1 and 6 heads, 3 key-value heads and 0 neurons in layer 2; --shape per-layer gives such a model"
     )
     refused("b", "llama", "uneven", message)
     secateur.save(pruned(decoder(), [0] * LAYERS, [9] * LAYERS), tmp_path / "c", tokenizer=byte_pairs())

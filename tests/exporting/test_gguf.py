@@ -179,15 +179,11 @@ def test_the_tokenizer_is_written(words: str, tmp_path: Path, monkeypatch: pytes
 def test_words_that_llama_cpp_does_not_know_are_refused() -> None:
     from cases import byte_level_tokenizer, word_tokenizer
 
-    with pytest.raises(
-        InputError, match=r"^tokenizer: expected a byte-level BPE \(gpt-2, smollm, llama-bpe, qwen2\), got WordLevel$"
-    ):
+    with pytest.raises(InputError, match=r"^tokenizer: expected a byte-level BPE \(gpt-2, .*\), got WordLevel$"):
         gguf_tokenizer.words_of(word_tokenizer(start=False, end=False))
-    with pytest.raises(
-        InputError, match="^tokenizer: expected words split as in .* got the pre-tokenizer .*add_prefix_space.: true"
-    ):
+    with pytest.raises(InputError, match=r"^tokenizer: expected words split as in .*add_prefix_space.: true"):
         gguf_tokenizer.words_of(byte_level_tokenizer(add_prefix_space=True))
-    with pytest.raises(InputError, match="^tokenizer: expected a byte-level BPE of tokenizer.json, got object"):
+    with pytest.raises(InputError, match=r"^tokenizer: expected a byte-level BPE of tokenizer.json, got object"):
         gguf_tokenizer.words_of(object())
 
 
@@ -221,7 +217,7 @@ def test_parts_of_heads_are_refused() -> None:
     from secateur.model.discovery import fingerprint
 
     plan = secateur.Plan(kept, secateur.sites(model, unit="channel"), fingerprint(model))
-    with pytest.raises(InputError, match="model: expected whole heads of one size .* in layer 0; .*--shape per-layer gives"):
+    with pytest.raises(InputError, match=r"model: expected whole heads of one size .* in layer 0; .*--shape per-layer gives"):
         read_decoder(secateur.prune(model, plan))
 
 

@@ -113,7 +113,7 @@ def decoder(family: str = "llama", **options: Any) -> Any:
         )
     )  # fmt: skip
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:  # Norms are 1 and biases 0 in a new model.
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()

@@ -94,7 +94,7 @@ def config_of(decoder: Decoder) -> dict[str, Any]:
     """
     if decoder.architecture == "Qwen3ForCausalLM":
         raise InputError(
-            "model: expected a Llama, Mistral or Qwen 2 for decilm, got a Qwen 3, whose queries and keys are normed"
+            "model: expected a Llama, Mistral or Qwen 2, got a Qwen 3, whose norms of queries and keys DeciLM lacks"
         )
     biases = _biases(decoder)
     first = next(layer for layer in decoder.layers if layer.heads)
