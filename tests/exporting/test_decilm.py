@@ -83,7 +83,7 @@ class Forward:
     def attention(self, name: str, x: Tensor, groups: int) -> Tensor:
         heads, size = self.config.num_attention_heads, self.config.head_dim
         query, key, value = (
-            self.linear(f"{name}.{part}_proj", x).unflatten(-1, (-1, size)).transpose(0, 1)[None] for part in "qkv"
+            self.linear(f"{name}.{part}_proj", x).reshape(1, len(x), -1, size).transpose(1, 2) for part in "qkv"
         )  # [1, heads, T, size]
         cos, sin = LlamaRotaryEmbedding(self.config)(x, torch.arange(len(x))[None])
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
@@ -172,7 +172,7 @@ def test_why_sglang_does_not_read_a_folder(tmp_path: Path) -> None:
         ("llama", "per-layer", "it reads FFN widths that are multiples of 256, which pruning with --align 256 gives"),
         ("qwen2", "stock", "it has a bias in all four linear layers of an attention or in none, and in no FFN"),
     ):
-        options = {"intermediate_size": 256} if shape == "stock" else {}
+        options: dict[str, Any] = {"intermediate_size": 256} if shape == "stock" else {}
         source = folder(tmp_path / f"{family}-m", family, shape, **options)
         exported = secateur.export(source, tmp_path / family, format="decilm")
         assert exported.document["read_by"] == ["vllm"]

@@ -216,7 +216,7 @@ def test_parts_of_heads_are_refused() -> None:
     kept = {name: values.argsort()[: len(values) - 8].sort().values for name, values in scores.items()}
     from secateur.model.discovery import fingerprint
 
-    plan = secateur.Plan(kept, secateur.sites(model, unit="channel"), fingerprint(model))
+    plan = secateur.Plan(kept, tuple(secateur.sites(model, unit="channel")), fingerprint(model))
     with pytest.raises(InputError, match=r"model: expected whole heads of one size .* in layer 0; .*--shape per-layer gives"):
         read_decoder(secateur.prune(model, plan))
 
@@ -253,7 +253,7 @@ def test_another_result_leaves_nothing(
     monkeypatch.setattr(llama_cpp, "_version", lambda: "a stand-in")
 
     def answers(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
-        given = []
+        given: list[dict[str, Any]] = []
         for prompt in content["prompts"]:
             numbers = byte_pairs()(prompt)["input_ids"] if isinstance(prompt, str) else prompt
             values, tokens = llama_cpp._log_probabilities(model, numbers).topk(20)

@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[type[nn.Module], type[Any], dict[str, Any]]] = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {}),
 }  # fmt: skip
-WORDS = {
+WORDS: dict[str, Any] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), WORDS["gpt-2"]()]),
     "llama-bpe": lambda: _split("\\p{N}{1,3}"),
@@ -82,12 +82,12 @@ def byte_pairs(words: str = "smollm", *, start: bool = False) -> PreTrainedToken
         words: llama.cpp's name of how words are split.
         start: Whether texts begin with the first token.
     """
-    tokenizer = Tokenizer(BPE(ignore_merges=words == "llama-bpe"))
+    tokenizer: Any = Tokenizer(BPE(ignore_merges=words == "llama-bpe"))
     tokenizer.pre_tokenizer = WORDS[words]()
     if words == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     special = ["<|begin|>", "<|end|>"]
-    trainer = BpeTrainer(
+    trainer: Any = BpeTrainer(
         vocab_size=VOCABULARY - 8, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special,
         show_progress=False,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def pruned(model: nn.Module, heads: list[int], widths: list[int]) -> nn.Module:
     for site in secateur.sites(model):
         count = (heads if site.is_head else widths)[site.layer]
         kept[site.name] = torch.randperm(site.units, generator=generator)[:count].sort().values
-    return secateur.prune(model, secateur.Plan(kept, secateur.sites(model), fingerprint(model)))
+    return secateur.prune(model, secateur.Plan(kept, tuple(secateur.sites(model)), fingerprint(model)))
 
 
 # Key-value heads and neurons by shape. In "uneven", layers 0 and 3 have no attention, layers 2 and 3 no FFN.

@@ -62,7 +62,7 @@ def compared(source: Source, path: Path, precise: Path) -> dict[str, Any]:
     if not installed():
         return {"run": False, "why": "not run by llama.cpp: needs xllamacpp, pip install 'secateur[compat]'"}
     prompts, tokens = _prompts(source)
-    content = {"prompts": prompts, "next": _whole_character(source.tokenizer)}
+    content = {"prompts": prompts, "next": _whole_character(source.tokenizer), "threads": torch.get_num_threads()}
     answers = _answers(precise, content)
     for prompt, numbers, answer in zip(prompts, tokens, answers, strict=True):
         if answer["tokens"] != len(numbers):

@@ -18,7 +18,8 @@ def main(model: str, asked: str, answered: str) -> None:
 
     Args:
         model: The GGUF file.
-        asked: A JSON file with "prompts", each a text or a list of token numbers, and "next", a token of letters.
+        asked: A JSON file with "prompts", each a text or a list of token numbers, "next", a token of letters, and
+            "threads".
         answered: The JSON file that is written: for each prompt the number of its tokens and the likeliest next tokens, as
             pairs of token number and log-probability.
     """
@@ -31,6 +32,8 @@ def main(model: str, asked: str, answered: str) -> None:
     parameters: Any = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.n_ctx, parameters.n_parallel, parameters.warmup = CONTEXT, 1, False
+    # By default, llama.cpp takes all cores, and its threads wait busily for each other.
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = content["threads"]
     # Attention in float32. By default, llama.cpp computes it in half precision.
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
