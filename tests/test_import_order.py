@@ -19,7 +19,7 @@ FLOORS = [
     ("pruning",),
     ("recovery", "measuring"),
     ("flow",),
-    ("learned",),
+    ("learned", "exporting"),
     ("reproduction",),
     ("cli",),
 ]

@@ -65,6 +65,10 @@ VERBS: dict[str, list[Verb]] = {
             "score smaller --data 'documents/*.parquet' --input-column text --out scored",
         ),
         Verb(
+            "export", "export:export", "Write a model folder as what llama.cpp, vLLM or SGLang load.",
+            "export smaller --format gguf --out smaller-gguf",
+        ),
+        Verb(
             "push", "push:push", "Upload a folder with its card to the Hugging Face Hub.",
             "push smaller OWNER/NAME --private",
         ),

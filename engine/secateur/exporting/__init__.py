@@ -1,0 +1,1 @@
+"""Exporting: the folder of a pruned model as the file or folder that another engine loads."""
