@@ -71,7 +71,7 @@ def test_uniform_keeps_fewer_heads_where_stock_cannot() -> None:
 def test_no_model_with_alike_layers_keeps_more(amount: float, gone: tuple[str, ...]) -> None:
     """All numbers of heads and widths of a small model, tried one by one."""
     scores = scores_of("llama")
-    absent = {site.name for site in scores.sites if f"{site.stack}.{site.layer}" in gone}
+    absent = {site.name for site in scores.sites if site.block in gone}
     best: dict[int, float] = {}
     heads, width = (max(site.units for site in scores.sites if site.is_head is is_head) for is_head in (True, False))
     for h, w in itertools.product(range(1, heads + 1), range(1, width + 1)):
@@ -151,5 +151,5 @@ def test_channels_are_refused() -> None:
 def test_blocks_are_named_by_stack_and_layer() -> None:
     """`gone` names sites, and the flow finds them by the names of blocks."""
     model = CASES["t5-gated"].model()
-    of_sites = {f"{site.stack}.{site.layer}" for site in secateur.sites(model)}
+    of_sites = {site.block for site in secateur.sites(model)}
     assert of_sites == set(blocks(model))

@@ -369,7 +369,8 @@ def _parquet(raw: Any, columns: Sequence[str], rows: int, only: RowRange | None)
     file = pyarrow.parquet.ParquetFile(raw)
     schema = file.schema_arrow
     require_columns(schema.names, columns)
-    if any(pyarrow.types.is_dictionary(schema.field(column).type) for column in columns):
+    of_dictionaries = any(pyarrow.types.is_dictionary(schema.field(column).type) for column in columns)
+    if of_dictionaries:
         file = pyarrow.parquet.ParquetFile(raw, metadata=_without_arrow_types(file.metadata))
     count, size = _rows_and_bytes(file.metadata)
     rows = max(1, min(rows, CHARACTERS * count // max(size, 1)))
@@ -387,7 +388,7 @@ def _parquet(raw: Any, columns: Sequence[str], rows: int, only: RowRange | None)
         batch, skip = whole.slice(before, wanted - done), skip - before
         done += batch.num_rows
         if batch.num_rows:
-            yield _records_of(_of_types(batch, schema), columns), done / wanted
+            yield _records_of(_of_types(batch, schema) if of_dictionaries else batch, columns), done / wanted
         if done == wanted:
             break
     yield _records_of(schema.empty_table(), columns), 1.0

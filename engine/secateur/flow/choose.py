@@ -16,6 +16,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, UnreachableError, as_plan, plan_within, plans_alike
+from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
 from secateur.recovery.recover import require_biases
@@ -110,8 +111,7 @@ def alternatives_within(
         removable: As in `alternatives`.
         options: Further arguments of `plan`.
     """
-    shape = options.get("shape", "any")
-    if shape in ("uniform", "stock"):
+    if options.get("shape") in ALIKE:
         return _alike(scores, budget, removable, allocation=allocation or "uniform", floor=floor or 0.0, **options)
     if allocation is not None or budget.kind == "keep":
         return [plan_within(scores, budget, allocation=allocation or "uniform", floor=floor or 0.0, **options)]
@@ -128,7 +128,7 @@ def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: 
     """
     by_depth: list[list[Plan]] = []
     for depth in range(len(removable) + 1):
-        gone = {site.name for site in scores.sites if f"{site.stack}.{site.layer}" in removable[:depth]}
+        gone = {site.name for site in scores.sites if site.block in removable[:depth]}
         try:
             plans = plans_alike(scores, budget, gone=gone, **options)
         except UnreachableError:
@@ -233,12 +233,19 @@ def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequenc
     total, examples = 0.0, 0
     with undisturbed(model), undisturbed(pruned), torch.inference_mode():
         for batch in batches:
-            real = batch.labels != IGNORED  # [batch, positions]
-            # Logits at the target positions, of either model [target positions, classes].
-            dense, other = (task.finite(either, batch, task.logits)[real].double() for either in (model, pruned))
+            dense, other = (target_logits(either, task, batch) for either in (model, pruned))
             total += float(divergence_of(dense, other).sum())
             examples += len(batch.labels)
     return total / examples
+
+
+def target_logits(model: nn.Module, task: Task, batch: Batch) -> Tensor:
+    """Return a model's logits at a batch's target positions, float64 [target positions, classes].
+
+    Raises:
+        InputError: Logits are NaN or inf.
+    """
+    return task.finite(model, batch, task.logits)[batch.labels != IGNORED].double()
 
 
 def divergence_of(dense: Tensor, other: Tensor) -> Tensor:

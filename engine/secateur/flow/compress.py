@@ -500,11 +500,25 @@ def _free(
     candidates, _ = _candidates(loaded, task, rows, settings, say, progress)
     best = candidates[0]
     pruned = prune(loaded.model, best.plan)
-    if best.recovery is not None:
-        unlabeled = without_targets(task, rows)
-        recover_(loaded.model, pruned, task, rows, method=best.recovery, unlabeled=unlabeled, progress=progress)
-        round_weights_(pruned, loaded.stored)
+    _recovered_(loaded, pruned, task, rows, best.recovery, progress)
     return Free(best, evaluate(pruned, task, held_out, progress=progress))
+
+
+def _recovered_(
+    loaded: Loaded,
+    pruned: nn.Module,
+    task: Task,
+    rows: Sequence[Example],
+    method: Method | None,
+    progress: Progress | None,
+) -> list[Refit]:
+    """Recover a pruned model in place, in the numbers that its folder will store. Returns what was refitted."""
+    if method is None:
+        return []
+    unlabeled = without_targets(task, rows)
+    refits = recover_(loaded.model, pruned, task, rows, method=method, unlabeled=unlabeled, progress=progress)
+    round_weights_(pruned, loaded.stored)
+    return refits
 
 
 def _candidates(
@@ -545,11 +559,9 @@ def _carried_out(
     verification = verify(model, pruned, plan, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    refits: list[Refit] = []
     if method is not None:
         say(f"recovering on {len(rows)} examples")
-        refits = recover_(model, pruned, task, rows, method=method, unlabeled=without_targets(task, rows), progress=progress)
-        round_weights_(pruned, loaded.stored)
+    refits = _recovered_(loaded, pruned, task, rows, method, progress)
     if plan.spread is not None and plan.spread.shape == "stock":
         pruned = _as_stock(pruned)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)

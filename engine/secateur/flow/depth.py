@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
-from secateur.flow.choose import divergence_of
+from secateur.flow.choose import divergence_of, target_logits
 from secateur.model.blocks import Block, blocks, contributes, gated
 from secateur.model.families import family_of
 from secateur.model.undisturbed import undisturbed
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
-from secateur.tasks.batches import IGNORED, model_device
+from secateur.tasks.batches import model_device
 
 # Examples that tell blocks apart, and the share of all blocks that may go.
 EXAMPLES, DEEPEST = 60, 0.5
@@ -67,7 +67,7 @@ def removable_blocks(
     batches = list(task.batches(items, model_device(model), max_tokens))
     gone: list[Block] = []
     with undisturbed(model), torch.inference_mode():
-        dense = [_predictions(model, task, batch) for batch in batches]
+        dense = [target_logits(model, task, batch) for batch in batches]
         known = dict.fromkeys(present.values(), 0.0)  # Each block's change when it was last computed.
         most = int(len(present) * DEEPEST)
         for _ in counted(progress, "removing blocks", range(most), most):
@@ -101,11 +101,6 @@ def _may_go(model: nn.Module, present: dict[str, Block], gone: Sequence[Block]) 
     return keep_blocks is not None and keep_blocks(copy.deepcopy(model.config), kept)
 
 
-def _predictions(model: nn.Module, task: Task, batch: Batch) -> Tensor:
-    """The logits of a batch at its target positions [target positions, classes]."""
-    return task.finite(model, batch, task.logits)[batch.labels != IGNORED].double()
-
-
 def _change(model: nn.Module, task: Task, batches: Sequence[Batch], dense: Sequence[Tensor], gone: Sequence[Block]) -> float:
     """The divergence of the predictions without some blocks from the dense ones, summed over the batches."""
     like = next(model.parameters())
@@ -117,6 +112,6 @@ def _change(model: nn.Module, task: Task, batches: Sequence[Batch], dense: Seque
     }
     with gated(model, gates):
         return sum(
-            float(divergence_of(before, _predictions(model, task, batch)).sum())
+            float(divergence_of(before, target_logits(model, task, batch)).sum())
             for before, batch in zip(dense, batches, strict=True)
         )

@@ -15,6 +15,7 @@ from secateur.flow.meet_latency import MetLatency, meet_latency
 from secateur.measuring.latency import latency_table
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, plan_within, plans_alike
+from secateur.planning.shapes import ALIKE
 from secateur.recovery import Method
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
@@ -102,7 +103,7 @@ def within_budget(
 
 def _faster(best: Plan, scores: Scores, budget: Budget, options: dict[str, Any]) -> Plan:
     """The plan of the best one's kind within another time: where layers are alike, without the same blocks."""
-    if options.get("shape") not in ("uniform", "stock"):
+    if options.get("shape") not in ALIKE:
         return plan_within(scores, budget, **options)
     return plans_alike(scores, budget, gone={name for name, kept in best.items() if not len(kept)}, **options)[0]
 

@@ -51,6 +51,11 @@ class Site:
     in_stock: InStock = "free"
 
     @property
+    def block(self) -> str:
+        """The name of the block that the site belongs to, such as "encoder.0"."""
+        return f"{self.stack}.{self.layer}"
+
+    @property
     def is_channel(self) -> bool:
         """Whether the units are channels of attention heads, and not whole heads or neurons."""
         return self.unit in ("qk_channel", "vo_channel")

@@ -18,7 +18,7 @@ from secateur.model.sites import Site, by_group, counted, require_distinct, site
 from secateur.planning.allocation import Allocation, Ladder, Price, allocate, ladders, ranks
 from secateur.planning.budget import Budget, BudgetKind
 from secateur.planning.latency_table import LatencyTable, as_table
-from secateur.planning.shapes import Cost, Shape, alike, require_shape, shared, whole_or_absent
+from secateur.planning.shapes import ALIKE, Cost, Shape, alike, require_shape, shared, whole_or_absent
 from secateur.support.errors import FieldError, InputError, reading
 from secateur.support.fields import checked_fields, read_object, require_type, shown
 from secateur.support.files import object_or_file, write_atomically
@@ -281,7 +281,7 @@ def plan_within(
     shape: Shape = "any",
 ) -> Plan:
     """`plan` for a `Budget`. The arguments and errors are those of `plan`."""
-    if shape in ("uniform", "stock"):
+    if shape in ALIKE:
         options: dict[str, Any] = {"table": table, "allocation": allocation, "floor": floor, "align": align}
         return plans_alike(scores, budget, per_head=per_head, shape=shape, **options)[0]
     scores, table = as_scores(scores), None if table is None else as_table(table)
@@ -349,9 +349,9 @@ def plans_alike(
         models = [counts for _, counts in alike(of_sites, gone, spent, limit, stock=shape == "stock")]
         if not models:
             least = spent({ladder.site.name: _least(ladder, gone, shape) for ladder in of_sites})
-            expected = {"speedup": f"at most {table.total / least:.2f}" if table else ""}.get(
-                budget.kind, f"at least {least:.4f}"
-            )
+            expected = f"at least {least:.4f}"
+            if table is not None and budget.kind == "speedup":
+                expected = f"at most {table.total / least:.2f}"
             raise UnreachableError(f"{budget.kind}: expected {expected}, the smallest {shape} model, got {budget.amount}")
     spread = Spread({}, allocation, floor, 0.0, align, shape)
     return [_plan_of(scores, counts, budget, False, spread) for counts in models]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -15,6 +15,7 @@ from secateur.planning.allocation import Ladder
 from secateur.support.errors import InputError
 
 Shape = Literal["any", "per-layer", "uniform", "stock"]
+ALIKE: tuple[Shape, ...] = ("uniform", "stock")  # The shapes whose layers have the same numbers of units.
 # The cost of a model in which each site keeps so many units.
 Cost = Callable[[Mapping[str, int]], float]
 
@@ -32,13 +33,12 @@ def require_shape(shape: str, sites: Sequence[Site], allocation: str, *, per_hea
         InputError: The shape is unknown; it is another than "any" and units are channels of heads; or the allocation spreads
             a budget over sites that must stay alike.
     """
-    known = ("any", "per-layer", "uniform", "stock")
-    if shape not in known:
-        raise InputError(f"shape: expected one of {', '.join(known)}, got {shape!r}")
+    if shape not in get_args(Shape):
+        raise InputError(f"shape: expected one of {', '.join(get_args(Shape))}, got {shape!r}")
     channels = next((site.name for site in sites if site.is_channel), None)
     if shape != "any" and (channels is not None or per_head):
         raise InputError(f"shape: expected any with channels of heads, which no engine loads, got {shape!r} and {channels!r}")
-    if shape in ("uniform", "stock") and allocation != "uniform":
+    if shape in ALIKE and allocation != "uniform":
         raise InputError(f"allocation: expected uniform with shape {shape}, whose layers are alike, got {allocation!r}")
 
 

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from secateur.support.errors import InputError
 
 _SECONDS = 10  # The Hub has this long to tell whether it has a name.
-_cards: dict[str, Any] = {}  # The metadata of the cards of models that this process has asked the Hub for, by name.
+# Of the models that this process has asked the Hub for, by name: the metadata of their cards, and the names of their files.
+_cards: dict[str, Any] = {}
+_files: dict[str, set[str]] = {}
 
 
 def on_hub(name: str, argument: str, kind: Literal["model", "dataset"]) -> bool:
@@ -44,6 +46,7 @@ def on_hub(name: str, argument: str, kind: Literal["model", "dataset"]) -> bool:
         return False
     if kind == "model":
         _cards[name] = info.card_data
+        _files[name] = {file.rfilename for file in info.siblings or ()}
     return True
 
 
@@ -73,13 +76,13 @@ def with_whole_folder(name: str, mark: str, *, needed: bool) -> str:
     """Return the folder of all files of a model on the Hub if it has a certain one, else its name.
 
     Args:
-        name: The name of the model on the Hub.
+        name: The name of the model on the Hub, from `model_place`, which has asked for its files.
         mark: The name of the file.
         needed: Whether the folder is needed without the file too.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    return snapshot_download(name) if needed or HfApi().file_exists(name, mark) else name
+    return snapshot_download(name) if needed or mark in _files[name] else name
 
 
 def require_dataset(name: str) -> None:

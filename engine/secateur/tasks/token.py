@@ -40,13 +40,13 @@ class TaggedItem(Item):
 
 
 @dataclass(frozen=True)
-class WordsItem(Item):
-    """One input of a corpus.
+class EncodedWords(Encoded):
+    """The words of an input of a corpus, encoded and cut.
 
     Attributes:
         given: The input: a text, or a list of words.
         places: Where each word begins and ends in it, as in `written_spans`.
-        words: The word of each piece that carries a tag.
+        words: The word of each piece that carries a tag. Words that were cut off, or have no piece, are not among them.
         pieces: The positions of these pieces.
     """
 
@@ -55,19 +55,20 @@ class WordsItem(Item):
     words: list[int] = field(default_factory=list)
     pieces: list[int] = field(default_factory=list)
 
-
-@dataclass(frozen=True)
-class EncodedWords(Encoded):
-    """The words of an input, encoded and cut, with the attributes of `WordsItem`. Words that were cut off have no piece."""
-
-    given: Any = field(default=None, repr=False)
-    places: list[tuple[int, int]] = field(default_factory=list, repr=False)
-    words: list[int] = field(default_factory=list)
-    pieces: list[int] = field(default_factory=list)
-
     def item(self, row: int) -> WordsItem:
         """Return the input as the item of a row, without a target."""
-        return WordsItem(row, self.ids, [], self.given, self.places, self.words, self.pieces)
+        return WordsItem(row, self.ids, [], self)
+
+
+@dataclass(frozen=True)
+class WordsItem(Item):
+    """One input of a corpus.
+
+    Attributes:
+        encoded: Its words.
+    """
+
+    encoded: EncodedWords
 
 
 class TokenClassification(TextTask):
@@ -175,19 +176,18 @@ class TokenClassification(TextTask):
 
     def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
         """Return texts and lists of words, encoded and cut to `room`, in their order. The words of texts are `words_of`."""
-        places, words = list[list[tuple[int, int]]](), list[list[str]]()
-        for value in map(_listed, inputs):
+        values, places, words = [_listed(value) for value in inputs], list[list[tuple[int, int]]](), list[list[str]]()
+        for value in values:
             is_text = isinstance(value, str)
             places.append(words_of(value) if is_text else [(word, word + 1) for word in range(len(value))])
             words.append([value[start:end] for start, end in places[-1]] if is_text else list(value))
-        encoded = self._encode_words(words, room)
-        given = zip(encoded, map(_listed, inputs), places, strict=True)
-        return [replace(one, given=value, places=of_value) for one, value, of_value in given]
+        encoded = zip(self._encode_words(words, room), values, places, strict=True)
+        return [replace(one, given=value, places=of_value) for one, value, of_value in encoded]
 
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
-        """Return items without targets as one batch, padded to `length` tokens at least, with the items themselves."""
+        """Return items without targets as one batch, padded to `length` tokens at least, with their words."""
         batch = super().collate_inputs(items, device, length)
-        batch.extra["items"] = items
+        batch.extra["words"] = [item.encoded for item in items if isinstance(item, WordsItem)]
         return batch
 
     def written(self, model: nn.Module, batch: Batch) -> list[Any]:
@@ -204,14 +204,14 @@ class TokenClassification(TextTask):
         entities = is_of_entities(names)
         probabilities, best = self.logits(model, batch).float().softmax(-1).max(-1)  # [B, T] each
         results = []
-        for item, of_item, numbers in zip(batch.extra["items"], probabilities.tolist(), best.tolist(), strict=True):
-            tags: list[str | None] = [None] * len(item.places)
-            scores = [0.0] * len(item.places)
-            for piece, word in zip(item.pieces, item.words, strict=True):
+        for encoded, of_item, numbers in zip(batch.extra["words"], probabilities.tolist(), best.tolist(), strict=True):
+            tags: list[str | None] = [None] * len(encoded.places)
+            scores = [0.0] * len(encoded.places)
+            for piece, word in zip(encoded.pieces, encoded.words, strict=True):
                 tags[word], scores[word] = names[numbers[piece]], of_item[piece]
                 if not math.isfinite(of_item[piece]):
                     raise NotFiniteError("examples: the model's outputs are not finite (NaN or inf)")
-            results.append(written_spans(item.given, item.places, spans_of(tags, entities=entities), scores))
+            results.append(written_spans(encoded.given, encoded.places, spans_of(tags, entities=entities), scores))
         return results
 
     def require_fit(self, model: nn.Module) -> None:

@@ -46,7 +46,7 @@ from secateur.model.discovery import config_digest
 from secateur.model.offloading import weights_digest
 from secateur.support.errors import InputError
 from secateur.support.fields import shown, whole_number
-from secateur.tasks import ImageClassification, Prompt, Task
+from secateur.tasks import Prompt, Task
 from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 from secateur.tasks.prompt import columns_with
@@ -320,12 +320,10 @@ def _input_column(sources: Sequence[Source], task: Task, given: str | None) -> s
 
     They are the given ones, those that the prompt names, "text", or those with common names in the first shard.
     """
-    role, columns = task.columns[0], None if given is None else {task.columns[0]: given}
-    present = sources[0].columns()
-    named = require_columns_given(columns_with(task.prompt, columns), (role,))
-    if not named and "text" in present and not isinstance(task, ImageClassification):
-        return "text"
-    if not named and present:
+    role = task.columns[0]
+    named = require_columns_given(columns_with(task.prompt, None if given is None else {role: given}), (role,))
+    present = [] if named else sources[0].columns()
+    if present and ("text" not in present or role == "image"):
         named = resolve((role,), present, pairs=task.takes_pairs and task.prompt is None)
     names = named.get(role, ("text",))
     require_input_columns(task, names)
