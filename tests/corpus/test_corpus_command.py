@@ -319,6 +319,8 @@ def test_a_prompt_and_a_column_with_a_common_name(run: Run) -> None:
     other = run(f"score builtin --data raw.jsonl --out raw --resume {common}", "--prompt", "movie: {input}")
     assert other.code == 2
     assert "prompt" in other.errors[-1]
+    without = run(f"score builtin --data raw.jsonl --input-column review --out raw --resume {common}")
+    assert (without.code, without.errors[-1][:33]) == (2, "secateur: prompt: 'raw' was begun")
 
 
 def test_a_prompt_of_several_columns(run: Run) -> None:

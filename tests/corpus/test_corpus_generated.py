@@ -17,6 +17,7 @@ from secateur.corpus import score
 from secateur.tasks import CausalLM, TextToText
 
 LINE = "score m --labels open --threads 2 --max-tokens 96 --dtype float32 --data a.jsonl --id-column id --json"
+SEED = 5  # The beams of this model find other texts than greedy generation does.
 KINDS: dict[str, tuple[str, Any]] = {"t5-gated": ("text-to-text", TextToText), "llama": ("causal-lm", CausalLM)}
 
 
@@ -56,6 +57,53 @@ def test_score_generates_from_python(name: str) -> None:
     assert batch.column("text").to_pylist() == [alone(name, text, 5) for text in texts]
 
 
+def searched(name: str, text: str, longest: int, beams: int) -> str:
+    """Return the best of all outputs, by a search with beams written as loops over single passes."""
+    case = CASES[name]
+    model, tokenizer = case.model(seed=SEED), case.task.reader
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    decodes = name == "t5-gated"
+    end = tokenizer.eos_token_id
+    open_ones, done = [(0.0, list[int]())], list[tuple[float, list[int]]]()
+    for _ in range(longest):
+        steps = list[tuple[float, list[int]]]()
+        for total, pieces in open_ones:
+            begun = torch.tensor([[model.config.decoder_start_token_id, *pieces]]) if decodes else None  # type: ignore[union-attr]
+            inputs = {"input_ids": ids, "decoder_input_ids": begun} if decodes else {"input_ids": extended(ids, pieces)}
+            with torch.no_grad():
+                scores = model(**inputs).logits[0, -1].log_softmax(-1)
+            steps += [(total + float(score), [*pieces, piece]) for piece, score in enumerate(scores)]
+        steps.sort(key=lambda step: -step[0])
+        # Of twice as many steps as beams, those that end count only where they are among the best, as in transformers.
+        done += [(total / len(pieces), pieces) for total, pieces in steps[:beams] if pieces[-1] == end]
+        open_ones = [step for step in steps[: 2 * beams] if step[1][-1] != end][:beams]
+        done = sorted(done, key=lambda one: -one[0])[:beams]
+    done += [(total / len(pieces), pieces) for total, pieces in open_ones] if len(done) < beams else []
+    text_of: str = tokenizer.decode(max(done, key=lambda one: one[0])[1], skip_special_tokens=True)
+    return text_of
+
+
+def extended(ids: torch.Tensor, pieces: list[int]) -> torch.Tensor:
+    return torch.cat([ids, torch.tensor([pieces], dtype=torch.int64)], 1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_text_of_beams_is_that_of_a_search_by_loops(run: Run, tmp_path: Path, name: str) -> None:
+    secateur.save(CASES[name].model(seed=SEED), "m", tokenizer=CASES[name].task.reader)
+    texts = corpora.texts(10)
+    corpora.json_lines(tmp_path, texts)
+    line = f"{LINE} --task {KINDS[name][0]} --max-new-tokens 4"
+    assert run(f"{line} --beams 3 --out out").code == 0
+    rows = pyarrow.parquet.read_table("out/shards/a.jsonl.parquet").to_pylist()
+    assert [row["text"] for row in rows] == [searched(name, text, 4, 3) for text in texts]
+    assert run(f"{line} --out greedy").code == 0
+    assert [row["text"] for row in pyarrow.parquet.read_table("greedy/shards/a.jsonl.parquet").to_pylist()] != [
+        row["text"] for row in rows
+    ]
+    other = run(f"{line} --out out --resume")
+    assert (other.code, "beams" in other.errors[-1]) == (2, True)
+
+
 def test_a_row_that_is_not_finite_is_rejected() -> None:
     """The other rows of its batch have their texts."""
     case = CASES["t5-gated"]
@@ -75,10 +123,19 @@ def test_a_row_that_is_not_finite_is_rejected() -> None:
     assert batch.column("text").to_pylist()[1] is None
 
 
+def test_beams_are_counted_and_need_generation() -> None:
+    case = CASES["t5-gated"]
+    with pytest.raises(secateur.InputError, match=r"^beams: expected a whole number from 1 to 100, got 0$"):
+        next(score(case.model(), TextToText(case.task.reader), ["a"], max_new_tokens=3, beams=0))
+    with pytest.raises(secateur.InputError, match=r"^beams: expected 1 without max_new_tokens"):
+        next(score(case.model(), case.task, ["a"], beams=2))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ("--labels a,b --max-new-tokens 5", "max-new-tokens: expected none without --labels open, got 5"),
+        ("--labels a,b --beams 2", "beams: expected 1 without --labels open, got 2"),
         ("--labels open --compile on", "compile: expected off or auto where results are text"),
     ],
 )

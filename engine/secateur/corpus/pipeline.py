@@ -20,7 +20,7 @@ from secateur.corpus.windows import NOT_FINITE, WRITTEN, Window
 from secateur.support.environment import out_of_memory
 from secateur.tasks import Item, Task
 from secateur.tasks.batches import Batch, UnreadableError, buckets, model_device
-from secateur.tasks.greedy import NotFiniteError
+from secateur.tasks.generation import NotFiniteError
 
 T = TypeVar("T")
 # Bounds of the queues: windows that are read ahead of the scored one, and batches that wait for each worker.

@@ -35,6 +35,7 @@ def score(
     max_tokens: int | None = None,
     threads: int | None = None,
     max_new_tokens: int | None = None,
+    beams: int = 1,
 ) -> Iterator[pyarrow.RecordBatch]:
     """Score a stream of documents in order, in bounded memory.
 
@@ -50,7 +51,8 @@ def score(
         on_long: What happens to inputs that are longer than the model takes: "cut", or "error" to reject them.
         max_tokens: Padded input tokens in a batch.
         threads: CPU threads, each of which runs its own batches. None means all usable cores.
-        max_new_tokens: Generate text greedily, of at most so many tokens: the result is then the column text alone.
+        max_new_tokens: Generate text, of at most so many tokens: the result is then the column text alone.
+        beams: The number of beams to generate with; 1 is greedy.
 
     Yields:
         Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
@@ -66,7 +68,9 @@ def score(
     require_input_columns(task, column_names(column))
     if max_new_tokens is not None:
         require_count("max_new_tokens", max_new_tokens)
-        task = task.generating(model, max_new_tokens)
+        task = task.generating(model, max_new_tokens, beams)
+    elif beams != 1:
+        raise InputError(f"beams: expected 1 without max_new_tokens, where no text is generated, got {beams!r}")
     runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
     require_free_name(identity, labels, kind)

@@ -52,6 +52,7 @@ class Task(ABC):
         prompt: The text around each input, if there is one.
         max_length: The most pieces of an input, where the tokenizer or the user bounds it.
         new_tokens: The most pieces of an output, in a task that `generating` returned; None otherwise.
+        beams: The number of beams of such a task.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("input", "target")
@@ -66,6 +67,7 @@ class Task(ABC):
     prompt: Prompt | None = None
     max_length: int | None = None
     new_tokens: int | None = None
+    beams: int = 1
     reader: Any
     labels: list[str] | None
 
@@ -160,12 +162,13 @@ class Task(ABC):
         """
         raise NotImplementedError
 
-    def generating(self, model: nn.Module, longest: int) -> Self:
+    def generating(self, model: nn.Module, longest: int, beams: int = 1) -> Self:
         """Return the same task to generate texts with a model: `output_kind` is then "text", and `written` gives the texts.
 
         Args:
             model: The model.
             longest: The most new pieces of an output.
+            beams: The number of beams, as in `generated`; 1 is greedy.
 
         Raises:
             InputError: The model has no positions for so many, or the task generates no text.

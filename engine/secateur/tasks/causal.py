@@ -18,7 +18,7 @@ from secateur.model.families import takes_label_tree
 from secateur.model.positions import hard_limit
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
-from secateur.tasks.greedy import greedy
+from secateur.tasks.generation import generated
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import require_causal
@@ -271,8 +271,8 @@ class CausalLM(TextTask):
             raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
 
     def written(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Return the greedy continuation of each prompt of a batch, as in `TextTask`."""
-        ids = greedy(model, batch, self.new_tokens or 0)
+        """Return the continuation of each prompt of a batch, as in `Task`."""
+        ids = generated(model, batch, self.new_tokens or 0, self.beams)
         new = ids[:, batch.inputs["input_ids"].shape[1] :]
         texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts

@@ -27,6 +27,7 @@ from secateur.tasks.model_config import OutputKind
 from secateur.tasks.prompt import Prompt, as_prompt, columns_with
 
 logger = logging.getLogger("secateur")
+MOST_BEAMS = 100  # Each beam takes as much memory as a row; a typing error must not take all of it.
 
 
 class TextTask(Task):
@@ -66,11 +67,12 @@ class TextTask(Task):
         """The model's tokenizer."""
         return self.reader
 
-    def generating(self, model: nn.Module, longest: int) -> Self:
+    def generating(self, model: nn.Module, longest: int, beams: int = 1) -> Self:
         """Return the same task to generate texts, as in `Task`."""
         self.require_new_tokens(model, longest)
+        require_count("beams", beams, most=MOST_BEAMS)
         task = copy.copy(self)
-        task.new_tokens = longest
+        task.new_tokens, task.beams = longest, beams
         return task
 
     def require_new_tokens(self, model: nn.Module, longest: int) -> None:

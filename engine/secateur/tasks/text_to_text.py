@@ -16,7 +16,7 @@ from secateur.model.families import family_of
 from secateur.model.positions import table_positions
 from secateur.support.errors import InputError
 from secateur.tasks.batches import IGNORED, Batch, Item, pad
-from secateur.tasks.greedy import greedy
+from secateur.tasks.generation import generated
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, proportion
 from secateur.tasks.model_config import require_decoder_start
@@ -117,8 +117,8 @@ class TextToText(TextTask):
             raise InputError(f"longest: expected at most the decoder's {places} positions, got {longest}")
 
     def written(self, model: nn.Module, batch: Batch) -> list[str]:
-        """Return the greedy output for each input of a batch, as in `TextTask`."""
-        ids = greedy(model, batch, self.new_tokens or 0)
+        """Return the output for each input of a batch, as in `Task`."""
+        ids = generated(model, batch, self.new_tokens or 0, self.beams)
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts
 

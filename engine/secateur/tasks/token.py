@@ -16,7 +16,7 @@ from secateur.data.examples import Example
 from secateur.support.errors import InputError, first_line
 from secateur.tasks.batches import IGNORED, Batch, Encoded, Item, model_device, pad
 from secateur.tasks.classification import class_names, class_number
-from secateur.tasks.greedy import NotFiniteError
+from secateur.tasks.generation import NotFiniteError
 from secateur.tasks.long_texts import enough_words
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import OutputKind

@@ -50,6 +50,7 @@ from secateur.tasks import Prompt, Task
 from secateur.tasks.batches import model_device
 from secateur.tasks.fitting import reader_digest
 from secateur.tasks.prompt import columns_with
+from secateur.tasks.text import MOST_BEAMS
 
 COMPILE = {"auto": None, "on": True, "off": False}
 NEW_TOKENS = 64  # The most tokens of a generated text, by default.
@@ -105,6 +106,15 @@ def score(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    beams: Annotated[
+        int,
+        typer.Option(
+            help="With --labels open: the number of beams to generate with; 1 is greedy.",
+            min=1,
+            max=MOST_BEAMS,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = 1,
     kind: Kind = None,
     max_length: MaxLength = None,
     on_long: Annotated[
@@ -171,7 +181,7 @@ def score(
     keep_kernels()
     folder = Folder(out, format)
     folder.require_writable()
-    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens, prompt_named(prompt, chat, system))
+    recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens, beams, prompt_named(prompt, chat, system))
     kept = _kept(id_column, keep_columns)
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
@@ -183,13 +193,12 @@ def score(
             "model": weights, "config": config_digest(runner.model), "tokenizer": reader_digest(runner.task.reader),
             "task": task_kind, "labels": runner.task.label_names(runner.model),
             "max_length": runner.task.max_length,
+            # None where there is none: a resumed run without it must not pass for the run that had it.
+            "prompt": None if runner.task.prompt is None else asdict(runner.task.prompt),
+            "max_new_tokens": runner.task.new_tokens, "beams": runner.task.beams if runner.task.beams > 1 else None,
         }  # fmt: skip
         if (outputs := runner.task.output_kind(runner.model)) != "label":
             settings["outputs"] = outputs
-        if runner.task.prompt is not None:
-            settings["prompt"] = asdict(runner.task.prompt)
-        if outputs == "text":
-            settings["max_new_tokens"] = runner.task.new_tokens
         reading = Reading(_input_column(sources, runner.task, column), kept, on_long, limit)
         corpus_run = CorpusRun(sources, folder, reading, settings, resume=resume)
         runner = corpus_run.ready(runner, options, output.say)
@@ -221,6 +230,7 @@ class _Recipe:
     device: str
     dtype: str
     max_new_tokens: int | None = None
+    beams: int = 1
     prompt: Prompt | None = None
 
     def make(self) -> tuple[Runner, str]:
@@ -228,9 +238,11 @@ class _Recipe:
         loaded = load_model(self.model, task=self.kind, device=self.device, dtype=self.dtype)
         task = make_task(loaded, self.labels, [{}], self.max_length, prompt=self.prompt)
         if task.labels is None and not task.labels_from_model:
-            task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS)
+            task = task.generating(loaded.model, self.max_new_tokens or NEW_TOKENS, self.beams)
         elif self.max_new_tokens is not None:
             raise InputError(f"max-new-tokens: expected none without --labels open, got {self.max_new_tokens}")
+        elif self.beams != 1:
+            raise InputError(f"beams: expected 1 without --labels open, got {self.beams}")
         return Runner(loaded.model, task, max_tokens=1), loaded.task
 
     def make_again(self, weights: str, tuned: dict[str, Any]) -> Runner:

@@ -1,4 +1,4 @@
-"""Greedy generation: at each step the piece with the highest logit, whatever the model's generation settings say."""
+"""Generation by the logits alone, greedy or with beams, whatever the model's generation settings say."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ class NotFiniteError(InputError):
     """The model's outputs for a row are NaN or inf."""
 
 
-def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
-    """Return the ids that a model generates greedily.
+def generated(model: nn.Module, batch: Batch, longest: int, beams: int = 1) -> Tensor:
+    """Return the ids that a model generates.
 
-    Of the model's `generation_config` only the ids of special pieces count: where an output begins, ends and is padded. Beams,
-    sampling, penalties, least lengths, and forced or forbidden pieces are left out: the output is that of the logits alone.
+    Of the model's `generation_config` only the ids of special pieces count: where an output begins, ends and is padded. Its
+    beams, sampling, penalties, least lengths, and forced or forbidden pieces are left out: the output is that of the logits
+    alone.
 
     Args:
         model: The model.
         batch: The inputs.
         longest: The most new pieces.
+        beams: The number of beams. 1 is greedy: at each step the piece with the highest logit. Of more beams the output with
+            the highest mean log-probability of a piece is returned.
 
     Returns:
         Ids [B, pieces] as `generate` returns them.
@@ -38,9 +41,9 @@ def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
     from transformers import GenerationConfig, LogitsProcessorList
 
     def require_finite(ids: Tensor, logits: Tensor) -> Tensor:
-        wrong = (~torch.isfinite(logits)).any(1)  # [B]
+        wrong = (~torch.isfinite(logits)).any(1)  # [B * beams]
         if bool(wrong.any()):
-            row = min(batch.rows[k] for k in wrong.nonzero().flatten().tolist())
+            row = min(batch.rows[k // beams] for k in wrong.nonzero().flatten().tolist())
             raise NotFiniteError(
                 f"examples, row {row + 1}: the model's outputs are not finite (NaN or inf); is the dtype too narrow?"
             )
@@ -49,9 +52,8 @@ def greedy(model: nn.Module, batch: Batch, longest: int) -> Tensor:
     # `generate` fills the settings that it is given from the model's own, so a copy of the model has others. It shares the
     # modules and weights, and other threads may generate with the model meanwhile.
     plain: Any = copy.copy(model)
-    plain.generation_config = GenerationConfig(**{name: getattr(plain.generation_config, name, None) for name in _KEPT})
+    kept = {name: getattr(plain.generation_config, name, None) for name in _KEPT}
+    plain.generation_config = GenerationConfig(**kept, max_new_tokens=longest, num_beams=beams)
     checks = LogitsProcessorList([require_finite])
-    ids: Tensor = plain.generate(
-        **batch.inputs, generation_config=plain.generation_config, max_new_tokens=longest, logits_processor=checks
-    )
+    ids: Tensor = plain.generate(**batch.inputs, generation_config=plain.generation_config, logits_processor=checks)
     return ids
