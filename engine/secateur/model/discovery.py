@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.model.branches import Branch, Port
 from secateur.model.families import branches, family_of
-from secateur.model.linear_layers import weight_of
+from secateur.model.linear_layers import flat_names, is_kind, weight_of
 from secateur.model.modeling import GatherLinear, LowRankLinear, ScatterLinear
 from secateur.model.offloading import named_parameters
 from secateur.model.ordinary import require_model, require_ordinary
@@ -40,9 +40,9 @@ def sites(model: nn.Module, *, unit: AttentionUnit = "head", select: str | None 
         raise InputError(f"select: expected words such as 'encoder.ffn', got {select!r}")
     require_ordinary(model)
     for path, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
+        if is_kind(module, LowRankLinear):
             raise InputError(f"model: {path} has been factorised; prune the dense model instead")
-        if isinstance(module, (ScatterLinear, GatherLinear)):
+        if is_kind(module, ScatterLinear) or is_kind(module, GatherLinear):
             raise InputError(f"model: {path} has lost attention channels already; prune the dense model with one plan instead")
     of_model = branches(model).values()
     of_branches = [
@@ -86,7 +86,8 @@ def fingerprint(model: nn.Module) -> str:
     one checkpoint.
     """
     require_model(model)
-    shapes = {name: list(p.shape) for name, p in sorted(named_parameters(model))}
+    flat = flat_names(model)
+    shapes = dict(sorted((flat.get(name, name), list(p.shape)) for name, p in named_parameters(model)))
     text = json.dumps([model.config.model_type, repr(branches(model)), shapes])  # type: ignore[union-attr]
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -15,49 +15,81 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-class ScatterLinear(nn.Linear):
+class AroundLinear(nn.Module):
+    """A module around a plain linear layer, `linear`: it changes what goes in, or what comes out.
+
+    Tools that adapt or quantise a model replace its nn.Linear modules. They find `linear`, and what is around it stays.
+
+    Attributes:
+        linear: An nn.Linear, or an EmptyLinear where it has no inputs or no outputs.
+        in_features: The columns of its weight, or all inputs of a LowRankLinear.
+        out_features: The rows of its weight.
+    """
+
+    linear: nn.Module
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    # The architectures' own code reads weights, as T5 does to learn the dtype.
+    @property
+    def weight(self) -> Any:
+        """The weight of `linear`."""
+        return self.linear.weight
+
+    @property
+    def bias(self) -> Any:
+        """The bias of `linear`, or None."""
+        return self.linear.bias
+
+
+class ScatterLinear(AroundLinear):
     """A linear layer whose outputs are scattered among zeros: heads of unequal width, padded to one width.
 
-    `slots` [width] (int64) holds for each output the row of `weight` that fills it. `out_features` stands for a zero.
+    `slots` [width] (int64) holds for each output the row of `linear.weight` that fills it. `out_features` stands for a zero.
     """
 
     slots: Tensor
 
     def __init__(self, in_features: int, out_features: int, *, width: int, **options: Any) -> None:
-        super().__init__(in_features, out_features, **options)
+        super().__init__(in_features, out_features)
+        self.linear = _linear(in_features, out_features, **options)
         self.register_buffer("slots", torch.full((width,), out_features, device=options.get("device")))
 
     def forward(self, input: Tensor) -> Tensor:
-        return functional.pad(super().forward(input), (0, 1)).index_select(-1, self.slots)
+        return functional.pad(self.linear(input), (0, 1)).index_select(-1, self.slots)
 
 
-class GatherLinear(nn.Linear):
+class GatherLinear(AroundLinear):
     """A linear layer that reads only some of its inputs: the counterpart of ScatterLinear.
 
-    `slots` [in_features] (int64) holds for each column of `weight` the input that it reads.
+    `slots` [in_features] (int64) holds for each column of `linear.weight` the input that it reads.
     """
 
     slots: Tensor
 
     def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
-        super().__init__(in_features, out_features, **options)
+        super().__init__(in_features, out_features)
+        self.linear = _linear(in_features, out_features, **options)
         self.register_buffer("slots", torch.zeros(in_features, dtype=torch.int64, device=options.get("device")))
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.index_select(-1, self.slots))
+        output: Tensor = self.linear(input.index_select(-1, self.slots))
+        return output
 
 
-class LowRankLinear(nn.Linear):
-    """A linear layer of low rank: the product of `weight` [out_features, rank] and `basis` [rank, in_features]."""
+class LowRankLinear(AroundLinear):
+    """A linear layer of low rank: `linear` [out_features, rank] after `basis` [rank, in_features], which has no bias."""
 
-    def __init__(self, in_features: int, out_features: int, *, rank: int, **options: Any) -> None:
-        super().__init__(rank, out_features, **options)
-        self.in_features = in_features
-        place = {name: value for name, value in options.items() if name != "bias"}
-        self.basis = nn.Parameter(torch.empty(rank, in_features, **place))
+    def __init__(self, in_features: int, out_features: int, *, rank: int, bias: bool = True, **options: Any) -> None:
+        super().__init__(in_features, out_features)
+        self.linear = _linear(rank, out_features, bias=bias, **options)
+        self.basis = _linear(in_features, rank, bias=False, **options)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(functional.linear(input, self.basis))
+        output: Tensor = self.linear(self.basis(input))
+        return output
 
 
 class EmptyLinear(nn.Module):
@@ -170,12 +202,16 @@ def _new_module(spec: dict[str, Any], options: dict[str, Any]) -> nn.Module:
         return _conv1d(*spec["linear"], **options)
     options = {**options, "bias": spec["bias"]}
     if "scatter" in spec:
-        return _undrawn(ScatterLinear, *spec["linear"], width=spec["scatter"], **options)
+        return ScatterLinear(*spec["linear"], width=spec["scatter"], **options)
     if "rank" in spec:
-        return _undrawn(LowRankLinear, *spec["linear"], rank=spec["rank"], **options)
-    if "gather" in spec:
-        return _undrawn(GatherLinear, *spec["linear"], **options)
-    return EmptyLinear(*spec["linear"], **options) if 0 in spec["linear"] else _undrawn(nn.Linear, *spec["linear"], **options)
+        return LowRankLinear(*spec["linear"], rank=spec["rank"], **options)
+    return (GatherLinear if "gather" in spec else _linear)(*spec["linear"], **options)
+
+
+def _linear(in_features: int, out_features: int, **options: Any) -> nn.Module:
+    if 0 in (in_features, out_features):
+        return EmptyLinear(in_features, out_features, **options)
+    return _undrawn(nn.Linear, in_features, out_features, **options)
 
 
 def _conv1d(inputs: int, outputs: int, *, device: Any, dtype: torch.dtype) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from secateur.model.linear_layers import weight_of
+from secateur.model.linear_layers import flat_names, weight_of
 from secateur.support.compat import drop_accelerate_moves_, has_accelerate_hook
 from secateur.support.errors import InputError
 
@@ -50,10 +50,11 @@ def values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def weights_digest(model: nn.Module) -> str:
     """Return a short hash of the parameters' names, shapes, dtypes and a sample of the values of each."""
-    digest = hashlib.sha256()
+    digest, flat = hashlib.sha256(), flat_names(model)
     for name, parameter in values(model):
         sample = parameter.flatten()[:: max(1, parameter.numel() // _SAMPLED)]
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.double().cpu().numpy().tobytes())
+        about = f"{flat.get(name, name)} {tuple(parameter.shape)} {parameter.dtype}"
+        digest.update(about.encode() + sample.double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.model.linear_layers import is_transposed
+from secateur.model.linear_layers import FLAT, is_transposed
 from secateur.support.errors import FieldError
 from secateur.support.fields import require_type, shown
 
@@ -120,10 +121,13 @@ class Rebuild:
         # A Conv1D stays a Conv1D unless it would scatter, gather or read no channel, which it cannot.
         emptied = columns is not None and not len(columns)
         turned = transposed and (scatter is not None or gather is not None or emptied)
-        shape = self._cut(model, f"{path}.weight", 1 - along if transposed else along, index, turned=turned)
+        slots = scatter if scatter is not None else gather
+        inner = path if slots is None else f"{path}.linear"
+        dim = 1 - along if transposed else along
+        shape = self._cut(model, f"{inner}.weight", dim, index, source=f"{path}.weight", turned=turned)
         inputs, outputs = shape if transposed and not turned else shape[::-1]
         if has_bias:
-            self._cut(model, f"{path}.bias", 0, rows)
+            self._cut(model, f"{inner}.bias", 0, rows, source=f"{path}.bias")
         spec: dict[str, Any] = {"linear": [inputs, outputs], "bias": has_bias}
         if transposed and not turned:
             spec["transposed"] = True
@@ -131,7 +135,6 @@ class Rebuild:
             spec["scatter"] = len(scatter)
         if gather is not None:
             spec["gather"] = True
-        slots = scatter if scatter is not None else gather
         if slots is not None:
             self.new[f"{path}.slots"] = slots.to(model.get_parameter(f"{path}.weight").device)
         self.recipe["modules"][path] = spec
@@ -139,9 +142,9 @@ class Rebuild:
     def low_rank(self, model: nn.Module, path: str, left: Tensor, basis: Tensor) -> None:
         """Note that two layers, left [d, rank] and basis [rank, k], replace a linear layer [d, k], whose bias stays."""
         has_bias = getattr(model.get_submodule(path), "bias", None) is not None
-        self.new |= {f"{path}.weight": left, f"{path}.basis": basis}
+        self.new |= {f"{path}.linear.weight": left, f"{path}.basis.weight": basis}
         if has_bias:
-            self.cuts[f"{path}.bias"] = Cut(f"{path}.bias")
+            self.cuts[f"{path}.linear.bias"] = Cut(f"{path}.bias")
         self.recipe["modules"][path] = {"linear": [basis.shape[1], left.shape[0]], "bias": has_bias, "rank": len(basis)}
 
     def embedding(self, model: nn.Module, path: str, source: str, columns: Tensor) -> None:
@@ -157,13 +160,31 @@ class Rebuild:
         return {name: cut.of(model.get_parameter(cut.source).detach()) for name, cut in self.cuts.items()} | self.new
 
     def _cut(
-        self, model: nn.Module, name: str, dim: int, index: Tensor | None, *, source: str | None = None, turned: bool = False
+        self, model: nn.Module, name: str, dim: int, index: Tensor | None, *, source: str, turned: bool = False
     ) -> list[int]:
         """Note the cut and return its shape."""
-        source = source or name
         dense = model.get_parameter(source)
         cut = self.cuts[name] = Cut.along(dim, index, source, dense, turned)
         return cut.shape(dense)
+
+
+def has_around(spec: Mapping[str, Any]) -> bool:
+    """Return whether a recipe's module is an `AroundLinear`, which no stock model has."""
+    return bool(spec.keys() & {"scatter", "gather", "rank"})
+
+
+def renamed(recipe: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Return those names of tensors that a recipe's modules no longer have, with the new ones.
+
+    Args:
+        recipe: The recipe.
+        names: Names as the dense model has them, or a folder from before `AroundLinear`.
+        prefix: The base model's prefix, which the recipe's paths may have where the names have none.
+    """
+    around = {path for path, spec in recipe["modules"].items() if has_around(spec)}
+    around |= {path.removeprefix(prefix) for path in around}
+    split = {name: name.rpartition(".") for name in names}
+    return {name: f"{path}.{FLAT[last]}" for name, (path, _, last) in split.items() if path in around and last in FLAT}
 
 
 def require_recipe(recipe: Any) -> None:

@@ -41,7 +41,7 @@ def factorise(model: nn.Module, keep: float, select: str | None = None) -> nn.Mo
     for path in (path for branch in chosen.values() for path in branch.linears):
         weight = weight_of(model.get_submodule(path))
         rebuild.low_rank(model, path, *factors(weight.detach(), _rank(path, weight, keep)))
-        flags[f"{path}.basis"] = weight.requires_grad
+        flags[f"{path}.basis.weight"] = weight.requires_grad
     factorised = rebuilt(model, rebuild)
     for name, flag in flags.items():
         factorised.get_parameter(name).requires_grad_(flag)

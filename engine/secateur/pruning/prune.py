@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
 from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import Family, branches, family_of
-from secateur.model.linear_layers import weight_of
+from secateur.model.linear_layers import is_kind, weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.offloading import copy_of
 from secateur.model.ordinary import carry_hooks, require_no_wrapped_forwards, require_ordinary, require_own_forwards
-from secateur.model.recipe import Rebuild
+from secateur.model.recipe import Rebuild, has_around, renamed
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan, as_plan
 from secateur.support.compat import own_modules, own_parameters, rebind_accelerate_
@@ -98,12 +98,13 @@ def add_biases_(model: nn.Module, paths: Iterable[str]) -> None:
     """Give the linear layers at these paths a bias of zeros, in place, and note it in the config."""
     rebuild, tensors = Rebuild(), dict[str, Tensor]()
     for path in paths:
-        layer = model.get_submodule(path)
-        weight = weight_of(layer).detach()
-        gathers = {"gather": True} if isinstance(layer, GatherLinear) else {}
-        rebuild.recipe["modules"][path] = {"linear": [weight.shape[1], weight.shape[0]], "bias": True, **gathers}
-        tensors |= {f"{path}.{name}": tensor.detach() for name, tensor in layer.state_dict().items()}
-        tensors[f"{path}.bias"] = weight.new_zeros(len(weight))
+        layer: Any = model.get_submodule(path)
+        weight, inner = weight_of(layer).detach(), path
+        spec: dict[str, Any] = {"linear": [weight.shape[1], weight.shape[0]], "bias": True}
+        if is_kind(layer, GatherLinear):
+            spec["gather"], tensors[f"{path}.slots"], inner = True, layer.slots.detach(), f"{path}.linear"
+        rebuild.recipe["modules"][path] = spec
+        tensors |= {f"{inner}.weight": weight, f"{inner}.bias": weight.new_zeros(len(weight))}
     _carry_out_(model, rebuild, tensors)
 
 
@@ -276,12 +277,18 @@ def _identity_dropped(placed: tuple[Tensor, int]) -> Tensor | None:
 def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) -> None:
     """Rebuild the model in place. Rebuilt parameters get the given tensors; without one they stay on the meta device."""
     flags = {name: parameter.requires_grad for name, parameter in _replaced(model, rebuild).items()}
+    new_names = renamed(rebuild.recipe, flags)
+    flags = {new_names.get(name, name): flag for name, flag in flags.items()}
     old = {path: module for path, module in model.named_modules() if path in rebuild.recipe["modules"]}
     rebuild_(model, rebuild.recipe, device="meta")
     for path in (*rebuild.recipe["own_position_bias"], *rebuild.recipe["no_attention"]):
         rebind_accelerate_(model.get_submodule(path))
     for path, module in old.items():
-        carry_hooks(module, model.get_submodule(path))
+        new = model.get_submodule(path)
+        carry_hooks(module, new)
+        for name, part in module.named_children():  # The parts of an AroundLinear.
+            if name in own_modules(new):
+                carry_hooks(part, new.get_submodule(name))
     model.load_state_dict(tensors, strict=False, assign=True)
     left = dict(model.named_parameters())
     for name in flags.keys() & left.keys():
@@ -319,8 +326,7 @@ def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
 
 def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
     """Return config fields with which the stock class builds exactly this model, or None if there are none."""
-    special = any(spec.keys() & {"scatter", "gather", "rank"} for spec in recipe["modules"].values())
-    if special or recipe["own_position_bias"] or recipe["no_attention"]:
+    if any(map(has_around, recipe["modules"].values())) or recipe["own_position_bias"] or recipe["no_attention"]:
         return None
     family = family_of(model)
     fields: dict[str, Any] = {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from secateur.model import modeling
@@ -17,9 +19,9 @@ from secateur.model.loading import is_needed, listed, load_complete
 from secateur.model.modeling import pruned_class
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model, require_writable
-from secateur.model.recipe import require_recipe
+from secateur.model.recipe import renamed, require_recipe
 from secateur.pruning.prune import stock_class
-from secateur.support.compat import auto_model_classes, has_auto_model
+from secateur.support.compat import auto_model_classes, forget_renaming_, has_auto_model
 from secateur.support.errors import InputError, reading
 from secateur.support.fields import read_object
 from secateur.support.files import new_folder
@@ -101,15 +103,31 @@ def load(folder: str | Path, **options: Any) -> nn.Module:
     Raises:
         InputError: There is no such folder, or it holds no model of a known class or not all weights of the model.
     """
-    cls = class_of(folder)
+    cls: Any = class_of(folder)
     options.pop("trust_remote_code", None)  # No code of the folder runs.
     # transformers and safetensors raise exceptions of any type for damaged files.
     with reading("model", folder, f"cannot be loaded as {cls.__name__}", typed=False, also=(Exception,)):
-        model = load_complete(cls, str(folder), **{"dtype": "auto", **options})
+        old = _old_names(Path(folder), cls)
+        mapping = {**{f"^{re.escape(name)}$": new for name, new in old.items()}, **(options.pop("key_mapping", None) or {})}
+        model = load_complete(cls, str(folder), **{"dtype": "auto", "key_mapping": mapping or None, **options})
+    forget_renaming_(model, old.values())
     for parameter in model.parameters():
         # The file sets the alignment of the weights in memory, and the rounding of a product depends on the alignment.
         parameter.data = parameter.data.clone()
     return model
+
+
+def _old_names(folder: Path, cls: Any) -> dict[str, str]:
+    """Return the names of tensors that folders of earlier versions have for others, with the names of today."""
+    recipe = read_object(folder / "config.json").get("secateur")
+    if recipe is None:
+        return {}
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    # Where a folder has both names, the old one stays as it is, and is refused as a weight that the model does not have.
+    return {name: new for name, new in renamed(recipe, names, f"{cls.base_model_prefix}.").items() if new not in names}
 
 
 def class_of(folder: str | Path) -> type[nn.Module]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.data.examples import Examples
 from secateur.model.branches import Branch
 from secateur.model.families import branches
-from secateur.model.linear_layers import is_transposed, weight_of
+from secateur.model.linear_layers import is_kind, is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
@@ -158,7 +158,8 @@ def _require_order(model: nn.Module, pruned: nn.Module) -> None:
 def _weights(model: nn.Module, branch: Branch) -> int:
     """Return the number of weights in the linear layers of a branch. Biases do not count: `add_biases` adds some."""
     layers = [model.get_submodule(path) for path in branch.linears]
-    return sum(parameter.numel() for layer in layers for name, parameter in layer.named_parameters() if name != "bias")
+    parameters = [named for layer in layers for named in layer.named_parameters()]
+    return sum(parameter.numel() for name, parameter in parameters if name.rpartition(".")[2] != "bias")
 
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:
@@ -170,14 +171,15 @@ def _units(branch: Branch, layer: nn.Linear) -> Tensor:
 def _layer(model: nn.Module, branch: Branch) -> nn.Linear:
     """Return the out-projection of a branch. Raises InputError for a class that cannot be refitted."""
     layer = model.get_submodule(branch.output)
-    if type(layer) not in (nn.Linear, GatherLinear, EmptyLinear) and not is_transposed(layer):
+    special = any(is_kind(layer, kind) for kind in (GatherLinear, EmptyLinear))
+    if type(layer) is not nn.Linear and not special and not is_transposed(layer):
         raise InputError(f"pruned: expected a plain linear layer at {branch.output}, got {type(layer).__name__}")
     return cast(nn.Linear, layer)
 
 
-def _read(layer: nn.Linear, inputs: Tensor) -> Tensor:
+def _read(layer: Any, inputs: Tensor) -> Tensor:
     """Return the inputs [B, T, k] that the layer's weight multiplies."""
-    return inputs.index_select(-1, layer.slots) if isinstance(layer, GatherLinear) else inputs
+    return inputs.index_select(-1, layer.slots) if is_kind(layer, GatherLinear) else inputs
 
 
 def _parts(batch: Batch, real: Tensor, examples: int, count: int) -> Tensor:

@@ -8,7 +8,7 @@ private methods of transformers' Trainer, which cannot be done from here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from inspect import signature
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = [
     "compiled_from",
     "drop_accelerate_moves_",
     "flash_attention",
+    "forget_renaming_",
     "forward_hooks",
     "has_accelerate_hook",
     "has_auto_model",
@@ -272,6 +273,20 @@ def model_from_config(model_class: Any, config: Any, dtype: torch.dtype) -> nn.M
     """Build a transformers model with random weights in a dtype. `PreTrainedModel._from_config`."""
     model: nn.Module = model_class._from_config(config, dtype=dtype)
     return model
+
+
+def forget_renaming_(model: Any, names: Iterable[str]) -> None:
+    """Make `save_pretrained` write weights under the names that they have in the model, and not those that they were read from.
+
+    `PreTrainedModel._weight_conversions`: transformers keeps `from_pretrained`'s `key_mapping` there, to undo it.
+
+    Args:
+        model: The model.
+        names: The weights that `key_mapping` renamed, by their names in the model.
+    """
+    renamed, kept = set(names), getattr(model, "_weight_conversions", None)
+    if kept is not None:
+        model._weight_conversions = [conversion for conversion in kept if not renamed.issuperset(conversion.target_patterns)]
 
 
 def attention_implementation(config: Any) -> str | None:

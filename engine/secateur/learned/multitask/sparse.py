@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from secateur.model.recipe import renamed
 from secateur.pruning import save as folders
 from secateur.support.compat import without_own_code
 from secateur.support.errors import FieldError, InputError, reading
@@ -70,7 +71,9 @@ def load_sparse(folder: Path, path: Path) -> nn.Module:
         wrong = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
         if wrong is not None:
             raise FieldError(f"{wrong}: expected finite weights, got NaN or inf")
-    model = folders.load(folder) if (folder / "model.safetensors").exists() else _empty(folder)
+    model: Any = folders.load(folder) if (folder / "model.safetensors").exists() else _empty(folder)
+    old = renamed(getattr(model.config, "secateur", {"modules": {}}), tensors, f"{model.base_model_prefix}.")
+    tensors = {old.get(name, name): tensor for name, tensor in tensors.items()}
     state = model.state_dict()
     misfits = [name for name in tensors if name not in state or state[name].shape != tensors[name].shape]
     # A tensor that is not in the file must share its memory with one that is.
@@ -79,7 +82,8 @@ def load_sparse(folder: Path, path: Path) -> nn.Module:
     if misfits:
         raise InputError(f"model: {str(path)!r} does not fit the config beside it, for example at {misfits[0]!r}")
     model.load_state_dict(tensors, strict=False)
-    return model.eval()
+    loaded: nn.Module = model.eval()
+    return loaded
 
 
 def _dense(name: str, values: Tensor | None, bits: Tensor | None, shape: list[int]) -> Tensor:

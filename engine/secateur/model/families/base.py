@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from secateur.model.branches import Attention, Branch, FeedForward
-from secateur.model.linear_layers import weight_of
+from secateur.model.linear_layers import is_kind, weight_of
 from secateur.model.modeling import ScatterLinear
 from secateur.model.recipe import Rebuild
 from secateur.model.sites import InStock, Stack
@@ -120,5 +120,5 @@ def fields(
 
 def linear_width(model: nn.Module, path: str) -> int:
     """Return the outputs of a linear layer as built. Once the model is pruned, its config may say otherwise."""
-    module = model.get_submodule(path)
-    return len(module.slots) if isinstance(module, ScatterLinear) else len(weight_of(module))
+    module: Any = model.get_submodule(path)
+    return len(module.slots) if is_kind(module, ScatterLinear) else len(weight_of(module))
