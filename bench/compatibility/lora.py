@@ -15,17 +15,13 @@ STEPS = 12
 
 
 def plain_layers(folder: Folder) -> Outcome:
-    """Train LoRA on the layers whose type is exactly nn.Linear.
+    """Train LoRA on the layers whose type is exactly nn.Linear, by their names.
 
-    The pruned model uses these layers' weights whole. The loss must fall, and the merged model must compute the same outputs as
-    the model with its adapter.
+    The loss must fall, and the merged model must compute the same outputs as the model with its adapter.
     """
     model: Any = folder.load()
-    special = sorted({type(m).__name__ for m in model.modules() if isinstance(m, nn.Linear) and type(m) is not nn.Linear})
     targets = [path for path, module in model.named_modules() if type(module) is nn.Linear and path != "lm_head"]
-    outcome = _tuned(folder, model, targets)
-    note = f"{outcome.note}; {len(targets)} layers, {' and '.join(special)} left out" if special else outcome.note
-    return Outcome("works, but" if special and outcome.verdict == "works" else outcome.verdict, note, outcome.measured)
+    return _tuned(folder, model, targets)
 
 
 def all_layers(folder: Folder) -> Outcome:

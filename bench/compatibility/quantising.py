@@ -70,7 +70,7 @@ def _compared(folder: Folder, model: Any) -> Outcome:
     """
     linears = {path: module for path, module in model.named_modules() if _is_linear(module)}
     float_paths = [path for path, module in linears.items() if _is_float(module)]
-    worst = _largest_change(folder, {path: module for path, module in linears.items() if path not in float_paths})
+    worst = _largest_change(folder, model, [path for path in linears if path not in float_paths])
     outputs = run(lambda **inputs: model(**inputs).logits, folder)
     pairs = [(output, saved) for output, (_, saved) in zip(outputs, folder.batches(), strict=True)]
     moved = max(relative(output, saved) for output, saved in pairs)
@@ -87,7 +87,7 @@ def _compared(folder: Folder, model: Any) -> Outcome:
     return Outcome("works", f"{note}; all {len(linears)} layers in 8 bits", measured)
 
 
-def _largest_change(folder: Folder, quantised: dict[str, nn.Module]) -> float:
+def _largest_change(folder: Folder, model_in_8_bits: nn.Module, quantised: list[str]) -> float:
     """Return the largest relative change of a layer's output, for the layer's inputs in the original model."""
     model, changes = folder.load(), [0.0]
 
@@ -97,8 +97,10 @@ def _largest_change(folder: Folder, quantised: dict[str, nn.Module]) -> float:
 
         return hook
 
-    for path, layer in quantised.items():
-        model.get_submodule(path).register_forward_hook(compare_with(layer))
+    for path in quantised:
+        # A layer that scatters or gathers as a whole, and not just its product.
+        whole = path.removesuffix(".linear")
+        model.get_submodule(whole).register_forward_hook(compare_with(model_in_8_bits.get_submodule(whole)))
     run(model, folder)
     return max(changes)
 

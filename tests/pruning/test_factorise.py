@@ -35,7 +35,7 @@ def test_rank_and_parameters_follow_the_formula(case: Case, keep: float) -> None
     for path, layer in layers.items():
         rows, columns = shape_of(model.get_submodule(path))
         rank = math.floor(rows * columns * keep / (rows + columns + 1))
-        assert (layer.weight.shape, layer.basis.shape) == ((rows, rank), (rank, columns))
+        assert (layer.weight.shape, layer.basis.weight.shape) == ((rows, rank), (rank, columns))
         assert rank * (rows + columns + 1) <= keep * rows * columns
         saved += rows * columns - rank * (rows + columns)
     assert secateur.cost.parameters(factorised) == secateur.cost.parameters(model) - saved
@@ -57,7 +57,9 @@ def test_full_rank_reproduces_the_layer(shape: tuple[int, int], bias: bool) -> N
     layer = nn.Linear(*shape, bias=bias)
     low_rank_layer = LowRankLinear(*shape, rank=17, bias=bias)
     left, basis = factors(layer.weight.detach(), 17)
-    low_rank_layer.load_state_dict({"weight": left, "basis": basis, **({"bias": layer.bias} if bias else {})})
+    low_rank_layer.load_state_dict(
+        {"linear.weight": left, "basis.weight": basis, **({"linear.bias": layer.bias} if bias else {})}
+    )
     x = torch.randn(3, 5, shape[0])
     assert torch.allclose(low_rank_layer(x), layer(x), atol=1e-5)
 
@@ -73,7 +75,7 @@ def test_a_factorised_model_equals_the_model_with_the_products_as_weights(case: 
     with torch.no_grad():
         for path, layer in low_rank(factorised).items():
             assert layer.weight.dtype == DTYPES[dtype]
-            weight_of(model.get_submodule(path)).copy_(layer.weight.float() @ layer.basis.float())
+            weight_of(model.get_submodule(path)).copy_(layer.weight.float() @ layer.basis.weight.float())
     logits = case.logits(model)
     assert float((case.logits(factorised) - logits).abs().max() / logits.abs().max()) < (1e-4 if dtype == "float32" else 0.1)
     assert secateur.evaluate(factorised, case.task, case.examples).examples == len(case.examples)
@@ -87,8 +89,8 @@ def test_only_the_selected_layers_are_factorised(t5_case: Case) -> None:
     assert all("DenseReluDense" in path for path in low_rank(factorised))
     flags = {name: parameter.requires_grad for name, parameter in factorised.named_parameters()}
     assert {name for name, flag in flags.items() if not flag} == {
-        "encoder.block.0.layer.1.DenseReluDense.wo.weight",
-        "encoder.block.0.layer.1.DenseReluDense.wo.basis",
+        "encoder.block.0.layer.1.DenseReluDense.wo.linear.weight",
+        "encoder.block.0.layer.1.DenseReluDense.wo.basis.weight",
     }
 
 

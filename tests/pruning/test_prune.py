@@ -34,7 +34,7 @@ from secateur import Plan
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.branches import Attention, Branch
 from secateur.model.discovery import branches_of, fingerprint
-from secateur.model.linear_layers import weight_of
+from secateur.model.linear_layers import flat_names, weight_of
 from secateur.pruning.masked import masked
 
 PLANS = {"uniform": uniform_plan, "uneven": uneven_plan, "emptied": emptied_plan, "empty": empty_plan}
@@ -458,7 +458,8 @@ def test_the_pruned_model_has_the_requires_grad_flags_and_modes_of_the_dense_one
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = {name: m.training for name, m in model.named_modules() if name in mode_dependent}
     pruned = secateur.prune(model, plan)
-    ours = {name: p.requires_grad for name, p in pruned.named_parameters() if name in flags}
+    flat = flat_names(pruned)
+    ours = {flat.get(name, name): p.requires_grad for name, p in pruned.named_parameters() if flat.get(name, name) in flags}
     assert ours == {name: flags[name] for name in ours}
     assert len(ours) == len(flags)
     assert {name: m.training for name, m in pruned.named_modules() if name in modes} == modes
@@ -474,7 +475,8 @@ def test_the_pruned_model_can_be_trained_and_copied(case: Case, unit: str, kind:
     assert torch.equal(case.logits(copied), case.logits(pruned))
     value = case.task.target(pruned.train(), case.batches(pruned)[0], "log_probability").sum()
     value.backward()
-    missing = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
+    without = [n for n, p in pruned.named_parameters() if p.grad is None and p.numel() and "lm_head" not in n]
+    missing = [flat_names(pruned).get(name, name) for name in without]
     # Layers may have no gradient at an empty site, but every rebuilt layer reaches the output.
     by_site = branches_of(case.model(), PLANS[kind](case, unit).sites)
     rebuilt = {port.path for site, branch in by_site.items() for port in branch.cut_at(site.unit)}

@@ -1,4 +1,4 @@
-"""Pruned models in PyTorch and transformers: torch.export with dynamic batch and length, pipelines, 8-bit quantisation."""
+"""Pruned models in PyTorch and transformers: torch.export with dynamic batch and length, pipelines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.export import Dim
 from transformers import pipeline
 
 import secateur
-from secateur.model.modeling import EmptyLinear, GatherLinear, ScatterLinear
 
 PLANS: dict[str, Any] = {
     "uniform": lambda case: uniform_plan(case, "head"),
@@ -90,28 +89,3 @@ def test_a_decoder_generates_in_a_pipeline(shape: str, tmp_path: Path) -> None:
     run = pipeline("text-generation", model=secateur.load(tmp_path / "out"), tokenizer=tokenizer)
     (answer,) = run("the cat sat", max_new_tokens=6, do_sample=False, return_tensors=True)
     assert answer["generated_token_ids"] == expected.tolist()
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_dynamic_quantisation_does_not_replace_layers_that_scatter_or_gather(name: str) -> None:
-    """If quantisation replaced them as ordinary linear layers, they would lose their slots."""
-    model = pruned(name, "channels")
-    kinds = {path: type(module) for path, module in model.named_modules() if isinstance(module, ScatterLinear | GatherLinear)}
-    assert kinds
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    assert {path: type(quantised.get_submodule(path)) for path in kinds} == kinds
-    assert any(type(module).__module__.startswith("torch.ao") for module in quantised.modules())
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_dynamic_quantisation_works_on_a_model_with_empty_layers(name: str) -> None:
-    """Quantisers replace nn.Linear and give an empty weight an infinite range, which would make the logits infinite too."""
-    model, inputs = pruned(name, "heads"), inputs_of(CASES[name], (3, 11))
-    assert any(isinstance(module, EmptyLinear) for module in model.modules())
-    assert not [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and not module.weight.numel()]
-    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
-    with torch.inference_mode():
-        expected, output = model(**inputs).logits, quantised(**inputs).logits
-    assert (output - expected).norm() < 0.3 * expected.norm()
