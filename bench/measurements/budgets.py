@@ -2,7 +2,7 @@
 
 python -m bench.measurements.budgets --out DIR [--models t5,bert] [--methods NAME,...] [--tasks NAME,...] [--draws N]
 python -m bench.measurements.budgets --out DIR --timed [...]    times the models of one task; needs a quiet machine
-python -m bench.measurements.budgets --out DIR --collect        writes bench/results/budgets.json
+python -m bench.measurements.budgets --out DIR --collect NAME   writes bench/results/NAME.json
 
 A killed run continues with the next cell. Each model has its own ledger of cells, so two models can run at the same time.
 """
@@ -34,6 +34,7 @@ from secateur.data import builtin
 from secateur.flow.choose import alternatives
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.sites import AttentionUnit
+from secateur.planning.shapes import Shape
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.support.ledger import Ledger
@@ -124,15 +125,19 @@ def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
     return method
 
 
-def by_stock(draw: Draw, share: float) -> nn.Module:
-    """Prune as `secateur prune --shape stock` does: layers alike, whole blocks removed, so that the folder needs no code."""
-    removable = secateur.removable_blocks(draw.model, draw.task, draw.rows)
-    plans = alternatives(draw.scores(GradientActivation()), flops=share, shape="stock", removable=removable)
-    best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
-    pruned = secateur.prune(draw.model, best.plan)
-    if best.recovery is not None:
-        secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
-    return secateur.delete_layers(pruned, [])
+def by_shape(shape: Shape) -> Method:
+    """Prune as `secateur prune --shape` does."""
+
+    def method(draw: Draw, share: float) -> nn.Module:
+        removable = secateur.removable_blocks(draw.model, draw.task, draw.rows) if shape == "stock" else []
+        plans = alternatives(draw.scores(GradientActivation()), flops=share, shape=shape, removable=removable)
+        best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
+        pruned = secateur.prune(draw.model, best.plan)
+        if best.recovery is not None:
+            secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
+        return secateur.delete_layers(pruned, []) if shape == "stock" else pruned
+
+    return method
 
 
 def by_kwon(stage: Stage) -> Method:
@@ -168,7 +173,8 @@ METHODS: dict[str, Method] = {
     "secateur": by_secateur("head"),
     "secateur, 3 rounds": by_secateur("head", 3),
     "secateur, channels": by_secateur("channel"),
-    "secateur, stock": by_stock,
+    "secateur, stock": by_shape("stock"),
+    "secateur, per-layer": by_shape("per-layer"),
     "Kwon et al.": by_kwon("tuning"),
     "Kwon et al., without tuning": by_kwon("rearrangement"),
     "Kwon et al., search alone": by_kwon("search"),
@@ -230,10 +236,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=300, help="number of calibration examples, at most 1000")
     parser.add_argument("--tested", type=int, default=500)
     parser.add_argument("--timed", action="store_true", help="time the pruned models of one task, draw 0, and run no cell")
-    parser.add_argument("--collect", action="store_true", help="write the results of all cells, and run no cell")
+    parser.add_argument("--collect", metavar="NAME", help="write all cells to bench/results/NAME.json, and run no cell")
     given = parser.parse_args()
     if given.collect:
-        collect(given.out)
+        collect(given.out, RESULTS / f"{given.collect}.json")
         return
     methods = [name.strip() for name in given.methods.split(";")] if given.methods else list(METHODS)
     models = given.models.split(",")
@@ -320,8 +326,8 @@ def time_models(out: Path, model: str, methods: Sequence[str], shares: Sequence[
                 print(*cell.values(), row, flush=True)
 
 
-def collect(out: Path) -> None:
-    """Write all cells to bench/results/budgets.json."""
+def collect(out: Path, results: Path) -> None:
+    """Write all cells to a file."""
     rows, timed, settings = [], [], {}
     for name in MODELS:
         if (out / f"timed-{name}").is_dir():
@@ -336,8 +342,9 @@ def collect(out: Path) -> None:
     commits = sorted({row.pop("commit") for row in rows})
     left_out = [{"model": model, "method": method, "why": why} for (model, method), why in LEFT_OUT.items()]
     about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0]), **settings}
-    document = {**about, "shares": SHARES, "left_out": left_out, "rows": rows, "timed": timed}
-    (RESULTS / "budgets.json").write_text(json.dumps(document, indent=1) + "\n")
+    shares = sorted({row["share"] for row in rows}, reverse=True)
+    document = {**about, "shares": shares, "left_out": left_out, "rows": rows, "timed": timed}
+    results.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -234,6 +234,9 @@ def pruned_class(stock: type[nn.Module]) -> type[nn.Module]:
 
     class Pruned(stock):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any, *arguments: Any, **options: Any) -> None:
+            if getattr(config, "is_heterogeneous", False):
+                # Of a config with fields of layers, stock classes cannot read the whole. The recipe says the same.
+                config.per_layer_config = None
             super().__init__(config, *arguments, **options)
             rebuild_(self, config.secateur)
 

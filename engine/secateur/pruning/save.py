@@ -20,6 +20,7 @@ from secateur.model.modeling import pruned_class
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model, require_writable
 from secateur.model.recipe import renamed, require_recipe
+from secateur.pruning.per_layer_config import per_layer_config
 from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, forget_renaming_, has_auto_model
 from secateur.support.errors import InputError, reading
@@ -202,4 +203,6 @@ def _add_modeling_file(model: nn.Module, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = {key: f"{Path(MODELING_FILE).stem}.Pruned{name}" for key, name in auto.items()}
     config["architectures"] = [stock.__name__]
+    if (of_layers := per_layer_config(model)) is not None:
+        config["per_layer_config"] = of_layers
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
