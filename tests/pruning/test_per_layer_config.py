@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import secateur
+from secateur.model.discovery import fingerprint
 from secateur.pruning.prune import prune
 
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3")
@@ -43,6 +44,22 @@ def test_a_model_of_layers_built_from_the_config_computes_the_same(name: str, tm
     inputs = {"input_ids": torch.arange(4, 12).reshape(2, 4)}
     with torch.inference_mode():
         torch.testing.assert_close(dense(**inputs).logits, pruned(**inputs).logits)
+
+
+@pytest.mark.parametrize(("name", "described"), [("mistral", True), ("qwen3", True), ("llama", False)])
+def test_heads_by_layer_are_described_where_transformers_can_read_them(name: str, described: bool, tmp_path: Path) -> None:
+    """LlamaConfig of transformers 5.23 refuses layers with other numbers of heads, so that the folder would not load."""
+    model = CASES[name].model()
+    sites = tuple(secateur.sites(model))
+    kept = {site.name: torch.arange(site.units if site.layer or not site.is_head else 1) for site in sites}
+    pruned, config = saved(name, secateur.Plan(kept, sites, fingerprint(model)), tmp_path / "small")
+    assert config.is_heterogeneous == described
+    if described:
+        layers: Any = pruned.get_submodule("model.layers")
+        for layer, resolved in zip(layers, config.per_layer_config, strict=True):
+            assert resolved.num_key_value_heads * resolved.head_dim == layer.self_attn.k_proj.out_features
+            assert resolved.num_attention_heads * resolved.head_dim == layer.self_attn.q_proj.out_features
+    assert secateur.load(tmp_path / "small")
 
 
 @pytest.mark.parametrize("name", DECODERS)

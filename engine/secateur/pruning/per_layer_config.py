@@ -27,8 +27,8 @@ def per_layer_config(model: nn.Module) -> dict[str, dict[str, Any]] | None:
 
     Returns:
         The fields by the number of the layer; None where fields cannot say the shape (two stacks, channels of heads, low rank,
-        heads that the model's own class takes for wider ones, a bias or a norm that outlives its branch), or transformers knows
-        no `per_layer_config`.
+        heads that the model's own class takes for wider ones, a bias that outlives its branch), transformers knows no
+        `per_layer_config`, or its check of the config does not (heads of a Llama in transformers 5.23).
 
     Source: transformers, integrations/heterogeneity/configuration_utils.py. The names under "skip" are those of the pull
         request huggingface/transformers#45332.
@@ -42,7 +42,8 @@ def per_layer_config(model: nn.Module) -> dict[str, dict[str, Any]] | None:
     try:
         config.per_layer_config = copy.deepcopy(fields)
         config.validate()
-    except (ValueError, StrictDataclassError):  # The architecture's own check refuses a layer: fields cannot say its shape.
+    except (ValueError, RuntimeError, StrictDataclassError):
+        # The architecture's own check refuses a layer, or (LlamaConfig) reads from the whole config what differs by layer.
         return None
     if not all(_builds(model, block, config.per_layer_config[block.layer]) for block in of_model):
         return None
