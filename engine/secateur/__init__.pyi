@@ -10,6 +10,8 @@ from secateur.attribution.layer_scores import choose_layers as choose_layers
 from secateur.attribution.layer_scores import layer_scores as layer_scores
 from secateur.attribution.scores import Scores as Scores
 from secateur.data import builtin as builtin
+from secateur.exporting.engines import Needs as Needs
+from secateur.exporting.engines import needs_of as needs_of
 from secateur.exporting.export import Exported as Exported
 from secateur.exporting.export import export as export
 from secateur.flow.choose import alternatives as alternatives

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -58,6 +59,8 @@ from secateur.cli.shared.options import (
     Unlabeled,
 )
 from secateur.cli.shared.unused import require_unused
+from secateur.exporting.engines import ENGINES, Needs, needs_of, require_engine
+from secateur.exporting.export import export, require_format
 from secateur.flow.loaded import device_named
 from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
@@ -112,6 +115,15 @@ def prune(
     align: Align = "auto",
     per_head: PerHead = False,
     shape: ShapeName = "any",
+    for_engine: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help=f"Engine that will run the model: {', '.join(ENGINES)}. It sets --shape and --align. What it reads is "
+            "written into --out.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
     recover: Recover = "auto",
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
@@ -139,6 +151,12 @@ def prune(
         budget.check_spread("uniform" if allocation == "auto" else allocation, floor or 0.0)
     recoveries = inputs.recoveries(recover, tries=True)
     given = None if plan_file is None else Plan.load(plan_file)
+    if for_engine is not None:
+        require_engine(for_engine)
+        require_unused(
+            "with --for", shape=(shape, "any"), plan=(plan_file, None), unit=(unit, "head"), per_head=(per_head, False),
+            dry_run=(dry, False),
+        )  # fmt: skip
     shapes = inputs.shapes(batch_sizes, lengths)
     if dry:
         document, shown = dry_run.run(
@@ -158,16 +176,33 @@ def prune(
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
+    needs = None if for_engine is None else needs_of(for_engine, loaded.model)
+    if needs is not None and needs.format is not None:
+        require_format(needs.format)
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     compressed = secateur.compress(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
-        align=None if given is not None else inputs.alignment(align, loaded.device), per_head=per_head,
-        shape=cast(Shape, shape), recoveries=recoveries, max_tokens=max_tokens, batch_sizes=shapes[0], lengths=shapes[1],
-        say=output.say, progress=bars(),
+        align=None if given is not None else inputs.alignment(align, loaded.device, needs.align if needs else 1),
+        per_head=per_head, shape=needs.shape if needs else cast(Shape, shape), recoveries=recoveries, max_tokens=max_tokens,
+        batch_sizes=shapes[0], lengths=shapes[1], progress=bars(),
+        say=output.say,
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
     shown += compressed.usage(out).lines()
+    if needs is not None:
+        shown += _for_engine(needs, out, document)
     output.emit(document, as_json, *shown)
+
+
+def _for_engine(needs: Needs, out: Path, document: dict[str, Any]) -> list[str]:
+    """Write what an engine reads into a folder. Returns lines that say so, and adds the export to the command's document."""
+    read, lines = out, []
+    if needs.format is not None:
+        output.say(f"writing {needs.format}")
+        exported = export(out, out / needs.format, format=needs.format)
+        document["export"] = exported.document
+        read, lines = exported.out, exported.lines()
+    return [*lines, *([f"serve it: {needs.serve.format(shlex.quote(str(read)))}"] if needs.serve else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -225,11 +226,22 @@ def recoveries(name: str, tries: bool) -> tuple[Method | None, ...]:
     return by_name[name]
 
 
-def alignment(value: str, device: str) -> int:
-    """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU."""
+def alignment(value: str, device: str, engine: int = 1) -> int:
+    """Return the multiple of FFN widths. auto: tiles of 64 for a GPU's matrix units, vectors of 16 floats on a CPU.
+
+    Args:
+        value: The option's value.
+        device: The device.
+        engine: The multiple that an engine needs.
+
+    Raises:
+        InputError: The value is no number, or no multiple of what the engine needs.
+    """
     if value == "auto":
-        return preferred_alignment(device)
+        return math.lcm(engine, preferred_alignment(device))
     multiple = whole_number(value)
     if not multiple:
         raise InputError(f"align: expected 'auto' or a positive number, got {shown(value)}")
+    if multiple % engine:
+        raise InputError(f"align: expected a multiple of {engine} with --for, got {multiple}")
     return multiple

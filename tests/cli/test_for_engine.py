@@ -1,0 +1,95 @@
+"""`secateur prune --for`: the shape, the alignment and the files of an engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cases import CASES
+from command import Run, assert_refused
+from exported import byte_pairs, decoder, report
+
+import secateur
+from secateur.exporting.base import FORMATS
+from secateur.exporting.engines import ENGINES, needs_of
+from secateur.support.errors import InputError
+
+PRUNE = "prune dense --data train.jsonl --flops 0.6 --recover none --batch-sizes 1 --lengths 8 --out small"
+
+
+@pytest.fixture
+def dense(run: Run) -> Run:
+    """The function that runs a command line, in a folder with a Llama in `dense`."""
+    model: Any = decoder("llama", intermediate_size=768, num_hidden_layers=4)
+    secateur.save(model, "dense", tokenizer=byte_pairs())
+    return run
+
+
+def layers(path: Path) -> list[dict[str, Any]]:
+    """Return what export.json says of each layer."""
+    content: list[dict[str, Any]] = report(path)["layers"]
+    return content
+
+
+def test_llama_cpp_gets_a_file_with_the_widths_of_each_layer(dense: Run) -> None:
+    result = dense(f"{PRUNE} --for llama.cpp")
+    assert result.code == 0, result.errors
+    assert Path("small/gguf/model.gguf").is_file()
+    assert all(layer["neurons"] % 32 == 0 for layer in layers(Path("small/gguf")))
+    assert "serve it: llama-server -m small/gguf/model.gguf" in result.out
+    assert "for: llama.cpp" in Path("small/run.yaml").read_text()
+
+
+@pytest.mark.parametrize(("engine", "multiple"), [("vllm", 16), ("sglang", 256)])
+def test_vllm_and_sglang_get_a_folder_of_decilm(dense: Run, engine: str, multiple: int) -> None:
+    result = dense(f"{PRUNE} --for {engine} --json")
+    assert result.code == 0, result.errors
+    assert result.document["plan"]["shape"] == "per-layer"
+    assert result.document["export"]["format"] == "decilm"
+    assert engine in report(Path("small/decilm"))["read_by"]
+    config = json.loads(Path("small/config.json").read_text())
+    dense_width, of_layers = config["intermediate_size"], config.get("per_layer_config", {})
+    widths = [of_layers.get(str(number), {}).get("intermediate_size", dense_width) for number in range(4)]
+    assert all(width % multiple == 0 for width in widths)
+
+
+def test_an_engine_without_a_format_of_its_own_gets_a_stock_folder(run: Run) -> None:
+    case = CASES["bert-sequence"]
+    secateur.save(case.model(), "dense", task=case.task)
+    rows = [{"input": "the cat sat", "target": label} for label in ("negative", "neutral", "positive")] * 6
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(f"{PRUNE.replace('0.6', '0.8')} --for tei")
+    assert result.code == 0, result.errors
+    assert "auto_map" not in json.loads(Path("small/config.json").read_text())
+    assert "serve it: text-embeddings-router --model-id small" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--for tensorflow", "engine: expected one of vllm, sglang, llama.cpp, tei, ctranslate2, openvino, onnx, got"),
+        ("--for tei", "engine: expected for tei one of BertForSequenceClassification, "),
+        ("--for vllm --shape stock", "shape: expected none with --for"),
+        ("--for vllm --unit channel", "unit: expected none with --for"),
+        ("--for sglang --align 64", "align: expected a multiple of 256 with --for, got 64"),
+        ("--for vllm --dry-run", "dry-run: expected none with --for"),
+    ],
+)
+def test_what_does_not_fit_an_engine_is_refused(dense: Run, options: str, message: str) -> None:
+    assert_refused(dense(f"{PRUNE} {options}"), message, "small")
+
+
+def test_engines_name_formats_and_shapes_that_exist() -> None:
+    models = [CASES[name].model() for name in ("t5-gated", "bert-sequence", "llama", "qwen3", "gpt2", "vit")]
+    taken = set()
+    for engine in ENGINES:
+        for model in models:
+            try:
+                needs = needs_of(engine, model)
+            except InputError:
+                continue
+            taken.add(engine)
+            assert needs.format is None or needs.format in FORMATS
+    assert taken == set(ENGINES)
