@@ -53,6 +53,9 @@ WAYS = {
     "pipeline": Way(
         "pipeline()", "pipelines:pipelines", families=("bert", "llama"), elsewhere="transformers 5 has no text2text pipeline"
     ),
+    "infinity": Way(
+        "Infinity (infinity-emb)", "infinity_way:infinity", families=("bert",), elsewhere="classifiers alone", seconds=900
+    ),
     "gguf": Way("GGUF: llama.cpp", "gguf_way:gguf", ("gguf",), families=("llama",), elsewhere="tried for Llama alone"),
     "lm-eval": Way(
         "lm-eval --model hf",

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import secateur
 from bench.compatibility.folder import SHAPES, SIZES, Folder
@@ -124,16 +131,15 @@ def _llama(rows: list[dict[str, Any]]) -> tuple[nn.Module, Task]:
     return LlamaForCausalLM(config).eval(), secateur.CausalLM(tokenizer, labels=labels(rows))
 
 
-def _piece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Train a WordPiece tokenizer, as BERT has, with 1,000 pieces."""
-    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+def _piece_tokenizer(texts: list[str]) -> BertTokenizer:
+    """Train BERT's tokenizer with 1,000 pieces. Its class has a name that transformers 4 knows too, which Infinity needs."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=list(special.values()), show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=1000, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    marks = [(mark, tokenizer.token_to_id(mark)) for mark in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=marks)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=256, **special)
+    return BertTokenizer(vocab=tokenizer.get_vocab(), model_max_length=256)
 
 
 def _byte_fallback_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -23,7 +23,7 @@ def _pipeline(kind: str, folder: Folder) -> Any:
     return pipeline(kind, model=str(folder.model), **({} if folder.stock else {"trust_remote_code": True}))
 
 
-def _texts(folder: Folder) -> list[str]:
+def texts(folder: Folder) -> list[str]:
     """Return 16 texts of the built-in task."""
     lines = (folder.path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["input"] for line in lines[:16]]
@@ -31,11 +31,11 @@ def _texts(folder: Folder) -> list[str]:
 
 def _classifies(folder: Folder) -> Outcome:
     """Compare the pipeline's labels and scores with the model's probabilities."""
-    texts, model, tokenizer = _texts(folder), folder.load(), folder.tokenizer()
-    answers = _pipeline("text-classification", folder)(texts)
+    asked, model, tokenizer = texts(folder), folder.load(), folder.tokenizer()
+    answers = _pipeline("text-classification", folder)(asked)
     config: Any = model.config
     largest_difference = 0.0
-    for text, answer in zip(texts, answers, strict=True):
+    for text, answer in zip(asked, answers, strict=True):
         with torch.inference_mode():
             probabilities = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
         best = int(probabilities.argmax())
@@ -51,7 +51,7 @@ def _classifies(folder: Folder) -> Outcome:
 
 def _generates(folder: Folder) -> Outcome:
     """Compare the pipeline's text with the output of `generate`."""
-    text, model, tokenizer = _texts(folder)[0], folder.load(), folder.tokenizer()
+    text, model, tokenizer = texts(folder)[0], folder.load(), folder.tokenizer()
     answers = _pipeline("text-generation", folder)(text, max_new_tokens=12, do_sample=False, return_full_text=False)
     inputs = tokenizer(text, return_tensors="pt")
     inputs.pop("token_type_ids", None)

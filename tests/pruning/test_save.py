@@ -28,6 +28,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import secateur
 from secateur.model.discovery import fingerprint
+from secateur.model.modeling import rebuild_
 from secateur.pruning.prune import prune
 
 
@@ -428,3 +429,14 @@ def test_heads_that_do_not_divide_the_hidden_size_are_no_stock_shape(kept: float
     secateur.save(pruned, tmp_path / "out")
     assert (tmp_path / "out" / "modeling_secateur.py").exists() != stock
     assert torch.equal(case.logits(secateur.load(tmp_path / "out").eval()), case.logits(pruned))
+
+
+def test_an_attention_that_computes_its_scale_from_the_size_of_its_heads_is_refused() -> None:
+    """BERT of transformers 4 does. There, narrower heads would change the scale in silence."""
+    pruned = KINDS["bert-channels"].cut(CASES["bert-token"].model())
+    older = CASES["bert-token"].model()
+    for module in older.modules():
+        if hasattr(module, "scaling"):
+            del module.scaling
+    with pytest.raises(RuntimeError, match="expected an attention that holds its scale, as in transformers 5"):
+        rebuild_(older, pruned.config.secateur)  # type: ignore[union-attr, arg-type]

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Attributes of attentions that scale scores by the size of a head. T5, which does not scale, has another.
+HEAD_SIZES = ("head_dim", "attention_head_size")
+
 
 class AroundLinear(nn.Module):
     """A module around a plain linear layer, `linear`: it changes what goes in, or what comes out.
@@ -184,8 +187,14 @@ def rebuild_(model: nn.Module, recipe: dict[str, Any], device: Any = None) -> No
         options = {"device": device or template.device, "dtype": template.dtype}
         setattr(parent, name, _new_module(spec, options).train(parent.training))
     for path, values in recipe.get("attributes", {}).items():
+        module = model.get_submodule(find(path))
         for name, value in values.items():
-            setattr(model.get_submodule(find(path)), name, value)
+            if name in HEAD_SIZES and getattr(module, name, value) != value and not hasattr(module, "scaling"):
+                raise RuntimeError(
+                    f"{path}: expected an attention that holds its scale, as in transformers 5, got one that computes it from "
+                    "the size of its heads, which pruning has changed"
+                )
+            setattr(module, name, value)
     for path in recipe.get("own_position_bias", []):
         module = model.get_submodule(find(path))
         if not getattr(module, "has_own_position_bias", False):
