@@ -1,7 +1,7 @@
 """Run the timings and the comparisons, and write bench/results/*.json.
 
 python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-again] [real-models] [startup] [compatibility]
+    [layers] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
 python -m bench.run corpus-other-cpu
 """
 
@@ -123,6 +123,13 @@ def new_processes() -> dict[str, Any]:
     return startup()
 
 
+def speed_of_engines() -> dict[str, Any]:
+    """Measure the speed of engines on this CPU."""
+    from bench.measurements.engines import engines
+
+    return engines()
+
+
 def ways_to_run() -> dict[str, Any]:
     """Try the ways to run a pruned folder."""
     from bench.compatibility.runs import compatibility
@@ -146,6 +153,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "corpus-again": partial(bulk_scoring, memory=False),
     "real-models": whole_flow_on_real_weights,
     "startup": new_processes,
+    "engines": speed_of_engines,
     "compatibility": ways_to_run,
 }
 # These run only by name, because a run of all measurements belongs to one machine.

@@ -57,6 +57,20 @@ WAYS = {
         "Infinity (infinity-emb)", "infinity_way:infinity", families=("bert",), elsewhere="classifiers alone", seconds=900
     ),
     "gguf": Way("GGUF: llama.cpp", "gguf_way:gguf", ("gguf",), families=("llama",), elsewhere="tried for Llama alone"),
+    "export-onnx": Way("secateur export: ONNX Runtime", "exports:onnx", ("onnx", "onnxscript", "onnxruntime"), alone=False),
+    "export-openvino": Way("secateur export: OpenVINO", "exports:openvino", ("openvino",), alone=False),
+    "export-ct2": Way("secateur export: CTranslate2", "exports:ct2", ("ctranslate2",), alone=False),
+    "export-gguf": Way(
+        "secateur export: llama.cpp",
+        "exports:gguf",
+        ("gguf", "xllamacpp"),
+        families=("llama",),
+        alone=False,
+        elsewhere="decoders alone",
+    ),
+    "export-decilm": Way(
+        "secateur export: vLLM, SGLang", "exports:decilm", families=("llama",), alone=False, elsewhere="decoders alone"
+    ),
     "lm-eval": Way(
         "lm-eval --model hf",
         "harness:harness",

@@ -34,6 +34,8 @@ PACKAGES = (
     "lm-eval",
     "gguf",
     "xllamacpp",
+    "openvino",
+    "ctranslate2",
 )
 
 
