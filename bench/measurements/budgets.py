@@ -26,7 +26,7 @@ import secateur
 from bench.rivals.flap import CHANNELS, flap
 from bench.rivals.kwon import CRITERION, Stage, kwon
 from bench.rivals.torch_pruning_taylor import T5, torch_pruning
-from bench.subjects import minilm
+from bench.subjects import minilm, smollm
 from bench.support.budgeted import layer_flops
 from bench.support.provenance import RESULTS, commit
 from secateur.attribution.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
@@ -42,6 +42,7 @@ from secateur.tasks import Task
 
 SHARES = (0.7, 0.5, 0.33)
 TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # The task and the batch that --timed measures, on one thread.
+SMOLLM_PROMPTS = {"movie": "{input}\nIs this movie review good or bad? Answer with one word."}
 BERT_TASKS = ("domain", "qtype", "movie", "language", "sentiment")
 
 
@@ -221,7 +222,17 @@ def frozen_bert_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subj
     return bert_tasks(names, tested, minilm.classifier)
 
 
-MODELS = {"t5": t5_tasks, "bert": bert_tasks, "bert-frozen": frozen_bert_tasks}
+def smollm_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subject]:
+    """Yield SmolLM2-135M-Instruct with each task that it does by a prompt better than by chance."""
+    for name, question in SMOLLM_PROMPTS.items():
+        if name in (names or SMOLLM_PROMPTS):
+            model, tokenizer = smollm.load()
+            labels = sorted({row["target"] for row in builtin.examples(name)})
+            task = secateur.CausalLM(tokenizer, labels=labels, prompt=secateur.Prompt(question, chat=True))
+            yield Subject(name, model, task, builtin.examples(f"{name}.test")[:tested])
+
+
+MODELS = {"t5": t5_tasks, "bert": bert_tasks, "bert-frozen": frozen_bert_tasks, "smollm": smollm_tasks}
 
 
 def main() -> None:
