@@ -52,8 +52,8 @@ def test_blocks_that_still_do_something_are_not_removed(name: str) -> None:
 def test_a_model_without_a_block_is_stock_and_the_same(name: str) -> None:
     case, scores = CASES[name], scores_of(name)
     model = case.model()
-    gone = {site.name for site in scores.sites if site.block in ("encoder.0", "decoder.0")}
-    plan = plans_alike(scores, Budget.of(flops=0.4), gone=gone)[0]
+    blocks = {site.block for site in scores.sites} & {"encoder.0", "decoder.0"}
+    plan = plans_alike(scores, Budget.of(flops=0.4), removed_blocks=blocks)[0]
     pruned = secateur.prune(model, plan)
     verification = secateur.verify(model, pruned, plan, case.task, case.batches(model))
     assert verification.holds
@@ -114,7 +114,7 @@ def test_compress_to_a_stock_folder_without_code(tmp_path: Path) -> None:
 def test_the_correction_by_time_keeps_the_shape_and_the_blocks() -> None:
     scores = scores_of("t5-gated")
     gone = {site.name for site in scores.sites if site.block == "encoder.0"}
-    best = plans_alike(scores, Budget.of(flops=0.5), gone=gone)[0]
+    best = plans_alike(scores, Budget.of(flops=0.5), removed_blocks=["encoder.0"])[0]
     rows = {site.name: {units: 0.5 + units * 0.01 for units in range(1, site.units + 1)} for site in scores.sites}
     total = 5.0 + sum(max(row.values()) for row in rows.values())
     table = LatencyTable({}, scores.fingerprint, "head", 1, 8, 8, total, rows, {}, {0.01: 5.0, 1.0: 5.0})

@@ -62,7 +62,9 @@ def test_uniform_keeps_fewer_heads_where_stock_cannot() -> None:
     scores = scores_of("bert-sequence")
     plan = secateur.plan(scores, flops=0.5, shape="uniform")
     assert widths(plan, heads=True) != {4}
-    with pytest.raises(secateur.InputError, match=r"^flops: expected at least 0\.6111, the smallest stock model, got 0\.5$"):
+    with pytest.raises(
+        secateur.InputError, match=r"^flops: expected at least 0\.6111, the smallest stock model with all blocks, got 0\.5$"
+    ):
         secateur.plan(scores, flops=0.5, shape="stock")
 
 
@@ -81,9 +83,9 @@ def test_no_model_with_alike_layers_keeps_more(amount: float, gone: tuple[str, .
             best[h] = max(best.get(h, 0.0), kept)
     if not best:
         with pytest.raises(secateur.InputError, match=r"^flops: expected at least"):
-            plans_alike(scores, Budget.of(flops=amount), gone=absent)
+            plans_alike(scores, Budget.of(flops=amount), removed_blocks=gone)
         return
-    plans = plans_alike(scores, Budget.of(flops=amount), gone=absent)
+    plans = plans_alike(scores, Budget.of(flops=amount), removed_blocks=gone)
     kept_by_plan = [sum(float(scores[name][plan[name]].sum()) for name in plan) for plan in plans]
     assert kept_by_plan == pytest.approx(sorted(best.values(), reverse=True))
     assert all(not len(plan[name]) for plan in plans for name in absent)
@@ -111,7 +113,9 @@ def test_align_keep_and_time() -> None:
     table = LatencyTable({}, scores.fingerprint, "head", 1, 8, 8, total, rows, {}, {0.01: 5.0, 1.0: 5.0})
     fast = secateur.plan(scores, latency=total - 0.4, table=table, shape="stock")
     assert total - 0.43 <= table.milliseconds({name: len(kept) for name, kept in fast.items()}) <= total - 0.4 + 1e-9
-    with pytest.raises(secateur.InputError, match=r"^latency: expected at least 7\.\d+, the smallest stock model, got 5\.1$"):
+    with pytest.raises(
+        secateur.InputError, match=r"^latency: expected at least 7\.\d+, the smallest stock model with all blocks, got 5\.1$"
+    ):
         secateur.plan(scores, latency=5.1, table=table, shape="stock")
 
 

@@ -108,7 +108,7 @@ class Compressed:
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
         return {
-            "plan": self.plan.budget_json(),
+            "plan": {**self.plan.budget_json(), **self.plan.removed_json()},
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "met": None if self.met is None else self.met.to_json(),
             "verification": self.verification.to_json(),
@@ -500,7 +500,7 @@ def _free(
     candidates, _ = _candidates(loaded, task, rows, settings, say, progress)
     best = candidates[0]
     pruned = prune(loaded.model, best.plan)
-    _recovered_(loaded, pruned, task, rows, best.recovery, progress)
+    _recovered_(loaded, pruned, task, rows, best, progress)
     return Free(best, evaluate(pruned, task, held_out, progress=progress))
 
 
@@ -509,14 +509,16 @@ def _recovered_(
     pruned: nn.Module,
     task: Task,
     rows: Sequence[Example],
-    method: Method | None,
+    made_by: Candidate,
     progress: Progress | None,
 ) -> list[Refit]:
     """Recover a pruned model in place, in the numbers that its folder will store. Returns what was refitted."""
-    if method is None:
+    if made_by.recovery is None:
         return []
-    unlabeled = without_targets(task, rows)
-    refits = recover_(loaded.model, pruned, task, rows, method=method, unlabeled=unlabeled, progress=progress)
+    refits = recover_(
+        loaded.model, pruned, task, rows, method=made_by.recovery, unlabeled=without_targets(task, rows), progress=progress,
+        removed_blocks=made_by.plan.removed_blocks,
+    )  # fmt: skip
     round_weights_(pruned, loaded.stored)
     return refits
 
@@ -553,15 +555,15 @@ def _carried_out(
     progress: Progress | None,
 ) -> Compressed:
     """Prune by the first candidate, verify, recover and compare."""
-    model, plan, method = loaded.model, candidates[0].plan, candidates[0].recovery
+    model, plan = loaded.model, candidates[0].plan
     say("rebuilding and verifying")
     pruned = prune(model, plan)
     verification = verify(model, pruned, plan, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    if method is not None:
+    if candidates[0].recovery is not None:
         say(f"recovering on {len(rows)} examples")
-    refits = _recovered_(loaded, pruned, task, rows, method, progress)
+    refits = _recovered_(loaded, pruned, task, rows, candidates[0], progress)
     if plan.spread is not None and plan.spread.shape == "stock":
         pruned = _as_stock(pruned)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
@@ -571,8 +573,12 @@ def _carried_out(
 
 
 def _as_stock(pruned: nn.Module) -> nn.Module:
-    """The same model without blocks that do nothing. Raises VerificationError if it is not of the stock class then."""
-    pruned = delete_layers(pruned, [])
+    """The same model, of the stock class. Raises VerificationError if it is of none.
+
+    A plan of an earlier version empties the sites of blocks in place of removing the blocks, which are deleted here.
+    """
+    if hasattr(pruned.config, "secateur"):
+        pruned = delete_layers(pruned, [])
     if hasattr(pruned.config, "secateur"):
         raise VerificationError("nothing was written: no stock config describes the model that shape stock gave")
     return pruned
