@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,6 +90,21 @@ def test_no_model_with_alike_layers_keeps_more(amount: float, gone: tuple[str, .
     kept_by_plan = [sum(float(scores[name][plan[name]].sum()) for name in plan) for plan in plans]
     assert kept_by_plan == pytest.approx(sorted(best.values(), reverse=True))
     assert all(not len(plan[name]) for plan in plans for name in absent)
+
+
+@pytest.mark.parametrize("name", ["bert-sequence", "t5-gated", "llama-mqa", "opt"])
+def test_memory_counts_a_removed_block_as_nothing(name: str) -> None:
+    """Norms and biases go with the block, so the plan's model is as large as the budget allows, to within a neuron a layer."""
+    case, scores = CASES[name], scores_of(name)
+    model, block = case.model(), scores.sites[0].block
+    plan = plans_alike(scores, Budget.of(memory=0.8), removed_blocks=[block])[0]
+    wide = {site.name: min(len(plan[site.name]) + (not site.is_head), site.units) for site in plan.sites if site.block != block}
+    wider = replace(plan, kept={**plan.kept, **{name: torch.arange(count) for name, count in wide.items()}})
+    sizes = [cost.parameters(secateur.prune(model, other)) for other in (plan, wider)]
+    limit = 0.8 * cost.parameters(model)
+    assert sizes[0] <= limit < sizes[1] or sizes[0] == sizes[1] < limit
+    older = plans_alike(replace(scores, blocks={}), Budget.of(memory=0.8), removed_blocks=[block])[0]
+    assert cost.parameters(secateur.prune(model, older)) <= sizes[0]  # Scores of an earlier version do not tell the norms.
 
 
 def test_t5_keeps_the_heads_that_matter_most_in_all_layers_of_a_stack() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from cases import ALL, CASES, GENERATING, Case, scores_of, uneven_plan
 from comparing import relative
-from hand_layers import places
+from hand_layers import deleted_by_hand
 from new_process import BLOCK_SECATEUR, run_script
 from torch import Tensor, nn
 
@@ -56,23 +55,6 @@ def stock_plan(case: Case, removed: list[str]) -> Plan:
     counts = {site.name: 0 if site.block in removed else site.units for site in scores.sites}
     left = cost.remaining(scores.all_sites, scores.sites, counts, "flops", scores.tokens)
     return plans_alike(scores, Budget.of(flops=0.9 * left), removed_blocks=removed)[0]
-
-
-def deleted_by_hand(case: Case, model: nn.Module, removed: list[str]) -> Any:
-    """Return a copy of the model without some items of its lists of blocks."""
-    smaller: Any = copy.deepcopy(model)
-    for name in sorted(removed, reverse=True):
-        layers, _, number = places(case, f"{name}.ffn")[1].rpartition(".")
-        of_stack, k = smaller.get_submodule(layers), int(number)
-        if getattr(smaller.config, "layer_types", None) is not None:
-            smaller.config.layer_types = smaller.config.layer_types[:k] + smaller.config.layer_types[k + 1 :]
-        gone = of_stack[k]
-        del of_stack[k]
-        if k == 0 and hasattr(gone, "layer"):  # T5's first block makes the position bias for the others.
-            attention = of_stack[0].layer[0].SelfAttention
-            attention.relative_attention_bias = gone.layer[0].SelfAttention.relative_attention_bias
-            attention.has_relative_attention_bias = True
-    return smaller
 
 
 def masked_logits(case: Case, model: nn.Module, plan: Plan) -> Tensor:

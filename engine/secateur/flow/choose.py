@@ -16,7 +16,7 @@ from secateur.model.sites import counted as counted_of
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, UnreachableError, as_plan, plan_within, plans_alike
+from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
 from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
@@ -132,17 +132,10 @@ def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: 
     A depth is left out where the model is within the budget without any other cut: a deeper one is as fast.
     """
     by_depth: list[list[Plan]] = []
-    partly = {site.block for site in scores.all_sites if site.name not in scores}
-    removable = [block for block in removable if block not in partly]
-    for depth in range(len(removable) + 1):
-        try:
-            plans = plans_alike(scores, budget, removed_blocks=removable[:depth], **options)
-        except UnreachableError:
-            if depth == len(removable) and not by_depth:
-                raise
-            continue
+    for plans in plans_by_depth(scores, budget, removable, **options):
         by_depth.append(plans)
-        if all(len(plans[0][site.name]) == site.units for site in scores.sites if site.block not in removable[:depth]):
+        best = plans[0]
+        if all(len(best[site.name]) == site.units for site in scores.sites if site.block not in best.removed_blocks):
             break
     step = max(1, -(-len(by_depth) // _DEPTHS))
     chosen = [plan for plans in by_depth[::step] for plan in (plans[0], max(plans, key=_heads))]

@@ -28,6 +28,7 @@ from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
+from secateur.model.blocks import blocks
 from secateur.model.discovery import fingerprint
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
@@ -130,7 +131,7 @@ class Compressed:
         title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
         files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
         budget = "" if self.plan.budget is None else str(self.plan.budget)
-        making = making_now(removed_by(self.plan), budget, self.made_by, self.held_out)
+        making = making_now(removed_by(self.plan, len(blocks(self.pruned))), budget, self.made_by, self.held_out)
         write_folder(
             self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
             document={**self.to_json(), "out": str(out)}, comparison=self.comparison, making=making, files=files,
@@ -143,8 +144,8 @@ class Compressed:
     def lines(self) -> list[str]:
         """What was chosen, delivered, recovered and verified, in words."""
         return [
-            *_choice(self.candidates), *_delivery(self.met), *_cost_of_shape(self), *_improvement(self.recovery),
-            str(self.verification),
+            *_choice(self.candidates), *_depth(self.plan), *_delivery(self.met), *_cost_of_shape(self),
+            *_improvement(self.recovery), str(self.verification),
         ]  # fmt: skip
 
     def __repr__(self) -> str:
@@ -594,6 +595,11 @@ def _choice(candidates: Sequence[Candidate]) -> list[str]:
         return []
     others = [f"  not: {candidate}" for candidate in candidates[1:]]
     return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
+
+
+def _depth(plan: Plan) -> list[str]:
+    """The removed blocks."""
+    return [f"removed blocks: {', '.join(plan.removed_blocks)}"] if plan.removed_blocks else []
 
 
 def _delivery(met: MetLatency | None) -> list[str]:

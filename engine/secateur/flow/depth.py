@@ -10,15 +10,14 @@ from torch import Tensor, nn
 from secateur.data.examples import Examples
 from secateur.flow.choose import divergence_of, target_logits
 from secateur.model.blocks import blocks
-from secateur.model.removed_blocks import may_go, skipped
+from secateur.model.removed_blocks import DEEPEST, may_go, skipped
 from secateur.model.undisturbed import undisturbed
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
-# Examples that tell blocks apart, and the share of all blocks that may go.
-EXAMPLES, DEEPEST = 60, 0.5
+EXAMPLES = 60  # Examples that tell blocks apart.
 
 
 def removable_blocks(

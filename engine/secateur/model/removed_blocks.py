@@ -16,6 +16,8 @@ from secateur.model.families import family_of
 from secateur.model.sites import Stack
 from secateur.support.errors import InputError
 
+DEEPEST = 0.5  # The share of all blocks that may go.
+
 
 def fewest_blocks(stack: Stack, decoder: Sequence[int]) -> int:
     """Return how many blocks a stack must keep at least.

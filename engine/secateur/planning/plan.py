@@ -373,6 +373,33 @@ def plans_alike(
     return [replace(_plan_of(scores, counts, budget, False, spread), removed_blocks=removed) for counts in models]
 
 
+def plans_by_depth(scores: Scores, budget: Budget, removable: Sequence[str], **options: Any) -> Iterator[list[Plan]]:
+    """Yield the `plans_alike` without the first of some blocks: without none, one, two and so on, where such plans exist.
+
+    Args:
+        scores: The scores.
+        budget: The budget.
+        removable: The names of blocks in the order in which they can be removed. Those with sites that have no scores stay.
+        options: Further arguments of `plans_alike`.
+
+    Raises:
+        UnreachableError: No depth is within the budget.
+        InputError: As in `plan`.
+    """
+    partly = {site.block for site in scores.all_sites if site.name not in scores}
+    whole = [block for block in removable if block not in partly]
+    found = False
+    for depth in range(len(whole) + 1):
+        try:
+            plans = plans_alike(scores, budget, removed_blocks=whole[:depth], **options)
+        except UnreachableError:
+            if depth == len(whole) and not found:
+                raise
+            continue
+        found = True
+        yield plans
+
+
 def _unreachable(budget: Budget, least: float, table: LatencyTable | None, shape: Shape, removed: Sequence[str]) -> str:
     """The message for a budget below the cost of the smallest model of a shape."""
     expected = f"at least {least:.4f}"
