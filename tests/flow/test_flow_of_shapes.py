@@ -59,7 +59,7 @@ def deeper(name: str, count: int) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["bert-sequence", "distilbert", "gpt2", "opt", "opt-post-norm", "vit", "bart"])
 def test_the_order_is_that_of_models_without_the_modules(name: str) -> None:
-    """Post-norm blocks and blocks with biases, taken out of their lists. A change is computed anew once it is the least known."""
+    """Post-norm blocks and blocks with biases, taken out of their lists. The least change known is computed anew."""
     case, model = CASES[name], deeper(name, 4)
     batches, names = case.batches(model), list(blocks(model))
 
