@@ -169,6 +169,24 @@ def test_scores_and_plans_decide_which_units_stay() -> None:
     assert not again.stock  # Layers of unequal width.
 
 
+@pytest.mark.parametrize(("flops", "removed"), [(0.8, 0), (0.4, 1)])
+def test_stock_removes_as_few_blocks_as_the_budget_allows(flops: float, removed: int) -> None:
+    case = CASES["bert-sequence"]
+    result = secateur.dry_run(shaped(case), flops=flops, shape="stock", length=8, batch_size=2)
+    assert result.plan.removed_blocks == ("encoder.1",)[:removed]
+    assert result.stock
+    pruned = secateur.prune(case.model(), result.plan)
+    assert result.pruned.parameters == cost.parameters(pruned)
+    assert result.to_json()["plan"].get("removed_blocks", []) == ["encoder.1"][:removed]
+
+
+def test_a_plan_beside_a_budget_or_scores_is_refused() -> None:
+    plan = secateur.plan(scores_of("llama"), flops=0.5)
+    for options in ({"flops": 0.5}, {"shape": "stock"}, {"scores": scores_of("llama")}):
+        with pytest.raises(secateur.InputError, match=r"^given: expected a plan alone, .* got both: (flops|shape|scores)$"):
+            secateur.dry_run(shaped(CASES["llama"]), given=plan, **options)
+
+
 def test_a_model_with_weights_is_refused() -> None:
     with pytest.raises(secateur.InputError, match=r"^model: expected a model on the meta device"):
         secateur.dry_run(CASES["llama"].model(), keep=0.5)

@@ -267,6 +267,45 @@ def test_a_plan_built_by_hand_has_no_budget(tmp_path: Path) -> None:
     assert (loaded.budget, loaded.spread) == (None, None)
 
 
+def _without(plan: Plan, *removed: str) -> Plan:
+    """Return the plan without some blocks."""
+    kept = {site.name: plan[site.name][:0] if site.block in removed else plan[site.name] for site in plan.sites}
+    return replace(plan, kept=kept, removed_blocks=removed)
+
+
+def test_removed_blocks_are_part_of_a_plan_and_of_its_file(tmp_path: Path) -> None:
+    plan = uniform_plan(CASES["t5-gated"], "head")
+    removed = _without(plan, "encoder.2", "decoder.0")
+    removed.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == removed
+    assert json.loads(removed.dumps())["removed_blocks"] == ["encoder.2", "decoder.0"]
+    assert "removed blocks: encoder.2, decoder.0" in removed.summary().splitlines()
+    assert repr(removed).endswith("; 2 blocks removed)")
+    emptied = replace(removed, removed_blocks=())  # The same units, but the blocks stay.
+    assert emptied != removed
+    assert hash(emptied) != hash(removed)
+    turned = replace(removed, removed_blocks=removed.removed_blocks[::-1])
+    assert (turned, hash(turned)) == (removed, hash(removed))
+    assert "removed" not in emptied.dumps()
+    assert "removed" not in emptied.summary()
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        (["encoder.0"], r"expected a tuple of names of blocks, got \['encoder.0'\]"),
+        ((3,), r"expected a tuple of names of blocks, got \(3,\)"),
+        (("encoder",), "expected some of encoder.0, encoder.1, encoder.2, decoder.0, decoder.1, got 'encoder'"),
+        (("encoder.0", "encoder.0"), "expected each block once, got 'encoder.0' twice"),
+        (("encoder.0",), "expected blocks whose sites keep no unit, got one with 2 heads at encoder.0.self_attention"),
+    ],
+)
+def test_bad_removed_blocks_are_refused(removed: Any, message: str) -> None:
+    plan = uniform_plan(CASES["t5-gated"], "head")
+    with pytest.raises(secateur.InputError, match=f"^removed_blocks: {message}$"):
+        replace(plan, removed_blocks=removed)
+
+
 @pytest.mark.parametrize("make_plan", [emptied_plan, empty_plan])
 @pytest.mark.parametrize("unit", ["head", "channel"])
 def test_a_plan_may_keep_no_unit_of_a_site(unit: str, make_plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -299,6 +338,12 @@ PLAN_DAMAGE: dict[str, tuple[Any, str]] = {
     "budget-out-of-range": (lambda about: about["budget"].update(keep=2.0), "is not a plan file .*keep: expected a number in"),
     "unknown-field-of-the-budget": (lambda about: about["budget"].update(colour="red"), "is not a plan file .*'colour'"),
     "count-under-both-names": (lambda about: about["sites"][0].update(stay=3), "is not a plan file .*'stay'"),
+    "removed-block-unknown": (lambda about: about.update(removed_blocks=["encoder.9"]), "expected some of .*, got 'encoder.9'"),
+    "removed-block-keeps-units": (
+        lambda about: about.update(removed_blocks=["encoder.0"]),
+        "removed_blocks: expected blocks whose sites keep no unit, got one with . heads at encoder.0.self_attention",
+    ),
+    "removed-blocks-no-list": (lambda about: about.update(removed_blocks=3), r"removed_blocks: expected list\[str\], got 3"),
     "site-not-an-object": (lambda about: about.update(sites=["encoder.0.ffn"]), "is not a plan file .*'str'"),
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,7 +63,9 @@ def test_uniform_keeps_fewer_heads_where_stock_cannot() -> None:
     scores = scores_of("bert-sequence")
     plan = secateur.plan(scores, flops=0.5, shape="uniform")
     assert widths(plan, heads=True) != {4}
-    with pytest.raises(secateur.InputError, match=r"^flops: expected at least 0\.6111, the smallest stock model, got 0\.5$"):
+    with pytest.raises(
+        secateur.InputError, match=r"^flops: expected at least 0\.6111, the smallest stock model with all blocks, got 0\.5$"
+    ):
         secateur.plan(scores, flops=0.5, shape="stock")
 
 
@@ -81,12 +84,27 @@ def test_no_model_with_alike_layers_keeps_more(amount: float, gone: tuple[str, .
             best[h] = max(best.get(h, 0.0), kept)
     if not best:
         with pytest.raises(secateur.InputError, match=r"^flops: expected at least"):
-            plans_alike(scores, Budget.of(flops=amount), gone=absent)
+            plans_alike(scores, Budget.of(flops=amount), removed_blocks=gone)
         return
-    plans = plans_alike(scores, Budget.of(flops=amount), gone=absent)
+    plans = plans_alike(scores, Budget.of(flops=amount), removed_blocks=gone)
     kept_by_plan = [sum(float(scores[name][plan[name]].sum()) for name in plan) for plan in plans]
     assert kept_by_plan == pytest.approx(sorted(best.values(), reverse=True))
     assert all(not len(plan[name]) for plan in plans for name in absent)
+
+
+@pytest.mark.parametrize("name", ["bert-sequence", "t5-gated", "llama-mqa", "opt"])
+def test_memory_counts_a_removed_block_as_nothing(name: str) -> None:
+    """Norms and biases go with the block, so the plan's model is as large as the budget allows, to within a neuron a layer."""
+    case, scores = CASES[name], scores_of(name)
+    model, block = case.model(), scores.sites[0].block
+    plan = plans_alike(scores, Budget.of(memory=0.8), removed_blocks=[block])[0]
+    wide = {site.name: min(len(plan[site.name]) + (not site.is_head), site.units) for site in plan.sites if site.block != block}
+    wider = replace(plan, kept={**plan.kept, **{name: torch.arange(count) for name, count in wide.items()}})
+    sizes = [cost.parameters(secateur.prune(model, other)) for other in (plan, wider)]
+    limit = 0.8 * cost.parameters(model)
+    assert sizes[0] <= limit < sizes[1] or sizes[0] == sizes[1] < limit
+    older = plans_alike(replace(scores, blocks={}), Budget.of(memory=0.8), removed_blocks=[block])[0]
+    assert cost.parameters(secateur.prune(model, older)) <= sizes[0]  # Scores of an earlier version do not tell the norms.
 
 
 def test_t5_keeps_the_heads_that_matter_most_in_all_layers_of_a_stack() -> None:
@@ -111,7 +129,9 @@ def test_align_keep_and_time() -> None:
     table = LatencyTable({}, scores.fingerprint, "head", 1, 8, 8, total, rows, {}, {0.01: 5.0, 1.0: 5.0})
     fast = secateur.plan(scores, latency=total - 0.4, table=table, shape="stock")
     assert total - 0.43 <= table.milliseconds({name: len(kept) for name, kept in fast.items()}) <= total - 0.4 + 1e-9
-    with pytest.raises(secateur.InputError, match=r"^latency: expected at least 7\.\d+, the smallest stock model, got 5\.1$"):
+    with pytest.raises(
+        secateur.InputError, match=r"^latency: expected at least 7\.\d+, the smallest stock model with all blocks, got 5\.1$"
+    ):
         secateur.plan(scores, latency=5.1, table=table, shape="stock")
 
 

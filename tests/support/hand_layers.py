@@ -1,7 +1,8 @@
-"""Layer gates made by hand, at hand-written paths of the modules whose output is added to the residual stream."""
+"""Layer gates and deleted blocks made by hand, at hand-written paths of modules."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -51,3 +52,20 @@ def by_hand(case: Case, model: nn.Module, values: Mapping[str, Any]) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+def deleted_by_hand(case: Case, model: nn.Module, removed: list[str]) -> Any:
+    """Return a copy of the model without some items of its lists of blocks."""
+    smaller: Any = copy.deepcopy(model)
+    for name in sorted(removed, reverse=True):
+        layers, _, number = places(case, f"{name}.ffn")[1].rpartition(".")
+        of_stack, k = smaller.get_submodule(layers), int(number)
+        if getattr(smaller.config, "layer_types", None) is not None:
+            smaller.config.layer_types = smaller.config.layer_types[:k] + smaller.config.layer_types[k + 1 :]
+        gone = of_stack[k]
+        del of_stack[k]
+        if k == 0 and hasattr(gone, "layer"):  # T5's first block makes the position bias for the others.
+            attention = of_stack[0].layer[0].SelfAttention
+            attention.relative_attention_bias = gone.layer[0].SelfAttention.relative_attention_bias
+            attention.has_relative_attention_bias = True
+    return smaller

@@ -17,6 +17,7 @@ from secateur.attribution.criteria import Criterion, GradientActivation, Result,
 from secateur.attribution.ranks import Ranks
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples
+from secateur.model.blocks import block_parameters
 from secateur.model.cost import parameters
 from secateur.model.discovery import branches_of, fingerprint, sites
 from secateur.model.finite import first_not_finite
@@ -141,6 +142,7 @@ def attribute(
         weights=parameters(model),
         per_example={name: values.float() for name, values in example_scores.items()} if per_example else None,
         convergence=result.convergence,
+        blocks=block_parameters(model),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Scores(Mapping[str, Tensor]):
         weights: The number of weights of the whole model.
         per_example: Float32 [examples, units] by site name, in the order of the examples; None unless it was asked for.
         convergence: How exact the scores are, if they are integrals.
+        blocks: The number of parameters of each block, by name, norms and biases included; empty in a file of an older version.
 
     Example:
         >>> scores = secateur.attribute(model, task, examples)
@@ -63,6 +64,7 @@ class Scores(Mapping[str, Tensor]):
     weights: int
     per_example: dict[str, Tensor] | None = None
     convergence: Convergence | None = None
+    blocks: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Tensor:
         return self.by_site[site]
@@ -122,6 +124,7 @@ class Scores(Mapping[str, Tensor]):
             "examples": self.examples,
             "tokens": self.tokens,
             "weights": self.weights,
+            "blocks": self.blocks,
             "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
         tensors = dict(self.by_site)
@@ -161,6 +164,10 @@ class Scores(Mapping[str, Tensor]):
         stacks = {"encoder"} | {site.stack for site in (*sites, *layers)}
         if not stacks <= about["tokens"].keys() or min(about["tokens"].values()) <= 0:
             raise FieldError(f"tokens: expected positive lengths of {sorted(stacks)}, got {shown(about['tokens'])}")
+        blocks = about.get("blocks", {})
+        require_type("blocks", dict[str, int], blocks)
+        if blocks and not {site.block for site in layers} <= blocks.keys():
+            raise FieldError(f"blocks: expected the blocks of all layers, got {shown(list(blocks))}")
         if about["examples"] < 1 or about["weights"] < 1:
             counts = f"{about['examples']} examples, {about['weights']} weights"
             raise FieldError(f"expected at least one example and one weight, got {counts}")
@@ -183,7 +190,20 @@ class Scores(Mapping[str, Tensor]):
             weights=about["weights"],
             per_example=per_example or None,
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
+            blocks=blocks,
         )
+
+    def parameters_around(self, names: Collection[str]) -> int:
+        """Return the number of parameters of some blocks that belong to no unit: norms, and biases of out-projections.
+
+        Args:
+            names: The names of the blocks.
+
+        Returns:
+            The number; 0 for scores of a file of an older version, which does not tell.
+        """
+        of_units = sum(round(site.units * site.parameters) for site in self.all_sites if site.block in names)
+        return sum(self.blocks[name] for name in names) - of_units if self.blocks else 0
 
     def of(self, select: str) -> Scores:
         """Return the scores of selected sites alone. A plan from them leaves the other sites whole.

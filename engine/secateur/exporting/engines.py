@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from secateur.planning.shapes import Shape
-from secateur.pruning.prune import stock_class
+from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.examples import Examples
+from secateur.model.sites import counted as counted_of
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, UnreachableError, as_plan, plan_within, plans_alike
+from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
 from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
 from secateur.recovery import Method, recover_
@@ -52,13 +53,16 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         """The plan's summary, the recovery and the divergence."""
-        return {"plan": self.plan.budget_json(), "recovery": self.recovery, "divergence": self.divergence}
+        plan = {**self.plan.budget_json(), **self.plan.removed_json()}
+        return {"plan": plan, "recovery": self.recovery, "divergence": self.divergence}
 
     def __str__(self) -> str:
         allocation, floor = (self.plan.budget_json().get(name) for name in ("allocation", "floor"))
         floored = f" with floor {floor:.2g}" if floor and floor > ONE_UNIT else " with a unit a site" if floor else ""
+        blocks = counted_of(len(self.plan.removed_blocks), "block")
+        removed = f", {blocks} removed" if self.plan.removed_blocks else ""
         distance = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
-        return f"allocation {allocation}{floored}, recovery {self.recovery or 'none'}{distance}"
+        return f"allocation {allocation}{floored}{removed}, recovery {self.recovery or 'none'}{distance}"
 
 
 def alternatives(
@@ -80,6 +84,7 @@ def alternatives(
         allocation: The allocation, if it is settled; there is then one plan. Under `keep` it is always uniform.
         floor: The floor, if it is settled.
         removable: With shape "stock", the names of blocks in the order in which they can be removed, from `removable_blocks`.
+            Blocks with sites that have no scores stay.
         options: The budget and everything else that `plan` takes.
 
     Returns:
@@ -127,16 +132,10 @@ def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: 
     A depth is left out where the model is within the budget without any other cut: a deeper one is as fast.
     """
     by_depth: list[list[Plan]] = []
-    for depth in range(len(removable) + 1):
-        gone = {site.name for site in scores.sites if site.block in removable[:depth]}
-        try:
-            plans = plans_alike(scores, budget, gone=gone, **options)
-        except UnreachableError:
-            if depth == len(removable) and not by_depth:
-                raise
-            continue
+    for plans in plans_by_depth(scores, budget, removable, **options):
         by_depth.append(plans)
-        if all(len(plans[0][site.name]) == site.units for site in scores.sites if site.name not in gone):
+        best = plans[0]
+        if all(len(best[site.name]) == site.units for site in scores.sites if site.block not in best.removed_blocks):
             break
     step = max(1, -(-len(by_depth) // _DEPTHS))
     chosen = [plan for plans in by_depth[::step] for plan in (plans[0], max(plans, key=_heads))]
@@ -205,7 +204,10 @@ def choose(
             plan, method = min(candidates[: len(given)], key=_distance).plan, recoveries[number - len(given) + 1]
         pruned = prune(model, plan)
         if method is not None:
-            recover_(model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens)
+            recover_(
+                model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens,
+                removed_blocks=plan.removed_blocks,
+            )  # fmt: skip
         candidates.append(Candidate(plan, method, divergence(model, pruned, task, batches)))
     return sorted(candidates, key=_distance)
 

@@ -28,6 +28,7 @@ from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
+from secateur.model.blocks import blocks
 from secateur.model.discovery import fingerprint
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
@@ -108,7 +109,7 @@ class Compressed:
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
         return {
-            "plan": self.plan.budget_json(),
+            "plan": {**self.plan.budget_json(), **self.plan.removed_json()},
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "met": None if self.met is None else self.met.to_json(),
             "verification": self.verification.to_json(),
@@ -130,7 +131,7 @@ class Compressed:
         title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
         files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
         budget = "" if self.plan.budget is None else str(self.plan.budget)
-        making = making_now(removed_by(self.plan), budget, self.made_by, self.held_out)
+        making = making_now(removed_by(self.plan, len(blocks(self.pruned))), budget, self.made_by, self.held_out)
         write_folder(
             self.pruned, out, task=self.task, task_name=self.task_name, tokenizer=self.tokenizer, stored=self.stored,
             document={**self.to_json(), "out": str(out)}, comparison=self.comparison, making=making, files=files,
@@ -143,8 +144,8 @@ class Compressed:
     def lines(self) -> list[str]:
         """What was chosen, delivered, recovered and verified, in words."""
         return [
-            *_choice(self.candidates), *_delivery(self.met), *_cost_of_shape(self), *_improvement(self.recovery),
-            str(self.verification),
+            *_choice(self.candidates), *_depth(self.plan), *_delivery(self.met), *_cost_of_shape(self),
+            *_improvement(self.recovery), str(self.verification),
         ]  # fmt: skip
 
     def __repr__(self) -> str:
@@ -500,7 +501,7 @@ def _free(
     candidates, _ = _candidates(loaded, task, rows, settings, say, progress)
     best = candidates[0]
     pruned = prune(loaded.model, best.plan)
-    _recovered_(loaded, pruned, task, rows, best.recovery, progress)
+    _recovered_(loaded, pruned, task, rows, best, progress)
     return Free(best, evaluate(pruned, task, held_out, progress=progress))
 
 
@@ -509,14 +510,16 @@ def _recovered_(
     pruned: nn.Module,
     task: Task,
     rows: Sequence[Example],
-    method: Method | None,
+    made_by: Candidate,
     progress: Progress | None,
 ) -> list[Refit]:
     """Recover a pruned model in place, in the numbers that its folder will store. Returns what was refitted."""
-    if method is None:
+    if made_by.recovery is None:
         return []
-    unlabeled = without_targets(task, rows)
-    refits = recover_(loaded.model, pruned, task, rows, method=method, unlabeled=unlabeled, progress=progress)
+    refits = recover_(
+        loaded.model, pruned, task, rows, method=made_by.recovery, unlabeled=without_targets(task, rows), progress=progress,
+        removed_blocks=made_by.plan.removed_blocks,
+    )  # fmt: skip
     round_weights_(pruned, loaded.stored)
     return refits
 
@@ -553,15 +556,15 @@ def _carried_out(
     progress: Progress | None,
 ) -> Compressed:
     """Prune by the first candidate, verify, recover and compare."""
-    model, plan, method = loaded.model, candidates[0].plan, candidates[0].recovery
+    model, plan = loaded.model, candidates[0].plan
     say("rebuilding and verifying")
     pruned = prune(model, plan)
     verification = verify(model, pruned, plan, task, some_batches(model, task, rows))
     if not verification.holds:
         raise VerificationError(f"nothing was written: {verification}")
-    if method is not None:
+    if candidates[0].recovery is not None:
         say(f"recovering on {len(rows)} examples")
-    refits = _recovered_(loaded, pruned, task, rows, method, progress)
+    refits = _recovered_(loaded, pruned, task, rows, candidates[0], progress)
     if plan.spread is not None and plan.spread.shape == "stock":
         pruned = _as_stock(pruned)
     comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
@@ -571,8 +574,12 @@ def _carried_out(
 
 
 def _as_stock(pruned: nn.Module) -> nn.Module:
-    """The same model without blocks that do nothing. Raises VerificationError if it is not of the stock class then."""
-    pruned = delete_layers(pruned, [])
+    """The same model, of the stock class. Raises VerificationError if it is of none.
+
+    A plan of an earlier version empties the sites of blocks in place of removing the blocks, which are deleted here.
+    """
+    if hasattr(pruned.config, "secateur"):
+        pruned = delete_layers(pruned, [])
     if hasattr(pruned.config, "secateur"):
         raise VerificationError("nothing was written: no stock config describes the model that shape stock gave")
     return pruned
@@ -588,6 +595,11 @@ def _choice(candidates: Sequence[Candidate]) -> list[str]:
         return []
     others = [f"  not: {candidate}" for candidate in candidates[1:]]
     return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
+
+
+def _depth(plan: Plan) -> list[str]:
+    """The removed blocks."""
+    return [f"removed blocks: {', '.join(plan.removed_blocks)}"] if plan.removed_blocks else []
 
 
 def _delivery(met: MetLatency | None) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,16 +9,15 @@ from torch import Tensor, nn
 
 from secateur.data.examples import Examples
 from secateur.flow.choose import divergence_of, target_logits
-from secateur.model.blocks import Block, blocks, contributes, gated
-from secateur.model.families import family_of
+from secateur.model.blocks import blocks
+from secateur.model.removed_blocks import DEEPEST, may_go, skipped
 from secateur.model.undisturbed import undisturbed
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
-# Examples that tell blocks apart, and the share of all blocks that may go.
-EXAMPLES, DEEPEST = 60, 0.5
+EXAMPLES = 60  # Examples that tell blocks apart.
 
 
 def removable_blocks(
@@ -45,8 +43,7 @@ def removable_blocks(
         progress: True for a progress bar, or a function of (blocks removed, blocks that may go).
 
     Returns:
-        The names of the blocks, such as "encoder.3"; none where a block without its branches still does something (post-norm
-            blocks, and layers with biases).
+        The names of the blocks, such as "encoder.3"; none where no config describes a model with fewer blocks.
 
     Raises:
         InputError: The examples are unusable, or the model does not fit the task.
@@ -60,57 +57,29 @@ def removable_blocks(
     """
     require_fit(task, model)
     rows = task.read(examples, all_labels=unlabeled)
-    present = blocks(model)
-    if not all(_vanishes(model, block) for block in present.values()):
-        return []
     items = task.items(model, rows[:EXAMPLES], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
-    gone: list[Block] = []
+    present, gone = list(blocks(model)), list[str]()
     with undisturbed(model), torch.inference_mode():
         dense = [target_logits(model, task, batch) for batch in batches]
-        known = dict.fromkeys(present.values(), 0.0)  # Each block's change when it was last computed.
+        known = dict.fromkeys(present, 0.0)  # Each block's change when it was last computed.
         most = int(len(present) * DEEPEST)
         for _ in counted(progress, "removing blocks", range(most), most):
-            allowed = [block for block in known if _may_go(model, present, [*gone, block])]
+            allowed = [block for block in known if may_go(model, [*gone, block])]
             if not allowed:
                 break
-            fresh: set[Block] = set()
+            fresh: set[str] = set()
             while (best := min(allowed, key=known.__getitem__)) not in fresh:
                 known[best] = _change(model, task, batches, dense, [*gone, best])
                 fresh.add(best)
             gone.append(best)
             del known[best]
-    return [block.name for block in gone]
+    return gone
 
 
-def _vanishes(model: nn.Module, block: Block) -> bool:
-    """Whether a block whose units are all removed does nothing: it has no bias left, and no norm on the residual stream."""
-    has_bias = any(getattr(model.get_submodule(branch.output), "bias", None) is not None for branch in block.branches)
-    return family_of(model).keep_blocks is not None and not has_bias
-
-
-def _may_go(model: nn.Module, present: dict[str, Block], gone: Sequence[Block]) -> bool:
-    """Whether a config describes the model without these blocks: each stack has one, and the encoder as many as the decoder."""
-    kept = {
-        stack: [block.layer for block in present.values() if block.stack == stack and block not in gone]
-        for stack in {block.stack for block in present.values()}
-    }
-    keep_blocks = family_of(model).keep_blocks
-    if not all(kept.values()) or len(kept.get("encoder", kept.get("decoder", []))) < len(kept.get("decoder", [])):
-        return False
-    return keep_blocks is not None and keep_blocks(copy.deepcopy(model.config), kept)
-
-
-def _change(model: nn.Module, task: Task, batches: Sequence[Batch], dense: Sequence[Tensor], gone: Sequence[Block]) -> float:
+def _change(model: nn.Module, task: Task, batches: Sequence[Batch], dense: Sequence[Tensor], gone: Sequence[str]) -> float:
     """The divergence of the predictions without some blocks from the dense ones, summed over the batches."""
-    like = next(model.parameters())
-    gates = {
-        branch: torch.zeros(1, dtype=torch.float32, device=like.device)
-        for block in gone
-        for branch in block.branches
-        if contributes(model, branch)
-    }
-    with gated(model, gates):
+    with skipped(model, gone):
         return sum(
             float(divergence_of(before, target_logits(model, task, batch)).sum())
             for before, batch in zip(dense, batches, strict=True)

@@ -79,10 +79,11 @@ def making_now(removed: Sequence[Removed], budget: str, made_by: str = "", held_
     return Making(removed, budget, command.line, name_of_data(command.held_out), is_command=True)
 
 
-def removed_by(plan: Plan) -> list[Removed]:
-    """Return the units that a plan removes, by their kind."""
+def removed_by(plan: Plan, blocks: int) -> list[Removed]:
+    """Return the units that a plan removes, by their kind, and the blocks, of which the pruned model has `blocks` left."""
     units = list(dict.fromkeys(site.unit for site in plan.sites))
-    return [
+    removed = [Removed("blocks", blocks + len(plan.removed_blocks), blocks)] if plan.removed_blocks else []
+    return removed + [
         Removed(
             f"{unit.replace('_', ' ')}s",
             sum(site.units for site in plan.sites if site.unit == unit),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.pruning.prune import stock_class
+from secateur.pruning.describe import stock_class
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.tasks import Task

@@ -105,7 +105,7 @@ def _faster(best: Plan, scores: Scores, budget: Budget, options: dict[str, Any])
     """The plan of the best one's kind within another time: where layers are alike, without the same blocks."""
     if options.get("shape") not in ALIKE:
         return plan_within(scores, budget, **options)
-    return plans_alike(scores, budget, gone={name for name, kept in best.items() if not len(kept)}, **options)[0]
+    return plans_alike(scores, budget, removed_blocks=best.removed_blocks, **options)[0]
 
 
 def between_rounds(budget: Budget, rounds: int) -> Budget:

@@ -17,16 +17,18 @@ from secateur.attribution.criteria.gradient_activation import OnePass
 from secateur.attribution.scores import Scores, as_scores
 from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
+from secateur.model.blocks import block_parameters, blocks
 from secateur.model.branches import attentions
 from secateur.model.discovery import fingerprint, sites
 from secateur.model.families import branches
 from secateur.model.images import fixed_length
 from secateur.model.offloading import named_parameters
 from secateur.model.ordinary import require_model
+from secateur.model.removed_blocks import DEEPEST, may_go
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.budget import Budget
-from secateur.planning.plan import Plan, as_plan, plan_within
+from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
 from secateur.pruning.prune import prune
 from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_value, tree_leaves
 from secateur.support.errors import InputError
@@ -125,7 +127,7 @@ class DryRun:
             "pruned": asdict(self.pruned),
             "attribution": {**asdict(self.attribution), "total": self.attribution.total},
             "stock": self.stock,
-            "plan": self.plan.budget_json(),
+            "plan": {**self.plan.budget_json(), **self.plan.removed_json()},
             "sites": [{**site.to_json(), "kept": len(self.plan[site.name])} for site in self.plan.sites],
         }
 
@@ -145,7 +147,8 @@ def dry_run(
     """Compute the sizes of a model, and the sizes that a plan would leave of it, from shapes alone.
 
     Without scores, the units that stay are drawn at random, and the allocation must be uniform. FLOPs are then those of
-    examples of `length` tokens.
+    examples of `length` tokens. With shape "stock", the fewest blocks are removed with which the budget can be met, the last
+    ones first. `compress` tries several numbers of blocks, and those whose absence changes the predictions least.
 
     Args:
         model: A model on the meta device, without weights, as built inside `with torch.device("meta")`. It is not changed.
@@ -157,16 +160,19 @@ def dry_run(
         length: Tokens of these examples. For a model that reads images, it is the number of tokens that the model makes of an
             image. The memory of `attribute` is also given for this length.
         max_tokens: `max_tokens` of `attribute`, whose memory is computed.
-        planning: A budget, and the other arguments of `plan`.
+        planning: A budget, and the other arguments of `plan`; none with `given`.
 
     Raises:
-        InputError: As in `sites`, `plan` and `prune`; or the model has weights, the budget is a measured time, or the
-            allocation needs scores.
+        InputError: As in `sites`, `plan` and `prune`; or the model has weights, the budget is a measured time, the allocation
+            needs scores, or there is a plan and a budget.
     """
     require_model(model)
     given, scores = None if given is None else as_plan(given), None if scores is None else as_scores(scores)
     if any(parameter.device.type != "meta" for parameter in model.parameters()):
         raise InputError("model: expected a model on the meta device for a dry run, got one with weights")
+    others = [*planning, *(["scores"] if scores is not None else [])]
+    if given is not None and others:
+        raise InputError(f"given: expected a plan alone, or a budget with arguments of `plan`, got both: {', '.join(others)}")
     budget = None if given is not None else Budget.taken_from(planning)
     if budget is not None and budget.measured:
         raise InputError(
@@ -180,7 +186,7 @@ def dry_run(
     prunable = sites(model, unit=unit, select=select)
     length = fixed_length(model) or length
     if budget is not None:
-        given = plan_within(scores or _drawn(model, prunable, length), budget, **planning)
+        given = _plan(model, scores or _drawn(model, prunable, length), budget, planning)
     assert given is not None  # The budget is missing only where a plan is given.
     pruned = prune(model, given)
     return DryRun(
@@ -191,6 +197,17 @@ def dry_run(
         attribution=attribution_memory(model, prunable, max_tokens, length),
         stock=not hasattr(pruned.config, "secateur"),
     )
+
+
+def _plan(model: nn.Module, scores: Scores, budget: Budget, planning: dict[str, Any]) -> Plan:
+    """The plan within a budget; with shape "stock", one that removes the fewest blocks."""
+    if planning.get("shape") != "stock":
+        return plan_within(scores, budget, **planning)
+    removable: list[str] = []
+    for name in reversed(blocks(model)):
+        if len(removable) < int(len(blocks(model)) * DEEPEST) and may_go(model, [*removable, name]):
+            removable.append(name)
+    return next(plans_by_depth(scores, budget, removable, **planning))[0]
 
 
 def sizes_of(model: nn.Module, batch_size: int, length: int) -> Sizes:
@@ -264,6 +281,7 @@ def _drawn(model: nn.Module, prunable: Sequence[Site], length: int) -> Scores:
         examples=0,
         tokens={"encoder": float(length), "decoder": float(_TARGET_LENGTH if over_target else length)},
         weights=cost.parameters(model),
+        blocks=block_parameters(model),
     )
 
 

@@ -61,7 +61,8 @@ def widths_plot(plan: Plan, title: str) -> bytes:
     }
     budget = "" if plan.budget is None else f"Budget: {plan.budget}. "
     spread = "" if plan.spread is None else f"Allocation {plan.spread.allocation}, floor {plan.spread.floor:.2g}."
-    plot, (row,) = figure(1, len(stacks), title=title, caption=f"{budget}{spread}", share_y=True)
+    removed = f" Removed blocks: {', '.join(plan.removed_blocks)}." if plan.removed_blocks else ""
+    plot, (row,) = figure(1, len(stacks), title=title, caption=f"{budget}{spread}{removed}", share_y=True)
     for stack, axes in zip(stacks, row, strict=True):
         for group, sites in groups.items():
             of_stack, _, kind = group.partition(" ")

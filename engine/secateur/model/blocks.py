@@ -56,6 +56,22 @@ def blocks(model: nn.Module) -> dict[str, Block]:
     return {block.name: block for block in of_model}
 
 
+def block_parameters(model: nn.Module) -> dict[str, int]:
+    """Return the number of parameters that go with each block, norms and biases included.
+
+    An embedding in a block stays: T5's blocks share the table of positions that the first one holds.
+    """
+    return {
+        name: sum(
+            parameter.numel()
+            for module in model.get_submodule(block.path).modules()
+            if not isinstance(module, nn.Embedding)
+            for parameter in module.parameters(recurse=False)
+        )
+        for name, block in blocks(model).items()
+    }
+
+
 def layers(model: nn.Module, unit: LayerUnit = "block") -> dict[str, tuple[Branch, ...]]:
     """Return the layers that can be gated and deleted, by name, each with its branches.
 

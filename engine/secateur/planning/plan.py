@@ -65,9 +65,12 @@ class Plan(Mapping[str, Tensor]):
         fingerprint: The fingerprint of the model that the plan is for.
         budget: The budget that the plan was made for, None for a plan that was made by hand.
         spread: How the budget was spread and what remains, None for a plan that was made by hand.
+        removed_blocks: The names of blocks, such as "encoder.3", that are removed as wholes: biases and norms go too, and the
+            next block reads what the removed one would have read. Their sites keep no unit.
 
     Raises:
-        InputError: A site is there twice, has no kept units, or its kept units are not rising numbers of its units.
+        InputError: A site is there twice, has no kept units, or its kept units are not rising numbers of its units; or a
+            removed block has no site, or one that keeps units.
     """
 
     kept: dict[str, Tensor]
@@ -75,6 +78,7 @@ class Plan(Mapping[str, Tensor]):
     fingerprint: str
     budget: Budget | None = None
     spread: Spread | None = None
+    removed_blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_distinct("plan", self.sites)
@@ -82,6 +86,7 @@ class Plan(Mapping[str, Tensor]):
             raise InputError(f"plan: expected kept units of the sites {[s.name for s in self.sites]}, got {list(self.kept)}")
         for site in self.sites:
             _require_kept(site, self.kept[site.name])
+        _require_removed(self)
 
     def __getitem__(self, site: str) -> Tensor:
         return self.kept[site]
@@ -98,14 +103,18 @@ class Plan(Mapping[str, Tensor]):
         same = (self.fingerprint, self.sites, self.budget, self.spread) == (
             other.fingerprint, other.sites, other.budget, other.spread,
         )  # fmt: skip
+        same = same and set(self.removed_blocks) == set(other.removed_blocks)
         return same and same_tensors(self.kept, other.kept)
 
     def __hash__(self) -> int:
-        return hash((self.fingerprint, self.sites, tuple(len(self.kept[site.name]) for site in self.sites), self.budget))
+        counts = tuple(len(self.kept[site.name]) for site in self.sites)
+        return hash((self.fingerprint, self.sites, counts, self.budget, frozenset(self.removed_blocks)))
 
     def __repr__(self) -> str:
-        groups = (f"{group}: {kept}" for group, kept, *_ in self._groups())
-        return f"Plan({'; '.join(['' if self.budget is None else str(self.budget), *groups]).removeprefix('; ')})"
+        budget = [] if self.budget is None else [str(self.budget)]
+        groups = [f"{group}: {kept}" for group, kept, *_ in self._groups()]
+        removed = [f"{counted(len(self.removed_blocks), 'block')} removed"] if self.removed_blocks else []
+        return f"Plan({'; '.join([*budget, *groups, *removed])})"
 
     def _repr_html_(self) -> str:
         columns = ("sites", "kept", "share", "number", "parameters saved")
@@ -127,6 +136,8 @@ class Plan(Mapping[str, Tensor]):
         groups = list(self._groups())
         width = max(len(group) for group, *_ in groups)
         lines += [f"  {group:{width}}  {kept} ({share}) in {counted(sites, 'site')}" for group, kept, share, sites, _ in groups]
+        if self.removed_blocks:
+            lines.append(f"removed blocks: {', '.join(self.removed_blocks)}")
         if spread is not None:
             flops, params = (f"{spread.remaining[kind]:.1%}" for kind in _REMAINING)
             lines.append(f"remaining: {flops} of the layers' FLOPs, {params} of the layers' parameters")
@@ -146,12 +157,16 @@ class Plan(Mapping[str, Tensor]):
         asked: dict[str, Any] = {} if self.budget is None else {self.budget.kind: self.budget.amount}
         return {**asked, **({} if self.spread is None else _spread_json(self.spread))}
 
+    def removed_json(self) -> dict[str, Any]:
+        """The removed blocks as a JSON object, empty where there are none."""
+        return {"removed_blocks": list(self.removed_blocks)} if self.removed_blocks else {}
+
     def dumps(self) -> str:
         """The plan as JSON of a few kB. The kept units of a site are a bit mask in base64, lowest unit first."""
         kept = {site.name: {"kept": len(self[site.name]), "mask": _mask(self[site.name], site.units)} for site in self.sites}
         sites = [{**site.to_json(), **kept[site.name]} for site in self.sites]
         about = {"format": FORMAT, "fingerprint": self.fingerprint, "budget": self.budget_json(), "sites": sites}
-        return json.dumps(about, indent=1) + "\n"
+        return json.dumps({**about, **self.removed_json()}, indent=1) + "\n"
 
     def save(self, path: str | Path) -> None:
         """Write `dumps` to a file. The file appears when complete; an existing one is replaced."""
@@ -186,7 +201,9 @@ class Plan(Mapping[str, Tensor]):
                         f"plan: {str(path)!r} is corrupted: {site.name} says {shown(count)} units and marks "
                         f"{len(kept[site.name])}"
                     )
-            return cls(kept, sites, about["fingerprint"], *_read_budget(about["budget"]))
+            removed = about.get("removed_blocks", [])
+            require_type("removed_blocks", list[str], removed)
+            return cls(kept, sites, about["fingerprint"], *_read_budget(about["budget"]), tuple(removed))
 
 
 def as_plan(plan: Any) -> Plan:
@@ -308,7 +325,7 @@ def plans_alike(
     scores: Scores | str | Path,
     budget: Budget,
     *,
-    gone: Collection[str] = (),
+    removed_blocks: Collection[str] = (),
     table: LatencyTable | str | Path | None = None,
     allocation: Allocation = "uniform",
     floor: float = 0.0,
@@ -319,9 +336,9 @@ def plans_alike(
     """Return the plans within a budget whose layers are alike: for each number of heads the one with the widest FFN.
 
     Args:
-        scores: As in `plan`, as are all arguments but `budget` and `gone`.
+        scores: As in `plan`, as are all arguments but `budget` and `removed_blocks`.
         budget: The budget.
-        gone: The names of sites that keep no unit, because their block is removed.
+        removed_blocks: The names of blocks that are removed, whose sites are all scored.
         table: See `scores`, as for the next ones.
         allocation: See `scores`.
         floor: See `scores`.
@@ -340,21 +357,56 @@ def plans_alike(
     budget.check_spread(allocation, floor, align)
     require_shape(shape, scores.sites, allocation, per_head=per_head)
     _require_numbers(scores)
-    scores = shared(scores)
+    scores, gone = shared(scores), {site.name for site in scores.sites if site.block in removed_blocks}
+    removed = tuple(dict.fromkeys(site.block for site in scores.sites if site.name in gone))
     of_sites = ladders(scores, _price(scores, budget, table), align, False, floor)
     if budget.kind == "keep":
         models = [_at_share(of_sites, gone, budget.amount, shape)]
     else:
-        spent, limit = _cost_of_counts(of_sites, budget, table)
+        around = scores.parameters_around(removed) / scores.weights if budget.kind == "memory" else 0.0
+        spent, limit = _cost_of_counts(of_sites, budget, table, around)
         models = [counts for _, counts in alike(of_sites, gone, spent, limit, stock=shape == "stock")]
         if not models:
             least = spent({ladder.site.name: _least(ladder, gone, shape) for ladder in of_sites})
-            expected = f"at least {least:.4f}"
-            if table is not None and budget.kind == "speedup":
-                expected = f"at most {table.total / least:.2f}"
-            raise UnreachableError(f"{budget.kind}: expected {expected}, the smallest {shape} model, got {budget.amount}")
+            raise UnreachableError(_unreachable(budget, least, table, shape, removed))
     spread = Spread({}, allocation, floor, 0.0, align, shape)
-    return [_plan_of(scores, counts, budget, False, spread) for counts in models]
+    return [replace(_plan_of(scores, counts, budget, False, spread), removed_blocks=removed) for counts in models]
+
+
+def plans_by_depth(scores: Scores, budget: Budget, removable: Sequence[str], **options: Any) -> Iterator[list[Plan]]:
+    """Yield the `plans_alike` without the first of some blocks: without none, one, two and so on, where such plans exist.
+
+    Args:
+        scores: The scores.
+        budget: The budget.
+        removable: The names of blocks in the order in which they can be removed. Those with sites that have no scores stay.
+        options: Further arguments of `plans_alike`.
+
+    Raises:
+        UnreachableError: No depth is within the budget.
+        InputError: As in `plan`.
+    """
+    partly = {site.block for site in scores.all_sites if site.name not in scores}
+    whole = [block for block in removable if block not in partly]
+    found = False
+    for depth in range(len(whole) + 1):
+        try:
+            plans = plans_alike(scores, budget, removed_blocks=whole[:depth], **options)
+        except UnreachableError:
+            if depth == len(whole) and not found:
+                raise
+            continue
+        found = True
+        yield plans
+
+
+def _unreachable(budget: Budget, least: float, table: LatencyTable | None, shape: Shape, removed: Sequence[str]) -> str:
+    """The message for a budget below the cost of the smallest model of a shape."""
+    expected = f"at least {least:.4f}"
+    if table is not None and budget.kind == "speedup":
+        expected = f"at most {table.total / least:.2f}"
+    depth = f"without {counted(len(removed), 'block')}" if removed else "with all blocks"
+    return f"{budget.kind}: expected {expected}, the smallest {shape} model {depth}, got {budget.amount}"
 
 
 def _least(ladder: Ladder, gone: Collection[str], shape: Shape) -> int:
@@ -372,12 +424,17 @@ def _at_share(of_sites: Sequence[Ladder], gone: Collection[str], share: float, s
     return {ladder.site.name: 0 if ladder.site.name in gone else ladder.counts[ladder.at(share)] for ladder in of_sites}
 
 
-def _cost_of_counts(of_sites: Sequence[Ladder], budget: Budget, table: LatencyTable | None) -> tuple[Cost, float]:
-    """The cost of a model by the numbers of units that its sites keep, and the highest cost within a budget."""
+def _cost_of_counts(
+    of_sites: Sequence[Ladder], budget: Budget, table: LatencyTable | None, removed: float
+) -> tuple[Cost, float]:
+    """The cost of a model by the numbers of units that its sites keep, and the highest cost within a budget.
+
+    `removed` is the cost that a removed block has beyond its units.
+    """
     if budget.measured and table is not None:
         return table.milliseconds, budget.milliseconds(table.total) * (1 + _ROUNDING)
     prices = {ladder.site.name: {0: 0.0, **dict(zip(ladder.counts, ladder.prices, strict=True))} for ladder in of_sites}
-    rest = 1 - sum(ladder.prices[-1] for ladder in of_sites)
+    rest = 1 - removed - sum(ladder.prices[-1] for ladder in of_sites)
     return lambda counts: rest + sum(prices[name][count] for name, count in counts.items()), budget.amount + _ROUNDING
 
 
@@ -505,6 +562,22 @@ def _unmask(text: Any, units: int) -> Tensor:
     if len(packed) != -(-units // 8) or last >= units:
         raise FieldError(f"expected a mask of {units} units, got {len(packed)} bytes whose last mark is {last}")
     return kept
+
+
+def _require_removed(plan: Plan) -> None:
+    """Raise FieldError unless the removed blocks are blocks of the plan's sites, each once, whose sites keep no unit."""
+    removed, known = plan.removed_blocks, dict.fromkeys(site.block for site in plan.sites)
+    if not isinstance(removed, tuple) or not all(isinstance(name, str) for name in removed):
+        raise FieldError(f"removed_blocks: expected a tuple of names of blocks, got {shown(removed)}")
+    for number, name in enumerate(removed):
+        if name not in known:
+            raise FieldError(f"removed_blocks: expected some of {', '.join(known)}, got {name!r}")
+        if name in removed[:number]:
+            raise FieldError(f"removed_blocks: expected each block once, got {name!r} twice")
+    for site in plan.sites:
+        if site.block in removed and len(plan[site.name]):
+            units = counted(len(plan[site.name]), site.unit)
+            raise FieldError(f"removed_blocks: expected blocks whose sites keep no unit, got one with {units} at {site.name}")
 
 
 def _require_kept(site: Site, kept: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -16,8 +15,10 @@ from secateur.model.branches import Branch, attentions
 from secateur.model.families import family_of
 from secateur.model.linear_layers import shape_of
 from secateur.model.recipe import Rebuild
+from secateur.model.removed_blocks import fewest_blocks
 from secateur.model.sites import Stack
-from secateur.pruning.prune import describe_, rebuilt
+from secateur.pruning.keep_blocks import keep_blocks_
+from secateur.pruning.prune import rebuilt
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 
@@ -128,80 +129,20 @@ def _scale_(model: nn.Module, branch: Branch, factor: float) -> None:
 
 
 def _drop_empty_blocks_(model: nn.Module) -> None:
-    """Remove the blocks that add nothing to the residual stream and do nothing else.
-
-    The other blocks get new numbers, and the config describes the result.
-    """
-    keep_blocks = family_of(model).keep_blocks
-    if keep_blocks is None:
-        return
-    all_blocks = blocks(model)
-    kept = _kept(model, list(all_blocks.values()))
-    if all(len(numbers) == sum(block.stack == stack for block in all_blocks.values()) for stack, numbers in kept.items()):
-        return
-    if not keep_blocks(copy.deepcopy(model.config), kept):
-        return
-    renamed: dict[str, str | None] = {}
-    for stack, numbers in kept.items():
-        of_stack = [block for block in all_blocks.values() if block.stack == stack]
-        new = {old: number for number, old in enumerate(numbers)}
-        renamed |= {b.path: f"{b.layers}.{new[b.layer]}" if b.layer in new else None for b in of_stack}
-        _keep_(model, of_stack[0].layers, numbers)
-    configs: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    for config in configs.values():
-        keep_blocks(config, kept)
-    whole: Any = model.config
-    if hasattr(whole, "secateur"):
-        whole.secateur = _renamed_recipe(model, whole.secateur, renamed)
-    describe_(model, Rebuild().recipe)
+    """Remove the blocks that add nothing to the residual stream and do nothing else."""
+    family = family_of(model)
+    if not family.post_norm(model.config):
+        keep_blocks_(model, _kept(model))
 
 
-def _kept(model: nn.Module, all_blocks: list[Block]) -> dict[Stack, list[int]]:
-    """Return the numbers of the blocks that stay, by stack. The decoder comes first: it sets how many the encoder needs."""
+def _kept(model: nn.Module) -> dict[Stack, list[int]]:
+    """Return the numbers of the blocks that stay, by stack. Empty ones stay where the stack would be too small without them."""
     stacks: dict[Stack, list[Block]] = {}
-    for block in all_blocks:
+    for block in blocks(model).values():
         stacks.setdefault(block.stack, []).append(block)
     kept: dict[Stack, list[int]] = {}
     for stack in sorted(stacks):  # "decoder" before "encoder".
-        needed = max(1, len(kept.get("decoder", [])))
         full = [block.layer for block in stacks[stack] if any(contributes(model, branch) for branch in block.branches)]
         empty = [block.layer for block in stacks[stack] if block.layer not in full]
-        kept[stack] = sorted([*full, *empty[: max(0, needed - len(full))]])
+        kept[stack] = sorted([*full, *empty[: max(0, fewest_blocks(stack, kept.get("decoder", [])) - len(full))]])
     return kept
-
-
-def _keep_(model: nn.Module, path: str, numbers: list[int]) -> None:
-    """Keep these blocks of a list, and give modules that tell a cache their number the new one."""
-    parent, _, name = path.rpartition(".")
-    old: Any = model.get_submodule(path)
-    kept = nn.ModuleList([old[number] for number in numbers])
-    kept.training = old.training
-    setattr(model.get_submodule(parent), name, kept)
-    for number, block in enumerate(kept):
-        for module in block.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = number  # type: ignore[assignment]
-
-
-def _renamed_recipe(model: nn.Module, recipe: Mapping[str, Any], renamed: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the recipe with the blocks' new paths, without deleted blocks. Paths may have the base model's prefix."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    both = {**renamed, **{prefix + old: None if new is None else prefix + new for old, new in renamed.items()}}
-
-    def rename(path: str) -> str | None:
-        names = path.split(".")
-        for depth in range(len(names), 0, -1):
-            old = ".".join(names[:depth])
-            if old in both:
-                new = both[old]
-                return None if new is None else ".".join([new, *names[depth:]])
-        return path
-
-    new_recipe: dict[str, Any] = {}
-    for part, entries in recipe.items():
-        pairs = [(rename(path), path) for path in entries]
-        if isinstance(entries, Mapping):
-            new_recipe[part] = {new: entries[old] for new, old in pairs if new is not None}
-        else:
-            new_recipe[part] = [new for new, _ in pairs if new is not None]
-    return new_recipe

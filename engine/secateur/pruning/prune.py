@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
+from secateur.model.blocks import blocks
 from secateur.model.branches import Attention, Branch, Port, attentions, feed_forwards
 from secateur.model.discovery import branches_of, fingerprint
-from secateur.model.families import Family, branches, family_of
+from secateur.model.families import Family, family_of
 from secateur.model.linear_layers import is_kind, weight_of
 from secateur.model.modeling import GatherLinear, rebuild_
 from secateur.model.offloading import copy_of
 from secateur.model.ordinary import carry_hooks, require_no_wrapped_forwards, require_ordinary, require_own_forwards
-from secateur.model.recipe import Rebuild, has_around, renamed
+from secateur.model.recipe import Rebuild, renamed
 from secateur.model.sites import Unit
 from secateur.planning.plan import Plan, as_plan
+from secateur.pruning.describe import describe_
+from secateur.pruning.keep_blocks import remove_blocks_, removed_branches
 from secateur.support.compat import own_modules, own_parameters, rebind_accelerate_
 from secateur.support.errors import InputError
 
@@ -33,10 +35,12 @@ def prune(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
         plan: A plan of this model, or the path of its file.
 
     Raises:
-        InputError: The plan is of another model, the model's attention has lost channels already, or the model is compiled,
-            has adapters, masks or quantised weights, or a module's forward method was replaced.
+        InputError: The plan is of another model, or removes blocks that this one cannot lose; the model's attention has lost
+            channels already; or the model is compiled, has adapters, masks or quantised weights, or a module's forward method
+            was replaced.
     """
-    return rebuilt(model, rebuild_of(model, plan))
+    plan = as_plan(plan)
+    return rebuilt(model, rebuild_of(model, plan), plan.removed_blocks)
 
 
 @torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
@@ -53,18 +57,26 @@ def prune_(model: nn.Module, plan: Plan | str | Path) -> nn.Module:
     Raises:
         InputError: As `prune` does.
     """
+    plan = as_plan(plan)
     rebuild = rebuild_of(model, plan)
     _carry_out_(model, rebuild, rebuild.tensors(model))
+    remove_blocks_(model, plan.removed_blocks)
     return model
 
 
 @torch.inference_mode(False)  # No inference tensors: the new model may outlive the caller's inference mode.
-def rebuilt(model: nn.Module, rebuild: Rebuild) -> nn.Module:
-    """Return a new model that is rebuilt; the given one stays unchanged. Raises InputError as `require_own_forwards`."""
+def rebuilt(model: nn.Module, rebuild: Rebuild, removed: Collection[str] = ()) -> nn.Module:
+    """Return a new model that is rebuilt, without some blocks; the given one stays unchanged.
+
+    Raises:
+        InputError: As `require_own_forwards`.
+    """
     require_own_forwards(model)
-    # Weights that are about to be replaced need no copy: the new model may hold the originals until then.
-    smaller: nn.Module = copy_of(model, {id(p): p for p in _replaced(model, rebuild).values()})
+    # Weights that are about to be replaced or removed need no copy: the new model may hold the originals until then.
+    replaced = [*_replaced(model, rebuild).values(), *_of_blocks(model, removed)]
+    smaller: nn.Module = copy_of(model, {id(p): p for p in replaced})
     _carry_out_(smaller, rebuild, rebuild.tensors(model))
+    remove_blocks_(smaller, removed)
     return smaller
 
 
@@ -139,6 +151,8 @@ def replica(module: nn.Module, tensors: Mapping[Tensor, Tensor], copies: dict[nn
 def rebuild_of(model: nn.Module, plan: Plan | str | Path) -> Rebuild:
     """Return the modules that a plan rebuilds and the slices of weights that they are made from.
 
+    Blocks that the plan removes are still whole in the rebuilt model. `remove_blocks_` takes them out.
+
     Raises:
         InputError: As `prune`.
     """
@@ -148,15 +162,16 @@ def rebuild_of(model: nn.Module, plan: Plan | str | Path) -> Rebuild:
     own = fingerprint(model)
     if plan.fingerprint != own:
         raise InputError(f"plan: expected a plan of this model (fingerprint {own}), got one of another ({plan.fingerprint})")
+    removed = removed_branches(model, plan)
     family, rebuild = family_of(model), Rebuild()
     kept: dict[Branch, dict[Unit, Tensor]] = {}
     for site, branch in branches_of(model, plan.sites).items():
-        if len(plan[site.name]) < site.units:
+        if branch.name not in removed and len(plan[site.name]) < site.units:
             kept.setdefault(branch, {})[site.unit] = plan[site.name]
     for ffn in feed_forwards(kept):
         for unit, units in kept[ffn].items():
             _cut_units(model, ffn.cut_at(unit), units, ffn.width, rebuild)
-    heads: dict[str, Tensor] = {}
+    heads = {attention.name: torch.empty(0, dtype=torch.int64) for attention in attentions(removed.values())}
     for attention in attentions(kept):
         whole = attention.whole_heads(kept[attention])
         if whole is None:
@@ -167,6 +182,12 @@ def rebuild_of(model: nn.Module, plan: Plan | str | Path) -> Rebuild:
     if heads and family.cut_position_bias is not None:
         family.cut_position_bias(model, heads, rebuild)
     return rebuild
+
+
+def _of_blocks(model: nn.Module, names: Collection[str]) -> list[nn.Parameter]:
+    """Return the parameters of some blocks."""
+    of_model = blocks(model) if names else {}
+    return [parameter for name in names for parameter in model.get_submodule(of_model[name].path).parameters()]
 
 
 def _replaced(model: nn.Module, rebuild: Rebuild) -> dict[str, nn.Parameter]:
@@ -294,74 +315,3 @@ def _carry_out_(model: nn.Module, rebuild: Rebuild, tensors: dict[str, Tensor]) 
     for name in flags.keys() & left.keys():
         left[name].requires_grad_(flags[name])
     describe_(model, rebuild.recipe)
-
-
-def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
-    """Make the config describe the model.
-
-    It becomes a stock config if a stock model has this shape. Otherwise it is the stock config with the recipe in it.
-
-    Args:
-        model: The rebuilt model.
-        recipe: The recipe of what was rebuilt since the config last described the model.
-    """
-    config: Any = model.config
-    merged = Rebuild().recipe | copy.deepcopy(getattr(config, "secateur", {}))
-    merged["modules"].update(recipe["modules"])
-    merged["no_attention"].update(recipe["no_attention"])
-    for path, values in recipe["attributes"].items():
-        merged["attributes"].setdefault(path, {}).update(values)
-    merged["own_position_bias"] = sorted({*merged["own_position_bias"], *recipe["own_position_bias"]})
-    if hasattr(config, "secateur"):
-        del config.secateur
-    fields = _stock_fields(model, merged)
-    # Stacks hold copies of the config, and modules read it at run time.
-    copies: dict[int, Any] = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    for of_stack in copies.values():
-        for name, value in (fields or {}).items():
-            setattr(of_stack, name, value)
-    if fields is None and merged["modules"]:
-        config.secateur = merged
-
-
-def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | None:
-    """Return config fields with which the stock class builds exactly this model, or None if there are none."""
-    if any(map(has_around, recipe["modules"].values())) or recipe["own_position_bias"] or recipe["no_attention"]:
-        return None
-    family = family_of(model)
-    fields: dict[str, Any] = {}
-    for branch in branches(model).values():
-        if branch.empty:
-            return None
-        for name, value in family.config_fields(branch).items():
-            if fields.setdefault(name, value) != value:
-                return None
-    # A field that a config leaves to its default is set only once the default is wrong.
-    fields = {name: value for name, value in fields.items() if hasattr(model.config, name) or recipe["attributes"]}
-    candidate: Any = copy.deepcopy(model.config)
-    for name, value in fields.items():
-        setattr(candidate, name, value)
-    try:
-        if hasattr(candidate, "validate"):
-            candidate.validate()  # Saving and loading the config validate it too.
-        with torch.device("meta"):
-            stock = stock_class(model)(candidate)
-    except (ValueError, StrictDataclassError):  # The architecture's own check refuses the shape: no stock model has it.
-        return None
-    same = {n: p.shape for n, p in stock.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-    attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
-    same = same and all(_attribute(stock, *at) == _attribute(model, *at) for at in attributes)
-    return fields if same else None
-
-
-def stock_class(model: nn.Module) -> type[nn.Module]:
-    """Return the transformers class of a model or of its rebuilt class's base; the model's own class if there is none.
-
-    A base without a forward pass, such as BertPreTrainedModel, does not count.
-    """
-    known = (cls for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models."))
-    return next((cls for cls in known if not cls.__name__.endswith("PreTrainedModel")), type(model))
-
-
-def _attribute(model: nn.Module, path: str, name: str) -> Any:
-    return getattr(model.get_submodule(path), name, None)

@@ -20,8 +20,8 @@ from secateur.model.modeling import pruned_class
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_model, require_writable
 from secateur.model.recipe import renamed, require_recipe
+from secateur.pruning.describe import stock_class
 from secateur.pruning.per_layer_config import per_layer_config
-from secateur.pruning.prune import stock_class
 from secateur.support.compat import auto_model_classes, forget_renaming_, has_auto_model
 from secateur.support.errors import InputError, reading
 from secateur.support.fields import read_object

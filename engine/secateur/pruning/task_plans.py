@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from secateur.data.examples import Example
 from secateur.model.recipe import Cut
 from secateur.planning.plan import Plan, as_plan
+from secateur.pruning.keep_blocks import remove_blocks_
 from secateur.pruning.prune import rebuild_of, replica, ungathered
 from secateur.support.errors import InputError
 from secateur.tasks import Task
@@ -188,7 +189,7 @@ class _Pruned:
     """
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
-        self._dense, self._rebuild = model, rebuild_of(model, plan)
+        self._dense, self._rebuild, self._removed = model, rebuild_of(model, plan), plan.removed_blocks
         self._model: nn.Module | None = None
         self._cuts: dict[Tensor, tuple[Cut, Tensor]] = {}
         self.lock = Lock()
@@ -206,6 +207,7 @@ class _Pruned:
                     for name, cut in self._rebuild.cuts.items()
                     if cut.blocks is not None
                 }
+                remove_blocks_(self._model, self._removed)
             gathered: dict[Tensor, Tensor] = {empty: cut.of(dense) for empty, (cut, dense) in self._cuts.items()}
             model: nn.Module = replica(self._model, gathered)
             return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
+from secateur.model.blocks import blocks
 from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_kind, is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
+from secateur.model.removed_blocks import staying
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
 from secateur.recovery.least_squares import Moments, best_ridge, step
@@ -38,7 +40,7 @@ class Refit:
     """The refit of one branch's out-projection.
 
     Attributes:
-        branch: The name of the branch.
+        branch: The name of the branch in the dense model.
         ridge: The ridge that held the weights near their values, or None where the weights were not refitted.
         before: The squared error of the output on the examples before the refit, relative to the dense output's sum of squares.
         after: The same error after the refit.
@@ -63,6 +65,7 @@ def recover_(
     method: Method = "least_squares",
     add_biases: bool = False,
     unlabeled: bool = False,
+    removed_blocks: Collection[str] = (),
     max_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[Refit]:
@@ -86,6 +89,7 @@ def recover_(
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
             "bias" raises InputError there.
         unlabeled: Whether the examples need no targets. They run with all candidate labels.
+        removed_blocks: The blocks of the dense model that the pruned one lacks: `plan.removed_blocks`.
         max_tokens: As in `attribute`.
         progress: True for a progress bar, or a function of (branches refitted, all branches).
 
@@ -105,21 +109,19 @@ def recover_(
     for name, checked in (("model", model), ("pruned", pruned)):
         require_ordinary(checked)
         require_values(checked, name)
-    of_pruned = list(branches(pruned).values())
-    if [branch.name for branch in of_pruned] != list(branches(model)):
-        raise InputError("pruned: expected a model pruned from the dense one, got one with other branches")
-    layers = {branch: _layer(pruned, branch) for branch in of_pruned}
+    of_dense = _of_dense(model, pruned, removed_blocks)
+    layers = {branch: _layer(pruned, branch) for branch in of_dense}
     if not add_biases:
         require_biases(pruned, [method])
-    _require_order(model, pruned)
+    _require_order(model, pruned, of_dense)
     require_fit(task, model)
     rows = task.read(examples, all_labels=unlabeled)
     items = task.items(model, rows, all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     if add_biases:
         add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
-        layers = {branch: _layer(pruned, branch) for branch in of_pruned}
-    over_target = task.decodes_target and any(branch.stack == "encoder" for branch in of_pruned)
+        layers = {branch: _layer(pruned, branch) for branch in of_dense}
+    over_target = task.decodes_target and any(branch.stack == "encoder" for branch in of_dense)
     refits = []
     with undisturbed(model), undisturbed(pruned), torch.no_grad():
         dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
@@ -128,10 +130,10 @@ def recover_(
             for k, batch in enumerate(batches):
                 real = batch.real(target=branch.stack == "decoder" and over_target)
                 part_of = _parts(batch, real, len(rows), len(parts))
-                inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, branch)[1]
+                inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, of_dense[branch])[1]
                 for number, moments in enumerate(parts):
                     moments.add(inputs[real & (part_of == number)], outputs[real & (part_of == number)])
-            refits.append(_refit(branch.name, layer, _units(branch, layer), parts, method))
+            refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method))
     return refits
 
 
@@ -141,13 +143,23 @@ def require_biases(model: nn.Module, methods: Collection[Method | None]) -> None
         raise InputError(f"method: expected least_squares for {type(model).__name__}, which has no biases to fit, got 'bias'")
 
 
-def _require_order(model: nn.Module, pruned: nn.Module) -> None:
+def _of_dense(model: nn.Module, pruned: nn.Module, removed: Collection[str]) -> dict[Branch, Branch]:
+    """Return for each branch of the pruned model the one of the dense model. Raises InputError where they do not match."""
+    staying(model, removed)  # Checks the names.
+    of_dense = [branch for block in blocks(model).values() if block.name not in removed for branch in block.branches]
+    of_pruned = list(branches(pruned).values())
+    if [(branch.stack, branch.kind) for branch in of_dense] != [(branch.stack, branch.kind) for branch in of_pruned]:
+        without = f" without {', '.join(removed)}" if removed else "; removed_blocks names blocks that its plan removed"
+        raise InputError(f"pruned: expected a model pruned from the dense one, got one with other branches{without}")
+    return dict(zip(of_pruned, of_dense, strict=True))
+
+
+def _require_order(model: nn.Module, pruned: nn.Module, of_dense: Mapping[Branch, Branch]) -> None:
     """Raise InputError where the models are one, or a branch has more weights in the second model than in the first."""
     if model is pruned:
         raise InputError("pruned: expected a model pruned from the dense one, got the dense model itself")
-    dense = branches(model)
-    for name, branch in branches(pruned).items():
-        ours, theirs = _weights(pruned, branch), _weights(model, dense[name])
+    for branch, dense in of_dense.items():
+        name, ours, theirs = dense.name, _weights(pruned, branch), _weights(model, dense)
         if ours > theirs:
             raise InputError(
                 "pruned: expected the dense model first and the pruned one second, got a pruned model with more weights in "

@@ -13,6 +13,7 @@ from secateur.attribution.scores import Scores
 from secateur.cli.shared import output
 from secateur.flow.loaded import meta_model
 from secateur.measuring.dry_run import DryRun, dry_run
+from secateur.model.sites import counted
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.support.errors import InputError
@@ -121,6 +122,13 @@ def _lines(result: DryRun, model: Any) -> list[str]:
         if result.stock
         else f"the pruned model is no stock {name}: its folder carries a modelling file",
     ]
+    if result.plan.spread is not None and result.plan.spread.shape == "stock":
+        removed, of_model = len(result.plan.removed_blocks), len({site.block for site in result.plan.sites})
+        lines.insert(
+            0,
+            f"{removed} of {counted(of_model, 'block')} removed, the fewest within the budget; a real run tries several, "
+            "and orders the blocks by the model's predictions",
+        )
     if left is not None:
         lines.insert(0, f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs")
     return [*lines, "dry run: nothing was scored, measured or written"]

@@ -144,7 +144,7 @@ def prune(
         require_unused(
             "with --plan", criterion=(criterion, "gradient"), target=(target, None), over_examples=(over_examples, None),
             sites=(select, None), unit=(unit, "head"), rounds=(rounds, 1), allocation=(allocation, "auto"), floor=(floor, None),
-            align=(align, "auto"), per_head=(per_head, False),
+            align=(align, "auto"), per_head=(per_head, False), shape=(shape, "any"),
         )  # fmt: skip
     budget = None if plan_file is not None else Budget.of(**amounts)
     if budget is not None:  # Refuse a wrong budget before the scoring, which takes long.
@@ -159,11 +159,14 @@ def prune(
         )  # fmt: skip
     shapes = inputs.shapes(batch_sizes, lengths)
     if dry:
+        planning = {
+            "floor": floor or 0.0, "per_head": per_head, "shape": shape,
+            "align": inputs.alignment(align, device_named(device).type),
+            "allocation": "uniform" if allocation == "auto" else allocation,
+        }  # fmt: skip
         document, shown = dry_run.run(
             model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,
-            max_tokens=max_tokens, floor=floor or 0.0, per_head=per_head, shape=cast(Shape, shape),
-            align=inputs.alignment(align, device_named(device).type),
-            allocation="uniform" if allocation == "auto" else allocation,
+            max_tokens=max_tokens, **({} if given is not None else planning),
         )  # fmt: skip
         output.emit(document, as_json, *shown)
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +47,12 @@ def _place_in_decoder(model: nn.Module, positions: Tensor) -> list[RemovableHand
     return [table.register_forward_hook(instead) for table in tables]
 
 
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
+    for stack, numbers in kept.items():
+        setattr(config, f"{stack}_layers", len(numbers))
+    return True
+
+
 BART = Family(
     model_types=("bart", "marian"),
     branches=_branches,
@@ -59,6 +65,8 @@ BART = Family(
         ffn=lambda ffn: {f"{ffn.stack}_ffn_dim": ffn.width},
         attention=lambda attention: {f"{attention.stack}_attention_heads": attention.heads},
     ),
+    keep_blocks=_keep_blocks,
+    post_norm=lambda config: True,
     place_in_decoder=_place_in_decoder,
     faster_forward=lambda model: few_queries(model, _branches(model)),
 )

@@ -48,8 +48,9 @@ class Family:
         place_in_decoder: For encoder-decoders. Registers hooks and returns their handles. Under these hooks the decoder takes
             the tokens of a pass to stand at the given positions (int64 [tokens]) instead of one after the other.
         keep_blocks: Changes a config (a model's, or a stack's own copy) to that of a model with the given blocks alone, by
-            stack, and returns True; or returns False where no config describes that model. None where a block without its
-            branches always does something, as the norms of post-norm blocks do.
+            stack, and returns True; or returns False where no config describes that model. None where no config counts blocks.
+        post_norm: Whether, by a config, the blocks norm the residual stream itself, so that one without its branches still does
+            something.
         faster_forward: A context in which a model computes the same in fewer operations, where its own code repeats work.
         cached_label_tree: For decoders alone. Whether tokens that follow cached states attend as a 4-dimensional mask of each
             layer type says, and stand where `position_ids` says.
@@ -66,6 +67,7 @@ class Family:
     contribution: Callable[[nn.Module, Branch], Contribution] = lambda model, branch: Contribution(branch.output)
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
+    post_norm: Callable[[Any], bool] = lambda config: False
     faster_forward: Callable[[nn.Module], AbstractContextManager[None]] | None = None
     cached_label_tree: bool = False
     split_token_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None

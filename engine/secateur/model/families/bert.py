@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from secateur.model.branches import Branch
 from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.first_token import first_token_alone
+from secateur.model.sites import Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -17,6 +19,11 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         projections = [f"{block}.attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
         yield attention(model, "encoder", layer, f"{block}.attention.self", projections, head_dim="attention_head_size")
         yield feed_forward(model, "encoder", layer, [f"{block}.intermediate.dense"], f"{block}.output.dense")
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
+    config.num_hidden_layers = len(kept["encoder"])
+    return True
 
 
 # By model class, the module that gets all tokens and reads the first one alone.
@@ -40,5 +47,7 @@ BERT = Family(
         ffn=lambda ffn: {"intermediate_size": ffn.width},
         attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
+    keep_blocks=_keep_blocks,
+    post_norm=lambda config: True,
     faster_forward=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
 )

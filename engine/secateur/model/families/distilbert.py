@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from secateur.model.branches import Branch
 from secateur.model.families.base import Family, attention, feed_forward, fields
 from secateur.model.paths import blocks
 from secateur.model.shortcuts.first_token import first_token_alone
+from secateur.model.sites import Stack
 
 
 def _branches(model: nn.Module) -> Iterator[Branch]:
@@ -18,6 +20,11 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
         projections = [f"{path}.{name}_lin" for name in ("q", "k", "v", "out")]
         yield attention(model, "encoder", layer, path, projections, head_dim="attention_head_size")
         yield feed_forward(model, "encoder", layer, [f"{block}.ffn.lin1"], f"{block}.ffn.lin2")
+
+
+def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
+    config.n_layers = len(kept["encoder"])
+    return True
 
 
 DISTILBERT = Family(
@@ -32,6 +39,8 @@ DISTILBERT = Family(
         ffn=lambda ffn: {"hidden_dim": ffn.width},
         attention=lambda attention: {"n_heads": attention.heads},
     ),
+    keep_blocks=_keep_blocks,
+    post_norm=lambda config: True,
     faster_forward=lambda model: first_token_alone(
         model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
     ),

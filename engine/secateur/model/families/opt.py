@@ -22,8 +22,6 @@ def _branches(model: nn.Module) -> Iterator[Branch]:
 
 
 def _keep_blocks(config: Any, kept: Mapping[Stack, Sequence[int]]) -> bool:
-    if not config.do_layer_norm_before:
-        return False
     config.num_hidden_layers = len(kept["decoder"])
     return True
 
@@ -66,6 +64,7 @@ OPT = Family(
         attention=lambda attention: {"num_attention_heads": attention.heads},
     ),
     keep_blocks=_keep_blocks,
+    post_norm=lambda config: not config.do_layer_norm_before,
     cached_label_tree=True,
     split_token_rows=_split_token_rows,
 )
