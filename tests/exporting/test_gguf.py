@@ -310,7 +310,7 @@ def test_a_wrong_file_in_half_precision_leaves_nothing(tmp_path: Path, monkeypat
 def test_llama_cpp_splits_texts_alike(words: str, tmp_path: Path) -> None:
     tokenizer = byte_pairs(words, start=words == "llama-bpe")
     exported = secateur.export(folder(tmp_path / "m", tokenizer=tokenizer), tmp_path / "out", format="gguf")
-    assert exported.document["verification"]["prompts"] == len(llama_cpp.TEXTS) + len(llama_cpp.LENGTHS)
+    assert exported.document["verification"]["on"] == f"{len(llama_cpp.TEXTS) + len(llama_cpp.LENGTHS)} prompts"
 
 
 @needs_engine
