@@ -62,7 +62,7 @@ FORMATS = {
             "openvino_file",
             (("openvino", "openvino"),),
             dtypes=("float32", "float16"),
-        ),  # fmt: skip
+        ),
         Format("ct2", "a folder for CTranslate2, of stock shapes alone", "ct2", (("ctranslate2", "ct2"),)),
     )
 }
