@@ -131,8 +131,5 @@ def test_what_the_converter_refuses_is_said(tmp_path: Path, run: Run, monkeypatc
     task_folder(tmp_path / "m", "gpt2", "dense")
     converters = import_module("ctranslate2.converters.transformers")
     monkeypatch.setattr(converters, "_MODEL_LOADERS", {})
-    assert_refused(
-        run("export m --format ct2 --out bad"),
-        "model: expected one that CTranslate2's converter takes, got GPT2LMHeadModel: No",
-        "bad",
-    )
+    line = "model: expected one that CTranslate2's converter takes, got GPT2LMHeadModel: No"
+    assert_refused(run("export m --format ct2 --out bad"), line, "bad")
