@@ -24,6 +24,7 @@ LONG_FILES = (
     "attribution/test_integrated_gradients.py",
     "docs/test_guides.py",
     "docs/test_readme.py",
+    "exporting/test_graphs.py",
     "measuring/test_dry_run.py",
     "measuring/test_latency.py",
     "model/test_sites.py",

@@ -201,7 +201,9 @@ def test_models_that_gguf_does_not_hold_are_refused(tmp_path: Path, run: Run) ->
     errors = run("export e --format gguf --out bad").errors[-1]
     assert "layer 0 and 0 heads, 0 key-value heads and 37 neurons in layer 1; --shape uniform gives" in errors
     assert_refused(run("export builtin --format gguf --out bad"), "task: ", "bad")
-    assert_refused(run("export a --format onyx --out bad"), "format: expected one of gguf, decilm, got 'onyx'", "bad")
+    assert_refused(
+        run("export a --format onyx --out bad"), "format: expected one of gguf, decilm, onnx, openvino, ct2, got 'onyx'", "bad"
+    )
     assert_refused(run("export a --format gguf --dtype int8 --out bad"), "dtype: expected auto, float32", "bad")
     assert_refused(run("export nowhere/at/all --format gguf --out bad"), "model: ", "bad")
     from cases import word_tokenizer
@@ -310,7 +312,7 @@ def test_a_wrong_file_in_half_precision_leaves_nothing(tmp_path: Path, monkeypat
 def test_llama_cpp_splits_texts_alike(words: str, tmp_path: Path) -> None:
     tokenizer = byte_pairs(words, start=words == "llama-bpe")
     exported = secateur.export(folder(tmp_path / "m", tokenizer=tokenizer), tmp_path / "out", format="gguf")
-    assert exported.document["verification"]["prompts"] == len(llama_cpp.TEXTS) + len(llama_cpp.LENGTHS)
+    assert exported.document["verification"]["on"] == f"{len(llama_cpp.TEXTS) + len(llama_cpp.LENGTHS)} prompts"
 
 
 @needs_engine

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from secateur.exporting.base import FORMATS, Format, Source
-from secateur.flow.loaded import load_model
+from secateur.flow.loaded import described, load_model
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.files import new_folder, require_absent
 
 REPORT = "export.json"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,11 @@ class Exported:
         said = proof.get("why", "")
         if proof["run"]:
             said = (
-                f"verified: log-probabilities of {proof['engine']} and PyTorch differ by up to "
-                f"{proof['largest_difference']:.1e} on {proof['prompts']} prompts (bound {proof['bound']:.1e})"
+                f"verified: {proof['what']} of {proof['engine']} and PyTorch differ by up to "
+                f"{proof['largest_difference']:.1e} on {proof['on']} (bound {proof['bound']:.1e})"
             )
-        zeros = [f"filled with zeros, which add nothing: {', '.join(self.document['zeros'])}"] if self.document["zeros"] else []
+        filled = self.document.get("zeros")
+        zeros = [f"filled with zeros, which add nothing: {', '.join(filled)}"] if filled else []
         what = f"written to {self.out}: {self.document['format']}, {self.document['architecture']}, {self.document['dtype']}"
         return [what, *zeros, *self.document["notes"], said]
 
@@ -54,11 +54,13 @@ def export(folder: str | Path, out: str | Path, *, format: str, dtype: str = "au
     engine computes otherwise than PyTorch is not kept.
 
     Args:
-        folder: The folder of a causal language model, pruned or not: a Llama, Mistral, Qwen 2 or Qwen 3.
+        folder: The folder of a model, pruned or not. "gguf" and "decilm" take a Llama, Mistral, Qwen 2 or Qwen 3; "ct2" takes
+            the architectures of `secateur.exporting.ct2.ARCHITECTURES` in stock shapes.
         out: The new folder.
-        format: "gguf" (a file for llama.cpp) or "decilm" (a folder for vLLM and SGLang).
+        format: "gguf" (a file for llama.cpp), "decilm" (a folder for vLLM and SGLang), "onnx", "openvino", or "ct2"
+            (CTranslate2).
         dtype: The dtype of matrices: "float32", "float16" or "bfloat16"; "auto" for the one that the folder stores. Vectors are
-            float32 in GGUF.
+            float32 in GGUF. OpenVINO holds no bfloat16.
 
     Returns:
         What was written.
@@ -71,20 +73,25 @@ def export(folder: str | Path, out: str | Path, *, format: str, dtype: str = "au
         `secateur.export("smaller", "smaller-gguf", format="gguf")`
     """
     kind = require_format(format)
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise InputError(f"dtype: expected auto, {', '.join(_DTYPES)}, got {shown(dtype)}")
+    if dtype not in ("auto", *kind.dtypes):
+        raise InputError(f"dtype: expected auto, {', '.join(kind.dtypes)} for {kind.name}, got {shown(dtype)}")
     require_absent(out)
     # Every stored number is exact in float32.
-    loaded = load_model(str(folder), task="causal-lm", device="cpu", dtype="float32")
-    stored = _DTYPES.get(dtype, loaded.stored)
-    if stored not in _DTYPES.values():
-        raise InputError(f"dtype: expected one of {', '.join(_DTYPES)} for a model of {shown(stored)}, got auto")
-    source = Source(Path(folder).resolve().name, loaded.model, loaded.tokenizer, stored)
+    loaded = load_model(str(folder), task=kind.task, device="cpu", dtype="float32")
+    stored = loaded.stored if dtype == "auto" else getattr(torch, dtype)
+    if _name(stored) not in kind.dtypes:
+        raise InputError(f"dtype: expected {' or '.join(kind.dtypes)} for {kind.name}, got auto for a model of {_name(stored)}")
+    place, _ = described(str(folder))
+    source = Source(Path(folder).resolve().name, Path(place), loaded.model, loaded.tokenizer, stored)
     with new_folder(out) as partial:
         written = import_module(f"secateur.exporting.{kind.module}").write(source, partial)
-        document = {"format": kind.name, "model": str(folder), "dtype": str(stored).removeprefix("torch."), **written}
+        document = {"format": kind.name, "model": str(folder), "dtype": _name(stored), **written}
         (partial / REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return Exported(Path(out), document)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def require_format(name: Any) -> Format:

@@ -72,7 +72,7 @@ def compared(source: Source, path: Path, precise: Path) -> dict[str, Any]:
     for parameter in source.model.parameters():
         parameter.data = in_gguf(parameter.data, source.dtype).float()
     exact = [_log_probabilities(source.model, numbers) for numbers in tokens]
-    found = {"run": True, "engine": _version(), "prompts": len(prompts)}
+    found = {"run": True, "engine": _version(), "what": "log-probabilities", "on": f"{len(prompts)} prompts"}
     difference = _within(exact, answers, FLOAT32_BOUND)
     if source.dtype == torch.float32:
         return found | {"largest_difference": difference, "bound": FLOAT32_BOUND}

@@ -243,7 +243,9 @@ def _use(usage: Usage) -> list[str]:
     if usage.auto_class:
         place += " transformers also takes its name on the Hub."
     serve = usage.serving()
-    return [place, python, *([f"```sh\n{command}\n```"] if command else []), f"Serving: {serve[0].lower()}{serve[1:]}"]
+    export = [f"For another engine (ONNX, OpenVINO and others):\n\n```sh\n{usage.export()}\n```"] if usage.export() else []
+    scores = [f"```sh\n{command}\n```"] if command else []
+    return [place, python, *scores, *export, f"Serving: {serve[0].lower()}{serve[1:]}"]
 
 
 def _plots(images: Sequence[str], *, only: str = "", without: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from secateur.pruning.describe import stock_class
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.tasks import Task
+from secateur.tasks.model_config import end_mark
 from secateur.tasks.task_file import name_of
 
 # Architectures whose stock config vLLM serves by docs/usage/serving.md, which quotes its documentation.
@@ -32,6 +33,7 @@ class Usage:
         task: The name of the task that secateur.json holds, "" for none.
         scores: Whether `secateur score` needs no more to score a corpus: the task has labels.
         column: The column of a corpus that the lines name.
+        exports: Whether `secateur export` writes the model as ONNX.
     """
 
     folder: str
@@ -42,6 +44,7 @@ class Usage:
     task: str
     scores: bool
     column: str = "text"
+    exports: bool = False
 
     def python(self) -> list[str]:
         """Three lines of Python that load the tokenizer or image processor and the model."""
@@ -70,6 +73,13 @@ class Usage:
             return f"secateur score {folder} --data {data} --input-column {self.column} --out scored"
         return f"secateur evaluate {folder} --data test.jsonl"
 
+    def export(self) -> str:
+        """The command that writes the folder for another engine; "" where there is none."""
+        folder = f"./{self.folder}" if self.folder.startswith("-") else self.folder
+        return (
+            f"secateur export {shlex.quote(folder)} --format onnx --out {shlex.quote(f'{folder}-onnx')}" if self.exports else ""
+        )
+
     def serving(self) -> str:
         """Where the folder can be served, in one or two sentences."""
         folder = shlex.quote(self.folder)
@@ -91,10 +101,11 @@ class Usage:
 
     def lines(self) -> list[str]:
         """The use of the folder as lines for a terminal."""
-        command = self.command()
+        command, export = self.command(), self.export()
         return [
             "load it:", *(f"  {line}" for line in self.python()),
             *([f"{'score' if self.scores else 'evaluate'} with it:", f"  {command}"] if command else []),
+            *(["export it (other formats: secateur export --help):", f"  {export}"] if export else []),
             f"serve it: {self.serving()}",
         ]  # fmt: skip
 
@@ -118,6 +129,7 @@ def usage_of(model: nn.Module, task: Task, folder: str | Path, *, named: bool = 
         task=name_of(task) if named else "",
         scores=_gives_labels(task, model),
         column="image" if task.reader_class == "AutoImageProcessor" else "text",
+        exports=bool(name_of(task)) and end_mark(model) is None,
     )
 
 

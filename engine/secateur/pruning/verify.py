@@ -139,13 +139,7 @@ def verified(
     for name, checked in (("model", model), ("pruned", pruned)):
         require_model(checked)
         require_values(checked, name)
-    dtype = next(model.parameters()).dtype
-    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64
-    exact = copy_of(model).to(wide)
-    for module in exact.modules():
-        if hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's way to compute attention in float32, which fails in float64.
-            vars(module)["reorder_and_upcast_attn"] = False
-    _bound_masks_(exact)
+    dtype, exact = next(model.parameters()).dtype, in_wider_dtype(model)
     error = rounding = difference = largest = 0.0
     compared = 0
     with undisturbed(model), undisturbed(pruned), undisturbed(exact), torch.inference_mode():
@@ -165,6 +159,17 @@ def verified(
     if not compared:
         raise InputError("batches: expected a batch with targets, got none (a generator of batches serves one call alone)")
     return Verification(error, rounding, difference, largest, str(dtype).removeprefix("torch."))
+
+
+def in_wider_dtype(model: nn.Module) -> Any:
+    """Return a copy of a model that computes in float64, or in float32 where the model has half precision."""
+    dtype = next(model.parameters()).dtype
+    exact = copy_of(model).to(torch.float32 if dtype in (torch.float16, torch.bfloat16) else torch.float64)
+    for module in exact.modules():
+        if hasattr(module, "reorder_and_upcast_attn"):  # GPT-2's way to compute attention in float32, which fails in float64.
+            vars(module)["reorder_and_upcast_attn"] = False
+    _bound_masks_(exact)
+    return exact
 
 
 def _bound_masks_(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ def export(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Write the folder of a causal language model as what another engine loads, and compare the engine with PyTorch."""
+    """Write the folder of a model as what another engine loads, and compare the engine with PyTorch where it is installed."""
     inputs.use_threads(threads)
     exported = export_(folder, out, format=format, dtype=dtype)
     output.emit({**exported.document, "out": str(out)}, as_json, *exported.lines())

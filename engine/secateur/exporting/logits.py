@@ -1,0 +1,116 @@
+"""A model as one function from token ids to logits, as exporters take it, and inputs for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.exporting.base import Source
+from secateur.exporting.decoder import rounded
+from secateur.model.images import image_shape, reads_images
+from secateur.model.positions import positions
+from secateur.support.errors import InputError
+from secateur.tasks.model_config import end_mark
+
+OUTPUT = "logits"
+# Batch sizes and lengths. The first is the example that an exporter sees: other ones prove that the sizes stayed free.
+SIZES = ((3, 10), (1, 1), (2, 7), (5, 33), (1, 160))
+
+
+class Logits(nn.Module):
+    """A model that returns only its logits, without a cache of keys and values.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits [batch, classes] or [batch, length, classes]. Only the inputs that the model takes are given."""
+        inputs = {
+            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
+            "decoder_input_ids": decoder_input_ids, "pixel_values": pixel_values,
+        }  # fmt: skip
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+        logits: Tensor = self.model(**given, **self._options).logits
+        return logits
+
+
+def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Return shapes for torch.export: a free batch size, and for token ids a free length."""
+    from torch.export import Dim
+
+    free = {name: 1 if name == "pixel_values" else 2 for name in inputs}
+    return {name: dict.fromkeys(range(dimensions), Dim.DYNAMIC) for name, dimensions in free.items()}
+
+
+def inputs_of(source: Source) -> list[dict[str, Tensor]]:
+    """Return random inputs of the sizes `SIZES`, with padding where the tokenizer puts it.
+
+    Args:
+        source: The model.
+
+    Returns:
+        Keyword arguments of `Logits`.
+
+    Raises:
+        InputError: The outputs for a text depend on where its end mark is, which no graph of fixed operations follows.
+    """
+    model: Any = source.model
+    generator = torch.Generator().manual_seed(0)
+    if reads_images(model):
+        return [{"pixel_values": torch.randn(size, *image_shape(model), generator=generator)} for size, _ in SIZES]
+    if end_mark(model) is not None:
+        raise InputError(
+            f"model: expected one whose logits do not depend on the place of an end mark, got {type(model).__name__}"
+        )
+    most = positions(model) or max(length for _, length in SIZES)
+    return [_texts(source, size, min(length, most), generator) for size, length in SIZES]
+
+
+def _texts(source: Source, size: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """A batch of random tokens: the first text fills it, the others are padded."""
+    model: Any = source.model
+    config = model.config
+    known = set(source.tokenizer.get_vocab().values()) - set(source.tokenizer.all_special_ids)
+    plain = torch.tensor(sorted(number for number in known if number < config.vocab_size))
+    ids = plain[torch.randint(len(plain), (size, length), generator=generator)]  # [size, length]
+    lengths = torch.tensor([max(1, length - 3 * row) for row in range(size)])
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    if getattr(source.tokenizer, "padding_side", "right") == "left":
+        mask = mask.flip(1)
+    ids = ids.masked_fill(mask == 0, config.pad_token_id or 0)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    # RoBERTa's kin take segments too, but know one alone.
+    if "token_type_ids" in inspect.signature(model.forward).parameters and getattr(config, "type_vocab_size", 1) > 1:
+        inputs["token_type_ids"] = (torch.arange(length) > length // 2).long().repeat(size, 1)
+    if config.is_encoder_decoder:
+        target = plain[torch.randint(len(plain), (size, length // 2 + 1), generator=generator)]
+        target[:, 0] = config.decoder_start_token_id
+        inputs["decoder_input_ids"] = target
+    return inputs
+
+
+def round_(source: Source) -> None:
+    """Round the weights of a source in place to the values that its dtype holds.
+
+    Raises:
+        InputError: A finite value becomes infinite.
+    """
+    for parameter in source.model.parameters():
+        parameter.data = rounded(parameter.data, source.dtype).float()
