@@ -20,7 +20,7 @@ from secateur.exporting.companions import write_companions
 from secateur.exporting.comparing import compared, expected
 from secateur.exporting.logits import Logits, inputs_of, round_
 from secateur.model.families import branches, family_of
-from secateur.pruning.prune import stock_class
+from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, first_line
 
 HEAD_FILE = "head.safetensors"

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur.exporting import ct2
 from secateur.planning.shapes import Shape
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError
@@ -39,7 +40,6 @@ _LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _DECODERS = ("Qwen3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM")
 _CLASSIFIERS = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
 _MORE_ENCODERS = ("BertForTokenClassification", "ModernBertForSequenceClassification", "ModernBertForTokenClassification")
-_TRANSLATORS = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration", "MarianMTModel")
 _VLLM, _SGLANG, _LLAMA_CPP = "vllm serve {}", "python -m sglang.launch_server --model-path {}", "llama-server -m {}/model.gguf"
 # By engine, what it needs of architectures; an empty tuple stands for all.
 _ENGINES: Mapping[str, Mapping[tuple[str, ...], Needs]] = {
@@ -60,7 +60,7 @@ _ENGINES: Mapping[str, Mapping[tuple[str, ...], Needs]] = {
         _DECODERS[:1]: Needs("stock", 32, "gguf", serve=_LLAMA_CPP),
     },
     "tei": {_CLASSIFIERS: Needs("stock", serve="text-embeddings-router --model-id {}")},
-    "ctranslate2": {(*_TRANSLATORS, *_CLASSIFIERS, *_LLAMAS, *_DECODERS): Needs("stock", format="ct2")},
+    "ctranslate2": {ct2.ARCHITECTURES: Needs("stock", format="ct2")},
     "openvino": {(): Needs("any", format="openvino")},
     "onnx": {(): Needs("any", format="onnx")},
 }

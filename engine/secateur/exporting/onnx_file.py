@@ -16,7 +16,7 @@ from secateur.exporting.base import Source
 from secateur.exporting.companions import notes_of, write_companions
 from secateur.exporting.comparing import at_tokens, compared, expected, logits_for
 from secateur.exporting.logits import OUTPUT, Logits, dynamic_shapes, inputs_of, round_
-from secateur.pruning.prune import stock_class
+from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, first_line
 
 FILE = "model.onnx"
