@@ -17,7 +17,7 @@ from exported_tasks import padded_texts, task_folder
 from torch import Tensor
 
 import secateur
-from secateur.exporting import comparing, onnx_file
+from secateur.exporting import comparing, logits, onnx_file
 from secateur.support.errors import InputError, VerificationError
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
@@ -180,7 +180,7 @@ def test_what_torch_does_not_export_is_refused(tmp_path: Path, run: Run, monkeyp
     def data_dependent(self: Any, input_ids: Tensor, **_: Any) -> Any:
         return self.model(input_ids=input_ids[: int(input_ids.sum())]).logits
 
-    monkeypatch.setattr(onnx_file.Logits, "forward", data_dependent)
+    monkeypatch.setattr(logits.Logits, "forward", data_dependent)
     monkeypatch.setattr(onnx_file, "expected", lambda *_: None)
     line = "model: expected one that torch.onnx exports, got BertForSequenceClassification: "
     assert_refused(run("export m --format onnx --out bad"), line, "bad")
