@@ -79,7 +79,7 @@ def test_a_classifier_is_whole_with_its_head(tmp_path: Path) -> None:
     """As docs/usage/serving.md does it."""
     source = task_folder(tmp_path / "m", "bert-sequence", "stock")
     exported = secateur.export(source, tmp_path / "out", format="ct2")
-    batch = padded_texts("bert-sequence", ["input_ids", "attention_mask", "token_type_ids"])
+    batch = padded_texts("bert-sequence", ["input_ids", "attention_mask"])
     model: Any = secateur.load(source)
     with torch.inference_mode():
         expected = model(**batch).logits
@@ -124,7 +124,10 @@ def test_shapes_that_the_converter_does_not_take_are_refused(tmp_path: Path, run
     pruned = secateur.prune(model, secateur.Plan(kept, tuple(sites), fingerprint(model)))
     secateur.save(pruned, tmp_path / "widths", task=CASES["llama"].task)
     errors = run("export widths --format ct2 --out bad").errors[-1]
-    assert "intermediate_size 37 in model.layers.0.mlp and 36 in model.layers.1.mlp; --shape stock gives such a model" in errors
+    assert (
+        "intermediate_size 37 in model.layers.0.mlp.gate_proj and 36 in model.layers.1.mlp.gate_proj; --shape stock gives such a model"
+        in errors
+    )
 
 
 def test_what_the_converter_refuses_is_said(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

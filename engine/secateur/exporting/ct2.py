@@ -112,8 +112,8 @@ def _adapt_(model: Any) -> list[str]:
     config = model.config
     config.position_embedding_type = "absolute"  # BERT's kin have no other in transformers 5.
     config.normalize_before, config.normalize_embedding = False, True  # BART's norms.
-    # The converter takes T5's scale before the output matrix for a sign of tied embeddings.
-    config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", config.tie_word_embeddings)
+    # The converter takes tied embeddings for a sign that T5 scales its outputs. mT5 ties them and never scales.
+    config.tie_word_embeddings = getattr(config, "scale_decoder_outputs", False)
     body = model.base_model
     if getattr(body, "pooler", False) is None and stock_class(model).__name__.startswith("Bert"):
         body.pooler = nn.Module()

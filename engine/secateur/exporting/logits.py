@@ -96,8 +96,9 @@ def _texts(source: Source, size: int, length: int, generator: torch.Generator) -
         mask = mask.flip(1)
     ids = ids.masked_fill(mask == 0, config.pad_token_id or 0)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    # RoBERTa's kin take segments too, but know one alone.
-    if "token_type_ids" in inspect.signature(model.forward).parameters and getattr(config, "type_vocab_size", 1) > 1:
+    # RoBERTa's kin take segments too, but know one alone. A graph that asks for them needs a tokenizer that gives them.
+    takes = "token_type_ids" in inspect.signature(model.forward).parameters and getattr(config, "type_vocab_size", 1) > 1
+    if takes and "token_type_ids" in source.tokenizer.model_input_names:
         inputs["token_type_ids"] = (torch.arange(length) > length // 2).long().repeat(size, 1)
     if config.is_encoder_decoder:
         target = plain[torch.randint(len(plain), (size, length // 2 + 1), generator=generator)]
