@@ -121,6 +121,28 @@ def test_a_block_with_unscored_sites_stays() -> None:
     assert {plan.removed_blocks for plan in plans} == {(), ("decoder.1",)}
 
 
+def test_blocks_that_are_not_among_the_given_ones_stay() -> None:
+    """BART's encoder keeps as many blocks as its decoder, so none of its blocks may go alone."""
+    case, model = CASES["bart"], deeper("bart", 2)
+    order = secateur.removable_blocks(model, case.task, case.examples, among=["encoder.0", "encoder.1"])
+    assert order == []
+    order = secateur.removable_blocks(model, case.task, case.examples, among=["encoder.0", "decoder.1"])
+    assert order == ["decoder.1", "encoder.0"]
+    with pytest.raises(secateur.InputError, match=r"^among: expected some of encoder.0, .* got 'encoder'$"):
+        secateur.removable_blocks(model, case.task, case.examples, among=["encoder"])
+
+
+def test_compress_keeps_blocks_whose_sites_are_not_all_selected() -> None:
+    case, model = CASES["llama"], deeper("llama", 3)
+    compressed = secateur.compress(
+        model, case.examples, case.task, flops=0.7, shape="stock", select="ffn,decoder.1", align=1, batch_sizes=(1,),
+        lengths=(8,), recoveries=[None],
+    )  # fmt: skip
+    depths = {tuple(c.plan.removed_blocks) for c in compressed.candidates}
+    assert depths == {(), ("decoder.1",)}
+    assert not hasattr(compressed.pruned.config, "secateur")
+
+
 ALONE = """
 import json, sys
 sys.modules["secateur"] = None

@@ -193,6 +193,11 @@ class Scores(Mapping[str, Tensor]):
             blocks=blocks,
         )
 
+    def scored_blocks(self) -> list[str]:
+        """Return the names of the blocks whose sites all have scores."""
+        partly = {site.block for site in self.all_sites if site.name not in self}
+        return [name for name in dict.fromkeys(site.block for site in self.all_sites) if name not in partly]
+
     def parameters_around(self, names: Collection[str]) -> int:
         """Return the number of parameters of some blocks that belong to no unit: norms, and biases of out-projections.
 

@@ -536,7 +536,10 @@ def _candidates(
     if settings.shape == "stock":
         say("ordering the blocks")
         unlabeled = without_targets(task, rows)
-        removable = removable_blocks(model, task, rows, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress)
+        removable = removable_blocks(
+            model, task, rows, among=settings.scores.scored_blocks(), unlabeled=unlabeled, max_tokens=max_tokens,
+            progress=progress,
+        )  # fmt: skip
     return within_budget(
         model, task, rows, settings.scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
         floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from secateur.flow.choose import divergence_of, target_logits
 from secateur.model.blocks import blocks
 from secateur.model.removed_blocks import DEEPEST, may_go, skipped
 from secateur.model.undisturbed import undisturbed
+from secateur.support.errors import InputError
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
@@ -25,6 +26,7 @@ def removable_blocks(
     task: Task,
     examples: Examples,
     *,
+    among: Collection[str] | None = None,
     unlabeled: bool = False,
     max_tokens: int = 4096,
     progress: Progress | None = None,
@@ -38,6 +40,7 @@ def removable_blocks(
         model: The model. Afterwards it is as it was.
         task: The task.
         examples: The examples, as in `attribute`, of which 60 are used at most.
+        among: The names of the blocks that may go, such as `scores.scored_blocks()`. By default all.
         unlabeled: Whether examples are inputs alone, as in `recover_`.
         max_tokens: Padded input tokens in a batch.
         progress: True for a progress bar, or a function of (blocks removed, blocks that may go).
@@ -46,7 +49,7 @@ def removable_blocks(
         The names of the blocks, such as "encoder.3"; none where no config describes a model with fewer blocks.
 
     Raises:
-        InputError: The examples are unusable, or the model does not fit the task.
+        InputError: The examples are unusable, the model does not fit the task, or it lacks one of the blocks.
 
     Example:
         >>> removable = secateur.removable_blocks(model, task, examples)
@@ -60,9 +63,11 @@ def removable_blocks(
     items = task.items(model, rows[:EXAMPLES], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     present, gone = list(blocks(model)), list[str]()
+    if unknown := [name for name in among or () if name not in present]:
+        raise InputError(f"among: expected some of {', '.join(present)}, got {unknown[0]!r}")
     with undisturbed(model), torch.inference_mode():
         dense = [target_logits(model, task, batch) for batch in batches]
-        known = dict.fromkeys(present, 0.0)  # Each block's change when it was last computed.
+        known = dict.fromkeys(present if among is None else among, 0.0)  # Each block's change when it was last computed.
         most = int(len(present) * DEEPEST)
         for _ in counted(progress, "removing blocks", range(most), most):
             allowed = [block for block in known if may_go(model, [*gone, block])]

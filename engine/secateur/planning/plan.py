@@ -386,8 +386,8 @@ def plans_by_depth(scores: Scores, budget: Budget, removable: Sequence[str], **o
         UnreachableError: No depth is within the budget.
         InputError: As in `plan`.
     """
-    partly = {site.block for site in scores.all_sites if site.name not in scores}
-    whole = [block for block in removable if block not in partly]
+    scored = scores.scored_blocks()
+    whole = [block for block in removable if block in scored]
     found = False
     for depth in range(len(whole) + 1):
         try:
