@@ -209,7 +209,7 @@ def _bfloat16_products() -> bool:
 
 _OPTIONAL: dict[str, dict[str, Make]] = {
     "onnxruntime": {"ONNX Runtime float32": _onnx},
-    "openvino": {"OpenVINO float32": _openvino("f32"), "OpenVINO bfloat16": _openvino("bf16")},
+    "openvino": {"OpenVINO float32": _openvino("f32")},
     "ctranslate2": {"CTranslate2 float32": _ct2("float32"), "CTranslate2 int8": _ct2("int8")},
     "xllamacpp": {"llama.cpp float32": _llama_cpp},
 }
@@ -217,6 +217,7 @@ _OPTIONAL: dict[str, dict[str, Make]] = {
 ENGINES: dict[str, Make] = {"torch float32": _torch(torch.float32)}
 if _bfloat16_products():
     ENGINES["torch bfloat16"] = _torch(torch.bfloat16)
+    _OPTIONAL["openvino"]["OpenVINO bfloat16"] = _openvino("bf16")
 for _package, _of_package in _OPTIONAL.items():
     if importlib.util.find_spec(_package) is not None:
         ENGINES |= _of_package

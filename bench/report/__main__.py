@@ -13,6 +13,7 @@ from bench.report.compatibility import (
     compatibility_versions,
 )
 from bench.report.corpus import corpus
+from bench.report.engines import engines, shapes
 from bench.report.integrated import integrated_nodes, integrated_plot, integrated_speed
 from bench.report.layers import layers, layers_speed
 from bench.report.multitask import multitask, multitask_speed
@@ -44,6 +45,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "docs/results/task-plans.md", (routing,)),
     (ROOT / "docs/results/multitask.md", (multitask, multitask_speed)),
     (ROOT / "docs/results/corpus.md", (corpus,)),
+    (ROOT / "docs/results/engines.md", (engines, shapes)),
     (ROOT / "docs/results/layers.md", (layers, layers_speed)),
     (ROOT / "docs/results/real-models.md", (real_models, real_proofs, real_steps)),
     (ROOT / "docs/results/reproduction.md", (reproduction, reproduction_multitask, reproduction_ldnet)),

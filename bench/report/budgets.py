@@ -9,7 +9,10 @@ from typing import Any
 from bench.support.tables import markdown, result
 from secateur.support.figures import MARKERS, colors, figure, legend, png
 
-MODELS = {"t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "BERT classifiers, encoder as published"}
+MODELS = {
+    "t5": "The built-in T5", "bert": "BERT classifiers", "bert-frozen": "BERT classifiers, encoder as published",
+    "smollm": "SmolLM2-135M-Instruct by prompt",
+}  # fmt: skip
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
