@@ -254,6 +254,8 @@ NOT_RERUN = {
     "corpus-again": "as corpus",
     "corpus-other-cpu": "is of another CPU",
     "corpus-ray": "needs Ray",
+    "engines": "needs packages with weights, and the packages of all engines",
+    "shapes": "as budgets, whose check prunes the same way",
     "real-models": "needs packages with weights, and hours",
     "reproduce-ap": "hours of runs; a page's test recomputes the claims from the cells",
     "reproduce-ldnet": "hours of training; a page's test recomputes the claims from the cells",

@@ -18,15 +18,13 @@ def engines() -> str:
     tables = [
         f"On {about['processor']}, {run['threads']} threads: torch {about['torch']}, transformers {about['transformers']}. "
         f"One forward pass of {run['rows'][0]['length']} tokens a text, medians of {run['rounds']} rounds in turn. Pruned: "
-        f"{run['share']:g} of the layers' FLOPs are left. \"Over dense\": the dense model's time over the pruned one's in the same "
-        "engine. \"Over PyTorch\": the time of the dense model in PyTorch over that of the fastest shape in this engine."
+        f"{run['share']:g} of the layers' FLOPs are left. \"Over dense\": the dense model's time over the pruned one's in the "
+        "same engine. \"Over PyTorch\": the time of the dense model in PyTorch over that of the fastest shape in this engine."
     ]  # fmt: skip
     head = ("engine", "dense, ms", *SHAPES.values(), "over PyTorch")
     for row in run["rows"]:
-        names = list(
-            dict.fromkeys(name.removesuffix("_ms").rpartition(", ")[0] for name in row["times"] if name.endswith("_ms"))
-        )
-        lines = [_line(name, row["times"]) for name in names]
+        timed = [name.removesuffix("_ms") for name in row["times"] if name.endswith("_ms")]
+        lines = [_line(engine, row["times"]) for engine in dict.fromkeys(name.rpartition(", ")[0] for name in timed)]
         texts = "1 text" if row["batch"] == 1 else f"{row['batch']} texts"
         tables.append(f"**{row['model']}, {texts}**\n\n{markdown(head, lines)}")
     reasons = dict.fromkeys(why for row in run["rows"] for why in row["missing"].values())
@@ -61,18 +59,9 @@ def shapes() -> str:
     for row in rows:
         worst = f"{row['worst_value']:.3f} ({row['worst']})"
         shape = {"secateur": "any"}.get(row["method"], row["method"].removeprefix("secateur, "))
-        of_model = {entry["draw"] for entry in run["rows"] if entry["model"] == row["model"]}
-        lines.append(
-            (
-                MODELS[row["model"]],
-                shape,
-                f"{row['share']:g}",
-                f"{row['mean']:.3f}",
-                worst,
-                str(row["tasks"]),
-                str(len(of_model)),
-            )
-        )
+        draws = {entry["draw"] for entry in run["rows"] if entry["model"] == row["model"]}
+        counts = str(row["tasks"]), str(len(draws))
+        lines.append((MODELS[row["model"]], shape, f"{row['share']:g}", f"{row['mean']:.3f}", worst, *counts))
     head = ("model", "shape", "of the FLOPs", "accuracy over dense", "worst task", "tasks", "draws")
     return (
         f"No training: {run['examples']} examples to score and refit on, {run['tested']} to test on; mean over tasks and draws."
