@@ -66,14 +66,17 @@ def at_tokens(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return logits[mask.bool()]
 
 
-def compared(engine: str, what: str, reference: Expected, given: Sequence[Tensor]) -> dict[str, Any]:
+def compared(
+    engine: str, what: str, reference: Expected, given: Sequence[Tensor], on: str = "batches of other sizes"
+) -> dict[str, Any]:
     """Compare an engine's outputs in float32 with PyTorch's.
 
     Args:
         engine: The name and the version of the engine.
         what: What the outputs are, in words.
         reference: PyTorch's outputs.
-        given: The engine's outputs for the same batches.
+        given: The engine's outputs for the same inputs.
+        on: What these inputs are, in words.
 
     Returns:
         What export.json says of the verification.
@@ -91,7 +94,7 @@ def compared(engine: str, what: str, reference: Expected, given: Sequence[Tensor
             f"{bound:.2g}"
         )
     return {
-        "run": True, "engine": engine, "what": what, "on": f"{len(given)} batches of other sizes",
+        "run": True, "engine": engine, "what": what, "on": f"{len(given)} {on}",
         "largest_difference": difference, "bound": bound, "rounding_of_pytorch": reference.rounding, "largest": largest,
     }  # fmt: skip
 

@@ -66,7 +66,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     notes = [f"the encoder alone: {HEAD_FILE} has the tensors of the classifier behind it"] if head else []
     return {
         "architecture": architecture, "zeros": zeros, "labels": names, "notes": notes,
-        "verification": compared(f"ctranslate2 {ctranslate2.__version__}", way.what, reference, way.engine(folder)),
+        "verification": compared(f"ctranslate2 {ctranslate2.__version__}", way.what, reference, way.engine(folder), "texts"),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,7 +71,10 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], path: Path, dty
     """
     from torch.onnx.errors import OnnxExporterError
 
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     try:
+        logger.setLevel(logging.ERROR)  # It says that torchvision is missing, which no model here needs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Of the exporter, on what it leaves out by its own plan.
             program: Any = torch.onnx.export(
@@ -82,6 +86,8 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], path: Path, dty
         raise InputError(
             f"model: expected one that torch.onnx exports, got {stock_class(model).__name__}: {first_line(cause)}"
         ) from error
+    finally:
+        logger.setLevel(level)
     if dtype != torch.float32:
         _store(program.model.graph, dtype)
     size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
