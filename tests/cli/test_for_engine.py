@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cases import CASES
 from command import Run, assert_refused
 from exported import byte_pairs, decoder, report
@@ -25,6 +26,14 @@ def dense(run: Run) -> Run:
     model: Any = decoder("llama", intermediate_size=768, num_hidden_layers=4)
     secateur.save(model, "dense", tokenizer=byte_pairs())
     return run
+
+
+def bert() -> None:
+    """Write a BERT classifier to `dense`, with examples for it."""
+    case = CASES["bert-sequence"]
+    secateur.save(case.model(), "dense", task=case.task)
+    rows = [{"input": "the cat sat", "target": label} for label in ("negative", "neutral", "positive")] * 6
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def layers(path: Path) -> list[dict[str, Any]]:
@@ -56,14 +65,22 @@ def test_vllm_and_sglang_get_a_folder_of_decilm(dense: Run, engine: str, multipl
 
 
 def test_an_engine_without_a_format_of_its_own_gets_a_stock_folder(run: Run) -> None:
-    case = CASES["bert-sequence"]
-    secateur.save(case.model(), "dense", task=case.task)
-    rows = [{"input": "the cat sat", "target": label} for label in ("negative", "neutral", "positive")] * 6
-    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bert()
     result = run(f"{PRUNE.replace('0.6', '0.8')} --for tei")
     assert result.code == 0, result.errors
     assert "auto_map" not in json.loads(Path("small/config.json").read_text())
     assert "serve it: text-embeddings-router --model-id small" in result.out
+
+
+def test_openvino_gets_float32_of_a_model_in_bfloat16(run: Run) -> None:
+    pytest.importorskip("openvino")
+    bert()
+    model = secateur.load("dense").to(torch.bfloat16)
+    secateur.save(model, "half", task=CASES["bert-sequence"].task)
+    result = run(f"{PRUNE.replace('dense', 'half')} --for openvino --json")
+    assert result.code == 0, result.errors
+    assert result.document["export"]["dtype"] == "float32"
+    assert result.document["export"]["verification"]["run"]
 
 
 @pytest.mark.parametrize(
@@ -74,11 +91,18 @@ def test_an_engine_without_a_format_of_its_own_gets_a_stock_folder(run: Run) -> 
         ("--for vllm --shape stock", "shape: expected none with --for"),
         ("--for vllm --unit channel", "unit: expected none with --for"),
         ("--for sglang --align 64", "align: expected a multiple of 256 with --for, got 64"),
+        ("--for vllm --plan plan.json --flops 0.5", "plan: expected --plan or a budget, got both"),
         ("--for vllm --dry-run", "dry-run: expected none with --for"),
     ],
 )
 def test_what_does_not_fit_an_engine_is_refused(dense: Run, options: str, message: str) -> None:
     assert_refused(dense(f"{PRUNE} {options}"), message, "small")
+
+
+def test_a_tokenizer_that_an_engine_does_not_know_is_refused_before_the_scoring(run: Run) -> None:
+    case = CASES["llama"]
+    secateur.save(case.model(), "dense", task=case.task)
+    assert_refused(run(f"{PRUNE} --for llama.cpp"), "tokenizer: expected a byte-level BPE", "small")
 
 
 def test_engines_name_formats_and_shapes_that_exist() -> None:

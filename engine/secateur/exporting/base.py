@@ -37,6 +37,7 @@ class Format:
         name: Its name on the command line.
         about: What it is, in a line.
         module: The module of `secateur.exporting` whose `write(source, folder)` writes it and returns what export.json says.
+            Its `require(model, tokenizer)` raises InputError for an architecture or a tokenizer that the format does not hold.
         packages: The packages that the module needs, by the extra that installs them.
         task: The name of the task whose models it takes; None for those of any task.
         dtypes: The names of the dtypes that it can hold.

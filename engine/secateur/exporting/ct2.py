@@ -51,7 +51,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 
     model: Any = source.model
     architecture = stock_class(model).__name__
-    require_convertible(model)
+    _require_alike(model)
     round_(source)
     kind = _Encoder if architecture in _ENCODERS else _Translator if architecture in _TRANSLATORS else _Generator
     way: _Way = kind(source)
@@ -70,25 +70,32 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def require_convertible(model: Any) -> None:
-    """Refuse a model that CTranslate2's converter does not take.
+def require(model: Any, tokenizer: Any) -> None:
+    """Refuse an architecture that CTranslate2's converter does not take.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, which may be any.
 
     Raises:
-        InputError: The architecture is not in `ARCHITECTURES`, or no stock config says the shape. The message names the first
-            layer that differs.
+        InputError: The architecture is not in `ARCHITECTURES`, or a BART has other numbers of heads in its decoder.
     """
     architecture, config = stock_class(model).__name__, model.config
     if architecture not in ARCHITECTURES:
         raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)} for ct2, got {architecture}")
-    if hasattr(config, "secateur"):
-        raise InputError(
-            f"model: expected layers that are alike, as a stock config says them, which CTranslate2 needs, got "
-            f"{_first_difference(model)}; --shape stock gives such a model"
-        )
     if architecture.startswith("Bart") and config.encoder_attention_heads != config.decoder_attention_heads:
         raise InputError(
             "model: expected as many heads in the decoder as in the encoder, which CTranslate2 needs, got "
             f"{config.encoder_attention_heads} in the encoder and {config.decoder_attention_heads} in the decoder"
+        )
+
+
+def _require_alike(model: Any) -> None:
+    """Refuse a model whose shape no stock config says. The message names the first layer that differs."""
+    if hasattr(model.config, "secateur"):
+        raise InputError(
+            f"model: expected layers that are alike, as a stock config says them, which CTranslate2 needs, got "
+            f"{_first_difference(model)}; --shape stock gives such a model"
         )
 
 

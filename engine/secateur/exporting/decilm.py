@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.exporting import configuration_decilm
 from secateur.exporting.base import Source
@@ -25,6 +25,19 @@ _COPIED = (
     "vocab_size", "hidden_size", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
     "pad_token_id", "bos_token_id", "eos_token_id", "tie_word_embeddings",
 )  # fmt: skip
+
+
+def require(model: nn.Module, tokenizer: Any) -> None:
+    """Refuse a model that DeciLM has not.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, which may be any.
+
+    Raises:
+        InputError: The architecture, a bias or the rotary positions are not DeciLM's.
+    """
+    config_of(filled(read_decoder(model))[0])
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:

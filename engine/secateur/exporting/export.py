@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from secateur.exporting.base import FORMATS, Format, Source
 from secateur.flow.loaded import described, load_model
@@ -83,11 +84,26 @@ def export(folder: str | Path, out: str | Path, *, format: str, dtype: str = "au
         raise InputError(f"dtype: expected {' or '.join(kind.dtypes)} for {kind.name}, got auto for a model of {_name(stored)}")
     place, _ = described(str(folder))
     source = Source(Path(folder).resolve().name, Path(place), loaded.model, loaded.tokenizer, stored)
+    require_exportable(kind, loaded.model, loaded.tokenizer)
     with new_folder(out) as partial:
         written = import_module(f"secateur.exporting.{kind.module}").write(source, partial)
         document = {"format": kind.name, "model": str(folder), "dtype": _name(stored), **written}
         (partial / REPORT).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return Exported(Path(out), document)
+
+
+def require_exportable(kind: Format, model: nn.Module, tokenizer: Any) -> None:
+    """Refuse an architecture or a tokenizer that a format does not hold. Shapes are not looked at.
+
+    Args:
+        kind: The format.
+        model: The model, dense or pruned.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        InputError: The format does not hold the model or the tokenizer.
+    """
+    import_module(f"secateur.exporting.{kind.module}").require(model, tokenizer)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.exporting.base import Source
 from secateur.exporting.decoder import Decoder, Layer, read_decoder, require_alike, with_zero_heads, with_zero_neurons
-from secateur.exporting.gguf_tokenizer import add_tokenizer
+from secateur.exporting.gguf_tokenizer import add_tokenizer, words_of
 from secateur.exporting.llama_cpp import compared, in_gguf, installed
 from secateur.support.errors import InputError
 
@@ -32,6 +32,20 @@ _NAMES = {
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+
+
+def require(model: nn.Module, tokenizer: Any) -> None:
+    """Refuse a model or a tokenizer that llama.cpp does not know.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        InputError: The model or its tokenizer is not in llama.cpp's architectures.
+    """
+    read_decoder(model)
+    words_of(tokenizer)
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:

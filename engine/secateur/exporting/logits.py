@@ -59,6 +59,22 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     return {name: dict.fromkeys(range(dimensions), Dim.DYNAMIC) for name, dimensions in free.items()}
 
 
+def require(model: Any, tokenizer: Any) -> None:
+    """Refuse a model whose outputs for a text depend on where its end mark is, which no graph of fixed operations follows.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, which may be any.
+
+    Raises:
+        InputError: The model is such a one.
+    """
+    if end_mark(model) is not None:
+        raise InputError(
+            f"model: expected one whose logits do not depend on the place of an end mark, got {type(model).__name__}"
+        )
+
+
 def inputs_of(source: Source) -> list[dict[str, Tensor]]:
     """Return random inputs of the sizes `SIZES`, with padding where the tokenizer puts it.
 
@@ -67,18 +83,11 @@ def inputs_of(source: Source) -> list[dict[str, Tensor]]:
 
     Returns:
         Keyword arguments of `Logits`.
-
-    Raises:
-        InputError: The outputs for a text depend on where its end mark is, which no graph of fixed operations follows.
     """
     model: Any = source.model
     generator = torch.Generator().manual_seed(0)
     if reads_images(model):
         return [{"pixel_values": torch.randn(size, *image_shape(model), generator=generator)} for size, _ in SIZES]
-    if end_mark(model) is not None:
-        raise InputError(
-            f"model: expected one whose logits do not depend on the place of an end mark, got {type(model).__name__}"
-        )
     most = positions(model) or max(length for _, length in SIZES)
     return [_texts(source, size, min(length, most), generator) for size, length in SIZES]
 

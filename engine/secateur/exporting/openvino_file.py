@@ -14,6 +14,7 @@ from secateur.exporting.base import Source
 from secateur.exporting.companions import notes_of, write_companions
 from secateur.exporting.comparing import at_tokens, compared, expected, logits_for
 from secateur.exporting.logits import OUTPUT, Logits, inputs_of, round_
+from secateur.exporting.logits import require as require
 from secateur.pruning.describe import stock_class
 
 FILE = "openvino_model.xml"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 import typer
 
 import secateur
@@ -59,8 +60,9 @@ from secateur.cli.shared.options import (
     Unlabeled,
 )
 from secateur.cli.shared.unused import require_unused
+from secateur.exporting.base import FORMATS
 from secateur.exporting.engines import ENGINES, Needs, needs_of, require_engine
-from secateur.exporting.export import export, require_format
+from secateur.exporting.export import export, require_exportable, require_format
 from secateur.flow.loaded import device_named
 from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
@@ -181,7 +183,7 @@ def prune(
     )
     needs = None if for_engine is None else needs_of(for_engine, loaded.model)
     if needs is not None and needs.format is not None:
-        require_format(needs.format)
+        require_exportable(require_format(needs.format), loaded.model, loaded.tokenizer)
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     compressed = secateur.compress(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
@@ -196,16 +198,18 @@ def prune(
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
     shown += compressed.usage(out).lines()
     if needs is not None:
-        shown += _for_engine(needs, out, document)
+        shown += _for_engine(needs, out, loaded.stored, document)
     output.emit(document, as_json, *shown)
 
 
-def _for_engine(needs: Needs, out: Path, document: dict[str, Any]) -> list[str]:
+def _for_engine(needs: Needs, out: Path, stored: torch.dtype, document: dict[str, Any]) -> list[str]:
     """Write what an engine reads into a folder. Returns lines that say so, and adds the export to the command's document."""
     read, lines = out, []
     if needs.format is not None:
         output.say(f"writing {needs.format}")
-        exported = export(out, out / needs.format, format=needs.format)
+        # A format that has no place for the folder's dtype holds its numbers in float32.
+        held = str(stored).removeprefix("torch.") in FORMATS[needs.format].dtypes
+        exported = export(out, out / needs.format, format=needs.format, dtype="auto" if held else "float32")
         document["export"] = exported.document
         read, lines = exported.out, exported.lines()
     return [*lines, *([f"serve it: {needs.serve.format(shlex.quote(str(read)))}"] if needs.serve else [])]
