@@ -9,15 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cases import CASES
+from cases import CASES, WORDS
 from command import Run, assert_refused
 from exported_tasks import padded_texts, task_folder
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     RobertaConfig,
@@ -26,6 +32,7 @@ from transformers import (
 
 import secateur
 from secateur.exporting import comparing, ct2
+from secateur.model.discovery import fingerprint
 from secateur.support.errors import VerificationError
 
 ctranslate2: Any = pytest.importorskip("ctranslate2", reason="needs ctranslate2: pip install 'secateur[ct2]'")
@@ -75,6 +82,36 @@ def test_ctranslate2_computes_the_same(name: str, dtype: str, tmp_path: Path) ->
     assert exported.document["zeros"] == (["the pooler"] if name == "bert-token" else [])
 
 
+def marian() -> tuple[Any, secateur.TextToText]:
+    """A Marian and its task. As in real ones, the padding is the last token and starts the decoder."""
+    words = ["</s>", "<unk>", *WORDS, "<pad>"]
+    backend: Any = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    torch.manual_seed(0)
+    last = len(words) - 1
+    model: Any = MarianMTModel(
+        MarianConfig(
+            vocab_size=len(words), d_model=24, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, eos_token_id=0,
+            decoder_attention_heads=4, encoder_ffn_dim=37, decoder_ffn_dim=29, max_position_embeddings=40, init_std=0.3,
+            pad_token_id=last, decoder_start_token_id=last, forced_eos_token_id=None, scale_embedding=True,
+        )
+    ).eval()  # fmt: skip
+    model.final_logits_bias.normal_()
+    return model, secateur.TextToText(tokenizer)
+
+
+def test_a_marian_computes_the_same(tmp_path: Path) -> None:
+    model, task = marian()
+    sites = tuple(secateur.sites(model))
+    kept = {site.name: torch.arange(site.units if site.is_head else site.units // 2) for site in sites}
+    secateur.save(secateur.prune(model, secateur.Plan(kept, sites, fingerprint(model))), tmp_path / "m", task=task)
+    proof = secateur.export(tmp_path / "m", tmp_path / "out", format="ct2").document["verification"]
+    assert 0 < proof["largest_difference"] <= proof["bound"] < 1e-3
+
+
 def test_a_classifier_is_whole_with_its_head(tmp_path: Path) -> None:
     """As docs/usage/serving.md does it."""
     source = task_folder(tmp_path / "m", "bert-sequence", "stock")
@@ -109,18 +146,17 @@ def test_shapes_that_the_converter_does_not_take_are_refused(tmp_path: Path, run
     def refused(name: str, shape: str, *words: str) -> None:
         source = task_folder(tmp_path / f"{name}-{shape}", name, shape)
         result = run(f"export {source.name} --format ct2 --out bad")
-        assert_refused(result, "model: expected", "bad")
+        assert_refused(result, "tokenizer: expected" if name == "marian" else "model: expected", "bad")
         assert all(word in result.errors[-1] for word in words), result.errors[-1]
 
     refused("bert-sequence", "any", "no units in bert.encoder.layer.0.attention", "--shape stock")
     refused("t5-relu", "any", "no units in encoder.block.0.layer.0.SelfAttention", "--shape stock")
     refused("gemma3", "dense", "for ct2, got Gemma3ForCausalLM")
+    refused("marian", "dense", "the padding as the last of 31 tokens")
     refused("bart", "dense", "4 in the encoder and 6 in the decoder")
     model: Any = CASES["llama"].model()
     sites = secateur.sites(model)
     kept = {site.name: torch.arange(site.units - (site.layer if not site.is_head else 0)) for site in sites}
-    from secateur.model.discovery import fingerprint
-
     pruned = secateur.prune(model, secateur.Plan(kept, tuple(sites), fingerprint(model)))
     secateur.save(pruned, tmp_path / "widths", task=CASES["llama"].task)
     errors = run("export widths --format ct2 --out bad").errors[-1]

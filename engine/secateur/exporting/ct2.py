@@ -25,7 +25,8 @@ from secateur.support.errors import InputError, first_line
 
 HEAD_FILE = "head.safetensors"
 # The architectures that a test compares. The converter knows more. Of Gemma 2 and 3, its folders compute other logits.
-_TRANSLATORS = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration")
+_MARIAN = "MarianMTModel"
+_TRANSLATORS = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration", _MARIAN)
 _GENERATORS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel")
 _ENCODERS = tuple(
     f"{family}For{task}Classification" for family in ("Bert", "Roberta", "DistilBert") for task in ("Sequence", "Token")
@@ -75,15 +76,21 @@ def require(model: Any, tokenizer: Any) -> None:
 
     Args:
         model: The model.
-        tokenizer: Its tokenizer, which may be any.
+        tokenizer: Its tokenizer.
 
     Raises:
-        InputError: The architecture is not in `ARCHITECTURES`, or a BART has other numbers of heads in its decoder.
+        InputError: The architecture is not in `ARCHITECTURES`; a BART or Marian has other numbers of heads in its decoder; or
+            the padding of a Marian is not its last token.
     """
     architecture, config = stock_class(model).__name__, model.config
     if architecture not in ARCHITECTURES:
         raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)} for ct2, got {architecture}")
-    if architecture.startswith("Bart") and config.encoder_attention_heads != config.decoder_attention_heads:
+    if architecture == _MARIAN and tokenizer.pad_token_id != config.vocab_size - 1:
+        raise InputError(
+            f"tokenizer: expected the padding as the last of {config.vocab_size} tokens, which CTranslate2's converter takes "
+            f"out, got token {tokenizer.pad_token_id}"
+        )
+    if architecture.startswith(("Bart", "Marian")) and config.encoder_attention_heads != config.decoder_attention_heads:
         raise InputError(
             "model: expected as many heads in the decoder as in the encoder, which CTranslate2 needs, got "
             f"{config.encoder_attention_heads} in the encoder and {config.decoder_attention_heads} in the decoder"
@@ -219,7 +226,10 @@ class _Translator(_Way):
     what = "log-probabilities"
 
     def of_text(self, model: Any, row: dict[str, Tensor]) -> Tensor:
-        scores: Tensor = Logits(model)(**row)[0].log_softmax(-1)  # [length, vocabulary]
+        logits: Tensor = Logits(model)(**row)[0]  # [length, vocabulary]
+        if stock_class(model).__name__ == _MARIAN:
+            logits = logits[:, :-1]  # The converter takes the padding out, which is never generated.
+        scores = logits.log_softmax(-1)
         target = torch.cat([row["decoder_input_ids"][0, 1:], torch.tensor([model.config.eos_token_id])])
         return scores.gather(1, target[:, None])[:, 0]
 
