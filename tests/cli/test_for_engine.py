@@ -13,9 +13,10 @@ from command import Run, assert_refused
 from exported import byte_pairs, decoder, report
 
 import secateur
+from secateur.cli.commands import prune
 from secateur.exporting.base import FORMATS
 from secateur.exporting.engines import ENGINES, needs_of
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, VerificationError
 
 PRUNE = "prune dense --data train.jsonl --flops 0.6 --recover none --batch-sizes 1 --lengths 8 --out small"
 
@@ -48,6 +49,8 @@ def test_llama_cpp_gets_a_file_with_the_widths_of_each_layer(dense: Run) -> None
     assert Path("small/gguf/model.gguf").is_file()
     assert all(layer["neurons"] % 32 == 0 for layer in layers(Path("small/gguf")))
     assert "serve it: llama-server -m small/gguf/model.gguf" in result.out
+    assert result.out.count("serve it: ") == 1
+    assert "## For llama.cpp\n\nllama.cpp reads `small/gguf`.\n" in Path("small/README.md").read_text()
     assert "for: llama.cpp" in Path("small/run.yaml").read_text()
 
 
@@ -70,6 +73,18 @@ def test_an_engine_without_a_format_of_its_own_gets_a_stock_folder(run: Run) -> 
     assert result.code == 0, result.errors
     assert "auto_map" not in json.loads(Path("small/config.json").read_text())
     assert "serve it: text-embeddings-router --model-id small" in result.out
+
+
+def test_a_failed_export_leaves_the_folder_and_the_result(dense: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise VerificationError("nothing was written: logits differ")
+
+    monkeypatch.setattr(prune, "export", fails)
+    result = dense(f"{PRUNE} --for llama.cpp --json")
+    assert result.code == 1
+    assert result.errors[-1] == "secateur: small is written, and its gguf is not: nothing was written: logits differ"
+    assert result.document["parameters"]
+    assert Path("small/model.safetensors").is_file()
 
 
 def test_openvino_gets_float32_of_a_model_in_bfloat16(run: Run) -> None:
@@ -117,3 +132,6 @@ def test_engines_name_formats_and_shapes_that_exist() -> None:
             taken.add(engine)
             assert needs.format is None or needs.format in FORMATS
     assert taken == set(ENGINES)
+    wrong: Any = []
+    with pytest.raises(InputError, match=r"^engine: expected one of vllm, .*, got \[\]"):
+        needs_of(wrong, models[0])

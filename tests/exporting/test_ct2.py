@@ -11,6 +11,7 @@ import pytest
 import torch
 from cases import CASES, WORDS
 from command import Run, assert_refused
+from exported import byte_pairs, decoder
 from exported_tasks import padded_texts, task_folder
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, pre_tokenizers
@@ -110,6 +111,29 @@ def test_a_marian_computes_the_same(tmp_path: Path) -> None:
     secateur.save(secateur.prune(model, secateur.Plan(kept, sites, fingerprint(model))), tmp_path / "m", task=task)
     proof = secateur.export(tmp_path / "m", tmp_path / "out", format="ct2").document["verification"]
     assert 0 < proof["largest_difference"] <= proof["bound"] < 1e-3
+
+
+@pytest.mark.parametrize("family", ["llama3-rope", "llama-linear-rope"])
+def test_rotary_positions_are_told(family: str, tmp_path: Path) -> None:
+    secateur.save(decoder(family), tmp_path / "m", tokenizer=byte_pairs())
+    proof = secateur.export(tmp_path / "m", tmp_path / "out", format="ct2").document["verification"]
+    assert 0 < proof["largest_difference"] <= proof["bound"] < 1e-3
+
+
+def test_a_window_is_refused(tmp_path: Path, run: Run) -> None:
+    secateur.save(decoder("mistral", sliding_window=8), tmp_path / "m", tokenizer=byte_pairs())
+    assert_refused(run("export m --format ct2 --out bad"), "model: expected attention to all earlier tokens", "bad")
+
+
+def test_what_the_engine_does_not_run_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, folder: Path) -> None:
+        raise ValueError("buffer to copy is too large")
+
+    source = task_folder(tmp_path / "m", "gpt2", "dense")
+    monkeypatch.setattr(ct2._Generator, "engine", broken)
+    with pytest.raises(VerificationError, match=r"ctranslate2 does not run the folder: .*buffer to copy is too large"):
+        secateur.export(source, tmp_path / "out", format="ct2")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_classifier_is_whole_with_its_head(tmp_path: Path) -> None:

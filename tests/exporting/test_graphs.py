@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CASES, piece_tokenizer
 from command import Run, assert_refused
-from exported import report
+from exported import byte_pairs, decoder, report
 from exported_tasks import padded_texts, task_folder
 from torch import Tensor
 
@@ -197,3 +197,11 @@ def test_what_torch_does_not_export_is_refused(tmp_path: Path, run: Run, monkeyp
     monkeypatch.setattr(onnx_file, "expected", lambda *_: None)
     line = "model: expected one that torch.onnx exports, got BertForSequenceClassification: "
     assert_refused(run("export m --format onnx --out bad"), line, "bad")
+
+
+def test_rotary_positions_that_depend_on_the_length_are_refused(tmp_path: Path, run: Run) -> None:
+    """A trace would hold the frequencies of short texts."""
+    needs("openvino")
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    secateur.save(decoder("llama", rope_parameters=rope), tmp_path / "m", tokenizer=byte_pairs())
+    assert_refused(run("export m --format openvino --out bad"), "model: expected rotary positions that do not depend", "bad")

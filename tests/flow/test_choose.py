@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, CLASSES, WORDS, Case
+from cases import CASES, CLASSES, WORDS, Case, scores_of
 
 import secateur
 from secateur import InputError
@@ -120,3 +121,21 @@ def test_bad_input_is_refused() -> None:
         secateur.choose(model, case.task, [plan], case.examples[:1])
     with pytest.raises(InputError, match=r"^method: expected one of least_squares, scale, bias, got 'best'"):
         secateur.choose(model, case.task, [plan], case.examples, recoveries=["best", None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("removable", "shape", "message"),
+    [
+        ("decoder.0", "stock", "removable: expected names of blocks, with shape stock alone, got 'decoder.0'"),
+        (["decoder.0"], "any", "removable: expected names of blocks, with shape stock alone"),
+        (["decoder.7"], "stock", "removable: expected some of decoder.0, decoder.1, got 'decoder.7'"),
+    ],
+)
+def test_blocks_that_cannot_be_removed_are_refused(removable: Any, shape: str, message: str) -> None:
+    with pytest.raises(secateur.InputError, match=f"^{re.escape(message)}"):
+        secateur.alternatives(scores_of("llama"), flops=0.6, shape=shape, removable=removable)
+
+
+def test_a_share_of_the_units_removes_no_block() -> None:
+    plans = secateur.alternatives(scores_of("llama"), keep=0.5, shape="stock", removable=["decoder.1"])
+    assert not any(plan.removed_blocks for plan in plans)

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from secateur.exporting.base import Source
 from secateur.exporting.companions import write_companions
 from secateur.exporting.comparing import compared, expected
+from secateur.exporting.decoder import require_no_window
 from secateur.exporting.logits import Logits, inputs_of, round_
 from secateur.model.families import branches, family_of
 from secateur.pruning.describe import stock_class
-from secateur.support.errors import InputError, first_line
+from secateur.support.errors import InputError, VerificationError, first_line
 
 HEAD_FILE = "head.safetensors"
 # The architectures that a test compares. The converter knows more. Of Gemma 2 and 3, its folders compute other logits.
@@ -67,8 +68,16 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     notes = [f"the encoder alone: {HEAD_FILE} has the tensors of the classifier behind it"] if head else []
     return {
         "architecture": architecture, "zeros": zeros, "labels": names, "notes": notes,
-        "verification": compared(f"ctranslate2 {ctranslate2.__version__}", way.what, reference, way.engine(folder), "texts"),
+        "verification": compared(f"ctranslate2 {ctranslate2.__version__}", way.what, reference, _run(way, folder), "texts"),
     }  # fmt: skip
+
+
+def _run(way: _Way, folder: Path) -> list[Tensor]:
+    """CTranslate2's outputs. Raises VerificationError where it cannot run the folder."""
+    try:
+        return way.engine(folder)
+    except (ValueError, RuntimeError) as error:
+        raise VerificationError(f"nothing was written: ctranslate2 does not run the folder: {first_line(error)}") from error
 
 
 def require(model: Any, tokenizer: Any) -> None:
@@ -79,12 +88,14 @@ def require(model: Any, tokenizer: Any) -> None:
         tokenizer: Its tokenizer.
 
     Raises:
-        InputError: The architecture is not in `ARCHITECTURES`; a BART or Marian has other numbers of heads in its decoder; or
-            the padding of a Marian is not its last token.
+        InputError: The architecture is not in `ARCHITECTURES`; a decoder attends to the last tokens alone; a BART or Marian has
+            other numbers of heads in its decoder; or the padding of a Marian is not its last token.
     """
     architecture, config = stock_class(model).__name__, model.config
     if architecture not in ARCHITECTURES:
         raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)} for ct2, got {architecture}")
+    if architecture in _GENERATORS:
+        require_no_window(config)
     if architecture == _MARIAN and tokenizer.pad_token_id != config.vocab_size - 1:
         raise InputError(
             f"tokenizer: expected the padding as the last of {config.vocab_size} tokens, which CTranslate2's converter takes "
@@ -166,8 +177,14 @@ def _convert(source: Source, folder: Path) -> None:
             # The converter tells the size of a head for Mistral and Qwen 3, and leaves it to hidden size / heads for these.
             if stock_class(source.model).__name__ in ("LlamaForCausalLM", "Qwen2ForCausalLM"):
                 size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+                # Of Llama 3's rotary positions, it tells two of four numbers.
+                rope = config.rope_parameters
+                told: dict[str, Any] = {"head_dim": np.int32(size)}
+                if rope.get("rope_type") == "llama3":
+                    told["rotary_scaling_factor"] = np.float32(rope["factor"])
+                    told["original_max_position_embeddings"] = np.int32(rope["original_max_position_embeddings"])
                 for layer in spec.decoder.layer:
-                    vars(layer.self_attention)["head_dim"] = np.dtype("int32").type(size)
+                    vars(layer.self_attention).update(told)
             return spec
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:

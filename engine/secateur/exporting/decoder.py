@@ -113,6 +113,18 @@ def _require_common(config: Any) -> None:
     rope = config.rope_parameters
     if rope.get("rope_type", "default") not in _ROPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(f"model: expected rotary positions of type {', '.join(_ROPES)} on whole heads, got {rope}")
+    require_no_window(config)
+
+
+def require_no_window(config: Any) -> None:
+    """Refuse attention to the last tokens alone.
+
+    Args:
+        config: The config of a decoder.
+
+    Raises:
+        InputError: A window is shorter than the longest text.
+    """
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # Mistral slides in all layers or in none.
     if window is not None and "sliding_attention" in kinds and window < config.max_position_embeddings:

@@ -69,7 +69,7 @@ ENGINES = tuple(_ENGINES)
 
 def require_engine(name: Any) -> str:
     """Return the name of an engine. Raises InputError for an unknown one."""
-    if name not in _ENGINES:
+    if not isinstance(name, str) or name not in _ENGINES:
         raise InputError(f"engine: expected one of {', '.join(ENGINES)}, got {shown(name)}")
     return str(name)
 

@@ -60,15 +60,21 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
 
 
 def require(model: Any, tokenizer: Any) -> None:
-    """Refuse a model whose outputs for a text depend on where its end mark is, which no graph of fixed operations follows.
+    """Refuse a model that no graph of fixed operations follows.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer, which may be any.
 
     Raises:
-        InputError: The model is such a one.
+        InputError: The outputs for a text depend on where its end mark is, or rotary positions on the length of the text.
     """
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    for of_kind in (rope, *(entry for entry in rope.values() if isinstance(entry, dict))):  # Gemma 3 has some for each kind.
+        if of_kind.get("rope_type") in ("dynamic", "longrope"):
+            raise InputError(
+                f"model: expected rotary positions that do not depend on the length of a text, got {of_kind['rope_type']}"
+            )
     if end_mark(model) is not None:
         raise InputError(
             f"model: expected one whose logits do not depend on the place of an end mark, got {type(model).__name__}"

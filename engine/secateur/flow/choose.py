@@ -116,6 +116,7 @@ def alternatives_within(
         removable: As in `alternatives`.
         options: Further arguments of `plan`.
     """
+    _require_removable(scores, removable, options.get("shape", "any"))
     if options.get("shape") in ALIKE:
         return _alike(scores, budget, removable, allocation=allocation or "uniform", floor=floor or 0.0, **options)
     if allocation is not None or budget.kind == "keep":
@@ -124,6 +125,16 @@ def alternatives_within(
     share = min(len(uniform[site.name]) / site.units for site in scores.sites)
     floors = (0.85 * share, ONE_UNIT, 0.0) if floor is None else (floor,)
     return [uniform, *(plan_within(scores, budget, allocation="knapsack", floor=least, **options) for least in floors)]
+
+
+def _require_removable(scores: Scores, removable: Sequence[str], shape: str) -> None:
+    """Raise InputError for blocks that the model has not, and for any blocks under another shape than "stock"."""
+    if isinstance(removable, str) or (removable and shape != "stock"):
+        raise InputError(f"removable: expected names of blocks, with shape stock alone, got {shown(removable)} with {shape!r}")
+    known = dict.fromkeys(site.block for site in scores.all_sites)
+    for name in removable:
+        if name not in known:
+            raise InputError(f"removable: expected some of {', '.join(known)}, got {shown(name)}")
 
 
 def _alike(scores: Scores, budget: Budget, removable: Sequence[str], **options: Any) -> list[Plan]:

@@ -86,8 +86,8 @@ class Usage:
         if self.own_code or not self.auto_class:
             load = f"transformers ({self.auto_class}, with trust_remote_code=True) and " if self.auto_class else ""
             return (
-                f"it runs in {load}secateur.load. vLLM and text-embeddings-inference are not expected to take it, because they "
-                "have model classes of their own and no stock config describes its shape."
+                f"it runs in {load}secateur.load. vLLM and text-embeddings-inference are not expected to take the folder "
+                "itself, because they have model classes of their own and no stock config describes its shape."
             )
         start = f"it runs in transformers ({self.auto_class}). Its config is a stock one"
         if self.architecture in _VLLM_DECODERS:
@@ -99,14 +99,18 @@ class Usage:
             )
         return f"{start}. No server was tried with this architecture."
 
-    def lines(self) -> list[str]:
-        """The use of the folder as lines for a terminal."""
+    def lines(self, *, elsewhere: bool = True) -> list[str]:
+        """The use of the folder as lines for a terminal.
+
+        Args:
+            elsewhere: Whether to say how the folder is exported and served, too.
+        """
         command, export = self.command(), self.export()
         return [
             "load it:", *(f"  {line}" for line in self.python()),
             *([f"{'score' if self.scores else 'evaluate'} with it:", f"  {command}"] if command else []),
-            *(["export it (other formats: secateur export --help):", f"  {export}"] if export else []),
-            f"serve it: {self.serving()}",
+            *(["export it (other formats: secateur export --help):", f"  {export}"] if export and elsewhere else []),
+            *([f"serve it: {self.serving()}"] if elsewhere else []),
         ]  # fmt: skip
 
 

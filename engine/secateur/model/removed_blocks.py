@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.model.blocks import Block, blocks
 from secateur.model.families import family_of
-from secateur.model.sites import Stack
+from secateur.model.sites import Stack, counted
 from secateur.support.errors import InputError
 
 DEEPEST = 0.5  # The share of all blocks that may go.
@@ -69,7 +69,7 @@ def _why_not(model: nn.Module, kept: Mapping[Stack, Sequence[int]]) -> str | Non
     for stack, numbers in kept.items():
         needed = fewest_blocks(stack, kept.get("decoder", ()))
         if len(numbers) < needed:
-            return f"expected {needed} blocks of the {stack} at least"
+            return f"expected {counted(needed, 'block')} of the {stack} at least"
     keep_blocks = family_of(model).keep_blocks
     if keep_blocks is None or not keep_blocks(copy.deepcopy(model.config), kept):
         return f"expected blocks that a config of {type(model).__name__} can say"

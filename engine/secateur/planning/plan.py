@@ -387,7 +387,8 @@ def plans_by_depth(scores: Scores, budget: Budget, removable: Sequence[str], **o
         InputError: As in `plan`.
     """
     scored = scores.scored_blocks()
-    whole = [block for block in removable if block in scored]
+    # Under `keep` every site keeps its share.
+    whole = [block for block in removable if block in scored and budget.kind != "keep"]
     found = False
     for depth in range(len(whole) + 1):
         try:

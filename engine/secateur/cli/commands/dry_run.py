@@ -16,6 +16,7 @@ from secateur.measuring.dry_run import DryRun, dry_run
 from secateur.model.sites import counted
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
+from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError
 
 _SHOWN = 6
@@ -61,7 +62,11 @@ def run(
     result = dry_run(
         model, given=given, scores=loaded, select=select, batch_size=max(shapes[0]), length=max(shapes[1]), **options
     )
-    return {"model": name, **result.to_json()}, [_sizes(result), _first_sites(result.plan), *_lines(result, model)]
+    return {"model": name, **result.to_json()}, [
+        _sizes(result),
+        _first_sites(result.plan),
+        *_lines(result, model, searched=given is None),
+    ]
 
 
 def require_real(data: str | None, out: Path | None, scores: Path | None) -> tuple[str, Path]:
@@ -111,9 +116,9 @@ def _first_sites(plan: Plan) -> Table:
     return output.table(("sites", "unit", "units", "kept"), rows)
 
 
-def _lines(result: DryRun, model: Any) -> list[str]:
+def _lines(result: DryRun, model: Any, *, searched: bool) -> list[str]:
     """Lines about the shares that remain, the memory that scoring takes, and whether the pruned model is a stock one."""
-    memory, name = result.attribution, type(model).__name__
+    memory, name = result.attribution, stock_class(model).__name__
     left = result.plan.budget_json().get("remaining")
     lines = [
         f"to score it, {memory.batch_size} examples of {memory.length} tokens a batch: about {amount(memory.total)}: weights "
@@ -124,11 +129,8 @@ def _lines(result: DryRun, model: Any) -> list[str]:
     ]
     if result.plan.spread is not None and result.plan.spread.shape == "stock":
         removed, of_model = len(result.plan.removed_blocks), len({site.block for site in result.plan.sites})
-        lines.insert(
-            0,
-            f"{removed} of {counted(of_model, 'block')} removed, the fewest within the budget; a real run tries several, "
-            "and orders the blocks by the model's predictions",
-        )
+        how = ", the fewest within the budget; a real run tries several, in the order of what they change" if searched else ""
+        lines.insert(0, f"{removed} of {counted(of_model, 'block')} removed{how}")
     if left is not None:
         lines.insert(0, f"of the layers remain {left['params']:.1%} of the parameters, {left['flops']:.1%} of the FLOPs")
     return [*lines, "dry run: nothing was scored, measured or written"]

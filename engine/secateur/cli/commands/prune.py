@@ -64,12 +64,13 @@ from secateur.exporting.base import FORMATS
 from secateur.exporting.engines import ENGINES, Needs, needs_of, require_engine
 from secateur.exporting.export import export, require_exportable, require_format
 from secateur.flow.loaded import device_named
+from secateur.flow.model_card import CARD_FILE
 from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan
 from secateur.planning.shapes import Shape
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, VerificationError
 
 
 @output.claims_out()
@@ -196,13 +197,19 @@ def prune(
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
-    shown += compressed.usage(out).lines()
+    shown += compressed.usage(out).lines(elsewhere=needs is None)
+    failed: InputError | VerificationError | None = None
     if needs is not None:
-        shown += _for_engine(needs, out, loaded.stored, document)
+        try:
+            shown += _for_engine(for_engine, needs, out, loaded.stored, document)
+        except (InputError, VerificationError) as error:
+            failed = error
     output.emit(document, as_json, *shown)
+    if failed is not None:
+        raise type(failed)(f"{out} is written, and its {needs.format if needs else ''} is not: {failed}") from failed
 
 
-def _for_engine(needs: Needs, out: Path, stored: torch.dtype, document: dict[str, Any]) -> list[str]:
+def _for_engine(engine: str | None, needs: Needs, out: Path, stored: torch.dtype, document: dict[str, Any]) -> list[str]:
     """Write what an engine reads into a folder. Returns lines that say so, and adds the export to the command's document."""
     read, lines = out, []
     if needs.format is not None:
@@ -212,4 +219,8 @@ def _for_engine(needs: Needs, out: Path, stored: torch.dtype, document: dict[str
         exported = export(out, out / needs.format, format=needs.format, dtype="auto" if held else "float32")
         document["export"] = exported.document
         read, lines = exported.out, exported.lines()
-    return [*lines, *([f"serve it: {needs.serve.format(shlex.quote(str(read)))}"] if needs.serve else [])]
+    command = needs.serve.format(shlex.quote(str(read)))
+    with (out / CARD_FILE).open("a", encoding="utf-8") as card:
+        block = f"\n\n```sh\n{command}\n```" if command else ""
+        card.write(f"\n## For {engine}\n\n{engine} reads `{read}`.{block}\n")
+    return [*lines, *([f"serve it: {command}"] if command else [])]
