@@ -29,7 +29,7 @@ from secateur.tasks import Task
 
 SHAPES = ("dense", "stock", "any")
 THREADS, SHARE, LENGTH, TARGET = 2, 0.5, 64, 4
-BATCHES = (1, 16)
+BATCHES = (1, 8)
 Run = Callable[[], Any]
 Make = Callable[[Path, int], Run | None]  # From a folder and a batch size.
 
@@ -53,10 +53,10 @@ def subjects() -> Iterator[Subject]:
     yield Subject("built-in T5", model, secateur.TextToText(tokenizer, labels=labels), builtin.examples("language")[:100])
     model, tokenizer = smollm.load()
     labels = sorted({row["target"] for row in builtin.examples("movie")})
-    yield Subject("SmolLM2-135M (Llama)", model, secateur.CausalLM(tokenizer, labels=labels), builtin.examples("movie")[:40])
+    yield Subject("SmolLM2-135M (Llama)", model, secateur.CausalLM(tokenizer, labels=labels), builtin.examples("movie")[:16])
 
 
-def engines(rounds: int = 9) -> dict[str, Any]:
+def engines(rounds: int = 5) -> dict[str, Any]:
     """Measure all models."""
     torch.set_num_threads(THREADS)
     rows: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ def engines(rounds: int = 9) -> dict[str, Any]:
 def _folders(subject: Subject, scratch: Path) -> Iterator[tuple[str, Path]]:
     """Save the model in each shape. Yields the folders by shape."""
     scores = secateur.attribute(subject.model, subject.task, subject.rows)
-    removable = secateur.removable_blocks(subject.model, subject.task, subject.rows)
+    removable = secateur.removable_blocks(subject.model, subject.task, subject.rows[:8])  # Only the speed is measured.
     for shape in SHAPES:
         model: nn.Module = subject.model
         if shape != "dense":
@@ -99,7 +99,7 @@ def _measured(folders: dict[str, Path], batch: int, rounds: int) -> dict[str, An
                 continue
             if run is not None:
                 runs[f"{engine}, {shape}"] = run
-    return {"times": compare(runs, rounds=rounds, warmup=2), "missing": missing}
+    return {"times": compare(runs, rounds=rounds, warmup=1, apart=0.25), "missing": missing}
 
 
 def _inputs(model: Any, batch: int) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ def compare(
     rounds: int = 15,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
+    apart: float = 0.0,
 ) -> dict[str, Any]:
     """Time the functions in turn for `rounds` rounds. Each round begins with another function.
 
@@ -23,6 +24,8 @@ def compare(
         warmup: How often each function runs before the first round.
         clock: The clock in seconds. `time.process_time` counts the computation of this process alone. It suits single-threaded
             functions on a machine that other processes also use.
+        apart: Seconds of sleep before each function, which then runs once untimed. Threads of another library may wait busily
+            for a while after its last call, and slow what follows.
 
     Returns:
         The median milliseconds of each function. For each function but the first, also the median, the quartiles and the range
@@ -35,6 +38,9 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(rounds):
         for name in names[round_number % len(names) :] + names[: round_number % len(names)]:
+            if apart:
+                time.sleep(apart)
+                functions[name]()
             start = clock()
             functions[name]()
             times[name].append(clock() - start)
