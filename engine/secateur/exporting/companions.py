@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.exporting.base import Source
+from secateur.pruning.describe import stock_class
 from secateur.tasks.task_file import TASK_FILE
 
 ONE_PASS = "one pass without a cache of keys and values: for scores of given labels; generation repeats the whole pass"
@@ -28,7 +29,7 @@ def write_companions(source: Source, folder: Path, *, config: bool = True) -> No
     if not config:
         return
     content = {name: value for name, value in model.config.to_dict().items() if name not in ("auto_map", "secateur")}
-    content["architectures"] = [type(model).__name__.removeprefix("Pruned")]
+    content["architectures"] = [stock_class(model).__name__]
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(folder)

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,6 +121,16 @@ def _texts(source: Source, size: int, length: int, generator: torch.Generator) -
         target[:, 0] = config.decoder_start_token_id
         inputs["decoder_input_ids"] = target
     return inputs
+
+
+def exactly(numbers: Any, dtype: Any) -> Any:
+    """Return an array in a narrower dtype of NumPy, None where that does not hold all its numbers.
+
+    Rounded weights are such numbers. Rotary frequencies are not: rounding them moved logits by 1e-4 at 160 tokens.
+    """
+    with np.errstate(over="ignore"):
+        narrow = numbers.astype(dtype)
+    return narrow if (narrow.astype(numbers.dtype) == numbers).all() else None
 
 
 def round_(source: Source) -> None:

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.exporting.base import Source
 from secateur.exporting.companions import notes_of, write_companions
 from secateur.exporting.comparing import at_tokens, compared, expected, logits_for
-from secateur.exporting.logits import OUTPUT, Logits, dynamic_shapes, inputs_of, round_
+from secateur.exporting.logits import OUTPUT, Logits, dynamic_shapes, exactly, inputs_of, round_
 from secateur.exporting.logits import require as require
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, first_line
@@ -96,20 +95,15 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], path: Path, dty
 
 
 def _store(graph: Any, dtype: torch.dtype) -> None:
-    """Store the numbers that a dtype holds exactly in that dtype, with a cast to float32 behind each.
-
-    Weights have been rounded to the dtype, so they are such numbers. Rotary frequencies are not, and stay as they are.
-    """
+    """Store the numbers that a dtype holds exactly in that dtype, with a cast to float32 behind each."""
     import onnx_ir as ir
 
     kind = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}[dtype]
     for name, value in list(graph.initializers.items()):
         if value.dtype != ir.DataType.FLOAT:
             continue
-        numbers = value.const_value.numpy()
-        with np.errstate(over="ignore"):
-            smaller = numbers.astype(kind.numpy())
-        if not (smaller.astype(numbers.dtype) == numbers).all():
+        smaller = exactly(value.const_value.numpy(), kind.numpy())
+        if smaller is None:
             continue
         stored = ir.Value(
             name=f"{name}.stored", type=ir.TensorType(kind), shape=value.shape, const_value=ir.Tensor(smaller, dtype=kind)
