@@ -222,8 +222,8 @@ def test_which_blocks_may_go(case: Case) -> None:
 
 
 BAD: dict[str, tuple[str, list[str], str]] = {
-    "all": ("bert-sequence", ["encoder.0", "encoder.1"], "expected 1 blocks of the encoder at least, got all but encoder.0, "),
-    "decoder": ("t5-gated", ["decoder.0", "decoder.1"], "expected 1 blocks of the decoder at least, got all but decoder.0, "),
+    "all": ("bert-sequence", ["encoder.0", "encoder.1"], "expected 1 block of the encoder at least, got all but encoder.0, "),
+    "decoder": ("t5-gated", ["decoder.0", "decoder.1"], "expected 1 block of the decoder at least, got all but decoder.0, "),
     "encoder": ("bart", ["encoder.0"], "expected 2 blocks of the encoder at least, got all but encoder.0"),
     "first": (
         "modernbert",
