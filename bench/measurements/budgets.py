@@ -341,20 +341,22 @@ def time_models(out: Path, model: str, methods: Sequence[str], shares: Sequence[
 
 def collect(out: Path, results: Path) -> None:
     """Write all cells to a file."""
-    rows, timed, settings = [], [], {}
+    rows, timed, settings = [], [], list[dict[str, Any]]()
     for name in MODELS:
         if (out / f"timed-{name}").is_dir():
             with Ledger(out / f"timed-{name}", json.loads((out / f"timed-{name}" / "settings.json").read_text())) as ledger:
                 timed += ledger.rows()
         if (out / name).is_dir():
-            settings = json.loads((out / name / "settings.json").read_text())
-            with Ledger(out / name, settings) as ledger:
-                rows += ledger.rows()
+            settings.append(json.loads((out / name / "settings.json").read_text()))
+            with Ledger(out / name, settings[-1]) as ledger:
+                rows += [{**row, **settings[-1]} for row in ledger.rows()]
     if not rows:
         sys.exit(f"out: expected finished cells in {str(out)!r}, got none")
     commits = sorted({row.pop("commit") for row in rows})
     left_out = [{"model": model, "method": method, "why": why} for (model, method), why in LEFT_OUT.items()]
-    about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0]), **settings}
+    about = {"commit": ", ".join(commits), "environment": environment(builtin.load()[0])}
+    if all(one == settings[0] for one in settings):
+        about |= settings[0]
     shares = sorted({row["share"] for row in rows}, reverse=True)
     document = {**about, "shares": shares, "left_out": left_out, "rows": rows, "timed": timed}
     results.write_text(json.dumps(document, indent=1) + "\n")

@@ -59,11 +59,12 @@ def shapes() -> str:
     for row in rows:
         worst = f"{row['worst_value']:.3f} ({row['worst']})"
         shape = {"secateur": "any"}.get(row["method"], row["method"].removeprefix("secateur, "))
-        draws = {entry["draw"] for entry in run["rows"] if entry["model"] == row["model"]}
-        counts = str(row["tasks"]), str(len(draws))
+        of_model = [entry for entry in run["rows"] if entry["model"] == row["model"]]
+        draws = {entry["draw"] for entry in of_model}
+        counts = str(row["tasks"]), str(len(draws)), str(of_model[0]["examples"]), str(of_model[0]["tested"])
         lines.append((MODELS[row["model"]], shape, f"{row['share']:g}", f"{row['mean']:.3f}", worst, *counts))
-    head = ("model", "shape", "of the FLOPs", "accuracy over dense", "worst task", "tasks", "draws")
+    head = ("model", "shape", "of the FLOPs", "accuracy over dense", "worst task", "tasks", "draws", "examples", "tested")
     return (
-        f"No training: {run['examples']} examples to score and refit on, {run['tested']} to test on; mean over tasks and draws."
-        f"\n\n{markdown(head, lines)}"
+        "No training. Mean over tasks and draws of the examples, on which a model is scored and refitted. Tested: the examples "
+        f"that the accuracy is measured on.\n\n{markdown(head, lines)}"
     )

@@ -10,8 +10,6 @@ from secateur.attribution.layer_scores import choose_layers as choose_layers
 from secateur.attribution.layer_scores import layer_scores as layer_scores
 from secateur.attribution.scores import Scores as Scores
 from secateur.data import builtin as builtin
-from secateur.exporting.engines import Needs as Needs
-from secateur.exporting.engines import needs_of as needs_of
 from secateur.exporting.export import Exported as Exported
 from secateur.exporting.export import export as export
 from secateur.flow.choose import alternatives as alternatives
@@ -19,6 +17,8 @@ from secateur.flow.choose import choose as choose
 from secateur.flow.compress import Compressed as Compressed
 from secateur.flow.compress import compress as compress
 from secateur.flow.depth import removable_blocks as removable_blocks
+from secateur.flow.engines import Needs as Needs
+from secateur.flow.engines import needs_of as needs_of
 from secateur.flow.meet_latency import MetLatency as MetLatency
 from secateur.flow.meet_latency import meet_latency as meet_latency
 from secateur.flow.push import push as push

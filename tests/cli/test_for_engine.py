@@ -15,7 +15,7 @@ from exported import byte_pairs, decoder, report
 import secateur
 from secateur.cli.commands import prune
 from secateur.exporting.base import FORMATS
-from secateur.exporting.engines import ENGINES, needs_of
+from secateur.flow.engines import ENGINES, needs_of
 from secateur.support.errors import InputError, VerificationError
 
 PRUNE = "prune dense --data train.jsonl --flops 0.6 --recover none --batch-sizes 1 --lengths 8 --out small"
@@ -107,7 +107,6 @@ def test_openvino_gets_float32_of_a_model_in_bfloat16(run: Run) -> None:
         ("--for vllm --unit channel", "unit: expected none with --for"),
         ("--for sglang --align 64", "align: expected a multiple of 256 with --for, got 64"),
         ("--for vllm --plan plan.json --flops 0.5", "plan: expected --plan or a budget, got both"),
-        ("--for vllm --dry-run", "dry-run: expected none with --for"),
     ],
 )
 def test_what_does_not_fit_an_engine_is_refused(dense: Run, options: str, message: str) -> None:
@@ -135,3 +134,14 @@ def test_engines_name_formats_and_shapes_that_exist() -> None:
     wrong: Any = []
     with pytest.raises(InputError, match=r"^engine: expected one of vllm, .*, got \[\]"):
         needs_of(wrong, models[0])
+
+
+def test_a_dry_run_has_the_shape_and_the_widths_of_the_engine(dense: Run) -> None:
+    result = dense("prune dense --flops 0.6 --dry-run --for sglang --json")
+    assert result.code == 0, result.errors
+    assert "for sglang: shape per-layer, FFN widths in multiples of 256" in result.errors
+    assert result.document["plan"]["shape"] == "per-layer"
+    widths = [site["kept"] for site in result.document["sites"] if site["unit"] == "neuron"]
+    assert len(widths) == 4
+    assert all(width % 256 == 0 for width in widths)
+    assert not Path("small").exists()

@@ -142,6 +142,23 @@ def test_compress_keeps_blocks_whose_sites_are_not_all_selected() -> None:
     assert not hasattr(compressed.pruned.config, "secateur")
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen", "field"),
+    [("t5-gated", "encoder", "num_heads"), ("llama", "0", "num_attention_heads"), ("bert-sequence", "0", "intermediate_size")],
+)
+def test_a_part_of_the_layers_that_share_a_field_is_refused_before_the_scoring(name: str, chosen: str, field: str) -> None:
+    case, model = CASES[name], deeper(name, 3)
+    message = rf"^sites: expected all sites of a stock model's {field}, got \S+0\.\S+ without \S+\.\S+, which has the same"
+    calls: list[Any] = []
+    with pytest.raises(secateur.InputError, match=message):
+        secateur.compress(model, case.examples, case.task, flops=0.7, shape="stock", select=chosen, say=calls.append)
+    assert calls == []
+    with torch.device("meta"):
+        sizes = type(model)(model.config)
+    with pytest.raises(secateur.InputError, match=message):
+        secateur.dry_run(sizes, flops=0.7, shape="stock", select=chosen)
+
+
 ALONE = """
 import json, sys
 sys.modules["secateur"] = None

@@ -57,7 +57,7 @@ def test_the_lines_load_the_folder(name: str, options: dict[str, Any], tmp_path:
     assert names["model"].state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[key]) for key, tensor in names["model"].state_dict().items())
     assert "tokenizer" in names or "processor" in names
-    assert ("vllm serve" in usage.serving()) == (not own and name in ("bert-sequence", "llama"))
+    assert ("vllm serve" in usage.serving()) == (not own and name in ("bert-sequence", "bert-token", "llama"))
 
 
 def test_the_lines_need_no_secateur(tmp_path: Path) -> None:

@@ -20,19 +20,13 @@ from secateur.exporting.companions import write_companions
 from secateur.exporting.comparing import compared, expected
 from secateur.exporting.decoder import require_no_window
 from secateur.exporting.logits import Logits, inputs_of, round_
+from secateur.flow.engines import CTRANSLATE2
 from secateur.model.families import branches, family_of
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, VerificationError, first_line
 
 HEAD_FILE = "head.safetensors"
-# The architectures that a test compares. The converter knows more. Of Gemma 2 and 3, its folders compute other logits.
 _MARIAN = "MarianMTModel"
-_TRANSLATORS = ("T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration", _MARIAN)
-_GENERATORS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel")
-_ENCODERS = tuple(
-    f"{family}For{task}Classification" for family in ("Bert", "Roberta", "DistilBert") for task in ("Sequence", "Token")
-)
-ARCHITECTURES = _TRANSLATORS + _GENERATORS + _ENCODERS
 
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
@@ -55,10 +49,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     architecture = stock_class(model).__name__
     _require_alike(model)
     round_(source)
-    kind = _Encoder if architecture in _ENCODERS else _Translator if architecture in _TRANSLATORS else _Generator
-    way: _Way = kind(source)
+    translates, classifies = model.config.is_encoder_decoder, architecture.endswith("Classification")
+    way: _Way = (_Translator if translates else _Encoder if classifies else _Generator)(source)
     reference = expected(model, way.torch)
-    head = _head(model) if architecture in _ENCODERS else {}
+    head = _head(model) if classifies else {}
     names = dict(model.config.id2label) if head else {}
     zeros = _adapt_(model)
     _convert(source, folder)
@@ -88,13 +82,13 @@ def require(model: Any, tokenizer: Any) -> None:
         tokenizer: Its tokenizer.
 
     Raises:
-        InputError: The architecture is not in `ARCHITECTURES`; a decoder attends to the last tokens alone; a BART or Marian has
+        InputError: The architecture is not in `CTRANSLATE2`; a decoder attends to the last tokens alone; a BART or Marian has
             other numbers of heads in its decoder; or the padding of a Marian is not its last token.
     """
     architecture, config = stock_class(model).__name__, model.config
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"model: expected one of {', '.join(ARCHITECTURES)} for ct2, got {architecture}")
-    if architecture in _GENERATORS:
+    if architecture not in CTRANSLATE2:
+        raise InputError(f"model: expected one of {', '.join(CTRANSLATE2)} for ct2, got {architecture}")
+    if architecture.endswith("ForCausalLM"):
         require_no_window(config)
     if architecture == _MARIAN and tokenizer.pad_token_id != config.vocab_size - 1:
         raise InputError(

@@ -56,7 +56,7 @@ def export(folder: str | Path, out: str | Path, *, format: str, dtype: str = "au
 
     Args:
         folder: The folder of a model, pruned or not. "gguf" and "decilm" take a Llama, Mistral, Qwen 2 or Qwen 3; "ct2" takes
-            the architectures of `secateur.exporting.ct2.ARCHITECTURES` in stock shapes.
+            the architectures of `secateur.flow.engines.CTRANSLATE2` in stock shapes.
         out: The new folder.
         format: "gguf" (a file for llama.cpp), "decilm" (a folder for vLLM and SGLang), "onnx", "openvino", or "ct2"
             (CTranslate2).

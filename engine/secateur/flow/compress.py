@@ -29,7 +29,7 @@ from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.blocks import blocks
-from secateur.model.discovery import fingerprint
+from secateur.model.discovery import fingerprint, sites
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary, require_own_forwards, require_writable
 from secateur.model.sites import AttentionUnit
@@ -38,6 +38,7 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan
 from secateur.planning.shapes import Shape, require_shape
 from secateur.pruning.delete_layers import delete_layers
+from secateur.pruning.describe import require_all_layers
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
@@ -240,13 +241,16 @@ class _Settings:
             raise InputError(f"rounds: expected 1 with scores that are given, got {self.rounds}")
 
     def check_model(self, model: nn.Module) -> None:
-        """Raise InputError for a model that the settings do not fit: its weights, scores, positions or biases."""
+        """Raise InputError for a model that the settings do not fit: its weights, scores, sites, positions or biases."""
         require_values(model)
         if self.scores is not None and self.scores.fingerprint != fingerprint(model):
             raise InputError(
                 f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
                 f"({self.scores.fingerprint})"
             )
+        if self.shape == "stock":
+            chosen = sites(model, unit=self.unit, select=self.select) if self.scores is None else self.scores.sites
+            require_all_layers(model, chosen)
         require_lengths(model, self.shapes[1])
         require_biases(model, self.recoveries)
 

@@ -9,15 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from secateur.flow.engines import servers_of
 from secateur.pruning.describe import stock_class
 from secateur.support.compat import auto_model_classes
 from secateur.support.errors import InputError
 from secateur.tasks import Task
 from secateur.tasks.model_config import end_mark
 from secateur.tasks.task_file import name_of
-
-# Architectures whose stock config vLLM serves by docs/usage/serving.md, which quotes its documentation.
-_VLLM_DECODERS = ("LlamaForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,10 @@ class Usage:
                 "itself, because they have model classes of their own and no stock config describes its shape."
             )
         start = f"it runs in transformers ({self.auto_class}). Its config is a stock one"
-        if self.architecture in _VLLM_DECODERS:
-            return f"{start}, which vLLM takes by its documentation (not run here): vllm serve {folder}"
-        if self.architecture == "BertForSequenceClassification":
-            return (
-                f"{start}, which vLLM and text-embeddings-inference take by their documentation (not run here): "
-                f"vllm serve {folder} --runner pooling, or text-embeddings-router --model-id {folder}"
-            )
-        return f"{start}. No server was tried with this architecture."
+        servers = [command.format(folder) for command in servers_of(self.architecture).values()]
+        if servers:
+            return f"{start}, which these servers take by their code (not run here): {', or '.join(servers)}"
+        return f"{start}. No server is known to take this architecture."
 
     def lines(self, *, elsewhere: bool = True) -> list[str]:
         """The use of the folder as lines for a terminal.

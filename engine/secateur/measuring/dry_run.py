@@ -29,6 +29,7 @@ from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
+from secateur.pruning.describe import require_all_layers
 from secateur.pruning.prune import prune
 from secateur.support.compat import TorchDispatchMode, flash_attention, reads_a_value, tree_leaves
 from secateur.support.errors import InputError
@@ -203,6 +204,7 @@ def _plan(model: nn.Module, scores: Scores, budget: Budget, planning: dict[str, 
     """The plan within a budget; with shape "stock", one that removes the fewest blocks."""
     if planning.get("shape") != "stock":
         return plan_within(scores, budget, **planning)
+    require_all_layers(model, scores.sites)
     removable: list[str] = []
     for name in reversed(blocks(model)):
         if len(removable) < int(len(blocks(model)) * DEEPEST) and may_go(model, [*removable, name]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from secateur.model.families import branches, family_of
 from secateur.model.recipe import Rebuild, has_around
+from secateur.model.sites import Site
+from secateur.support.errors import InputError
 
 
 def describe_(model: nn.Module, recipe: dict[str, Any]) -> None:
@@ -69,6 +72,31 @@ def _stock_fields(model: nn.Module, recipe: dict[str, Any]) -> dict[str, Any] | 
     attributes = [(path, name) for path, values in recipe["attributes"].items() for name in (*values, "scaling")]
     same = same and all(_attribute(stock, *at) == _attribute(model, *at) for at in attributes)
     return fields if same else None
+
+
+def require_all_layers(model: nn.Module, chosen: Sequence[Site]) -> None:
+    """Refuse to prune some of the layers whose width or number of heads is one field of a stock config.
+
+    Args:
+        model: The dense model.
+        chosen: The sites to prune.
+
+    Raises:
+        InputError: A site shares a field with one that is not chosen.
+    """
+    family, by_name = family_of(model), {site.name: site for site in chosen}
+    first: dict[str, tuple[bool, str]] = {}
+    for name, branch in branches(model).items():
+        site = by_name.get(name)
+        if site is not None and site.in_stock == "whole":
+            continue
+        for field in family.config_fields(branch):
+            picked, other = first.setdefault(field, (site is not None, name))
+            if picked != (site is not None):
+                inside, outside = (other, name) if picked else (name, other)
+                raise InputError(
+                    f"sites: expected all sites of a stock model's {field}, got {inside} without {outside}, which has the same"
+                )
 
 
 def stock_class(model: nn.Module) -> type[nn.Module]:

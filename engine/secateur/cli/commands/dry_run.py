@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import nn
 
 from secateur.attribution.scores import Scores
 from secateur.cli.shared import output
-from secateur.flow.loaded import meta_model
 from secateur.measuring.dry_run import DryRun, dry_run
 from secateur.model.sites import counted
 from secateur.planning.budget import Budget
@@ -24,13 +24,12 @@ _SHOWN = 6
 
 def run(
     name: str,
+    model: nn.Module,
     given: Plan | None,
     scores: Path | None,
     budget: Budget | None,
     shapes: tuple[Sequence[int], Sequence[int]],
     *,
-    kind: str | None,
-    dtype: str,
     select: str | None,
     **options: Any,
 ) -> tuple[dict[str, Any], list[Table | str]]:
@@ -38,12 +37,11 @@ def run(
 
     Args:
         name: The folder or Hub name of the model.
+        model: The model on the meta device.
         given: The plan of --plan, if it is given.
         scores: The file of --scores, if it is given.
         budget: The budget; None with a plan.
         shapes: Batch sizes and lengths. The forward pass whose FLOPs are counted has the largest of each.
-        kind: The kind of task; None for the model's own kind.
-        dtype: The name of the dtype.
         select: The sites to prune.
         options: Further arguments of `secateur.dry_run`.
 
@@ -58,7 +56,6 @@ def run(
     loaded = None if scores is None else Scores.load(scores)
     if loaded is not None and select is not None:
         loaded = loaded.of(select)
-    model = meta_model(name, task=kind, dtype=dtype)
     result = dry_run(
         model, given=given, scores=loaded, select=select, batch_size=max(shapes[0]), length=max(shapes[1]), **options
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, cast
 
 import torch
 import typer
+from torch import nn
 
 import secateur
 from secateur.cli.commands import dry_run
@@ -61,9 +62,9 @@ from secateur.cli.shared.options import (
 )
 from secateur.cli.shared.unused import require_unused
 from secateur.exporting.base import FORMATS
-from secateur.exporting.engines import ENGINES, Needs, needs_of, require_engine
 from secateur.exporting.export import export, require_exportable, require_format
-from secateur.flow.loaded import device_named
+from secateur.flow.engines import ENGINES, Needs, needs_of, require_engine
+from secateur.flow.loaded import device_named, meta_model
 from secateur.flow.model_card import CARD_FILE
 from secateur.flow.push import require_pushable
 from secateur.planning.allocation import Allocation
@@ -158,17 +159,18 @@ def prune(
         require_engine(for_engine)
         require_unused(
             "with --for", shape=(shape, "any"), plan=(plan_file, None), unit=(unit, "head"), per_head=(per_head, False),
-            dry_run=(dry, False),
         )  # fmt: skip
     shapes = inputs.shapes(batch_sizes, lengths)
     if dry:
+        sizes = meta_model(model, task=kind, dtype=dtype)
+        needs = _needs(for_engine, sizes, shape)
         planning = {
-            "floor": floor or 0.0, "per_head": per_head, "shape": shape,
-            "align": inputs.alignment(align, device_named(device).type),
+            "floor": floor or 0.0, "per_head": per_head, "shape": needs.shape,
+            "align": inputs.alignment(align, device_named(device).type, needs.align),
             "allocation": "uniform" if allocation == "auto" else allocation,
         }  # fmt: skip
         document, shown = dry_run.run(
-            model, given, scores_file, budget, shapes, kind=kind, dtype=dtype, unit=inputs.unit(unit), select=select,
+            model, sizes, given, scores_file, budget, shapes, unit=inputs.unit(unit), select=select,
             max_tokens=max_tokens, **({} if given is not None else planning),
         )  # fmt: skip
         output.emit(document, as_json, *shown)
@@ -182,34 +184,44 @@ def prune(
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
-    needs = None if for_engine is None else needs_of(for_engine, loaded.model)
-    if needs is not None and needs.format is not None:
+    needs = _needs(for_engine, loaded.model, shape)
+    if needs.format is not None:
         require_exportable(require_format(needs.format), loaded.model, loaded.tokenizer)
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     compressed = secateur.compress(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
         evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
         rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
-        align=None if given is not None else inputs.alignment(align, loaded.device, needs.align if needs else 1),
-        per_head=per_head, shape=needs.shape if needs else cast(Shape, shape), recoveries=recoveries, max_tokens=max_tokens,
+        align=None if given is not None else inputs.alignment(align, loaded.device, needs.align),
+        per_head=per_head, shape=needs.shape, recoveries=recoveries, max_tokens=max_tokens,
         batch_sizes=shapes[0], lengths=shapes[1], progress=bars(),
         say=output.say,
     )  # fmt: skip
     document = {**compressed.to_json(), "out": str(out)}
     shown = [*output.compared(compressed.comparison), *compressed.lines(), f"written to {out}"]
-    shown += compressed.usage(out).lines(elsewhere=needs is None)
+    shown += compressed.usage(out).lines(elsewhere=for_engine is None)
     failed: InputError | VerificationError | None = None
-    if needs is not None:
+    if for_engine is not None:
         try:
             shown += _for_engine(for_engine, needs, out, loaded.stored, document)
         except (InputError, VerificationError) as error:
             failed = error
     output.emit(document, as_json, *shown)
     if failed is not None:
-        raise type(failed)(f"{out} is written, and its {needs.format if needs else ''} is not: {failed}") from failed
+        raise type(failed)(f"{out} is written, and its {needs.format} is not: {failed}") from failed
 
 
-def _for_engine(engine: str | None, needs: Needs, out: Path, stored: torch.dtype, document: dict[str, Any]) -> list[str]:
+def _needs(engine: str | None, model: nn.Module, shape: str) -> Needs:
+    """What the engine of --for needs of a model, or else what --shape says."""
+    if engine is None:
+        return Needs(cast(Shape, shape))
+    needs = needs_of(engine, model)
+    widths = f", FFN widths in multiples of {needs.align}" if needs.align > 1 else ""
+    output.say(f"for {engine}: shape {needs.shape}{widths}")
+    return needs
+
+
+def _for_engine(engine: str, needs: Needs, out: Path, stored: torch.dtype, document: dict[str, Any]) -> list[str]:
     """Write what an engine reads into a folder. Returns lines that say so, and adds the export to the command's document."""
     read, lines = out, []
     if needs.format is not None:

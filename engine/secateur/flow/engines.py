@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from secateur.exporting import ct2
 from secateur.planning.shapes import Shape
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError
@@ -27,7 +26,7 @@ class Needs:
         shape: The widest shape that it takes, as in `plan`.
         align: FFN widths are multiples of it. With 1, the device alone decides.
         format: The format that it reads, as in `export`; None for the folder itself.
-        serve: The command that serves a folder, "" where there is none. "{}" stands for the folder.
+        serve: The command that serves what the engine reads, "" where there is none. "{}" stands for the path.
     """
 
     shape: Shape
@@ -40,17 +39,23 @@ _LLAMAS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _DECODERS = ("Qwen3ForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM")
 _CLASSIFIERS = ("BertForSequenceClassification", "RobertaForSequenceClassification", "XLMRobertaForSequenceClassification")
 _MORE_ENCODERS = ("BertForTokenClassification", "ModernBertForSequenceClassification", "ModernBertForTokenClassification")
+# Those whose folders a test compares. CTranslate2's converter knows more. Of Gemma 2 and 3, its folders compute other logits.
+CTRANSLATE2 = (
+    "T5ForConditionalGeneration", "MT5ForConditionalGeneration", "BartForConditionalGeneration", "MarianMTModel", *_LLAMAS,
+    "Qwen3ForCausalLM", "GPT2LMHeadModel",
+    *(f"{family}For{task}Classification" for family in ("Bert", "Roberta", "DistilBert") for task in ("Sequence", "Token")),
+)  # fmt: skip
 _VLLM, _SGLANG, _LLAMA_CPP = "vllm serve {}", "python -m sglang.launch_server --model-path {}", "llama-server -m {}/model.gguf"
 # By engine, what it needs of architectures; an empty tuple stands for all.
 _ENGINES: Mapping[str, Mapping[tuple[str, ...], Needs]] = {
     "vllm": {
-        _LLAMAS: Needs("per-layer", format="decilm", serve=f"{_VLLM} --trust-remote-code"),
+        _LLAMAS: Needs("per-layer", format="decilm", serve=_VLLM),
         _DECODERS: Needs("stock", serve=_VLLM),
         (*_CLASSIFIERS, *_MORE_ENCODERS): Needs("stock", serve=f"{_VLLM} --runner pooling"),
     },
     "sglang": {
         # It computes the width of an FFN from a factor, which gives multiples of 256.
-        _LLAMAS: Needs("per-layer", 256, "decilm", serve=f"{_SGLANG} --trust-remote-code"),
+        _LLAMAS: Needs("per-layer", 256, "decilm", serve=_SGLANG),
         _DECODERS: Needs("stock", serve=_SGLANG),
         _CLASSIFIERS[:1]: Needs("stock", serve=f"{_SGLANG} --is-embedding"),
     },
@@ -60,7 +65,7 @@ _ENGINES: Mapping[str, Mapping[tuple[str, ...], Needs]] = {
         _DECODERS[:1]: Needs("stock", 32, "gguf", serve=_LLAMA_CPP),
     },
     "tei": {_CLASSIFIERS: Needs("stock", serve="text-embeddings-router --model-id {}")},
-    "ctranslate2": {ct2.ARCHITECTURES: Needs("stock", format="ct2")},
+    "ctranslate2": {CTRANSLATE2: Needs("stock", format="ct2")},
     "openvino": {(): Needs("any", format="openvino")},
     "onnx": {(): Needs("any", format="onnx")},
 }
@@ -95,3 +100,17 @@ def needs_of(engine: str, model: nn.Module) -> Needs:
             return needs
     taken = ", ".join(name for architectures in known for name in architectures)
     raise InputError(f"engine: expected for {engine} one of {taken}, got {architecture}")
+
+
+def servers_of(architecture: str) -> dict[str, str]:
+    """Return the commands that serve the folder of an architecture with a stock config, by engine. "{}" stands for the folder.
+
+    Args:
+        architecture: The name of the model's own class, such as "BertForSequenceClassification".
+    """
+    return {
+        engine: needs.serve
+        for engine, known in _ENGINES.items()
+        for architectures, needs in known.items()
+        if architecture in architectures and needs.serve and needs.format in (None, "decilm")
+    }
