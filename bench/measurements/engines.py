@@ -2,15 +2,20 @@
 
 Each model is saved dense, and pruned to half of its layers' FLOPs in two shapes: stock, whose layers are alike, and any. Each
 folder is exported for the engines that take it, which verifies it. Then all take turns.
+
+python -m bench.run engines measures all models. python -m bench.measurements.engines MODEL ... measures some of bert, t5 and
+smollm, and keeps the known rows of the others.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib.util
+import json
 import os
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +26,14 @@ from torch import Tensor, nn
 import secateur
 from bench.subjects import minilm, smollm
 from bench.support.interleaved import compare
+from bench.support.provenance import RESULTS, commit
 from secateur.data import builtin
 from secateur.flow.choose import alternatives
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
 from secateur.tasks import Task
 
+RESULT = RESULTS / "engines.json"
 SHAPES = ("dense", "stock", "any")
 THREADS, SHARE, LENGTH, TARGET = 2, 0.5, 64, 4
 BATCHES = (1, 8)
@@ -44,31 +51,43 @@ class Subject:
     rows: list[dict[str, Any]]
 
 
-def subjects() -> Iterator[Subject]:
-    """Yield an encoder, an encoder-decoder and a decoder with real weights."""
+def _bert() -> Subject:
     model, tokenizer = minilm.fine_tuned("domain")
-    yield Subject("MiniLM (BERT)", model, secateur.SequenceClassification(tokenizer), builtin.examples("domain")[:100])
+    return Subject("MiniLM (BERT)", model, secateur.SequenceClassification(tokenizer), builtin.examples("domain")[:100])
+
+
+def _t5() -> Subject:
     model, tokenizer = builtin.load()
     labels = sorted({row["target"] for row in builtin.examples("language")})
-    yield Subject("built-in T5", model, secateur.TextToText(tokenizer, labels=labels), builtin.examples("language")[:100])
+    return Subject("built-in T5", model, secateur.TextToText(tokenizer, labels=labels), builtin.examples("language")[:100])
+
+
+def _smollm() -> Subject:
     model, tokenizer = smollm.load()
     labels = sorted({row["target"] for row in builtin.examples("movie")})
-    yield Subject("SmolLM2-135M (Llama)", model, secateur.CausalLM(tokenizer, labels=labels), builtin.examples("movie")[:16])
+    return Subject("SmolLM2-135M (Llama)", model, secateur.CausalLM(tokenizer, labels=labels), builtin.examples("movie")[:16])
 
 
-def engines(rounds: int = 5) -> dict[str, Any]:
-    """Measure all models."""
+# An encoder, an encoder-decoder and a decoder with real weights.
+SUBJECTS = {"bert": _bert, "t5": _t5, "smollm": _smollm}
+
+
+def engines(names: Iterable[str] = SUBJECTS, rounds: int = 5) -> dict[str, Any]:
+    """Measure some models."""
     torch.set_num_threads(THREADS)
     rows: list[dict[str, Any]] = []
-    for subject in subjects():
+    measured = commit()
+    for name in names:
+        subject = SUBJECTS[name]()
         with tempfile.TemporaryDirectory() as scratch:
             folders = dict(_folders(subject, Path(scratch)))
             for batch in BATCHES:
-                rows.append({"model": subject.name, "batch": batch, "length": LENGTH, **_measured(folders, batch, rounds)})
+                about = {"model": subject.name, "commit": measured, "batch": batch, "length": LENGTH}
+                rows.append({**about, "load": os.getloadavg(), **_measured(folders, batch, rounds)})
                 print(rows[-1], flush=True)
                 gc.collect()
-        about = environment(subject.model)
-    return {"environment": about, "load": os.getloadavg(), "threads": THREADS, "share": SHARE, "rounds": rounds, "rows": rows}
+        seen = environment(subject.model)
+    return {"environment": seen, "threads": THREADS, "share": SHARE, "rounds": rounds, "rows": rows}
 
 
 def _folders(subject: Subject, scratch: Path) -> Iterator[tuple[str, Path]]:
@@ -221,3 +240,18 @@ if _bfloat16_products():
 for _package, _of_package in _OPTIONAL.items():
     if importlib.util.find_spec(_package) is not None:
         ENGINES |= _of_package
+
+
+def main() -> None:
+    """Measure the models that the command line names. The rows of the others stay as they are in the file."""
+    known = json.loads(RESULT.read_text())
+    new = engines(sys.argv[1:])
+    if known["environment"] != new["environment"]:
+        sys.exit(f"environment: expected that of {RESULT}, to keep its other rows, got {new['environment']}")
+    replaced = {row["model"] for row in new["rows"]}
+    rows = [row for row in known["rows"] if row["model"] not in replaced]
+    RESULT.write_text(json.dumps({**known, **new, "rows": rows + new["rows"]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
