@@ -89,7 +89,7 @@ def recover_(
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
             "bias" raises InputError there.
         unlabeled: Whether the examples need no targets. They run with all candidate labels.
-        removed_blocks: The blocks of the dense model that the pruned one lacks: `plan.removed_blocks`.
+        removed_blocks: The blocks of `model` that `pruned` lacks, by their names in `model`: `plan.removed_blocks`.
         max_tokens: As in `attribute`.
         progress: True for a progress bar, or a function of (branches refitted, all branches).
 
