@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from torch import Tensor, nn
 
 import secateur
 from secateur import InputError
+from secateur.model.blocks import blocks
 from secateur.model.branches import FeedForward
 from secateur.model.discovery import branches_of, fingerprint
 from secateur.model.families import branches
+from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan
 from secateur.recovery import recover as recovering
 from secateur.recovery.least_squares import Moments
+from secateur.recovery.walk import Walk
+from secateur.tasks import Batch
 
 ONE_PER_TASK = [CASES[name] for name in ("t5-relu", "t5-gated", "bert-sequence", "bert-token", "llama")]
 
@@ -160,6 +165,41 @@ def test_recovery_fits_only_the_bias_of_an_empty_branch(case: Case, make_plan: C
         for refit in empty
     )
     assert empty
+
+
+def end(case: Case, model: nn.Module, batches: list[Batch]) -> Tensor:
+    """Return the last sums [tokens, channels] of the stream and the outputs of a branch."""
+    sums = []
+    with undisturbed(model), torch.no_grad():
+        walk = Walk(model, case.task, batches)
+        for branch in branches(model).values():
+            reached = [walk.reach(k, branch) for k in range(len(batches))]
+    for batch, at in zip(batches, reached, strict=True):
+        assert at.stream is not None
+        sums.append((at.stream + at.outputs)[batch.real(target=case.name in ("t5-gated", "bart"))])
+    return torch.cat(sums)
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "bart", "llama", "gpt2", "opt", "opt-post-norm", "distilbert"])
+def test_later_branches_give_back_what_earlier_ones_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first block alone is pruned. Towards their own outputs, the other branches would give nothing back."""
+    case = CASES[name]
+    model, targets = case.model(torch.float64), [example["target"] for example in case.examples]
+    examples = [{"input": text, "target": targets[k % len(targets)]} for k, text in enumerate(sentences(150))]
+    batches = list(case.task.batches(case.task.items(model, examples), torch.device("cpu"), 4096))
+    sites = tuple(secateur.sites(model))
+    first = {block.name for block in blocks(model).values() if block.layer == 0}
+    kept = {site.name: torch.arange(site.units // 2 if site.block in first else site.units) for site in sites}
+    distances = {}
+    for towards in ("stream", "branch"):
+        pruned = secateur.prune(model, Plan(kept, sites, fingerprint(model)))
+        with monkeypatch.context() as patch:
+            if towards == "branch":
+                reach = Walk.reach
+                patch.setattr(Walk, "reach", lambda *given: replace(reach(*given), stream=None))
+            secateur.recover_(model, pruned, case.task, examples)
+        distances[towards] = float((end(case, pruned, batches) - end(case, model, batches)).norm())
+    assert distances["stream"] < distances["branch"]
 
 
 @pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)

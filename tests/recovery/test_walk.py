@@ -11,6 +11,7 @@ import torch
 from cases import ALL, Case
 from torch import Tensor, nn
 
+from secateur.model.blocks import blocks
 from secateur.model.families import branches
 from secateur.model.undisturbed import undisturbed
 from secateur.recovery.walk import Walk
@@ -44,7 +45,7 @@ def test_a_walk_brings_the_tensors_of_a_whole_pass_though_weights_change_on_the_
         for branch in branches(model).values():
             for k, batch in enumerate(batches):
                 reached, expected = walk.reach(k, branch), inputs_and_outputs(case, model, batch, branch.output)
-                for mine, theirs in zip(reached, expected, strict=True):
+                for mine, theirs in zip((reached.inputs, reached.outputs), expected, strict=True):
                     # OPT puts the tokens of all examples into one row.
                     torch.testing.assert_close(mine, theirs.view_as(mine), rtol=1e-5, atol=1e-6)
             with torch.no_grad():
@@ -79,3 +80,44 @@ def test_in_projections_run_once_per_batch_and_the_model_is_as_before(case: Case
     wrapped = {path for branch in by_name.values() for path in branch.linears}
     assert not any(module._forward_hooks for module in model.modules())
     assert {path for path, module in model.named_modules() if "forward" in vars(module)} == wrapped
+
+
+def streams(case: Case, model: nn.Module) -> dict[str, Tensor]:
+    """Return the stream in front of the first branch of each block, from a walk in which weights change on the way."""
+    (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
+    first = {block.branches[0].name for block in blocks(model).values()}
+    found = {}
+    with undisturbed(model):
+        walk = Walk(model, case.task, [batch])
+        for branch in branches(model).values():
+            stream = walk.reach(0, branch).stream
+            if branch.name in first and stream is not None:
+                found[branch.name] = stream
+            with torch.no_grad():
+                model.get_submodule(branch.output).get_parameter("weight").mul_(1.5)
+    return found
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_streams_of_two_models_differ_as_the_inputs_of_their_blocks_do(case: Case) -> None:
+    models = [case.model(torch.float64), case.model(torch.float64)]
+    with torch.no_grad():
+        for branch in branches(models[1]).values():
+            models[1].get_submodule(branch.output).get_parameter("weight").mul_(0.3)
+    walked = [streams(case, model) for model in models]
+    inputs: list[dict[str, Tensor]] = [{}, {}]
+    for model, seen in zip(models, inputs, strict=True):
+        for block in blocks(model).values():
+
+            def reads(_: nn.Module, given: Any, options: Any, name: str = block.branches[0].name, seen: Any = seen) -> None:
+                seen.setdefault(name, given[0] if given else options["hidden_states"])
+
+            model.get_submodule(block.path).register_forward_pre_hook(reads, with_kwargs=True)
+        (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
+        with torch.no_grad():
+            case.task.logits(model, batch)
+    # A norm follows each of Gemma's out-projections.
+    assert set(walked[0]) == (set() if case.name.startswith("gemma") else set(inputs[0]))
+    for name in walked[0]:
+        difference = inputs[0][name] - inputs[1][name]
+        torch.testing.assert_close(walked[0][name] - walked[1][name], difference, rtol=1e-9, atol=1e-9)

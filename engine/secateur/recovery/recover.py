@@ -130,7 +130,10 @@ def recover_(
             for k, batch in enumerate(batches):
                 real = batch.real(target=branch.stack == "decoder" and over_target)
                 part_of = _parts(batch, real, len(rows), len(parts))
-                inputs, outputs = _read(layer, walk.reach(k, branch)[0]), dense.reach(k, of_dense[branch])[1]
+                reached, wanted = walk.reach(k, branch), dense.reach(k, of_dense[branch])
+                inputs, outputs = _read(layer, reached.inputs), wanted.outputs
+                if reached.stream is not None and wanted.stream is not None:
+                    outputs = outputs + (wanted.stream - reached.stream)
                 for number, moments in enumerate(parts):
                     moments.add(inputs[real & (part_of == number)], outputs[real & (part_of == number)])
             refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method))
