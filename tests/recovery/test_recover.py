@@ -190,12 +190,11 @@ def test_later_branches_give_back_what_earlier_ones_lost(name: str, monkeypatch:
     sites = tuple(secateur.sites(model))
     first = {block.name for block in blocks(model).values() if block.layer == 0}
     kept = {site.name: torch.arange(site.units // 2 if site.block in first else site.units) for site in sites}
-    distances = {}
+    distances, reach = {}, Walk.reach
     for towards in ("stream", "branch"):
         pruned = secateur.prune(model, Plan(kept, sites, fingerprint(model)))
         with monkeypatch.context() as patch:
             if towards == "branch":
-                reach = Walk.reach
                 patch.setattr(Walk, "reach", lambda *given: replace(reach(*given), stream=None))
             secateur.recover_(model, pruned, case.task, examples)
         distances[towards] = float((end(case, pruned, batches) - end(case, model, batches)).norm())
