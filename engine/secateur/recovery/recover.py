@@ -73,9 +73,9 @@ def recover_(
     """Refit the out-projections of a pruned model in place, so that the residual stream is what it is in the dense model.
 
     Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
-    give, and also gives back what those layers and removed blocks have lost. A layer stays as it is where its refit is no better
-    on held-out examples. Sums are float64. Both models' states before a branch are held in memory for all examples. Biases are
-    fitted with every method where the layers have some.
+    give, and also gives back what those layers and removed blocks have lost. A layer whose refit is no better on held-out
+    examples stays as it is. Sums are float64. Both models' states before a branch are held in memory for all examples. Biases
+    are fitted with every method where the layers have some.
 
     Args:
         model: The dense model. It stays unchanged.
@@ -84,9 +84,9 @@ def recover_(
         examples: The examples, as in `attribute`.
         method: "least_squares" finds the weights W that minimise sum |y - W h - b|^2 + ridge * |W - W_kept|^2 over the real
             tokens of the examples, where y is the dense stream behind the branch minus the pruned stream in front of it, and h
-            the pruned branch's activations. Where a norm follows the out-projection (Gemma), y is its dense output. The ridge is
-            the best one on every fifth example, which is held out from the fit; with fewer than 50 examples each fifth is held out
-            in turn. The final fit is to all examples. "scale" finds one factor for each head, channel or neuron, which
+            the pruned branch's activations. Where a norm follows the out-projection (Gemma), y is its dense output. The ridge
+            is the best one on every fifth example, which is held out from the fit; with fewer than 50 examples each fifth is
+            held out in turn. The final fit is to all examples. "scale" finds one factor for each head, channel or neuron, which
             multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few examples; after
             least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
@@ -104,8 +104,8 @@ def recover_(
             out-projections have other classes; or `require_ordinary` refuses one of the models.
 
     Reference:
-        Least squares: He et al. 2017 (arXiv 1707.06168), Eq. 3, for channels of convolutions, and Section 3.3 for sums with a
-        residual path. Scale: the mask tuning of Kwon et
+        Least squares: He et al. 2017 (arXiv 1707.06168), Eq. 3, for channels of convolutions, and its case of residual
+        branches for y. Scale: the mask tuning of Kwon et
         al. 2022 (arXiv 2204.09656), Section 3.3.
     """
     if method not in get_args(Method):
