@@ -22,7 +22,9 @@ from secateur.model.families import branches
 from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan
 from secateur.recovery import recover as recovering
+from secateur.recovery import targets as targets_module
 from secateur.recovery.least_squares import Moments
+from secateur.recovery.targets import targets_of
 from secateur.recovery.walk import Walk
 from secateur.tasks import Batch
 
@@ -199,6 +201,37 @@ def test_later_branches_give_back_what_earlier_ones_lost(name: str, monkeypatch:
             secateur.recover_(model, pruned, case.task, examples)
         distances[towards] = float((end(case, pruned, batches) - end(case, model, batches)).norm())
     assert distances["stream"] < distances["branch"]
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "bart", "llama", "gemma3", "opt"])
+def test_targets_that_are_computed_anew_give_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    model = case.model()
+    plan = plan_of_half(model, case, "head")
+    shared = targets_of(model, case.task, case.examples, max_tokens=24)
+    refitted = []
+    for held in (targets_module._HELD, 0):
+        monkeypatch.setattr(targets_module, "_HELD", held)
+        pruned = secateur.prune(model, plan)
+        secateur.recover_(model, pruned, case.task, case.examples, max_tokens=24)
+        refitted.append(pruned.state_dict())
+        again = secateur.prune(model, plan)
+        recovering.refit_(shared, again, "least_squares")
+        refitted.append(again.state_dict())
+    for state in refitted[1:]:
+        assert all(torch.equal(state[key], tensor) for key, tensor in refitted[0].items())
+
+
+def test_shared_targets_run_the_dense_model_once() -> None:
+    case = CASES["llama"]
+    model = case.model()
+    runs: list[int] = []
+    several = [secateur.prune(model, secateur.plan(scores_of("llama"), keep=keep)) for keep in (0.5, 0.7)]
+    model.get_submodule(branches(model)["decoder.0.ffn"].output).register_forward_hook(lambda *_: runs.append(1))
+    shared = targets_of(model, case.task, case.examples, max_tokens=24)
+    for pruned in several:
+        recovering.refit_(shared, pruned, "least_squares")
+    assert len(runs) == len(shared.batches) > 1
 
 
 @pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)

@@ -19,8 +19,9 @@ from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
 from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
-from secateur.recovery import Method, recover_
-from secateur.recovery.recover import require_biases
+from secateur.recovery import Method
+from secateur.recovery.recover import refit_, require_biases
+from secateur.recovery.targets import targets_of
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.progress import Progress, counted
@@ -205,6 +206,7 @@ def choose(
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
     every = min(_COMPARED, len(rows))
     fitted = [row for k, row in enumerate(rows) if k % every]
+    targets = targets_of(model, task, fitted, unlabeled=unlabeled, max_tokens=max_tokens)
     items = task.items(model, rows[::every], all_labels=unlabeled)
     batches = list(task.batches(items, model_device(model), max_tokens))
     candidates: list[Candidate] = []
@@ -215,10 +217,7 @@ def choose(
             plan, method = min(candidates[: len(given)], key=_distance).plan, recoveries[number - len(given) + 1]
         pruned = prune(model, plan)
         if method is not None:
-            recover_(
-                model, pruned, task, fitted, method=method, unlabeled=unlabeled, max_tokens=max_tokens,
-                removed_blocks=plan.removed_blocks,
-            )  # fmt: skip
+            refit_(targets, pruned, method, plan.removed_blocks)
         candidates.append(Candidate(plan, method, divergence(model, pruned, task, batches)))
     return sorted(candidates, key=_distance)
 

@@ -22,12 +22,11 @@ from secateur.model.removed_blocks import staying
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
 from secateur.recovery.least_squares import Moments, best_ridge, step
+from secateur.recovery.targets import Targets, targets_of
 from secateur.recovery.walk import Walk
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
-from secateur.tasks.base import require_fit
-from secateur.tasks.batches import model_device
 
 Method = Literal["least_squares", "scale", "bias"]
 _FIFTH = 5  # Every fifth example is held out.
@@ -74,8 +73,9 @@ def recover_(
 
     Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
     give, and also gives back what those layers and removed blocks have lost. A layer whose refit is no better on held-out
-    examples stays as it is. Sums are float64. Both models' states before a branch are held in memory for all examples. Biases
-    are fitted with every method where the layers have some.
+    examples stays as it is. Sums are float64. The states before a branch are held in memory for all examples, and the dense
+    model's streams behind all branches where they take 2 GiB at most. Biases are fitted with every method where the layers
+    have some.
 
     Args:
         model: The dense model. It stays unchanged.
@@ -118,26 +118,46 @@ def recover_(
     if not add_biases:
         require_biases(pruned, [method])
     _require_order(model, pruned, of_dense)
-    require_fit(task, model)
-    rows = task.read(examples, all_labels=unlabeled)
-    items = task.items(model, rows, all_labels=unlabeled)
-    batches = list(task.batches(items, model_device(model), max_tokens))
+    targets = targets_of(model, task, examples, unlabeled=unlabeled, max_tokens=max_tokens)
     if add_biases:
         add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
-        layers = {branch: _layer(pruned, branch) for branch in of_dense}
-    over_target = task.decodes_target and any(branch.stack == "encoder" for branch in of_dense)
+    return refit_(targets, pruned, method, removed_blocks, progress)
+
+
+def refit_(
+    targets: Targets, pruned: nn.Module, method: Method, removed_blocks: Collection[str] = (), progress: Progress | None = None
+) -> list[Refit]:
+    """Refit as `recover_` does, towards targets that several pruned models may share. The models are checked already.
+
+    Args:
+        targets: The targets.
+        pruned: The pruned model.
+        method: As in `recover_`.
+        removed_blocks: As in `recover_`.
+        progress: As in `recover_`.
+
+    Returns:
+        The refit of each branch.
+
+    Raises:
+        InputError: As in `recover_`.
+    """
+    of_dense = _of_dense(targets.model, pruned, removed_blocks)
+    layers = {branch: _layer(pruned, branch) for branch in of_dense}
+    over_target = targets.task.decodes_target and any(branch.stack == "encoder" for branch in of_dense)
     refits = []
-    with undisturbed(model), undisturbed(pruned), torch.no_grad():
-        dense, walk = Walk(model, task, batches), Walk(pruned, task, batches)
+    with undisturbed(targets.model), undisturbed(pruned), torch.no_grad():
+        targets.start()
+        walk = Walk(pruned, targets.task, targets.batches)
         for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
-            parts = [Moments() for _ in range(_FIFTH if len(rows) < _FEW else 2)]  # The last one is always held out.
-            for k, batch in enumerate(batches):
+            parts = [Moments() for _ in range(_FIFTH if targets.examples < _FEW else 2)]  # The last one is always held out.
+            for k, batch in enumerate(targets.batches):
                 real = batch.real(target=branch.stack == "decoder" and over_target)
-                part_of = _parts(batch, real, len(rows), len(parts))
-                reached, wanted = walk.reach(k, branch), dense.reach(k, of_dense[branch])
-                inputs, outputs = _read(layer, reached.inputs), wanted.outputs
-                if reached.stream is not None and wanted.stream is not None:
-                    outputs = outputs + (wanted.stream - reached.stream)
+                part_of = _parts(batch, real, targets.examples, len(parts))
+                reached, outputs = walk.reach(k, branch), targets.behind(k, of_dense[branch])
+                inputs = _read(layer, reached.inputs)
+                if reached.stream is not None:
+                    outputs = outputs - reached.stream
                 for number, moments in enumerate(parts):
                     moments.add(inputs[real & (part_of == number)], outputs[real & (part_of == number)])
             refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method))

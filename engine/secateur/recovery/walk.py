@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +38,51 @@ class Reached:
     outputs: Tensor
     stream: Tensor | None
 
+    @property
+    def behind(self) -> Tensor:
+        """[B, T, channels], the stream behind the branch; its outputs alone where a norm follows them."""
+        return self.outputs if self.stream is None else self.stream + self.outputs
+
+
+class Streams:
+    """The residual streams of one pass, up to the branches that have run."""
+
+    def __init__(self, model: nn.Module) -> None:
+        family = family_of(model)
+        self._model, self._post_norm = model, family.post_norm(model.config)
+        # Out-projections whose outputs are added to the stream as they are, and the sums of the outputs so far.
+        self._adds = {of.output for of in branches(model).values() if family.contribution(model, of).path == of.output}
+        self._added: dict[Stack, Tensor] = {}
+        self._read: dict[str, Tensor] = {}
+
+    def add(self, branch: Branch, output: Tensor) -> None:
+        """Add what a branch gives, once for each branch."""
+        if branch.output in self._adds and not self._post_norm:
+            before = self._added.get(branch.stack)
+            self._added[branch.stack] = _wide(output) if before is None else before + output.view_as(before)
+
+    @contextmanager
+    def reading(self, branch: Branch) -> Iterator[None]:
+        """A context in which the stream in front of a branch is seen where the branch reads the stream itself."""
+
+        def reads(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            self._read[branch.name] = arguments[0] if arguments else options["hidden_states"]
+
+        with ExitStack() as stack:
+            if self._post_norm:
+                path = self._model.get_submodule(branch.path)
+                stack.callback(path.register_forward_pre_hook(reads, with_kwargs=True).remove)
+            yield
+
+    def reached(self, branch: Branch, inputs: Tensor, outputs: Tensor) -> Reached:
+        """Return the inputs and outputs of a branch with the stream in front of it."""
+        stream: Tensor | None = None
+        if branch.output in self._adds and self._post_norm:
+            stream = _wide(self._read.pop(branch.name)).view_as(outputs)  # OPT reads all tokens in one row.
+        elif branch.output in self._adds:
+            stream = self._added[branch.stack] if branch.stack in self._added else torch.zeros_like(_wide(outputs))
+        return Reached(inputs, outputs, stream)
+
 
 class Walk:
     """A forward pass of many batches through a model whose out-projections may change after they are reached.
@@ -57,31 +102,23 @@ class Walk:
                 own = k if linear == branch.output else k - 0.5  # In-projections do not change.
                 self._last |= dict.fromkeys(prefixes(linear), own)
         self._returned: list[dict[str, Any]] = [{} for _ in batches]
-        family = family_of(model)
-        self._post_norm = family.post_norm(model.config)
-        # Out-projections whose outputs are added to the stream as they are, and the sums of the outputs so far.
-        self._adds = {of.output: of.stack for of in of_model if family.contribution(model, of).path == of.output}
-        self._added: list[dict[Stack, Tensor]] = [{} for _ in batches]
+        self._outputs = {branch.output: branch for branch in of_model}
+        self._streams = [Streams(model) for _ in batches]
 
     def reach(self, k: int, branch: Branch) -> Reached:
         """Run batch k up to the branch's out-projection."""
         seen: list[tuple[Tensor, Tensor]] = []
-        read: list[Tensor] = []
-        returned, added = self._returned[k], self._added[k]
+        returned, streams = self._returned[k], self._streams[k]
         complete = [path for path, last in self._last.items() if last < self._number[branch.name]]
 
         def reached(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             seen.append((arguments[0], output))
             raise _Reached
 
-        def reads(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-            read.append(arguments[0] if arguments else options["hidden_states"])
-
         def store(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             returned[path] = output
-            if path in self._adds:  # Only the first pass behind the branch computes it, so it is added once.
-                before = added.get(self._adds[path])
-                added[self._adds[path]] = _wide(output) if before is None else before + output.view_as(before)
+            if path in self._outputs:  # Only the first pass behind a branch computes its outputs again.
+                streams.add(self._outputs[path], output)
             for inner in [other for other in returned if other.startswith(f"{path}.")]:
                 del returned[inner]  # It is inside a stored module and not called again.
 
@@ -93,16 +130,10 @@ class Walk:
                     stack.callback(module.register_forward_hook(partial(store, path)).remove)
             handle = self._model.get_submodule(branch.output).register_forward_hook(reached, prepend=True)
             stack.callback(handle.remove)
-            if self._post_norm:  # The branch reads the stream itself.
-                stack.callback(self._model.get_submodule(branch.path).register_forward_pre_hook(reads, with_kwargs=True).remove)
+            stack.enter_context(streams.reading(branch))
             with suppress(_Reached), torch.no_grad():
                 self._task.logits(self._model, self._batches[k])
-        inputs, outputs = seen[0]
-        if branch.output not in self._adds:
-            return Reached(inputs, outputs, None)
-        if self._post_norm:
-            return Reached(inputs, outputs, _wide(read[0]).view_as(outputs))  # OPT reads all tokens in one row.
-        return Reached(inputs, outputs, added[branch.stack] if branch.stack in added else torch.zeros_like(_wide(outputs)))
+        return streams.reached(branch, *seen[0])
 
 
 def _wide(values: Tensor) -> Tensor:
