@@ -33,8 +33,8 @@ mutants: $(READY)  ## A sample of changes to the engine, each of which a test mu
 	$(BIN)/python tests/mutants/run.py
 
 # On a GPU host these two take the Python that is there, with its torch and Triton, and install nothing.
-test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages
-	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu
+test-gpu:  ## The tests that need a CUDA device, all of them in tests/kernels, with PYTHON's own packages
+	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu tests/kernels
 
 bench-gpu:  ## The kernels against the GPU's ceilings, whole models against bare passes, 8 minutes; writes bench/results/
 	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_models
