@@ -1,10 +1,11 @@
 # make demo and make test do everything, set-up included. See README.md.
 PYTHON ?= python3
+MINUTES ?= 9
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo check test test-slow test-gpu mutants lint bench bench-check bench-gpu readme docs clean
+.PHONY: help demo check test test-slow test-gpu mutants lint bench bench-check gpu-report readme docs clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,12 +34,11 @@ mutants: $(READY)  ## A sample of changes to the engine, each of which a test mu
 	$(BIN)/python tests/mutants/run.py
 
 # On a GPU host these two take the Python that is there, with its torch and Triton, and install nothing.
-test-gpu:  ## The tests that need a CUDA device, with PYTHON's own packages
-	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu
+test-gpu:  ## The tests that need a CUDA device, all of them in tests/kernels, with PYTHON's own packages
+	PYTHONPATH=engine:kernels $(PYTHON) -m pytest -m gpu tests/kernels
 
-bench-gpu:  ## The kernels against the GPU's ceilings, whole models against bare passes, 8 minutes; writes bench/results/
-	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_models
-	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_kernels --seconds 330
+gpu-report:  ## Ceilings, kernels, whole models and tests on a GPU, in MINUTES (9); writes bench/results/ row by row
+	PYTHONPATH=engine:kernels $(PYTHON) -m bench.measurements.gpu_report --minutes $(MINUTES)
 
 lint: $(READY)  ## ruff, and mypy --strict on the packages, tests, bench and examples; the hooks' configuration is valid
 	$(BIN)/ruff check .

@@ -1,47 +1,57 @@
-"""Time the Triton kernels on this GPU and compare them with eager PyTorch, torch.compile, and the GPU's own limits.
+"""The kernels of the GPU report: what each does, its time beside eager PyTorch and torch.compile, and the GPU's ceilings.
 
-python -m bench.measurements.gpu_kernels [--seconds 450] [--out FILE]
-    measures; the last line is JSON, which is also written to bench/results/<device>-<commit>.json
-python -m bench.measurements.gpu_kernels --predict
+python -m bench.measurements.gpu_kernels
     prints the table of predictions in bench/README.md; needs no GPU
 
-The module needs only torch and triton. A row is timed only after its result is checked in the same run.
+`gpu_report` measures the rows. The module needs only torch and triton. A row is timed only after its result is checked.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import json
-import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.support.provenance import RESULTS, ROOT
 from secateur_kernels import interpolated_norm, neuron_attribution, product_sum, scored_mlp_backward
+from secateur_kernels.backend import INTERPRETED, Activation, Backend
+from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKEND: Backend = "triton" if DEVICE == "cuda" or INTERPRETED else "reference"  # A rehearsal on a CPU may interpret Triton.
 NODES = 8
-LENGTH = 512  # Tokens in an example.
 BYTES = 2  # Bytes of a bfloat16 number.
-# Name, d_model, d_ff, tokens in the batch, gated MLP.
-SHAPES = [
-    ("T5-base", 768, 3072, 4096, False),
-    ("T5-base", 768, 3072, 65536, False),
-    ("T5-3B", 1024, 16384, 65536, False),
-    ("TinyLlama", 2048, 5632, 32768, True),
-    ("Llama-1B", 2048, 8192, 32768, True),
-    ("Llama-8B", 4096, 14336, 65536, True),
-]
-# NVIDIA H100 SXM5 80 GB, datasheet: HBM3 in bytes/s, dense bf16 in operations/s. Only --predict uses it.
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The feed-forward of a model: d_model, d_ff, the tokens of a batch and of an example, and the activation."""
+
+    model: str
+    width: int
+    neurons: int
+    tokens: int
+    gated: bool
+    activation: Activation
+    length: int = 512
+
+
+LLAMA_8B = Shape("Llama-8B", 4096, 14336, 65536, True, "silu")
+T5_BASE = Shape("T5-base", 768, 3072, 65536, False, "relu")
+FLAN_T5 = Shape("FLAN-T5-base", 768, 2048, 65536, True, "gelu_new")
+BERT_BASE = Shape("BERT-base", 768, 3072, 65536, False, "gelu")
+OTHERS = (
+    Shape("T5-base", 768, 3072, 4096, False, "relu"),
+    Shape("T5-3B", 1024, 16384, 65536, False, "relu"),
+    Shape("TinyLlama", 2048, 5632, 32768, True, "silu"),
+    Shape("Llama-1B", 2048, 8192, 32768, True, "silu"),
+)
+REHEARSED = (Shape("tiny, gated", 32, 48, 32, True, "gelu_new", 16), Shape("tiny", 32, 48, 32, False, "gelu", 16))
+# NVIDIA H100 SXM5 80 GB, datasheet: HBM3 in bytes/s, dense bf16 in operations/s. Only the predictions use it.
 H100 = (3.35e12, 989e12)
 
 Function = Callable[[], Any]
@@ -52,11 +62,7 @@ class Work:
     """The work of an operation: the fewest bytes that it reads and writes, and the operations of its matrix product."""
 
     operation: str
-    model: str
-    width: int
-    neurons: int
-    tokens: int
-    gated: bool
+    shape: Shape
     bytes: int
     operations: int
 
@@ -72,10 +78,12 @@ class Case:
     Attributes:
         triton: The kernel.
         eager: The same operation in eager PyTorch.
-        compiled: The function and the arguments for torch.compile.
+        compiled: The function and the arguments for torch.compile. Without arguments, the function compiles by itself.
         expected: Returns the result for the first example, computed in float32.
         computed: Returns the kernel's result for the first example, which is compared with `expected`.
-        others: Further functions that are timed.
+        others: Further functions that are timed beside eager PyTorch.
+        compiled_others: Further functions and their arguments for torch.compile.
+        captured: Whether a CUDA graph can capture the functions. A backward pass runs on its forward pass's stream.
     """
 
     triton: Function
@@ -84,90 +92,87 @@ class Case:
     expected: Function
     computed: Function
     others: dict[str, Function] = field(default_factory=dict)
+    compiled_others: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=dict)
+    captured: bool = True
 
 
-def works() -> Iterator[Work]:
-    """Yield the work of each operation at each shape."""
-    for model, d, f, n, gated in SHAPES:
-        scores = 4 * f * (n // LENGTH)
-
-        def work(
-            operation: str, bytes_: int, operations: int = 0, shape: tuple[str, int, int, int, bool] = (model, d, f, n, gated)
-        ) -> Work:
-            return Work(operation, *shape, bytes_, operations)
-
-        yield work("product_sum", BYTES * 2 * n * f + scores)
-        yield work("neuron_attribution", BYTES * (n * f + n * d + d * f) + scores, 2 * n * d * f)
-        yield work("scored_mlp_backward", BYTES * (n * d + d * f + (4 if gated else 2) * n * f) + scores, 2 * n * d * f)
-        yield work("interpolated_norm", BYTES * (2 + 2 * NODES) * n * d)
-        yield work("interpolated_norm_backward", BYTES * (2 * NODES + 2 + 1) * n * d)
+def works(shape: Shape) -> Iterator[Work]:
+    """Yield the work of each operation at a shape."""
+    d, f, n = shape.width, shape.neurons, shape.tokens
+    scores, product = 4 * f * (n // shape.length), 2 * n * d * f
+    yield Work("scored_mlp_backward", shape, BYTES * (n * d + d * f + (4 if shape.gated else 2) * n * f) + scores, product)
+    yield Work("neuron_attribution", shape, BYTES * (n * f + n * d + d * f) + scores, product)
+    yield Work("product_sum", shape, BYTES * 2 * n * f + scores, 0)
+    yield Work("interpolated_norm", shape, BYTES * (2 + 2 * NODES) * n * d, 0)
+    yield Work("interpolated_norm_backward", shape, BYTES * (2 * NODES + 2 + 1) * n * d, 0)
 
 
 def random(*shape: int, scale: float = 1.0) -> Tensor:
-    """Return random bfloat16 numbers on the GPU."""
-    return (torch.randn(shape, device="cuda") * scale).to(torch.bfloat16)
+    """Return random bfloat16 numbers on the device."""
+    return (torch.randn(shape, device=DEVICE) * scale).to(torch.bfloat16)
 
 
-def ragged(batch: int) -> Tensor:
-    """Return a padding mask [batch, LENGTH] with random lengths."""
-    lengths = torch.randint(LENGTH // 2, LENGTH + 1, (batch, 1), device="cuda")
-    return torch.arange(LENGTH, device="cuda") < lengths
+def examples(shape: Shape, *widths: int) -> tuple[list[Tensor], Tensor]:
+    """Return random tensors [B, T, width], and a padding mask [B, T] with random lengths."""
+    batch, length = shape.tokens // shape.length, shape.length
+    lengths = torch.randint(length // 2, length + 1, (batch, 1), device=DEVICE)
+    return [random(batch, length, width) for width in widths], torch.arange(length, device=DEVICE) < lengths
 
 
 def product_sum_case(work: Work) -> Case:
     """Return the functions of product_sum."""
-    batch = work.tokens // LENGTH
-    x, dx, mask = random(batch, LENGTH, work.neurons), random(batch, LENGTH, work.neurons), ragged(batch)
+    (x, dx), mask = examples(work.shape, work.shape.neurons, work.shape.neurons)
 
     def eager(x: Tensor, dx: Tensor, mask: Tensor) -> Tensor:
         return (x * dx * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
 
     return Case(
-        triton=lambda: product_sum(x, dx, mask, backend="triton"),
+        triton=lambda: product_sum(x, dx, mask, backend=BACKEND),
         eager=lambda: eager(x, dx, mask),
         compiled=(eager, (x, dx, mask)),
         expected=lambda: product_sum(x[:1].float(), dx[:1].float(), mask[:1], backend="reference"),
-        computed=lambda: product_sum(x, dx, mask, backend="triton")[:1],
+        computed=lambda: product_sum(x, dx, mask, backend=BACKEND)[:1],
     )
 
 
 def neuron_attribution_case(work: Work) -> Case:
     """Return the functions of neuron_attribution."""
-    batch = work.tokens // LENGTH
-    h, g, mask = random(batch, LENGTH, work.neurons), random(batch, LENGTH, work.width), ragged(batch)
-    weight = random(work.width, work.neurons, scale=work.width**-0.5)
+    shape = work.shape
+    (h, g), mask = examples(shape, shape.neurons, shape.width)
+    weight = random(shape.width, shape.neurons, scale=shape.width**-0.5)
 
     def eager(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
         return (h * (g @ weight) * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
 
     return Case(
-        triton=lambda: neuron_attribution(h, g, weight, mask, backend="triton"),
+        triton=lambda: neuron_attribution(h, g, weight, mask, backend=BACKEND),
         eager=lambda: eager(h, g, weight, mask),
         compiled=(eager, (h, g, weight, mask)),
         expected=lambda: neuron_attribution(h[:1].float(), g[:1].float(), weight.float(), mask[:1], backend="reference"),
-        computed=lambda: neuron_attribution(h, g, weight, mask, backend="triton")[:1],
+        computed=lambda: neuron_attribution(h, g, weight, mask, backend=BACKEND)[:1],
         others={"product_alone": lambda: g @ weight},
     )
 
 
 def scored_mlp_backward_case(work: Work) -> Case:
     """Return the functions of scored_mlp_backward."""
-    batch = work.tokens // LENGTH
-    g, mask = random(batch, LENGTH, work.width), ragged(batch)
-    weight = random(work.width, work.neurons, scale=work.width**-0.5)
-    pre = random(batch, LENGTH, work.neurons)
-    up = random(batch, LENGTH, work.neurons) if work.gated else None
-    activation: Any = "silu" if work.gated else "relu"
+    shape, activation = work.shape, work.shape.activation
+    (g, pre, factor), mask = examples(shape, shape.width, shape.neurons, shape.neurons)
+    weight, up = random(shape.width, shape.neurons, scale=shape.width**-0.5), factor if shape.gated else None
+    function, backward = ACTIVATIONS[activation]
 
-    def bare(g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None) -> tuple[Tensor, ...]:
-        dh = g @ weight
+    def all_tensors(g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the gradients, h and dh."""
+        dh, value = g @ weight, function(pre)
         if up is None:
-            return (torch.ops.aten.threshold_backward(dh, pre, 0), functional.relu(pre), dh)
-        value = functional.silu(pre)
-        return torch.ops.aten.silu_backward(dh * up, pre), dh * value, value * up, dh
+            return backward(dh, pre), value, dh
+        return backward(dh * up, pre), dh * value, value * up, dh
+
+    def bare(*values: Any) -> tuple[Tensor, ...]:
+        return all_tensors(*values)[:-2]
 
     def eager(g: Tensor, weight: Tensor, pre: Tensor, up: Tensor | None, mask: Tensor) -> tuple[Tensor, ...]:
-        *gradients, h, dh = bare(g, weight, pre, up)
+        *gradients, h, dh = all_tensors(g, weight, pre, up)
         return *gradients, (h * dh * mask.unsqueeze(-1)).sum(1, dtype=torch.float32)
 
     def first(tensor: Tensor | None) -> Any:
@@ -177,17 +182,14 @@ def scored_mlp_backward_case(work: Work) -> Case:
         values = first(g), weight.float(), first(pre), first(up), mask[:1]
         return pack(scored_mlp_backward(*values, activation=activation, backend="reference"))
 
-    def bare_gradients(*values: Any) -> tuple[Tensor, ...]:
-        return bare(*values)[: 2 if work.gated else 1]
-
-    compiled_bare = torch.compile(bare_gradients, dynamic=False)
     return Case(
-        triton=lambda: scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend="triton"),
+        triton=lambda: scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend=BACKEND),
         eager=lambda: eager(g, weight, pre, up, mask),
         compiled=(eager, (g, weight, pre, up, mask)),
         expected=expected,
-        computed=lambda: pack(scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend="triton")),
-        others={"compiled_without_scores": lambda: compiled_bare(g, weight, pre, up)},
+        computed=lambda: pack(scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend=BACKEND)),
+        others={"without_scores": lambda: bare(g, weight, pre, up), "product_alone": lambda: g @ weight},
+        compiled_others={"compiled_without_scores": (bare, (g, weight, pre, up))},
     )
 
 
@@ -199,12 +201,12 @@ def pack(outputs: tuple[Tensor | None, ...]) -> Tensor:
 
 def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
     """Return the functions of interpolated_norm, or of its backward pass."""
-    batch = work.tokens // LENGTH
-    r, u = random(batch, LENGTH, work.width).requires_grad_(backward), random(batch, LENGTH, work.width)
-    scale, nodes = random(work.width), torch.rand(NODES, device="cuda")
-    cotangents = [random(NODES, batch, LENGTH, work.width) for _ in range(2)] if backward else []
+    (r, u), _ = examples(work.shape, work.shape.width, work.shape.width)
+    r.requires_grad_(backward)
+    scale, nodes = random(work.shape.width), torch.rand(NODES, device=DEVICE)
+    cotangents = [random(NODES, *r.shape) for _ in range(2)] if backward else []
 
-    def kernel(r: Tensor, u: Tensor, backend: Any = "triton") -> tuple[Tensor, Tensor]:
+    def kernel(r: Tensor, u: Tensor, backend: Any = BACKEND) -> tuple[Tensor, Tensor]:
         return interpolated_norm(r, u, None, nodes.to(r.device), scale.to(r.dtype), None, 1e-6, "rms_norm", backend=backend)
 
     def eager(r: Tensor, u: Tensor, nodes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,13 +240,13 @@ def interpolated_norm_case(work: Work, backward: bool = False) -> Case:
         return torch.autograd.grad(outputs, start, [c[:, :1].float() for c in cotangents])[0]
 
     run = gradient(kernel, r, u)
-    compiled = torch.compile(eager, dynamic=False)
     return Case(
         triton=run,
         eager=gradient(eager, r, u, nodes, scale),
-        compiled=(gradient(compiled, r, u, nodes, scale), ()),
+        compiled=(gradient(torch.compile(eager, dynamic=False), r, u, nodes, scale), ()),
         expected=expected,
         computed=lambda: run()[:1],
+        captured=False,
     )
 
 
@@ -257,174 +259,104 @@ CASES: dict[str, Callable[[Work], Case]] = {
 }
 
 
-def seconds(function: Function) -> float:
-    """Return the median time on the device. The second-level cache is emptied before each run."""
-    from triton.testing import do_bench
+def seconds(function: Function, *, captured: bool = True) -> tuple[float, str]:
+    """Return the median time of a function on the device after its warm-up, and how it was measured.
 
-    return float(do_bench(function, warmup=30, rep=150, return_mode="median")) / 1e3
+    "graph": the calls are captured in a CUDA graph, so the launches cost nothing. "events": they are launched one by one, and
+    the second-level cache is emptied before each; a short kernel then waits for its launch. "clock": on a CPU.
+    """
+    for _ in range(3):  # Compilation and tuning happen here.
+        function()
+    if DEVICE == "cpu":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start, "clock"
+    from triton.testing import do_bench, do_bench_cudagraph
+
+    torch.cuda.synchronize()
+    if captured:
+        try:
+            return float(do_bench_cudagraph(function, rep=30, return_mode="median")) / 1e3, "graph"
+        except RuntimeError as error:  # Such as a library's product that allocates while it is captured.
+            print(f"not captured in a graph: {str(error)[:100]}", flush=True)
+            torch.cuda.synchronize()
+    return float(do_bench(function, warmup=30, rep=150, return_mode="median")) / 1e3, "events"
 
 
-def copying(source: Tensor) -> Function:
-    """Return a function that copies a tensor on the device."""
+def ceilings(sizes: tuple[tuple[int, int, int], ...], copied: int) -> dict[str, float]:
+    """Measure bytes/s of a device copy (reads plus writes) and operations/s of the fastest of some bf16 products.
+
+    Args:
+        sizes: The products, as (m, n, k).
+        copied: The number of elements that are copied.
+    """
+    source = random(copied)
     target = torch.empty_like(source)
-    return lambda: target.copy_(source)
-
-
-def ceilings() -> dict[str, float]:
-    """Measure bytes/s of a device copy (reads plus writes) and operations/s of the fastest of three bf16 products."""
-    copy = 2 * BYTES * 2**29 / seconds(copying(random(2**14, 2**15)))
+    copy = 2 * BYTES * copied / seconds(lambda: target.copy_(source))[0]
     products = []
-    for m, n, k in [(8192, 8192, 8192), (16384, 8192, 4096), (65536, 14336, 4096)]:
+    for m, n, k in sizes:
         a, b = random(m, k), random(k, n)
-        products.append(2 * m * n * k / seconds(lambda a=a, b=b: a @ b))  # type: ignore[misc]
+        products.append(2 * m * n * k / seconds(lambda a=a, b=b: a @ b)[0])  # type: ignore[misc]
     return {"copy_bytes_per_second": copy, "product_operations_per_second": max(products)}
 
 
-def measure(work: Work, copy: float, product: float, deadline: float) -> dict[str, Any]:
-    """Check the result of an operation, then time its versions."""
-    row: dict[str, Any] = {**vars(work)}
-    row["floor_ms"] = round(1e3 * work.floor(copy, product), 4)
+def measure(work: Work, rates: dict[str, float]) -> dict[str, Any]:
+    """Check the result of an operation, then time its versions but those of torch.compile.
+
+    Args:
+        work: The operation and its shape.
+        rates: The result of `ceilings`.
+    """
     case = CASES[work.operation](work)
+    floor = work.floor(rates["copy_bytes_per_second"], rates["product_operations_per_second"])
+    row = {"operation": work.operation, **vars(work.shape), "bytes": work.bytes, "operations": work.operations}
+    row["floor_ms"] = 1e3 * floor
     computed, expected = case.computed().float(), case.expected().float()
     row["relative_error"] = float((computed - expected).norm() / expected.norm())
     if not row["relative_error"] < 1e-2:
         return {**row, "error": "wrong result: not timed"}
-    functions = {"triton": case.triton, "eager": case.eager}
-    if time.monotonic() < deadline:
-        function, values = case.compiled
-        compiled = torch.compile(function, dynamic=False) if values else function
-        functions |= {"compiled": lambda: compiled(*values), **case.others}
-    else:
-        row["not_measured"] = "torch.compile and parts: no time left (--seconds)"
-    for name, function in functions.items():
-        try:
-            row[f"{name}_ms"] = round(1e3 * seconds(function), 4)
-        except Exception as error:
-            row[f"{name}_error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    for name, function in {"triton": case.triton, "eager": case.eager, **case.others}.items():
+        _time(row, name, function, case.captured)
     if "triton_ms" in row:
-        row["of_floor"] = round(row["floor_ms"] / row["triton_ms"], 3)
-        row["times_faster"] = {
-            name: round(row[f"{name}_ms"] / row["triton_ms"], 3)
-            for name in functions
-            if name != "triton" and f"{name}_ms" in row
-        }
+        row["of_floor"] = row["floor_ms"] / row["triton_ms"]
     return row
 
 
-def describe(row: dict[str, Any]) -> str:
-    """Return the printed line of a row."""
+def compiled_columns(work: Work, **options: Any) -> dict[str, Any]:
+    """Return the times of a row's versions by torch.compile.
 
-    def milliseconds(name: str) -> str:
-        return f"{row[f'{name}_ms']:9.3f}" if f"{name}_ms" in row else "        -"
-
-    times = " ".join(milliseconds(name) for name in ("floor", "triton", "eager", "compiled"))
-    name = f"{row['operation']:26} {row['model']:9} {row['width']:5} {row['neurons']:6} {row['tokens']:6}"
-    problems = [f"{key}: {value}" for key, value in row.items() if key.endswith("error") and isinstance(value, str)]
-    return f"{name} {times} {row.get('of_floor', float('nan')):6.2f}  {'; '.join(problems)[:120]}"
-
-
-def environment() -> dict[str, Any]:
-    """Return the device, the versions and the commit."""
-    import triton
-
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True)
-    return {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "commit": described.stdout.strip() or None,
-    }
+    Args:
+        work: The operation and its shape.
+        options: Further options of torch.compile.
+    """
+    case, row = CASES[work.operation](work), dict[str, Any]()
+    for name, (function, values) in {"compiled": case.compiled, **case.compiled_others}.items():
+        compiled = torch.compile(function, dynamic=False, **options) if values else function
+        _time(row, name, lambda compiled=compiled, values=values: compiled(*values), case.captured)  # type: ignore[misc]
+    torch.compiler.reset()
+    return row
 
 
-def result_path(about: dict[str, Any], suffix: str = "") -> Path:
-    """Return the result file of this device and commit."""
-    RESULTS.mkdir(exist_ok=True)
-    return RESULTS / f"{about['device'].replace(' ', '-')}-{about['commit'] or 'uncommitted'}{suffix}.json"
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Plot the floor of the time divided by the time of each version, for each row."""
+def _time(row: dict[str, Any], name: str, function: Function, captured: bool) -> None:
+    """Add a function's milliseconds to a row, and how they were measured; or its error."""
     try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        print(f"not drawn: {path} (matplotlib is not installed)")
-        return
-    from secateur.support.figures import PALETTE, figure, legend, png
-
-    rows = [row for row in result["rows"] if "triton_ms" in row]
-    plot, ((axes,),) = figure(
-        1, 1, (10, 1.6 + 0.32 * len(rows)),
-        title=f"kernels against the floor of their time (n = {len(rows)} shapes, {result['device']})",
-        caption="Bars: floor of the time / median time of the runs; 1 is the hardware's limit. No error bars. The floor "
-        "follows from the measured copy and matrix product.",
-    )  # fmt: skip
-    for k, name in enumerate(("triton", "compiled", "eager")):
-        shares = [row["floor_ms"] / row[f"{name}_ms"] if f"{name}_ms" in row else 0.0 for row in rows]
-        axes.barh([place + 0.27 * k for place in range(len(rows))], shares, height=0.25, color=PALETTE[k], label=name)
-    axes.set_yticks([place + 0.27 for place in range(len(rows))])
-    axes.set_yticklabels([f"{row['operation']}, {row['model']}, {row['tokens']}" for row in rows], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("floor of the time / time")
-    legend(plot)
-    path.write_bytes(png(plot))
-    print(f"drawn: {path}")
-
-
-def run(limit: float, out: Path | None) -> None:
-    """Measure all rows and write the results."""
-    deadline = time.monotonic() + limit
-    torch.manual_seed(0)
-    functorch.donated_buffer = False  # A backward pass is timed many times on one graph.
-    result: dict[str, Any] = {**environment(), **ceilings(), "rows": []}
-    copy, product = result["copy_bytes_per_second"], result["product_operations_per_second"]
-    print(f"{result['device']}: copy {copy / 1e9:.0f} GB/s, bf16 product {product / 1e12:.0f} TFLOP/s")
-    print(f"{'milliseconds':61} {'floor':>9} {'triton':>9} {'eager':>9} {'compiled':>9} {'floor/triton':>6}")
-    for work in works():
-        try:
-            row = measure(work, copy, product, deadline)
-        except Exception as error:
-            row = {**vars(work), "error": f"{type(error).__name__}: {str(error)[:300]}"}
-        result["rows"].append(row)
-        print(describe(row), flush=True)
-        torch.compiler.reset()
-        gc.collect()
-        torch.cuda.empty_cache()
-    shares = [row["of_floor"] for row in result["rows"] if "of_floor" in row]
-    if shares:
-        result["median_of_floor"] = round(statistics.median(shares), 3)
-    path = out or result_path(result)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path}")
-    draw(result, path.with_suffix(".png"))
-    print(json.dumps(result))
+        taken, row[f"{name}_by"] = seconds(function, captured=captured)
+        row[f"{name}_ms"] = 1e3 * taken
+    except Exception as error:
+        row[f"{name}_error"] = f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def predict() -> None:
     """Print the table of predictions in bench/README.md."""
     print("| operation | model | d_model, d_ff, tokens | GB | TFLOP | bytes, ms | product, ms | floor, ms |")
     print("|---|---|---|--:|--:|--:|--:|--:|")
-    for work in sorted(works(), key=lambda work: list(CASES).index(work.operation)):
-        shape = f"{work.width}, {work.neurons}, {work.tokens}"
+    shapes = (LLAMA_8B, T5_BASE, FLAN_T5, BERT_BASE, *OTHERS)
+    for work in sorted((work for shape in shapes for work in works(shape)), key=lambda work: list(CASES).index(work.operation)):
+        shape = f"{work.shape.width}, {work.shape.neurons}, {work.shape.tokens}"
         moved, multiplied = 1e3 * work.bytes / H100[0], 1e3 * work.operations / H100[1]
         figures = f"{work.bytes / 1e9:.2f} | {work.operations / 1e12:.2f} | {moved:.3f} | {multiplied:.3f}"
-        print(f"| {work.operation} | {work.model} | {shape} | {figures} | {1e3 * work.floor(*H100):.3f} |")
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=450, help="after this time, torch.compile is no longer timed")
-    parser.add_argument("--out", type=Path, help="file for the JSON document")
-    parser.add_argument("--predict", action="store_true", help="print the predictions for an H100 and stop")
-    arguments = parser.parse_args()
-    if arguments.predict:
-        predict()
-    elif not torch.cuda.is_available():
-        parser.exit(2, "bench/measurements/gpu_kernels.py: expected a CUDA device, found none (--predict needs none)\n")
-    else:
-        run(arguments.seconds, arguments.out)
+        print(f"| {work.operation} | {work.shape.model} | {shape} | {figures} | {1e3 * work.floor(*H100):.3f} |")
 
 
 if __name__ == "__main__":
-    main()
+    predict()

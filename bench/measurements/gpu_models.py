@@ -1,118 +1,137 @@
-"""Time attribution of whole models on this GPU: with Triton, with the reference, and the bare passes.
-
-python -m bench.measurements.gpu_models [--out FILE]
-    writes bench/results/<device>-<commit>-models.json; the last line is the same JSON
-python -m bench.measurements.gpu_models --tiny
-    runs tiny shapes, on the CPU too, and writes nothing; it shows that the module runs
-"""
+"""The whole models of the GPU report: attribution over bare passes, and the latency of pruned models."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
 
-from bench.measurements.gpu_kernels import environment, result_path
+import secateur
+from bench.measurements.gpu_kernels import BACKEND, DEVICE
 from bench.subjects import shapes
-from bench.subjects.shapes import Case, bare
+from bench.subjects.shapes import Case, bare_passes
 from bench.support.interleaved import compare
 from secateur import GradientActivation, IntegratedGradients
 from secateur.attribution.criteria import Criterion, ScoringContext
-from secateur.model.discovery import sites
+from secateur.measuring.synthetic import synthetic_batches
+from secateur.model.discovery import fingerprint, sites
 from secateur.model.undisturbed import undisturbed
-from secateur_kernels.backend import Backend, uses_triton
+from secateur.planning.plan import Plan
+from secateur_kernels.backend import Backend
 
-NODES = 4
-# Bare passes and gradient x activation use the whole batch. Integrated gradients use its first examples.
-SHAPES: dict[str, Callable[[], Case]] = {
+NODES = 8
+Builder = Callable[[], Case]
+MODELS: dict[str, Builder] = {
     "T5-base": lambda: shapes.t5(768, 3072, 12, 12, size=(32, 512)),
+    "BERT-base": lambda: shapes.bert(768, 3072, 12, 12, size=(32, 512)),
     "Llama-1B": lambda: shapes.llama(2048, 8192, 32, 8, 16, size=(32, 512)),
 }
-TINY: dict[str, Callable[[], Case]] = {
-    "T5": lambda: shapes.t5(32, 64, 2, 2, size=(4, 16)),
-    "Llama": lambda: shapes.llama(32, 64, 2, 1, 2, size=(4, 16)),
+REHEARSED: dict[str, Builder] = {
+    "tiny T5": lambda: shapes.t5(32, 64, 2, 2, size=(2, 8)),
+    "tiny BERT": lambda: shapes.bert(32, 64, 2, 2, size=(2, 8)),
+    "tiny Llama": lambda: shapes.llama(32, 64, 2, 2, 2, size=(2, 8)),
 }
 
 
-def measure(case: Case, few: int, rounds: int) -> dict[str, Any]:
-    """Time gradient x activation of all sites relative to the bare forward and backward pass, and time integrated gradients.
+def attribution(case: Case, rounds: int) -> dict[str, Any]:
+    """Time gradient x activation of all sites relative to the bare forward and backward pass.
 
-    Both criteria run with the reference, and with Triton where it runs.
+    A scorer is built once and scores many batches. So building it is no part of a pass.
     """
-    backends: list[Backend] = ["reference"]
-    if uses_triton("auto", next(case.model.parameters())):
-        backends.insert(0, "triton")
-    gradient: dict[str, Callable[[], Any]] = {name: scoring(case, GradientActivation(), name) for name in backends}
-    with_bare = compare({"bare": finished(lambda: bare(case)), **gradient}, rounds=rounds)
-    first = Case(case.model, case.task, case.batch.take(torch.arange(few, device=case.batch.labels.device)))
-    integrated: dict[str, Callable[[], Any]] = {
-        name: scoring(first, IntegratedGradients(nodes=NODES), name) for name in reversed(backends)
+    backends: tuple[Backend, ...] = tuple(dict.fromkeys((BACKEND, "reference")))
+    passes = {"bare": _finished(lambda: bare_passes(case))}
+    passes |= {name: scoring(case, GradientActivation(), name) for name in backends}
+    with undisturbed(case.model):
+        return {"tokens": case.batch.inputs["input_ids"].numel(), **compare(passes, rounds=rounds)}
+
+
+def integrated(case: Case, rounds: int) -> dict[str, Any]:
+    """Time integrated gradients of the joint path relative to gradient x activation."""
+    passes = {
+        "gradient": scoring(case, GradientActivation(), BACKEND),
+        "joint": scoring(case, IntegratedGradients(path="joint", nodes=NODES), BACKEND),
     }
-    return {"gradient": with_bare, "integrated": compare(integrated, rounds=max(2, rounds // 3), warmup=1)}
+    with undisturbed(case.model):
+        return {"nodes": NODES, **compare(passes, rounds=rounds, warmup=1)}
 
 
 def scoring(case: Case, criterion: Criterion, backend: Backend) -> Callable[[], None]:
-    """Return a function that builds the criterion's scorer and scores the case's batch with a backend of the kernels."""
-    context = ScoringContext(
-        case.model,
-        case.task,
-        sites(case.model),
-        max_tokens=case.batch.inputs["input_ids"].numel(),
-        pilot=case.batch,
-        examples=len(case.batch.rows),
-        backend=backend,
+    """Return a function that scores the case's batch with a backend of the kernels, and waits for the device."""
+    tokens = case.batch.inputs["input_ids"].numel()
+    count = len(case.batch.rows)
+    context = ScoringContext(case.model, case.task, sites(case.model), tokens, case.batch, count, backend=backend)
+    with undisturbed(case.model):
+        scorer = criterion.scorer(context)
+    return _finished(lambda: scorer.scores(case.batch))
+
+
+def halved(model: nn.Module) -> nn.Module:
+    """Return the model with every second unit of each site: half of the layers' FLOPs, and widths that divide by 64 or more.
+
+    The choice of the units does not change the speed.
+    """
+    all_sites = tuple(sites(model))
+    kept = {site.name: torch.arange(0, site.units, 2) for site in all_sites}
+    return secateur.prune(model, Plan(kept, all_sites, fingerprint(model), secateur.Budget("keep", 0.5)))
+
+
+def latency(dense: nn.Module, pruned: nn.Module, batch: int, length: int, pairs: int) -> dict[str, Any]:
+    """Time forward passes of the dense and the pruned model, in turn."""
+    (inputs,) = synthetic_batches(dense, [batch], [length])
+    (timing,) = secateur.benchmark(dense, pruned, [inputs], pairs=pairs, seconds=3.0).timings
+    return {
+        "batch": batch,
+        "length": length,
+        **asdict(timing),
+        "speedup": timing.speedup,
+        "flops_speedup": timing.flops_speedup,
+        "of_flops_allowed": timing.speedup / timing.flops_speedup,
+    }
+
+
+def compiled_latency(
+    dense: nn.Module, pruned: nn.Module, batch: int, length: int, rounds: int, **options: Any
+) -> dict[str, Any]:
+    """Time forward passes of both models by torch.compile, in turn.
+
+    Args:
+        dense: The dense model.
+        pruned: The pruned model.
+        batch: The number of texts.
+        length: The tokens of a text.
+        rounds: How often each model is timed.
+        options: Further options of torch.compile.
+    """
+    (inputs,) = synthetic_batches(dense, [batch], [length])
+    passes = {}
+    for name, model in (("pruned", pruned), ("dense", dense)):
+        compiled = torch.compile(model, dynamic=False, **options)
+        passes[name] = _finished(lambda compiled=compiled: compiled(**inputs))  # type: ignore[misc]
+    with undisturbed(dense), undisturbed(pruned), torch.inference_mode():
+        row = {"batch": batch, "length": length, **compare(passes, rounds=rounds)}
+    torch.compiler.reset()
+    return row
+
+
+def on_device(case: Case) -> Case:
+    """Return the case in bfloat16 on the device."""
+    batch, device = case.batch, torch.device(DEVICE)
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    extra = {name: tensor.to(device) for name, tensor in batch.extra.items()}
+    return Case(
+        case.model.to(device, torch.bfloat16), case.task, type(batch)(inputs, batch.labels.to(device), batch.rows, extra)
     )
 
-    def run() -> None:
-        with undisturbed(case.model):
-            criterion.scorer(context).scores(case.batch)
 
-    return finished(run)
-
-
-def finished(function: Callable[[], Any]) -> Callable[[], None]:
-    """Return a function that also waits for the GPU."""
+def _finished(function: Callable[[], Any]) -> Callable[[], None]:
+    """Return a function that also waits for the device."""
 
     def run() -> None:
         function()
-        if torch.cuda.is_available():
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
 
     return run
-
-
-def on(case: Case, device: torch.device) -> Case:
-    """Return the case in bfloat16 on the device."""
-    batch = case.batch.take(torch.arange(len(case.batch.labels)))
-    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    moved = type(batch)(inputs, batch.labels.to(device), batch.rows, {k: v.to(device) for k, v in batch.extra.items()})
-    return Case(case.model.to(device, torch.bfloat16), case.task, moved)
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="file for the JSON document")
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes; writes nothing")
-    arguments = parser.parse_args()
-    if not arguments.tiny and not torch.cuda.is_available():
-        parser.exit(2, "bench/measurements/gpu_models.py: expected a CUDA device, found none (--tiny needs none)\n")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result: dict[str, Any] = {} if arguments.tiny else environment()
-    for name, build in (TINY if arguments.tiny else SHAPES).items():
-        torch.manual_seed(0)
-        result[name] = measure(on(build(), device), few=2 if arguments.tiny else 8, rounds=3 if arguments.tiny else 9)
-        print(name, result[name], flush=True)
-    if not arguments.tiny:
-        path = arguments.out or result_path(result, "-models")
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"written: {path}")
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from bench.report.compatibility import (
 )
 from bench.report.corpus import corpus
 from bench.report.engines import engines, shapes
+from bench.report.gpu import gpu, gpu_plot, gpu_summary
 from bench.report.integrated import integrated_nodes, integrated_plot, integrated_speed
 from bench.report.layers import layers, layers_speed
 from bench.report.multitask import multitask, multitask_speed
@@ -35,7 +36,7 @@ Drawer = Callable[[], dict[str, bytes]]
 
 # Every page with generated parts, and the functions that make the parts.
 PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
-    (ROOT / "README.md", (budgets_summary,)),
+    (ROOT / "README.md", (budgets_summary, gpu_summary)),
     (ROOT / "docs/results/demo.md", (demo,)),
     (ROOT / "docs/results/budgets.md", (budgets,)),
     (ROOT / "docs/results/speed.md", (speed, pruning, latency, startup)),
@@ -46,6 +47,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "docs/results/multitask.md", (multitask, multitask_speed)),
     (ROOT / "docs/results/corpus.md", (corpus,)),
     (ROOT / "docs/results/engines.md", (engines, shapes)),
+    (ROOT / "docs/results/gpu.md", (gpu,)),
     (ROOT / "docs/results/layers.md", (layers, layers_speed)),
     (ROOT / "docs/results/real-models.md", (real_models, real_proofs, real_steps)),
     (ROOT / "docs/results/reproduction.md", (reproduction, reproduction_multitask, reproduction_ldnet)),
@@ -57,6 +59,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
 # Each returns PNG files by name, which go to docs/images/.
 PLOTS: tuple[Drawer, ...] = (
     budgets_plot,
+    gpu_plot,
     integrated_plot,
     reproduction_plots,
     reproduction_multitask_plots,

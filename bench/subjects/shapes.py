@@ -38,7 +38,7 @@ def cases() -> dict[str, Callable[[], Case]]:
     return {
         "builtin-t5": _builtin,
         "t5-small-shape": lambda: t5(512, 2048, 8, 6),
-        "minilm-shape": _minilm,
+        "minilm-shape": lambda: bert(384, 1536, 12, 6),
         "llama-shape": lambda: llama(512, 1536, 8, 2, 6),
     }
 
@@ -62,10 +62,11 @@ def _builtin() -> Case:
     return _case(model, secateur.TextToText(tokenizer), [5, 6, 1])
 
 
-def _minilm() -> Case:
-    shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+def bert(width: int, neurons: int, heads: int, layers: int, size: tuple[int, int] = (32, 64)) -> Case:
+    """Build a BERT with random weights that classifies texts."""
+    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": neurons}
     model = BertForSequenceClassification(BertConfig(num_labels=4, **shape))
-    return _case(model, secateur.SequenceClassification(_NoTokenizer()), [1])
+    return _case(model, secateur.SequenceClassification(_NoTokenizer()), [1], size)
 
 
 def _case(model: nn.Module, task: Task, target: list[int], size: tuple[int, int] = (32, 64)) -> Case:
@@ -78,14 +79,19 @@ def _case(model: nn.Module, task: Task, target: list[int], size: tuple[int, int]
 
 
 def bare(case: Case) -> None:
-    """Run the forward pass, and the backward pass to the embeddings, with frozen parameters."""
+    """Run `bare_passes` with frozen parameters."""
+    with undisturbed(case.model):
+        bare_passes(case)
+
+
+def bare_passes(case: Case) -> None:
+    """Run the forward pass, and the backward pass to the embeddings. The parameters must be frozen (`undisturbed`)."""
     vocabulary = case.model.config.vocab_size  # type: ignore[union-attr]
     # get_input_embeddings is not enough: each stack of an encoder-decoder has its own embedding module with the tied weight.
     tables = [m for m in case.model.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
     handles = [table.register_forward_hook(lambda m, a, output: output.detach().requires_grad_(True)) for table in tables]
     try:
-        with undisturbed(case.model):
-            case.task.target(case.model, case.batch, "log_probability").sum().backward()  # type: ignore[no-untyped-call]
+        case.task.target(case.model, case.batch, "log_probability").sum().backward()  # type: ignore[no-untyped-call]
     finally:
         for handle in handles:
             handle.remove()

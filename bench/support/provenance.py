@@ -10,8 +10,11 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def commit() -> str:
-    """Return the commit that is measured, with a plus sign if the working tree differs from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    """Return the commit that is measured, with a plus sign if the working tree differs from it; "unknown" without git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
     return described.stdout.strip()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,12 +12,14 @@ import torch
 from cases import ALL, CASES, Case
 from comparing import error
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 import secateur
 from secateur import GradientActivation, IntegratedGradients
 from secateur.attribution import fused_ffn as fused
 from secateur.attribution.fused_ffn import activation_of
 from secateur.attribution.integrated import stream
+from secateur.model.discovery import branches_of
 from secateur_kernels.backend import INTERPRETED
 from secateur_kernels.interpolated_norm import interpolated_norm
 from secateur_kernels.scored_mlp_backward import scored_mlp_backward
@@ -126,6 +130,87 @@ def test_activations_are_recognised(name: Any, dtype: torch.dtype, gated: bool) 
 def test_other_activations_are_not_recognised(function: Any) -> None:
     pre = 2 * torch.randn(1, 9, 37)
     assert activation_of(function(pre), pre) is None
+
+
+# Functions that differ from a known one by a few hundredths of its largest value, and from which one.
+NEARLY: dict[str, Any] = {
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "mish": nn.functional.mish,
+    "leaky_relu": nn.functional.leaky_relu,
+    "gelu, 1% steeper": lambda x: nn.functional.gelu(1.01 * x) / 1.01,
+}
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NEARLY)
+def test_nearly_known_activations_are_not_recognised_in_half_precision(
+    name: str, dtype: torch.dtype, spread: float, gated: bool
+) -> None:
+    pre, up = (spread * torch.randn(1, 64, 256)).to(dtype), torch.randn(1, 64, 256).to(dtype)
+    hidden = NEARLY[name](pre.float()).to(dtype)
+    assert activation_of(hidden * up if gated else hidden, pre, up if gated else None) is None
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "swish", "gelu_pytorch_tanh"])
+def test_the_activations_of_transformers_are_recognised(name: str, dtype: torch.dtype, gated: bool) -> None:
+    """Transformers computes gelu_new step by step, with a rounding error in each step."""
+    known = {"swish": "silu", "gelu_pytorch_tanh": "gelu_new"}.get(name, name)
+    for spread in (0.02, 0.3, 2.0, 20.0):
+        pre, up = (spread * torch.randn(1, 32, 64)).to(dtype), torch.randn(1, 32, 64).to(dtype)
+        hidden = ACT2FN[name](pre)
+        found = activation_of(hidden * up if gated else hidden, pre, up if gated else None)
+        # gelu and gelu_new are the same function near 0, up to rounding.
+        assert found == known or (spread < 0.1 and {found, known} == {"gelu", "gelu_new"})
+
+
+@pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")
+@pytest.mark.parametrize("name", ["bert-sequence", "llama", "gpt2", "bart"])
+def test_scores_under_autocast_are_those_of_plain_autograd(name: str, calls: list[str]) -> None:
+    """Fused branches, against gradients of the out-projections' inputs under the same autocast."""
+    case, signed = CASES[name], GradientActivation(over_examples="signed")
+    model = case.model().requires_grad_(False)
+    branches = branches_of(model, secateur.sites(model, select="ffn"))
+    outputs = {site.name: model.get_submodule(branch.output) for site, branch in branches.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = secateur.attribute(model, case.task, case.examples, criterion=signed, per_example=True).per_example
+        assert actual is not None
+        assert len(calls) >= len(outputs)
+        for item in case.task.items(model, case.examples):
+            batch = case.task.collate([item], torch.device("cpu"))
+            for site, expected in plain_scores(outputs, lambda: case.task.target(model, batch, "log_probability")).items():  # noqa: B023
+                assert float((actual[site][item.row] - expected).norm() / expected.norm()) < 0.05
+
+
+def plain_scores(outputs: dict[str, nn.Module], target: Any) -> dict[str, Tensor]:
+    """Return the sum over tokens of h * dF/dh [units] of each out-projection's input h, by autograd alone."""
+    hidden: dict[str, Tensor] = {}
+
+    def keep(site: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden[site] = arguments[0] if arguments[0].requires_grad else arguments[0].detach().requires_grad_()
+        return (hidden[site], *arguments[1:])
+
+    with ExitStack() as stack:
+        for site, module in outputs.items():
+            stack.callback(module.register_forward_pre_hook(partial(keep, site)).remove)
+        value = target().sum()
+    gradients = torch.autograd.grad(value, list(hidden.values()))
+    pairs = zip(hidden.items(), gradients, strict=True)
+    return {site: (h.detach().double() * gradient.double()).sum((0, 1)) for (site, h), gradient in pairs}
+
+
+@pytest.mark.parametrize("criterion", [GradientActivation(), IntegratedGradients(nodes=4), "ig-joint:nodes=4"], ids=str)
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
+def test_autocast_changes_scores_by_its_rounding_alone(case: Case, criterion: Any) -> None:
+    model = case.model()
+    expected = secateur.attribute(model, case.task, case.examples, criterion=criterion)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = secateur.attribute(model, case.task, case.examples, criterion=criterion)
+    for name in expected:
+        assert float((actual[name] - expected[name]).norm() / expected[name].norm()) < 0.05
 
 
 @pytest.mark.skipif(INTERPRETED or torch.cuda.is_available(), reason="Triton runs here")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
 import pytest
 import torch
-from cases import CASES, Case
+from cases import ALL, Case
 
 import secateur
 from secateur.attribution.criteria import Criterion
 from secateur.model.sites import AttentionUnit
 
 pytestmark = pytest.mark.gpu
+without_images = pytest.mark.skipif(find_spec("PIL") is None, reason="needs Pillow")
+CASES = [pytest.param(case, marks=without_images if case.name == "vit" else (), id=case.name) for case in ALL]
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("unit", ["head", "channel"])
 def test_the_flow_on_cuda_equals_the_flow_on_the_cpu(case: Case, unit: AttentionUnit) -> None:
     model = case.model()
@@ -32,7 +35,7 @@ def test_the_flow_on_cuda_equals_the_flow_on_the_cpu(case: Case, unit: Attention
     secateur.evaluate(pruned, case.task, case.examples)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("path", ["layer", "joint"])
 def test_integrated_gradients_on_cuda_equal_those_on_the_cpu(case: Case, path: Literal["layer", "joint"]) -> None:
     model, criterion = case.model(), secateur.IntegratedGradients(path=path, nodes=4)
@@ -46,7 +49,7 @@ def test_integrated_gradients_on_cuda_equal_those_on_the_cpu(case: Case, path: L
     assert not any(residuals.is_cuda for residuals in auto.convergence.residuals.values())
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=str)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("criterion", [secateur.GradientActivation(), secateur.IntegratedGradients(nodes=2)], ids=str)
 def test_triton_equals_the_reference_end_to_end(case: Case, criterion: Criterion) -> None:
     model = case.model().to("cuda")

@@ -26,6 +26,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import require_count, shown
 from secateur.support.progress import Progress, counted
+from secateur.support.tensors import on_cpu
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import buckets, model_device
@@ -213,14 +214,19 @@ class _ScoreSums:
 
     def add(self, batch: Batch) -> None:
         """Add the scores of a batch. Raise InputError if a score is not finite."""
-        for site, scores in self.scorer.scores(batch).items():  # scores [B, units]
-            if not torch.isfinite(scores).all():
-                raise InputError(_not_finite_message(self._context, batch))
-            terms = self._criterion.over(scores.double().cpu())
-            self.totals[site.name] += terms.sum(0)
+        by_site = {site: scores.double() for site, scores in self.scorer.scores(batch).items()}  # [B, units]
+        terms = [self._criterion.over(scores) for scores in by_site.values()]
+        if not self.example_scores:
+            terms = [of_site.sum(0, keepdim=True) for of_site in terms]  # [1, units]
+        # One transfer for all sites, because each one waits for the device. Sums tell whether all scores are finite.
+        moved = on_cpu([*terms, *(scores.sum() for scores in by_site.values())])
+        if not torch.isfinite(torch.stack(moved[len(terms) :])).all():
+            raise InputError(_not_finite_message(self._context, batch))
+        for site, of_site in zip(by_site, moved, strict=False):
+            self.totals[site.name] += of_site.sum(0)
             if self.example_scores:
                 rows = self.example_scores[site.name]  # [examples, units]
-                rows.index_add_(0, torch.tensor(batch.rows), terms.to(rows.dtype))
+                rows.index_add_(0, torch.tensor(batch.rows), of_site.to(rows.dtype))
         self.partial.batches += 1
 
 

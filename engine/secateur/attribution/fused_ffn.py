@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from secateur.model.branches import FeedForward, feed_forwards
 from secateur.model.discovery import branches_of
 from secateur.model.linear_layers import is_transposed, weight_of
 from secateur.model.sites import Site
+from secateur.support.tensors import full_precision, nearest
 from secateur_kernels import scored_mlp_backward
 from secateur_kernels.backend import Activation, Backend, accumulator, uses_triton
 from secateur_kernels.scored_mlp_backward.reference import ACTIVATIONS
@@ -41,6 +43,7 @@ class FusedFeedForward:
         linears = (*self._inputs, self._output)
         self._plain = all(type(linear) is nn.Linear or is_transposed(linear) for linear in linears)
         self._activation: Activation | None = None
+        self._tried = False
 
     @contextmanager
     def scored(self, watch: Watch, observe: Observer) -> Iterator[None]:
@@ -73,7 +76,8 @@ class FusedFeedForward:
             if not pre.requires_grad:  # No tensor below needs a gradient, so the graph starts here.
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
-            return scored(output, pre, up, weight_of(self._output), self._activation, self._backend, observe)
+            weight = weight_of(self._output).to(output.dtype)  # Autocast rounds it too.
+            return scored(output, pre, up, weight, self._activation, self._backend, observe)
 
         with ExitStack() as stack:
             for module in self._inputs:
@@ -84,19 +88,27 @@ class FusedFeedForward:
 
     def _fusable(self, hidden: Tensor, projected: list[Tensor]) -> bool:
         """Tell whether the kernel computes the branch, from the tensors [B, T, F] of this pass."""
+        device, dtype = hidden.device.type, self._output.weight.dtype
+        product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         alike = all(tensor.dtype == hidden.dtype and tensor.shape == hidden.shape for tensor in projected)
-        alike = alike and self._output.weight.device == hidden.device  # The weight may be offloaded.
+        alike = (
+            alike and product_dtype == hidden.dtype and self._output.weight.device == hidden.device
+        )  # The weight may be offloaded.
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled():
             return False
         if not uses_triton(self._backend, hidden):
             return False
-        if self._activation is None:
+        if not self._tried:  # Once, because the trial waits for the device.
+            self._tried = True
             self._activation = activation_of(hidden[:1].detach(), *(tensor[:1].detach() for tensor in projected))
         return self._activation is not None
 
 
 def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Activation | None:
     """Recognise an activation function by its outputs, up to rounding.
+
+    Each element may differ by its own rounding alone, and the root of the mean square by less. A larger limit would let pass
+    functions that are nearly a known one.
 
     Args:
         hidden: The input of the out-projection [B, T, F].
@@ -106,15 +118,20 @@ def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Acti
     Returns:
         The function with hidden = act(pre), or act(pre) * up; None if it is none of the kernel's functions.
     """
-    limit, wide = 8 * torch.finfo(hidden.dtype).eps, accumulator(hidden)
-    best, least = None, float("inf")
-    for name, (function, _) in ACTIVATIONS.items():
-        expected = function(pre.to(wide)) if up is None else function(pre.to(wide)) * up.to(wide)
-        error = (hidden.to(wide) - expected).abs()
-        beyond = error - limit * (expected.abs() + expected.abs().max())
-        if float(beyond.max()) <= 0 and float(error.sum()) < least:
-            best, least = name, float(error.sum())
-    return best
+    wide, info = accumulator(hidden), torch.finfo(hidden.dtype)
+
+    def tried() -> Iterator[tuple[Activation, Tensor, Tensor]]:
+        # Transformers computes gelu_new step by step, and rounds after each of them.
+        for name, function in [
+            *((name, of_name[0]) for name, of_name in ACTIVATIONS.items()),
+            ("gelu_new", ACT2FN["gelu_new"]),
+        ]:
+            expected = (function(pre) if up is None else function(pre) * up).to(wide)
+            factor = pre.to(wide).abs() if up is None else (pre.to(wide) * up.to(wide)).abs() + up.to(wide).abs()
+            small = 8 * torch.finfo(wide).eps * factor + info.tiny * info.eps  # Of a result that underflows, or nearly does.
+            yield name, expected, 2 * info.eps * expected.abs() + small
+
+    return nearest(hidden, tried())
 
 
 class _Scored(torch.autograd.Function):
@@ -139,7 +156,8 @@ class _Scored(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         pre, up, weight = ctx.saved_tensors
         options = {"activation": ctx.activation, "backend": ctx.backend}
-        dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, **options)
+        with full_precision(pre.device):
+            dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, **options)
         ctx.observe(scores)
         return None, dpre, dup, None, None, None, None
 

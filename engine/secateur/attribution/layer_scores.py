@@ -19,6 +19,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.progress import Progress, counted
+from secateur.support.tensors import on_cpu
 from secateur.tasks import Batch, Target, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
@@ -98,10 +99,12 @@ def layer_scores(
     totals = dict.fromkeys(scored, 0.0)
     with undisturbed(model):
         for batch in batches:
-            for name, scores in scorers[criterion](batch).items():  # scores [B]
-                if not bool(torch.isfinite(scores).all()):
-                    raise InputError(f"model: the score of {name!r} is not finite (NaN or inf); is the dtype too narrow?")
-                totals[name] += float(scores.double().abs().sum())
+            of_batch = scorers[criterion](batch)  # [B] by layer
+            # One transfer for all layers, because each one waits for the device.
+            sums = on_cpu([scores.double().abs().sum() for scores in of_batch.values()])
+            of_layers = dict(zip(of_batch, torch.stack(sums).tolist(), strict=True))
+            _require_numbers(of_layers)
+            totals = {name: total + of_layers[name] for name, total in totals.items()}
     return {name: total / len(items) for name, total in totals.items()}
 
 
@@ -165,15 +168,15 @@ def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> d
     Reference:
         Men et al. 2024, arXiv 2403.03853, Eq. 1.
     """
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
+    by_name = blocks(model)
+    sums = {name: torch.zeros(2, dtype=torch.float64) for name in by_name}  # Of 1 - cos, and of real tokens.
+    of_batch: dict[str, Tensor] = {}
 
     def observe(name: str, real: Tensor, before: Tensor, after: Tensor) -> None:
-        cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)[real]  # [real tokens]
-        sums[name] = sums.get(name, 0.0) + float((1 - cosine).sum())
-        counts[name] = counts.get(name, 0) + int(real.sum())
+        cosine = nn.functional.cosine_similarity(before.double(), after.double(), dim=-1)  # [B, T]
+        real = real.to(cosine.device)
+        of_batch[name] = torch.stack([(1 - cosine).masked_fill(~real, 0).sum(), real.sum().double()])
 
-    by_name = blocks(model)
     over_target = task.decodes_target and any(block.stack == "encoder" for block in by_name.values())
     with undisturbed(model), torch.no_grad():
         for batch in batches:
@@ -183,7 +186,10 @@ def block_influence(model: nn.Module, task: Task, batches: Iterable[Batch]) -> d
             observers = {block.path: partial(observe, name, real[block.stack]) for name, block in by_name.items()}
             with _hidden_states(model, observers):
                 task.logits(model, batch)
-    return {name: sums[name] / counts[name] for name in sums}
+            for name, moved in zip(of_batch, on_cpu(list(of_batch.values())), strict=True):
+                sums[name] += moved
+            of_batch.clear()
+    return {name: total / tokens for name, (total, tokens) in zip(sums, torch.stack([*sums.values()]).tolist(), strict=True)}
 
 
 def layer_gate_gradients(

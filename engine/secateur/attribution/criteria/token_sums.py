@@ -17,6 +17,7 @@ from secateur.model.families import branches
 from secateur.model.hooks import observed
 from secateur.model.offloading import read_weight
 from secateur.model.sites import Site
+from secateur.support.tensors import on_cpu
 from secateur.tasks import Batch
 
 
@@ -60,15 +61,6 @@ class TokenMoments:
         """
         return cls(*(torch.zeros(1, width, dtype=torch.float64) for width in (1, channels, channels, channels)))
 
-    def add_(self, batch: TokenMoments) -> None:
-        """Add the sums of all examples of a batch to these sums, which must be of one example (B = 1).
-
-        Args:
-            batch: The sums of each example of the batch.
-        """
-        for total, sums in zip(vars(self).values(), vars(batch).values(), strict=True):
-            total += sums.sum(0, keepdim=True).cpu()  # [B, ...] -> [1, ...]
-
     def variance(self) -> Tensor:
         """Return the sample variance of each channel over the tokens [B, channels]; 0 if there is only one token."""
         return (self.square - self.plain.square() / self.count).clamp(min=0) / (self.count - 1).clamp(min=1)
@@ -110,8 +102,10 @@ class TokenSums(Scorer):
         }
         with torch.no_grad(), observed(self._model, observers):
             self._task.logits(self._model, batch)
-        for port, sums in of_batch.items():
-            self._totals[port].add_(sums)
+        totals = [total for port in of_batch for total in vars(self._totals[port]).values()]
+        sums = [of_port.sum(0, keepdim=True) for moments in of_batch.values() for of_port in vars(moments).values()]
+        for total, moved in zip(totals, on_cpu(sums), strict=True):  # [1, ...]
+            total += moved
         return self._scores(of_batch)
 
     def partial_sums(self) -> PartialSums:

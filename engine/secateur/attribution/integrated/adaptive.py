@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur.attribution.integrated.paths import Path, PathSums
 from secateur.attribution.integrated.quadrature import PANEL, Floats, Profile, nearest, radau
+from secateur.support.tensors import on_cpu
 
 # Nodes of the small rules, which are tried first. They are of high order, for paths on which F is smooth.
 FIRST = (1, 2, 3, 4, 6)
@@ -120,15 +121,15 @@ class Integrator:
         self.path, self.rows, self._placed = path, rows, placed
         closed = torch.zeros(len(rows), device=rows.device)
         self._change = (path.end[rows] - path.values(rows, closed)).double()  # F(1) - F(0) [R]
-        start = (path.end[rows].double() - self._change).cpu().tolist()
-        end = path.end[rows].cpu().tolist()
-        self._profiles = [Profile([0.0, 1.0], [low, high]) for low, high in zip(start, end, strict=True)]
+        end = path.end[rows].double()
+        ends = torch.stack([end - self._change, end], 1).tolist()  # [R, 2]
+        self._profiles = [Profile([0.0, 1.0], low_and_high) for low_and_high in ends]
 
     def rule(self, which: Tensor, nodes: int) -> tuple[Tensor, Estimates]:
         """Integrate n of the rows by one rule.
 
         Args:
-            which: Indices into the integrator's rows, int64 [n].
+            which: Indices into the integrator's rows, int64 [n], on the CPU.
             nodes: The number of nodes K of the rule.
 
         Returns:
@@ -138,15 +139,17 @@ class Integrator:
         at = np.stack([places for places, _ in rules])  # [n, K]
         weights = np.stack([of_row for _, of_row in rules])  # [n, K + 1]
         coarse = np.stack([nearest(*rule) for rule in rules])  # [n, K + 1]
-        change = self._change[which]  # [n]
+        chosen = which.to(self.rows.device)
+        change = self._change[chosen]  # [n]
         both_weights = self._tensor(np.stack([weights, coarse]))  # [2, n, K + 1]
-        sums = self.path.sums(self.rows[which], self._tensor(at), both_weights, change.to(self.path.end.dtype))
-        for k, places, values in zip(which.tolist(), at, sums.values.double().cpu().numpy(), strict=True):
-            self._profiles[k].add(places, values)
+        sums = self.path.sums(self.rows[chosen], self._tensor(at), both_weights, change.to(self.path.end.dtype))
         scores = corrected(sums, both_weights[0])
         residual = (change - sums.plain.double().sum(1)).abs()  # [n]
         difference, size = (sums.plain - sums.coarse).double().abs().sum(1), scores.double().abs().sum(1)  # [n]
-        return scores, Estimates(residual.cpu(), difference.cpu(), size.cpu())
+        of_nodes, *estimates = on_cpu([sums.values.double(), residual, difference, size])
+        for k, places, values in zip(which.tolist(), at, of_nodes.numpy(), strict=True):
+            self._profiles[k].add(places, values)
+        return scores, Estimates(*estimates)
 
     def run(self, policy: Policy) -> Integral:
         """Integrate each row by the first rule whose estimated error is within the tolerance, or by the last rule.
@@ -163,16 +166,16 @@ class Integrator:
         queue = {policy.first: list(range(count))}  # Number of nodes -> the rows to integrate with so many.
         while queue:
             level = min(queue)
-            which = torch.tensor(queue.pop(level), device=self.rows.device)  # Rows whose next rule has `level` nodes, [n].
+            which = torch.tensor(queue.pop(level))  # Rows whose next rule has `level` nodes, [n].
             of_rule, estimates = self.rule(which, level)  # of_rule [n, units]
             scores = scores if len(scores) else of_rule.new_zeros(count, of_rule.shape[1])
-            scores[which], which_cpu = of_rule, which.cpu()
-            residuals[which_cpu], rule[which_cpu] = estimates.residuals / estimates.sizes.clamp(min=_TINY), level
-            errors[which_cpu] = policy.errors(level, estimates)
-            nodes[which_cpu] += level
+            scores[which.to(scores.device)] = of_rule
+            residuals[which], rule[which] = estimates.residuals / estimates.sizes.clamp(min=_TINY), level
+            errors[which] = policy.errors(level, estimates)
+            nodes[which] += level
             if policy.tolerance is None:
                 continue
-            for k in which_cpu[errors[which_cpu] > policy.tolerance].tolist():
+            for k in which[errors[which] > policy.tolerance].tolist():
                 following = policy.after(level, float(errors[k]) / policy.tolerance)
                 if following is not None:
                     queue.setdefault(following, []).append(k)
@@ -190,11 +193,12 @@ class Integrator:
         """
         difference = size = 0.0
         for level in sorted({int(integral.rule[k]) for k in which}):
-            of_level = torch.tensor([k for k in which if int(integral.rule[k]) == level], device=self.rows.device)
+            of_level = torch.tensor([k for k in which if int(integral.rule[k]) == level])
             twice = 2 * level if not self._placed or 2 * level in FIRST else max(PLACED, 2 * level)
             finer, _ = self.rule(of_level, twice)
-            difference += float((finer - integral.scores[of_level]).abs().sum())
-            size += float(finer.abs().sum())
+            change = finer - integral.scores[of_level.to(finer.device)]
+            of_level_difference, of_level_size = torch.stack([change.abs().sum(), finer.abs().sum()]).tolist()
+            difference, size = difference + of_level_difference, size + of_level_size
         return difference, size
 
     def _rule_for(self, row: int, nodes: int) -> tuple[Floats, Floats]:
@@ -253,7 +257,7 @@ def pilot(path: Path, rows: Tensor, tolerance: float, last: int) -> Policy:
         The policy.
     """
     integrator = Integrator(path, rows)
-    all_rows = torch.arange(len(rows), device=rows.device)
+    all_rows = torch.arange(len(rows))
     last = last // PANEL * PANEL
     levels: dict[int, tuple[Tensor, Estimates]] = {}  # By number of nodes: scores [n, units] and estimates.
     for nodes in (*FIRST, *_doubling(PLACED, last)):

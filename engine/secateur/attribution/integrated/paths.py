@@ -14,6 +14,7 @@ from secateur.attribution.gates import gate_gradients, scaled
 from secateur.attribution.integrated.replay import Replay
 from secateur.model.branches import Port
 from secateur.model.sites import Site
+from secateur.support.tensors import full_precision
 from secateur.tasks import Batch
 from secateur_kernels.backend import Backend
 
@@ -218,8 +219,9 @@ def _mixed(owner: Tensor, weights: Tensor, slopes: Tensor, tensor: Tensor, count
     mixing = slopes.new_zeros(3, count, len(owner))  # [3, count, n]
     factors = torch.cat([weights, weights[:1] * slopes])  # [3, n]
     mixing[:, owner, torch.arange(len(owner), device=owner.device)] = factors.to(mixing)
-    # [3 * count, n] @ [n, ...] -> [3, count, ...]
-    return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(3, count, *tensor.shape[1:])
+    with full_precision(tensor.device):
+        # [3 * count, n] @ [n, ...] -> [3, count, ...]
+        return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(3, count, *tensor.shape[1:])
 
 
 def _split(rows: Tensor, gate: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

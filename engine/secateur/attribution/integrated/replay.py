@@ -20,6 +20,7 @@ from secateur.model.linear_layers import weight_of
 from secateur.model.paths import prefixes
 from secateur.model.sites import Site
 from secateur.support.errors import InputError
+from secateur.support.tensors import full_precision
 from secateur.tasks import Batch
 from secateur_kernels import neuron_attribution, product_sum
 from secateur_kernels.backend import Backend
@@ -108,7 +109,9 @@ class Leaf:
         activation, gradient = self.activation[rows], gradient.to(self.activation)
         if self.weight is None:
             return self.units.fold(product_sum(activation, gradient, backend=self.backend))
-        return self.units.fold(neuron_attribution(activation, gradient, self.weight.to(activation), backend=self.backend))
+        with full_precision(activation.device):
+            products = neuron_attribution(activation, gradient, self.weight.to(activation), backend=self.backend)
+        return self.units.fold(products)
 
 
 class Replay:
@@ -245,7 +248,7 @@ class Replay:
         """Return the leaf of a port, from the records of the captured pass by path."""
         output: Tensor = returned[port.path]  # [B, T, channels]
         above = {path: returned[path] for path in prefixes(port.path) if path in returned}
-        join, carried = (None, output) if port.side == "output" else joined(output, above, captured_norms, self._backend)
+        join, carried = (None, output) if port.side == "output" else joined(output, above, captured_norms)
         carrier = next(path for path, value in above.items() if holds(value, carried))
         marked = _map(lambda value: _LEAF if value is carried else value.detach(), returned[carrier])
         gradient = gradients.get(port.path)
@@ -255,7 +258,8 @@ class Replay:
             return Leaf(carrier, marked, None, None, output, output, None, port.map, gradient, self._backend)
         module = self.model.get_submodule(port.path)
         bias = getattr(module, "bias", None)
-        direction, weight = output if bias is None else output - bias, weight_of(module)
+        direction = output if bias is None else (output - bias).to(output.dtype)  # Under autocast, the bias is wider.
+        weight = weight_of(module)
         return Leaf(carrier, marked, join, bias, direction, inputs[port.path], weight, port.map, gradient, self._backend)
 
     def _modules_before(self, site: Site, returned: dict[str, Any]) -> dict[str, bool]:

@@ -12,9 +12,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from secateur.support.tensors import nearest
 from secateur_kernels import interpolated_norm
-from secateur_kernels.backend import Backend
+from secateur_kernels.backend import Backend, accumulator
 from secateur_kernels.backend import Norm as Kind
+from secateur_kernels.interpolated_norm.reference import interpolated_norm_reference
+
+_CLASSES: dict[Kind, type[nn.Module]] = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,7 @@ def norms(model: nn.Module) -> Iterator[list[CapturedNorm]]:
         yield records
 
 
-def joined(
-    output: Tensor, above: Mapping[str, Any], captured: Sequence[CapturedNorm], backend: Backend
-) -> tuple[Join | None, Tensor]:
+def joined(output: Tensor, above: Mapping[str, Any], captured: Sequence[CapturedNorm]) -> tuple[Join | None, Tensor]:
     """Find how a branch's output joins the residual stream.
 
     If no module returns a stream or its norm, code between modules may read that stream. A replay cannot reach that code, so
@@ -116,7 +118,6 @@ def joined(
         output: The branch's output [B, T, D].
         above: The return values of the modules that contain the branch's last layer, by path.
         captured: The norms that ran, in their order.
-        backend: The implementation of the kernel.
 
     Returns:
         The join, and the tensor that a module above the branch returns: the stream or its norm. If no module returns either:
@@ -130,36 +131,41 @@ def joined(
         earlier = [tensor for before in captured[:k] for tensor in (before.stream, before.normed)]
         residual = next((tensor for tensor in reversed(earlier) if _adds_up(tensor, output, norm.stream)), None)
         runs_once = sum(other.path == norm.path for other in captured) == 1
-        kernel_arguments = norm_arguments(norm, backend) if residual is not None and runs_once else None
+        kernel_arguments = norm_arguments(norm) if residual is not None and runs_once else None
         if residual is not None and kernel_arguments is not None:
             join = Join(residual.detach(), norm.path if stream_is_returned else None, *kernel_arguments)
             return join, norm.stream if stream_is_returned else norm.normed
     return None, output
 
 
-def norm_arguments(norm: CapturedNorm, backend: Backend = "auto") -> tuple[Kind, float, Tensor, Tensor | None] | None:
+def norm_arguments(norm: CapturedNorm) -> tuple[Kind, float, Tensor, Tensor | None] | None:
     """Find the arguments with which the kernel computes a norm, up to rounding. They are tried on the first example.
+
+    The trial computes in float32 at least, because rounding to 8 or 11 bits would hide which kind of norm it is.
 
     Args:
         norm: The norm, as it ran.
-        backend: The implementation of the kernel.
 
     Returns:
         The kind, eps, weight and bias; None if no arguments give the output.
     """
     eps = getattr(norm.module, "variance_epsilon", getattr(norm.module, "eps", None))
-    if not isinstance(eps, float):
+    stream, normed = norm.stream[:1].detach(), norm.normed[:1].detach()
+    if not isinstance(eps, float) or stream.dtype != normed.dtype:  # The kernel's outputs have one dtype.
         return None
-    stream, expected = norm.stream[:1].detach(), norm.normed[:1].detach()
-    stored_weight, bias = norm.module.get_parameter("weight").detach(), getattr(norm.module, "bias", None)  # [D]
-    limit = 8 * torch.finfo(stream.dtype).eps * (expected.abs() + expected.abs().max())
+    wide = accumulator(stream)
+    weight, bias = norm.module.get_parameter("weight").detach(), getattr(norm.module, "bias", None)  # [D]
+    # Only torch's own classes say by their name which kind they are: T5's RMSNorm is named LayerNorm.
+    kinds = [kind for kind, named in _CLASSES.items() if isinstance(norm.module, named)] or list(get_args(Kind))
+    rounding = 2 * torch.finfo(stream.dtype).eps * (normed.abs() if bias is None else normed.abs() + bias.abs()).to(wide)
+    limit = rounding + 8 * torch.finfo(wide).eps * normed.abs().max()
+    closed = stream.new_zeros(1, dtype=wide)  # With a gate of 0, the kernel normalises the stream alone.
+    x, shift = stream.to(wide), None if bias is None else bias.detach().to(wide)
     # Some models, such as Gemma, store the weight minus one.
-    for kind, weight in product(get_args(Kind), (stored_weight, 1 + stored_weight)):
-        closed = stream.new_zeros(1)  # With a gate of 0, the kernel normalises the stream alone.
-        _, normed = interpolated_norm(stream, stream, None, closed, weight, bias, eps, kind, backend=backend)
-        if bool(((normed[0] - expected).abs() <= limit).all()):
-            return kind, eps, weight, bias
-    return None
+    arguments = list(product(kinds, (weight, 1 + weight.to(wide))))
+    outputs = (interpolated_norm_reference(x, x, None, closed, w.to(wide), shift, eps, kind)[1][0] for kind, w in arguments)
+    found = nearest(normed, ((number, expected, limit) for number, expected in enumerate(outputs)))
+    return None if found is None else (arguments[found][0], eps, arguments[found][1], bias)
 
 
 def holds(value: Any, tensor: Tensor) -> bool:
