@@ -5,6 +5,7 @@ A kernel imports this module, so its import needs Triton.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -102,19 +103,31 @@ def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:
 
 
 def partial_sums(g: Tensor, neurons: int, options: dict[str, Any]) -> Tensor:
-    """Return zeros for the partial sums that `store_sums` writes.
+    """Return memory for the partial sums that `store_sums` writes.
+
+    An example starts at a multiple of gcd(T, TOKENS) within its first tile. This bounds the tiles that it can meet.
 
     Args:
-        g: The gradient at the out-projection's output [B, T, D].
+        g: The gradient at the out-projection's output [B, T, D], T > 0.
         neurons: The columns of the weight, F.
         options: The result of `tile_options`.
 
     Returns:
-        Zeros [B, tiles, F] in float32: one place for each example and each tile of tokens that the example can meet.
+        A tensor [B, tiles, F] in float32: one place for each example and each tile of tokens that it can meet. It holds zeros
+        if some example may meet fewer tiles. Otherwise it is not initialised, because every place is written.
     """
     batch, tokens, _ = g.shape
-    tiles = min((tokens - 1) // options["TOKENS"] + 2, triton.cdiv(batch * tokens, options["TOKENS"]))
-    return torch.zeros(batch, tiles, neurons, dtype=torch.float32, device=g.device)
+    size = options["TOKENS"]
+    step = math.gcd(tokens, size)
+    tiles = min((tokens + size - 1 - step) // size + 1, triton.cdiv(batch * tokens, size))
+    all_written = tiles == 1 or step == size
+    make = torch.empty if all_written else torch.zeros
+    return make(batch, tiles, neurons, dtype=torch.float32, device=g.device)
+
+
+def sum_of_parts(partial: Tensor) -> Tensor:
+    """Return the sums [B, C] of partial sums [B, parts, C]. A single part is not copied."""
+    return partial[:, 0] if partial.shape[1] == 1 else partial.sum(1)
 
 
 @triton.jit

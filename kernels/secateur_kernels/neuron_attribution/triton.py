@@ -14,6 +14,7 @@ from secateur_kernels.tiles import (
     quarters,
     rows,
     store_sums,
+    sum_of_parts,
     tile_grid,
     tile_of,
     tile_options,
@@ -89,4 +90,4 @@ def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction:
             REDUCTION=reduction,
             **options,
         )
-    return partial.sum(1)
+    return sum_of_parts(partial)

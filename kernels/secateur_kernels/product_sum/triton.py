@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateur_kernels.tiles import OPTIONS, tuned
+from secateur_kernels.tiles import OPTIONS, sum_of_parts, tuned
 
 # Tokens that one program sums. With this number few examples still give enough programs, and the partial sums are under 2% of
 # the bytes that are read.
@@ -89,4 +89,4 @@ def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
             product_sum_kernel[lambda meta: (batch * chunks * triton.cdiv(channels, meta["CHANNELS"]),)](
                 *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, GROUP=GROUP, **OPTIONS
             )
-    return partial[:, 0] if chunks == 1 else partial.sum(1)
+    return sum_of_parts(partial)

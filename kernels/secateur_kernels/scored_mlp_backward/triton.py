@@ -17,6 +17,7 @@ from secateur_kernels.tiles import (
     quarters,
     rows,
     store_sums,
+    sum_of_parts,
     tile_grid,
     tile_of,
     tile_options,
@@ -143,4 +144,4 @@ def launch(
             REDUCTION=reduction,
             **options,
         )
-    return [*gradients, partial.sum(1)]
+    return [*gradients, sum_of_parts(partial)]
