@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateur_kernels.backend import INTERPRETED
+from secateur_kernels.backend import INTERPRETED, Device, device_of, uses_tf32
 
 FIXED = INTERPRETED or os.environ.get("SECATEUR_AUTOTUNE") == "0"
 # The compiler would fuse a product and a sum in some layouts and not in others, and the two round differently.
@@ -25,10 +26,10 @@ OPTIONS = {"enable_fp_fusion": False}
 def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
     """Return a decorator that times a kernel's candidate settings and keeps the fastest.
 
-    The candidates are timed once for each dtype and each value of `key`. The result is kept on disk. A candidate may only set
-    values that do not change the order of additions, so the choice never changes a bit of a result. Values that set this order
-    are functions of shapes and dtype, and the launch passes them. With SECATEUR_AUTOTUNE=0, and under Triton's interpreter, the
-    kernel uses the first candidate and times nothing.
+    The candidates are timed once for each dtype and each value of `key`. The result is kept in Triton's cache on disk. A
+    candidate may only set values that do not change the order of additions, so the choice never changes a bit of a result.
+    Values that set this order are functions of shapes and dtype, and the launch passes them. With SECATEUR_AUTOTUNE=0, and
+    under Triton's interpreter, the kernel uses the first candidate and times nothing.
 
     Args:
         candidates: Settings by name. Upper-case names are the kernel's constants. `num_warps` and `num_stages` are Triton's.
@@ -42,8 +43,27 @@ def tuned(*candidates: dict[str, int], key: list[str]) -> Callable[[Any], Any]:
         constants = {name: value for name, value in candidate.items() if name.isupper()}
         limits = {name: candidate.get(name) for name in ("num_warps", "num_stages")}
         configs.append(triton.Config(constants, **limits))
-    decorator: Callable[[Any], Any] = triton.autotune(configs, key=key, cache_results=True)
+
+    def decorator(kernel: Any) -> Any:
+        tuner = triton.autotune(configs, key=key, cache_results=True)(kernel)
+        run, lock = tuner.run, threading.Lock()
+
+        def run_alone(*arguments: Any, **options: Any) -> Any:
+            with lock:  # Triton's tuner keeps a launch's arguments on itself, so two threads would mix theirs.
+                return run(*arguments, **options)
+
+        tuner.run = run_alone
+        return tuner
+
     return decorator
+
+
+def size_class(rows: int) -> int:
+    """Return a number of rows rounded up to a power of two, at least 16.
+
+    Kernels take it for the key of their tuning alone. So batches of about the same size share a choice.
+    """
+    return max(16, int(triton.next_power_of_2(rows)))
 
 
 def rows(tensor: Tensor) -> Tensor:
@@ -67,28 +87,45 @@ HALF = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
 WIDE = {"NEURONS": 256, "TOKENS": 128, "DEPTH": 64, "num_warps": 8}
 TF32 = {"NEURONS": 128, "TOKENS": 128, "DEPTH": 32, "num_warps": 8}
 SINGLE = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 32, "num_warps": 4}
+# Half precision without matrix units: both operands are widened in registers.
+WIDENED = {"NEURONS": 64, "TOKENS": 64, "DEPTH": 16, "num_warps": 8}
 # Programs that run at the same time share columns of the weight: GROUP tiles of tokens for each tile of neurons.
 TILES = ({"GROUP": 8, "num_stages": 3}, {"GROUP": 8, "num_stages": 4}, {"GROUP": 16, "num_stages": 3})
 
 
-def tile_options(weight: Tensor, allow_tf32: bool) -> dict[str, Any]:
+def tile_options(weight: Tensor, allow_tf32: bool | None) -> dict[str, Any]:
     """Return the launch options for a matrix product with this weight.
 
     Args:
         weight: The out-projection's weight [D, F].
-        allow_tf32: Whether float32 products may use tf32.
+        allow_tf32: Whether float32 products may use tf32, see `uses_tf32`. Devices without tf32 never do.
 
     Returns:
-        The tile's sizes, the warps and the precision. They set the order of additions and are functions of the arguments alone.
+        The tile's sizes, the warps and the precision. They set the order of additions. They are functions of the weight's shape
+        and dtype, the precision and the device.
     """
+    device = device_of(weight.device)
     width, neurons = weight.shape
+    tf32 = weight.dtype == torch.float32 and device.tf32 and uses_tf32(allow_tf32)
     if weight.dtype == torch.float32:
-        options = TF32 if allow_tf32 else SINGLE
+        tiles = [TF32, SINGLE] if tf32 else [SINGLE]
+    elif device.products:
+        tiles = [WIDE, HALF] if width >= 1024 and width % 16 == 0 and neurons % 16 == 0 else [HALF]
     else:
-        options = WIDE if width >= 1024 and width % 16 == 0 and neurons % 16 == 0 else HALF
+        tiles = [WIDENED]
+    fitting = [tile for tile in tiles if _shared(tile, weight.element_size(), device) <= device.shared]
     # Triton's interpreter multiplies the bits of bfloat16 operands as integers (seen in 3.6 and 3.9).
     widen = INTERPRETED and weight.dtype == torch.bfloat16
-    return {**options, **OPTIONS, "PRECISION": "tf32" if allow_tf32 else "ieee", "WIDEN": widen}
+    return {**(fitting or tiles[-1:])[0], **OPTIONS, "PRECISION": "tf32" if tf32 else "ieee", "WIDEN": widen}
+
+
+def _shared(tile: dict[str, int], element: int, device: Device) -> int:
+    """Return the bytes of shared memory that the loop over a tile needs with three stages (counted on compiled kernels).
+
+    The matrix units of compute capability 9 and 10 read shared memory while they multiply, so the third stage needs a buffer.
+    """
+    buffers = 3 if not device.amd and device.capability[0] in (9, 10) else 2
+    return buffers * (tile["NEURONS"] + tile["TOKENS"]) * tile["DEPTH"] * element
 
 
 def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:

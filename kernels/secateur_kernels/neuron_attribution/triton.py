@@ -13,6 +13,7 @@ from secateur_kernels.tiles import (
     partial_sums,
     quarters,
     rows,
+    size_class,
     store_sums,
     sum_of_parts,
     tile_grid,
@@ -22,7 +23,7 @@ from secateur_kernels.tiles import (
 )
 
 
-@tuned(*TILES, key=["width", "neurons"])
+@tuned(*TILES, key=["size", "width", "neurons", "weight_neuron", "PRECISION", "REDUCTION"])
 @triton.jit
 def neuron_attribution_kernel(
     h,
@@ -35,6 +36,7 @@ def neuron_attribution_kernel(
     width,
     neurons,
     tiles,
+    size,
     h_row,
     g_row,
     weight_width,
@@ -51,8 +53,8 @@ def neuron_attribution_kernel(
 
     out[b, tile, f] = sum over the tile's tokens t of mask[b, t] * r(h[b, t, f] * sum over d of g[b, t, d] * weight[d, f])
 
-    h: [rows, F]. g: [rows, D]. weight: [D, F]. mask: [rows], or None. out: [B, tiles, F] in float32. rows = B * T. Source: Yang
-    et al. 2023, arXiv 2205.04157, Eq. 4-5.
+    h: [rows, F]. g: [rows, D]. weight: [D, F]. mask: [rows], or None. out: [B, tiles, F] in float32. rows = B * T. size: for
+    the tuning's key. Source: Yang et al. 2023, arXiv 2205.04157, Eq. 4-5.
     """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
     row = tile * TOKENS + tl.arange(0, TOKENS)
@@ -74,7 +76,7 @@ def neuron_attribution_kernel(
         )
 
 
-def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
+def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool | None) -> Tensor:
     """Run the kernel on h [B, T, F], g [B, T, D] and weight [D, F], and return the scores [B, F] in float32."""
     tokens, width, neurons = g.shape[1], *weight.shape
     options = tile_options(weight, allow_tf32)
@@ -85,7 +87,7 @@ def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction:
     mask = mask if mask is None else mask.reshape(-1)
     with torch.cuda.device_of(h):
         neuron_attribution_kernel[tile_grid(len(h), neurons, options)](
-            *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1]),
+            *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1], size_class(len(g))),
             *(h.stride(0), g.stride(0), *weight.stride()),
             REDUCTION=reduction,
             **options,

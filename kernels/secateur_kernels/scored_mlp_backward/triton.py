@@ -16,6 +16,7 @@ from secateur_kernels.tiles import (
     partial_sums,
     quarters,
     rows,
+    size_class,
     store_sums,
     sum_of_parts,
     tile_grid,
@@ -47,7 +48,7 @@ def value_and_slope(x, ACTIVATION: tl.constexpr):
     return value, slope
 
 
-@tuned(*TILES, key=["width", "neurons"])
+@tuned(*TILES, key=["size", "width", "neurons", "weight_neuron", "PRECISION", "ACTIVATION", "REDUCTION"])
 @triton.jit
 def scored_mlp_backward_kernel(
     g,
@@ -63,6 +64,7 @@ def scored_mlp_backward_kernel(
     width,
     neurons,
     tiles,
+    size,
     g_row,
     weight_width,
     weight_neuron,
@@ -83,8 +85,8 @@ def scored_mlp_backward_kernel(
     out[b, tile, f] = sum over the tile's tokens t of mask[b, t] * r(dh * act(pre) [* up])
 
     g: [rows, D]. weight: [D, F]. pre, up, dpre, dup: [rows, F]; up is None for a plain MLP. mask: [rows], or None. out: [B,
-    tiles, F] in float32. rows = B * T. Source: the formulas of `scored_mlp_backward`; gated MLPs: Shazeer 2020, arXiv
-    2002.05202.
+    tiles, F] in float32. rows = B * T. size: for the tuning's key. Source: the formulas of `scored_mlp_backward`; gated MLPs:
+    Shazeer 2020, arXiv 2002.05202.
     """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
     row = tile * TOKENS + tl.arange(0, TOKENS)
@@ -123,7 +125,7 @@ def launch(
     mask: Tensor | None,
     activation: str,
     reduction: str,
-    allow_tf32: bool,
+    allow_tf32: bool | None,
 ) -> list[Tensor]:
     """Run the kernel. Return dpre [B, T, F], dup [B, T, F] in a gated MLP, and the scores [B, F] in float32."""
     tokens, width, neurons = g.shape[1], *weight.shape
@@ -138,7 +140,7 @@ def launch(
     with torch.cuda.device_of(g):
         scored_mlp_backward_kernel[tile_grid(len(g), neurons, options)](
             *(g, weight, pre, up, mask, gradients[0], gradients[-1], partial),
-            *(len(g), tokens, width, neurons, partial.shape[1]),
+            *(len(g), tokens, width, neurons, partial.shape[1], size_class(len(g))),
             *(g.stride(0), *weight.stride(), pre.stride(0), 0 if up is None else up.stride(0)),
             ACTIVATION=activation,
             REDUCTION=reduction,
