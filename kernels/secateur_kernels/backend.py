@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ class Device:
         return self.amd or self.capability >= (8, 0)
 
     @property
+    def asynchronous(self) -> bool:
+        """Whether its matrix units read shared memory themselves, while the program does other work."""
+        return not self.amd and self.capability[0] in (9, 10)
+
+    @property
     def tf32(self) -> bool:
         """Whether Triton multiplies float32 in tf32 on this device."""
         return not self.amd and self.capability >= (8, 0)
@@ -51,6 +57,7 @@ class Device:
 H100 = Device((9, 0), 227 * 1024)
 
 
+@functools.cache
 def device_of(where: torch.device) -> Device:
     """Return what tiles depend on, from PyTorch's properties of a device.
 

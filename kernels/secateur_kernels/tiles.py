@@ -106,26 +106,31 @@ def tile_options(weight: Tensor, allow_tf32: bool | None) -> dict[str, Any]:
     """
     device = device_of(weight.device)
     width, neurons = weight.shape
+    aligned = width % 16 == 0 and neurons % 16 == 0
     tf32 = weight.dtype == torch.float32 and device.tf32 and uses_tf32(allow_tf32)
     if weight.dtype == torch.float32:
         tiles = [TF32, SINGLE] if tf32 else [SINGLE]
     elif device.products:
-        tiles = [WIDE, HALF] if width >= 1024 and width % 16 == 0 and neurons % 16 == 0 else [HALF]
+        tiles = [WIDE, HALF] if width >= 1024 and aligned else [HALF]
     else:
         tiles = [WIDENED]
     fitting = [tile for tile in tiles if _shared(tile, weight.element_size(), device) <= device.shared]
+    tile = (fitting or tiles[-1:])[0]
+    options: dict[str, Any] = {**tile, **OPTIONS, "PRECISION": "tf32" if tf32 else "ieee"}
+    if tile is HALF and aligned and device.asynchronous:
+        # Two programs of 256 threads share a multiprocessor. On other devices, and for other widths, this spills.
+        options["maxnreg"] = 128
     # Triton's interpreter multiplies the bits of bfloat16 operands as integers (seen in 3.6 and 3.9).
     widen = INTERPRETED and weight.dtype == torch.bfloat16
-    return {**(fitting or tiles[-1:])[0], **OPTIONS, "PRECISION": "tf32" if tf32 else "ieee", "WIDEN": widen}
+    return {**options, "WIDEN": widen}
 
 
 def _shared(tile: dict[str, int], element: int, device: Device) -> int:
     """Return the bytes of shared memory that the loop over a tile needs with three stages (counted on compiled kernels).
 
-    The matrix units of compute capability 9 and 10 read shared memory while they multiply, so the third stage needs a buffer.
+    Matrix units that read shared memory while they multiply need a buffer for the third stage.
     """
-    buffers = 3 if not device.amd and device.capability[0] in (9, 10) else 2
-    return buffers * (tile["NEURONS"] + tile["TOKENS"]) * tile["DEPTH"] * element
+    return (3 if device.asynchronous else 2) * (tile["NEURONS"] + tile["TOKENS"]) * tile["DEPTH"] * element
 
 
 def tile_grid(tokens: int, neurons: int, options: dict[str, Any]) -> tuple[int]:
@@ -169,11 +174,10 @@ def sum_of_parts(partial: Tensor) -> Tensor:
 
 @triton.jit
 def tile_of(program, rows, neurons, NEURONS: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr):
-    """Return a program's tile of tokens and its tile of neurons, as int64.
+    """Return a program's tile of tokens and its tile of neurons, in int32 if `rows` fits in it.
 
     Up to GROUP consecutive programs have the same tile of neurons.
     """
-    program = program.to(tl.int64)
     token_tiles = tl.cdiv(rows, TOKENS)
     neuron_tiles = tl.cdiv(neurons, NEURONS)
     group = program // (GROUP * neuron_tiles)
@@ -181,6 +185,14 @@ def tile_of(program, rows, neurons, NEURONS: tl.constexpr, TOKENS: tl.constexpr,
     size = tl.minimum(GROUP, token_tiles - first)
     within = program % (GROUP * neuron_tiles)
     return first + within % size, within // size
+
+
+@triton.jit
+def tokens_of(tile, PART: tl.constexpr, TOKENS: tl.constexpr):
+    """Return the rows of a tile's tokens, as int64: all of them, [TOKENS], or with PART >= 0 one quarter, [TOKENS // 4]."""
+    SIZE: tl.constexpr = TOKENS if PART < 0 else TOKENS // 4
+    FIRST: tl.constexpr = 0 if PART < 0 else PART * SIZE
+    return tile.to(tl.int64) * TOKENS + FIRST + tl.arange(0, SIZE)
 
 
 @triton.jit
@@ -243,47 +255,70 @@ def _halves(tile):
 
 
 @triton.jit
-def store_sums(
-    scores,
-    carry,
-    mask,
-    out,
-    tile,
-    neuron,
-    rows,
-    tokens,
-    neurons,
-    tiles,
-    PART: tl.constexpr,
-    TOKENS: tl.constexpr,
-    REDUCTION: tl.constexpr,
-):
-    """Add up the scores of one quarter of a tile's tokens, and store the sum of each example that ends in this quarter.
-
-    out[b, tile, f] = sum over the tile's tokens of example b of mask * r(score)
-
-    scores: [NEURONS, TOKENS // 4], the scores of the quarter. carry: [NEURONS], the sum so far of the example in which the
-    quarter before ended. mask: [rows], or None. out: [B, tiles, F]. PART: the index of the quarter. REDUCTION: the function r.
-    Returns the next carry.
-    """
-    QUARTER: tl.constexpr = TOKENS // 4
-    start = tile * TOKENS + PART * QUARTER
-    end = tl.minimum(start + QUARTER, rows)
-    stop = start + QUARTER
-    if PART == 3:
-        stop = tl.maximum(start, rows)
-    position = tl.arange(0, QUARTER)
+def reduced(scores, mask, row, rows, REDUCTION: tl.constexpr):
+    """Return mask * r(score) for scores [NEURONS, tokens]. row: [tokens], their rows. mask: [rows], or None. REDUCTION: r."""
     if REDUCTION == "abs_sum":
         scores = tl.abs(scores)
     elif REDUCTION == "square_sum":
         scores *= scores
     if mask is not None:
-        scores *= tl.load(mask + start + position, mask=position < end - start, other=0).to(tl.float32)[None, :]
-    for b in tl.range(start // tokens, (end - 1) // tokens + 1):
-        in_example = (position >= b * tokens - start) & (position < (b + 1) * tokens - start)
-        carry += tl.sum(tl.where(in_example[None, :], scores, 0.0), 1)
-        ends = (b + 1) * tokens <= stop
-        slot = tile - b * tokens // TOKENS
-        tl.store(out + (b * tiles + slot) * neurons + neuron, carry, mask=neuron < tl.where(ends, neurons, 0))
-        carry = tl.where(ends, 0.0, carry)
-    return carry
+        scores *= tl.load(mask + row, mask=row < rows, other=0).to(tl.float32)[None, :]
+    return scores
+
+
+@triton.jit
+def store_sums(out, first, second, third, fourth, tile, neuron, rows, tokens, neurons, tiles, TOKENS: tl.constexpr):
+    """Add up the scores of a tile's tokens for each example that the tile meets, and store the sums.
+
+    out[b, slot, f] = sum over the tile's tokens of example b of score
+
+    first, second, third, fourth: [NEURONS, TOKENS // 4], the scores of the tile's quarters. They are added elementwise first,
+    so an example takes one sum across threads. out: [B, tiles, F]. slot: the tile, counted from the example's first one.
+    """
+    QUARTER: tl.constexpr = TOKENS // 4
+    start = tile * TOKENS
+    last = tl.minimum(start + TOKENS, rows) - 1
+    for b in tl.range(start // tokens, last // tokens + 1):
+        low = b * tokens - start
+        total = _within(first, low, tokens) + _within(second, low - QUARTER, tokens)
+        total += _within(third, low - 2 * QUARTER, tokens) + _within(fourth, low - 3 * QUARTER, tokens)
+        _store_sum(out, total, b, tile, neuron, tokens, neurons, tiles, TOKENS)
+
+
+@triton.jit
+def store_ended(out, scores, total, b, tile, neuron, rows, tokens, neurons, tiles, PART: tl.constexpr, TOKENS: tl.constexpr):
+    """Add the scores of one quarter to the sum of its example, and store the sums that end in this quarter.
+
+    This is `store_sums` for a kernel without registers for the scores of a whole tile.
+
+    scores: [NEURONS, TOKENS // 4]. total: the same shape, the sum so far of example b. PART: the index of the quarter. Returns
+    the next quarter's total and its first example.
+    """
+    QUARTER: tl.constexpr = TOKENS // 4
+    start = tile * TOKENS + PART * QUARTER
+    meets = b * tokens < tl.minimum(start + QUARTER, rows)
+    while meets:
+        low = b * tokens - start
+        total += _within(scores, low, tokens)
+        meets = low + tokens <= QUARTER
+        if meets or PART == 3:
+            _store_sum(out, total, b, tile, neuron, tokens, neurons, tiles, TOKENS)
+            total = tl.zeros_like(total)
+        if meets:
+            b += 1
+            meets = b * tokens < tl.minimum(start + QUARTER, rows)
+    return total, b
+
+
+@triton.jit
+def _within(scores, low, tokens):
+    """Return scores [NEURONS, positions], with zeros outside of an example that begins at position `low`."""
+    position = tl.arange(0, scores.shape[1])
+    return tl.where(((position >= low) & (position < low + tokens))[None, :], scores, 0.0)
+
+
+@triton.jit
+def _store_sum(out, total, b, tile, neuron, tokens, neurons, tiles, TOKENS: tl.constexpr):
+    """Store the sum of total [NEURONS, positions] over positions as out[b, slot], see `store_sums`."""
+    slot = tile - b * tokens // TOKENS
+    tl.store(out + (tl.cast(b, tl.int64) * tiles + slot) * neurons + neuron, tl.sum(total, 1), mask=neuron < neurons)

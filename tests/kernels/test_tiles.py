@@ -76,6 +76,14 @@ DEVICES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """Forget the devices of a test."""
+    device_of.cache_clear()
+    yield
+    device_of.cache_clear()
+
+
 def plug_in(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let PyTorch report this device's properties."""
     major, minor, usual, opted = DEVICES[name]

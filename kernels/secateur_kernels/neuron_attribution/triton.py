@@ -12,6 +12,7 @@ from secateur_kernels.tiles import (
     gradient_tile,
     partial_sums,
     quarters,
+    reduced,
     rows,
     size_class,
     store_sums,
@@ -19,6 +20,7 @@ from secateur_kernels.tiles import (
     tile_grid,
     tile_of,
     tile_options,
+    tokens_of,
     tuned,
 )
 
@@ -57,23 +59,25 @@ def neuron_attribution_kernel(
     the tuning's key. Source: Yang et al. 2023, arXiv 2205.04157, Eq. 4-5.
     """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
-    row = tile * TOKENS + tl.arange(0, TOKENS)
-    neuron = neuron_tile * NEURONS + tl.arange(0, NEURONS)
+    neuron = neuron_tile.to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     dh = gradient_tile(
-        *(g, weight, row, neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
+        *(g, weight, tokens_of(tile, -1, TOKENS), neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
         *(NEURONS, TOKENS, DEPTH, PRECISION, WIDEN),
     )
-    parts = quarters(dh)
-    carry = tl.zeros([NEURONS], tl.float32)
-    for part in tl.static_range(4):
-        row = tile * TOKENS + part * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
-        inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
-        at = h + neuron[:, None] + row[None, :] * h_row
-        scores = parts[part] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        carry = store_sums(
-            *(scores, carry, mask, out, tile, neuron, rows, tokens, neurons, tiles),
-            *(part, TOKENS, REDUCTION),
-        )
+    first, second, third, fourth = quarters(dh)
+    first = _scores(first, h, mask, tokens_of(tile, 0, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    second = _scores(second, h, mask, tokens_of(tile, 1, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    third = _scores(third, h, mask, tokens_of(tile, 2, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    fourth = _scores(fourth, h, mask, tokens_of(tile, 3, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    store_sums(out, first, second, third, fourth, tile, neuron, rows, tokens, neurons, tiles, TOKENS)
+
+
+@triton.jit
+def _scores(dh, h, mask, row, neuron, rows, neurons, h_row, REDUCTION: tl.constexpr):
+    """Return mask * r(h * dh) for one quarter of a tile. dh: [NEURONS, tokens]. row: [tokens]. neuron: [NEURONS]."""
+    inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
+    scores = dh * tl.load(h + neuron[:, None] + row[None, :] * h_row, mask=inside, other=0.0).to(tl.float32)
+    return reduced(scores, mask, row, rows, REDUCTION)
 
 
 def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool | None) -> Tensor:
