@@ -83,6 +83,15 @@ def test_odd_widths(operation: str) -> None:
     assert used.shared <= TARGETS["sm_90"].device.shared
 
 
+def test_short_examples() -> None:
+    """neuron_attribution has a sum of its own for examples of at most a quarter of a tile. Its binary still shares."""
+    launch = launch_of(case_of("neuron_attribution"))
+    used = usage(Launch(launch.kernel, {**launch.arguments, "SHORT": True}, launch.options), "sm_90")
+    assert (used.programs, used.barriers) == (2, 50)
+    assert used.spilled <= 24
+    assert used.rest <= 1446
+
+
 def test_sizes_of_one() -> None:
     """Triton turns arguments that are 1 into constants, which have no methods. Speed is not tested at these sizes."""
     for operation in OPERATIONS:

@@ -15,6 +15,7 @@ from secateur_kernels.tiles import (
     reduced,
     rows,
     size_class,
+    store_ended,
     store_sums,
     sum_of_parts,
     tile_grid,
@@ -50,6 +51,7 @@ def neuron_attribution_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     REDUCTION: tl.constexpr,
+    SHORT: tl.constexpr,
 ):
     """Compute one tile's part of the sums that `neuron_attribution` returns.
 
@@ -69,7 +71,15 @@ def neuron_attribution_kernel(
     second = _scores(second, h, mask, tokens_of(tile, 1, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
     third = _scores(third, h, mask, tokens_of(tile, 2, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
     fourth = _scores(fourth, h, mask, tokens_of(tile, 3, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
-    store_sums(out, first, second, third, fourth, tile, neuron, rows, tokens, neurons, tiles, TOKENS)
+    if SHORT:  # Many examples in a tile: each adds up only the quarters that it meets.
+        total = tl.zeros([NEURONS, TOKENS // 4], tl.float32)
+        b = tile * TOKENS // tokens
+        total, b = store_ended(out, first, total, b, tile, neuron, rows, tokens, neurons, tiles, 0, TOKENS)
+        total, b = store_ended(out, second, total, b, tile, neuron, rows, tokens, neurons, tiles, 1, TOKENS)
+        total, b = store_ended(out, third, total, b, tile, neuron, rows, tokens, neurons, tiles, 2, TOKENS)
+        total, b = store_ended(out, fourth, total, b, tile, neuron, rows, tokens, neurons, tiles, 3, TOKENS)
+    else:
+        store_sums(out, first, second, third, fourth, tile, neuron, rows, tokens, neurons, tiles, TOKENS)
 
 
 @triton.jit
@@ -94,6 +104,7 @@ def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction:
             *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1], size_class(len(g))),
             *(h.stride(0), g.stride(0), *weight.stride()),
             REDUCTION=reduction,
+            SHORT=tokens <= options["TOKENS"] // 4,
             **options,
         )
     return sum_of_parts(partial)
