@@ -121,6 +121,27 @@ def test_strided_inputs_two_runs_and_inputs_unwritten(backend: Backend) -> None:
     assert all(torch.equal(now, before) for now, before in zip(tensors, copies, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("activation", "error"), [("relu", 0), ("gelu", 6e-7), ("gelu_new", 1e-5), ("silu", 3e-6)])
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # NumPy says it under the interpreter.
+def test_value_and_slope_on_the_whole_line(activation: Activation, error: float, backend: Backend) -> None:
+    """The kernel has functions of its own. With a gradient of one, dpre is the slope, and a single token's score the value.
+
+    The slope of gelu_new multiplies the rounding of the logistic function by up to 31, and silu's by up to 12.
+    """
+    pre = torch.cat([torch.linspace(-12, 12, 4096), torch.tensor([-1e4, -100.0, 0.0, -0.0, 100.0, 1e4])]).reshape(1, 1, -1)
+    g, weight = torch.ones(1, 1, 1), torch.ones(1, pre.shape[2])
+    slope, _, value = scored_mlp_backward(
+        *(tensor.to(device(backend)) for tensor in (g, weight, pre)), activation=activation, backend=backend
+    )
+    exact_slope, _, exact_value = exact(g, weight, pre, None, None, activation, "sum")
+    inside = pre.abs() < 20  # Beyond, the exact formulas overflow.
+    assert ((slope.cpu() - exact_slope).abs()[inside] <= error).all()
+    assert ((value.cpu() - exact_value).abs()[inside[:, 0]] <= error).all()
+    assert slope.flatten()[[-6, -1]].tolist() == [0, 1]
+    assert value.flatten()[[-6, -1]].tolist() == [0, 1e4]
+
+
 GOOD: dict[str, Any] = {"g": torch.ones(2, 3, 5), "weight": torch.ones(5, 4), "pre": torch.ones(2, 3, 4), "activation": "relu"}
 
 

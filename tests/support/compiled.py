@@ -1,4 +1,4 @@
-"""Compile Triton kernels ahead of time, with the arguments of their launchers, and read what the binaries use. Needs no GPU."""
+"""Compile Triton kernels ahead of time, with the arguments of their launchers, and count what binaries use, without a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +17,40 @@ import pytest
 import torch
 from torch import Tensor
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # Bytes that one program can have (CUDA C Programming Guide).
+from secateur_kernels.backend import Device
+
 TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.bool: "*i1", torch.int64: "*i64"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A GPU to compile for.
+
+    Attributes:
+        arch: The compute capability as a number, or the name of AMD's architecture.
+        device: What tiles depend on.
+        registers: Registers of a multiprocessor, 32 bits each. AMD's compute units have four times 512 for each of 64 threads.
+        shared: Bytes of shared memory of a multiprocessor.
+        threads: Threads that a multiprocessor holds.
+        warp: Threads of a warp.
+    """
+
+    arch: int | str
+    device: Device
+    registers: int
+    shared: int
+    threads: int
+    warp: int = 32
+
+
+# CUDA C Programming Guide, table of compute capabilities. AMD CDNA 3 ISA, and the MI300X data sheet.
+TARGETS = {
+    "sm_75": Target(75, Device((7, 5), 64 * 1024), 65536, 64 * 1024, 1024),
+    "sm_80": Target(80, Device((8, 0), 163 * 1024), 65536, 164 * 1024, 2048),
+    "sm_90": Target(90, Device((9, 0), 227 * 1024), 65536, 228 * 1024, 2048),
+    "sm_100": Target(100, Device((10, 0), 227 * 1024), 65536, 228 * 1024, 2048),
+    "gfx942": Target("gfx942", Device((9, 4), 64 * 1024, amd=True), 131072, 64 * 1024, 2048, warp=64),
+}
 
 
 @dataclass(frozen=True)
@@ -29,20 +63,102 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """The resources of a binary.
+class Case:
+    """One launch to compile: an operation on a number format, a model's widths and an activation.
 
     Attributes:
-        registers: Registers per thread.
-        local: Bytes of local memory, with spilled registers.
-        shared: Bytes of shared memory.
-        ptx: The PTX code.
+        operation: The folder of the kernel.
+        dtype: The dtype's name in torch.
+        width: D.
+        neurons: F.
+        activation: For `scored_mlp_backward`. "gelu_new" and "silu" are gated MLPs, the others plain.
+        backward: Whether the launch is the operation's backward kernel.
+        tf32: Whether float32 products may use tf32.
+    """
+
+    operation: str
+    dtype: str
+    width: int
+    neurons: int
+    activation: str = ""
+    backward: bool = False
+    tf32: bool = False
+
+    def __str__(self) -> str:
+        gated = "gated " if self.activation in GATED else ""
+        words = [self.operation, "backward" if self.backward else "", gated + self.activation]
+        words += ["tf32" if self.tf32 else self.dtype, f"D={self.width} F={self.neurons}"]
+        return " ".join(word for word in words if word)
+
+
+GATED = ("gelu_new", "silu")
+SHAPES = ((768, 3072), (4096, 14336))  # BERT-base and T5-base; Llama-8B.
+KERNELS: tuple[dict[str, Any], ...] = (
+    {"operation": "product_sum"},
+    {"operation": "neuron_attribution"},
+    *({"operation": "scored_mlp_backward", "activation": name} for name in ("relu", "gelu", "gelu_new", "silu")),
+    {"operation": "interpolated_norm"},
+    {"operation": "interpolated_norm", "backward": True},
+)
+CASES = [
+    *(Case(dtype=dtype, width=width, neurons=neurons, **kernel)
+      for kernel, (width, neurons), dtype in product(KERNELS, SHAPES, ("bfloat16", "float16", "float32"))),
+    *(Case(dtype="float32", width=768, neurons=3072, tf32=True, **kernel) for kernel in KERNELS[1:4]),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a binary uses, with the instructions of NVIDIA's binaries. AMD's are not counted.
+
+    Attributes:
+        registers: Registers of a thread.
+        spilled: Bytes of a thread's stack. Spilled registers lie there.
+        shared: Bytes of a program's shared memory.
+        programs: Programs that a multiprocessor holds at once.
+        loop: Instructions of one step of the product's loop; 0 without a product.
+        rest: Instructions after that loop, or all instructions without a product.
+        barriers: Barriers among `rest`.
     """
 
     registers: int
-    local: int
+    spilled: int
     shared: int
-    ptx: str = field(repr=False)
+    programs: int
+    loop: int = 0
+    rest: int = 0
+    barriers: int = 0
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return an empty tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def launch_of(case: Case, target: str = "sm_90") -> Launch:
+    """Return the launch of a case for 8 examples of 500 tokens, with the first candidate of the tuning, as a device has it."""
+    module = import_module(f"secateur_kernels.{case.operation}.triton")
+    dtype = getattr(torch, case.dtype)
+    shapes = (8, 500, case.width), (8, 500, case.neurons), (case.width, case.neurons)
+    g, h, weight = (meta(*shape, dtype=dtype) for shape in shapes)
+    mask, vector, nodes = meta(8, 500, dtype=torch.bool), meta(case.width), meta(6, 8)
+
+    def interpolated_norm() -> None:
+        _, normed, statistics = module.launch(g, g, vector, nodes, vector, vector, 1e-5, "layer_norm")
+        module.launch_backward(normed, normed, g, g, vector, nodes, vector, statistics, "layer_norm", True, True, False)
+
+    functions: dict[str, Callable[[], Any]] = {
+        "product_sum": lambda: module.launch(h, h, mask),
+        "neuron_attribution": lambda: module.launch(h, g, weight, mask, "sum", case.tf32),
+        "interpolated_norm": interpolated_norm,
+        "scored_mlp_backward": lambda: module.launch(
+            g, weight, h, h if case.activation in GATED else None, mask, case.activation, "abs_sum", case.tf32
+        ),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("secateur_kernels.tiles.device_of", lambda _: TARGETS[target].device)
+        recorded = launches(module, functions[case.operation])
+    return next(candidates(recorded[-1] if case.backward else recorded[0]))
 
 
 def launches(module: ModuleType, call: Callable[[], Any]) -> list[Launch]:
@@ -80,8 +196,8 @@ def candidates(launch: Launch) -> Iterator[Launch]:
         yield Launch(launch.kernel, arguments, launch.options | {k: v for k, v in options.items() if k not in arguments})
 
 
-def usage(launch: Launch, capability: int) -> Usage:
-    """Compile the launch for a compute capability, with the alignment that Triton assumes for these arguments."""
+def binary(launch: Launch, target: str) -> Any:
+    """Compile the launch for a target, with the alignment that Triton assumes for these arguments."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -101,19 +217,71 @@ def usage(launch: Launch, capability: int) -> Usage:
         if signature[name] not in ("constexpr", "fp32") and (isinstance(value, Tensor) or value % 16 == 0):
             aligned[(position,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    return _usage(compiled)
+    gpu = TARGETS[target]
+    return triton.compile(
+        source, target=GPUTarget("hip" if gpu.device.amd else "cuda", gpu.arch, gpu.warp), options=launch.options
+    )
 
 
-def _usage(compiled: Any) -> Usage:
-    """Return the resources of a compiled kernel."""
+def usage(launch: Launch, target: str) -> Usage:
+    """Compile the launch for a target and count what the binary uses."""
+    compiled = binary(launch, target)
+    gpu = TARGETS[target]
+    threads = compiled.metadata.num_warps * gpu.warp
+    shared = compiled.metadata.shared
+    if gpu.device.amd:
+        found = dict(re.findall(r"\.(vgpr_count|agpr_count|private_segment_fixed_size): +(\d+)", compiled.asm["amdgcn"]))
+        registers, spilled = int(found["vgpr_count"]), int(found["private_segment_fixed_size"])
+        return Usage(registers, spilled, shared, _programs(gpu, registers, 8, shared, threads))
+    resources = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", _tool("cuobjdump", "-res-usage", compiled)))
+    registers, spilled = int(resources["REG"]), int(resources["STACK"]) + int(resources["LOCAL"])
+    # CUDA takes 1 KiB of shared memory for each program.
+    programs = _programs(gpu, registers, 8, shared + 1024, threads)
+    return Usage(registers, spilled, shared, programs, *_instructions(_tool("nvdisasm", "-c", compiled)))
+
+
+def _programs(gpu: Target, registers: int, unit: int, shared: int, threads: int) -> int:
+    """Return how many programs a multiprocessor holds. Registers of a thread are given out in units."""
+    taken = -(-registers // unit) * unit * threads
+    return min(gpu.registers // taken, gpu.shared // max(shared, 1), gpu.threads // threads)
+
+
+def _tool(name: str, option: str, compiled: Any) -> str:
+    """Return what one of the tools that Triton ships says about a compiled kernel."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder) / "kernel.cubin"
-        binary.write_bytes(compiled.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # Spilled registers lie on the stack.
-    resources = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return Usage(resources["REG"], resources["STACK"] + resources["LOCAL"], compiled.metadata.shared, compiled.asm["ptx"])
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        command = [getattr(knobs.nvidia, name).path, option, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+MATRIX = re.compile(r"\b(HGMMA|HMMA|IMMA|QGMMA|UTC[A-Z]*MMA)\b")  # The matrix units of each generation.
+
+
+def _instructions(text: str) -> tuple[int, int, int]:
+    """Return the instructions of a product's loop, those after it, and the barriers among the latter.
+
+    The loop is the shortest one with an instruction of the matrix units, or without those the shortest with more than 64 fused
+    products and sums.
+    """
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            instructions.append(instruction[1].strip())
+    while instructions[-1] == "NOP":
+        instructions.pop()
+    jumps = [(re.search(r"\bBRA\b.*`\((\.L_\w+)\)", instruction), end) for end, instruction in enumerate(instructions)]
+    loops = [(labels[jump[1]], end) for jump, end in jumps if jump and labels[jump[1]] < end]
+
+    def with_products(products: re.Pattern[str], least: int) -> list[tuple[int, int]]:
+        return [(a, b) for a, b in loops if sum(bool(products.search(x)) for x in instructions[a : b + 1]) >= least]
+
+    found = with_products(MATRIX, 1) or with_products(re.compile(r"\bFFMA2?\b"), 65)
+    first, last = min(found, key=lambda loop: loop[1] - loop[0]) if found else (0, -1)
+    rest = instructions[last + 1 :]
+    return last + 1 - first, len(rest), sum("BAR." in instruction for instruction in rest)

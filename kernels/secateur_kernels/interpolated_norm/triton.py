@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateur_kernels.tiles import OPTIONS, rows, tuned
+from secateur_kernels.tiles import OPTIONS, rows, size_class, tuned
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def interpolated_norm_kernel(
         node_at += nodes_node
 
 
-@tuned({"STAGES": 2}, {"STAGES": 1}, {"STAGES": 3}, key=["width"])
+@tuned({"STAGES": 2}, {"STAGES": 1}, {"STAGES": 3}, key=["size", "count", "width", "CENTRED"])
 @triton.jit
 def interpolated_norm_backward_kernel(
     dresiduals,
@@ -86,6 +86,7 @@ def interpolated_norm_backward_kernel(
     inverses,
     dr,
     du,
+    size,
     count,
     rows,
     tokens,
@@ -104,9 +105,9 @@ def interpolated_norm_backward_kernel(
     y = (x - mean) * inverse and d = dnormed * norm_weight, G = dresiduals + inverse * (d - y * mean(d * y)). LayerNorm also
     subtracts inverse * mean(d).
 
-    An output that is None is not needed. A gradient that is None is zero. dresiduals, dnormed: [K, rows, D]. r, u, dr, du:
-    [rows, D]. means, inverses: [K, rows]. Sources: the derivatives of RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv
-    1607.06450).
+    An output that is None is not needed. A gradient that is None is zero. size: for the tuning's key. dresiduals, dnormed: [K,
+    rows, D]. r, u, dr, du: [rows, D]. means, inverses: [K, rows]. Sources: the derivatives of RMSNorm (arXiv 1910.07467) and
+    LayerNorm (arXiv 1607.06450).
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -198,7 +199,7 @@ def launch_backward(
         with torch.cuda.device_of(r):
             interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
                 *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
-                *(*statistics, dr, du, *_sizes(r, u, nodes)),
+                *(*statistics, dr, du, size_class(r.shape[0] * r.shape[1]), *_sizes(r, u, nodes)),
                 **_options(r, kind),
             )
     return [gradient for gradient in (dr, du) if gradient is not None]

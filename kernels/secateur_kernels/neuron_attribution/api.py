@@ -28,7 +28,7 @@ def neuron_attribution(
     reduction: Reduction = "sum",
     *,
     backend: Backend = "auto",
-    allow_tf32: bool = False,
+    allow_tf32: bool | None = None,
 ) -> Tensor:
     """Score each neuron of an out-projection's input by activation times gradient, summed over tokens.
 
@@ -44,7 +44,8 @@ def neuron_attribution(
         mask: A bool or a number for each token [B, T], or None.
         reduction: The function r: "sum" (identity), "abs_sum" (absolute value) or "square_sum" (square).
         backend: The implementation, see `secateur_kernels.backend.uses_triton`.
-        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products.
+        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products. None follows
+            PyTorch's setting `torch.backends.cuda.matmul.fp32_precision` (or `allow_tf32`) at the time of the call.
 
     Returns:
         The scores [B, F] in float32 (float64 for float64 inputs). They are accumulated in that dtype. With Triton they are not
@@ -72,7 +73,9 @@ def neuron_attribution(
 
 
 @torch.library.custom_op("secateur::neuron_attribution", mutates_args=())
-def _neuron_attribution(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
+def _neuron_attribution(
+    h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool | None
+) -> Tensor:
     """Run the Triton kernel as one operator, which torch.compile and torch.export do not trace into."""
     from secateur_kernels.neuron_attribution.triton import launch
 

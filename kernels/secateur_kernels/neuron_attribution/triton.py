@@ -12,16 +12,21 @@ from secateur_kernels.tiles import (
     gradient_tile,
     partial_sums,
     quarters,
+    reduced,
     rows,
+    size_class,
+    store_ended,
     store_sums,
+    sum_of_parts,
     tile_grid,
     tile_of,
     tile_options,
+    tokens_of,
     tuned,
 )
 
 
-@tuned(*TILES, key=["width", "neurons"])
+@tuned(*TILES, key=["size", "width", "neurons", "weight_neuron", "PRECISION", "REDUCTION"])
 @triton.jit
 def neuron_attribution_kernel(
     h,
@@ -34,6 +39,7 @@ def neuron_attribution_kernel(
     width,
     neurons,
     tiles,
+    size,
     h_row,
     g_row,
     weight_width,
@@ -45,35 +51,46 @@ def neuron_attribution_kernel(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
     REDUCTION: tl.constexpr,
+    SHORT: tl.constexpr,
 ):
     """Compute one tile's part of the sums that `neuron_attribution` returns.
 
     out[b, tile, f] = sum over the tile's tokens t of mask[b, t] * r(h[b, t, f] * sum over d of g[b, t, d] * weight[d, f])
 
-    h: [rows, F]. g: [rows, D]. weight: [D, F]. mask: [rows], or None. out: [B, tiles, F] in float32. rows = B * T. Source: Yang
-    et al. 2023, arXiv 2205.04157, Eq. 4-5.
+    h: [rows, F]. g: [rows, D]. weight: [D, F]. mask: [rows], or None. out: [B, tiles, F] in float32. rows = B * T. size: for
+    the tuning's key. Source: Yang et al. 2023, arXiv 2205.04157, Eq. 4-5.
     """
     tile, neuron_tile = tile_of(tl.program_id(0), rows, neurons, NEURONS, TOKENS, GROUP)
-    row = tile * TOKENS + tl.arange(0, TOKENS)
-    neuron = neuron_tile * NEURONS + tl.arange(0, NEURONS)
+    neuron = neuron_tile.to(tl.int64) * NEURONS + tl.arange(0, NEURONS)
     dh = gradient_tile(
-        *(g, weight, row, neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
+        *(g, weight, tokens_of(tile, -1, TOKENS), neuron, rows, width, neurons, g_row, weight_width, weight_neuron),
         *(NEURONS, TOKENS, DEPTH, PRECISION, WIDEN),
     )
-    parts = quarters(dh)
-    carry = tl.zeros([NEURONS], tl.float32)
-    for part in tl.static_range(4):
-        row = tile * TOKENS + part * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
-        inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
-        at = h + neuron[:, None] + row[None, :] * h_row
-        scores = parts[part] * tl.load(at, mask=inside, other=0.0).to(tl.float32)
-        carry = store_sums(
-            *(scores, carry, mask, out, tile, neuron, rows, tokens, neurons, tiles),
-            *(part, TOKENS, REDUCTION),
-        )
+    first, second, third, fourth = quarters(dh)
+    first = _scores(first, h, mask, tokens_of(tile, 0, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    second = _scores(second, h, mask, tokens_of(tile, 1, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    third = _scores(third, h, mask, tokens_of(tile, 2, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    fourth = _scores(fourth, h, mask, tokens_of(tile, 3, TOKENS), neuron, rows, neurons, h_row, REDUCTION)
+    if SHORT:  # Many examples in a tile: each adds up only the quarters that it meets.
+        total = tl.zeros([NEURONS, TOKENS // 4], tl.float32)
+        b = tile * TOKENS // tokens
+        total, b = store_ended(out, first, total, b, tile, neuron, rows, tokens, neurons, tiles, 0, TOKENS)
+        total, b = store_ended(out, second, total, b, tile, neuron, rows, tokens, neurons, tiles, 1, TOKENS)
+        total, b = store_ended(out, third, total, b, tile, neuron, rows, tokens, neurons, tiles, 2, TOKENS)
+        total, b = store_ended(out, fourth, total, b, tile, neuron, rows, tokens, neurons, tiles, 3, TOKENS)
+    else:
+        store_sums(out, first, second, third, fourth, tile, neuron, rows, tokens, neurons, tiles, TOKENS)
 
 
-def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool) -> Tensor:
+@triton.jit
+def _scores(dh, h, mask, row, neuron, rows, neurons, h_row, REDUCTION: tl.constexpr):
+    """Return mask * r(h * dh) for one quarter of a tile. dh: [NEURONS, tokens]. row: [tokens]. neuron: [NEURONS]."""
+    inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
+    scores = dh * tl.load(h + neuron[:, None] + row[None, :] * h_row, mask=inside, other=0.0).to(tl.float32)
+    return reduced(scores, mask, row, rows, REDUCTION)
+
+
+def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction: str, allow_tf32: bool | None) -> Tensor:
     """Run the kernel on h [B, T, F], g [B, T, D] and weight [D, F], and return the scores [B, F] in float32."""
     tokens, width, neurons = g.shape[1], *weight.shape
     options = tile_options(weight, allow_tf32)
@@ -84,9 +101,10 @@ def launch(h: Tensor, g: Tensor, weight: Tensor, mask: Tensor | None, reduction:
     mask = mask if mask is None else mask.reshape(-1)
     with torch.cuda.device_of(h):
         neuron_attribution_kernel[tile_grid(len(h), neurons, options)](
-            *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1]),
+            *(h, g, weight, mask, partial, len(h), tokens, width, neurons, partial.shape[1], size_class(len(g))),
             *(h.stride(0), g.stride(0), *weight.stride()),
             REDUCTION=reduction,
+            SHORT=tokens <= options["TOKENS"] // 4,
             **options,
         )
-    return partial.sum(1)
+    return sum_of_parts(partial)

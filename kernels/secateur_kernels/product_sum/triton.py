@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secateur_kernels.tiles import OPTIONS, tuned
+from secateur_kernels.tiles import OPTIONS, size_class, sum_of_parts, tuned
 
 # Tokens that one program sums. With this number few examples still give enough programs, and the partial sums are under 2% of
 # the bytes that are read.
@@ -21,7 +21,7 @@ GROUP = 8
     {"CHANNELS": 512, "num_warps": 4},
     {"CHANNELS": 256, "num_warps": 2},
     {"CHANNELS": 256, "num_warps": 4},
-    key=["channels"],
+    key=["size", "channels"],
 )
 @triton.jit
 def product_sum_kernel(
@@ -31,6 +31,7 @@ def product_sum_kernel(
     out,
     tokens,
     channels,
+    size,
     x_batch,
     x_token,
     x_channel,
@@ -47,8 +48,8 @@ def product_sum_kernel(
 
     out[b, chunk, c] = sum over the chunk's tokens t, group by group, of mask[b, t] * x[b, t, c] * dx[b, t, c]
 
-    x, dx: [B, T, C]. mask: [B, T], or None. out: [B, chunks, C] in float32. All strides are arguments. Source: Yang et al.
-    2023, arXiv 2205.04157, Eq. 4-5.
+    x, dx: [B, T, C]. mask: [B, T], or None. out: [B, chunks, C] in float32. All strides are arguments. size: for the tuning's
+    key. Source: Yang et al. 2023, arXiv 2205.04157, Eq. 4-5.
     """
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(channels, CHANNELS)
@@ -87,6 +88,9 @@ def launch(x: Tensor, dx: Tensor, mask: Tensor | None) -> Tensor:
         strides = *x.stride(), *dx.stride(), *((0, 0) if mask is None else mask.stride())
         with torch.cuda.device_of(x):
             product_sum_kernel[lambda meta: (batch * chunks * triton.cdiv(channels, meta["CHANNELS"]),)](
-                *(x, dx, mask, partial, tokens, channels, *strides), CHUNK=CHUNK, GROUP=GROUP, **OPTIONS
+                *(x, dx, mask, partial, tokens, channels, size_class(batch * tokens), *strides),
+                CHUNK=CHUNK,
+                GROUP=GROUP,
+                **OPTIONS,
             )
-    return partial[:, 0] if chunks == 1 else partial.sum(1)
+    return sum_of_parts(partial)

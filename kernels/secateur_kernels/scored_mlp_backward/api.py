@@ -31,7 +31,7 @@ def scored_mlp_backward(
     activation: Activation,
     reduction: Reduction = "sum",
     backend: Backend = "auto",
-    allow_tf32: bool = False,
+    allow_tf32: bool | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Compute the gradients at an MLP's pre-activations and the scores of its neurons.
 
@@ -52,7 +52,8 @@ def scored_mlp_backward(
         activation: "relu", "gelu" (with the error function), "gelu_new" (with the hyperbolic tangent) or "silu".
         reduction: The function r, as in `neuron_attribution`.
         backend: The implementation, see `secateur_kernels.backend.uses_triton`.
-        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products.
+        allow_tf32: Whether the Triton kernel may use tf32, with 10 bits of mantissa, for float32 products. None follows
+            PyTorch's setting `torch.backends.cuda.matmul.fp32_precision` (or `allow_tf32`) at the time of the call.
 
     Returns:
         dpre [B, T, F] and dup [B, T, F] in the dtype of the inputs, rounded once, and the scores [B, F] in float32 (float64 for
@@ -93,7 +94,7 @@ def _scored_mlp_backward(
     mask: Tensor | None,
     activation: str,
     reduction: str,
-    allow_tf32: bool,
+    allow_tf32: bool | None,
 ) -> list[Tensor]:
     """Run the Triton kernel as one operator, which torch.compile and torch.export do not trace into."""
     from secateur_kernels.scored_mlp_backward.triton import launch
