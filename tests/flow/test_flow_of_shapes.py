@@ -17,10 +17,12 @@ from hand_layers import deleted_by_hand
 from torch import nn
 
 import secateur
+from secateur.flow import depth
 from secateur.flow.choose import divergence
 from secateur.flow.compress import _as_stock
 from secateur.flow.within_budget import _faster
 from secateur.model.blocks import blocks
+from secateur.model.families import branches
 from secateur.planning.budget import Budget
 from secateur.planning.latency_table import LatencyTable
 from secateur.planning.plan import plans_alike
@@ -79,6 +81,22 @@ def test_the_order_is_that_of_models_without_the_modules(name: str) -> None:
         del known[least]
         assert len(fresh) == len(allowed) or len(gone) > 1  # The first one is the best of all.
     assert secateur.removable_blocks(model, case.task, case.examples, max_tokens=60) == gone
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "bart", "llama"])
+def test_held_states_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, model = CASES[name], deeper(name, 3)
+    runs: list[int] = []
+    first = next(iter(blocks(model).values()))
+    model.get_submodule(branches(model)[f"{first.name}.ffn"].output).register_forward_hook(lambda *_: runs.append(1))
+    orders, counts = [], []
+    for held in (depth.HELD, 0):
+        monkeypatch.setattr(depth, "HELD", held)
+        orders.append(secateur.removable_blocks(model, case.task, case.examples, max_tokens=60))
+        counts.append(len(runs))
+        runs.clear()
+    assert orders[0] == orders[1]
+    assert counts[0] < counts[1]
 
 
 def test_no_block_is_removed_where_a_config_cannot_say_it() -> None:

@@ -210,8 +210,8 @@ def test_targets_that_are_computed_anew_give_the_same_weights(name: str, monkeyp
     plan = plan_of_half(model, case, "head")
     shared = targets_of(model, case.task, case.examples, max_tokens=24)
     refitted = []
-    for held in (targets_module._HELD, 0):
-        monkeypatch.setattr(targets_module, "_HELD", held)
+    for held in (targets_module.HELD, 0):
+        monkeypatch.setattr(targets_module, "HELD", held)
         pruned = secateur.prune(model, plan)
         secateur.recover_(model, pruned, case.task, case.examples, max_tokens=24)
         refitted.append(pruned.state_dict())

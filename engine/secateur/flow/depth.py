@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +13,11 @@ from torch import Tensor, nn
 from secateur.data.examples import Examples
 from secateur.flow.choose import divergence_of, target_logits
 from secateur.model.blocks import blocks
+from secateur.model.hooks import replaced, returning
 from secateur.model.removed_blocks import DEEPEST, may_go, skipped
 from secateur.model.undisturbed import undisturbed
+from secateur.recovery.targets import HELD
+from secateur.support.compat import tree_leaves
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch, Task
@@ -66,7 +72,7 @@ def removable_blocks(
     if unknown := [name for name in among or () if name not in present]:
         raise InputError(f"among: expected some of {', '.join(present)}, got {unknown[0]!r}")
     with undisturbed(model), torch.inference_mode():
-        dense = [target_logits(model, task, batch) for batch in batches]
+        passes = _Passes(model, task, batches)
         known = dict.fromkeys(present if among is None else among, 0.0)  # Each block's change when it was last computed.
         most = int(len(present) * DEEPEST)
         for _ in counted(progress, "removing blocks", range(most), most):
@@ -75,17 +81,54 @@ def removable_blocks(
                 break
             fresh: set[str] = set()
             while (best := min(allowed, key=known.__getitem__)) not in fresh:
-                known[best] = _change(model, task, batches, dense, [*gone, best])
+                known[best] = passes.change(best)
                 fresh.add(best)
             gone.append(best)
             del known[best]
+            passes.remove(best)
     return gone
 
 
-def _change(model: nn.Module, task: Task, batches: Sequence[Batch], dense: Sequence[Tensor], gone: Sequence[str]) -> float:
-    """The divergence of the predictions without some blocks from the dense ones, summed over the batches."""
-    with skipped(model, gone):
-        return sum(
-            float(divergence_of(before, target_logits(model, task, batch)).sum())
-            for before, batch in zip(dense, batches, strict=True)
-        )
+class _Passes:
+    """Passes of some batches without a growing number of blocks. Blocks in front of the next one to go are not run again.
+
+    The model must be `undisturbed`.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch]) -> None:
+        self._model, self._task, self._batches = model, task, batches
+        self._paths = {name: block.path for name, block in blocks(model).items()}
+        self._gone: list[str] = []
+        self._held: list[dict[str, Any]] = [{} for _ in batches]  # By batch and path of a block what it returns.
+        self._dense = self._hold()
+
+    def change(self, block: str) -> float:
+        """Return the divergence of the predictions without one more block from the dense ones, summed over the batches."""
+        total, names = 0.0, list(self._paths)
+        before = [self._paths[name] for name in names[: names.index(block)]]
+        with skipped(self._model, [*self._gone, block]):
+            for dense, batch, held in zip(self._dense, self._batches, self._held, strict=True):
+                with replaced(self._model, {path: returning(held[path]) for path in before if path in held}):
+                    total += float(divergence_of(dense, target_logits(self._model, self._task, batch)).sum())
+        return total
+
+    def remove(self, block: str) -> None:
+        """Go on without a block."""
+        self._gone.append(block)
+        self._hold()
+
+    def _hold(self) -> list[Tensor]:
+        """Hold what the blocks return, where there is room for it. Returns the logits of each batch."""
+        logits = []
+        with skipped(self._model, self._gone), ExitStack() as stack:
+            for path in self._paths.values():
+                stack.callback(self._model.get_submodule(path).register_forward_hook(partial(self._store, path)).remove)
+            for held, batch in zip(self._held, self._batches, strict=True):
+                self._now = held
+                logits.append(target_logits(self._model, self._task, batch))
+        return logits
+
+    def _store(self, path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        states = sum(part.nbytes for part in tree_leaves(output) if isinstance(part, Tensor))
+        if states * len(self._paths) * len(self._batches) <= HELD:
+            self._now[path] = output

@@ -18,7 +18,7 @@ from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
-_HELD = 2 << 30  # Bytes of targets that are held in memory. More are computed anew, branch by branch, for each refit.
+HELD = 2 << 30  # Bytes of states that are held in memory. More are computed anew where they are needed.
 
 
 class Targets:
@@ -43,7 +43,7 @@ class Targets:
         if not self._held and self._walk is None:
             self._held = [_behind(self.model, self.task, self.batches[0])]
             size = sum(tensor.nbytes for tensor in self._held[0].values())
-            if size * len(self.batches) <= _HELD:
+            if size * len(self.batches) <= HELD:
                 self._held += [_behind(self.model, self.task, batch) for batch in self.batches[1:]]
         if len(self._held) < len(self.batches):
             self._held, self._walk = [], Walk(self.model, self.task, self.batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.model.branches import Branch
 from secateur.model.families import branches, family_of
-from secateur.model.hooks import replaced
+from secateur.model.hooks import replaced, returning
 from secateur.model.paths import prefixes
 from secateur.model.sites import Stack
 from secateur.tasks import Batch, Task
@@ -123,7 +123,7 @@ class Walk:
                 del returned[inner]  # It is inside a stored module and not called again.
 
         with ExitStack() as stack:
-            stack.enter_context(replaced(self._model, {path: _recall(value) for path, value in returned.items()}))
+            stack.enter_context(replaced(self._model, {path: returning(value) for path, value in returned.items()}))
             for path in complete:
                 if path not in returned:
                     module = self._model.get_submodule(path)
@@ -139,7 +139,3 @@ class Walk:
 def _wide(values: Tensor) -> Tensor:
     """Values in float32 at least, in which sums are exact enough."""
     return values if values.dtype == torch.float64 else values.float()
-
-
-def _recall(value: Any) -> Callable[..., Any]:
-    return lambda *arguments, **options: value
