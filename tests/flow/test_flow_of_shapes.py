@@ -26,6 +26,7 @@ from secateur.model.families import branches
 from secateur.planning.budget import Budget
 from secateur.planning.latency_table import LatencyTable
 from secateur.planning.plan import plans_alike
+from secateur.recovery.targets import HELD
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "llama", "gemma3"])
@@ -90,7 +91,7 @@ def test_held_states_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) 
     first = next(iter(blocks(model).values()))
     model.get_submodule(branches(model)[f"{first.name}.ffn"].output).register_forward_hook(lambda *_: runs.append(1))
     orders, counts = [], []
-    for held in (depth.HELD, 0):
+    for held in (HELD, 0):
         monkeypatch.setattr(depth, "HELD", held)
         orders.append(secateur.removable_blocks(model, case.task, case.examples, max_tokens=60))
         counts.append(len(runs))
