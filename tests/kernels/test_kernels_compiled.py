@@ -6,10 +6,12 @@ fails here; write them again if it is worth it.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from secateur_kernels.backend import INSTALLED, INTERPRETED
 
@@ -17,7 +19,7 @@ if not INSTALLED or INTERPRETED:
     pytest.skip("needs triton without its interpreter", allow_module_level=True)
 
 import triton
-from compiled import CASES, TARGETS, Case, Launch, binary, candidates, launch_of, usage
+from compiled import CASES, TARGETS, Case, Launch, binary, candidates, launch_of, launches, meta, usage
 from compiled_counts import committed, expected, pairs, tables
 
 OPERATIONS = ["product_sum", "neuron_attribution", "interpolated_norm", "scored_mlp_backward"]
@@ -132,3 +134,20 @@ def test_the_page_of_benchmarks_has_the_committed_counts() -> None:
     page = (Path(__file__).parents[2] / "bench" / "README.md").read_text(encoding="utf-8")
     for table in tables().split("\n\n"):
         assert table in page, "python tests/support/compiled_counts.py --tables"
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_the_second_step_of_the_scored_backward_spills_nothing(target: str, gated: bool) -> None:
+    """It is bound by memory: many programs must share a multiprocessor."""
+    module = import_module("secateur_kernels.scored_mlp_backward.two_steps")
+    g, pre, weight = (meta(*shape, dtype=torch.bfloat16) for shape in ((8, 500, 768), (8, 500, 3072), (768, 3072)))
+    activation = "gelu_new" if gated else "gelu"
+    mask = meta(8, 500, dtype=torch.bool)
+    (launch,) = launches(
+        module, lambda: module.launch_two_steps(g, weight, pre, pre if gated else None, mask, activation, "sum")
+    )
+    used = usage(launch, target)
+    assert used.spilled == 0, used
+    if target != "gfx942":
+        assert used.programs >= 4, used

@@ -142,6 +142,46 @@ def test_value_and_slope_on_the_whole_line(activation: Activation, error: float,
     assert value.flatten()[[-6, -1]].tolist() == [0, 1e4]
 
 
+@pytest.mark.parametrize("backend", [backend for backend in BACKENDS if backend != "reference"])
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "activation", "reduction"),
+    [
+        *((tokens, torch.float32, "silu", "sum") for tokens in TOKENS),
+        *(((3, 43), dtype, activation, "sum") for dtype in DTYPES for activation in get_args(Activation)),
+        *(((2, 131), torch.float32, "relu", reduction) for reduction in get_args(Reduction)),
+    ],
+    ids=str,
+)
+def test_two_steps(
+    tokens: tuple[int, int], dtype: torch.dtype, activation: Activation, reduction: Reduction, gated: bool, backend: Backend
+) -> None:
+    """The second implementation, compared with the exact gradients and scores of its own dh."""
+    from secateur_kernels.scored_mlp_backward.two_steps import launch_two_steps
+
+    where = device(backend)
+    g, weight = torch.randn(*tokens, 20).to(where, dtype), torch.randn(20, 300).to(where, dtype)
+    both = (2 * torch.randn(*tokens, 600)).to(where, dtype)  # A fused projection returns this layout.
+    pre, up = both[..., :300], both[..., 300:] if gated else None
+    mask = random_mask(tokens, torch.bool, where)
+    with poisoned():
+        outputs = launch_two_steps(g, weight, pre, up, mask, activation, reduction)
+    dh = torch.matmul(g.reshape(-1, 20), weight).view(*tokens, 300)
+    dpre, dup, scores = exact(dh, torch.eye(300), pre, up, mask, activation, reduction)
+    size = dh.cpu().double().abs() * (1 if up is None else up.cpu().double().abs()) * (1 + pre.cpu().double().abs())
+    terms = size.square() if reduction == "square_sum" else size
+    gradients = [(outputs[0], dpre, size)] + (
+        [] if dup is None else [(outputs[1], dup, (dh.double() * pre.double()).abs().cpu())]
+    )
+    for output, exact_output, of_output in [*gradients, (outputs[-1], scores, 2 * terms.sum(1))]:
+        assert output.shape == exact_output.shape
+        info = torch.finfo(output.dtype)
+        allowed = (16 * torch.finfo(torch.float32).eps + info.eps) * of_output + info.tiny * info.eps
+        assert bool(((output.cpu().double() - exact_output).abs() <= allowed).all())
+    again = launch_two_steps(g, weight, pre, up, mask, activation, reduction)
+    assert all(torch.equal(one, other) for one, other in zip(outputs, again, strict=True))
+
+
 GOOD: dict[str, Any] = {"g": torch.ones(2, 3, 5), "weight": torch.ones(5, 4), "pre": torch.ones(2, 3, 4), "activation": "relu"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from secateur_kernels.backend import (
     check_dimensions,
     check_one_of,
     check_shape,
+    uses_tf32,
     uses_triton,
 )
 from secateur_kernels.scored_mlp_backward.reference import scored_mlp_backward_reference
@@ -41,7 +43,9 @@ def scored_mlp_backward(
         dup    = dh * act(pre)
         scores = sum over t of mask[b, t] * r(h * dh)
 
-    With Triton, neither h nor dh is written. The mask weights the scores, but not the gradients.
+    With Triton, h is not written. Two implementations are timed at the first call for a shape, and the faster one is kept on
+    disk. One kernel keeps dh in its registers. The other one takes PyTorch's matrix product, which rounds dh to the dtype of g
+    as PyTorch's own backward does. The mask weights the scores, but not the gradients.
 
     Args:
         g: The gradient at the MLP's output [B, T, D], a floating dtype, any strides.
@@ -56,7 +60,7 @@ def scored_mlp_backward(
             PyTorch's setting `torch.backends.cuda.matmul.fp32_precision` (or `allow_tf32`) at the time of the call.
 
     Returns:
-        dpre [B, T, F] and dup [B, T, F] in the dtype of the inputs, rounded once, and the scores [B, F] in float32 (float64 for
+        dpre [B, T, F] and dup [B, T, F] in the dtype of the inputs, and the scores [B, F] in float32 (float64 for
         float64 inputs). dup is None without `up`. All sums are accumulated in the dtype of the scores. With Triton the results
         are not differentiable. Triton copies all inputs but the weight if their last dimension has gaps or B and T cannot be
         merged.
@@ -96,10 +100,24 @@ def _scored_mlp_backward(
     reduction: str,
     allow_tf32: bool | None,
 ) -> list[Tensor]:
-    """Run the Triton kernel as one operator, which torch.compile and torch.export do not trace into."""
+    """Run the faster Triton implementation as one operator, which torch.compile and torch.export do not trace into."""
+    from secateur_kernels.chosen import chosen
     from secateur_kernels.scored_mlp_backward.triton import launch
+    from secateur_kernels.scored_mlp_backward.two_steps import launch_two_steps
+    from secateur_kernels.tiles import size_class
 
-    return launch(g, weight, pre, up, mask, activation, reduction, allow_tf32)
+    ways: dict[str, Callable[[], list[Tensor]]] = {
+        "one kernel": lambda: launch(g, weight, pre, up, mask, activation, reduction, allow_tf32)
+    }
+    # PyTorch's product follows its own setting of tf32.
+    if g.dtype != torch.float32 or uses_tf32(allow_tf32) == uses_tf32(None):
+        ways["two steps"] = lambda: launch_two_steps(g, weight, pre, up, mask, activation, reduction)
+    key = {
+        "dtype": str(g.dtype), "rows": size_class(g.shape[0] * g.shape[1]), "tokens": min(g.shape[1], 256),
+        "weight": [*weight.shape, *weight.stride()], "gated": up is not None, "masked": mask is not None,
+        "activation": activation, "reduction": reduction, "tf32": g.dtype == torch.float32 and uses_tf32(allow_tf32),
+    }  # fmt: skip
+    return ways[chosen("scored_mlp_backward", key, ways, g.device)]()
 
 
 @_scored_mlp_backward.register_fake

@@ -114,7 +114,7 @@ def scored_mlp_backward_kernel(
     total = tl.zeros([NEURONS, TOKENS // 4], tl.float32)
     b = tile * TOKENS // tokens
     for part in tl.static_range(4):
-        scores = _part(
+        scores = part_of_tile(
             *(parts[part], pre, up, mask, dpre, dup, tokens_of(tile, part, TOKENS), neuron, rows, neurons, pre_row, up_row),
             *(ACTIVATION, REDUCTION),
         )
@@ -122,7 +122,7 @@ def scored_mlp_backward_kernel(
 
 
 @triton.jit
-def _part(
+def part_of_tile(
     dh,
     pre,
     up,
@@ -138,9 +138,9 @@ def _part(
     ACTIVATION: tl.constexpr,
     REDUCTION: tl.constexpr,
 ):
-    """Store the gradients of one quarter of a tile, and return its scores.
+    """Store the gradients of some tokens, and return their scores [NEURONS, tokens].
 
-    dh: [NEURONS, tokens]. row: [tokens], the rows of the quarter's tokens. neuron: [NEURONS].
+    dh: [NEURONS, tokens]. row: [tokens], the tokens' rows, of which those below `rows` count. neuron: [NEURONS].
     """
     inside = (neuron < neurons)[:, None] & (row < rows)[None, :]
     at = neuron[:, None] + row[None, :] * neurons
