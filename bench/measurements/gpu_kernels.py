@@ -182,13 +182,20 @@ def scored_mlp_backward_case(work: Work) -> Case:
         values = first(g), weight.float(), first(pre), first(up), mask[:1]
         return pack(scored_mlp_backward(*values, activation=activation, backend="reference"))
 
+    both: dict[str, Function] = {}
+    if BACKEND == "triton":  # The operation takes the faster one of these.
+        from secateur_kernels.scored_mlp_backward.triton import launch
+        from secateur_kernels.scored_mlp_backward.two_steps import launch_two_steps
+
+        both["one_kernel"] = lambda: launch(g, weight, pre, up, mask, activation, "sum", None)
+        both["two_steps"] = lambda: launch_two_steps(g, weight, pre, up, mask, activation, "sum")
     return Case(
         triton=lambda: scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend=BACKEND),
         eager=lambda: eager(g, weight, pre, up, mask),
         compiled=(eager, (g, weight, pre, up, mask)),
         expected=expected,
         computed=lambda: pack(scored_mlp_backward(g, weight, pre, up, mask, activation=activation, backend=BACKEND)),
-        others={"without_scores": lambda: bare(g, weight, pre, up), "product_alone": lambda: g @ weight},
+        others={"without_scores": lambda: bare(g, weight, pre, up), "product_alone": lambda: g @ weight, **both},
         compiled_others={"compiled_without_scores": (bare, (g, weight, pre, up))},
     )
 
