@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,18 @@ def test_fused_branches_have_the_scores_of_watched_ones(case: Case, select: str 
         watched = secateur.attribute(model, case.task, case.examples, select=select)
     assert error(actual, watched, watched) < (1e-10 if case.exact else 1e-6)
     assert actual.sites == watched.sites
+
+
+@pytest.mark.skipif(INTERPRETED, reason="float64 runs on the reference alone")
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_the_joint_path_scores_fused_branches_at_gates_below_one(case: Case, calls: list[str]) -> None:
+    model, criterion = case.model(torch.float64), replace(IntegratedGradients.joint(), nodes=3)
+    actual = secateur.attribute(model, case.task, case.examples, criterion=criterion)
+    assert len(calls) >= len([site for site in actual.sites if site.unit == "neuron"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "uses_triton", lambda backend, tensor: False)
+        watched = secateur.attribute(model, case.task, case.examples, criterion=criterion)
+    assert error(actual, watched, watched) < (1e-10 if case.exact else 1e-6)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="does not run the kernels")

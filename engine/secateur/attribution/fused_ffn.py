@@ -46,12 +46,14 @@ class FusedFeedForward:
         self._tried = False
 
     @contextmanager
-    def scored(self, watch: Watch, observe: Observer) -> Iterator[None]:
+    def scored(self, watch: Watch, observe: Observer, gate: Tensor | None = None) -> Iterator[None]:
         """Score the neurons during a backward pass inside the context.
 
         Args:
             watch: A function that replaces the out-projection's input [B, T, F], if the branch cannot be fused.
             observe: A function that is called with the scores [B, F], if the branch is fused.
+            gate: For each example, the value of all gates [B]; None for 1. It scales what the out-projection adds to its
+                bias, so no tensor [B, T, F] is scaled.
 
         Yields:
             Nothing. The hooks are removed at the end of the context.
@@ -77,7 +79,8 @@ class FusedFeedForward:
                 pre = pre.detach().requires_grad_(True)
             scored: Callable[..., Tensor] = _Scored.apply
             weight = weight_of(self._output).to(output.dtype)  # Autocast rounds it too.
-            return scored(output, pre, up, weight, self._activation, self._backend, observe)
+            factor = None if gate is None else gate.view(-1, 1, 1)
+            return scored(output, pre, up, weight, self._output.bias, factor, self._activation, self._backend, observe)
 
         with ExitStack() as stack:
             for module in self._inputs:
@@ -135,7 +138,7 @@ def activation_of(hidden: Tensor, pre: Tensor, up: Tensor | None = None) -> Acti
 
 
 class _Scored(torch.autograd.Function):
-    """Return the out-projection's output unchanged. The backward pass skips to the outputs of the in-projections."""
+    """Return the out-projection's output, scaled by the gates. The backward pass skips to the outputs of the in-projections."""
 
     @staticmethod
     def forward(
@@ -144,22 +147,31 @@ class _Scored(torch.autograd.Function):
         pre: Tensor,
         up: Tensor | None,
         weight: Tensor,
+        bias: Tensor | None,
+        gate: Tensor | None,
         activation: Activation,
         backend: Backend,
         observe: Observer,
     ) -> Tensor:
-        ctx.save_for_backward(pre, up, weight)
+        ctx.save_for_backward(pre, up, weight, gate)
         ctx.activation, ctx.backend, ctx.observe = activation, backend, observe
-        return output.view_as(output)
+        if gate is None:
+            return output.view_as(output)
+        # The products have the dtype of the gate: a gate rounded to 8 or 11 bits would be another gate.
+        scaled = output * gate if bias is None else (output - bias) * gate + bias
+        return scaled.to(output.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pre, up, weight = ctx.saved_tensors
+        pre, up, weight, gate = ctx.saved_tensors
         options = {"activation": ctx.activation, "backend": ctx.backend}
         with full_precision(pre.device):
             dpre, dup, scores = scored_mlp_backward(gradients[0], weight, pre, up, **options)
-        ctx.observe(scores)
-        return None, dpre, dup, None, None, None, None
+        ctx.observe(scores)  # dF/dc takes the gradient behind the gate, and the layers below take it times the gate.
+        for below in (dpre, dup):
+            if gate is not None and below is not None:
+                below.mul_(gate)
+        return None, dpre, dup, None, None, None, None, None, None
 
 
 def fused_feed_forwards(model: nn.Module, sites: Iterable[Site], backend: Backend) -> Mapping[Site, FusedFeedForward]:

@@ -35,7 +35,7 @@ def gate_gradients(
         ports: The ports at which the units of each site are gated.
         target: A function that runs the model and returns F [B].
         gate: For each example, the value of all its gates [B], as in `watched`. None means that all gates are 1.
-        fused: Branches that may score their own units. They need gates of 1.
+        fused: Branches that may score their own units.
         backend: The implementation of the kernels that sum over tokens.
 
     Returns:
@@ -55,7 +55,7 @@ def gate_gradients(
         for site, branch in fused.items():
             (port,) = ports[site]
             stack.enter_context(
-                branch.scored(_watch(port, partial(observe, site, port), None), partial(scores.__setitem__, site))
+                branch.scored(_watch(port, partial(observe, site, port), gate), partial(scores.__setitem__, site), gate)
             )
         stack.enter_context(watched(model, observers, gate))
         value = target()

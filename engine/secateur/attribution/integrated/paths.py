@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secateur.attribution.fused_ffn import fused_feed_forwards
 from secateur.attribution.gates import gate_gradients, scaled
 from secateur.attribution.integrated.replay import Replay
 from secateur.model.branches import Port
@@ -184,6 +185,7 @@ class JointPath(Path):
     ) -> None:
         self.model, self.ports, self.target, self.batch, self._backend = model, ports, target, batch, backend
         self.sites, self.limit = tuple(ports), limit
+        self._fused = fused_feed_forwards(model, self.sites, backend)
         all_rows = torch.arange(len(batch.labels), device=batch.labels.device)
         self._open = self._run(all_rows, torch.ones(len(all_rows), device=all_rows.device))  # All gates at 1.
         self.end = self._open.values
@@ -199,7 +201,7 @@ class JointPath(Path):
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
         run = partial(self.target, self.batch.take(rows))
-        value, by_site = gate_gradients(self.model, self.ports, run, gate, backend=self._backend)
+        value, by_site = gate_gradients(self.model, self.ports, run, gate, self._fused, backend=self._backend)
         scores = torch.cat(list(by_site.values()), 1)  # [n, units of all sites]
         return Pass(value, scores.sum(1), [scores])
 
