@@ -20,7 +20,7 @@ from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
 from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
 from secateur.recovery import Method
-from secateur.recovery.recover import refit_, require_biases
+from secateur.recovery.recover import refit_, require_methods
 from secateur.recovery.targets import targets_of
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
@@ -200,7 +200,7 @@ def choose(
     if total == 1:
         return [Candidate(given[0], recoveries[0], None)]
     require_fit(task, model)
-    require_biases(model, recoveries)
+    require_methods(model, recoveries)
     rows = task.read(examples, all_labels=unlabeled)[:_AT_MOST]
     if len(rows) < 2:
         raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")

@@ -42,7 +42,7 @@ from secateur.pruning.describe import require_all_layers
 from secateur.pruning.prune import prune
 from secateur.pruning.verify import Verification, some_batches, verify
 from secateur.recovery import Method, Refit, recover_
-from secateur.recovery.recover import require_biases
+from secateur.recovery.recover import require_methods
 from secateur.support.errors import InputError, VerificationError
 from secateur.support.fields import require_count, shown
 from secateur.support.files import require_absent
@@ -252,7 +252,7 @@ class _Settings:
             chosen = sites(model, unit=self.unit, select=self.select) if self.scores is None else self.scores.sites
             require_all_layers(model, chosen)
         require_lengths(model, self.shapes[1])
-        require_biases(model, self.recoveries)
+        require_methods(model, self.recoveries)
 
 
 def compress(

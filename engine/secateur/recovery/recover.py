@@ -108,15 +108,14 @@ def recover_(
         branches for y. Scale: the mask tuning of Kwon et
         al. 2022 (arXiv 2204.09656), Section 3.3.
     """
-    if method not in get_args(Method):
-        raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
+    _require_known([method])
     for name, checked in (("model", model), ("pruned", pruned)):
         require_ordinary(checked)
         require_values(checked, name)
     of_dense = _of_dense(model, pruned, removed_blocks)
     layers = {branch: _layer(pruned, branch) for branch in of_dense}
     if not add_biases:
-        require_biases(pruned, [method])
+        require_methods(pruned, [method])
     _require_order(model, pruned, of_dense)
     targets = targets_of(model, task, examples, unlabeled=unlabeled, max_tokens=max_tokens)
     if add_biases:
@@ -164,10 +163,18 @@ def refit_(
     return refits
 
 
-def require_biases(model: nn.Module, methods: Collection[Method | None]) -> None:
-    """Raise InputError for the method "bias" and a model, dense or pruned, whose out-projections have no biases."""
+def require_methods(model: nn.Module, methods: Collection[Method | None]) -> None:
+    """Raise InputError for an unknown method, or for "bias" and a model, dense or pruned, without biases in out-projections."""
+    _require_known(methods)
     if "bias" in methods and all(_layer(model, branch).bias is None for branch in branches(model).values()):
         raise InputError(f"method: expected least_squares for {type(model).__name__}, which has no biases to fit, got 'bias'")
+
+
+def _require_known(methods: Collection[Method | None]) -> None:
+    """Raise InputError for an unknown method."""
+    for method in methods:
+        if method not in (None, *get_args(Method)):
+            raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
 
 
 def _of_dense(model: nn.Module, pruned: nn.Module, removed: Collection[str]) -> dict[Branch, Branch]:

@@ -46,7 +46,7 @@ from secateur.flow.sweep import sweep, to_csv
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.planning.allocation import Allocation
 from secateur.planning.budget import Budget, BudgetKind
-from secateur.recovery.recover import require_biases
+from secateur.recovery.recover import require_methods
 from secateur.support.environment import environment as secateur_environment
 from secateur.support.errors import InputError
 from secateur.support.files import new_folder
@@ -118,7 +118,7 @@ def sweep_(
     loaded, task, rows = inputs.prepare(
         model, data, options, task=kind, examples=examples, max_length=max_length, device=device, dtype=dtype
     )
-    require_biases(loaded.model, [refit])
+    require_methods(loaded.model, [refit])
     (batch,) = synthetic_batches(loaded.model, [batch_size], [length])
     held_out = inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     scores = secateur.attribute(
