@@ -92,7 +92,8 @@ class FusedFeedForward:
     def _fusable(self, hidden: Tensor, projected: list[Tensor]) -> bool:
         """Tell whether the kernel computes the branch, from the tensors [B, T, F] of this pass."""
         device, dtype = hidden.device.type, self._output.weight.dtype
-        product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # The meta device has none.
+        product_dtype = torch.get_autocast_dtype(device) if autocast else dtype
         alike = all(tensor.dtype == hidden.dtype and tensor.shape == hidden.shape for tensor in projected)
         alike = (
             alike and product_dtype == hidden.dtype and self._output.weight.device == hidden.device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -64,10 +65,12 @@ def on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     return moved
 
 
-def full_precision(device: torch.device) -> torch.autocast:
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which products keep the dtype of their factors, also where the caller's autocast is on.
 
     Args:
         device: The device of the products.
     """
+    if not torch.amp.is_autocast_available(device.type):  # The meta device has no autocast.
+        return nullcontext()
     return torch.autocast(device.type, enabled=False)
