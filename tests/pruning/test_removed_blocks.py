@@ -181,23 +181,39 @@ def test_recovery_fits_each_branch_to_its_own(name: str, method: Any) -> None:
     staying = [name for block in blocks(model).values() if block.name != first for name in (b.name for b in block.branches)]
     assert [refit.branch for refit in refits] == staying
     assert any(refit.after < refit.before for refit in refits)
-    # The error before the refit of the first branch that stays, by hand: dense output against pruned output.
+    # The error before the refit of the first branch that stays, by hand: the dense stream behind it (what its block reads, and
+    # its output) against that of the pruned model.
     branch = next(b for block in blocks(model).values() if block.name != first for b in block.branches)
     seen: dict[str, list[Tensor]] = {}
     moved = branch.output.replace(".1.", ".0.", 1)
-    for key, either, path in (("dense", model, branch.output), ("pruned", secateur.prune(model, plan), moved)):
-        seen[key] = []
-        handle = either.get_submodule(path).register_forward_hook(lambda m, a, o, k=key: seen[k].append(o))
+    layer = next(block.path for block in blocks(model).values() if branch in block.branches)
+    of_pruned = layer.removesuffix("1") + "0"
+    for key, either, path, block_path in (
+        ("dense", model, branch.output, layer), ("pruned", secateur.prune(model, plan), moved, of_pruned),
+    ):  # fmt: skip
+        seen[key], seen[f"{key} stream"] = [], []
+
+        def reads(module: Any, given: Any, options: Any, k: str = f"{key} stream") -> None:
+            seen[k].append(given[0] if given else options["hidden_states"])
+
+        handles = [
+            either.get_submodule(path).register_forward_hook(lambda m, a, o, k=key: seen[k].append(o)),
+            either.get_submodule(block_path).register_forward_pre_hook(reads, with_kwargs=True),
+        ]
         batches = case.batches(either, 4096)
         with torch.no_grad():
             for batch in batches:
                 case.task.logits(either, batch)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     error = total = 0.0
-    for dense, ours, batch in zip(seen["dense"], seen["pruned"], batches, strict=True):
+    for dense, ours, before, now, batch in zip(
+        *(seen[f"{k}{s}"] for s in ("", " stream") for k in ("dense", "pruned")), batches, strict=True
+    ):
         real = batch.real(target=False)
-        error += float((dense - ours)[real].square().sum())
-        total += float(dense[real].square().sum())
+        wanted = dense + before - now
+        error += float((wanted - ours)[real].square().sum())
+        total += float(wanted[real].square().sum())
     assert refits[0].before == pytest.approx(error / total, rel=1e-6)
 
 
