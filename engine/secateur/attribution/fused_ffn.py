@@ -95,9 +95,8 @@ class FusedFeedForward:
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # The meta device has none.
         product_dtype = torch.get_autocast_dtype(device) if autocast else dtype
         alike = all(tensor.dtype == hidden.dtype and tensor.shape == hidden.shape for tensor in projected)
-        alike = (
-            alike and product_dtype == hidden.dtype and self._output.weight.device == hidden.device
-        )  # The weight may be offloaded.
+        # The weight may be offloaded.
+        alike = alike and product_dtype == hidden.dtype and self._output.weight.device == hidden.device
         if not self._plain or not alike or hidden.dim() != 3 or not torch.is_grad_enabled():
             return False
         if not uses_triton(self._backend, hidden):

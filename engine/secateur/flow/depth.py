@@ -79,13 +79,13 @@ def removable_blocks(
             allowed = [block for block in known if may_go(model, [*gone, block])]
             if not allowed:
                 break
+            passes.start(gone)
             fresh: set[str] = set()
             while (best := min(allowed, key=known.__getitem__)) not in fresh:
                 known[best] = passes.change(best)
                 fresh.add(best)
             gone.append(best)
             del known[best]
-            passes.remove(best)
     return gone
 
 
@@ -98,9 +98,9 @@ class _Passes:
     def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch]) -> None:
         self._model, self._task, self._batches = model, task, batches
         self._paths = {name: block.path for name, block in blocks(model).items()}
-        self._gone: list[str] = []
+        self._gone: Sequence[str] = ()
         self._held: list[dict[str, Any]] = [{} for _ in batches]  # By batch and path of a block what it returns.
-        self._dense = self._hold()
+        self._dense: list[Tensor] = []
 
     def change(self, block: str) -> float:
         """Return the divergence of the predictions without one more block from the dense ones, summed over the batches."""
@@ -112,21 +112,16 @@ class _Passes:
                     total += float(divergence_of(dense, target_logits(self._model, self._task, batch)).sum())
         return total
 
-    def remove(self, block: str) -> None:
-        """Go on without a block."""
-        self._gone.append(block)
-        self._hold()
-
-    def _hold(self) -> list[Tensor]:
-        """Hold what the blocks return, where there is room for it. Returns the logits of each batch."""
-        logits = []
+    def start(self, gone: Sequence[str]) -> None:
+        """Run without some blocks, first without none, and hold what the blocks return where there is room for it."""
+        self._gone, logits = tuple(gone), []
         with skipped(self._model, self._gone), ExitStack() as stack:
             for path in self._paths.values():
                 stack.callback(self._model.get_submodule(path).register_forward_hook(partial(self._store, path)).remove)
             for held, batch in zip(self._held, self._batches, strict=True):
                 self._now = held
                 logits.append(target_logits(self._model, self._task, batch))
-        return logits
+        self._dense = self._dense or logits
 
     def _store(self, path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         states = sum(part.nbytes for part in tree_leaves(output) if isinstance(part, Tensor))
