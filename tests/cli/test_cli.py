@@ -173,12 +173,17 @@ def test_criteria(run: Run) -> None:
     assert all(name in run("criteria").out for name in PRESETS)
 
 
-@pytest.mark.parametrize("criterion", ["fpp", "rap:seed=3", "random:seed=3", "magnitude", "wanda", "flap", "fisher"])
+@pytest.mark.parametrize(
+    "criterion", ["fpp", "rap:seed=3", "random:seed=3", "magnitude", "wanda", "flap", "fisher", "owen:seed=3"]
+)
 def test_attribute_by_each_criterion(run: Run, criterion: str) -> None:
     result = run(f"attribute builtin --data train.jsonl --examples 8 --unit channel --criterion {criterion} --out s --json")
     assert result.code == 0
     assert result.document["criterion"] == criterion_named(criterion).to_json()
-    assert result.document["examples"] == secateur.Scores.load("s").examples == 8
+    scores = secateur.Scores.load("s")
+    assert result.document["examples"] == scores.examples == 8
+    assert result.document.get("relative_error") == scores.relative_error()
+    assert (scores.standard_errors is not None) == criterion.startswith("owen")
 
 
 def test_unlabeled(run: Run) -> None:

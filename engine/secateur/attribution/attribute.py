@@ -143,6 +143,7 @@ def attribute(
         weights=parameters(model),
         per_example={name: values.float() for name, values in example_scores.items()} if per_example else None,
         convergence=result.convergence,
+        standard_errors=result.standard_errors,
         blocks=block_parameters(model),
     )
 

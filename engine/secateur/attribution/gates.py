@@ -23,7 +23,7 @@ def gate_gradients(
     model: nn.Module,
     ports: Mapping[Site, tuple[Port, ...]],
     target: Callable[[], Tensor],
-    gate: Tensor | None = None,
+    gate: Tensor | Mapping[Site, Tensor] | None = None,
     fused: Mapping[Site, FusedFeedForward] = MappingProxyType({}),
     *,
     backend: Backend,
@@ -34,8 +34,9 @@ def gate_gradients(
         model: The model. Its parameters must be frozen (`undisturbed`).
         ports: The ports at which the units of each site are gated.
         target: A function that runs the model and returns F [B].
-        gate: For each example, the value of all its gates [B], as in `watched`. None means that all gates are 1.
-        fused: Branches that may score their own units.
+        gate: For each example, the value of all its gates [B], or by site the value of each gate [B, units]. None means that
+            all gates are 1.
+        fused: Branches that may score their own units. They take no gates by site.
         backend: The implementation of the kernels that sum over tokens.
 
     Returns:
@@ -44,46 +45,33 @@ def gate_gradients(
     Reference:
         Yang et al. 2023, arXiv 2205.04157, Eq. 4-5: dF/dc = sum over tokens t of h[t] * dF/dh[t] at a gate of 1.
     """
+    of_site = gate if isinstance(gate, Mapping) else dict.fromkeys(ports, gate)
     scores: dict[Site, Tensor] = {}
 
     def observe(site: Site, port: Port, activation: Tensor, gradient: Tensor) -> None:
         folded = port.map.fold(product_sum(activation, gradient, backend=backend))  # [B, channels] -> [B, units]
         scores[site] = scores[site] + folded if site in scores else folded
 
-    observers = {port: partial(observe, site, port) for site, of_site in ports.items() if site not in fused for port in of_site}
     with ExitStack() as stack:
-        for site, branch in fused.items():
-            (port,) = ports[site]
-            stack.enter_context(
-                branch.scored(_watch(port, partial(observe, site, port), gate), partial(scores.__setitem__, site), gate)
-            )
-        stack.enter_context(watched(model, observers, gate))
+        watches: dict[Port, Callable[[Tensor], Tensor]] = {}
+        for site, ports_of_site in ports.items():
+            for port in ports_of_site:
+                watches[port] = _watch(port, partial(observe, site, port), of_site[site])
+            if site in fused:
+                watch = watches.pop(ports_of_site[0])
+                stack.enter_context(fused[site].scored(watch, partial(scores.__setitem__, site), of_site[site]))
+        stack.enter_context(intercepted(model, watches))
         value = target()
     value.sum().backward()  # type: ignore[no-untyped-call]
     return value.detach(), {site: scores[site] for site in ports}
 
 
-@contextmanager
-def watched(model: nn.Module, ports: Mapping[Port, Observer], gate: Tensor | None = None) -> Iterator[None]:
-    """Call each port's observer during the backward pass.
-
-    If no tensor below a port needs a gradient, the graph starts at the port. Then the layers below are not differentiated.
-
-    Args:
-        model: The model.
-        ports: The observer of each port. It is called with (activation, gradient), both [B, T, channels].
-        gate: A value for each example [B], which multiplies its activations. An observer gets the activation before this
-            product and the gradient after it.
-
-    Yields:
-        Nothing. The hooks are removed at the end of the context.
-    """
-    with intercepted(model, {port: _watch(port, observe, gate) for port, observe in ports.items()}):
-        yield
-
-
 def _watch(port: Port, observe: Observer, gate: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """Return a function that takes the place of a port's activation, and hooks the observer to its gradient."""
+    """Return a function that multiplies a port's activation [B, T, channels] by its gates, and hooks an observer to it.
+
+    The observer gets the activation before this product and the gradient after it. If no tensor below the port needs a
+    gradient, the graph starts at the port. Then the layers below are not differentiated.
+    """
 
     def watch(activation: Tensor) -> Tensor:
         detached = activation.detach()  # A hook that held the tensor with its graph would form a reference cycle.

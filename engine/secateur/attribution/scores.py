@@ -22,6 +22,7 @@ from secateur.support.html import html_table
 from secateur.support.tensors import same_tensors
 
 FORMAT = "secateur-scores/1"
+_TENSORS = ("by_site", "per_example", "standard_errors")  # The attributes that are tensors by site name.
 # The types of the metadata of a file.
 _FIELDS: dict[str, Any] = {
     "fingerprint": str, "criterion": dict[str, Any], "examples": int, "tokens": dict[str, float], "weights": int
@@ -45,6 +46,8 @@ class Scores(Mapping[str, Tensor]):
         weights: The number of weights of the whole model.
         per_example: Float32 [examples, units] by site name, in the order of the examples; None unless it was asked for.
         convergence: How exact the scores are, if they are integrals.
+        standard_errors: The standard error of each score over the examples and the draws of gates, float64 [units] by site
+            name, if gates were drawn at random.
         blocks: The number of parameters of each block, by name, norms and biases included; empty in a file of an older version.
 
     Example:
@@ -64,6 +67,7 @@ class Scores(Mapping[str, Tensor]):
     weights: int
     per_example: dict[str, Tensor] | None = None
     convergence: Convergence | None = None
+    standard_errors: dict[str, Tensor] | None = None
     blocks: dict[str, int] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Tensor:
@@ -78,11 +82,9 @@ class Scores(Mapping[str, Tensor]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Scores):
             return NotImplemented
-        others = [field.name for field in fields(self) if field.name not in ("by_site", "per_example")]
-        return (
-            all(getattr(self, name) == getattr(other, name) for name in others)
-            and same_tensors(self.by_site, other.by_site)
-            and same_tensors(self.per_example, other.per_example)
+        others = [field.name for field in fields(self) if field.name not in _TENSORS]
+        return all(getattr(self, name) == getattr(other, name) for name in others) and all(
+            same_tensors(getattr(self, name), getattr(other, name)) for name in _TENSORS
         )
 
     def __hash__(self) -> int:
@@ -128,7 +130,8 @@ class Scores(Mapping[str, Tensor]):
             "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
         tensors = dict(self.by_site)
-        tensors.update({f"per_example/{name}": value for name, value in (self.per_example or {}).items()})
+        for kind in _TENSORS[1:]:
+            tensors.update({f"{kind}/{name}": value for name, value in (getattr(self, kind) or {}).items()})
         tensors.update({} if self.convergence is None else self.convergence.tensors())
         write_atomically(path, save(tensors, {"secateur": json.dumps(about)}))
 
@@ -172,12 +175,18 @@ class Scores(Mapping[str, Tensor]):
             counts = f"{about['examples']} examples, {about['weights']} weights"
             raise FieldError(f"expected at least one example and one weight, got {counts}")
         by_site = {site.name: tensors.get(site.name) for site in sites}
-        per_example = {k.removeprefix("per_example/"): v for k, v in tensors.items() if k.startswith("per_example/")}
+        per_example, standard_errors = (
+            {key.removeprefix(f"{kind}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{kind}/")}
+            for kind in _TENSORS[1:]
+        )
         for site in sites:
             _require_scores(site.name, by_site[site.name], (site.units,), torch.float64)
             if per_example:
                 shape = (about["examples"], site.units)
                 _require_scores(f"per_example/{site.name}", per_example.get(site.name), shape, torch.float32)
+            if standard_errors:
+                name = f"standard_errors/{site.name}"
+                _require_scores(name, standard_errors.get(site.name), (site.units,), torch.float64)
         convergence = about.get("convergence")
         return cls(
             by_site={name: tensor for name, tensor in by_site.items() if tensor is not None},
@@ -190,6 +199,7 @@ class Scores(Mapping[str, Tensor]):
             weights=about["weights"],
             per_example=per_example or None,
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
+            standard_errors=standard_errors or None,
             blocks=blocks,
         )
 
@@ -223,7 +233,18 @@ class Scores(Mapping[str, Tensor]):
             InputError: The selection is malformed or matches no site.
         """
         kept = tuple(selected(self.sites, select))
-        return replace(self, sites=kept, by_site={site.name: self[site.name] for site in kept})
+        of_sites: dict[str, Any] = {}
+        for kind in _TENSORS:
+            values = getattr(self, kind)
+            of_sites[kind] = None if values is None else {site.name: values[site.name] for site in kept}
+        return replace(self, sites=kept, **of_sites)
+
+    def relative_error(self) -> float | None:
+        """Return the mean standard error of a score, relative to the mean absolute score; None without standard errors."""
+        if self.standard_errors is None:
+            return None
+        errors, scores = (torch.cat(list(of.values())) for of in (self.standard_errors, self.by_site))  # [units of all sites]
+        return float(errors.mean() / scores.abs().mean().clamp(min=torch.finfo(scores.dtype).tiny))
 
     def equal(self, other: Scores | str | Path) -> bool:
         """Tell whether two scores are bit-identical, for the same sites of the same architecture.

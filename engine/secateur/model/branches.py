@@ -61,14 +61,22 @@ class UnitMap:
         return folded.reshape(*lead, -1)  # [..., units]
 
     def expand(self, units: Tensor) -> Tensor:
-        """Return [channels] from [units]. Each channel gets the value of its unit; a channel of no unit gets 1."""
+        """Return [..., channels] from [..., units]. Each channel gets the value of its unit; a channel of no unit gets 1."""
+        lead = units.shape[:-1]
         folded = [1 if dim in self.shared else size for dim, size in enumerate(self.shape)]
-        values = units.reshape(folded).expand(self.shape).reshape(-1)
-        return torch.cat([values.new_ones(self.before), values, values.new_ones(self.after)])
+        values = units.reshape(*lead, *folded).expand(*lead, *self.shape).reshape(*lead, -1)
+        return torch.cat([values.new_ones(*lead, self.before), values, values.new_ones(*lead, self.after)], -1)
 
     def times(self, activation: Tensor, gate: Tensor) -> Tensor:
-        """Return the activation [B, T, channels] with the units' channels multiplied by the gate [B] of each example."""
+        """Return the activation [B, T, channels] with the units' channels multiplied by the gates of each example.
+
+        Args:
+            activation: The activation.
+            gate: One value for all units of an example [B], or one for each unit [B, units].
+        """
         # The product has the dtype of the gate: a gate rounded to 8 or 11 bits would be another gate.
+        if gate.dim() == 2:
+            return (activation * self.expand(gate).unsqueeze(1)).to(activation.dtype)  # Factors [B, 1, channels].
         scaled = (activation.narrow(-1, self.before, self.size) * gate.view(-1, 1, 1)).to(activation.dtype)
         if scaled.shape == activation.shape:
             return scaled

@@ -12,6 +12,7 @@ from secateur.attribution.criteria.fluctuation import Fluctuation
 from secateur.attribution.criteria.gradient_activation import GradientActivation
 from secateur.attribution.criteria.integrated_gradients import IntegratedGradients
 from secateur.attribution.criteria.mean_activation import MeanActivation
+from secateur.attribution.criteria.owen_sampling import OwenSampling
 from secateur.attribution.criteria.random_scores import RandomScores
 from secateur.attribution.criteria.random_targets import RandomTargets
 from secateur.attribution.criteria.wanda import Wanda
@@ -25,6 +26,7 @@ PRESETS: dict[str, Callable[[], Criterion]] = {
     "fisher": GradientActivation.fisher,
     "ig": IntegratedGradients,
     "ig-joint": IntegratedGradients.joint,
+    "owen": OwenSampling,
     "fpp": MeanActivation,
     "rap": RandomTargets,
     "random": RandomScores,
@@ -41,6 +43,7 @@ __all__ = [
     "GradientActivation",
     "IntegratedGradients",
     "MeanActivation",
+    "OwenSampling",
     "RandomScores",
     "RandomTargets",
     "Result",

@@ -51,11 +51,14 @@ class Result:
 
     Attributes:
         scores: Float64 [units] by site name.
-        convergence: How exact the scores are, if they are approximations.
+        convergence: How exact the scores are, if they are integrals.
+        standard_errors: The standard errors of the scores over examples and draws, float64 [units] by site name, if gates are
+            drawn at random.
     """
 
     scores: dict[str, Tensor]
     convergence: Convergence | None = None
+    standard_errors: dict[str, Tensor] | None = None
 
 
 class Scorer(ABC):

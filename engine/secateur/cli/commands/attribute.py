@@ -114,5 +114,8 @@ def attribute(
     document = {"out": str(out), "examples": scores.examples, "criterion": scores.criterion, "sites": len(scores.sites)}
     if scores.convergence is not None:
         document["convergence"] = scores.convergence.summary()
-    line = f"{scores.examples} examples; scores written to {out}"
-    output.emit(document, as_json, output.scores_table(scores), *output.convergence(scores), line)
+    error, lines = scores.relative_error(), [f"{scores.examples} examples; scores written to {out}"]
+    if error is not None:
+        document["relative_error"] = error
+        lines.insert(0, f"standard error of a score over examples and draws: {error:.0%} of the mean score")
+    output.emit(document, as_json, output.scores_table(scores), *output.convergence(scores), *lines)
