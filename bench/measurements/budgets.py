@@ -29,11 +29,14 @@ from bench.rivals.torch_pruning_taylor import T5, torch_pruning
 from bench.subjects import minilm, smollm
 from bench.support.budgeted import layer_flops
 from bench.support.provenance import RESULTS, commit
-from secateur.attribution.criteria import Criterion, Fluctuation, GradientActivation, RandomScores, Wanda, WeightMagnitude
+from secateur.attribution.criteria import Criterion, Fluctuation, RandomScores, Wanda, WeightMagnitude, criterion_named
 from secateur.data import builtin
-from secateur.flow.choose import alternatives
+from secateur.flow.choose import RECOVERIES
+from secateur.flow.effort import EFFORTS, Effort
+from secateur.flow.within_budget import within_budget
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model.sites import AttentionUnit
+from secateur.planning.budget import Budget
 from secateur.planning.shapes import Shape
 from secateur.support.environment import environment
 from secateur.support.errors import InputError
@@ -108,39 +111,31 @@ class Draw:
 Method = Callable[[Draw, float], nn.Module]
 
 
-def by_secateur(unit: AttentionUnit, rounds: int = 1) -> Method:
-    """Prune as `secateur prune` does: try allocations and recoveries, then refit the best on all examples."""
+def by_secateur(unit: AttentionUnit = "head", rounds: int = 1, shape: Shape = "any", effort: Effort = "default") -> Method:
+    """Prune as `secateur prune` does: try criteria, allocations, moves and recoveries, then refit the best on all examples."""
 
     def method(draw: Draw, share: float) -> nn.Module:
+        model, task, rows, work = draw.model, draw.task, draw.rows, EFFORTS[effort]
+        criteria = [criterion_named(name) for name in work.criteria]
         if rounds == 1:
-            scores = draw.scores(GradientActivation(), unit=unit)
+            scores = [draw.scores(criterion, unit=unit) for criterion in criteria]
         else:
-            scores = secateur.attribute_in_rounds(draw.model, draw.task, draw.rows, rounds, {"flops": share}, unit=unit)
-        plans = alternatives(scores, flops=share, per_head=unit == "channel")
-        return _best_of(draw, plans)
+            scores = [
+                secateur.attribute_in_rounds(model, task, rows, rounds, {"flops": share}, unit=unit, criterion=criterion)
+                for criterion in criteria
+            ]
+        removable = secateur.removable_blocks(model, task, rows) if shape == "stock" else []
+        options: dict[str, Any] = {"per_head": unit == "channel", "shape": shape, "removable": removable}
+        (best, *_), _ = within_budget(
+            model, task, rows, scores, Budget("flops", share), ((), ()), RECOVERIES, work.moves, 4096,
+            say=lambda text: None, progress=None, **options,
+        )  # fmt: skip
+        pruned = secateur.prune(model, best.plan)
+        if best.recovery is not None:
+            secateur.recover_(model, pruned, task, rows, method=best.recovery, removed_blocks=best.plan.removed_blocks)
+        return pruned
 
     return method
-
-
-def by_shape(shape: Shape) -> Method:
-    """Prune as `secateur prune --shape` does."""
-
-    def method(draw: Draw, share: float) -> nn.Module:
-        removable = secateur.removable_blocks(draw.model, draw.task, draw.rows) if shape == "stock" else []
-        plans = alternatives(draw.scores(GradientActivation()), flops=share, shape=shape, removable=removable)
-        return _best_of(draw, plans)
-
-    return method
-
-
-def _best_of(draw: Draw, plans: list[secateur.Plan]) -> nn.Module:
-    """Prune by the best of some plans, and refit on all examples."""
-    best = secateur.choose(draw.model, draw.task, plans, draw.rows)[0]
-    pruned = secateur.prune(draw.model, best.plan)
-    if best.recovery is not None:
-        removed = best.plan.removed_blocks
-        secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery, removed_blocks=removed)
-    return pruned
 
 
 def by_kwon(stage: Stage) -> Method:
@@ -173,11 +168,13 @@ def by_torch_pruning(ranking: str, hidden: bool = False) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "secateur": by_secateur("head"),
-    "secateur, 3 rounds": by_secateur("head", 3),
+    "secateur": by_secateur(),
+    "secateur, low effort": by_secateur(effort="low"),
+    "secateur, high effort": by_secateur(effort="high"),
+    "secateur, 3 rounds": by_secateur(rounds=3),
     "secateur, channels": by_secateur("channel"),
-    "secateur, stock": by_shape("stock"),
-    "secateur, per-layer": by_shape("per-layer"),
+    "secateur, stock": by_secateur(shape="stock"),
+    "secateur, per-layer": by_secateur(shape="per-layer"),
     "Kwon et al.": by_kwon("tuning"),
     "Kwon et al., without tuning": by_kwon("rearrangement"),
     "Kwon et al., search alone": by_kwon("search"),

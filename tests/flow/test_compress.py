@@ -17,6 +17,7 @@ import secateur
 from secateur import InputError
 from secateur.data import builtin
 from secateur.flow import compress as compressing
+from secateur.flow.effort import EFFORTS, Effort
 from secateur.pruning.verify import Verification
 from secateur.support.errors import VerificationError
 
@@ -38,8 +39,9 @@ def same_plan(one: secateur.Plan, other: secateur.Plan) -> bool:
 def test_one_call_equals_its_stages(case: Case) -> None:
     model = case.model()
     result = secateur.compress(
-        model, case.examples, case.task, keep=0.5, align=1, recoveries=["least_squares"], evaluation=case.examples, **QUICK
-    )
+        model, case.examples, case.task, keep=0.5, align=1, recoveries=["least_squares"], evaluation=case.examples,
+        effort="low", **QUICK,
+    )  # fmt: skip
     plan = secateur.plan(secateur.attribute(model, case.task, case.examples), keep=0.5)
     pruned = secateur.prune(model, plan)
     refits = secateur.recover_(model, pruned, case.task, case.examples)
@@ -60,7 +62,7 @@ def test_one_call_equals_its_stages(case: Case) -> None:
 def test_rounds_and_candidates_equal_those_of_the_stages() -> None:
     case = CASES["bert-sequence"]
     model = case.model()
-    result = secateur.compress(model, case.examples, case.task, flops=0.6, rounds=2, align=1, **QUICK)
+    result = secateur.compress(model, case.examples, case.task, flops=0.6, rounds=2, align=1, effort="low", **QUICK)
     scores = secateur.attribute_in_rounds(
         model, case.task, case.examples, 2, {"flops": 0.6}, planning={"per_head": False}
     )  # fmt: skip
@@ -74,6 +76,27 @@ def test_rounds_and_candidates_equal_those_of_the_stages() -> None:
     again = secateur.compress(model, case.examples, case.task, flops=0.6, scores=scores, align=1, **QUICK)
     assert same_plan(again.plan, result.plan)
     assert same_state(again.pruned, result.pruned)
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_an_effort_tries_the_plans_of_its_criteria_and_then_moves(effort: Effort) -> None:
+    case = CASES["bert-sequence"]
+    model = case.model()
+    result = secateur.compress(model, case.examples, case.task, flops=0.6, align=1, effort=effort, **QUICK)
+    plans = [
+        plan
+        for criterion in EFFORTS[effort].criteria
+        for plan in secateur.alternatives(secateur.attribute(model, case.task, case.examples, criterion=criterion), flops=0.6)
+    ]
+    expected = [candidate.to_json() for candidate in secateur.choose(model, case.task, plans, case.examples)]
+    found = [candidate.to_json() for candidate in result.candidates]
+    assert all(candidate in found for candidate in expected)
+    assert 0 < len(found) - len(expected) <= EFFORTS[effort].moves or (len(found) == len(expected) and effort == "low")
+    distances = [candidate.divergence or 0.0 for candidate in result.candidates]
+    assert distances == sorted(distances)
+    criteria = {candidate.plan.spread.criterion for candidate in result.candidates if candidate.plan.spread is not None}
+    assert criteria == set(EFFORTS[effort].criteria)
+    assert f"criterion {result.plan.budget_json()['criterion']}, " in str(result)
 
 
 @pytest.mark.parametrize("given", ["plan", "file"])
@@ -175,7 +198,9 @@ def test_the_command_and_the_library_write_the_same_files(run: Run) -> None:
     starts = [k for k, (done, _) in enumerate(told) if done == 0]
     stages = [told[first:end] for first, end in zip(starts, [*starts[1:], len(told)], strict=True)]
     # Scored examples; plans and recoveries that are tried; recovered branches, unless none recovers; the one timed shape.
-    assert [stage[-1][1] for stage in stages][:2] == [24, 6]
+    work = EFFORTS["default"]
+    plans, criteria = 4 * len(work.criteria), len(work.criteria)
+    assert [stage[-1][1] for stage in stages][: criteria + 2] == [24] * criteria + [plans + 2, work.moves]
     assert stages[-1] == [(0, 1), (1, 1)]
     assert all(stage[-1][0] == stage[-1][1] and stage == sorted(set(stage)) for stage in stages)
     # The model in memory keeps the dtype of the computation. The folder has the stored dtype.
@@ -203,7 +228,7 @@ def test_unlabelled_rows_with_named_labels_equal_the_stages(run: Run) -> None:
     rows = builtin.examples("movie")[:16]
     inputs = [{"input": row["input"]} for row in rows]
     result = secateur.compress(
-        "builtin", inputs, keep=0.6, unlabeled=True, labels=["good", "bad"], recoveries=[None], **QUICK
+        "builtin", inputs, keep=0.6, unlabeled=True, labels=["good", "bad"], recoveries=[None], effort="low", **QUICK
     )  # fmt: skip
     model, tokenizer = builtin.load()
     task = secateur.TextToText(tokenizer, labels=["good", "bad"])
@@ -266,6 +291,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "recovery-of-biases-too": ({"flops": 0.5, "recoveries": ["scale", "bias"]}, "method: expected least_squares for T5For"),
     "recovery": ({"keep": 0.5, "recoveries": ["best"]}, "recoveries: expected some of least_squares, .*, got 'best'"),
     "no-recovery": ({"keep": 0.5, "recoveries": []}, "recoveries: expected one at least"),
+    "effort": ({"keep": 0.5, "effort": "most"}, "effort: expected one of low, default, high, got 'most'"),
+    "effort-and-plan": (
+        {"effort": "high", "plan": uniform_plan(CASES["t5-gated"], "head")},
+        "effort: expected none with a plan, where it has no effect, got 'high'",
+    ),
     "max-tokens": ({"keep": 0.5, "max_tokens": 0}, "max_tokens: expected a whole number of at least 1, got 0"),
     "limit": ({"keep": 0.5, "limit": 0}, "limit: expected a whole number of at least 1, got 0"),
     "batch-sizes": ({"keep": 0.5, "batch_sizes": [0]}, r"batch_sizes: expected a whole number from 1 to 65536, got 0"),
@@ -338,7 +368,7 @@ def test_rounding_the_weights_of_a_half_precision_model_leaves_its_rotary_freque
 @pytest.mark.parametrize("name", BAD)
 def test_wrong_usage_is_refused_in_one_line_before_any_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for stage in ("attribute_in_rounds", "within_budget", "tried", "prune", "read_for"):
+    for stage in ("attribute_in_rounds", "within_budget", "choose", "prune", "read_for"):
         monkeypatch.setattr(compressing, stage, lambda *_, **__: pytest.fail("a stage began"))
     monkeypatch.setattr(secateur.Task, "read", lambda *_, **__: pytest.fail("a stage began"))
     options, message = BAD[name]

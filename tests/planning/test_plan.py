@@ -251,7 +251,7 @@ def test_a_file_of_version_0_1_is_read(tmp_path: Path) -> None:
     """A file of version 0.1 says "stay" where files say "kept" now. The rest is the same."""
     plan = secateur.plan(scores_of("t5-gated"), flops=0.6, allocation="knapsack", floor=0.1, align=8)
     about = json.loads(plan.dumps())
-    assert list(about["budget"]) == ["flops", "allocation", "floor", "gap", "align", "shape", "remaining"]
+    assert list(about["budget"]) == ["flops", "allocation", "floor", "gap", "align", "shape", "criterion", "remaining"]
     for entry in about["sites"]:
         entry["stay"] = entry.pop("kept")
     (tmp_path / "plan.json").write_text(json.dumps(about))

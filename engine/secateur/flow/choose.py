@@ -21,7 +21,7 @@ from secateur.planning.shapes import ALIKE
 from secateur.pruning.prune import prune
 from secateur.recovery import Method
 from secateur.recovery.recover import refit_, require_methods
-from secateur.recovery.targets import targets_of
+from secateur.recovery.targets import HELD, targets_of
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.progress import Progress, counted
@@ -32,8 +32,9 @@ from secateur.tasks.batches import IGNORED, model_device
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
 _DEPTHS = 5  # Numbers of blocks that are tried at most.
 _COMPARED = 5  # Every fifth example serves for the comparison.
-# Examples that `choose` uses at most: telling candidates apart needs fewer examples than fitting the chosen one.
+# Of so many examples at most, four fifths fit each candidate: telling candidates apart needs fewer than fitting the chosen one.
 _AT_MOST = 120
+_ALSO_COMPARED = 180  # Further examples at most that candidates are compared on. They cost one forward pass a candidate.
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Candidate:
         return {"plan": plan, "recovery": self.recovery, "divergence": self.divergence}
 
     def __str__(self) -> str:
-        allocation, floor = (self.plan.budget_json().get(name) for name in ("allocation", "floor"))
+        allocation, floor, criterion = (self.plan.budget_json().get(name) for name in ("allocation", "floor", "criterion"))
         floored = f" with floor {floor:.2g}" if floor and floor > ONE_UNIT else " with a unit a site" if floor else ""
         blocks = counted_of(len(self.plan.removed_blocks), "block")
         removed = f", {blocks} removed" if self.plan.removed_blocks else ""
         distance = "" if self.divergence is None else f": {self.divergence:.4f} nats from the dense model"
-        return f"allocation {allocation}{floored}{removed}, recovery {self.recovery or 'none'}{distance}"
+        scored = f"criterion {criterion}, " if criterion else ""
+        return f"{scored}allocation {allocation}{floored}{removed}, recovery {self.recovery or 'none'}{distance}"
 
 
 def alternatives(
@@ -172,8 +174,8 @@ def choose(
 ) -> list[Candidate]:
     """Try every plan with the first recovery, then the best plan with the other recoveries.
 
-    Models are pruned and recovered on four fifths of the examples, of which 120 are used at most. Their predictions for the
-    other fifth are compared with the dense model's. Where there is only one candidate, nothing is tried.
+    Models are pruned and recovered on four fifths of the first 120 examples. Their predictions for the other fifth, and for up
+    to 180 further examples, are compared with the dense model's. Where there is only one candidate, nothing is tried.
 
     Args:
         model: The dense model. It is left untouched.
@@ -199,35 +201,89 @@ def choose(
     total = len(given) + len(recoveries) - 1
     if total == 1:
         return [Candidate(given[0], recoveries[0], None)]
-    require_fit(task, model)
-    require_methods(model, recoveries)
-    rows = task.read(examples, all_labels=unlabeled)[:_AT_MOST]
-    if len(rows) < 2:
-        raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
-    every = min(_COMPARED, len(rows))
-    fitted = [row for k, row in enumerate(rows) if k % every]
-    targets = targets_of(model, task, fitted, unlabeled=unlabeled, max_tokens=max_tokens)
-    items = task.items(model, rows[::every], all_labels=unlabeled)
-    batches = list(task.batches(items, model_device(model), max_tokens))
-    candidates: list[Candidate] = []
-    for number in counted(progress, "trying", range(total), total):
-        if number < len(given):
-            plan, method = given[number], recoveries[0]
-        else:
-            plan, method = min(candidates[: len(given)], key=_distance).plan, recoveries[number - len(given) + 1]
-        pruned = prune(model, plan)
+    trials = Trials(model, task, examples, recoveries, unlabeled=unlabeled, max_tokens=max_tokens)
+    return trials.best_of(given, recoveries, progress)
+
+
+class Trials:
+    """Tries of plans with recoveries on some examples. The dense model runs once for all of them.
+
+    Args:
+        model: The dense model. It is left untouched.
+        task: The task.
+        examples: The examples, as in `recover_`. 300 are used at most.
+        recoveries: The methods that may be tried.
+        unlabeled: As in `recover_`.
+        max_tokens: As in `recover_`.
+
+    Raises:
+        InputError: The examples or methods do not fit, or there are fewer than two examples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        examples: Examples,
+        recoveries: Sequence[Method | None],
+        *,
+        unlabeled: bool,
+        max_tokens: int,
+    ) -> None:
+        require_fit(task, model)
+        require_methods(model, recoveries)
+        rows = task.read(examples, all_labels=unlabeled)
+        if len(rows) < 2:
+            raise InputError(f"examples: expected two at least, to fit on one and to compare on the other, got {len(rows)}")
+        every, first = min(_COMPARED, len(rows)), rows[:_AT_MOST]
+        fitted = [row for k, row in enumerate(first) if k % every]
+        compared = [*first[::every], *rows[_AT_MOST : _AT_MOST + _ALSO_COMPARED]]
+        self._model, self._task = model, task
+        self._targets = targets_of(model, task, fitted, unlabeled=unlabeled, max_tokens=max_tokens)
+        items = task.items(model, compared, all_labels=unlabeled)
+        self._batches = list(task.batches(items, model_device(model), max_tokens))
+        self._logits = _held_logits(model, task, self._batches)
+
+    def best_of(
+        self, plans: Sequence[Plan], recoveries: Sequence[Method | None], progress: Progress | None = None
+    ) -> list[Candidate]:
+        """Try every plan with the first recovery, then the best plan with the others. Returns the candidates, best first."""
+        total = len(plans) + len(recoveries) - 1
+        candidates: list[Candidate] = []
+        for number in counted(progress, "trying", range(total), total):
+            if number < len(plans):
+                candidates.append(self.of(plans[number], recoveries[0]))
+            else:
+                best = min(candidates[: len(plans)], key=distance).plan
+                candidates.append(self.of(best, recoveries[number - len(plans) + 1]))
+        return sorted(candidates, key=distance)
+
+    def of(self, plan: Plan, method: Method | None) -> Candidate:
+        """Prune by a plan, recover on some of the examples, and compare the predictions on the others."""
+        pruned = prune(self._model, plan)
         if method is not None:
-            refit_(targets, pruned, method, plan.removed_blocks)
-        candidates.append(Candidate(plan, method, divergence(model, pruned, task, batches)))
-    return sorted(candidates, key=_distance)
+            refit_(self._targets, pruned, method, plan.removed_blocks)
+        return Candidate(plan, method, divergence(self._model, pruned, self._task, self._batches, self._logits))
 
 
-def _distance(candidate: Candidate) -> float:
+def distance(candidate: Candidate) -> float:
     """The candidate's divergence as a sort key."""
     return candidate.divergence or 0.0
 
 
-def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequence[Batch]) -> float:
+def _held_logits(model: nn.Module, task: Task, batches: Sequence[Batch]) -> list[Tensor]:
+    """Return the dense model's logits at the target positions of all batches; none if they would take more than `HELD` bytes."""
+    with undisturbed(model), torch.inference_mode():
+        first = target_logits(model, task, batches[0])
+        positions = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+        if first[:1].nbytes * positions > HELD:
+            return []
+        return [first, *(target_logits(model, task, batch) for batch in batches[1:])]
+
+
+def divergence(
+    model: nn.Module, pruned: nn.Module, task: Task, batches: Sequence[Batch], logits: Sequence[Tensor] = ()
+) -> float:
     """Measure how far the pruned model's predictions are from the dense model's, as `Candidate.divergence` defines it.
 
     Args:
@@ -235,6 +291,7 @@ def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequenc
         pruned: The pruned model.
         task: The task.
         batches: The batches to compare on.
+        logits: The dense model's `target_logits` for each batch. Where there are none, the dense model runs.
 
     Returns:
         Nats for each example.
@@ -244,9 +301,9 @@ def divergence(model: nn.Module, pruned: nn.Module, task: Task, batches: Sequenc
     """
     total, examples = 0.0, 0
     with undisturbed(model), undisturbed(pruned), torch.inference_mode():
-        for batch in batches:
-            dense, other = (target_logits(either, task, batch) for either in (model, pruned))
-            total += float(divergence_of(dense, other).sum())
+        for k, batch in enumerate(batches):
+            dense = logits[k] if logits else target_logits(model, task, batch)
+            total += float(divergence_of(dense, target_logits(pruned, task, batch)).sum())
             examples += len(batch.labels)
     return total / examples
 

@@ -15,15 +15,16 @@ from secateur.attribution.criteria import Criterion, criterion_named, for_all_la
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
 from secateur.data.examples import Example, Examples, only_split
-from secateur.flow.choose import RECOVERIES, Candidate
+from secateur.flow.choose import RECOVERIES, Candidate, choose
 from secateur.flow.depth import removable_blocks
+from secateur.flow.effort import Effort, work_of
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
 from secateur.flow.model_card import making_now, name_of_data, removed_by
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.usage import Usage, usage_of
-from secateur.flow.within_budget import Say, between_rounds, tried, within_budget
+from secateur.flow.within_budget import Say, between_rounds, within_budget
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
@@ -173,9 +174,10 @@ class _Settings:
 
     budget: Budget | None
     plan: Plan | None
-    scores: Scores | None
+    scores: tuple[Scores, ...]
     unit: AttentionUnit
-    criterion: Criterion
+    criteria: tuple[Criterion, ...]
+    moves: int
     select: str | None
     rounds: int
     allocation: Allocation | None
@@ -199,13 +201,13 @@ class _Settings:
         require_shape(self.shape, (), self.allocation or "uniform", per_head=self.per_head)
         if self.shape != "any" and (self.plan is not None or self.unit == "channel"):
             raise InputError(f"shape: expected any with a plan, and with channels of heads, got {self.shape!r}")
-        if self.scores is not None:
+        if self.scores:
             self._check_scores()
         if self.plan is not None:
             self._check_plan()
         if self.unit not in get_args(AttentionUnit):
             raise InputError(f"unit: expected {' or '.join(get_args(AttentionUnit))}, got {self.unit!r}")
-        if self.per_head and self.unit != "channel" and self.scores is None:
+        if self.per_head and self.unit != "channel" and not self.scores:
             raise InputError(f"per_head: expected unit 'channel', got unit {self.unit!r}")
         if self.select is not None and not isinstance(self.select, str):
             raise InputError(f"select: expected words such as 'encoder.ffn', got {self.select!r}")
@@ -223,9 +225,8 @@ class _Settings:
 
     def _check_plan(self) -> None:
         """Raise InputError for settings of scoring and planning beside a plan."""
-        default = criterion_named("gradient")
         given = {
-            "criterion": self.criterion not in (default, for_all_labels(default)), "select": self.select is not None,
+            "select": self.select is not None,
             "unit": self.unit != "head", "rounds": self.rounds != 1, "allocation": self.allocation is not None,
             "floor": self.floor is not None, "align": self.align is not None, "per_head": self.per_head,
         }  # fmt: skip
@@ -243,13 +244,14 @@ class _Settings:
     def check_model(self, model: nn.Module) -> None:
         """Raise InputError for a model that the settings do not fit: its weights, scores, sites, positions or biases."""
         require_values(model)
-        if self.scores is not None and self.scores.fingerprint != fingerprint(model):
-            raise InputError(
-                f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
-                f"({self.scores.fingerprint})"
-            )
+        for scores in self.scores:
+            if scores.fingerprint != fingerprint(model):
+                raise InputError(
+                    f"scores: expected scores of this model (fingerprint {fingerprint(model)}), got scores of another one "
+                    f"({scores.fingerprint})"
+                )
         if self.shape == "stock":
-            chosen = sites(model, unit=self.unit, select=self.select) if self.scores is None else self.scores.sites
+            chosen = self.scores[0].sites if self.scores else sites(model, unit=self.unit, select=self.select)
             require_all_layers(model, chosen)
         require_lengths(model, self.shapes[1])
         require_methods(model, self.recoveries)
@@ -272,7 +274,8 @@ def compress(
     out: str | Path | None = None,
     unit: AttentionUnit = "head",
     select: str | None = None,
-    criterion: Criterion | str = "gradient",
+    criterion: Criterion | str | None = None,
+    effort: Effort = "default",
     unlabeled: bool = False,
     rounds: int = 1,
     allocation: Allocation | None = None,
@@ -317,7 +320,10 @@ def compress(
         out: A folder to write, which must not exist yet; see `Compressed.save`. It appears when complete.
         unit: The unit of attention: "head" or "channel".
         select: The sites to prune, as in `sites`.
-        criterion: The criterion, or its name, as in `attribute`.
+        criterion: The criterion, or its name, as in `attribute`. By default there are those of the effort.
+        effort: How much to try. "low" scores by gradient x activation alone, and tries the `alternatives`. "default" scores by
+            `owen` too, and then moves budget between groups of sites where that brings the predictions nearer to the dense
+            model's. "high" has more criteria and more moves.
         unlabeled: Score for all candidate labels, from inputs alone. The task must have labels.
         rounds: How often to score, as in `attribute_in_rounds`.
         allocation: How the budget is spread over the sites. By default several allocations are tried, as in `alternatives`.
@@ -360,9 +366,10 @@ def compress(
     made_by = _call(locals())
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
-        _budget(amounts, plan), None if plan is None else as_plan(plan), None if scores is None else as_scores(scores), unit,
-        _criterion(criterion, unlabeled), select, rounds, allocation, floor, align, per_head, shape,
-        _several("recoveries", recoveries), max_tokens, (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
+        _budget(amounts, plan), None if plan is None else as_plan(plan), () if scores is None else (as_scores(scores),), unit,
+        _criteria(criterion, effort, unlabeled, plan), work_of(effort).moves, select, rounds,
+        allocation, floor, align, per_head, shape, _several("recoveries", recoveries), max_tokens,
+        (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
     )  # fmt: skip
     require_progress(progress)
     if limit is not None:
@@ -395,7 +402,7 @@ def compress(
     if held_out is not None:
         task.items(loaded.model, held_out)  # Refuse unusable examples before the scoring, which takes long.
     say = say or _silent
-    if settings.budget is not None and settings.scores is None:
+    if settings.budget is not None and not settings.scores:
         settings = replace(settings, rounds=1, scores=_scores(loaded.model, task, rows, settings.budget, settings, progress))
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
     compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say, progress)
@@ -444,12 +451,22 @@ def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
     return None
 
 
-def _criterion(criterion: Criterion | str, unlabeled: bool) -> Criterion:
-    """The criterion, for all candidate labels where the examples have no targets."""
-    criterion = criterion_named(criterion) if isinstance(criterion, str) else criterion
-    if not isinstance(criterion, Criterion):
-        raise InputError(f"criterion: expected a Criterion or the name of one, got {type(criterion).__name__}")
-    return for_all_labels(criterion) if unlabeled else criterion
+def _criteria(criterion: Criterion | str | None, effort: str, unlabeled: bool, plan: object) -> tuple[Criterion, ...]:
+    """The criterion, or those of the effort; for all candidate labels where the examples have no targets.
+
+    Raises InputError for a criterion or an effort beside a plan.
+    """
+    named = work_of(effort).criteria
+    for name, value, default in (("criterion", criterion, None), ("effort", effort, "default")):
+        if plan is not None and value != default:
+            raise InputError(f"{name}: expected none with a plan, where it has no effect, got {shown(value)}")
+    criteria = []
+    for given in named if criterion is None else (criterion,):
+        made = criterion_named(given) if isinstance(given, str) else given
+        if not isinstance(made, Criterion):
+            raise InputError(f"criterion: expected a Criterion or the name of one, got {type(made).__name__}")
+        criteria.append(for_all_labels(made) if unlabeled else made)
+    return tuple(criteria)
 
 
 def _loaded(
@@ -483,12 +500,15 @@ def _loaded(
 
 def _scores(
     model: nn.Module, task: Task, rows: Sequence[Example], budget: Budget, settings: _Settings, progress: Progress | None
-) -> Scores:
-    """The scores that the budget's plans are made from."""
-    return attribute_in_rounds(
-        model, task, rows, settings.rounds, between_rounds(budget, settings.rounds),
-        planning={"per_head": settings.per_head}, criterion=settings.criterion, unit=settings.unit, select=settings.select,
-        max_tokens=settings.max_tokens, progress=progress,
+) -> tuple[Scores, ...]:
+    """The scores that the budget's plans are made from, by each criterion."""
+    return tuple(
+        attribute_in_rounds(
+            model, task, rows, settings.rounds, between_rounds(budget, settings.rounds),
+            planning={"per_head": settings.per_head}, criterion=criterion, unit=settings.unit, select=settings.select,
+            max_tokens=settings.max_tokens, progress=progress,
+        )
+        for criterion in settings.criteria
     )  # fmt: skip
 
 
@@ -533,19 +553,22 @@ def _candidates(
 ) -> tuple[list[Candidate], MetLatency | None]:
     """The candidates, best first, and how a budget of time was met."""
     model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens
-    if budget is None or settings.scores is None:
+    if budget is None or not settings.scores:
         plans = [] if settings.plan is None else [settings.plan]
-        return tried(model, task, rows, plans, recoveries, max_tokens, progress), None
+        unlabeled = without_targets(task, rows)
+        return choose(
+            model, task, plans, rows, recoveries=recoveries, unlabeled=unlabeled, max_tokens=max_tokens, progress=progress
+        ), None
     removable: list[str] = []
     if settings.shape == "stock":
         say("ordering the blocks")
         unlabeled = without_targets(task, rows)
         removable = removable_blocks(
-            model, task, rows, among=settings.scores.scored_blocks(), unlabeled=unlabeled, max_tokens=max_tokens,
+            model, task, rows, among=settings.scores[0].scored_blocks(), unlabeled=unlabeled, max_tokens=max_tokens,
             progress=progress,
         )  # fmt: skip
     return within_budget(
-        model, task, rows, settings.scores, budget, settings.shapes, recoveries, max_tokens, say, progress,
+        model, task, rows, settings.scores, budget, settings.shapes, recoveries, settings.moves, max_tokens, say, progress,
         floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,
         removable=removable, align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
     )  # fmt: skip

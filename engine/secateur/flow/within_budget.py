@@ -10,7 +10,8 @@ from torch import nn
 
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Example
-from secateur.flow.choose import Candidate, alternatives_within, choose
+from secateur.flow.choose import Candidate, Trials, alternatives_within, distance
+from secateur.flow.effort import moved
 from secateur.flow.meet_latency import MetLatency, meet_latency
 from secateur.measuring.latency import latency_table
 from secateur.planning.budget import Budget
@@ -25,30 +26,15 @@ from secateur.tasks.base import without_targets
 Say = Callable[[str], None]  # Receives a line about the step that begins.
 
 
-def tried(
-    model: nn.Module,
-    task: Task,
-    rows: Sequence[Example],
-    plans: Sequence[Plan],
-    recoveries: Sequence[Method | None],
-    max_tokens: int,
-    progress: Progress | None,
-) -> list[Candidate]:
-    """The plans with the recoveries, best first, as `choose` finds them."""
-    return choose(
-        model, task, plans, rows, recoveries=recoveries, unlabeled=without_targets(task, rows), max_tokens=max_tokens,
-        progress=progress,
-    )  # fmt: skip
-
-
 def within_budget(
     model: nn.Module,
     task: Task,
     rows: Sequence[Example],
-    scores: Scores,
+    scores: Sequence[Scores],
     budget: Budget,
     shapes: tuple[Sequence[int], Sequence[int]],
     recoveries: Sequence[Method | None],
+    moves: int,
     max_tokens: int,
     say: Say,
     progress: Progress | None,
@@ -63,10 +49,11 @@ def within_budget(
         model: The dense model.
         task: The task.
         rows: The examples that the units were scored on.
-        scores: The scores.
+        scores: The scores of each criterion, all of the same sites.
         budget: The budget.
         shapes: Batch sizes and lengths.
         recoveries: The recoveries to try, as in `choose`.
+        moves: The most plans to try by `moved`.
         max_tokens: Padded input tokens in a batch.
         say: Receives a line at each stage.
         progress: As in `compress`.
@@ -78,27 +65,59 @@ def within_budget(
     Raises:
         InputError: As `alternatives`, `choose` and `meet_latency` do.
     """
+    if budget.measured:
+        say("measuring what each site costs")
+        options["table"] = latency_table(
+            model, unit="channel" if any(site.is_channel for site in scores[0].sites) else "head",
+            batch_size=max(shapes[0]), length=max(shapes[1]),
+            progress=progress,
+        )  # fmt: skip
+    removable = options.pop("removable", ())
+    plans = {plan: of_one for of_one in scores for plan in alternatives_within(of_one, budget, removable=removable, **options)}
+    candidates = _tried(model, task, rows, plans, budget, recoveries, moves, max_tokens, progress, options)
     if not budget.measured:
-        return tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress), None
-    say("measuring what each site costs")
-    table = latency_table(
-        model, unit="channel" if any(site.is_channel for site in scores.sites) else "head",
-        batch_size=max(shapes[0]), length=max(shapes[1]),
-        progress=progress,
-    )  # fmt: skip
-    options["table"] = table
-    candidates = tried(model, task, rows, alternatives_within(scores, budget, **options), recoveries, max_tokens, progress)
+        return candidates, None
     best = candidates[0]
     summary = best.plan.budget_json()
     options.update({name: summary[name] for name in ("allocation", "floor")})
-    options.pop("removable", None)
     say("correcting by the whole model's time")
+
+    def within(milliseconds: float) -> Plan:
+        return _faster(best.plan, plans[best.plan], Budget("latency", milliseconds), options)
+
     met = meet_latency(
-        model, lambda milliseconds: _faster(best.plan, scores, Budget("latency", milliseconds), options), table,
+        model, within, options["table"],
         speedup=budget.amount if budget.kind == "speedup" else None,
         latency=budget.amount if budget.kind == "latency" else None, progress=progress,
     )  # fmt: skip
     return [replace(best, plan=met.plan), *candidates[1:]], met
+
+
+def _tried(
+    model: nn.Module,
+    task: Task,
+    rows: Sequence[Example],
+    plans: dict[Plan, Scores],
+    budget: Budget,
+    recoveries: Sequence[Method | None],
+    moves: int,
+    max_tokens: int,
+    progress: Progress | None,
+    options: dict[str, Any],
+) -> list[Candidate]:
+    """Try the plans with the recoveries, and moves from the best one. Returns the candidates, best first.
+
+    The scores of plans that the moves made are added to those of the plans.
+    """
+    if len(plans) == len(recoveries) == 1 and not moves:
+        return [Candidate(next(iter(plans)), recoveries[0], None)]
+    trials = Trials(model, task, rows, recoveries, unlabeled=without_targets(task, rows), max_tokens=max_tokens)
+    candidates = trials.best_of(list(plans), recoveries, progress)
+    best = candidates[0]
+    for candidate, scaled in moved(trials, best, plans[best.plan], budget, moves, options, progress):
+        plans[candidate.plan] = scaled
+        candidates.append(candidate)
+    return sorted(candidates, key=distance)
 
 
 def _faster(best: Plan, scores: Scores, budget: Budget, options: dict[str, Any]) -> Plan:

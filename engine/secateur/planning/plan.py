@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from secateur.attribution.criteria import name_of
 from secateur.attribution.scores import Scores, as_scores
 from secateur.model import cost
 from secateur.model.sites import Site, by_group, counted, require_distinct, sites_from_json
@@ -45,6 +46,7 @@ class Spread:
         gap: How far the kept attribution may be from the best possible one, as a share of that one; 0 where it is not known.
         align: FFN widths are multiples of it.
         shape: "any", "per-layer", "uniform" or "stock", as in `plan`.
+        criterion: The short name of the criterion of the scores; "" in a file of an older version.
     """
 
     remaining: dict[str, float]
@@ -53,6 +55,7 @@ class Spread:
     gap: float = 0.0
     align: int = 1
     shape: Shape = "any"
+    criterion: str = ""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -443,7 +446,8 @@ def _plan_of(scores: Scores, counts: Mapping[str, int], budget: Budget, per_head
     """The plan in which each site keeps so many of its best units. What remains is added to the spread."""
     kept = {site.name: _highest(scores[site.name], counts[site.name], site, per_head) for site in scores.sites}
     remaining = {kind: cost.remaining(scores.all_sites, scores.sites, counts, kind, scores.tokens) for kind in _REMAINING}
-    return Plan(kept, scores.sites, scores.fingerprint, budget, replace(spread, remaining=remaining))
+    spread = replace(spread, remaining=remaining, criterion=name_of(scores.criterion))
+    return Plan(kept, scores.sites, scores.fingerprint, budget, spread)
 
 
 def _require_numbers(scores: Scores) -> None:
@@ -527,7 +531,7 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
     """The fields in the order of the plan file: what remains comes last."""
     fields = asdict(spread)
     return {
-        **{name: fields[name] for name in ("allocation", "floor", "gap", "align", "shape")},
+        **{name: fields[name] for name in ("allocation", "floor", "gap", "align", "shape", "criterion")},
         "remaining": fields["remaining"],
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ __all__ = [
     "WeightMagnitude",
     "criterion_named",
     "for_all_labels",
+    "name_of",
     "summary",
 ]
 
@@ -112,6 +113,24 @@ def for_all_labels(criterion: Criterion) -> Criterion:
     if settings.get("over_examples") == "signed":
         changes["over_examples"] = "absolute"
     return replace(criterion, **changes)
+
+
+def name_of(settings: Mapping[str, Any]) -> str:
+    """Return the name of the criterion that some scores were made by, as `criterion_named` reads it.
+
+    Args:
+        settings: `Scores.criterion`, which `Criterion.to_json` returned.
+
+    Returns:
+        A name of `PRESETS`, with the settings that differ after a colon; the class's name for a criterion of another class.
+    """
+    names = []
+    for name, preset in PRESETS.items():
+        known = preset().to_json()
+        if known.keys() == settings.keys() and known["criterion"] == settings["criterion"]:
+            changed = [f"{key}={value}" for key, value in settings.items() if value != known[key]]
+            names.append((len(changed), f"{name}:{','.join(changed)}" if changed else name))
+    return min(names, key=lambda pair: pair[0], default=(0, str(settings.get("criterion", ""))))[1]
 
 
 def summary(name: str) -> str:

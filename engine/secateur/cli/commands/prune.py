@@ -17,6 +17,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     BUDGET,
+    SCORING,
     Align,
     AllocationName,
     Chat,
@@ -63,6 +64,7 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.unused import require_unused
 from secateur.exporting.base import FORMATS
 from secateur.exporting.export import export, require_exportable, require_format
+from secateur.flow.effort import EFFORTS, Effort
 from secateur.flow.engines import ENGINES, Needs, needs_of, require_engine
 from secateur.flow.loaded import device_named, meta_model
 from secateur.flow.model_card import CARD_FILE
@@ -109,7 +111,11 @@ def prune(
     system: System = None,
     unit: UnitOption = "head",
     select: Select = None,
-    criterion: CriterionName = "gradient",
+    criterion: CriterionName = "auto",
+    effort: Annotated[
+        str,
+        typer.Option(help=f"How much to try: {', '.join(EFFORTS)}. See secateur.compress.", rich_help_panel=SCORING),
+    ] = "default",
     target: TargetName = None,
     over_examples: Over = None,
     unlabeled: Unlabeled = False,
@@ -140,13 +146,16 @@ def prune(
 ) -> None:
     """Score, plan, prune, verify, recover, evaluate and benchmark; write a model folder with its report."""
     inputs.use_threads(threads)
-    chosen = inputs.make_criterion(criterion, target, over_examples, unlabeled)
+    chosen = None
+    if criterion != "auto" or target is not None or over_examples is not None:
+        named = "gradient" if criterion == "auto" else criterion
+        chosen = inputs.make_criterion(named, target, over_examples, unlabeled)
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     if plan_file is not None and any(amount is not None for amount in amounts.values()):
         raise InputError("plan: expected --plan or a budget, got both")
     if plan_file is not None:
         require_unused(
-            "with --plan", criterion=(criterion, "gradient"), target=(target, None), over_examples=(over_examples, None),
+            "with --plan", criterion=(criterion, "auto"), target=(target, None), over_examples=(over_examples, None),
             sites=(select, None), unit=(unit, "head"), rounds=(rounds, 1), allocation=(allocation, "auto"), floor=(floor, None),
             align=(align, "auto"), per_head=(per_head, False), shape=(shape, "any"),
         )  # fmt: skip
@@ -190,8 +199,9 @@ def prune(
     held_out = None if evaluation is None else inputs.read(evaluation, loaded, replace(options, unlabeled=False))
     compressed = secateur.compress(
         loaded, rows, task, keep=keep, flops=flops, params=params, memory=memory, speedup=speedup, latency=latency, plan=given,
-        evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, unlabeled=unlabeled,
-        rounds=rounds, allocation=None if allocation == "auto" else cast(Allocation, allocation), floor=floor,
+        evaluation=held_out, out=out, unit=inputs.unit(unit), select=select, criterion=chosen, effort=cast(Effort, effort),
+        unlabeled=unlabeled, rounds=rounds, floor=floor,
+        allocation=None if allocation == "auto" else cast(Allocation, allocation),
         align=None if given is not None else inputs.alignment(align, loaded.device, needs.align),
         per_head=per_head, shape=needs.shape, recoveries=recoveries, max_tokens=max_tokens,
         batch_sizes=shapes[0], lengths=shapes[1], progress=bars(),
