@@ -54,9 +54,9 @@ def different_examples(count: int) -> list[dict[str, Any]]:
     return [{"input": text, "target": CLASSES[i % len(CLASSES)]} for i, text in enumerate(pairs[:count])]
 
 
-@pytest.mark.parametrize(("count", "used"), [(2, 2), (7, 7), (120, 120), (130, 120)])
+@pytest.mark.parametrize(("count", "used", "compared"), [(2, 2, 1), (7, 7, 2), (120, 120, 24), (130, 130, 34), (310, 300, 204)])
 def test_examples_of_the_comparison_differ_from_those_of_the_fit(
-    count: int, used: int, monkeypatch: pytest.MonkeyPatch
+    count: int, used: int, compared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES["bert-sequence"]
     model, task, examples = case.model(), case.make_task(), different_examples(count)
@@ -75,7 +75,7 @@ def test_examples_of_the_comparison_differ_from_those_of_the_fit(
     (second,) = others
     assert not first & second
     assert first | second == {example["input"] for example in examples[:used]}
-    assert min(len(first), len(second)) == -(-used // 5)
+    assert {len(first), len(second)} == {compared, used - compared}
 
 
 def test_only_the_best_plan_is_tried_with_the_other_recoveries() -> None:

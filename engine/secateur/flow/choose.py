@@ -272,7 +272,7 @@ def distance(candidate: Candidate) -> float:
 
 
 def _held_logits(model: nn.Module, task: Task, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return the dense model's logits at the target positions of all batches; none if they would take more than `HELD` bytes."""
+    """Return the dense model's logits at the target positions of all batches; none if they take more than `HELD` bytes."""
     with undisturbed(model), torch.inference_mode():
         first = target_logits(model, task, batches[0])
         positions = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
