@@ -82,7 +82,7 @@ def heal(
         learning_rate: The highest learning rate of AdamW. After a warm-up it falls to 0 by a cosine.
         batch_size: The items of a training step in one process.
         patience: The training ends after that many evaluations without a better one.
-        seed: The seed of the order of the examples and of dropout.
+        seed: The seed of the order of the examples. There is no dropout.
         removed_blocks: As in `recover_`. Only `blockwise` and `hidden_weight` need them.
         max_tokens: Padded input tokens in a batch that is evaluated, as in `attribute`.
         checkpoints: A folder of checkpoints. A call with the same arguments goes on from it after a kill, and ends in the same

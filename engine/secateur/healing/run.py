@@ -78,7 +78,7 @@ def run_in(folder: str | Path | None, settings: Mapping[str, Any]) -> Iterator[R
     elif os.environ.get("RANK", "0") != "0":
         yield Run(Path(folder), None)  # The first process keeps the results. The others compute the same.
     else:
-        with Ledger(Path(folder), settings) as ledger:
+        with Ledger(Path(folder), settings, argument="checkpoints") as ledger:
             yield Run(Path(folder), ledger)
 
 

@@ -57,6 +57,12 @@ class Distillation(nn.Module):
         """Return the loss of the items of some numbers (int64 [B])."""
         return {"loss": self.lessons.loss(self.student, numbers.tolist(), self.hidden_weight)}
 
+    def train(self, mode: bool = True) -> Distillation:
+        """Set the mode of the module itself. The pruned model stays in eval mode: dropout makes healing far worse."""
+        super().train(mode)
+        self.student.eval()
+        return self
+
 
 def arguments_for(
     folder: Path, device: str, steps: int, interval: int, given: Mapping[str, Any], **own: Any
@@ -155,10 +161,7 @@ class _Trainer(QuietTrainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measure the divergence on the held-out lessons."""
         began, student = time.monotonic(), self.accelerator.unwrap_model(self.model).student
-        mode = student.training
-        student.eval()
         measured = {METRIC: self._held_out.divergence(student)}
-        student.train(mode)
         self.log({**measured, "seconds": self._clock.seconds})  # A resumed run goes on from these.
         self._limits.seconds = time.monotonic() - began
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)

@@ -98,7 +98,7 @@ def heal(
     ] = 5,
     seed: Annotated[
         int,
-        typer.Option(help="Seed of the order of examples and of dropout.", min=0, max=MOST_SEED, rich_help_panel=TRAINING),
+        typer.Option(help="Seed of the order of examples.", min=0, max=MOST_SEED, rich_help_panel=TRAINING),
     ] = 0,
     checkpoint: Annotated[
         Path | None,
@@ -131,7 +131,7 @@ def heal(
     if checkpoint is None:
         require_unused("without --checkpoint", resume=(resume, False))
     elif not resume:
-        require_not_begun(checkpoint)
+        require_not_begun(checkpoint, "checkpoint")
     (chosen,) = inputs.among("targets", targets, get_args(Targets))
     shapes = inputs.shapes(batch_sizes, lengths)
     options = inputs.data_options(input_column, target_column, (prompt, chat, system), labels, chosen != "labels")
