@@ -1,4 +1,4 @@
-"""Accuracy of the built-in model after pruning, after the closed-form recovery, and after healing; and what healing gains by."""
+"""Accuracy of the built-in model after pruning and recovery, and after healing; and what healing gains by."""
 
 from __future__ import annotations
 
@@ -77,18 +77,19 @@ class Start:
 def dropout() -> Iterator[None]:
     """A context in which the pruned model is trained with the dropout of its config."""
     train = Distillation.train
-    Distillation.train = nn.Module.train  # type: ignore[method-assign, assignment]
+    Distillation.train = nn.Module.train  # type: ignore[method-assign]
     try:
         yield
     finally:
         Distillation.train = train  # type: ignore[method-assign]
 
 
-def compare_healing(
-    examples: int = 1000,
-    tested: int = 500,
-    told: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), flush=True),
-) -> dict[str, Any]:
+def tell(row: dict[str, Any]) -> None:
+    """Print a row."""
+    print(json.dumps(row), flush=True)
+
+
+def compare_healing(examples: int = 1000, tested: int = 500, told: Callable[[dict[str, Any]], None] = tell) -> dict[str, Any]:
     """Measure accuracy by task and budget, and by variant.
 
     Args:
