@@ -89,14 +89,19 @@ def test_a_learning_rate_that_destroys_gives_back_the_start(name: str) -> None:
     assert "no evaluation was better than the start" in str(healed)
 
 
-def test_the_training_ends_when_it_does_not_become_better() -> None:
+def test_the_training_ends_when_it_does_not_become_better(tmp_path: Path) -> None:
+    """The same call again trains no further."""
     case = CASES["llama"]
     model = case.model()
-    given = {**FAST, "epochs": 20, "learning_rate": 0.3, "training": {"lr_scheduler_type": "constant"}}
-    healed = secateur.heal(pruned_of(case, model), model, case.task, rows_of(case), patience=2, **given)
+    given = {**FAST, "epochs": 20, "learning_rate": 0.3, "training": {"lr_scheduler_type": "constant"}, "patience": 2}
+    pruned = pruned_of(case, model)
+    healed = secateur.heal(pruned, model, case.task, rows_of(case), checkpoints=tmp_path / "run", **given)
     values = [divergence for _, divergence in healed.history]
     assert len(values) < 20
     assert len(values) - 1 - values.index(min(values)) == 2
+    again = secateur.heal(pruned, model, case.task, rows_of(case), checkpoints=tmp_path / "run", **given)
+    assert again.history == healed.history
+    assert same_tensors(again.model.state_dict(), healed.model.state_dict())
 
 
 def test_half_precision_is_trained_in_float32_and_given_back() -> None:

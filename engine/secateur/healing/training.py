@@ -158,6 +158,13 @@ class _Trainer(QuietTrainer):
         prepared: DataLoader[Any] = self.accelerator.prepare(loader)
         return prepared
 
+    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
+        """Train, unless the checkpoint that the training goes on from was its end already."""
+        if self._limits.ended(self.state):
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*arguments, **options)
+
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measure the divergence on the held-out lessons."""
         began, student = time.monotonic(), self.accelerator.unwrap_model(self.model).student
@@ -188,9 +195,13 @@ class _Limits(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        values = [row[METRIC] for row in state.log_history if METRIC in row]
-        if len(values) - 1 - values.index(min(values)) >= self._patience:
+        if self.ended(state):
             control.should_training_stop = True
+
+    def ended(self, state: Any) -> bool:
+        """Return whether the last evaluations were no better than an earlier one."""
+        values = [row[METRIC] for row in state.log_history if METRIC in row]
+        return bool(values) and len(values) - 1 - values.index(min(values)) >= self._patience
 
 
 def load_best_(student: nn.Module, file: Path) -> None:
