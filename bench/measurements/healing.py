@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,12 +24,11 @@ FLOPS = (0.33, 0.2, 0.1)
 SCORED = 300  # Examples that score the units and choose the plan. All refit and heal.
 # Changes to the default settings, each alone.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "with dropout": {},
+    "blocks first": {"blockwise": True},
     "learning rate 3e-4": {"learning_rate": 3e-4},
     "learning rate 3e-3": {"learning_rate": 3e-3},
-    "blocks first": {"blockwise": True},
     "states behind blocks, weight 3": {"hidden_weight": 3.0},
+    "with dropout": {},
     "15 epochs": {"epochs": 15},
 }
 VARIED = (("question", 0.2), ("language", 0.1))
@@ -101,20 +100,15 @@ def compare_healing(examples: int = 1000, tested: int = 500, told: Callable[[dic
     model, tokenizer = builtin.load()
     subjects = {subject.name: subject for subject in builtin_tasks(tokenizer, examples, tested)}
     rows, variants = list[dict[str, Any]](), list[dict[str, Any]]()
-    for name in TASKS:
-        for flops in FLOPS:
-            start = Start(model, subjects[name], flops)
-            rows.append(start.healed())
-            told(rows[-1])
-            if (name, flops) not in VARIED:
-                continue
-            variants.append({"variant": "default", **rows[-1]})
-            for variant, given in list(VARIANTS.items())[1:]:
-                if variant == "with dropout":
-                    with dropout():
-                        variants.append({"variant": variant, **start.healed(**given)})
-                else:
-                    variants.append({"variant": variant, **start.healed(**given)})
-                told(variants[-1])
+    cells = [(name, flops) for name in TASKS for flops in FLOPS]
+    for name, flops in sorted(cells, key=lambda cell: cell not in VARIED):
+        start = Start(model, subjects[name], flops)
+        rows.append(start.healed())
+        told(rows[-1])
+        for variant, given in VARIANTS.items() if (name, flops) in VARIED else ():
+            with dropout() if variant == "with dropout" else nullcontext():
+                variants.append({"variant": variant, **start.healed(**given)})
+            told(variants[-1])
+    rows.sort(key=lambda row: cells.index((row["task"], row["flops"])))
     about = {"examples": examples, "scored": SCORED, "tested": tested}
     return {"environment": environment(model), **about, "rows": rows, "variants": variants}

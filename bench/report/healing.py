@@ -36,9 +36,9 @@ def healing_variants() -> str:
     """One setting changed at a time."""
     run = result("healing")
     cells = list(dict.fromkeys((row["task"], row["flops"]) for row in run["variants"]))
-    rows = []
-    for variant in dict.fromkeys(row["variant"] for row in run["variants"]):
-        of_variant = {(row["task"], row["flops"]): row for row in run["variants"] if row["variant"] == variant}
+    rows, measured = [], [*({"variant": "default", **row} for row in run["rows"]), *run["variants"]]
+    for variant in dict.fromkeys(row["variant"] for row in measured):
+        of_variant = {(row["task"], row["flops"]): row for row in measured if row["variant"] == variant}
         shown = [of_variant[cell] for cell in cells]
         rows.append((variant, *(f"{row['healed'] / row['dense']:.2f} ({row['nats_after']:.3f} nats)" for row in shown)))
     return markdown(("setting", *(f"{task}, FLOPs {flops:g}" for task, flops in cells)), rows)
