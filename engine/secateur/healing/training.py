@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainingArguments
 from secateur.healing.clock import Clock
 from secateur.healing.length_batches import LengthBatches
 from secateur.healing.lessons import Lessons
+from secateur.model.undisturbed import undisturbed
 from secateur.support.compat import train_batch_size
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
@@ -168,7 +169,8 @@ class _Trainer(QuietTrainer):
     def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """Measure the divergence on the held-out lessons."""
         began, student = time.monotonic(), self.accelerator.unwrap_model(self.model).student
-        measured = {METRIC: self._held_out.divergence(student)}
+        with undisturbed(student):
+            measured = {METRIC: self._held_out.divergence(student)}
         self.log({**measured, "seconds": self._clock.seconds})  # A resumed run goes on from these.
         self._limits.seconds = time.monotonic() - began
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
