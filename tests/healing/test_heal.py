@@ -282,6 +282,45 @@ def test_minutes_are_kept() -> None:
     assert healed.after <= healed.before
 
 
+TWO = """
+import sys
+import torch
+from cases import CASES
+from healing import pruned_of, rows_of
+import secateur
+from safetensors.torch import save_file
+
+torch.set_num_threads(1)
+case = CASES["llama"]
+model = case.model()
+training = {"ddp_backend": "gloo"}
+healed = secateur.heal(
+    pruned_of(case, model), model, case.task, rows_of(case), batch_size=2, checkpoints="run", training=training, **eval(sys.argv[1])
+)
+assert torch.distributed.get_world_size() == 2
+assert healed.after < healed.before
+rank = torch.distributed.get_rank()
+save_file({name: tensor.clone() for name, tensor in healed.model.named_parameters()}, f"{rank}.safetensors")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [{"epochs": 3}, {"minutes": 0.1}], ids=["epochs", "minutes"])
+def test_two_processes_train_one_model(length: dict[str, float], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py", str(length)]
+    result = subprocess.run(command, env=variables(), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert same_tensors(*(load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)))
+
+
+def variables() -> dict[str, str]:
+    """Return the environment of a new process that imports what the tests share."""
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 SCRIPT = """
 import os, signal, sys
 import torch
@@ -314,10 +353,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(name: str, tmp_path: 
     """The process is killed in the middle of the second epoch, a few steps behind a checkpoint."""
 
     def process(folder: str, out: str, stop: int) -> int:
-        path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", SCRIPT, name, folder, out, str(stop)]
-        return subprocess.run(command, env=variables, cwd=tmp_path, timeout=600, check=False).returncode
+        return subprocess.run(command, env=variables(), cwd=tmp_path, timeout=600, check=False).returncode
 
     assert process("whole", "whole.safetensors", -1) == 0
     assert process("killed", "killed.safetensors", 11) == -signal.SIGKILL
