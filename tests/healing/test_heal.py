@@ -293,10 +293,8 @@ from safetensors.torch import save_file
 torch.set_num_threads(1)
 case = CASES["llama"]
 model = case.model()
-training = {"ddp_backend": "gloo"}
-healed = secateur.heal(
-    pruned_of(case, model), model, case.task, rows_of(case), batch_size=2, checkpoints="run", training=training, **eval(sys.argv[1])
-)
+given = {"batch_size": 2, "checkpoints": "run", "training": {"ddp_backend": "gloo"}, sys.argv[1]: float(sys.argv[2])}
+healed = secateur.heal(pruned_of(case, model), model, case.task, rows_of(case), **given)
 assert torch.distributed.get_world_size() == 2
 assert healed.after < healed.before
 rank = torch.distributed.get_rank()
@@ -306,10 +304,20 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [{"epochs": 3}, {"minutes": 0.1}], ids=["epochs", "minutes"])
-def test_two_processes_train_one_model(length: dict[str, float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unit", "amount"), [("epochs", 3), ("minutes", 0.1)])
+def test_two_processes_train_one_model(unit: str, amount: float, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(TWO)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py", str(length)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "script.py",
+        unit,
+        str(amount),
+    ]
     result = subprocess.run(command, env=variables(), cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     assert same_tensors(*(load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)))
