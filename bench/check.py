@@ -91,6 +91,18 @@ def recovery() -> Iterator[Pair]:
     yield "recovered", row["recovered"], secateur.evaluate(pruned, domain.task, domain.test).value
 
 
+def healing() -> Iterator[Pair]:
+    """Measure one task before and after healing."""
+    from bench.measurements.healing import Start
+    from bench.support.task_examples import builtin_tasks
+
+    run, row = result("healing"), committed_row("healing", "rows", task="question", flops=0.2)
+    model, tokenizer = builtin.load()
+    subjects = builtin_tasks(tokenizer, run["examples"], run["tested"])
+    now = Start(model, next(subject for subject in subjects if subject.name == "question"), 0.2).healed()
+    yield from ((name, row[name], now[name]) for name in ("recovered", "healed"))
+
+
 def worth() -> Iterator[Pair]:
     """Measure accuracies of one draw of the calibration examples."""
     wanted = {"task": "domain", "draw": 0, "criterion": "gradient x activation", "stack": "both"}
@@ -235,6 +247,7 @@ CLOCK = "a ratio of times that drifts with the CPU's caches and with other proce
 CHECKS = (
     Check("quality", "domain, heads and neurons, log-probability", 0.02, False, f"10 of 500 answers: {ROUNDING}", quality),
     Check("recovery", "domain, heads, keep 0.5", 0.02, False, f"10 of 500 answers: {ROUNDING}", recovery),
+    Check("healing", "question, a fifth of the FLOPs", 0.06, False, f"30 of 500 answers, after training: {ROUNDING}", healing),
     Check("worth", "domain, draw 0, gradient x activation", 0.03, False, f"6 of 200 answers: {ROUNDING}", worth),
     Check("budgets", "built-in T5, domain, draw 0, secateur, half", 0.02, False, f"10 of 500 answers: {ROUNDING}", budgets),
     Check("demo", "language, channels, keep 0.5", 0.02, False, f"20 of 1,000 answers: {ROUNDING}", demo),

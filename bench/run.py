@@ -1,7 +1,7 @@
 """Run the timings and the comparisons, and write bench/results/*.json.
 
-python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [latency] [pruning] [multitask] [ldnet]
-    [layers] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
+python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [healing] [latency] [pruning] [multitask]
+    [ldnet] [layers] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
 python -m bench.run corpus-other-cpu
 """
 
@@ -65,6 +65,13 @@ def recovery() -> dict[str, Any]:
     from bench.measurements.recovery import compare_recovery
 
     return compare_recovery()
+
+
+def healing() -> dict[str, Any]:
+    """Measure accuracy after pruning before and after healing."""
+    from bench.measurements.healing import compare_healing
+
+    return compare_healing()
 
 
 def latency_budgets() -> dict[str, Any]:
@@ -144,6 +151,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "worth": worth,
     "routing": task_plans,
     "recovery": recovery,
+    "healing": healing,
     "latency": latency_budgets,
     "pruning": steps_of_pruning,
     "multitask": multitask_pruning,

@@ -18,6 +18,7 @@ FLOORS = [
     ("planning",),
     ("pruning",),
     ("recovery", "measuring"),
+    ("healing",),
     ("flow",),
     ("learned", "exporting"),
     ("reproduction",),

@@ -26,12 +26,12 @@ from secateur.data import builtin
 from secateur.data.conll import SpanFile
 from secateur.learned.layers.layer_gates import LayerGates
 from secateur.learned.layers.layer_training import GatedAdamW, task_features, train
-from secateur.learned.shared.trainer import trainer_arguments
 from secateur.measuring.benchmark import benchmark
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.model import blocks
 from secateur.model.cost import parameters
 from secateur.support.environment import environment
+from secateur.support.trainer import trainer_arguments
 
 SCORES = ("influence", "gradient", "ig")
 STEPS, SIZE = 100, 32

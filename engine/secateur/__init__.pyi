@@ -24,6 +24,8 @@ from secateur.flow.meet_latency import meet_latency as meet_latency
 from secateur.flow.push import push as push
 from secateur.flow.rounds import attribute_in_rounds as attribute_in_rounds
 from secateur.flow.sweep import sweep as sweep
+from secateur.healing.heal import heal as heal
+from secateur.healing.healed import Healed as Healed
 from secateur.measuring.benchmark import benchmark as benchmark
 from secateur.measuring.dry_run import dry_run as dry_run
 from secateur.measuring.evaluate import evaluate as evaluate

@@ -13,10 +13,10 @@ from command import Run, assert_refused
 import secateur
 from secateur import InputError
 from secateur.attribution.layer_scores import choose_layers
-from secateur.learned.shared.trainer import trainer_arguments
 from secateur.measuring.synthetic import synthetic_batches
 from secateur.pruning.delete_layers import delete_layers
 from secateur.pruning.factorise import factorise
+from secateur.support.trainer import trainer_arguments
 
 HUGE = 10**12
 LINES = [

@@ -12,7 +12,8 @@ from cases import CASES, CLASSES, WORDS, Case, scores_of
 
 import secateur
 from secateur import InputError
-from secateur.flow.choose import alternatives, divergence
+from secateur.flow.choose import alternatives
+from secateur.measuring.divergence import divergence
 
 ONE_PER_TASK = [CASES[name] for name in ("t5-gated", "bert-sequence", "bert-token", "llama")]
 

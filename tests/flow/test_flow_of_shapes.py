@@ -18,9 +18,9 @@ from torch import nn
 
 import secateur
 from secateur.flow import depth
-from secateur.flow.choose import divergence
 from secateur.flow.compress import _as_stock
 from secateur.flow.within_budget import _faster
+from secateur.measuring.divergence import divergence
 from secateur.model.blocks import blocks
 from secateur.model.families import branches
 from secateur.planning.budget import Budget

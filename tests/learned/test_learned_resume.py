@@ -16,7 +16,7 @@ from torch import Tensor
 from secateur import InputError
 from secateur.learned.multitask.pruning import MultitaskPruning
 from secateur.learned.multitask.training import features_of, train
-from secateur.learned.shared.trainer import last_checkpoint
+from secateur.support.trainer import last_checkpoint
 
 RATES = {"weights": 1e-3, "scores": 0.3, "sigma": 0.02}
 

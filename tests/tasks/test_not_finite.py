@@ -14,7 +14,7 @@ from secateur import InputError
 from secateur.corpus import mapper, score
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.tuning import _Trial
-from secateur.flow.choose import divergence
+from secateur.measuring.divergence import divergence
 from secateur.model.families import branches
 from secateur.tasks import CausalLM
 

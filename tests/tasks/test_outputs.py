@@ -36,9 +36,10 @@ from transformers import (
 import secateur
 from secateur import GradientActivation, InputError, SequenceClassification
 from secateur.corpus import mapper, score
-from secateur.flow.choose import choose, divergence
+from secateur.flow.choose import choose
 from secateur.learned.layers.layer_gates import LayerGates
 from secateur.learned.layers.layer_training import task_features
+from secateur.measuring.divergence import divergence
 from secateur.model.undisturbed import undisturbed
 from secateur.tasks.metrics import correlations, f1_scores
 

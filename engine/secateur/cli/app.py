@@ -79,6 +79,10 @@ VERBS: dict[str, list[Verb]] = {
     ],
     LEARNED: [
         Verb(
+            "heal", "heal:heal", "Train a pruned folder against the dense model that it was made from.",
+            "heal smaller --data train.jsonl --eval dev.jsonl --minutes 10 --out healed",
+        ),
+        Verb(
             "layer-gates", "layer_gates:layer_gates", "Learn with gates which layers a task needs, and delete the others.",
             "layer-gates MODEL --data train.jsonl --keep-layers 6 --out gates",
         ),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.examples import Examples
+from secateur.measuring.divergence import divergence, held_logits
 from secateur.model.sites import counted as counted_of
-from secateur.model.undisturbed import undisturbed
 from secateur.planning.allocation import ONE_UNIT, Allocation
 from secateur.planning.budget import Budget
 from secateur.planning.plan import Plan, as_plan, plan_within, plans_by_depth
@@ -25,9 +24,9 @@ from secateur.recovery.targets import HELD, targets_of
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
 from secateur.support.progress import Progress, counted
-from secateur.tasks import Batch, Task
+from secateur.tasks import Task
 from secateur.tasks.base import require_fit
-from secateur.tasks.batches import IGNORED, model_device
+from secateur.tasks.batches import model_device
 
 RECOVERIES: tuple[Method | None, ...] = ("least_squares", "scale", None)
 _DEPTHS = 5  # Numbers of blocks that are tried at most.
@@ -242,7 +241,7 @@ class Trials:
         self._targets = targets_of(model, task, fitted, unlabeled=unlabeled, max_tokens=max_tokens)
         items = task.items(model, compared, all_labels=unlabeled)
         self._batches = list(task.batches(items, model_device(model), max_tokens))
-        self._logits = _held_logits(model, task, self._batches)
+        self._logits = held_logits(model, task, self._batches, HELD)
 
     def best_of(
         self, plans: Sequence[Plan], recoveries: Sequence[Method | None], progress: Progress | None = None
@@ -269,61 +268,3 @@ class Trials:
 def distance(candidate: Candidate) -> float:
     """The candidate's divergence as a sort key."""
     return candidate.divergence or 0.0
-
-
-def _held_logits(model: nn.Module, task: Task, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return the dense model's logits at the target positions of all batches; none if they take more than `HELD` bytes."""
-    with undisturbed(model), torch.inference_mode():
-        first = target_logits(model, task, batches[0])
-        positions = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
-        if first[:1].nbytes * positions > HELD:
-            return []
-        return [first, *(target_logits(model, task, batch) for batch in batches[1:])]
-
-
-def divergence(
-    model: nn.Module, pruned: nn.Module, task: Task, batches: Sequence[Batch], logits: Sequence[Tensor] = ()
-) -> float:
-    """Measure how far the pruned model's predictions are from the dense model's, as `Candidate.divergence` defines it.
-
-    Args:
-        model: The dense model.
-        pruned: The pruned model.
-        task: The task.
-        batches: The batches to compare on.
-        logits: The dense model's `target_logits` for each batch. Where there are none, the dense model runs.
-
-    Returns:
-        Nats for each example.
-
-    Raises:
-        InputError: Logits are NaN or inf.
-    """
-    total, examples = 0.0, 0
-    with undisturbed(model), undisturbed(pruned), torch.inference_mode():
-        for k, batch in enumerate(batches):
-            dense = logits[k] if logits else target_logits(model, task, batch)
-            total += float(divergence_of(dense, target_logits(pruned, task, batch)).sum())
-            examples += len(batch.labels)
-    return total / examples
-
-
-def target_logits(model: nn.Module, task: Task, batch: Batch) -> Tensor:
-    """Return a model's logits at a batch's target positions, float64 [target positions, classes].
-
-    Raises:
-        InputError: Logits are NaN or inf.
-    """
-    return task.finite(model, batch, task.logits)[batch.labels != IGNORED].double()
-
-
-def divergence_of(dense: Tensor, other: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence of each position's predictions [positions], from logits [positions, classes].
-
-    A model with one output predicts a value. Half the squared difference is the divergence of normal distributions of variance
-    1 around the values.
-    """
-    if dense.shape[1] == 1:
-        return (dense - other).square().sum(1) / 2
-    log_p, log_q = dense.log_softmax(1), other.log_softmax(1)
-    return (log_p.exp() * (log_p - log_q)).sum(1)

@@ -25,6 +25,8 @@ from secateur.flow.model_card import making_now, name_of_data, removed_by
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.usage import Usage, usage_of
 from secateur.flow.within_budget import Say, between_rounds, within_budget
+from secateur.healing.healed import Healed
+from secateur.healing.settings import require_positive
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.evaluate import evaluate
 from secateur.measuring.plots import model_name, widths_plot
@@ -89,6 +91,7 @@ class Compressed:
         stored: The dtype that `save` writes.
         made_by: The call of `compress`, for the folder's card; "" where it is not known.
         held_out: The name of the held-out examples, "" for examples in memory.
+        healing: How the model was healed, None where it was not.
         free: What the shape cost: the model of shape "any" within the same budget. None under "any", and without held-out
             examples.
     """
@@ -107,6 +110,7 @@ class Compressed:
     made_by: str = ""
     held_out: str = ""
     free: Free | None = None
+    healing: Healed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report: everything but the model, the tokenizer and the kept units."""
@@ -116,6 +120,7 @@ class Compressed:
             "met": None if self.met is None else self.met.to_json(),
             "verification": self.verification.to_json(),
             "recovery": [refit.to_json() for refit in self.recovery],
+            **({} if self.healing is None else {"healing": self.healing.to_json()}),
             **({} if self.free is None else {"any_shape": self.free.to_json()}),
             **self.comparison.to_json(),
         }
@@ -147,7 +152,7 @@ class Compressed:
         """What was chosen, delivered, recovered and verified, in words."""
         return [
             *_choice(self.candidates), *_depth(self.plan), *_delivery(self.met), *_cost_of_shape(self),
-            *_improvement(self.recovery), str(self.verification),
+            *_improvement(self.recovery), *([] if self.healing is None else self.healing.lines()), str(self.verification),
         ]  # fmt: skip
 
     def __repr__(self) -> str:
@@ -188,9 +193,12 @@ class _Settings:
     recoveries: Sequence[Method | None]
     max_tokens: int
     shapes: tuple[Sequence[int], Sequence[int]]
+    heal: float | None
 
     def __post_init__(self) -> None:
         require_rounds(self.rounds)
+        if self.heal is not None:
+            require_positive("heal", self.heal)
         if self.budget is not None:
             allocation, floor = self.allocation, self.floor
             self.budget.check_spread(
@@ -284,6 +292,7 @@ def compress(
     per_head: bool = False,
     shape: Shape = "any",
     recoveries: Sequence[Method | None] = RECOVERIES,
+    heal: float | None = None,
     tokenizer: Any = None,
     labels: str | Sequence[str] = "auto",
     prompt: str | Prompt | None = None,
@@ -333,6 +342,7 @@ def compress(
         shape: What an engine can load, as in `plan`: "any", "per-layer", "uniform", or "stock", whose folder needs no code.
             Under "stock" whole blocks may go, if their absence changes the predictions least.
         recoveries: The recoveries to try, None for no recovery.
+        heal: The minutes of training against the dense model after the recovery, as `minutes` in `heal`. None for none.
         tokenizer: The tokenizer to save with a loaded model. By default the task's.
         labels: The candidate labels for a folder's model: a sequence; names between commas, a JSON list, or a file of labels,
             as for the commands' `--labels`; "open" for open targets; "auto" for the labels that the folder remembers, or the
@@ -369,7 +379,7 @@ def compress(
         _budget(amounts, plan), None if plan is None else as_plan(plan), () if scores is None else (as_scores(scores),), unit,
         _criteria(criterion, effort, unlabeled, plan), work_of(effort).moves, select, rounds,
         allocation, floor, align, per_head, shape, _several("recoveries", recoveries), max_tokens,
-        (_several("batch_sizes", batch_sizes), _several("lengths", lengths)),
+        (_several("batch_sizes", batch_sizes), _several("lengths", lengths)), heal,
     )  # fmt: skip
     require_progress(progress)
     if limit is not None:
@@ -405,7 +415,7 @@ def compress(
     if settings.budget is not None and not settings.scores:
         settings = replace(settings, rounds=1, scores=_scores(loaded.model, task, rows, settings.budget, settings, progress))
     candidates, met = _candidates(loaded, task, rows, settings, say, progress)
-    compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings.shapes, say, progress)
+    compressed = _carried_out(loaded, task, candidates, met, rows, held_out, settings, say, progress)
     free = None
     if settings.shape != "any" and held_out is not None:
         say("the same budget without the shape, for comparison")
@@ -526,7 +536,8 @@ def _free(
     best = candidates[0]
     pruned = prune(loaded.model, best.plan)
     _recovered_(loaded, pruned, task, rows, best, progress)
-    return Free(best, evaluate(pruned, task, held_out, progress=progress))
+    healing = _healed(loaded, pruned, task, rows, best.plan, settings, say, progress)
+    return Free(best, evaluate(pruned if healing is None else healing.model, task, held_out, progress=progress))
 
 
 def _recovered_(
@@ -581,11 +592,11 @@ def _carried_out(
     met: MetLatency | None,
     rows: Sequence[Example],
     held_out: Sequence[Example] | None,
-    shapes: tuple[Sequence[int], Sequence[int]],
+    settings: _Settings,
     say: Say,
     progress: Progress | None,
 ) -> Compressed:
-    """Prune by the first candidate, verify, recover and compare."""
+    """Prune by the first candidate, verify, recover, heal and compare."""
     model, plan = loaded.model, candidates[0].plan
     say("rebuilding and verifying")
     pruned = prune(model, plan)
@@ -597,10 +608,37 @@ def _carried_out(
     refits = _recovered_(loaded, pruned, task, rows, candidates[0], progress)
     if plan.spread is not None and plan.spread.shape == "stock":
         pruned = _as_stock(pruned)
-    comparison = compare(model, pruned, task, held_out, *shapes, say=say, progress=progress)
+    healing = _healed(loaded, pruned, task, rows, plan, settings, say, progress)
+    pruned = pruned if healing is None else healing.model
+    comparison = compare(model, pruned, task, held_out, *settings.shapes, say=say, progress=progress)
     return Compressed(
-        pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored
-    )
+        pruned, plan, candidates, met, verification, refits, comparison, task, loaded.tokenizer, loaded.task, loaded.stored,
+        healing=healing,
+    )  # fmt: skip
+
+
+def _healed(
+    loaded: Loaded,
+    pruned: nn.Module,
+    task: Task,
+    rows: Sequence[Example],
+    plan: Plan,
+    settings: _Settings,
+    say: Say,
+    progress: Progress | None,
+) -> Healed | None:
+    """Heal a pruned model, in the numbers that its folder will store; None where no minutes are given."""
+    if settings.heal is None:
+        return None
+    from secateur.healing.heal import heal  # The Trainer takes a second to import.
+
+    say(f"healing for {settings.heal:g} minutes")
+    healing = heal(
+        pruned, loaded.model, task, rows, targets="all" if without_targets(task, rows) else "labels", minutes=settings.heal,
+        removed_blocks=plan.removed_blocks, max_tokens=settings.max_tokens, progress=progress,
+    )  # fmt: skip
+    round_weights_(healing.model, loaded.stored)
+    return healing
 
 
 def _as_stock(pruned: nn.Module) -> nn.Module:

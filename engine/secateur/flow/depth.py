@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
-from secateur.flow.choose import divergence_of, target_logits
+from secateur.measuring.divergence import divergence_of, target_logits
 from secateur.model.blocks import blocks
 from secateur.model.hooks import replaced, returning
 from secateur.model.removed_blocks import DEEPEST, may_go, skipped

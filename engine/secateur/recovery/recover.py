@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
-from secateur.model.blocks import blocks
 from secateur.model.branches import Branch
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_kind, is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
 from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
-from secateur.model.removed_blocks import staying
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
 from secateur.recovery.least_squares import Moments, best_ridge, step
+from secateur.recovery.matching import branches_of_dense, require_order
 from secateur.recovery.targets import Targets, targets_of
 from secateur.recovery.walk import Walk
 from secateur.support.errors import InputError
@@ -112,11 +111,11 @@ def recover_(
     for name, checked in (("model", model), ("pruned", pruned)):
         require_ordinary(checked)
         require_values(checked, name)
-    of_dense = _of_dense(model, pruned, removed_blocks)
+    of_dense = branches_of_dense(model, pruned, removed_blocks)
     layers = {branch: _layer(pruned, branch) for branch in of_dense}
     if not add_biases:
         require_methods(pruned, [method])
-    _require_order(model, pruned, of_dense)
+    require_order(model, pruned, of_dense)
     targets = targets_of(model, task, examples, unlabeled=unlabeled, max_tokens=max_tokens)
     if add_biases:
         add_biases_(pruned, [branch.output for branch, layer in layers.items() if layer.bias is None])
@@ -141,7 +140,7 @@ def refit_(
     Raises:
         InputError: As in `recover_`.
     """
-    of_dense = _of_dense(targets.model, pruned, removed_blocks)
+    of_dense = branches_of_dense(targets.model, pruned, removed_blocks)
     layers = {branch: _layer(pruned, branch) for branch in of_dense}
     over_target = targets.task.decodes_target and any(branch.stack == "encoder" for branch in of_dense)
     refits = []
@@ -175,37 +174,6 @@ def _require_known(methods: Collection[Method | None]) -> None:
     for method in methods:
         if method not in (None, *get_args(Method)):
             raise InputError(f"method: expected one of {', '.join(get_args(Method))}, got {method!r}")
-
-
-def _of_dense(model: nn.Module, pruned: nn.Module, removed: Collection[str]) -> dict[Branch, Branch]:
-    """Return for each branch of the pruned model the one of the dense model. Raises InputError where they do not match."""
-    staying(model, removed)  # Checks the names.
-    of_dense = [branch for block in blocks(model).values() if block.name not in removed for branch in block.branches]
-    of_pruned = list(branches(pruned).values())
-    if [(branch.stack, branch.kind) for branch in of_dense] != [(branch.stack, branch.kind) for branch in of_pruned]:
-        without = f" without {', '.join(removed)}" if removed else "; removed_blocks names blocks that its plan removed"
-        raise InputError(f"pruned: expected a model pruned from the dense one, got one with other branches{without}")
-    return dict(zip(of_pruned, of_dense, strict=True))
-
-
-def _require_order(model: nn.Module, pruned: nn.Module, of_dense: Mapping[Branch, Branch]) -> None:
-    """Raise InputError where the models are one, or a branch has more weights in the second model than in the first."""
-    if model is pruned:
-        raise InputError("pruned: expected a model pruned from the dense one, got the dense model itself")
-    for branch, dense in of_dense.items():
-        name, ours, theirs = dense.name, _weights(pruned, branch), _weights(model, dense)
-        if ours > theirs:
-            raise InputError(
-                "pruned: expected the dense model first and the pruned one second, got a pruned model with more weights in "
-                f"{name} than the dense model has ({ours} and {theirs})"
-            )
-
-
-def _weights(model: nn.Module, branch: Branch) -> int:
-    """Return the number of weights in the linear layers of a branch. Biases do not count: `add_biases` adds some."""
-    layers = [model.get_submodule(path) for path in branch.linears]
-    parameters = [named for layer in layers for named in layer.named_parameters()]
-    return sum(parameter.numel() for name, parameter in parameters if name.rpartition(".")[2] != "bias")
 
 
 def _units(branch: Branch, layer: nn.Linear) -> Tensor:

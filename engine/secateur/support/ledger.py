@@ -34,6 +34,7 @@ class Ledger:
         folder: The folder. It is created if it does not exist.
         settings: The settings of the run, as JSON values.
         results: The type of each result that a finished cell must have, by name, as `fields.require_type` knows it.
+        argument: The argument that names the folder, which error messages begin with.
 
     Raises:
         InputError: The folder was begun with other settings, is in use, contains something else, has damaged files, cannot be
@@ -46,21 +47,28 @@ class Ledger:
         ...             ledger.add(cell, compute(cell))
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> None:
-        self.folder, self._kinds = folder, results or {}
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        results: Mapping[str, Any] | None = None,
+        *,
+        argument: str = "out",
+    ) -> None:
+        self.folder, self._kinds, self._argument = folder, results or {}, argument
         settings_file = folder / SETTINGS
-        require_run_folder(folder)
+        require_run_folder(folder, argument)
         if not settings_file.exists():
             # A run that was killed while it wrote its settings leaves their temporary file.
             if folder.exists() and not all(_BEGUN.fullmatch(path.name) for path in folder.iterdir()):
-                raise InputError(f"out: expected a new folder or one that this command began, got {str(folder)!r}")
+                raise InputError(f"{argument}: expected a new folder or one that this command began, got {str(folder)!r}")
             folder.mkdir(exist_ok=True)
             write_atomically(settings_file, redacted(json.dumps(settings, indent=1)) + "\n")
-        require_same(folder, _read_settings(settings_file), settings)
+        require_same(folder, _read_settings(settings_file, argument), settings)
         self.results: dict[str, dict[str, Any]] = {}
         self._file = open_own(folder / CELLS)
         try:
-            require_alone(self._file, folder)
+            require_alone(self._file, folder, argument)
             self._read()
         except BaseException:
             self._file.close()
@@ -100,7 +108,7 @@ class Ledger:
             if not line.endswith(b"\n"):
                 break  # A kill has cut off this line.
             with reading(
-                "out", self.folder / CELLS, f"is damaged in line {number}; delete this line, and its cell is run again"
+                self._argument, self.folder / CELLS, f"is damaged in line {number}; delete this line, and its cell is run again"
             ):
                 key, row = _entry(json.loads(line))
                 require_fields("results", row, self._kinds)
@@ -109,14 +117,18 @@ class Ledger:
         self._file.truncate(complete_bytes)
 
 
-def require_not_begun(folder: Path) -> None:
+def require_not_begun(folder: Path, argument: str = "out") -> None:
     """Check that a folder holds no run of a `Ledger`.
+
+    Args:
+        folder: The folder.
+        argument: The argument that the message begins with.
 
     Raises:
         InputError: A run was begun in it.
     """
     if (folder / SETTINGS).exists():
-        raise InputError(f"out: {str(folder)!r} was begun already; add --resume to continue it, or name a new folder")
+        raise InputError(f"{argument}: {str(folder)!r} was begun already; add --resume to continue it, or name a new folder")
 
 
 def content_hash(content: Any) -> str:
@@ -161,9 +173,9 @@ def require_same(folder: Path | str, stored: Mapping[str, Any], settings: Mappin
             raise InputError(f"{name}: {str(folder)!r} was begun with {stored.get(name)!r}, got {as_json[name]!r}{changed}")
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
+def _read_settings(file: Path, argument: str) -> dict[str, Any]:
     """Return the settings that a folder was begun with. Raise InputError if they cannot be read."""
-    with reading("out", file, "is damaged; delete its folder to begin the run anew"):
+    with reading(argument, file, "is damaged; delete its folder to begin the run anew"):
         return read_object(file)
 
 

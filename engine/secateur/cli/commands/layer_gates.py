@@ -108,7 +108,7 @@ def layer_gates(
     """Learn with gates which layers a task needs, delete the others, verify, evaluate and benchmark, as a resumable run."""
     from secateur.learned.layers.layer_gates import LayerGates
     from secateur.learned.layers.layer_training import task_features, train
-    from secateur.learned.shared.trainer import trainer_arguments
+    from secateur.support.trainer import trainer_arguments
 
     inputs.use_threads(threads)
     if frozen:

@@ -17,6 +17,7 @@ from secateur.cli.shared import inputs, output
 from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
     BUDGET,
+    CHECKS,
     SCORING,
     Align,
     AllocationName,
@@ -135,6 +136,10 @@ def prune(
         ),
     ] = None,
     recover: Recover = "auto",
+    heal: Annotated[
+        float | None,
+        typer.Option(help="Minutes of training against the dense model after the recovery.", rich_help_panel=CHECKS),
+    ] = None,
     batch_sizes: Sizes = "1,32",
     lengths: Lengths = "64",
     device: Device = "auto",
@@ -203,7 +208,7 @@ def prune(
         unlabeled=unlabeled, rounds=rounds, floor=floor,
         allocation=None if allocation == "auto" else cast(Allocation, allocation),
         align=None if given is not None else inputs.alignment(align, loaded.device, needs.align),
-        per_head=per_head, shape=needs.shape, recoveries=recoveries, max_tokens=max_tokens,
+        per_head=per_head, shape=needs.shape, recoveries=recoveries, heal=heal, max_tokens=max_tokens,
         batch_sizes=shapes[0], lengths=shapes[1], progress=bars(),
         say=output.say,
     )  # fmt: skip

@@ -86,8 +86,8 @@ def ldnet(
 ) -> None:
     """Repeat LD-Net (Liu et al. 2018): taggers with and without language models, layers pruned, and layer dropout on or off."""
     from secateur.learned.ldnet.tagger_training import GatePenalty
-    from secateur.learned.shared.trainer import require_accelerate
     from secateur.reproduction.ldnet import grid, report
+    from secateur.support.trainer import require_accelerate
 
     inputs.use_threads(threads)
     require_run_folder(out)

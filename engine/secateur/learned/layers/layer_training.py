@@ -12,9 +12,9 @@ from transformers import TrainerCallback, TrainingArguments
 
 from secateur.data.examples import Example
 from secateur.learned.layers.layer_gates import LayerGates
-from secateur.learned.shared.trainer import QuietTrainer, learning_rates_of
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
+from secateur.support.trainer import QuietTrainer, learning_rates_of
 from secateur.tasks import Item, Task
 
 Collator = Callable[[Sequence[Any]], dict[str, Tensor]]

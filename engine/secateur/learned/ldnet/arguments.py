@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from secateur.learned.shared.trainer import trainer_arguments
+from secateur.support.trainer import trainer_arguments
 
 
 def ldnet_arguments(folder: Path, device: str, **given: Any) -> TrainingArguments:

@@ -19,9 +19,9 @@ from secateur.data.conll import numbered_lines
 from secateur.learned.ldnet.arguments import ldnet_arguments
 from secateur.learned.ldnet.dense_lm import LanguageModels
 from secateur.learned.ldnet.vocabulary import Vocabulary
-from secateur.learned.shared.trainer import QuietTrainer
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
+from secateur.support.trainer import QuietTrainer
 from secateur.tasks.batches import model_device, pad
 
 # The adaptive softmax's cutoffs in the paper's code. Only those below the number of words are used.

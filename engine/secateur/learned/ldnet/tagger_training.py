@@ -15,9 +15,9 @@ from secateur.data.conll import Sentence
 from secateur.learned.ldnet.tagger import Tagger, collate
 from secateur.learned.ldnet.tagging import evaluate
 from secateur.learned.shared.gate_regularisers import REGULARISERS, Regulariser, regulariser
-from secateur.learned.shared.trainer import QuietTrainer
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
+from secateur.support.trainer import QuietTrainer
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from secateur.data.examples import ClassName, Example, read_examples
 from secateur.learned.multitask.encoder_tasks import KINDS, Classification, EncoderTask, Regression, Span
 from secateur.learned.multitask.schedule import CubicSchedule
 from secateur.learned.multitask.training import LEARNING_RATES
-from secateur.learned.shared.trainer import trainer_arguments
 from secateur.support.errors import InputError
 from secateur.support.fields import require_type, shown
+from secateur.support.trainer import trainer_arguments
 from secateur.support.yaml_files import read_yaml
 
 

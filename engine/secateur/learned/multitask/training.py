@@ -14,10 +14,10 @@ from secateur.data.examples import Example
 from secateur.learned.multitask.encoder_tasks import Feature
 from secateur.learned.multitask.model import MultitaskModel
 from secateur.learned.multitask.pruning import MultitaskPruning
-from secateur.learned.shared.trainer import QuietTrainer, learning_rates_of, require_accelerate
 from secateur.support.compat import train_batch_size
 from secateur.support.errors import InputError
 from secateur.support.progress import Progress
+from secateur.support.trainer import QuietTrainer, learning_rates_of, require_accelerate
 from secateur.tasks.batches import model_device, pad
 from secateur.tasks.metrics import Evaluation
 

@@ -17,7 +17,7 @@ from secateur.learned.multitask.exporting import export, load, save
 from secateur.learned.multitask.pruning import MultitaskPruning, magnitude_scores
 from secateur.learned.multitask.run import TaskData, prepare, run, scores_from
 from secateur.learned.multitask.schedule import CubicSchedule
-from secateur.learned.shared.trainer import trainer_arguments
+from secateur.support.trainer import trainer_arguments
 
 # The paper's eight settings: method, granularity, scope.
 EIGHT = tuple(

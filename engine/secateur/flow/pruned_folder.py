@@ -1,0 +1,72 @@
+"""What the folder of a pruned model tells of its making: the dense model, and the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from secateur.flow.loaded import Loaded, load_model
+from secateur.planning.plan import Plan
+from secateur.support.command import RUN_FILE
+from secateur.support.errors import InputError
+from secateur.support.hub import base_of
+from secateur.support.yaml_files import read_yaml
+
+PLAN_FILE = "plan.json"
+
+
+def dense_name(folder: str | Path) -> str:
+    """Return the name of the dense model that a folder was made from: a folder, a Hub name or "builtin".
+
+    Its run.yaml tells it, or else its model card.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        InputError: Neither does.
+    """
+    file = Path(folder) / RUN_FILE
+    options: Any = read_yaml(file, "model") if file.is_file() else {}
+    if isinstance(options, dict) and options.get("model"):
+        if options.get("command") != "heal":
+            return str(options["model"])
+        return str(options.get("teacher") or dense_name(str(options["model"])))
+    name = base_of(str(folder)).name
+    if name is None:
+        raise InputError(f"teacher: expected the dense model that {str(folder)!r} was made from, got none: give --teacher")
+    return name
+
+
+def load_teacher(name: str, student: Loaded, *, device: str, dtype: str) -> nn.Module:
+    """Load the dense model of a pruned one.
+
+    Args:
+        name: A folder, a Hub name or "builtin".
+        student: The pruned model.
+        device: As in `load_model`.
+        dtype: As in `load_model`.
+
+    Raises:
+        InputError: It cannot be loaded, or its tokenizer has another vocabulary than the pruned model's.
+    """
+    try:
+        teacher = load_model(name, task=student.task, device=device, dtype=dtype)
+    except InputError as error:
+        raise InputError(f"teacher: {str(error).removeprefix('model: ')}") from error
+    if _vocabulary(teacher.tokenizer) != _vocabulary(student.tokenizer):
+        raise InputError(f"teacher: expected the pruned model's tokenizer, got one with another vocabulary in {name!r}")
+    return teacher.model
+
+
+def plan_in(folder: str | Path) -> Plan | None:
+    """Return the plan in a folder, None where there is none. Raises InputError for a damaged one."""
+    file = Path(folder) / PLAN_FILE
+    return Plan.load(file) if file.is_file() else None
+
+
+def _vocabulary(reader: Any) -> Any:
+    """Return what a tokenizer makes of words, None for an image processor."""
+    return reader.get_vocab() if hasattr(reader, "get_vocab") else None
