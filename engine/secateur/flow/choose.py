@@ -33,7 +33,7 @@ _DEPTHS = 5  # Numbers of blocks that are tried at most.
 _COMPARED = 5  # Every fifth example serves for the comparison.
 # Of so many examples at most, four fifths fit each candidate: telling candidates apart needs fewer than fitting the chosen one.
 _AT_MOST = 120
-_ALSO_COMPARED = 180  # Further examples at most that candidates are compared on. They cost one forward pass a candidate.
+_ALSO_COMPARED = 80  # Further examples at most that candidates are compared on. They cost one forward pass a candidate.
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def choose(
     """Try every plan with the first recovery, then the best plan with the other recoveries.
 
     Models are pruned and recovered on four fifths of the first 120 examples. Their predictions for the other fifth, and for up
-    to 180 further examples, are compared with the dense model's. Where there is only one candidate, nothing is tried.
+    to 80 further examples, are compared with the dense model's. Where there is only one candidate, nothing is tried.
 
     Args:
         model: The dense model. It is left untouched.
@@ -210,7 +210,7 @@ class Trials:
     Args:
         model: The dense model. It is left untouched.
         task: The task.
-        examples: The examples, as in `recover_`. 300 are used at most.
+        examples: The examples, as in `recover_`. 200 are used at most.
         recoveries: The methods that may be tried.
         unlabeled: As in `recover_`.
         max_tokens: As in `recover_`.
