@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import ALL, CASES, CLASSES, CORE, WORDS, Case, Unit, emptied_plan, empty_plan, scores_of, sentences, uniform_plan
@@ -23,7 +27,7 @@ from secateur.model.undisturbed import undisturbed
 from secateur.planning.plan import Plan
 from secateur.recovery import recover as recovering
 from secateur.recovery import targets as targets_module
-from secateur.recovery.least_squares import Moments
+from secateur.recovery.least_squares import Moments, in_their_span
 from secateur.recovery.targets import targets_of
 from secateur.recovery.walk import Walk
 from secateur.tasks import Batch
@@ -204,7 +208,7 @@ def test_later_branches_give_back_what_earlier_ones_lost(name: str, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "bart", "llama", "gemma3", "opt"])
-def test_targets_that_are_computed_anew_give_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_in_files_give_the_same_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
     model = case.model()
     plan = plan_of_half(model, case, "head")
@@ -220,6 +224,93 @@ def test_targets_that_are_computed_anew_give_the_same_weights(name: str, monkeyp
         refitted.append(again.state_dict())
     for state in refitted[1:]:
         assert all(torch.equal(state[key], tensor) for key, tensor in refitted[0].items())
+
+
+def test_files_of_targets_are_deleted_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = CASES["llama"]
+    model = case.model()
+    monkeypatch.setattr(targets_module, "HELD", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = targets_of(model, case.task, case.examples, max_tokens=24)
+    recovering.refit_(shared, secateur.prune(model, plan_of_half(model, case, "head")), "least_squares")
+    assert len(list(tmp_path.glob("secateur-*/*.pt"))) == len(shared.batches) > 1
+    del shared
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_too_small_for_the_targets_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    case = CASES["llama"]
+    model = case.model()
+    pruned = secateur.prune(model, plan_of_half(model, case, "head"))
+    monkeypatch.setattr(targets_module, "HELD", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(InputError, match=r"^examples: expected fewer, or more space in .* states take .* GiB are free$"):
+        secateur.recover_(model, pruned, case.task, case.examples)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("spanned", [False, True])
+@pytest.mark.parametrize(("count", "inputs", "outputs"), [(60, 8, 5), (60, 8, 1), (60, 1, 5), (10, 24, 5)])
+def test_a_refit_is_that_of_the_tokens_themselves(
+    dtype: torch.dtype, biased: bool, spanned: bool, count: int, inputs: int, outputs: int
+) -> None:
+    """NumPy solves the same problem by a singular value decomposition of the tokens, with rows that stand for the ridge."""
+    if spanned and count > inputs:
+        pytest.skip("the tokens span all inputs")
+    generator = torch.Generator().manual_seed(inputs + outputs)
+    h = torch.randn(count, inputs, generator=generator).to(dtype).double() + 1
+    y = h @ torch.randn(inputs, outputs, generator=generator, dtype=torch.float64) + 3
+    layer = nn.Linear(inputs, outputs, bias=biased, dtype=dtype).requires_grad_(False)
+    weight, bias = layer.weight.double().clone(), layer.bias.double().clone() if biased else None
+    basis, coordinates = in_their_span(h) if spanned else (None, h)
+    parts = [Moments() for _ in range(5)]
+    for number, moments in enumerate(parts):
+        moments.add(coordinates[number::5], y[number::5])
+    refit = recovering._refit("it", layer, torch.arange(inputs), parts, "least_squares", basis)
+    assert refit.ridge is not None
+    missing = y - h @ weight.T - (0 if bias is None else bias)
+    of_h, of_y = (h.mean(0), missing.mean(0)) if biased else (torch.zeros(inputs).double(), torch.zeros(outputs).double())
+    added = (refit.ridge * float((h - of_h).square().sum()) / inputs) ** 0.5
+    rows = np.concatenate([(h - of_h).numpy(), added * np.eye(inputs)])
+    moved = np.linalg.lstsq(rows, np.concatenate([(missing - of_y).numpy(), np.zeros((inputs, outputs))]), rcond=None)[0].T
+    expected = weight + torch.from_numpy(moved)
+    narrow = torch.finfo(dtype).eps
+    # Rounding of the sums is divided by the ridge in directions that no token has.
+    torch.testing.assert_close(layer.weight.double(), expected, rtol=max(narrow, 1e-6), atol=1e-5)
+    error = y - h @ layer.weight.double().T
+    if bias is not None:
+        # The bias goes with the weight as it is stored.
+        best = bias + of_y - (layer.weight.double() - weight) @ of_h
+        torch.testing.assert_close(layer.bias.double(), best, rtol=max(narrow, 1e-9), atol=1e-9)
+        error = error - layer.bias.double()
+    size = float(y.square().sum())
+    assert refit.before == pytest.approx(float(missing.square().sum()) / size, rel=1e-9)
+    assert refit.after == pytest.approx(float(error.square().sum()) / size, rel=1e-6, abs=1e-14)
+
+
+@pytest.mark.parametrize("case", [CASES["t5-relu"], CASES["bert-sequence"], CASES["llama"]], ids=str)
+def test_few_tokens_give_the_weights_that_the_moments_of_all_inputs_give(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = case.model(torch.float64)
+    plan = plan_of_half(model, case, "head")
+    refitted, spans = [], list[int]()
+
+    def all_inputs(h: Tensor) -> tuple[Tensor, Tensor]:
+        spans.append(len(h))
+        return torch.eye(h.shape[1], dtype=torch.float64), h
+
+    for monkeyed in (False, True):
+        if monkeyed:
+            monkeypatch.setattr(recovering, "in_their_span", all_inputs)
+        pruned = secateur.prune(model, plan)
+        secateur.recover_(model, pruned, case.task, case.examples[:1])
+        refitted.append(pruned.state_dict())
+    assert spans
+    for key, tensor in refitted[0].items():
+        torch.testing.assert_close(refitted[1][key], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_shared_targets_run_the_dense_model_once() -> None:

@@ -121,3 +121,19 @@ def test_streams_of_two_models_differ_as_the_inputs_of_their_blocks_do(case: Cas
     for name in walked[0]:
         difference = inputs[0][name] - inputs[1][name]
         torch.testing.assert_close(walked[0][name] - walked[1][name], difference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_walk_holds_the_outputs_of_one_block_of_each_stack(case: Case) -> None:
+    """However many blocks there are, the last one of a stack stands for those before it."""
+    model = case.model()
+    (batch,) = case.task.batches(case.task.items(model, case.examples), torch.device("cpu"), 10_000)
+    paths = {block.path: block.stack for block in blocks(model).values()}
+    with undisturbed(model):
+        walk = Walk(model, case.task, [batch])
+        for branch in branches(model).values():
+            walk.reach(0, branch)
+            held: dict[str, set[int]] = {}
+            for path in set(paths) & set(walk._returned[0]):
+                held.setdefault(paths[path], set()).add(id(walk._returned[0][path]))
+            assert all(len(outputs) == 1 for outputs in held.values())

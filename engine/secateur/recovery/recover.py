@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
@@ -19,7 +19,17 @@ from secateur.model.offloading import require_values
 from secateur.model.ordinary import require_ordinary
 from secateur.model.undisturbed import undisturbed
 from secateur.pruning.prune import add_biases_
-from secateur.recovery.least_squares import Moments, best_ridge, step
+from secateur.recovery.least_squares import (
+    SMALL,
+    Equations,
+    Moments,
+    best_ridge,
+    changes_of,
+    double,
+    in_their_span,
+    mixture_of,
+    step,
+)
 from secateur.recovery.matching import branches_of_dense, require_order
 from secateur.recovery.targets import Targets, targets_of
 from secateur.recovery.walk import Walk
@@ -29,8 +39,11 @@ from secateur.tasks import Batch, Task
 
 Method = Literal["least_squares", "scale", "bias"]
 _FIFTH = 5  # Every fifth example is held out.
-# With fewer examples a single fifth is too few to choose by, so each fifth is held out in turn. It takes five decompositions.
+# With fewer examples a single fifth is too few to choose by, so each fifth is held out in turn. It takes five times as long.
 _FEW = 50
+_MIXED = 64  # Mixtures of the outputs that stand for all outputs in the search for the ridge, where there are many.
+_MANY = 256
+_DOUBT = 4  # Standard errors of the mixtures' sum, within which all outputs decide whether a refit is better.
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,9 @@ def recover_(
 
     Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
     give, and also gives back what those layers and removed blocks have lost. A layer whose refit is no better on held-out
-    examples stays as it is. Sums are float64. The states before a branch are held in memory for all examples, and the dense
-    model's streams behind all branches where they take 2 GiB at most. Biases are fitted with every method where the layers
-    have some.
+    examples stays as it is. Sums and fits are float64. The states before a branch are held in memory for all examples.
+    The dense model's streams behind all branches are held too, in files where they take more than 2 GiB (`Targets`). Biases
+    are fitted with every method where the layers have some.
 
     Args:
         model: The dense model. It stays unchanged.
@@ -99,8 +112,8 @@ def recover_(
         The refit of each branch.
 
     Raises:
-        InputError: The examples are unusable; the pruned model is of another architecture, or is the dense one; the
-            out-projections have other classes; or `require_ordinary` refuses one of the models.
+        InputError: The examples are unusable, or too many for the space for files; the pruned model is of another architecture,
+            or is the dense one; the out-projections have other classes; or `require_ordinary` refuses one of the models.
 
     Reference:
         Least squares: He et al. 2017 (arXiv 1707.06168), Eq. 3, for channels of convolutions, and its case of residual
@@ -148,17 +161,20 @@ def refit_(
         targets.start()
         walk = Walk(pruned, targets.task, targets.batches)
         for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
+            reals = [batch.real(target=branch.stack == "decoder" and over_target) for batch in targets.batches]
             parts = [Moments() for _ in range(_FIFTH if targets.examples < _FEW else 2)]  # The last one is always held out.
-            for k, batch in enumerate(targets.batches):
-                real = batch.real(target=branch.stack == "decoder" and over_target)
-                part_of = _parts(batch, real, targets.examples, len(parts))
-                reached, outputs = walk.reach(k, branch), targets.behind(k, of_dense[branch])
-                inputs = _read(layer, reached.inputs)
-                if reached.stream is not None:
-                    outputs = outputs - reached.stream
+            tokens = _tokens(walk, targets, reals, branch, of_dense[branch], len(parts))
+            basis: Tensor | None = None
+            # With more tokens the basis costs more than it saves.
+            few = 3 * sum(int(real.sum()) for real in reals) <= 2 * weight_of(layer).shape[1]
+            if few and method == "least_squares":
+                h, y, part_of = (torch.cat(several) for several in zip(*tokens, strict=True))
+                basis, h = in_their_span(h)
+                tokens = iter([(h, y.to(h.device), part_of.to(h.device))])
+            for h, y, part_of in tokens:
                 for number, moments in enumerate(parts):
-                    moments.add(inputs[real & (part_of == number)], outputs[real & (part_of == number)])
-            refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method))
+                    moments.add(h[part_of == number], y[part_of == number])
+            refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method, basis))
     return refits
 
 
@@ -209,14 +225,99 @@ def _parts(batch: Batch, real: Tensor, examples: int, count: int) -> Tensor:
     return fifths if count == _FIFTH else (fifths == _FIFTH - 1).long()
 
 
-def _folds(parts: Sequence[Moments]) -> list[tuple[Moments, Moments]]:
-    """Return pairs of fitted and held-out tokens. Of two parts the second is held out, of more each one in turn."""
-    held_out = parts[1:] if len(parts) == 2 else parts
-    pairs = ((reduce(Moments.plus, [other for other in parts if other is not part]), part) for part in held_out)
-    return [(fitted, part) for fitted, part in pairs if fitted.tokens and part.tokens]
+def _tokens(
+    walk: Walk, targets: Targets, reals: Sequence[Tensor], branch: Branch, dense: Branch, count: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield for each batch its real tokens' inputs [n, k] of the out-projection, its target outputs [n, d] and parts [n].
+
+    Args:
+        walk: The walk of the pruned model.
+        targets: The targets.
+        reals: [B, T] for each batch, which tokens are real.
+        branch: The branch in the pruned model.
+        dense: The branch in the dense model.
+        count: The number of parts.
+    """
+    layer = _layer(walk.model, branch)
+    for k, (batch, real) in enumerate(zip(targets.batches, reals, strict=True)):
+        reached = walk.reach(k, branch)
+        outputs = targets.behind(k, dense).to(reached.outputs.device)
+        if reached.stream is not None:
+            outputs = outputs - reached.stream
+        part_of = _parts(batch, real, targets.examples, count).expand_as(real)
+        yield _read(layer, reached.inputs)[real], outputs[real], part_of[real]
 
 
-def _refit(name: str, layer: nn.Linear, units: Tensor, parts: Sequence[Moments], method: Method) -> Refit:
+@dataclass(frozen=True)
+class _Folds:
+    """The equations of the fitted and the held-out tokens of each fold, made anew in each iteration to save memory.
+
+    Attributes:
+        parts: The moments of the parts of the data.
+        equations: From sum h h^T and sum y h^T to the equations of the step.
+        centred: Whether differences from the fitted means are fitted, since the best bias follows from the means.
+    """
+
+    parts: Sequence[Moments]
+    equations: Callable[[Tensor, Tensor], Equations]
+    centred: bool
+
+    def __iter__(self) -> Iterator[tuple[Equations, Equations]]:
+        for fitted, held_out in _folds(self.parts):
+            means = fitted.means if self.centred else None
+            yield self.equations(*fitted.about(means)), self.equations(*held_out.about(means))
+
+
+def _best_ridge(
+    parts: Sequence[Moments],
+    weight: Tensor,
+    bias: Tensor | None,
+    equations: Callable[[Tensor, Tensor], Equations],
+    width: int | None,
+    change: float,
+    mix: bool,
+) -> tuple[float | None, float]:
+    """Return the best ridge and the change of the error on held-out tokens by its steps, or None and 0.
+
+    Args:
+        parts: The moments of the parts of the data.
+        weight: The weight [d, k] that the steps begin at.
+        bias: Its bias [d].
+        equations: As in `_Folds`.
+        width: As in `step`.
+        change: The change of that error that comes from elsewhere.
+        mix: Whether mixtures may stand for the outputs. All outputs decide where a negative sum of both changes is in doubt.
+    """
+
+    def folds(mixture: Tensor | None) -> _Folds:
+        if mixture is None:
+            return _Folds([part.without(weight, bias) for part in parts], equations, bias is not None)
+        of_weight, of_bias = mixture @ weight, None if bias is None else mixture @ bias
+        return _Folds([part.mixed(mixture).without(of_weight, of_bias) for part in parts], equations, bias is not None)
+
+    ridge, changes = best_ridge(folds(mixture_of(len(weight), _MIXED).to(weight) if mix else None), width)
+    doubt = _DOUBT * float(changes.std()) * len(changes) ** 0.5 if mix else 0.0
+    if ridge is not None and change + float(changes.sum()) + doubt >= 0 and mix:
+        (changes,) = changes_of(folds(None), [ridge], width, narrow=False)
+    of_steps = float(changes.sum())
+    return (None, 0.0) if ridge is None or of_steps >= 0 else (ridge, of_steps)
+
+
+def _change_by_bias(weight: Tensor, bias: Tensor, fitted: Moments, held_out: Moments) -> float:
+    """Return the change of the error on held-out tokens by the bias that fits best beside a weight [d, k]."""
+    best, missing = (of.means[1] - weight @ of.means[0] - bias for of in (fitted, held_out))  # [d] each
+    return float(held_out.tokens * (best @ (best - 2 * missing)))
+
+
+def _folds(parts: Sequence[Moments]) -> Iterator[tuple[Moments, Moments]]:
+    """Yield pairs of fitted and held-out tokens. Of two parts the second is held out, of more each one in turn."""
+    for part in parts[1:] if len(parts) == 2 else parts:
+        fitted = reduce(Moments.plus, [other for other in parts if other is not part])
+        if fitted.tokens and part.tokens:
+            yield fitted, part
+
+
+def _refit(name: str, layer: nn.Linear, units: Tensor, parts: Sequence[Moments], method: Method, basis: Tensor | None) -> Refit:
     """Give a layer the weights and the bias that fit best, if they are better than its own on held-out tokens.
 
     Args:
@@ -225,58 +326,58 @@ def _refit(name: str, layer: nn.Linear, units: Tensor, parts: Sequence[Moments],
         units: [k], the unit that each input belongs to.
         parts: The moments of the parts of the data, which `_folds` holds out.
         method: As in `recover_`.
+        basis: [k, n], where the moments are of coordinates of the inputs in this basis; None where they are of the inputs.
     """
-    whole, folds = reduce(Moments.plus, parts), _folds(parts)
-    weight, bias = weight_of(layer).double(), None if layer.bias is None else layer.bias.double()
+    weight, bias = double(weight_of(layer)), None if layer.bias is None else double(layer.bias)
+    units = units.to(weight.device)  # Of the sums, which may be another than the layer's.
+    size = max(sum(part.size for part in parts), torch.finfo(torch.float64).tiny)
+    seen = weight if basis is None else weight @ basis
+    whole = reduce(Moments.plus, parts).without(seen, bias)  # What is missing.
     if not all(bool(torch.isfinite(mean).all()) for mean in whole.means):
         raise InputError(f"model: activations of {name!r} are not finite (NaN or inf); is the dtype too narrow?")
-    before, size = whole.error(weight, bias), max(whole.size, torch.finfo(torch.float64).tiny)
     ridge, new_weight, change = None, weight, 0.0  # The change of the error on held-out tokens.
     if bias is not None:
-        for fitted, held_out in folds:
-            change += held_out.error(weight, _best_bias(weight, fitted)) - held_out.error(weight, bias)
+        change = sum(_change_by_bias(seen, bias, *fold) for fold in _folds(parts))
     if method != "bias" and weight.numel():
-        # The best bias follows from the means, so with a bias the weight is fitted to the differences from the means.
-        equations = partial(_for_weights if method == "least_squares" else _for_scales, weight, units)
-        pairs = []
-        for fitted, held_out in folds:
-            means = None if bias is None else fitted.means
-            pairs.append((equations(*fitted.about(means)), equations(*held_out.about(means))))
-        ridge, of_step = best_ridge(pairs)
+        equations = _for_weights if method == "least_squares" else partial(_for_scales, weight, units)
+        width = None if basis is None else len(basis)
+        mix = method == "least_squares" and len(weight) > _MANY and seen.shape[1] >= SMALL
+        ridge, of_step = _best_ridge(parts, seen, bias, equations, width, change, mix)
         change += of_step
         if ridge is not None:
-            moved = step(*equations(*whole.about(None if bias is None else whole.means)), ridge)
-            new_weight = weight + moved if method == "least_squares" else weight * (1 + moved[0, units])
+            moved = step(*equations(*whole.about(None if bias is None else whole.means)), ridge, width)
+            if method == "least_squares":
+                new_weight = weight + (moved if basis is None else moved @ basis.T)
+            else:
+                new_weight = weight * (1 + moved[0, units])
     new_weight = new_weight.to(layer.weight.dtype)
-    new_bias = None if bias is None else _best_bias(new_weight.double(), whole).to(layer.weight.dtype)
-    after = whole.error(new_weight.double(), None if new_bias is None else new_bias.double())
-    if not (change < 0 and after < before):
-        return Refit(name, None, before / size, before / size)
+    taken = double(new_weight) - weight if basis is None else (double(new_weight) - weight) @ basis
+    new_bias, taken_by_bias = None, None
+    if bias is not None:
+        of_inputs, of_outputs = whole.means
+        new_bias = (bias + of_outputs - taken @ of_inputs).to(layer.weight.dtype)
+        taken_by_bias = double(new_bias) - bias
+    after = whole.error(taken, taken_by_bias)
+    if not (change < 0 and after < whole.size):
+        return Refit(name, None, whole.size / size, whole.size / size)
     weight_of(layer).copy_(new_weight)
     if new_bias is not None:
         layer.bias.copy_(new_bias)
-    return Refit(name, ridge, before / size, after / size)
+    return Refit(name, ridge, whole.size / size, after / size)
 
 
-def _best_bias(weight: Tensor, moments: Moments) -> Tensor:
-    """Return the bias [d] that fits best beside a weight [d, k]."""
-    of_inputs, of_outputs = moments.means
-    return of_outputs - weight @ of_inputs
-
-
-def _for_weights(weight: Tensor, units: Tensor, inputs: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
+def _for_weights(inputs: Tensor, missing: Tensor) -> Equations:
     """Return the normal equations of a step from the weight, one for each output, all with the same matrix [k, k]."""
-    return inputs, crossed - weight @ inputs
+    return inputs, missing
 
 
-def _for_scales(weight: Tensor, units: Tensor, inputs: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
+def _for_scales(weight: Tensor, units: Tensor, inputs: Tensor, missing: Tensor) -> Equations:
     """Return the normal equations of a step from scale 1, with one number for each unit."""
     matrix = (weight.T @ weight) * inputs  # [k, k]
-    missing = (weight * crossed).sum(0) - matrix.sum(1)  # [k]
     count = int(units.max()) + 1
 
     def fold(rows: Tensor) -> Tensor:
         """Return the sums over each unit's inputs, from [n, k] to [n, units]."""
         return rows.new_zeros(len(rows), count).index_add_(1, units, rows)
 
-    return fold(fold(matrix).T), fold(missing.unsqueeze(0))
+    return fold(fold(matrix).T), fold((weight * missing).sum(0, keepdim=True))

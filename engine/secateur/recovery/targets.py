@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,18 +17,21 @@ from torch import Tensor, nn
 from secateur.data.examples import Examples
 from secateur.model.branches import Branch
 from secateur.model.families import branches
-from secateur.recovery.walk import Streams, Walk
+from secateur.recovery.walk import Streams
+from secateur.support.errors import InputError
 from secateur.tasks import Batch, Task
 from secateur.tasks.base import require_fit
 from secateur.tasks.batches import model_device
 
-HELD = 2 << 30  # Bytes of states that are held in memory. More are computed anew where they are needed.
+HELD = 2 << 30  # Bytes of states that are held in memory. More go to files.
 
 
 class Targets:
     """The dense model's residual stream behind each branch, for some examples.
 
-    They serve the refits of any number of models that are pruned from it: the first use runs the dense model once.
+    They serve the refits of any number of models that are pruned from it: the first use runs the dense model once. They take
+    4 bytes (8 in a float64 model) for each branch, padded token and channel. More than `HELD` bytes go to files in the folder
+    for temporary files (TMPDIR), which are mapped to memory, and are deleted with this object.
 
     Attributes:
         model: The dense model.
@@ -36,21 +43,33 @@ class Targets:
     def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch], examples: int) -> None:
         self.model, self.task, self.batches, self.examples = model, task, batches, examples
         self._held: list[dict[str, Tensor]] = []
-        self._walk: Walk | None = None
+        self._folder: Path | None = None
 
     def start(self) -> None:
-        """Get ready for the branches from the first one on. The model must be `undisturbed` from here on."""
-        if not self._held and self._walk is None:
-            self._held = [_behind(self.model, self.task, self.batches[0])]
-            size = sum(tensor.nbytes for tensor in self._held[0].values())
-            if size * len(self.batches) <= HELD:
-                self._held += [_behind(self.model, self.task, batch) for batch in self.batches[1:]]
-        if len(self._held) < len(self.batches):
-            self._held, self._walk = [], Walk(self.model, self.task, self.batches)
+        """Get ready for `behind`. The model must be `undisturbed`. Raises InputError where the disk has too little space."""
+        for k in range(len(self._held), len(self.batches)):
+            behind = _behind(self.model, self.task, self.batches[k])
+            if k == 0:
+                self._prepare(len(self.batches) * sum(tensor.nbytes for tensor in behind.values()))
+            self._held.append(behind if self._folder is None else _in_file(behind, self._folder / f"{k}.pt"))
 
     def behind(self, k: int, branch: Branch) -> Tensor:
-        """Return what batch k has behind a branch [B, T, channels]. Branches come in their order, each with every batch."""
-        return self._walk.reach(k, branch).behind if self._walk is not None else self._held[k][branch.name]
+        """Return what batch k has behind a branch [B, T, channels], on the CPU where it was in a file."""
+        return self._held[k][branch.name]
+
+    def _prepare(self, size: int) -> None:
+        """Make a folder for states of this many bytes if they are more than memory shall hold."""
+        if size > HELD:
+            folder = tempfile.gettempdir()
+            free = shutil.disk_usage(folder).free
+            if size > free:
+                raise InputError(
+                    f"examples: expected fewer, or more space in {folder} (TMPDIR sets another folder): the dense model's "
+                    f"states take about {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
+                )
+            self._folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+            # Windows keeps files that are still mapped.
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
 
 def targets_of(model: nn.Module, task: Task, examples: Examples, *, unlabeled: bool = False, max_tokens: int = 4096) -> Targets:
@@ -88,3 +107,10 @@ def _behind(model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
             stack.callback(handle.remove)
         task.logits(model, batch)
     return found
+
+
+def _in_file(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Write tensors to a new file. Returns them mapped from it to the CPU's memory, which the system can take back."""
+    torch.save({name: tensor.cpu() for name, tensor in tensors.items()}, path)
+    mapped: dict[str, Tensor] = torch.load(path, mmap=True, weights_only=True)
+    return mapped

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.model.blocks import blocks
 from secateur.model.branches import Branch
 from secateur.model.families import branches, family_of
 from secateur.model.hooks import replaced, returning
@@ -90,10 +91,14 @@ class Walk:
     Modules before a branch are computed once, with the weights that they had when the next branch was reached. Later the
     largest modules whose linear layers all belong to earlier branches return their stored outputs. Branches must be reached in
     their order, each by every batch.
+
+    Of the blocks that have run, the states behind the last one of each stack are held, since a block reads what the one before
+    it gives. So a padded token takes at most itemsize * (channels of each stack + 2 * channels + outputs of the in-projections
+    of one branch) bytes, and another 4 * channels for the stream of each stack. T5 adds the position biases of a stack.
     """
 
     def __init__(self, model: nn.Module, task: Task, batches: Sequence[Batch]) -> None:
-        self._model, self._task, self._batches = model, task, batches
+        self.model, self._task, self._batches = model, task, batches
         of_model = branches(model).values()
         self._number = {branch.name: k for k, branch in enumerate(of_model)}
         self._last: dict[str, float] = {}  # By path of a module, the number of the last branch that it holds a linear layer of.
@@ -102,6 +107,11 @@ class Walk:
                 own = k if linear == branch.output else k - 0.5  # In-projections do not change.
                 self._last |= dict.fromkeys(prefixes(linear), own)
         self._returned: list[dict[str, Any]] = [{} for _ in batches]
+        of_blocks = list(blocks(model).values())
+        self._earlier = {
+            block.path: [other.path for other in of_blocks[:number] if other.stack == block.stack]
+            for number, block in enumerate(of_blocks)
+        }
         self._outputs = {branch.output: branch for branch in of_model}
         self._streams = [Streams(model) for _ in batches]
 
@@ -121,18 +131,19 @@ class Walk:
                 streams.add(self._outputs[path], output)
             for inner in [other for other in returned if other.startswith(f"{path}.")]:
                 del returned[inner]  # It is inside a stored module and not called again.
+            returned.update(dict.fromkeys(self._earlier.get(path, ()), output))  # Frees theirs, which no block reads any more.
 
         with ExitStack() as stack:
-            stack.enter_context(replaced(self._model, {path: returning(value) for path, value in returned.items()}))
+            stack.enter_context(replaced(self.model, {path: returning(value) for path, value in returned.items()}))
             for path in complete:
                 if path not in returned:
-                    module = self._model.get_submodule(path)
+                    module = self.model.get_submodule(path)
                     stack.callback(module.register_forward_hook(partial(store, path)).remove)
-            handle = self._model.get_submodule(branch.output).register_forward_hook(reached, prepend=True)
+            handle = self.model.get_submodule(branch.output).register_forward_hook(reached, prepend=True)
             stack.callback(handle.remove)
             stack.enter_context(streams.reading(branch))
             with suppress(_Reached), torch.no_grad():
-                self._task.logits(self._model, self._batches[k])
+                self._task.logits(self.model, self._batches[k])
         return streams.reached(branch, *seen[0])
 
 
