@@ -17,7 +17,7 @@ import pytest
 import secateur
 from secateur import learned
 from secateur.learned.multitask.config import read_config, training_arguments
-from secateur.learned.shared import trainer
+from secateur.support import trainer
 
 DOCUMENTED = [
     *["TextToText", "SequenceClassification", "TokenClassification", "CausalLM", "GradientActivation"],
