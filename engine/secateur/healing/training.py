@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def train(
     log = trainer.run(resume=True)
     history = [(row["step"], row[METRIC]) for row in log if METRIC in row]
     best = trainer.state.best_model_checkpoint
-    if history and best is None:
+    if best is None and any(math.isfinite(divergence) for _, divergence in history):
         raise InputError(
             f"checkpoints: expected the best weights of the run in {str(arguments.output_dir)!r}, got none; delete the "
             "folder to begin anew"
@@ -171,7 +172,7 @@ class _Trainer(QuietTrainer):
         """Measure the divergence on the held-out lessons."""
         began, student = time.monotonic(), self.accelerator.unwrap_model(self.model).student
         with undisturbed(student):
-            measured = {METRIC: self._held_out.divergence(student)}
+            measured = {METRIC: self._held_out.divergence(student, trained=True)}
         self.log({**measured, "seconds": self._clock.seconds})  # A resumed run goes on from these.
         self._limits.seconds = time.monotonic() - began
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
