@@ -20,7 +20,7 @@ from secateur.healing.training import Distillation
 from secateur.support.environment import environment
 
 TASKS = ("language", "question", "qtype")
-FLOPS = (0.33, 0.2, 0.1)
+FLOPS = (0.2, 0.1, 0.33)
 SCORED = 300  # Examples that score the units and choose the plan. All refit and heal.
 # Changes to the default settings, each alone.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -99,15 +99,14 @@ def compare_healing(examples: int = 1000, tested: int = 500, told: Callable[[dic
     model, tokenizer = builtin.load()
     subjects = {subject.name: subject for subject in builtin_tasks(tokenizer, examples, tested)}
     rows, variants = list[dict[str, Any]](), list[dict[str, Any]]()
-    cells = [(name, flops) for name in TASKS for flops in FLOPS]
-    for name, flops in sorted(cells, key=lambda cell: cell not in VARIED):
-        start = Start(model, subjects[name], flops)
+    starts = {(name, flops): Start(model, subjects[name], flops) for flops in FLOPS for name in TASKS}
+    for start in starts.values():
         rows.append(start.healed())
         told(rows[-1])
-        for variant, given in VARIANTS.items() if (name, flops) in VARIED else ():
+    for cell in VARIED:
+        for variant, given in VARIANTS.items():
             with dropout() if variant == "with dropout" else nullcontext():
-                variants.append({"variant": variant, **start.healed(**given)})
+                variants.append({"variant": variant, **starts[cell].healed(**given)})
             told(variants[-1])
-    rows.sort(key=lambda row: cells.index((row["task"], row["flops"])))
     about = {"examples": examples, "scored": SCORED, "tested": tested}
     return {"environment": environment(model), **about, "rows": rows, "variants": variants}

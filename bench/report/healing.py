@@ -10,14 +10,14 @@ from bench.support.tables import markdown, result
 def healing() -> str:
     """Each task and budget before and after healing, and the mean over tasks."""
     run = result("healing")
-    budgets = list(dict.fromkeys(row["flops"] for row in run["rows"]))
+    budgets = sorted({row["flops"] for row in run["rows"]}, reverse=True)
     rows = [
         (
             row["task"], f"{row['flops']:g}", f"{row['dense']:.3f}", f"{row['recovered']:.3f}", f"{row['healed']:.3f}",
             f"{row['healed'] / row['dense']:.2f}", f"{row['nats_before']:.3f}", f"{row['nats_after']:.3f}",
             f"{row['seconds']:.0f}",
         )
-        for row in run["rows"]
+        for row in sorted(run["rows"], key=lambda row: (row["task"], -row["flops"]))
     ]  # fmt: skip
     means = []
     for budget in budgets:
