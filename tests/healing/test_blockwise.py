@@ -14,7 +14,7 @@ from torch import nn
 from secateur.healing.block_walk import BlockWalk
 from secateur.healing.blockwise import heal_blocks_
 from secateur.healing.lessons import Lessons, states_of
-from secateur.healing.training import master_copy
+from secateur.healing.student import master_copy
 from secateur.model.blocks import blocks
 from secateur.model.undisturbed import undisturbed
 from secateur.recovery.matching import blocks_of_dense

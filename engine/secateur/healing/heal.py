@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from secateur.healing.pair import require_pair
 from secateur.healing.planned_steps import planned_steps
 from secateur.healing.run import Run, run_in
 from secateur.healing.settings import Settings, Targets
-from secateur.healing.training import Course, Distillation, arguments_for, load_best_, master_copy, train
+from secateur.healing.student import load_best_, master_copy
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import copy_of, weights_digest
 from secateur.model.undisturbed import undisturbed
@@ -28,9 +28,11 @@ from secateur.recovery.matching import blocks_of_dense
 from secateur.support.errors import InputError
 from secateur.support.ledger import ROWS, content_hash
 from secateur.support.progress import Progress, require_progress
-from secateur.support.trainer import require_accelerate
 from secateur.tasks import Task
 from secateur.tasks.batches import model_device
+
+if TYPE_CHECKING:
+    from secateur.healing.training import Course
 
 logger = logging.getLogger("secateur")
 _EVERY = 5  # Every fifth example is held out.
@@ -107,6 +109,8 @@ def heal(
     Example:
         `healed = secateur.heal(pruned, dense, task, examples, minutes=10)`
     """
+    from secateur.support.trainer import require_accelerate  # The Trainer imports `datasets`, which takes a second.
+
     clock = Clock(minutes)
     settings = Settings(
         targets, epochs, minutes, blockwise, hidden_weight, learning_rate, batch_size, patience, seed, max_tokens, training
@@ -222,6 +226,7 @@ def _course(
     progress: Progress | None,
 ) -> Course:
     """Train the whole model."""
+    from secateur.healing.training import Distillation, arguments_for, train
 
     def plan() -> dict[str, Any]:
         steps, interval = planned_steps(settings, clock, student, lessons, evaluation)
