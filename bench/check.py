@@ -269,6 +269,7 @@ NOT_RERUN = {
     "corpus-ray": "needs Ray",
     "engines": "needs packages with weights, and the packages of all engines",
     "shapes": "as budgets, whose check prunes the same way",
+    "healing-probes": "is of settings and code that were given up",
     "real-models": "needs packages with weights, and hours",
     "reproduce-ap": "hours of runs; a page's test recomputes the claims from the cells",
     "reproduce-ldnet": "hours of training; a page's test recomputes the claims from the cells",

@@ -1,11 +1,10 @@
-"""Accuracy of the built-in model after pruning and recovery, and after healing; and what healing gains by."""
+"""Accuracy of the built-in model after pruning and recovery, and after healing."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,22 +15,11 @@ from torch import nn
 import secateur
 from bench.support.task_examples import TaskExamples, builtin_tasks
 from secateur.data import builtin
-from secateur.healing.training import Distillation
 from secateur.support.environment import environment
 
 TASKS = ("language", "question", "qtype")
-FLOPS = (0.33, 0.2, 0.1)
+FLOPS = (0.2, 0.1, 0.33)
 SCORED = 300  # Examples that score the units and choose the plan. All refit and heal.
-# Changes to the default settings, each alone.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "blocks first": {"blockwise": True},
-    "learning rate 3e-4": {"learning_rate": 3e-4},
-    "learning rate 3e-3": {"learning_rate": 3e-3},
-    "states behind blocks, weight 3": {"hidden_weight": 3.0},
-    "with dropout": {},
-    "15 epochs": {"epochs": 15},
-}
-VARIED = (("question", 0.2), ("language", 0.1))
 
 
 @dataclass(frozen=True)
@@ -72,24 +60,13 @@ class Start:
         }  # fmt: skip
 
 
-@contextmanager
-def dropout() -> Iterator[None]:
-    """A context in which the pruned model is trained with the dropout of its config."""
-    train = Distillation.train
-    Distillation.train = nn.Module.train  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Distillation.train = train  # type: ignore[method-assign]
-
-
 def tell(row: dict[str, Any]) -> None:
     """Print a row."""
     print(json.dumps(row), flush=True)
 
 
 def compare_healing(examples: int = 1000, tested: int = 500, told: Callable[[dict[str, Any]], None] = tell) -> dict[str, Any]:
-    """Measure accuracy by task and budget, and by variant.
+    """Measure accuracy by task and budget.
 
     Args:
         examples: The calibration examples.
@@ -99,16 +76,10 @@ def compare_healing(examples: int = 1000, tested: int = 500, told: Callable[[dic
     torch.set_num_threads(1)
     model, tokenizer = builtin.load()
     subjects = {subject.name: subject for subject in builtin_tasks(tokenizer, examples, tested)}
-    rows, variants = list[dict[str, Any]](), list[dict[str, Any]]()
-    cells = [(name, flops) for name in TASKS for flops in FLOPS]
-    for name, flops in sorted(cells, key=lambda cell: cell not in VARIED):
-        start = Start(model, subjects[name], flops)
-        rows.append(start.healed())
-        told(rows[-1])
-        for variant, given in VARIANTS.items() if (name, flops) in VARIED else ():
-            with dropout() if variant == "with dropout" else nullcontext():
-                variants.append({"variant": variant, **start.healed(**given)})
-            told(variants[-1])
-    rows.sort(key=lambda row: cells.index((row["task"], row["flops"])))
+    rows = list[dict[str, Any]]()
+    for flops in FLOPS:
+        for name in TASKS:
+            rows.append(Start(model, subjects[name], flops).healed())
+            told(rows[-1])
     about = {"examples": examples, "scored": SCORED, "tested": tested}
-    return {"environment": environment(model), **about, "rows": rows, "variants": variants}
+    return {"environment": environment(model), **about, "rows": rows}

@@ -15,7 +15,7 @@ from bench.report.compatibility import (
 from bench.report.corpus import corpus
 from bench.report.engines import engines, shapes
 from bench.report.gpu import gpu, gpu_plot, gpu_summary
-from bench.report.healing import healing, healing_variants
+from bench.report.healing import healing, healing_probes
 from bench.report.integrated import integrated_nodes, integrated_plot, integrated_speed
 from bench.report.layers import layers, layers_speed
 from bench.report.multitask import multitask, multitask_speed
@@ -44,7 +44,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "docs/results/criteria.md", (quality,)),
     (ROOT / "docs/results/integrated-gradients.md", (worth, integrated_speed, integrated_nodes)),
     (ROOT / "docs/results/recovery.md", (recovery,)),
-    (ROOT / "docs/results/healing.md", (healing, healing_variants)),
+    (ROOT / "docs/results/healing.md", (healing, healing_probes)),
     (ROOT / "docs/results/task-plans.md", (routing,)),
     (ROOT / "docs/results/multitask.md", (multitask, multitask_speed)),
     (ROOT / "docs/results/corpus.md", (corpus,)),

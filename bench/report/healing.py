@@ -10,14 +10,14 @@ from bench.support.tables import markdown, result
 def healing() -> str:
     """Each task and budget before and after healing, and the mean over tasks."""
     run = result("healing")
-    budgets = list(dict.fromkeys(row["flops"] for row in run["rows"]))
+    budgets = sorted({row["flops"] for row in run["rows"]}, reverse=True)
     rows = [
         (
             row["task"], f"{row['flops']:g}", f"{row['dense']:.3f}", f"{row['recovered']:.3f}", f"{row['healed']:.3f}",
             f"{row['healed'] / row['dense']:.2f}", f"{row['nats_before']:.3f}", f"{row['nats_after']:.3f}",
             f"{row['seconds']:.0f}",
         )
-        for row in run["rows"]
+        for row in sorted(run["rows"], key=lambda row: (row["task"], -row["flops"]))
     ]  # fmt: skip
     means = []
     for budget in budgets:
@@ -32,13 +32,11 @@ def healing() -> str:
     )
 
 
-def healing_variants() -> str:
-    """One setting changed at a time."""
-    run = result("healing")
-    cells = list(dict.fromkeys((row["task"], row["flops"]) for row in run["variants"]))
-    rows, measured = [], [*({"variant": "default", **row} for row in run["rows"]), *run["variants"]]
-    for variant in dict.fromkeys(row["variant"] for row in measured):
-        of_variant = {(row["task"], row["flops"]): row for row in measured if row["variant"] == variant}
-        shown = [of_variant[cell] for cell in cells]
-        rows.append((variant, *(f"{row['healed'] / row['dense']:.2f} ({row['nats_after']:.3f} nats)" for row in shown)))
-    return markdown(("setting", *(f"{task}, FLOPs {flops:g}" for task, flops in cells)), rows)
+def healing_probes() -> str:
+    """What was tried while the settings were chosen."""
+    run = result("healing-probes")
+    rows = [
+        (row["task"], f"{row['flops']:g}", row["setting"], f"{row['over_dense']:.2f}", f"{row['nats']:.2f}")
+        for row in run["rows"]
+    ]
+    return markdown(("task", "FLOPs", "setting", "over dense", "nats"), rows)

@@ -14,7 +14,7 @@ from torch import nn
 from secateur.healing.block_walk import BlockWalk
 from secateur.healing.blockwise import heal_blocks_
 from secateur.healing.lessons import Lessons, states_of
-from secateur.healing.training import master_copy
+from secateur.healing.student import master_copy
 from secateur.model.blocks import blocks
 from secateur.model.undisturbed import undisturbed
 from secateur.recovery.matching import blocks_of_dense
@@ -60,7 +60,7 @@ def test_each_block_comes_nearer_to_the_dense_states(name: str) -> None:
     items = case.task.items(model, rows)
     pairs = blocks_of_dense(model, pruned, ())
     student = master_copy(pruned)
-    given: dict[str, Any] = {"batch_size": 4, "learning_rate": 3e-3, "seed": 0, "over": answering(False)}
+    given: dict[str, Any] = {"batch_size": 4, "seed": 0, "over": answering(False)}
     with undisturbed(model):
         fitted, held_out = Lessons(model, case.task, items[:48]), Lessons(model, case.task, items[48:])
         fits = heal_blocks_(student, fitted, held_out, pairs, **given)
@@ -87,7 +87,7 @@ def test_blocks_that_lost_nothing_and_blocks_after_the_end_of_time_stay() -> Non
         for student, over in ((master_copy(case.model()), False), (master_copy(pruned), True)):
             before = {name: p.clone() for name, p in student.named_parameters()}
             pairs = blocks_of_dense(model, student, ())
-            given: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "seed": 0}
+            given: dict[str, Any] = {"batch_size": 4, "seed": 0}
             fits = heal_blocks_(student, lessons, lessons, pairs, over=answering(over), **given)
             assert not fits
             assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())

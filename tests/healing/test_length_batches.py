@@ -28,4 +28,6 @@ def test_items_of_like_length_are_together() -> None:
 
 
 def test_fewer_items_than_a_batch_are_one_batch() -> None:
-    assert [sorted(batch) for batch in LengthBatches([5, 6], 16, 3, seed=0)] == [[0, 1]] * 3
+    batches = list(LengthBatches([5, 6], 16, 3, seed=0))
+    assert [len(batch) for batch in batches] == [2] * 3
+    assert sorted(number for batch in batches for number in batch) == [0, 0, 0, 1, 1, 1]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from secateur.flow.loaded import Loaded, load_model
+from secateur.model.blocks import blocks
 from secateur.planning.plan import Plan
 from secateur.support.command import RUN_FILE
-from secateur.support.errors import InputError
+from secateur.support.errors import InputError, reading
+from secateur.support.fields import read_object
 from secateur.support.hub import base_of
 from secateur.support.yaml_files import read_yaml
 
@@ -65,6 +68,27 @@ def plan_in(folder: str | Path) -> Plan | None:
     """Return the plan in a folder, None where there is none. Raises InputError for a damaged one."""
     file = Path(folder) / PLAN_FILE
     return Plan.load(file) if file.is_file() else None
+
+
+def removed_in(folder: str | Path, pruned: nn.Module, dense: nn.Module) -> Sequence[str]:
+    """Return the blocks of the dense model that the folder's model lacks, as its plan or its report names them.
+
+    Args:
+        folder: The folder.
+        pruned: Its model.
+        dense: The dense model.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    plan, file = plan_in(folder), Path(folder) / "report.json"
+    if plan is not None:
+        return plan.removed_blocks
+    known = blocks(dense)
+    if len(blocks(pruned)) == len(known) or not file.is_file():
+        return ()
+    with reading("model", file, "is no report"):
+        return [name for name in read_object(file).get("deleted", []) if name in known]
 
 
 def _vocabulary(reader: Any) -> Any:

@@ -15,7 +15,7 @@ from secateur.model.blocks import Block, blocks
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch
 
-_EPOCHS = 3  # Passes over the examples for each block.
+_EPOCHS, _LEARNING_RATE = 3, 1e-3  # Passes over the examples for each block, and Adam's rate at their beginning.
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -45,7 +45,6 @@ def heal_blocks_(
     pairs: Pairs,
     *,
     batch_size: int,
-    learning_rate: float,
     seed: int,
     over: Callable[[float], bool],
     progress: Progress | None = None,
@@ -62,7 +61,6 @@ def heal_blocks_(
         held_out: The held-out examples, with the teacher.
         pairs: The blocks of the pruned model, each with the teacher's.
         batch_size: The items of a step.
-        learning_rate: The learning rate of Adam at the beginning. It falls to 0.
         seed: The seed of the order of batches.
         over: Returns whether the time is over. Blocks that are not trained then stay as they are.
         progress: True for a progress bar, or a function of (blocks done, all blocks).
@@ -77,7 +75,7 @@ def heal_blocks_(
         module = student.get_submodule(block.path)
         if _weights(module) < _weights(lessons.teacher.get_submodule(dense.path)) and not over(0.0):
             before = _error(module, tested)
-            after = _train_(module, fitted, tested, learning_rate, seed + number, before)
+            after = _train_(module, fitted, tested, seed + number, before)
             fits.append(BlockFit(dense.name, before, after))
         for stream in streams:
             stream.leave(block)
@@ -127,13 +125,12 @@ def _train_(
     module: nn.Module,
     fitted: Sequence[_Part],
     tested: Sequence[_Part],
-    learning_rate: float,
     seed: int,
     before: float,
 ) -> float:
     """Train a block in place, and keep its best weights. Returns its error on the held-out examples then."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.numel()]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * len(fitted))
     least, best = before, [parameter.detach().clone() for parameter in parameters]

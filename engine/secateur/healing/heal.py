@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from secateur.healing.pair import require_pair
 from secateur.healing.planned_steps import planned_steps
 from secateur.healing.run import Run, run_in
 from secateur.healing.settings import Settings, Targets
-from secateur.healing.training import Course, Distillation, arguments_for, load_best_, master_copy, train
+from secateur.healing.student import load_best_, master_copy
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import copy_of, weights_digest
 from secateur.model.undisturbed import undisturbed
@@ -28,9 +28,11 @@ from secateur.recovery.matching import blocks_of_dense
 from secateur.support.errors import InputError
 from secateur.support.ledger import ROWS, content_hash
 from secateur.support.progress import Progress, require_progress
-from secateur.support.trainer import require_accelerate
 from secateur.tasks import Task
 from secateur.tasks.batches import model_device
+
+if TYPE_CHECKING:
+    from secateur.healing.training import Course
 
 logger = logging.getLogger("secateur")
 _EVERY = 5  # Every fifth example is held out.
@@ -47,9 +49,9 @@ def heal(
     targets: Targets = "labels",
     epochs: float | None = None,
     minutes: float | None = None,
-    blockwise: bool = False,
+    blockwise: bool = True,
     hidden_weight: float = 0.0,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 5e-4,
     batch_size: int = 16,
     patience: int = 5,
     seed: int = 0,
@@ -61,11 +63,12 @@ def heal(
 ) -> Healed:
     """Train a pruned model to predict what the dense model predicts (distillation).
 
-    The loss is the Kullback-Leibler divergence of the pruned model's predictions from the teacher's at the target positions.
-    Every fifth example is held out. The divergence on these examples is measured before the training, and about once an epoch.
-    The weights with the least divergence are given back; the start counts too, so the result is never worse on them. All
-    weights are trained, in float32 at least. Shapes and the config stay as they are. The same seed gives the same weights on
-    the same machine, unless `minutes` ends the training.
+    Each block that lost units is first trained alone, towards the dense states behind it. Then the whole model is trained. The
+    loss is the Kullback-Leibler divergence of the pruned model's predictions from the teacher's at the target positions. Every
+    fifth example is held out. The divergence on these examples is measured before the training, and about once an epoch. The
+    weights with the least divergence are given back; the start counts too, so the result is never worse on them. All weights
+    but those of embeddings are trained, in float32 at least, without dropout. Shapes and the config stay as they are. The same
+    seed gives the same weights on the same machine, unless `minutes` ends the training.
 
     Args:
         pruned: The pruned model. It stays unchanged.
@@ -83,7 +86,7 @@ def heal(
         batch_size: The items of a training step in one process.
         patience: The training ends after that many evaluations without a better one.
         seed: The seed of the order of the examples. There is no dropout.
-        removed_blocks: As in `recover_`. Only `blockwise` and `hidden_weight` need them.
+        removed_blocks: As in `recover_`. Needed with `blockwise` or `hidden_weight`, where the plan removed blocks.
         max_tokens: Padded input tokens in a batch that is evaluated, as in `attribute`.
         checkpoints: A folder of checkpoints. A call with the same arguments goes on from it after a kill, and ends in the same
             weights. It stays at the end.
@@ -106,6 +109,8 @@ def heal(
     Example:
         `healed = secateur.heal(pruned, dense, task, examples, minutes=10)`
     """
+    from secateur.support.trainer import require_accelerate  # The Trainer imports `datasets`, which takes a second.
+
     clock = Clock(minutes)
     settings = Settings(
         targets, epochs, minutes, blockwise, hidden_weight, learning_rate, batch_size, patience, seed, max_tokens, training
@@ -199,8 +204,8 @@ def _blocks(
 
     def compute() -> dict[str, Any]:
         fits = heal_blocks_(
-            student, lessons, held_out, pairs, batch_size=settings.batch_size, learning_rate=settings.learning_rate,
-            seed=settings.seed, over=clock.over, progress=progress,
+            student, lessons, held_out, pairs, batch_size=settings.batch_size, seed=settings.seed, over=clock.over,
+            progress=progress,
         )  # fmt: skip
         return {"fits": [fit.to_json() for fit in fits], "seconds": clock.seconds}
 
@@ -221,6 +226,7 @@ def _course(
     progress: Progress | None,
 ) -> Course:
     """Train the whole model."""
+    from secateur.healing.training import Distillation, arguments_for, train
 
     def plan() -> dict[str, Any]:
         steps, interval = planned_steps(settings, clock, student, lessons, evaluation)

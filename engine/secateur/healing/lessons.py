@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,19 +64,24 @@ class Lessons:
             loss = loss + hidden_weight / len(targets) * error
         return loss
 
-    def divergence(self, model: nn.Module) -> float:
+    def divergence(self, model: nn.Module, *, trained: bool = False) -> float:
         """Return the divergence of a model's predictions from the teacher's: nats for each item, summed in float64.
 
+        Args:
+            model: The model.
+            trained: Whether the model comes out of a training, which may have destroyed it. The divergence is then infinite.
+
         Raises:
-            InputError: Logits are NaN or inf.
+            InputError: Logits are NaN or inf, and the model is not `trained`.
         """
         total = 0.0
         with torch.inference_mode():
             for numbers in self._buckets:
                 batch = self.batch(numbers)
-                logits = self.task.finite(model, batch, self.task.logits)[batch.labels != IGNORED]
+                run = self.task.logits if trained else partial(self.task.finite, run=self.task.logits)
+                logits = run(model, batch)[batch.labels != IGNORED]
                 total += float(divergence_of(self._taught(numbers, batch)[0].double(), logits.double()).sum())
-        return total / len(self.items)
+        return total / len(self.items) if math.isfinite(total) else math.inf
 
     def real(self, batch: Batch, block: Block) -> Tensor:
         """Return which tokens [B, T] of a block's states are no padding."""

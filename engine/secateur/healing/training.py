@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
@@ -17,7 +17,6 @@ from transformers import TrainerCallback, TrainingArguments
 from secateur.healing.clock import Clock
 from secateur.healing.length_batches import LengthBatches
 from secateur.healing.lessons import Lessons
-from secateur.model.blocks import blocks
 from secateur.model.undisturbed import undisturbed
 from secateur.support.compat import train_batch_size
 from secateur.support.errors import InputError
@@ -120,7 +119,7 @@ def train(
     log = trainer.run(resume=True)
     history = [(row["step"], row[METRIC]) for row in log if METRIC in row]
     best = trainer.state.best_model_checkpoint
-    if history and best is None:
+    if best is None and any(math.isfinite(divergence) for _, divergence in history):
         raise InputError(
             f"checkpoints: expected the best weights of the run in {str(arguments.output_dir)!r}, got none; delete the "
             "folder to begin anew"
@@ -171,7 +170,7 @@ class _Trainer(QuietTrainer):
         """Measure the divergence on the held-out lessons."""
         began, student = time.monotonic(), self.accelerator.unwrap_model(self.model).student
         with undisturbed(student):
-            measured = {METRIC: self._held_out.divergence(student)}
+            measured = {METRIC: self._held_out.divergence(student, trained=True)}
         self.log({**measured, "seconds": self._clock.seconds})  # A resumed run goes on from these.
         self._limits.seconds = time.monotonic() - began
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, measured)
@@ -205,30 +204,3 @@ class _Limits(TrainerCallback):  # type: ignore[misc]
         """Return whether the last evaluations were no better than an earlier one."""
         values = [row[METRIC] for row in state.log_history if METRIC in row]
         return bool(values) and len(values) - 1 - values.index(min(values)) >= self._patience
-
-
-def load_best_(student: nn.Module, file: Path) -> None:
-    """Give a pruned model the weights that the Trainer has saved of `Distillation`, in the dtypes that it has."""
-    names = {name.removeprefix("student."): tensor for name, tensor in load_file(file).items()}
-    state = student.state_dict()
-    with torch.no_grad():
-        for name, tensor in names.items():
-            state[name].copy_(tensor)
-
-
-def master_copy(copied: nn.Module) -> nn.Module:
-    """Turn a copy of a pruned model into what is trained: float32 weights at least, of which embeddings are frozen.
-
-    Pruning leaves embeddings as they are. Adam would move the rows of all words at the same pace, also of words whose gradients
-    are next to nothing. Embeddings inside blocks, as T5's of positions, are trained.
-    """
-    of_model: Any = copied
-    inside = {id(p) for block in blocks(copied).values() for p in copied.get_submodule(block.path).parameters()}
-    embeddings = [module for module in copied.modules() if isinstance(module, nn.Embedding)]
-    outputs = of_model.get_output_embeddings() if hasattr(copied, "get_output_embeddings") else None
-    frozen = {id(p) for module in (*embeddings, *([] if outputs is None else [outputs])) for p in module.parameters()} - inside
-    for parameter in copied.parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
-        parameter.requires_grad_(parameter.is_floating_point() and id(parameter) not in frozen)
-    return copied

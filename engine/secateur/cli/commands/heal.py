@@ -40,7 +40,7 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.unused import require_unused
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.model_card import making_now, removed_by
-from secateur.flow.pruned_folder import PLAN_FILE, dense_name, load_teacher, plan_in
+from secateur.flow.pruned_folder import PLAN_FILE, dense_name, load_teacher, plan_in, removed_in
 from secateur.flow.usage import usage_of
 from secateur.healing.settings import Targets
 from secateur.measuring.compare import compare
@@ -82,15 +82,17 @@ def heal(
     ] = "labels",
     blockwise: Annotated[
         bool,
-        typer.Option("--blockwise", help="First train each block that lost units alone.", rich_help_panel=TRAINING),
-    ] = False,
+        typer.Option(
+            "--blockwise/--no-blockwise", help="First train each block that lost units alone.", rich_help_panel=TRAINING
+        ),
+    ] = True,
     hidden_weight: Annotated[
         float,
         typer.Option(help="Weight of the states behind blocks in the loss.", min=0, max=MOST_RATE, rich_help_panel=TRAINING),
     ] = 0.0,
     learning_rate: Annotated[
         float, typer.Option(help="Highest learning rate (AdamW).", min=0, max=MOST_RATE, rich_help_panel=TRAINING)
-    ] = 1e-3,
+    ] = 5e-4,
     batch_size: Annotated[int, typer.Option(help="Examples in a training step.", min=1, rich_help_panel=TRAINING)] = 16,
     patience: Annotated[
         int,
@@ -146,7 +148,7 @@ def heal(
     healed = secateur.heal(
         loaded.model, dense, task, rows, targets=cast(Targets, chosen), epochs=epochs, minutes=minutes, blockwise=blockwise,
         hidden_weight=hidden_weight, learning_rate=learning_rate, batch_size=batch_size, patience=patience, seed=seed,
-        removed_blocks=() if plan is None else plan.removed_blocks, max_tokens=max_tokens, checkpoints=checkpoint,
+        removed_blocks=removed_in(model, loaded.model, dense), max_tokens=max_tokens, checkpoints=checkpoint,
         progress=bars(),
     )  # fmt: skip
     round_weights_(healed.model, loaded.stored)  # Evaluate the weights as they are written.
