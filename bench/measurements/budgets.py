@@ -31,7 +31,7 @@ from bench.support.budgeted import layer_flops
 from bench.support.provenance import RESULTS, commit
 from secateur.attribution.criteria import Criterion, Fluctuation, RandomScores, Wanda, WeightMagnitude, criterion_named
 from secateur.data import builtin
-from secateur.flow.choose import RECOVERIES
+from secateur.flow.choose import RECOVERIES, Candidate
 from secateur.flow.effort import EFFORTS, Effort
 from secateur.flow.within_budget import within_budget
 from secateur.measuring.synthetic import synthetic_batches
@@ -115,27 +115,41 @@ def by_secateur(unit: AttentionUnit = "head", rounds: int = 1, shape: Shape = "a
     """Prune as `secateur prune` does: try criteria, allocations, moves and recoveries, then refit the best on all examples."""
 
     def method(draw: Draw, share: float) -> nn.Module:
-        model, task, rows, work = draw.model, draw.task, draw.rows, EFFORTS[effort]
-        criteria = [criterion_named(name) for name in work.criteria]
-        if rounds == 1:
-            scores = [draw.scores(criterion, unit=unit) for criterion in criteria]
-        else:
-            scores = [
-                secateur.attribute_in_rounds(model, task, rows, rounds, {"flops": share}, unit=unit, criterion=criterion)
-                for criterion in criteria
-            ]
-        removable = secateur.removable_blocks(model, task, rows) if shape == "stock" else []
-        options: dict[str, Any] = {"per_head": unit == "channel", "shape": shape, "removable": removable}
-        (best, *_), _ = within_budget(
-            model, task, rows, scores, Budget("flops", share), ((), ()), RECOVERIES, work.moves, 4096,
-            say=lambda text: None, progress=None, **options,
-        )  # fmt: skip
-        pruned = secateur.prune(model, best.plan)
+        best = best_candidate(draw, share, unit, rounds, shape, effort)
+        pruned = secateur.prune(draw.model, best.plan)
         if best.recovery is not None:
-            secateur.recover_(model, pruned, task, rows, method=best.recovery, removed_blocks=best.plan.removed_blocks)
+            removed = best.plan.removed_blocks
+            secateur.recover_(draw.model, pruned, draw.task, draw.rows, method=best.recovery, removed_blocks=removed)
         return pruned
 
     return method
+
+
+def best_candidate(
+    draw: Draw,
+    share: float,
+    unit: AttentionUnit = "head",
+    rounds: int = 1,
+    shape: Shape = "any",
+    effort: Effort = "default",
+) -> Candidate:
+    """Find the plan and the recovery that `secateur prune` takes."""
+    model, task, rows, work = draw.model, draw.task, draw.rows, EFFORTS[effort]
+    criteria = [criterion_named(name) for name in work.criteria]
+    if rounds == 1:
+        scores = [draw.scores(criterion, unit=unit) for criterion in criteria]
+    else:
+        scores = [
+            secateur.attribute_in_rounds(model, task, rows, rounds, {"flops": share}, unit=unit, criterion=criterion)
+            for criterion in criteria
+        ]
+    removable = secateur.removable_blocks(model, task, rows) if shape == "stock" else []
+    options: dict[str, Any] = {"per_head": unit == "channel", "shape": shape, "removable": removable}
+    (best, *_), _ = within_budget(
+        model, task, rows, scores, Budget("flops", share), ((), ()), RECOVERIES, work.moves, 4096,
+        say=lambda text: None, progress=None, **options,
+    )  # fmt: skip
+    return best
 
 
 def by_kwon(stage: Stage) -> Method:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import secateur
+from bench.measurements.budgets import Draw, best_candidate
 from bench.support.task_examples import TaskExamples, builtin_tasks
 from secateur.data import builtin
 from secateur.support.environment import environment
@@ -37,13 +38,11 @@ class Start:
 
     @cached_property
     def pruned(self) -> nn.Module:
-        """The pruned model."""
+        """The model that `secateur prune` makes, refitted on all examples."""
         task, calibration = self.subject.task, self.subject.calibration
-        scores = secateur.attribute(self.model, task, calibration[:SCORED])
-        plans = secateur.alternatives(scores, flops=self.flops)
-        best, *_ = secateur.choose(self.model, task, plans, calibration[:SCORED], recoveries=("least_squares",))
+        best = best_candidate(Draw(self.model, task, calibration[:SCORED], 0), self.flops)
         pruned = secateur.prune(self.model, best.plan)
-        secateur.recover_(self.model, pruned, task, calibration)
+        secateur.recover_(self.model, pruned, task, calibration, method=best.recovery or "least_squares")
         return pruned
 
     def healed(self, **given: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.report.budgets import budgets, budgets_plot, budgets_summary, latency, pruning
+from bench.report.budgets import budgets, budgets_plot, budgets_summary, efforts, latency, pruning
 from bench.report.compatibility import (
     compatibility_bert,
     compatibility_llama,
@@ -39,7 +39,7 @@ Drawer = Callable[[], dict[str, bytes]]
 PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "README.md", (budgets_summary, gpu_summary)),
     (ROOT / "docs/results/demo.md", (demo,)),
-    (ROOT / "docs/results/budgets.md", (budgets,)),
+    (ROOT / "docs/results/budgets.md", (budgets, efforts)),
     (ROOT / "docs/results/speed.md", (speed, pruning, latency, startup)),
     (ROOT / "docs/results/criteria.md", (quality,)),
     (ROOT / "docs/results/integrated-gradients.md", (worth, integrated_speed, integrated_nodes)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.support.tables import markdown, result
@@ -92,6 +92,37 @@ def budgets_summary() -> str:
         f"Accuracy over the dense model's, mean over tasks and {draws} draws of {run['examples']} examples: the built-in "
         f"T5 ({_counted(tasks['t5'], 'task')}) and BERT classifiers ({_counted(tasks['bert'], 'task')}). No method trains.\n\n"
         f"{markdown(head, lines)}"
+    )
+
+
+def efforts() -> str:
+    """Make the table of accuracy by effort."""
+    return methods_table("efforts", "effort", {"secateur": "default", "secateur, low effort": "low"})
+
+
+def methods_table(name: str, column: str, names: Mapping[str, str]) -> str:
+    """Make a table of a result of `measurements/budgets.py`: the mean over tasks of accuracy / dense, and the worst task.
+
+    Args:
+        name: The name of the result.
+        column: The head of the column of methods.
+        names: What stands there for a method. Others are named by what follows "secateur, ".
+    """
+    run = result(name)
+    lines = []
+    for row in summary(run["rows"]):
+        worst = f"{row['worst_value']:.3f} ({row['worst']})"
+        method = names.get(row["method"], row["method"].removeprefix("secateur, "))
+        of_model = [entry for entry in run["rows"] if entry["model"] == row["model"]]
+        draws = {entry["draw"] for entry in of_model}
+        counts = str(row["tasks"]), str(len(draws)), str(of_model[0]["examples"]), str(of_model[0]["tested"])
+        of_row = f"{row['mean']:.3f}", worst, f"{row['seconds']:.0f}"
+        lines.append((MODELS[row["model"]], method, f"{row['share']:g}", *of_row, *counts))
+    counted = ("tasks", "draws", "examples", "tested")
+    head = ("model", column, "of the FLOPs", "accuracy over dense", "worst task", "CPU seconds", *counted)
+    return (
+        "No training. Mean over tasks and draws of the examples, on which a model is scored and refitted. Tested: the examples "
+        f"that the accuracy is measured on. Seconds are of one thread.\n\n{markdown(head, lines)}"
     )
 
 

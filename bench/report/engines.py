@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.report.budgets import MODELS, summary
+from bench.report.budgets import methods_table
 from bench.support.tables import markdown, result
 
 REFERENCE = "torch float32, dense"
@@ -52,19 +52,5 @@ def _line(engine: str, times: dict[str, Any]) -> tuple[str, ...]:
 
 
 def shapes() -> str:
-    """Make the table of accuracy under a shape: the mean over tasks of accuracy / dense, and the worst task."""
-    run = result("shapes")
-    rows = summary(run["rows"])
-    lines = []
-    for row in rows:
-        worst = f"{row['worst_value']:.3f} ({row['worst']})"
-        shape = {"secateur": "any"}.get(row["method"], row["method"].removeprefix("secateur, "))
-        of_model = [entry for entry in run["rows"] if entry["model"] == row["model"]]
-        draws = {entry["draw"] for entry in of_model}
-        counts = str(row["tasks"]), str(len(draws)), str(of_model[0]["examples"]), str(of_model[0]["tested"])
-        lines.append((MODELS[row["model"]], shape, f"{row['share']:g}", f"{row['mean']:.3f}", worst, *counts))
-    head = ("model", "shape", "of the FLOPs", "accuracy over dense", "worst task", "tasks", "draws", "examples", "tested")
-    return (
-        "No training. Mean over tasks and draws of the examples, on which a model is scored and refitted. Tested: the examples "
-        f"that the accuracy is measured on.\n\n{markdown(head, lines)}"
-    )
+    """Make the table of accuracy under a shape."""
+    return methods_table("shapes", "shape", {"secateur": "any"})

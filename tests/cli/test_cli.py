@@ -69,7 +69,7 @@ def test_a_backend_is_named(run: Run) -> None:
 
 
 def test_prune_is_the_library_step_by_step(run: Run) -> None:
-    common = "--keep 0.6 --recover least-squares --batch-sizes 1 --lengths 8 --json"
+    common = "--keep 0.6 --effort low --recover least-squares --batch-sizes 1 --lengths 8 --json"
     result = run(f"prune builtin --data train.jsonl --eval test.jsonl --out d {common}")
     assert result.code == 0
     model, tokenizer = builtin.load()
@@ -360,7 +360,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_prune_reports_its_choice_and_the_reason(run: Run) -> None:
-    result = run("prune builtin --data train.jsonl --flops 0.5 --rounds 2 --out d --batch-sizes 1 --lengths 8 --threads 1")
+    result = run("prune builtin --data train.jsonl --flops 0.5 --rounds 2 --effort low --out d --batch-sizes 1 --lengths 8 --threads 1")
     assert result.code == 0
     picked = next(line for line in result.out.splitlines() if line.startswith("picked as the closest"))
     assert "nats from the dense model" in picked

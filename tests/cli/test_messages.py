@@ -101,7 +101,7 @@ def test_a_command_shows_its_stages(run: Run, monkeypatch: pytest.MonkeyPatch) -
     )
     assert result.code == 0, result.errors
     text = "\n".join(result.errors)
-    for what in ("scoring examples: 8 of 8", "trying: 3 of 3", "evaluating: 48 of 48", "timing: 1 of 1"):
+    for what in ("scoring examples: 8 of 8", "trying: 5 of 5", "evaluating: 48 of 48", "timing: 1 of 1"):
         assert what in text
     evaluated = run("evaluate d --data test.jsonl --predictions p.csv")
     assert evaluated.code == 0, evaluated.errors
