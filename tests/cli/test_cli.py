@@ -360,7 +360,8 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_prune_reports_its_choice_and_the_reason(run: Run) -> None:
-    result = run("prune builtin --data train.jsonl --flops 0.5 --rounds 2 --effort low --out d --batch-sizes 1 --lengths 8 --threads 1")
+    shape = "--batch-sizes 1 --lengths 8 --threads 1"
+    result = run(f"prune builtin --data train.jsonl --flops 0.5 --rounds 2 --effort low --out d {shape}")
     assert result.code == 0
     picked = next(line for line in result.out.splitlines() if line.startswith("picked as the closest"))
     assert "nats from the dense model" in picked
