@@ -138,6 +138,8 @@ def _train_(
         for k in torch.randperm(len(fitted), generator=generator).tolist():
             optimizer.zero_grad()
             missed, size = _missed(module, fitted[k])
+            if not missed.requires_grad:  # All branches of the block are empty, so it returns what it reads.
+                return before
             torch.autograd.backward(missed / size)
             optimizer.step()
             scheduler.step()
