@@ -55,6 +55,8 @@ from secateur.tasks import Evaluation, Prompt, Task
 from secateur.tasks.base import without_targets
 from secateur.tasks.task_file import name_of
 
+_SHOWN = 3  # Candidates that were not taken and are told in words.
+
 
 @dataclass(frozen=True)
 class Free:
@@ -661,7 +663,9 @@ def _choice(candidates: Sequence[Candidate]) -> list[str]:
     """The candidate that was taken and those that were not, where there were several."""
     if len(candidates) == 1:
         return []
-    others = [f"  not: {candidate}" for candidate in candidates[1:]]
+    others = [f"  not: {candidate}" for candidate in candidates[1 : 1 + _SHOWN]]
+    if len(candidates) > 1 + _SHOWN:
+        others.append(f"  nor {len(candidates) - 1 - _SHOWN} others, which the report lists")
     return [f"picked as the closest on held-out examples: {candidates[0]}", *others]
 
 
