@@ -12,7 +12,7 @@ from command import Run, assert_refused, killed_in, same_weights
 
 import secateur
 
-PRUNE = "prune builtin --data train.jsonl --params 0.4 --recover none --threads 1 --batch-sizes 1 --lengths 8"
+PRUNE = "prune builtin --data train.jsonl --params 0.4 --effort low --recover none --threads 1 --batch-sizes 1 --lengths 8"
 LINE = "heal cut --data train.jsonl --epochs 2 --batch-size 4 --threads 1 --batch-sizes 1 --lengths 8"
 
 
