@@ -14,10 +14,11 @@ from torch import nn
 import secateur
 from secateur.healing.block_walk import BlockWalk
 from secateur.healing.blockwise import heal_blocks_
-from secateur.healing.lessons import Lessons, states_of
+from secateur.healing.lessons import Lessons
 from secateur.healing.student import master_copy
 from secateur.model.blocks import blocks
 from secateur.model.discovery import fingerprint
+from secateur.model.hooks import states_of
 from secateur.model.undisturbed import undisturbed
 from secateur.recovery.matching import blocks_of_dense
 from secateur.tasks import Batch

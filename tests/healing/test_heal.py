@@ -20,10 +20,11 @@ from transformers import AutoModelForSeq2SeqLM
 
 import secateur
 from secateur import InputError
-from secateur.healing.lessons import HELD, Lessons
+from secateur.healing.lessons import Lessons
 from secateur.model.blocks import blocks
 from secateur.model.undisturbed import undisturbed
 from secateur.recovery.matching import blocks_of_dense
+from secateur.recovery.targets import HELD
 from secateur.support.tensors import same_tensors
 
 FAST: dict[str, Any] = {"epochs": 3, "batch_size": 4}

@@ -15,6 +15,7 @@ from secateur.attribution.integrated.quadrature import gauss
 from secateur.data.examples import Examples
 from secateur.model.blocks import LayerUnit, blocks, gated, layers
 from secateur.model.branches import Branch
+from secateur.model.hooks import states_of
 from secateur.model.undisturbed import undisturbed
 from secateur.support.errors import InputError
 from secateur.support.fields import shown
@@ -301,7 +302,7 @@ def _hidden_states(model: nn.Module, observers: Mapping[str, Callable[[Tensor, T
         observe: Callable[[Tensor, Tensor], None], module: nn.Module, arguments: tuple[Any, ...], keywords: Any, output: Any
     ) -> None:
         before = arguments[0] if arguments else keywords["hidden_states"]
-        observe(before, output if isinstance(output, Tensor) else output[0])
+        observe(before, states_of(output))
 
     handles = []
     try:

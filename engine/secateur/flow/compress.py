@@ -22,6 +22,7 @@ from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.loaded import Loaded, load_model, loaded_from, make_task, prompt_of, read_for
 from secateur.flow.meet_latency import MetLatency
 from secateur.flow.model_card import making_now, name_of_data, removed_by
+from secateur.flow.pruned_folder import plan_files
 from secateur.flow.rounds import attribute_in_rounds, require_rounds
 from secateur.flow.usage import Usage, usage_of
 from secateur.flow.within_budget import Say, between_rounds, within_budget
@@ -29,7 +30,6 @@ from secateur.healing.healed import Healed
 from secateur.healing.settings import require_positive
 from secateur.measuring.compare import Comparison, compare
 from secateur.measuring.evaluate import evaluate
-from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import MOST, require_lengths
 from secateur.model.blocks import blocks
 from secateur.model.discovery import fingerprint, sites
@@ -137,8 +137,7 @@ class Compressed:
         Raises:
             InputError: As `secateur.save` does.
         """
-        title = f"{model_name(self.pruned)}, {self.task_name or type(self.task).__name__}: what each layer keeps"
-        files: dict[str, str | bytes] = {"plan.json": self.plan.dumps(), "widths.png": widths_plot(self.plan, title)}
+        files = plan_files(self.plan, self.pruned, self.task_name or type(self.task).__name__)
         budget = "" if self.plan.budget is None else str(self.plan.budget)
         making = making_now(removed_by(self.plan, len(blocks(self.pruned))), budget, self.made_by, self.held_out)
         write_folder(
@@ -184,7 +183,7 @@ class _Settings:
     scores: tuple[Scores, ...]
     unit: AttentionUnit
     criteria: tuple[Criterion, ...]
-    moves: int
+    effort: Effort
     select: str | None
     rounds: int
     allocation: Allocation | None
@@ -236,7 +235,7 @@ class _Settings:
     def _check_plan(self) -> None:
         """Raise InputError for settings of scoring and planning beside a plan."""
         given = {
-            "select": self.select is not None,
+            "effort": self.effort != "default", "select": self.select is not None,
             "unit": self.unit != "head", "rounds": self.rounds != 1, "allocation": self.allocation is not None,
             "floor": self.floor is not None, "align": self.align is not None, "per_head": self.per_head,
         }  # fmt: skip
@@ -333,8 +332,8 @@ def compress(
         select: The sites to prune, as in `sites`.
         criterion: The criterion, or its name, as in `attribute`. By default there are those of the effort.
         effort: How much to try. "low" scores by gradient x activation alone, and tries the `alternatives`. "default" scores by
-            `owen` too, and then moves budget between groups of sites where that brings the predictions nearer to the dense
-            model's. "high" has more criteria and more moves.
+            `fisher` and `owen` too, and then moves budget between groups of sites where that brings the predictions nearer to
+            the dense model's. "high" has more criteria and more moves.
         unlabeled: Score for all candidate labels, from inputs alone. The task must have labels.
         rounds: How often to score, as in `attribute_in_rounds`.
         allocation: How the budget is spread over the sites. By default several allocations are tried, as in `alternatives`.
@@ -379,7 +378,7 @@ def compress(
     amounts = {"keep": keep, "flops": flops, "params": params, "memory": memory, "speedup": speedup, "latency": latency}
     settings = _Settings(
         _budget(amounts, plan), None if plan is None else as_plan(plan), () if scores is None else (as_scores(scores),), unit,
-        _criteria(criterion, effort, unlabeled, plan), work_of(effort).moves, select, rounds,
+        _criteria(criterion, effort, unlabeled, plan), effort, select, rounds,
         allocation, floor, align, per_head, shape, _several("recoveries", recoveries), max_tokens,
         (_several("batch_sizes", batch_sizes), _several("lengths", lengths)), heal,
     )  # fmt: skip
@@ -466,12 +465,11 @@ def _budget(amounts: dict[str, float | None], plan: object) -> Budget | None:
 def _criteria(criterion: Criterion | str | None, effort: str, unlabeled: bool, plan: object) -> tuple[Criterion, ...]:
     """The criterion, or those of the effort; for all candidate labels where the examples have no targets.
 
-    Raises InputError for a criterion or an effort beside a plan.
+    Raises InputError for an unknown one, or for a criterion beside a plan.
     """
     named = work_of(effort).criteria
-    for name, value, default in (("criterion", criterion, None), ("effort", effort, "default")):
-        if plan is not None and value != default:
-            raise InputError(f"{name}: expected none with a plan, where it has no effect, got {shown(value)}")
+    if plan is not None and criterion is not None:
+        raise InputError(f"criterion: expected none with a plan, where it has no effect, got {shown(criterion)}")
     criteria = []
     for given in named if criterion is None else (criterion,):
         made = criterion_named(given) if isinstance(given, str) else given
@@ -581,7 +579,8 @@ def _candidates(
             progress=progress,
         )  # fmt: skip
     return within_budget(
-        model, task, rows, settings.scores, budget, settings.shapes, recoveries, settings.moves, max_tokens, say, progress,
+        model, task, rows, settings.scores, budget, settings.shapes, recoveries, work_of(settings.effort).moves, max_tokens,
+        say, progress,
         floor=settings.floor, per_head=settings.per_head, allocation=settings.allocation, shape=settings.shape,
         removable=removable, align=preferred_alignment(loaded.device) if settings.align is None else settings.align,
     )  # fmt: skip

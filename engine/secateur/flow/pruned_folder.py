@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from secateur.flow.loaded import Loaded, load_model
+from secateur.measuring.plots import model_name, widths_plot
 from secateur.model.blocks import blocks
 from secateur.planning.plan import Plan
 from secateur.support.command import RUN_FILE
@@ -18,6 +19,18 @@ from secateur.support.hub import base_of
 from secateur.support.yaml_files import read_yaml
 
 PLAN_FILE = "plan.json"
+
+
+def plan_files(plan: Plan, model: nn.Module, task_name: str) -> dict[str, str | bytes]:
+    """Return the files that tell a model's plan, by name: the plan, and a plot of the widths.
+
+    Args:
+        plan: The plan.
+        model: The model.
+        task_name: The name of the task, for the title.
+    """
+    title = f"{model_name(model)}, {task_name}: what each layer keeps"
+    return {PLAN_FILE: plan.dumps(), "widths.png": widths_plot(plan, title)}
 
 
 def dense_name(folder: str | Path) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.model.blocks import Block, blocks
-from secateur.model.hooks import replaced, returning
+from secateur.model.hooks import replaced, returning, states_of
 from secateur.model.sites import Stack
 from secateur.tasks import Batch, Task
 
@@ -60,5 +60,4 @@ class BlockWalk:
         with torch.no_grad():
             output = self._model.get_submodule(block.path)(*arguments, **named)
         self._last[k][block.stack] = output
-        states: Tensor = output if isinstance(output, Tensor) else output[0]
-        return states
+        return states_of(output)

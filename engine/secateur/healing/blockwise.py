@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.healing.block_walk import BlockWalk
-from secateur.healing.lessons import Lessons, Pairs, states_of
+from secateur.healing.lessons import Lessons, Pairs
 from secateur.model.blocks import Block, blocks
+from secateur.model.hooks import states_of
 from secateur.support.progress import Progress, counted
 from secateur.tasks import Batch
 

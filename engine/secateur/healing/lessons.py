@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from secateur.measuring.divergence import divergence_of
 from secateur.model.blocks import Block, blocks
+from secateur.model.hooks import states_of
+from secateur.recovery.targets import HELD
 from secateur.tasks import Batch, Item, Task
 from secateur.tasks.batches import IGNORED, buckets, model_device
 
-HELD = 2 << 30  # Bytes of the teacher's outputs that are held in memory. More are computed anew for each batch.
 Pairs = Sequence[tuple[Block, Block]]  # Blocks of the pruned model, each with the teacher's.
 
 
@@ -127,9 +128,3 @@ class Lessons:
                 for number, part in zip(numbers, torch.split(tensor, of_items), strict=True):
                     held[number].append(part.clone())
         self._held = held
-
-
-def states_of(output: Any) -> Tensor:
-    """Return the states [B, T, channels] in what a block returns: a tensor, or a tuple that begins with it."""
-    states: Tensor = output if isinstance(output, Tensor) else output[0]
-    return states

@@ -70,3 +70,9 @@ def replaced(model: nn.Module, forwards: Mapping[str, Callable[..., Any]]) -> It
 def returning(value: Any) -> Callable[..., Any]:
     """Return a function for `replaced` that returns a value, whatever its arguments are."""
     return lambda *arguments, **options: value
+
+
+def states_of(output: Any) -> Tensor:
+    """Return the states [B, T, channels] in what a block returns: a tensor, or a tuple that begins with it."""
+    states: Tensor = output if isinstance(output, Tensor) else output[0]
+    return states

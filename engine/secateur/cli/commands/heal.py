@@ -40,11 +40,10 @@ from secateur.cli.shared.options import (
 from secateur.cli.shared.unused import require_unused
 from secateur.flow.folder import round_weights_, write_folder
 from secateur.flow.model_card import making_now, removed_by
-from secateur.flow.pruned_folder import PLAN_FILE, dense_name, load_teacher, plan_in, removed_in
+from secateur.flow.pruned_folder import dense_name, load_teacher, plan_files, plan_in, removed_in
 from secateur.flow.usage import usage_of
 from secateur.healing.settings import Targets
 from secateur.measuring.compare import compare
-from secateur.measuring.plots import model_name, widths_plot
 from secateur.measuring.synthetic import require_lengths
 from secateur.model.blocks import blocks
 from secateur.model.ordinary import require_writable
@@ -158,10 +157,7 @@ def heal(
         "healing": healed.to_json(), **({} if start is None else {"before": start.to_json()}), **comparison.to_json(),
         "out": str(out),
     }  # fmt: skip
-    files: dict[str, str | bytes] = {}
-    if plan is not None:
-        title = f"{model_name(healed.model)}, {loaded.task}: what each layer keeps"
-        files = {PLAN_FILE: plan.dumps(), "widths.png": widths_plot(plan, title)}
+    files = {} if plan is None else plan_files(plan, healed.model, loaded.task)
     removed = [] if plan is None else removed_by(plan, len(blocks(healed.model)))
     write_folder(
         healed.model, out, task=task, task_name=loaded.task, tokenizer=loaded.tokenizer, stored=loaded.stored,
