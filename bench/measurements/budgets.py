@@ -45,7 +45,31 @@ from secateur.tasks import Task
 
 SHARES = (0.7, 0.5, 0.33)
 TIMED, SHAPE = {"t5": "language", "bert": "domain"}, (32, 64)  # The task and the batch that --timed measures, on one thread.
-SMOLLM_PROMPTS = {"movie": "{input}\nIs this movie review good or bad? Answer with one word."}
+# Prompts with examples. Without examples the dense model is hardly better than chance (.577 on movie).
+SMOLLM_PROMPTS = {
+    "movie": (
+        "Review: movie review: A bland animated sequel that hardly seems worth the effort.\nSentiment: bad\n\n"
+        "Review: movie review: Flawed but worthy look at life in U.S. relocation camps.\nSentiment: good\n\n"
+        "Review: {input}\nSentiment:"
+    ),
+    "sentiment": (
+        "sentiment: I agree with all negative opinions.\nanswer: negative\n\n"
+        "sentiment: The food was great.\nanswer: positive\n\n"
+        "{input}\nanswer:"
+    ),
+    "domain": (
+        "domain: The room was clean and the breakfast was good.\nanswer: hotels\n\n"
+        "domain: The doctor did not listen to me.\nanswer: medicine\n\n"
+        "domain: The phone's battery is weak.\nanswer: products\n\n"
+        "domain: The lecturer is strict in exams.\nanswer: reviews\n\n"
+        "{input}\nanswer:"
+    ),
+    "language": (
+        "Text: language: Im Allgemeinen empfehle ich den Schaden und die Nerven und das Geld nicht.\nLanguage: de\n\n"
+        "Text: language: Nice, thick hair, claws and mucous membranes in good condition.\nLanguage: en\n\n"
+        "Text: {input}\nLanguage:"
+    ),
+}
 BERT_TASKS = ("domain", "qtype", "movie", "language", "sentiment")
 
 
@@ -237,11 +261,11 @@ def frozen_bert_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subj
 
 def smollm_tasks(names: Sequence[str] | None, tested: int) -> Iterator[Subject]:
     """Yield SmolLM2-135M-Instruct with each task that it does by a prompt better than by chance."""
-    for name, question in SMOLLM_PROMPTS.items():
+    for name, text in SMOLLM_PROMPTS.items():
         if name in (names or SMOLLM_PROMPTS):
             model, tokenizer = smollm.load()
             labels = sorted({row["target"] for row in builtin.examples(name)})
-            task = secateur.CausalLM(tokenizer, labels=labels, prompt=secateur.Prompt(question, chat=True))
+            task = secateur.CausalLM(tokenizer, labels=labels, prompt=secateur.Prompt(text))
             yield Subject(name, model, task, builtin.examples(f"{name}.test")[:tested])
 
 
