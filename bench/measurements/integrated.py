@@ -185,7 +185,7 @@ def passes(case: Case) -> dict[str, Any]:
     counted = {"run": 0, "ideal": 0}
     with undisturbed(case.model):
         replay = Replay(case.model, chosen, lambda b: case.task.target(case.model, b, "probability"), batch)
-        rows, gate = torch.arange(len(batch.labels)), torch.full((len(batch.labels),), 0.5)
+        rows, gate = torch.arange(len(batch.labels)), torch.full((1, len(batch.labels)), 0.5)
         for site, branch in branches_of(case.model, chosen).items():
             (port,) = branch.gated_at(site.unit)
             below: list[int] = []

@@ -103,18 +103,18 @@ class Steps(Path):
         return self._terms(rows, gate[:, None]).sum((1, 2))
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        self.passes += len(rows)
+        self.passes += gate.numel()
         return self._at(rows, gate)
 
     def _end(self, rows: Tensor) -> Pass:
-        return self._at(rows, torch.ones(len(rows)))
+        return self._at(rows, torch.ones(1, len(rows)))
 
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
         return tensors[0]
 
     def _at(self, rows: Tensor, gate: Tensor) -> Pass:
-        slopes = self._slopes(rows, gate[:, None])[:, 0]
-        return Pass(self.values(rows, gate), slopes.sum(1), [slopes])
+        slopes = self._slopes(rows, gate.T).transpose(0, 1)  # [K, R, units]
+        return Pass(self._terms(rows, gate.T).sum(2).T, slopes.sum(2), [slopes])
 
     def exact(self) -> Tensor:
         """Return the exact integral of each unit [rows, units]."""

@@ -135,6 +135,39 @@ def test_large_mean(backend: Backend) -> None:
     torch.testing.assert_close(normed.cpu().double(), exact, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", get_args(Norm))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_get_the_gradient_at_each_residual(dtype: torch.dtype, kind: Norm, backend: Backend) -> None:
+    """One expanded number stands for the zeros. The other gradients stay as they are without zeros."""
+    shape = (3, 2, 9, 60)
+    values = inputs(shape, dtype, True, device(backend))
+    zeros = values[0].detach().new_zeros(()).expand(shape).requires_grad_()
+    cotangents = [torch.randn(shape).to(device(backend), dtype) for _ in range(2)]
+    usual = gradients(norm(*values, EPS, kind, backend=backend), values, cotangents)
+    with poisoned():
+        outputs = norm(*values, EPS, kind, zeros=zeros, backend=backend)
+        *others, grad = gradients(outputs, [*values, zeros], cotangents)
+    assert grad.dtype == dtype
+    assert all(torch.equal(other, before) for other, before in zip(others, usual, strict=True))
+    exact_grads = []
+    for wide in (torch.float64, torch.float32):
+        loop_values = converted(values, wide)
+        moved = loop(loop_values, kind)[0].detach().flatten(0, 1).requires_grad_()  # [K * B, T, D]
+        of_residuals, of_normed = (c.cpu().to(wide) for c in cotangents)
+        normed = loop([moved, torch.zeros_like(moved), None, torch.zeros(1), *loop_values[4:]], kind)[1]
+        exact_grads.append(of_residuals + torch.autograd.grad(normed.view(shape), moved, of_normed)[0].view(shape))
+    exact, eager = exact_grads
+    assert_exact(grad, exact, eager, (3 + 3 * exact.abs().max()).expand(shape))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_zeros_of_another_shape_are_refused(backend: Backend) -> None:
+    values = inputs((3, 2, 4, 10), torch.float32, False, device(backend))
+    with pytest.raises(ValueError, match=r"zeros: expected shape \(3, 2, 4, 10\), got \(2, 4, 10\)"):
+        norm(*values, EPS, "rms_norm", zeros=torch.zeros(2, 4, 10), backend=backend)
+
+
 X, V, N = torch.ones(2, 3, 4), torch.ones(4), torch.ones(5)
 
 

@@ -91,7 +91,9 @@ def test_the_operators_keep_torch_library_s_rules() -> None:
     torch.library.opcheck(operators.neuron_attribution.default, (h, g, weight, mask, "sum", False))
     torch.library.opcheck(operators.scored_mlp_backward.default, (g, weight, h, h + 1, mask, "gelu", "sum", False))
     leaves = g.clone().requires_grad_(), g.clone().requires_grad_(), vector.clone().requires_grad_()
-    torch.library.opcheck(operators.interpolated_norm.default, (*leaves, nodes, vector, None, 1e-5, "layer_norm"))
+    torch.library.opcheck(operators.interpolated_norm.default, (*leaves, nodes, vector, None, 1e-5, "layer_norm", None))
+    zeros = torch.zeros(3, *g.shape, requires_grad=True)
+    torch.library.opcheck(operators.interpolated_norm.default, (*leaves, nodes, vector, None, 1e-5, "layer_norm", zeros))
 
 
 def test_auto_is_the_reference_on_the_cpu_and_for_float64() -> None:

@@ -26,6 +26,7 @@ import secateur
 from secateur.model.branches import Attention, FeedForward
 from secateur.model.families import branches
 from secateur.model.faster_forward import faster_forward
+from secateur.model.sites import AttentionUnit
 
 BERT = CASES["bert-sequence"]
 
@@ -183,3 +184,18 @@ def test_the_model_is_as_before_after_faster_forward(case: Case) -> None:
     with faster_forward(model):
         assert state(model) != before
     assert state(model) == before
+
+
+@pytest.mark.parametrize(("unit", "criterion", "one"), [
+    ("head", "gradient", True), ("head", "ig", True), ("channel", "gradient", False), ("head", "fpp", False),
+])  # fmt: skip
+@pytest.mark.parametrize("case", READING[:4], ids=str)
+def test_attribution_runs_the_last_block_for_one_token_where_the_target_alone_counts(
+    case: Case, unit: AttentionUnit, criterion: str, one: bool
+) -> None:
+    """Channels of the last block's keys are watched, and sums of activations need all tokens."""
+    model = case.model()
+    with tokens_seen(model) as seen:
+        secateur.attribute(model, case.task, case.examples, unit=unit, criterion=criterion)
+    *_, feed_forward = layers(model)
+    assert (seen[feed_forward] == {1}) == one

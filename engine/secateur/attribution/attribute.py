@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.checkpoint import Checkpoint, digest
-from secateur.attribution.criteria import Criterion, GradientActivation, Result, ScoringContext, criterion_named
+from secateur.attribution.criteria import (
+    Criterion,
+    GradientActivation,
+    Result,
+    ScoringContext,
+    TargetCriterion,
+    criterion_named,
+)
 from secateur.attribution.ranks import Ranks
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples
 from secateur.model.blocks import block_parameters
 from secateur.model.cost import parameters
-from secateur.model.discovery import branches_of, fingerprint, sites
+from secateur.model.discovery import branches_of, fingerprint, scored_ports, sites
+from secateur.model.families import branches
+from secateur.model.faster_forward import faster_forward
 from secateur.model.finite import first_not_finite
 from secateur.model.sites import AttentionUnit, Site
 from secateur.model.undisturbed import undisturbed
@@ -119,7 +128,12 @@ def attribute(
         logger.info("scoring %d sites by %s on %d examples", len(scored_sites), criterion.to_json()["criterion"], len(rows))
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
-        with undisturbed(model), torch.enable_grad(), _checkpoint(model, items, settings, checkpoint, ranks) as saved:
+        with (
+            undisturbed(model),
+            _passes(model, criterion, scored_sites),
+            torch.enable_grad(),
+            _checkpoint(model, items, settings, checkpoint, ranks) as saved,
+        ):
             pilot_items, checked_items = _samples(items, max_tokens)
             context = ScoringContext(
                 model,
@@ -229,6 +243,19 @@ class _ScoreSums:
                 rows = self.example_scores[site.name]  # [examples, units]
                 rows.index_add_(0, torch.tensor(batch.rows), of_site.to(rows.dtype))
         self.partial.batches += 1
+
+
+def _passes(model: nn.Module, criterion: Criterion, scored_sites: Sequence[Site]) -> AbstractContextManager[None]:
+    """A context in which the model runs in fewer operations, where a criterion needs the target's derivatives alone.
+
+    The last block may then leave out tokens that no head reads. The target has no gradient there, so they add nothing to a
+    score. Criteria that sum up activations need all tokens.
+    """
+    if not isinstance(criterion, TargetCriterion):
+        return nullcontext()
+    watched = {port.path for ports in scored_ports(model, scored_sites).values() for port in ports}
+    # A replay of a decoder's layers reads the keys and values of the encoder's states in place of the states.
+    return faster_forward(model, watched | {path for branch in branches(model).values() for path in branch.source_linears})
 
 
 @contextmanager

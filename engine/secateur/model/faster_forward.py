@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -20,14 +20,22 @@ _LOCK = Lock()
 
 
 @contextmanager
-def faster_forward(model: nn.Module) -> Iterator[None]:
+def faster_forward(model: nn.Module, needed: Collection[str] = ()) -> Iterator[None]:
     """A context in which a model of any family, known or not, computes the same outputs, up to rounding, in fewer operations.
 
     When several threads use one model, the first to enter changes the model and the last to leave undoes the change. So no
     forward pass changes halfway.
+
+    Args:
+        model: The model.
+        needed: The paths of linear layers that must run, on whatever tokens, because something watches them. Threads that use
+            one model at the same time need the same layers.
+
+    Yields:
+        Nothing. The model is as before after the last thread.
     """
     with _LOCK:
-        threads, undo = _IN_USE[model] if model in _IN_USE else (0, _enter(model))
+        threads, undo = _IN_USE[model] if model in _IN_USE else (0, _enter(model, needed))
         _IN_USE[model] = threads + 1, undo
     try:
         yield
@@ -40,7 +48,7 @@ def faster_forward(model: nn.Module) -> Iterator[None]:
                 undo.close()
 
 
-def _enter(model: nn.Module) -> ExitStack:
+def _enter(model: nn.Module, needed: Collection[str]) -> ExitStack:
     """Change the model and return the stack that undoes the change."""
     family = _known(model)
     with ExitStack() as entered:
@@ -48,5 +56,5 @@ def _enter(model: nn.Module) -> ExitStack:
         entered.enter_context(one_pass_activations(model))
         entered.enter_context(bfloat16_attention(model))
         if family is not None and family.faster_forward is not None:
-            entered.enter_context(family.faster_forward(model))
+            entered.enter_context(family.faster_forward(model, needed))
         return entered.pop_all()

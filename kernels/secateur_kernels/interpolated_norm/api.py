@@ -30,6 +30,7 @@ def interpolated_norm(
     eps: float,
     kind: Norm,
     *,
+    zeros: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Compute the points of a path between two residual streams, and the norm of each point.
@@ -41,8 +42,8 @@ def interpolated_norm(
     are over D. The norm uses the residual before it is rounded to r's dtype.
 
     G[k] is the gradient at residuals[k] from both outputs. The gradient at r is the sum over k of G[k]. The gradient at u is
-    the sum over k of nodes[k] * G[k]. The gradient at bias is the sum of G[k] over k and all tokens. With Triton, G is never
-    written.
+    the sum over k of nodes[k] * G[k]. The gradient at bias is the sum of G[k] over k and all tokens. With Triton, G is written
+    only as the gradient of `zeros`.
 
     Args:
         r: The start of the path [B, T, D], a floating dtype, any strides.
@@ -53,6 +54,8 @@ def interpolated_norm(
         norm_bias: The norm's shift [D], any floating dtype, or None.
         eps: The constant under the square root.
         kind: "rms_norm" or "layer_norm".
+        zeros: A tensor [K, B, T, D] in the dtype of r whose gradient is G, or None. It stands for zeros that are added to the
+            residuals. Triton does not read it, so it may be one number, expanded.
         backend: The implementation, see `secateur_kernels.backend.uses_triton`.
 
     Returns:
@@ -77,14 +80,15 @@ def interpolated_norm(
     for name, tensor in {"nodes": nodes, **vectors}.items():
         if tensor is not None:
             check_alike(**{name: tensor})
-    check_device(r=r, nodes=nodes, **vectors)
+    check_shape("zeros", zeros, len(nodes), *r.shape)
+    check_device(r=r, nodes=nodes, zeros=zeros, **vectors)
     check_one_of("kind", kind, Norm)
     if not uses_triton(backend, r):
-        return interpolated_norm_reference(r, u, bias, nodes, norm_weight, norm_bias, eps, kind)
+        return interpolated_norm_reference(r, u, bias, nodes, norm_weight, norm_bias, eps, kind, zeros)
     for name, tensor in (("nodes", nodes), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
         if tensor is not None and tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name}: expected requires_grad=False with Triton (use backend='reference'), got True")
-    residuals, normed, _ = _interpolated_norm(r, u, bias, nodes, norm_weight, norm_bias, eps, kind)
+    residuals, normed, _ = _interpolated_norm(r, u, bias, nodes, norm_weight, norm_bias, eps, kind, zeros)
     return residuals, normed
 
 
@@ -98,6 +102,7 @@ def _interpolated_norm(
     norm_bias: Tensor | None,
     eps: float,
     kind: str,
+    zeros: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the Triton kernel as one operator.
 
@@ -128,12 +133,14 @@ def _interpolated_norm_backward(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    needs_dzeros: bool,
     unrounded: bool,
 ) -> list[Tensor]:
-    """Return the gradients at r and u that are needed. With `unrounded`, the gradient at r is in float32."""
+    """Return the gradients at r, u and zeros that are needed. With `unrounded`, the gradient at r is in float32."""
     from secateur_kernels.interpolated_norm.triton import launch_backward
 
-    return launch_backward(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, kind, needs_dr, needs_du, unrounded)
+    needed = needs_dr, needs_du, needs_dzeros
+    return launch_backward(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics, kind, *needed, unrounded)
 
 
 @_interpolated_norm_backward.register_fake
@@ -149,32 +156,35 @@ def _(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    needs_dzeros: bool,
     unrounded: bool,
 ) -> list[Tensor]:
     dtypes = [torch.float32 if unrounded else r.dtype] if needs_dr else []
-    return [r.new_empty(r.shape, dtype=dtype) for dtype in [*dtypes, *([r.dtype] if needs_du else [])]]
+    gradients = [r.new_empty(r.shape, dtype=dtype) for dtype in [*dtypes, *([r.dtype] if needs_du else [])]]
+    return [*gradients, *([r.new_empty(nodes.shape[0], *r.shape)] if needs_dzeros else [])]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """Save the tensors for the backward pass."""
-    r, u, bias, nodes, norm_weight, _, _, ctx.kind = inputs
+    r, u, bias, nodes, norm_weight, _, _, ctx.kind, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(r, u, bias, nodes, norm_weight, output[2])
 
 
 def _backward(ctx: Any, dresiduals: Tensor | None, dnormed: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    """Return the gradients at r, u and bias."""
+    """Return the gradients at r, u, bias and zeros."""
     r, u, bias, nodes, norm_weight, statistics = ctx.saved_tensors
-    needs_dr, needs_du, needs_dbias = ctx.needs_input_grad[:3]
+    needs_dr, needs_du, needs_dbias, *_, needs_dzeros = ctx.needs_input_grad
     gradients = _interpolated_norm_backward(
         *(dresiduals, dnormed, r, u, bias, nodes, norm_weight, statistics),
-        *(ctx.kind, needs_dr or needs_dbias, needs_du, needs_dbias),
+        *(ctx.kind, needs_dr or needs_dbias, needs_du, needs_dzeros, needs_dbias),
     )
     dr = gradients[0].to(r.dtype) if needs_dr else None
-    du = gradients[-1] if needs_du else None
+    du = gradients[needs_dr or needs_dbias] if needs_du else None
+    dzeros = gradients[-1] if needs_dzeros else None
     dbias = gradients[0].sum((0, 1)).to(bias.dtype) if needs_dbias else None
-    return dr, du, dbias, None, None, None, None, None
+    return dr, du, dbias, None, None, None, None, None, dzeros
 
 
 _interpolated_norm.register_autograd(_backward, setup_context=_setup_context)

@@ -17,6 +17,7 @@ def interpolated_norm_reference(
     norm_bias: Tensor | None,
     eps: float,
     kind: Norm,
+    zeros: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `secateur_kernels.interpolated_norm` in PyTorch, without checks.
 
@@ -32,6 +33,7 @@ def interpolated_norm_reference(
         norm_bias: The norm's shift [D], or None.
         eps: The constant under the square root.
         kind: "rms_norm" or "layer_norm".
+        zeros: Zeros [K, B, T, D], which get the gradient at each residual, or None.
 
     Returns:
         The residuals and their norms, both [K, B, T, D] in r's dtype.
@@ -41,6 +43,8 @@ def interpolated_norm_reference(
     residuals = r.to(accumulate) + nodes * u.to(accumulate)  # [K, B, T, D]
     if bias is not None:
         residuals = residuals + bias.to(accumulate)
+    if zeros is not None:
+        residuals = residuals + zeros.to(accumulate)
     centred = residuals - residuals.mean(-1, keepdim=True) if kind == "layer_norm" else residuals
     normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
     if norm_weight is not None:

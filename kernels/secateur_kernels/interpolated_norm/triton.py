@@ -86,6 +86,7 @@ def interpolated_norm_backward_kernel(
     inverses,
     dr,
     du,
+    dzeros,
     size,
     count,
     rows,
@@ -99,15 +100,15 @@ def interpolated_norm_backward_kernel(
     CENTRED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Compute the gradients at r and u of one token.
+    """Compute the gradients at r, u and zeros of one token.
 
-    dr = sum over k of G[k], du = sum over k of nodes[k] * G[k]. G[k] is the gradient at residuals[k]. With x the residual,
-    y = (x - mean) * inverse and d = dnormed * norm_weight, G = dresiduals + inverse * (d - y * mean(d * y)). LayerNorm also
-    subtracts inverse * mean(d).
+    dr = sum over k of G[k], du = sum over k of nodes[k] * G[k], dzeros[k] = G[k]. G[k] is the gradient at residuals[k]. With x
+    the residual, y = (x - mean) * inverse and d = dnormed * norm_weight, G = dresiduals + inverse * (d - y * mean(d * y)).
+    LayerNorm also subtracts inverse * mean(d).
 
-    An output that is None is not needed. A gradient that is None is zero. size: for the tuning's key. dresiduals, dnormed: [K,
-    rows, D]. r, u, dr, du: [rows, D]. means, inverses: [K, rows]. Sources: the derivatives of RMSNorm (arXiv 1910.07467) and
-    LayerNorm (arXiv 1607.06450).
+    An output that is None is not needed. A gradient that is None is zero. size: for the tuning's key. dresiduals, dnormed,
+    dzeros: [K, rows, D]. r, u, dr, du: [rows, D]. means, inverses: [K, rows]. Sources: the derivatives of RMSNorm (arXiv
+    1910.07467) and LayerNorm (arXiv 1607.06450).
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
@@ -136,6 +137,8 @@ def interpolated_norm_backward_kernel(
         gradient = inverse * (d - y * (tl.sum(d * y, 0) / width))
         if dresiduals is not None:
             gradient += tl.load(dresiduals + node_row * width + column, mask=inside, other=0.0).to(tl.float32)
+        if dzeros is not None:
+            tl.store(dzeros + node_row * width + column, gradient, mask=inside)
         total += gradient
         weighted += node * gradient
         node_row += rows
@@ -190,19 +193,21 @@ def launch_backward(
     kind: str,
     needs_dr: bool,
     needs_du: bool,
+    needs_dzeros: bool,
     unrounded: bool,
 ) -> list[Tensor]:
-    """Run the backward kernel. Return the gradients at r and u [B, T, D] that are needed."""
+    """Run the backward kernel. Return the gradients at r and u [B, T, D], and at zeros [K, B, T, D], that are needed."""
     dr = torch.empty(r.shape, dtype=torch.float32 if unrounded else r.dtype, device=r.device) if needs_dr else None
     du = torch.empty(r.shape, dtype=r.dtype, device=r.device) if needs_du else None
-    if r.numel() and (needs_dr or needs_du):
+    dzeros = torch.empty(len(nodes), *r.shape, dtype=r.dtype, device=r.device) if needs_dzeros else None
+    if r.numel() and (needs_dr or needs_du or needs_dzeros):
         with torch.cuda.device_of(r):
             interpolated_norm_backward_kernel[(r.shape[0] * r.shape[1],)](
                 *(_packed(dresiduals), _packed(dnormed), rows(r), rows(u), _packed(bias), nodes, _packed(norm_weight)),
-                *(*statistics, dr, du, size_class(r.shape[0] * r.shape[1]), *_sizes(r, u, nodes)),
+                *(*statistics, dr, du, dzeros, size_class(r.shape[0] * r.shape[1]), *_sizes(r, u, nodes)),
                 **_options(r, kind),
             )
-    return [gradient for gradient in (dr, du) if gradient is not None]
+    return [gradient for gradient in (dr, du, dzeros) if gradient is not None]
 
 
 def _packed(tensor: Tensor | None) -> Tensor | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,19 @@ from secateur.model.branches import Port
 from secateur.model.sites import Site
 from secateur.support.tensors import full_precision
 from secateur.tasks import Batch
-from secateur_kernels.backend import Backend
+from secateur_kernels.backend import Backend, accumulator
 
 TargetOf = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """The results of a pass over n rows.
+    """The results of a pass over R rows at K nodes each.
 
     Attributes:
-        values: F [n].
-        slopes: The derivative F' = dF/da [n].
-        tensors: Tensors [n, ...]. dF/dc is a linear function of them.
+        values: F [K, R].
+        slopes: The derivative F' = dF/da [K, R].
+        tensors: Tensors [K, R, ...]. dF/dc is a linear function of them.
     """
 
     values: Tensor
@@ -93,38 +94,38 @@ class Path(ABC):
         Returns:
             The sums.
         """
-        indices = torch.arange(len(rows), device=rows.device)  # [R]
-        # The nodes of all rows become R * K passes. `owners` names the row of a pass.
-        owners, gates = indices.repeat_interleave(nodes.shape[1]), nodes.flatten()  # [R * K]
-        inner_weights = weights[..., :-1].flatten(1)  # [2, R * K]
-        end = self._end(rows)
-        end_slopes = end.slopes - subtracted  # [R]
-        totals = [_mixed(indices, weights[..., -1], end_slopes, tensor, len(rows)) for tensor in end.tensors]  # [3, R, ...]
-        values, slopes = [], []
-        for start in range(0, len(owners), self.limit):
-            chunk = slice(start, start + self.limit)
-            owner = owners[chunk]  # [n], n <= limit
-            of_chunk = self._run(rows[owner], gates[chunk])
-            values.append(of_chunk.values)
-            slopes.append(of_chunk.slopes - subtracted[owner])
+        in_a_pass = max(1, self.limit // nodes.shape[1])  # Rows whose nodes fit into one pass.
+        parts = [torch.split(tensor, in_a_pass, dim) for tensor, dim in ((rows, 0), (nodes, 0), (weights, 1), (subtracted, 0))]
+        sums = [self._sums(*part) for part in zip(*parts, strict=True)]
+        return PathSums(*(torch.cat([getattr(part, field.name) for part in sums]) for field in fields(PathSums)))
+
+    def _sums(self, rows: Tensor, nodes: Tensor, weights: Tensor, subtracted: Tensor) -> PathSums:
+        """Return as `sums`, for rows that share their passes."""
+        values, slopes, totals, first = list[Tensor](), list[Tensor](), list[Tensor](), 0
+        passes = (self._run(rows, gate) for gate in torch.split(nodes.T, max(1, self.limit // len(rows))))  # [K', R] of [K, R]
+        for part in chain(passes, [self._end(rows)]):
+            values.append(part.values)
+            slopes.append(part.slopes - subtracted)
+            of_part = weights[..., first : first + len(slopes[-1])]  # [2, R, K']
+            factors = torch.cat([of_part, of_part[:1] * slopes[-1].T])  # [3, R, K']
             # Sum the tensors over the nodes first: then one product with a layer's weight serves all nodes.
-            for total, tensor in zip(totals, of_chunk.tensors, strict=True):
-                total += _mixed(owner, inner_weights[:, chunk], slopes[-1], tensor, len(rows))
-        all_slopes = torch.cat([torch.cat(slopes).view_as(nodes), end_slopes[:, None]], 1)  # [R, K + 1]
+            mixed = [_mixed(factors, tensor) for tensor in part.tensors]  # [3, R, ...]
+            totals = [total + more for total, more in zip(totals, mixed, strict=True)] if totals else mixed
+            first += len(slopes[-1])
         plain, coarse, tilted = (self._scores(rows, [total[k] for total in totals]) for k in range(3))  # [R, units]
-        return PathSums(torch.cat(values).view_as(nodes), all_slopes, plain, coarse, tilted)
+        return PathSums(torch.cat(values[:-1]).T, torch.cat(slopes).T, plain, coarse, tilted)
 
     @abstractmethod
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        """Run a forward and a backward pass of rows [n] at gate values [n]. n is at most `limit`."""
+        """Run a forward and a backward pass of rows [R] at gate values [K, R]. K * R is at most `limit`, or R is 1."""
 
     @abstractmethod
     def _end(self, rows: Tensor) -> Pass:
-        """Return the same at a = 1, for any number of rows, without another pass."""
+        """Return the same at one node, a = 1, without another pass."""
 
     @abstractmethod
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
-        """Return dF/dc [n, units] of rows [n] from the tensors of a pass. Sums of tensors give sums of dF/dc."""
+        """Return dF/dc [R, units] of rows [R], from sums over the nodes of the tensors of passes."""
 
 
 class LayerPath(Path):
@@ -141,24 +142,25 @@ class LayerPath(Path):
         self._leaves = replay.leaves[site]
 
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        """Compute F [n] by replaying the layers above the site."""
+        """Compute F [R] by replaying the layers above the site."""
         chunks = _split(rows, gate, self.limit)
-        return torch.cat([self.replay.run(self.sites[0], chunk, gates)[0] for chunk, gates in chunks])
+        return torch.cat([self.replay.run(self.sites[0], chunk, gates[None])[0][0] for chunk, gates in chunks])
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
         return self._pass(rows, *self.replay.run(self.sites[0], rows, gate, gradients=True))
 
     def _end(self, rows: Tensor) -> Pass:
-        return self._pass(rows, self.end[rows], [leaf.gradient[rows] for leaf in self._leaves])
+        return self._pass(rows, self.end[None, rows], [leaf.gradient[None, rows] for leaf in self._leaves])
 
     def _pass(self, rows: Tensor, values: Tensor, gradients: list[Tensor]) -> Pass:
-        """Return a pass from F [n] and the gradient at each of the site's leaves [n, T, channels]."""
-        of_leaves = [leaf.slope(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, gradients, strict=True)]
-        return Pass(values, torch.stack(of_leaves).sum(0), gradients)  # [leaves, n] -> [n]
+        """Return a pass from F [K, R] and the gradient at each of the site's leaves [K, R, T, channels]."""
+        gradients = [gradient.to(accumulator(gradient)) for gradient in gradients]  # Their sums need more than 8 or 11 bits.
+        of_leaves = [leaf.slopes(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, gradients, strict=True)]
+        return Pass(values, torch.stack(of_leaves).sum(0), gradients)  # [leaves, K, R] -> [K, R]
 
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
         of_leaves = [leaf.scores(rows, of_leaf) for leaf, of_leaf in zip(self._leaves, tensors, strict=True)]
-        return torch.stack(of_leaves).sum(0)  # [leaves, n, units] -> [n, units]
+        return torch.stack(of_leaves).sum(0)  # [leaves, R, units] -> [R, units]
 
 
 class JointPath(Path):
@@ -187,11 +189,11 @@ class JointPath(Path):
         self.sites, self.limit = tuple(ports), limit
         self._fused = fused_feed_forwards(model, self.sites, backend)
         all_rows = torch.arange(len(batch.labels), device=batch.labels.device)
-        self._open = self._run(all_rows, torch.ones(len(all_rows), device=all_rows.device))  # All gates at 1.
-        self.end = self._open.values
+        self._open = self._run(all_rows, torch.ones(1, len(all_rows), device=all_rows.device))  # All gates at 1.
+        self.end = self._open.values[0]
 
     def values(self, rows: Tensor, gate: Tensor) -> Tensor:
-        """Compute F [n] by forward passes of the whole model with all branches scaled."""
+        """Compute F [R] by forward passes of the whole model with all branches scaled."""
         values = []
         ports = [port for of_site in self.ports.values() for port in of_site]
         for chunk, gates in _split(rows, gate, self.limit):
@@ -200,30 +202,24 @@ class JointPath(Path):
         return torch.cat(values)
 
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        run = partial(self.target, self.batch.take(rows))
-        value, by_site = gate_gradients(self.model, self.ports, run, gate, self._fused, backend=self._backend)
-        scores = torch.cat(list(by_site.values()), 1)  # [n, units of all sites]
-        return Pass(value, scores.sum(1), [scores])
+        run = partial(self.target, self.batch.take(rows.repeat(len(gate))))
+        value, by_site = gate_gradients(self.model, self.ports, run, gate.flatten(), self._fused, backend=self._backend)
+        scores = torch.cat(list(by_site.values()), 1).view(*gate.shape, -1)  # [K, R, units of all sites]
+        return Pass(value.view_as(gate), scores.sum(2), [scores])
 
     def _end(self, rows: Tensor) -> Pass:
-        return Pass(self.end[rows], self._open.slopes[rows], [tensor[rows] for tensor in self._open.tensors])
+        return Pass(self.end[None, rows], self._open.slopes[:, rows], [tensor[:, rows] for tensor in self._open.tensors])
 
     def _scores(self, rows: Tensor, tensors: list[Tensor]) -> Tensor:
         return tensors[0]
 
 
-def _mixed(owner: Tensor, weights: Tensor, slopes: Tensor, tensor: Tensor, count: int) -> Tensor:
-    """Sum the rows of a tensor [n, ...] for each of `count` owners, with three different weights: [3, count, ...].
-
-    The weights are those of two rules [2, n], and the first rule's times the slopes [n]. `owner` [n] names the owner of each
-    row. The sum is a matrix product, because summing by index is not deterministic on CUDA.
-    """
-    mixing = slopes.new_zeros(3, count, len(owner))  # [3, count, n]
-    factors = torch.cat([weights, weights[:1] * slopes])  # [3, n]
-    mixing[:, owner, torch.arange(len(owner), device=owner.device)] = factors.to(mixing)
+def _mixed(factors: Tensor, tensor: Tensor) -> Tensor:
+    """Sum a tensor [K, R, ...] over the nodes with three different weights [3, R, K] of each row: [3, R, ...]."""
     with full_precision(tensor.device):
-        # [3 * count, n] @ [n, ...] -> [3, count, ...]
-        return (mixing.flatten(0, 1) @ tensor.to(mixing).flatten(1)).view(3, count, *tensor.shape[1:])
+        # [R, 3, K] @ [R, K, ...] -> [R, 3, ...]
+        products = factors.transpose(0, 1) @ tensor.to(factors).flatten(2).transpose(0, 1)
+    return products.transpose(0, 1).reshape(3, *tensor.shape[1:])
 
 
 def _split(rows: Tensor, gate: Tensor, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

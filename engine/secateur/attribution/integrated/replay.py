@@ -60,41 +60,44 @@ class Leaf:
     backend: Backend
 
     def enter(self, rows: Tensor, gate: Tensor, gradients: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compute the tensors that a replay of n rows starts from.
+        """Compute the tensors that a replay starts from, for R rows at K nodes each.
 
         Args:
-            rows: Rows of the batch, int64 [n].
-            gate: The gate value of each row [n].
+            rows: Rows of the batch, int64 [R].
+            gate: The gate value at each node of each row [K, R].
             gradients: Whether a backward pass follows.
 
         Returns:
-            The tensor that gets the leaf's gradient [n, T, channels], the tensor that takes the place of the mark, and the
-            return values of other modules by path.
+            The tensor that gets the leaf's gradient [K, R, T, channels], the tensor that takes the place of the mark
+            [K * R, T, channels], and the return values of other modules by path.
         """
-        direction = self.direction[rows]  # [n, T, channels]
+        direction = self.direction[rows]  # [R, T, channels]
         if self.join is not None:
             return self.join.enter(rows, direction, self.base, gate, gradients, self.backend)
         if self.weight is None:
-            leaf = self.units.times(direction, gate)
+            leaf = torch.stack([self.units.times(direction, of_node) for of_node in gate])  # [K, R, T, channels]
         else:
             # The product has the gate's dtype, because a node that is rounded to 8 or 11 bits would be another node.
-            scaled = direction * gate.view(-1, 1, 1)
+            scaled = direction * gate[:, :, None, None]  # [K, R, T, channels]
             leaf = (scaled if self.base is None else scaled + self.base).to(direction.dtype)
         leaf.requires_grad_(gradients)
-        return leaf, leaf, {}
+        return leaf, leaf.flatten(0, 1), {}
 
-    def slope(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """Sum the scores of all units, from the gradient at the leaf.
+    def slopes(self, rows: Tensor, gradient: Tensor) -> Tensor:
+        """Sum the scores of all units, from the gradients at the leaf.
 
         Args:
-            rows: Rows of the batch, int64 [n].
-            gradient: The gradient at the leaf [n, T, channels].
+            rows: Rows of the batch, int64 [R].
+            gradient: The gradient at the leaf at each node of each row [K, R, T, channels], in float32 at least.
 
         Returns:
-            The sums [n], in float32 at least.
+            The sums [K, R].
         """
-        products = product_sum(self.direction[rows], gradient, backend=self.backend)  # [n, channels]
-        return (self.units.fold(products) if self.weight is None else products).sum(1)
+        direction = self.direction[rows].to(gradient)  # [R, T, channels]
+        if self.weight is None:  # Some channels may belong to no unit.
+            direction, gradient = (tensor.narrow(-1, self.units.before, self.units.size) for tensor in (direction, gradient))
+        with full_precision(gradient.device):
+            return torch.einsum("rtc,krtc->kr", direction, gradient)
 
     def scores(self, rows: Tensor, gradient: Tensor) -> Tensor:
         """Compute the units' scores from the gradient at the leaf, or from a mean of gradients, by one product with the weight.
@@ -159,30 +162,32 @@ class Replay:
         self._capture()
 
     def run(self, site: Site, rows: Tensor, gate: Tensor, *, gradients: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """Run the layers above a site.
+        """Run the layers above a site once, for R rows at K nodes each.
 
         Args:
             site: The site.
-            rows: Rows of the batch, int64 [n]. They may repeat.
-            gate: The value of all gates of the site, for each row [n].
+            rows: Rows of the batch, int64 [R].
+            gate: The value of all gates of the site, at each node of each row [K, R].
             gradients: Whether to run a backward pass too.
 
         Returns:
-            F [n], and its gradients at the site's leaves, each [n, T, channels]; no gradients unless they are asked for.
+            F [K, R], and its gradients at the site's leaves, each [K, R, T, channels]; no gradients unless they are asked for.
         """
-        forwards = {path: self._recall(self._returned[path], rows, read) for path, read in self._frozen[site].items()}
+        every = rows.repeat(len(gate))  # The rows of the pass [K * R].
+        forwards = {path: self._recall(self._returned[path], every, read) for path, read in self._frozen[site].items()}
         tensors = []
         for leaf in self.leaves[site]:
             tensor, for_mark, of_others = leaf.enter(rows, gate, gradients)
             tensors.append(tensor)
-            forwards[leaf.carrier] = self._recall(leaf.returned, rows, True, for_mark)
-            forwards |= {path: self._recall(_LEAF, rows, True, normed) for path, normed in of_others.items()}
+            forwards[leaf.carrier] = self._recall(leaf.returned, every, True, for_mark)
+            forwards |= {path: self._recall(_LEAF, every, True, normed) for path, normed in of_others.items()}
         with replaced(self.model, forwards), torch.set_grad_enabled(gradients):
-            value = self.target(self.batch.take(rows))
+            value = self.target(self.batch.take(every))
         if not gradients:
-            return value, []
-        of_leaves = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
-        return value.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, of_leaves, strict=True)]
+            return value.view_as(gate), []
+        found = torch.autograd.grad(value.sum(), tensors, allow_unused=True)
+        of_leaves = [torch.zeros_like(t) if g is None else g for t, g in zip(tensors, found, strict=True)]
+        return value.detach().view_as(gate), of_leaves
 
     def _recall(self, returned: Any, rows: Tensor, read: bool, leaf: Tensor | None = None) -> Callable[..., Any]:
         """Return a forward function that returns the captured value for rows [n], or only its shape if nothing reads it."""

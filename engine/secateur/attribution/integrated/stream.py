@@ -61,25 +61,26 @@ class Join:
     def enter(
         self, rows: Tensor, direction: Tensor, base: Tensor | None, gate: Tensor, gradients: bool, backend: Backend
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Compute the stream residual + base + gate * direction and its norm, for n rows of the batch.
+        """Compute the stream residual + base + gate * direction and its norm, for R rows of the batch at K nodes each.
 
         Args:
-            rows: Rows of the batch, int64 [n].
-            direction: The leaf's direction for these rows [n, T, D], as in `Leaf`.
+            rows: Rows of the batch, int64 [R].
+            direction: The leaf's direction for these rows [R, T, D], as in `Leaf`.
             base: The leaf's base [D], or None.
-            gate: The gate value of each row [n].
+            gate: The gate value at each node of each row [K, R].
             gradients: Whether a backward pass follows.
             backend: The implementation of the kernel.
 
         Returns:
-            As `Leaf.enter`. The tensor that gets the gradient is the residual.
+            As `Leaf.enter`. The tensor that gets the gradient stands for zeros that are added to the stream.
         """
-        residual = self.residual[rows].requires_grad_(gradients)  # [n, T, D]
+        zeros = direction.new_zeros(()).expand(len(gate), *direction.shape).requires_grad_(gradients)  # [K, R, T, D]
         norm = (self.weight, self.bias, self.eps, self.kind)
-        stream, normed = interpolated_norm(residual, direction, base, gate[None], *norm, backend=backend)  # [1, n, T, D]
+        # stream, normed: [K, R, T, D]
+        stream, normed = interpolated_norm(self.residual[rows], direction, base, gate, *norm, zeros=zeros, backend=backend)
         if self.norm is None:
-            return residual, normed[0], {}
-        return residual, stream[0], {self.norm: normed[0]}
+            return zeros, normed.flatten(0, 1), {}
+        return zeros, stream.flatten(0, 1), {self.norm: normed.flatten(0, 1)}
 
 
 @contextmanager

@@ -68,5 +68,5 @@ BART = Family(
     keep_blocks=_keep_blocks,
     post_norm=lambda config: True,
     place_in_decoder=_place_in_decoder,
-    faster_forward=lambda model: few_queries(model, _branches(model)),
+    faster_forward=lambda model, needed: few_queries(model, _branches(model), needed),
 )

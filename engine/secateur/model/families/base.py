@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,7 +51,8 @@ class Family:
             stack, and returns True; or returns False where no config describes that model. None where no config counts blocks.
         post_norm: Whether, by a config, the blocks norm the residual stream itself, so that one without its branches still does
             something.
-        faster_forward: A context in which a model computes the same in fewer operations, where its own code repeats work.
+        faster_forward: A context in which a model computes the same in fewer operations, where its own code repeats work or
+            computes what no head reads. The arguments are the model and the paths of the linear layers that must run.
         cached_label_tree: For decoders alone. Whether tokens that follow cached states attend as a 4-dimensional mask of each
             layer type says, and stand where `position_ids` says.
         split_token_rows: For models that run some branch on all tokens in one row [B * T, channels]. Registers hooks and
@@ -68,7 +69,7 @@ class Family:
     place_in_decoder: Callable[[nn.Module, Tensor], list[RemovableHandle]] | None = None
     keep_blocks: Callable[[Any, Mapping[Stack, Sequence[int]]], bool] | None = None
     post_norm: Callable[[Any], bool] = lambda config: False
-    faster_forward: Callable[[nn.Module], AbstractContextManager[None]] | None = None
+    faster_forward: Callable[[nn.Module, Collection[str]], AbstractContextManager[None]] | None = None
     cached_label_tree: bool = False
     split_token_rows: Callable[[nn.Module], list[RemovableHandle]] | None = None
     heads_in_stock: InStock = "whole"

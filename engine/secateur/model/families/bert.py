@@ -49,5 +49,5 @@ BERT = Family(
     ),
     keep_blocks=_keep_blocks,
     post_norm=lambda config: True,
-    faster_forward=lambda model: first_token_alone(model, "encoder.layer", _branches(model), _READERS),
+    faster_forward=lambda model, needed: first_token_alone(model, "encoder.layer", _branches(model), _READERS, needed),
 )

@@ -41,7 +41,7 @@ DISTILBERT = Family(
     ),
     keep_blocks=_keep_blocks,
     post_norm=lambda config: True,
-    faster_forward=lambda model: first_token_alone(
-        model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}
+    faster_forward=lambda model, needed: first_token_alone(
+        model, "transformer.layer", _branches(model), {"DistilBertForSequenceClassification": ""}, needed
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -97,8 +97,8 @@ def _buckets(attention: Any, distances: Tensor) -> Tensor:
 
 
 @contextmanager
-def _faster_forward(model: nn.Module) -> Iterator[None]:
-    with _distances_looked_up(model), few_queries(model, _branches(model), mask="mask", outputs=_attention_outputs):
+def _faster_forward(model: nn.Module, needed: Collection[str]) -> Iterator[None]:
+    with _distances_looked_up(model), few_queries(model, _branches(model), needed, mask="mask", outputs=_attention_outputs):
         yield
 
 

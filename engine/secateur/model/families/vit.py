@@ -36,7 +36,7 @@ VIT = Family(
         attention=lambda attention: {"num_attention_heads": attention.heads, "head_dim": attention.head_dim},
     ),
     keep_blocks=_keep_blocks,
-    faster_forward=lambda model: first_token_alone(
-        model, "layers", _branches(model), {"ViTForImageClassification": ""}, "layernorm_before"
+    faster_forward=lambda model, needed: first_token_alone(
+        model, "layers", _branches(model), {"ViTForImageClassification": ""}, needed, norm="layernorm_before"
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from inspect import signature
@@ -23,7 +23,12 @@ def _without_weights(output: Tensor, arguments: dict[str, Any]) -> tuple[Any, ..
 
 @contextmanager
 def few_queries(
-    model: nn.Module, branches: Iterable[Branch], *, mask: str = "attention_mask", outputs: Outputs = _without_weights
+    model: nn.Module,
+    branches: Iterable[Branch],
+    needed: Collection[str] = (),
+    *,
+    mask: str = "attention_mask",
+    outputs: Outputs = _without_weights,
 ) -> Iterator[None]:
     """A context in which the model's cross-attentions attend as `_attend` does, where that needs fewer operations.
 
@@ -33,22 +38,30 @@ def few_queries(
     Args:
         model: The model.
         branches: Its branches.
+        needed: As in `makes_keys`.
         mask: The name of the argument of the module's forward that holds the mask.
         outputs: Returns what that forward returns, from its output and its arguments.
     """
     with ExitStack() as undo:
         for branch in attentions(branches):
-            if branch.kind == "cross_attention" and makes_keys(model, branch):
+            if branch.kind == "cross_attention" and makes_keys(model, branch, needed):
                 undo.enter_context(of_class(model.get_submodule(branch.path), attending(model, branch, mask, outputs)))
         yield
 
 
-def makes_keys(model: nn.Module, branch: Attention) -> bool:
+def makes_keys(model: nn.Module, branch: Attention, needed: Collection[str] = ()) -> bool:
     """Return whether an attention can attend by `_attend`.
 
     It can if it has heads, the heads do not share keys, and the layers that would not be called are neither hooked nor
-    replaced.
+    replaced, nor among the needed ones.
+
+    Args:
+        model: The model.
+        branch: The attention.
+        needed: The paths of the linear layers that must run.
     """
+    if {branch.key, branch.value} & set(needed):
+        return False
     layers = (model.get_submodule(path) for path in (branch.key, branch.value))
     plain = all(type(layer) is nn.Linear and untouched(layer) for layer in layers)
     return branch.heads == branch.groups > 0 and plain and "forward" not in vars(model.get_submodule(branch.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
@@ -17,7 +17,13 @@ from secateur.model.shortcuts.few_queries import attending, makes_keys
 
 @contextmanager
 def first_token_alone(
-    model: nn.Module, layers: str, branches: Iterable[Branch], readers: Mapping[str, str], norm: str | None = None
+    model: nn.Module,
+    layers: str,
+    branches: Iterable[Branch],
+    readers: Mapping[str, str],
+    needed: Collection[str] = (),
+    *,
+    norm: str | None = None,
 ) -> Iterator[None]:
     """A context in which the last block computes the first token's output alone.
 
@@ -30,11 +36,12 @@ def first_token_alone(
         branches: The branches of the model.
         readers: By class of transformers whose logits depend on the first token of the encoder's output alone, the path of its
             module that picks the token ("" for the model itself).
+        needed: As in `makes_keys`.
         norm: The name of a block's norm before its attention, if it has one.
     """
     with ExitStack() as undo:
         if _reads_first_token(model, readers):
-            for module, kind in _changed(model, [path for _, path in blocks(model, layers)], branches, norm):
+            for module, kind in _changed(model, [path for _, path in blocks(model, layers)], branches, needed, norm):
                 undo.enter_context(of_class(module, kind))
         yield
 
@@ -45,7 +52,7 @@ def _reads_first_token(model: nn.Module, readers: Mapping[str, str]) -> bool:
 
 
 def _changed(
-    model: nn.Module, layers: Sequence[str], branches: Iterable[Branch], norm: str | None
+    model: nn.Module, layers: Sequence[str], branches: Iterable[Branch], needed: Collection[str], norm: str | None
 ) -> list[tuple[nn.Module, type[Any]]]:
     """Return the modules of the last block to change, each with its new class; none where the block cannot be changed."""
     attention = attentions(branches)[-1]
@@ -53,7 +60,7 @@ def _changed(
     usual: Any = type(block)
     if attention.heads == 0:  # Nothing is attended to.
         return [(block, _for_first_token(usual, norm))]
-    if getattr(attends, "is_causal", False) or attention.head_dim < 2 or not makes_keys(model, attention):
+    if getattr(attends, "is_causal", False) or attention.head_dim < 2 or not makes_keys(model, attention, needed):
         return []
     return [(attends, attending(model, attention)), (block, _for_first_token(usual, norm))]
 
