@@ -130,9 +130,9 @@ def attribute(
         settings |= {"per_example": per_example, "backend": backend}
         with (
             undisturbed(model),
-            _passes(model, criterion, scored_sites),
             torch.enable_grad(),
             _checkpoint(model, items, settings, checkpoint, ranks) as saved,
+            _passes(model, criterion, scored_sites),
         ):
             pilot_items, checked_items = _samples(items, max_tokens)
             context = ScoringContext(
