@@ -25,6 +25,7 @@ from torch import nn
 import secateur
 from bench.rivals.flap import CHANNELS, flap
 from bench.rivals.kwon import CRITERION, Stage, kwon
+from bench.rivals.optimal_brain_surgeon import tyr, ziplm
 from bench.rivals.torch_pruning_taylor import T5, torch_pruning
 from bench.subjects import minilm, smollm
 from bench.support.budgeted import layer_flops
@@ -191,6 +192,11 @@ def by_flap(draw: Draw, share: float) -> nn.Module:
     return flap(draw.model, draw.task, draw.rows, share, scores=scores)
 
 
+def by_surgeon(search: Callable[..., nn.Module]) -> Method:
+    """Prune by the Optimal Brain Surgeon with one of its searches."""
+    return lambda draw, share: search(draw.model, draw.task, draw.rows, share, seed=draw.number)
+
+
 def uniform(criterion: Callable[[Draw], Criterion]) -> Method:
     """Keep the best heads and neurons of each layer by a criterion, at one rate for all layers, without recovery."""
     return lambda draw, share: secateur.prune(draw.model, secateur.plan(draw.scores(criterion(draw)), flops=share))
@@ -217,6 +223,8 @@ METHODS: dict[str, Method] = {
     "Kwon et al., without tuning": by_kwon("rearrangement"),
     "Kwon et al., search alone": by_kwon("search"),
     "FLAP": by_flap,
+    "ZipLM": by_surgeon(ziplm),
+    "Týr": by_surgeon(tyr),
     "Wanda, structured": uniform(lambda draw: Wanda()),
     "magnitude": uniform(lambda draw: WeightMagnitude()),
     "random": uniform(lambda draw: RandomScores(seed=draw.number)),

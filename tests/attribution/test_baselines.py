@@ -8,6 +8,7 @@ import pytest
 import torch
 from bench.rivals import flap as flap_
 from bench.rivals import kwon as kwon_
+from bench.rivals import optimal_brain_surgeon as surgeon
 from bench.support import budgeted
 from cases import CASES, Case
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 import secateur
 from secateur.attribution.criteria import GradientActivation
 from secateur.model.discovery import branches_of
+from secateur.model.sites import Site
 
 BOTH = [CASES["t5-gated"], CASES["bert-sequence"]]
 
@@ -33,6 +35,8 @@ def test_budgets_are_met_and_the_dense_model_is_left_alone(case: Case, share: fl
     for pruned in (
         kwon_.kwon(model, case.task, case.examples, share, scores=scores),
         flap_.flap(model, case.task, case.examples, share),
+        surgeon.ziplm(model, case.task, case.examples, share, steps=5),
+        surgeon.tyr(model, case.task, case.examples, share),
     ):
         left = budgeted.layer_flops(pruned, scores.tokens) / budgeted.layer_flops(model, scores.tokens)
         assert 0.8 * share < left <= share
@@ -143,3 +147,42 @@ def test_compensation_keeps_the_mean_of_a_branch() -> None:
 def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="stage"):
         kwon_.kwon(nn.Identity(), None, [], 0.5, stage="prayer")  # type: ignore[arg-type]
+
+
+def test_the_surgeon_s_errors_are_those_of_its_weights_and_its_first_removal_is_the_best(case: Case) -> None:
+    levels_of_site = surgeon.measured(case.model(torch.float64), case.task, case.examples)
+    for site, levels in levels_of_site.items():
+
+        def error(weight: torch.Tensor, levels: surgeon.Levels = levels) -> float:
+            missing = levels.weight - weight
+            lost, whole = (((w @ levels.hessian) * w).sum() for w in (missing, levels.weight))
+            return float((lost / whole).sqrt())
+
+        for count in levels.counts:
+            assert levels.errors[count] == pytest.approx(error(levels.updated(count)), rel=1e-6, abs=1e-7)
+        assert levels.errors == sorted(levels.errors, reverse=True)
+        first = levels.order[0]
+        others = []
+        for unit in range(site.units):
+            levels.order[0] = unit
+            others.append(error(levels.updated(site.units - 1)))
+        assert others[first] == min(others)
+
+
+def test_the_programme_of_ziplm_finds_the_best_levels(case: Case) -> None:
+    model = case.model()
+    search = surgeon._Search(model, case.task, case.examples, 0.5)
+    search.levels = dict(itertools.islice(search.levels.items(), 3))
+    search.budget = 0.5 * sum(search.cost[site] * site.units for site in search.levels)
+    factors = {site: 1.0 + number for number, site in enumerate(search.levels)}
+
+    def lost(choice: dict[Site, int]) -> float:
+        return sum(factors[site] * search.levels[site].errors[count] ** 2 for site, count in choice.items())
+
+    counts = [levels.counts for levels in search.levels.values()]
+    choices = [dict(zip(search.levels, choice, strict=True)) for choice in itertools.product(*counts)]
+    # The programme rounds each site's cost up to a two-thousandth of the budget.
+    narrow = 0.997 * search.budget
+    found = surgeon._programme(search, factors)
+    assert search.spent(found) <= search.budget
+    assert lost(found) <= min(lost(choice) for choice in choices if search.spent(choice) <= narrow)
