@@ -1,0 +1,155 @@
+"""SharedPrefix: the tokens that all prompts of a task begin with, run once; every batch reads their keys and values."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.model.families import takes_label_tree
+from secateur.model.shortcuts.bfloat16_attention import MASKED
+from secateur.support.compat import attention_implementation
+from secateur.tasks.batches import Batch, model_device
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+# A shorter prefix saves less than a batch's own copy of it and the masks over it cost.
+FEWEST = 16
+# The prefixes that are held now, by the model's id and the prefix's ids, with the number of contexts that hold each.
+# The contexts keep the model alive, so that its id stays its own.
+_HELD: dict[tuple[int, tuple[int, ...]], SharedPrefix] = {}
+_HOLDERS: dict[tuple[int, tuple[int, ...]], int] = {}
+_LOCK = Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class SharedPrefix:
+    """What a model's layers hold of a prefix.
+
+    Attributes:
+        length: The number of tokens.
+        states: The cache with the prefix's keys and values, each [1, heads, length, channels]. Nobody appends to it.
+    """
+
+    length: int
+    states: DynamicCache
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the keys and values."""
+        return next(layer.keys.dtype for layer in self.states.layers if layer.keys is not None)
+
+    def for_rows(self, rows: int, *, grows: bool) -> DynamicCache:
+        """Return a cache of so many rows that each hold the prefix. It shares the prefix's memory until it is appended to.
+
+        Args:
+            rows: The number of rows.
+            grows: Whether the cache keeps what is appended. If not, one forward pass can read it, and no layer's keys and values
+                stay in memory after the layer has run.
+        """
+        cache = copy.copy(self.states)
+        cache.layers = [_layer_of_rows(layer, rows, grows) for layer in cache.layers]
+        return cache
+
+
+def _layer_of_rows(layer: Any, rows: int, grows: bool) -> Any:
+    """A layer's part of a cache, whose keys and values are those of one row, for so many rows."""
+    own = copy.copy(layer) if grows else _read_once()()
+    own.is_initialized = layer.is_initialized
+    if layer.is_initialized:
+        own.dtype, own.device = layer.dtype, layer.device
+        own.keys, own.values = (states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values))
+    return own
+
+
+@functools.cache  # Always the same class, so that torch.compile reuses the compiled code.
+def _read_once() -> type[Any]:
+    from transformers.cache_utils import DynamicLayer
+
+    class ReadOnce(DynamicLayer):
+        """A layer of a cache that returns its keys and values with the new ones, and does not keep these."""
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                return key_states, value_states
+            return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+    return ReadOnce
+
+
+def can_share(model: nn.Module) -> bool:
+    """Return whether a model reads cached keys and values of a prefix exactly.
+
+    Its family must read tokens after cached states by a given mask and given positions (`Family.cached_label_tree`), and its
+    attention must take such a mask, which that of FlashAttention does not.
+    """
+    return takes_label_tree(model) and attention_implementation(model.config) in MASKED
+
+
+@contextmanager
+def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
+    """A context in which `prefix_of` returns the prefix of these ids; the first to enter runs the model on it.
+
+    The model's weights must not change inside. Several threads may be inside at once.
+
+    Args:
+        model: The model, in eval mode.
+        ids: The prefix's ids; none hold nothing.
+    """
+    if not ids:
+        yield
+        return
+    key = id(model), tuple(ids)
+    with _LOCK:
+        if key not in _HELD:
+            _HELD[key] = _run(model, ids)
+        _HOLDERS[key] = _HOLDERS.get(key, 0) + 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _HOLDERS[key] -= 1
+            if not _HOLDERS[key]:
+                del _HOLDERS[key], _HELD[key]
+
+
+@torch.no_grad()
+def _run(model: nn.Module, ids: Sequence[int]) -> SharedPrefix:
+    """Run a model on a prefix alone."""
+    from transformers import DynamicCache
+
+    # Without a config the cache keeps all keys and values, also those that a window will leave behind.
+    row, cache = torch.tensor([list(ids)], device=model_device(model)), DynamicCache()
+    places = torch.arange(len(ids), device=row.device)[None]
+    model(
+        input_ids=row, attention_mask=torch.ones_like(row), position_ids=places, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    return SharedPrefix(len(ids), cache)
+
+
+def prefix_of(model: nn.Module, ids: Sequence[int]) -> SharedPrefix | None:
+    """Return the prefix of these ids that a context `held` holds for a model; None without one, or where gradients flow."""
+    return None if torch.is_grad_enabled() else _HELD.get((id(model), tuple(ids)))
+
+
+def common(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Return the ids that all sequences begin with."""
+    shortest = min(sequences, key=len)
+    same = [all(ids[k] == own for ids in sequences) for k, own in enumerate(shortest)]
+    return list(shortest[: same.index(False) if False in same else len(same)])
+
+
+def padded_on_the_left(batch: Batch) -> Batch:
+    """Return a batch whose padding is before all tokens of a row, wherever it was."""
+    mask = batch.inputs["attention_mask"]
+    order = mask.argsort(dim=1, stable=True)  # [B, T]: the padding first, and the tokens in their order.
+    return replace(batch, inputs={name: tensor.gather(1, order) for name, tensor in batch.inputs.items()})
