@@ -283,19 +283,17 @@ class CausalLM(TextTask):
         """Return `label_scores` of some prompts, from their ids and the padding mask, both [B, T]; both without the prefix."""
         from transformers import DynamicCache
 
-        tree, logits = self._tree, list[Tensor]()
+        tree = self._tree
         places = (mask.cumsum(1) - 1).clamp(min=0)
         if prefix is not None:
-            logits.append(
-                self._on_cache(model, prefix.for_rows(len(ids), grows=False), ids, mask, places, prefix=prefix.length)
-            )
-            return tree.log_probabilities(*logits)
+            cache = prefix.for_rows(len(ids), grows=False)
+            return tree.log_probabilities(self._on_cache(model, cache, ids, mask, places, prefix=prefix.length))
         cache = DynamicCache() if len(tree) > 1 else None
         output: Any = model(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=cache is not None,
             logits_to_keep=1,
         )  # fmt: skip
-        logits.append(output.logits)
+        logits: list[Tensor] = [output.logits]
         if cache is not None:
             logits.append(self._on_cache(model, cache, ids, mask, places, run=ids.shape[1]))
         return tree.log_probabilities(*logits)

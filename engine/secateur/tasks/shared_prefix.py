@@ -35,17 +35,17 @@ class SharedPrefix:
     """What a model's layers hold of a prefix.
 
     Attributes:
-        length: The number of tokens.
-        states: The cache with the prefix's keys and values, each [1, heads, length, channels]. Nobody appends to it.
+        ids: Its ids.
+        states: The cache with its keys and values, each [1, heads, tokens, channels]. Nobody appends to it.
     """
 
-    length: int
+    ids: tuple[int, ...]
     states: DynamicCache
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the keys and values."""
-        return next(layer.keys.dtype for layer in self.states.layers if layer.keys is not None)
+    def length(self) -> int:
+        """The number of tokens. It is a constant for torch.compile, as the length of a tuple is."""
+        return len(self.ids)
 
     def for_rows(self, rows: int, *, grows: bool) -> DynamicCache:
         """Return a cache of so many rows that each hold the prefix. It shares the prefix's memory until it is appended to.
@@ -56,17 +56,17 @@ class SharedPrefix:
                 stay in memory after the layer has run.
         """
         cache = copy.copy(self.states)
-        cache.layers = [_layer_of_rows(layer, rows, grows) for layer in cache.layers]
+        cache.layers = [_layer_of_rows(layer, rows, self.length, grows) for layer in cache.layers]
         return cache
 
 
-def _layer_of_rows(layer: Any, rows: int, grows: bool) -> Any:
+def _layer_of_rows(layer: Any, rows: int, length: int, grows: bool) -> Any:
     """A layer's part of a cache, whose keys and values are those of one row, for so many rows."""
     own = copy.copy(layer) if grows else _read_once()()
     own.is_initialized = layer.is_initialized
     if layer.is_initialized:
         own.dtype, own.device = layer.dtype, layer.device
-        own.keys, own.values = (states.expand(rows, -1, -1, -1) for states in (layer.keys, layer.values))
+        own.keys, own.values = (states.expand(rows, -1, length, -1) for states in (layer.keys, layer.values))
     return own
 
 
@@ -133,7 +133,7 @@ def _run(model: nn.Module, ids: Sequence[int]) -> SharedPrefix:
         input_ids=row, attention_mask=torch.ones_like(row), position_ids=places, past_key_values=cache, use_cache=True,
         logits_to_keep=1,
     )  # fmt: skip
-    return SharedPrefix(len(ids), cache)
+    return SharedPrefix(tuple(ids), cache)
 
 
 def prefix_of(model: nn.Module, ids: Sequence[int]) -> SharedPrefix | None:
