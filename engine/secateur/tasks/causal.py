@@ -133,9 +133,29 @@ class CausalLM(TextTask):
         if "logits_to_keep" not in parameters:
             whole: Any = model(**batch.inputs)
             return cast(Tensor, whole.logits)[:, positions]
-        output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=positions)
+        prefix = self._prefix_before(model, batch.inputs["input_ids"], positions)
+        if prefix is None:
+            output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=positions)
+        else:
+            ids, begin = batch.inputs["input_ids"], prefix.length
+            output = model(
+                input_ids=ids[:, begin:],
+                attention_mask=batch.inputs["attention_mask"],
+                position_ids=torch.arange(begin, ids.shape[1], device=ids.device).expand(len(ids), -1),
+                past_key_values=prefix.for_rows(len(ids), grows=False),
+                use_cache=True,
+                logits_to_keep=positions - begin,
+            )
         logits: Tensor = output.logits
         return logits
+
+    def _prefix_before(self, model: nn.Module, ids: Tensor, positions: Tensor) -> SharedPrefix | None:
+        """The prefix with which all rows of ids [B, T] begin, before all positions; None if there is none in `sharing`."""
+        prefix = prefix_of(model, self._head)
+        if prefix is None or int(positions[0]) < prefix.length:
+            return None
+        same = ids[:, : prefix.length] == torch.tensor(prefix.ids, device=ids.device)
+        return prefix if bool(same.all()) else None
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         """Return the accuracy or the perplexity of a model in eval mode."""
@@ -145,11 +165,12 @@ class CausalLM(TextTask):
             right = sum(self.labels[label] == target for label, target in zip(best, targets, strict=True))
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
-        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            counts = (batch.labels != IGNORED).sum(1)
-            scores = self.finite(model, batch, partial(self.target, kind="log_probability"))
-            for row, score, count in zip(batch.rows, scores, counts, strict=True):
-                loss[row], pieces[row] = -float(score), int(count)
+        with self.sharing(model):
+            for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
+                counts = (batch.labels != IGNORED).sum(1)
+                scores = self.finite(model, batch, partial(self.target, kind="log_probability"))
+                for row, score, count in zip(batch.rows, scores, counts, strict=True):
+                    loss[row], pieces[row] = -float(score), int(count)
         return bootstrap(
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
@@ -202,6 +223,11 @@ class CausalLM(TextTask):
         begins = [bool(head) and len(one.ids) > len(head) and one.ids[: len(head)] == head for one in encoded]
         return [replace(one, shared=len(head)) if same else one for one, same in zip(encoded, begins, strict=True)]
 
+    def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
+        """Return the examples' inputs as in `TextTask`. A single one shares nothing: its prompt runs in one pass."""
+        items = super().input_items(model, examples)
+        return items if len(items) > 1 else [replace(item, shared=0) for item in items]
+
     def blank(self, model: nn.Module, length: int) -> Item:
         """Return an item of one piece, repeated, after the shared prefix."""
         head, item = self._shared(model), super().blank(model, length)
@@ -224,12 +250,18 @@ class CausalLM(TextTask):
 
     @contextmanager
     def scoring(self, model: nn.Module) -> Iterator[None]:
-        """A context as in `Task.scoring`, in which the tokens that all prompts begin with are run once, at its beginning.
+        """A context as in `Task.scoring`, and in which prompts share their first tokens as in `sharing`."""
+        with super().scoring(model), self.sharing(model):
+            yield
 
-        The batches read their keys and values. That needs a `Prompt` with at least `FEWEST` tokens before the input, and a model
-        that `can_share`; otherwise every prompt runs as a whole, which gives the same up to rounding.
+    @contextmanager
+    def sharing(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the tokens that all prompts begin with are run once. Each batch reads their keys and values.
+
+        That needs a `Prompt` with at least `FEWEST` tokens before the input, and a model that `can_share`. Otherwise every
+        prompt runs as a whole, which gives the same up to rounding.
         """
-        with super().scoring(model), held(model, self._shared(model)):
+        with held(model, self._shared(model)):
             yield
 
     def _shared(self, model: nn.Module) -> list[int]:
@@ -264,10 +296,8 @@ class CausalLM(TextTask):
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         rows, begin = self._tree.rows(config.vocab_size), 0 if prefix is None else prefix.length
-        parts = zip(
-            *(torch.split(batch.inputs[name][:, begin:], rows) for name in ("input_ids", "attention_mask")), strict=True
-        )
-        return torch.cat([self._of_prompts(model, *part, prefix) for part in parts])
+        ids, masks = (torch.split(batch.inputs[name][:, begin:], rows) for name in ("input_ids", "attention_mask"))
+        return torch.cat([self._of_prompts(model, *part, prefix) for part in zip(ids, masks, strict=True)])
 
     def _label_by_label(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return `label_scores` by an ordinary forward pass for each label, over the prompts with this label."""

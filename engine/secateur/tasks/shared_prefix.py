@@ -52,7 +52,7 @@ class SharedPrefix:
 
         Args:
             rows: The number of rows.
-            grows: Whether the cache keeps what is appended. If not, one forward pass can read it, and no layer's keys and values
+            grows: Whether the cache keeps what is appended. If not, one forward pass can read it, and no layer's states
                 stay in memory after the layer has run.
         """
         cache = copy.copy(self.states)
@@ -74,7 +74,7 @@ def _layer_of_rows(layer: Any, rows: int, length: int, grows: bool) -> Any:
 def _read_once() -> type[Any]:
     from transformers.cache_utils import DynamicLayer
 
-    class ReadOnce(DynamicLayer):
+    class ReadOnce(DynamicLayer):  # type: ignore[misc]
         """A layer of a cache that returns its keys and values with the new ones, and does not keep these."""
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ def can_share(model: nn.Module) -> bool:
 
 @contextmanager
 def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
-    """A context in which `prefix_of` returns the prefix of these ids; the first to enter runs the model on it.
+    """A context in which `prefix_of` returns the prefix of these ids. The model runs on it when it is first asked for.
 
     The model's weights must not change inside. Several threads may be inside at once.
 
@@ -109,8 +109,6 @@ def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
         return
     key = id(model), tuple(ids)
     with _LOCK:
-        if key not in _HELD:
-            _HELD[key] = _run(model, ids)
         _HOLDERS[key] = _HOLDERS.get(key, 0) + 1
     try:
         yield
@@ -118,27 +116,40 @@ def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
         with _LOCK:
             _HOLDERS[key] -= 1
             if not _HOLDERS[key]:
-                del _HOLDERS[key], _HELD[key]
+                del _HOLDERS[key]
+                _HELD.pop(key, None)
 
 
+def prefix_of(model: nn.Module, ids: Sequence[int]) -> SharedPrefix | None:
+    """Return the prefix of these ids for a model; None outside of a context `held` of both, or where gradients flow."""
+    key = id(model), tuple(ids)
+    if torch.is_grad_enabled() or key not in _HOLDERS:
+        return None
+    return _HELD[key] if key in _HELD else _run_once(model, key)
+
+
+def _run_once(model: nn.Module, key: tuple[int, tuple[int, ...]]) -> SharedPrefix:
+    """Run a model on a prefix, unless another thread has done it meanwhile, and hold the result."""
+    with _LOCK:
+        if key not in _HELD:
+            _HELD[key] = _run(model, key[1])
+        return _HELD[key]
+
+
+@torch.inference_mode(False)  # The caller's next batch may run outside of inference mode.
 @torch.no_grad()
-def _run(model: nn.Module, ids: Sequence[int]) -> SharedPrefix:
+def _run(model: nn.Module, ids: tuple[int, ...]) -> SharedPrefix:
     """Run a model on a prefix alone."""
     from transformers import DynamicCache
 
     # Without a config the cache keeps all keys and values, also those that a window will leave behind.
-    row, cache = torch.tensor([list(ids)], device=model_device(model)), DynamicCache()
+    row, cache = torch.tensor([ids], device=model_device(model)), DynamicCache()
     places = torch.arange(len(ids), device=row.device)[None]
     model(
         input_ids=row, attention_mask=torch.ones_like(row), position_ids=places, past_key_values=cache, use_cache=True,
         logits_to_keep=1,
     )  # fmt: skip
-    return SharedPrefix(tuple(ids), cache)
-
-
-def prefix_of(model: nn.Module, ids: Sequence[int]) -> SharedPrefix | None:
-    """Return the prefix of these ids that a context `held` holds for a model; None without one, or where gradients flow."""
-    return None if torch.is_grad_enabled() else _HELD.get((id(model), tuple(ids)))
+    return SharedPrefix(ids, cache)
 
 
 def common(sequences: Sequence[Sequence[int]]) -> list[int]:
