@@ -37,10 +37,12 @@ class SharedPrefix:
     Attributes:
         ids: Its ids.
         states: The cache with its keys and values, each [1, heads, tokens, channels]. Nobody appends to it.
+        read_once: The class of a cache's layers that keep nothing. Made beforehand: torch.compile makes no classes.
     """
 
     ids: tuple[int, ...]
     states: DynamicCache
+    read_once: type[Any]
 
     @property
     def length(self) -> int:
@@ -56,21 +58,20 @@ class SharedPrefix:
                 stay in memory after the layer has run.
         """
         cache = copy.copy(self.states)
-        cache.layers = [_layer_of_rows(layer, rows, self.length, grows) for layer in cache.layers]
+        cache.layers = [self._for_rows(layer, rows, grows) for layer in cache.layers]
         return cache
 
+    def _for_rows(self, layer: Any, rows: int, grows: bool) -> Any:
+        """A layer's part of a cache of so many rows."""
+        own = copy.copy(layer) if grows else self.read_once()
+        own.is_initialized = layer.is_initialized
+        if layer.is_initialized:
+            own.dtype, own.device = layer.dtype, layer.device
+            own.keys, own.values = (states.expand(rows, -1, self.length, -1) for states in (layer.keys, layer.values))
+        return own
 
-def _layer_of_rows(layer: Any, rows: int, length: int, grows: bool) -> Any:
-    """A layer's part of a cache, whose keys and values are those of one row, for so many rows."""
-    own = copy.copy(layer) if grows else _read_once()()
-    own.is_initialized = layer.is_initialized
-    if layer.is_initialized:
-        own.dtype, own.device = layer.dtype, layer.device
-        own.keys, own.values = (states.expand(rows, -1, length, -1) for states in (layer.keys, layer.values))
-    return own
 
-
-@functools.cache  # Always the same class, so that torch.compile reuses the compiled code.
+@functools.cache  # Always the same class, so that compiled code serves again.
 def _read_once() -> type[Any]:
     from transformers.cache_utils import DynamicLayer
 
@@ -149,7 +150,7 @@ def _run(model: nn.Module, ids: tuple[int, ...]) -> SharedPrefix:
         input_ids=row, attention_mask=torch.ones_like(row), position_ids=places, past_key_values=cache, use_cache=True,
         logits_to_keep=1,
     )  # fmt: skip
-    return SharedPrefix(ids, cache)
+    return SharedPrefix(ids, cache, _read_once())
 
 
 def common(sequences: Sequence[Sequence[int]]) -> list[int]:
