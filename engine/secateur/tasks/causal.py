@@ -266,7 +266,17 @@ class CausalLM(TextTask):
 
     def _shared(self, model: nn.Module) -> list[int]:
         """The ids that prompts begin with and that are run once for a model; none where nothing is shared."""
-        return self._head if len(self._head) >= FEWEST and can_share(model) else []
+        head = self._head
+        return head if len(head) >= FEWEST and can_share(model) and self._in_window(model, len(head)) else []
+
+    def _in_window(self, model: nn.Module, length: int) -> bool:
+        """Whether texts that follow so many columns can be generated after a shared prefix.
+
+        `generate` counts a window in columns, and the padding after the prefix would take some of it. So all columns must be in
+        the window. Labels have masks by position.
+        """
+        window = None if self.new_tokens is None else sliding_window(model)
+        return window is None or length + (self.new_tokens or 0) <= window
 
     @cached_property
     def _head(self) -> list[int]:
@@ -276,11 +286,11 @@ class CausalLM(TextTask):
         encoded = self.encode_each([self.prompted([text] * len(self.prompt.fields)) for text in _INPUTS])
         return common([[] if isinstance(ids, str) else ids for ids in encoded])
 
-    def _read_by(self, model: nn.Module, batch: Batch) -> tuple[Batch, SharedPrefix | None]:
+    def _read_by(self, model: nn.Module, batch: Batch, *, exact: bool = True) -> tuple[Batch, SharedPrefix | None]:
         """A batch with the prefix that it shares; without one, as where gradients flow, it is padded on the left alone."""
         if not batch.extra["shared"]:
             return batch, None
-        prefix = prefix_of(model, self._head)
+        prefix = prefix_of(model, self._head) if exact else None
         return (padded_on_the_left(batch) if prefix is None else batch), prefix
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -378,13 +388,11 @@ class CausalLM(TextTask):
         if hard is not None and longest >= hard:
             raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
 
+    @torch.no_grad()
     def written(self, model: nn.Module, batch: Batch) -> list[str]:
         """Return the continuation of each prompt of a batch, as in `Task`."""
         longest = self.new_tokens or 0
-        window, (batch, prefix) = sliding_window(model), self._read_by(model, batch)
-        if prefix is not None and window is not None and batch.length + longest > window:
-            # `generate` counts a window in columns, and padding after the prefix would take some of it.
-            batch, prefix = padded_on_the_left(batch), None
+        batch, prefix = self._read_by(model, batch, exact=self._in_window(model, batch.length))
         ids = generated(model, batch, longest, self.beams, prefix)
         new = ids[:, batch.inputs["input_ids"].shape[1] :]
         texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
