@@ -52,13 +52,13 @@ def prompts() -> str:
     environment = run["environment"]
     return "\n\n".join(
         [
-            f"{run['model']} in {run['dtype']}, {run['documents']} short movie reviews ({run['document_tokens']:g} tokens each with "
-            f"what follows them in the prompt) after a shared prefix of {run['prefix_tokens']} tokens, batches of "
+            f"{run['model']} in {run['dtype']}, {run['documents']} short movie reviews ({run['document_tokens']:g} tokens each "
+            f"with what follows them in the prompt) after a shared prefix of {run['prefix_tokens']} tokens, batches of "
             f"{run['max_tokens']:,} tokens that run. One thread of {environment['processor']}, torch {environment['torch']}; "
             f"processor time, medians of {run['rounds']} rounds in turn (and range).",
             markdown(("result", "whole prompts, documents/s", "shared prefix, documents/s", "speed-up"), rows),
-            f"The log-probabilities of the labels differ by {run['largest_difference']:.0e} at most, and {run['same_texts']} of "
-            f"{run['documents']} texts are the same.",
+            f"The log-probabilities of the labels differ by {run['largest_difference']:.0e} at most, and "
+            f"{run['same_texts']} of {run['documents']} texts are the same.",
         ]
     )
 
