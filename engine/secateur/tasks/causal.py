@@ -288,7 +288,7 @@ class CausalLM(TextTask):
 
     def _read_by(self, model: nn.Module, batch: Batch, *, exact: bool = True) -> tuple[Batch, SharedPrefix | None]:
         """A batch with the prefix that it shares; without one, as where gradients flow, it is padded on the left alone."""
-        if not batch.extra["shared"]:
+        if not batch.extra.get("shared"):
             return batch, None
         prefix = prefix_of(model, self._head) if exact else None
         return (padded_on_the_left(batch) if prefix is None else batch), prefix

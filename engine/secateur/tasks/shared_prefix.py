@@ -21,7 +21,7 @@ from secateur.tasks.batches import Batch, model_device
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-# One of 9 tokens made labels 1.2 times as fast (SmolLM2-135M, 40 reviews). A shorter one is not worth batches of its own.
+# One of 9 tokens made labels 1.2 times as fast (SmolLM2-135M, 40 reviews). Shorter ones were not measured.
 FEWEST = 8
 # The prefixes that are held now, by the model's id and the prefix's ids, with the number of contexts that hold each.
 # The contexts keep the model alive, so that its id stays its own.
