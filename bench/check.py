@@ -271,6 +271,7 @@ NOT_RERUN = {
     "efforts": "as budgets, whose check prunes the same way",
     "shapes": "as budgets, whose check prunes the same way",
     "healing-probes": "is of settings and code that were given up",
+    "prompts": "needs a package with weights, and takes a quarter of an hour",
     "real-models": "needs packages with weights, and hours",
     "reproduce-ap": "hours of runs; a page's test recomputes the claims from the cells",
     "reproduce-ldnet": "hours of training; a page's test recomputes the claims from the cells",

@@ -1,7 +1,7 @@
 """Run the timings and the comparisons, and write bench/results/*.json.
 
 python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [healing] [latency] [pruning] [multitask]
-    [ldnet] [layers] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
+    [ldnet] [layers] [prompts] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
 python -m bench.run corpus-other-cpu
 """
 
@@ -109,6 +109,13 @@ def bulk_scoring(memory: bool = True) -> dict[str, Any]:
     return corpus(memory=memory)
 
 
+def shared_prompts() -> dict[str, Any]:
+    """Measure prompts whose shared tokens are run once."""
+    from bench.measurements.prompts import prompts
+
+    return prompts()
+
+
 def deleted_layers() -> dict[str, Any]:
     """Measure models with deleted layers."""
     from bench.measurements.layers import layers
@@ -157,6 +164,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "multitask": multitask_pruning,
     "ldnet": layers_of_taggers,
     "layers": deleted_layers,
+    "prompts": shared_prompts,
     "corpus": bulk_scoring,
     "corpus-again": partial(bulk_scoring, memory=False),
     "real-models": whole_flow_on_real_weights,

@@ -39,6 +39,30 @@ def corpus() -> str:
     return "\n\n".join(lines)
 
 
+def prompts() -> str:
+    """Documents a second with whole prompts and with shared prefixes."""
+    run = result("prompts")
+    rows = []
+    for name, words in (("labels", "labels"), ("texts", f"{run['new_tokens']} new tokens")):
+        speeds, speedup = run[name]["documents/s"], run[name]["speedup"]
+        low, high = speedup["range"]
+        rows.append(
+            (words, f"{speeds['whole']:.2f}", f"{speeds['shared']:.2f}", f"{speedup['median']:.1f}x ({low:.1f} to {high:.1f})")
+        )
+    environment = run["environment"]
+    return "\n\n".join(
+        [
+            f"{run['model']} in {run['dtype']}, {run['documents']} short movie reviews ({run['document_tokens']:g} tokens each "
+            f"with what follows them in the prompt) after a shared prefix of {run['prefix_tokens']} tokens, batches of "
+            f"{run['max_tokens']:,} tokens that run. One thread of {environment['processor']}, torch {environment['torch']}; "
+            f"processor time, medians of {run['rounds']} rounds in turn (and range).",
+            markdown(("result", "whole prompts, documents/s", "shared prefix, documents/s", "speed-up"), rows),
+            f"The log-probabilities of the labels differ by {run['largest_difference']:.0e} at most, and "
+            f"{run['same_texts']} of {run['documents']} texts are the same.",
+        ]
+    )
+
+
 def _ratios(name: str) -> str:
     """A run's ratios over transformers, in the order of the table."""
     ratios = []

@@ -34,7 +34,7 @@ def divergence(
         InputError: Logits are NaN or inf.
     """
     total, examples = 0.0, 0
-    with undisturbed(model), undisturbed(pruned), torch.inference_mode():
+    with undisturbed(model), undisturbed(pruned), torch.inference_mode(), task.sharing(model), task.sharing(pruned):
         for k, batch in enumerate(batches):
             dense = logits[k] if logits else target_logits(model, task, batch)
             total += float(divergence_of(dense, target_logits(pruned, task, batch)).sum())
@@ -44,7 +44,7 @@ def divergence(
 
 def held_logits(model: nn.Module, task: Task, batches: Sequence[Batch], most: int) -> list[Tensor]:
     """Return a model's `target_logits` of all batches; none if they take more bytes than `most`."""
-    with undisturbed(model), torch.inference_mode():
+    with undisturbed(model), torch.inference_mode(), task.sharing(model):
         first = target_logits(model, task, batches[0])
         positions = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
         if first[:1].nbytes * positions > most:

@@ -61,6 +61,16 @@ def steady_positions(model: nn.Module) -> int | None:
     return min([*long, *dynamic], default=None)
 
 
+def sliding_window(model: nn.Module) -> int | None:
+    """Return the number of tokens that a token sees in layers with a window, itself included; None without such layers."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    # Without kinds all layers slide (Mistral).
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
 def _claimed(model: nn.Module) -> int | None:
     """The config's `max_position_embeddings`. GPT-2's kin have it under this name too, as an alias of `n_positions`."""
     config: Any = getattr(model, "config", None)

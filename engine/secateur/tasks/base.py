@@ -213,6 +213,14 @@ class Task(ABC):
         with faster_forward(model):
             yield
 
+    @contextmanager
+    def sharing(self, model: nn.Module) -> Iterator[None]:
+        """A context in which passes without gradients may share what the model computes for all examples alike.
+
+        The weights must not change inside, and hooks may not see each example's every token. By default nothing is shared.
+        """
+        yield
+
     def output_kind(self, model: nn.Module) -> OutputKind:
         """Return the kind of a model's results.
 

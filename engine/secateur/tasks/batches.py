@@ -14,6 +14,8 @@ from secateur.support.errors import InputError
 from secateur.support.fields import require_count
 
 IGNORED = -100
+# A batch reads the keys and values of so many times its padded tokens at most, where its items share their first tokens.
+_READ = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Item:
         value: The target that is a number; None for other targets.
         pair: Whether the input is a pair of texts.
         segments: The number of the text, 0 or 1, that each token of a pair of texts belongs to; empty for one text.
+        shared: The number of its first ids that the items of a task share and the model has run before.
     """
 
     row: int
@@ -36,11 +39,12 @@ class Item:
     value: float | None = field(default=None, kw_only=True)
     pair: bool = field(default=False, kw_only=True)
     segments: tuple[int, ...] = field(default=(), kw_only=True)
+    shared: int = field(default=0, kw_only=True)
 
     @property
     def tokens(self) -> int:
-        """The number of tokens of the input in the model."""
-        return len(self.input_ids)
+        """The number of tokens of the input that the model runs on."""
+        return len(self.input_ids) - self.shared
 
     @property
     def length(self) -> int:
@@ -78,6 +82,7 @@ class Encoded:
         reason: Why the tokenizer cannot encode the input, or the model cannot take it; None if both can.
         pair: Whether the input is a pair of texts.
         segments: As in `Item`.
+        shared: As in `Item`.
     """
 
     ids: list[int]
@@ -86,10 +91,11 @@ class Encoded:
     reason: str | None = None
     pair: bool = field(default=False, kw_only=True)
     segments: tuple[int, ...] = field(default=(), kw_only=True)
+    shared: int = field(default=0, kw_only=True)
 
     def item(self, row: int) -> Item:
         """Return the input as the item of a row, without a target."""
-        return Item(row, self.ids, [], pair=self.pair, segments=self.segments)
+        return Item(row, self.ids, [], pair=self.pair, segments=self.segments, shared=self.shared)
 
 
 @dataclass(frozen=True)
@@ -140,15 +146,24 @@ def model_device(model: nn.Module) -> torch.device:
 def buckets(items: Sequence[Item], max_tokens: int, padded: Callable[[int], int] = lambda length: length) -> list[list[Item]]:
     """Return the items in buckets of similar length, longest first.
 
+    Items with shared first tokens come before the others, in buckets of their own.
+
     Args:
         items: The items.
-        max_tokens: The most tokens of a padded bucket; a bucket has one item at least.
+        max_tokens: The most tokens of a padded bucket; a bucket has one item at least. Together with the shared tokens, which
+            are in memory though they are not run, it is eight times as many.
         padded: The padded length of a bucket whose longest item has the given length.
     """
     require_count("max_tokens", max_tokens)
+
+    def joins(item: Item, bucket: list[Item]) -> bool:
+        first, rows = bucket[0], len(bucket) + 1
+        fits = rows * padded(first.length) <= max_tokens and rows * (first.shared + first.length) <= _READ * max_tokens
+        return fits and item.shared == first.shared
+
     grouped: list[list[Item]] = []
-    for item in sorted(items, key=lambda item: (-item.length, item.row)):
-        if grouped and (len(grouped[-1]) + 1) * padded(grouped[-1][0].length) <= max_tokens:
+    for item in sorted(items, key=lambda item: (-item.shared, -item.length, item.row)):
+        if grouped and joins(item, grouped[-1]):
             grouped[-1].append(item)
         else:
             grouped.append([item])

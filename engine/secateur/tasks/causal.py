@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from secateur.data.columns import Columns
 from secateur.data.examples import Example
 from secateur.model.families import takes_label_tree
-from secateur.model.positions import hard_limit
+from secateur.model.positions import hard_limit, sliding_window
 from secateur.support.errors import InputError
-from secateur.tasks.batches import IGNORED, Batch, Item, model_device, pad
+from secateur.tasks.batches import IGNORED, Batch, Encoded, Item, model_device, pad
 from secateur.tasks.generation import generated
 from secateur.tasks.label_tree import LabelTree, require_pieces
 from secateur.tasks.metrics import Evaluation, bootstrap, proportion
 from secateur.tasks.model_config import require_causal
 from secateur.tasks.prompt import Prompt
+from secateur.tasks.shared_prefix import FEWEST, SharedPrefix, can_share, common, held, padded_on_the_left, prefix_of
 from secateur.tasks.text import TextTask, warn_of_cuts
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
+
+# Inputs of several kinds. What prompts with them begin with alike, prompts with most inputs begin with.
+_INPUTS = ("a", "The film", "b c", "1", "(", '"')
 
 
 class CausalLM(TextTask):
@@ -127,9 +133,29 @@ class CausalLM(TextTask):
         if "logits_to_keep" not in parameters:
             whole: Any = model(**batch.inputs)
             return cast(Tensor, whole.logits)[:, positions]
-        output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=positions)
+        prefix = self._prefix_before(model, batch.inputs["input_ids"], positions)
+        if prefix is None:
+            output: Any = model(**batch.inputs, use_cache=False, logits_to_keep=positions)
+        else:
+            ids, begin = batch.inputs["input_ids"], prefix.length
+            output = model(
+                input_ids=ids[:, begin:],
+                attention_mask=batch.inputs["attention_mask"],
+                position_ids=torch.arange(begin, ids.shape[1], device=ids.device).expand(len(ids), -1),
+                past_key_values=prefix.for_rows(len(ids), grows=False),
+                use_cache=True,
+                logits_to_keep=positions - begin,
+            )
         logits: Tensor = output.logits
         return logits
+
+    def _prefix_before(self, model: nn.Module, ids: Tensor, positions: Tensor) -> SharedPrefix | None:
+        """The prefix with which all rows of ids [B, T] begin, before all positions; None if there is none in `sharing`."""
+        prefix = prefix_of(model, self._head)
+        if prefix is None or int(positions[0]) < prefix.length:
+            return None
+        same = ids[:, : prefix.length] == torch.tensor(prefix.ids, device=ids.device)
+        return prefix if bool(same.all()) else None
 
     def evaluate(self, model: nn.Module, examples: Sequence[Example], max_tokens: int) -> Evaluation:
         """Return the accuracy or the perplexity of a model in eval mode."""
@@ -139,11 +165,12 @@ class CausalLM(TextTask):
             right = sum(self.labels[label] == target for label, target in zip(best, targets, strict=True))
             return proportion("accuracy", right, len(examples))
         loss, pieces = [0.0] * len(examples), [0] * len(examples)
-        for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
-            counts = (batch.labels != IGNORED).sum(1)
-            scores = self.finite(model, batch, partial(self.target, kind="log_probability"))
-            for row, score, count in zip(batch.rows, scores, counts, strict=True):
-                loss[row], pieces[row] = -float(score), int(count)
+        with self.sharing(model):
+            for batch in self.batches(self.items(model, examples), model_device(model), max_tokens):
+                counts = (batch.labels != IGNORED).sum(1)
+                scores = self.finite(model, batch, partial(self.target, kind="log_probability"))
+                for row, score, count in zip(batch.rows, scores, counts, strict=True):
+                    loss[row], pieces[row] = -float(score), int(count)
         return bootstrap(
             "perplexity", len(examples), lambda rows: math.exp(sum(loss[r] for r in rows) / sum(pieces[r] for r in rows))
         )
@@ -187,24 +214,100 @@ class CausalLM(TextTask):
             return super().cut(ids, room)
         return ids if room is None else ids[-room:]
 
+    def encode_cut_each(self, model: nn.Module, inputs: Sequence[Any], room: int | None) -> Sequence[Encoded]:
+        """Return inputs as in `TextTask`, each with the number of its ids that the shared prefix holds: all of it or nothing.
+
+        A tokenizer may join the prompt's last characters with an input's first ones. So the ids decide, input by input.
+        """
+        encoded, head = super().encode_cut_each(model, inputs, room), self._shared(model)
+        begins = [bool(head) and len(one.ids) > len(head) and one.ids[: len(head)] == head for one in encoded]
+        return [replace(one, shared=len(head)) if same else one for one, same in zip(encoded, begins, strict=True)]
+
+    def input_items(self, model: nn.Module, examples: Sequence[Example]) -> list[Item]:
+        """Return the examples' inputs as in `TextTask`. A single one shares nothing: its prompt runs in one pass."""
+        items = super().input_items(model, examples)
+        return items if len(items) > 1 else [replace(item, shared=0) for item in items]
+
+    def blank(self, model: nn.Module, length: int) -> Item:
+        """Return an item of one piece, repeated, after the shared prefix."""
+        head, item = self._shared(model), super().blank(model, length)
+        return replace(item, input_ids=[*head, *item.input_ids], shared=len(head))
+
     def collate_inputs(self, items: Sequence[Item], device: torch.device, length: int = 1) -> Batch:
-        """Return prompts as one batch, padded on the left, so that what follows them begins in one column."""
-        turned = super().collate_inputs([replace(item, input_ids=item.input_ids[::-1]) for item in items], device, length)
-        return replace(turned, inputs={name: ids.flip(1) for name, ids in turned.inputs.items()})
+        """Return prompts as one batch, with padding before each prompt, so that what follows them begins in one column.
+
+        If all prompts begin with the shared prefix, it fills the first columns, and the padding stands behind it. `length` is
+        then the number of the other columns.
+        """
+        shared = min(item.shared for item in items)
+        own = [replace(item, input_ids=item.input_ids[shared:][::-1], shared=0) for item in items]
+        turned = super().collate_inputs(own, device, length)
+        inputs = {name: ids.flip(1) for name, ids in turned.inputs.items()}
+        if shared:
+            head = super().collate_inputs([replace(items[0], input_ids=items[0].input_ids[:shared])], device)
+            inputs = {name: torch.cat([head.inputs[name].expand(len(items), -1), ids], 1) for name, ids in inputs.items()}
+        return replace(turned, inputs=inputs, extra={"shared": shared})
+
+    @contextmanager
+    def scoring(self, model: nn.Module) -> Iterator[None]:
+        """A context as in `Task.scoring`, and in which prompts share their first tokens as in `sharing`."""
+        with super().scoring(model), self.sharing(model):
+            yield
+
+    @contextmanager
+    def sharing(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the tokens that all prompts begin with are run once. Each batch reads their keys and values.
+
+        That needs a `Prompt` with at least `FEWEST` tokens before the input, and a model that `can_share`. Otherwise every
+        prompt runs as a whole, which gives the same up to rounding.
+        """
+        with held(model, self._shared(model)):
+            yield
+
+    def _shared(self, model: nn.Module) -> list[int]:
+        """The ids that prompts begin with and that are run once for a model; none where nothing is shared."""
+        head = self._head
+        return head if len(head) >= FEWEST and can_share(model) and self._in_window(model, len(head)) else []
+
+    def _in_window(self, model: nn.Module, length: int) -> bool:
+        """Whether texts that follow so many columns can be generated after a shared prefix.
+
+        `generate` counts a window in columns, and the padding after the prefix would take some of it. So all columns must be in
+        the window. Labels have masks by position.
+        """
+        window = None if self.new_tokens is None else sliding_window(model)
+        return window is None or length + (self.new_tokens or 0) <= window
+
+    @cached_property
+    def _head(self) -> list[int]:
+        """The ids that prompts with inputs of several kinds begin with."""
+        if self.prompt is None:
+            return []
+        encoded = self.encode_each([self.prompted([text] * len(self.prompt.fields)) for text in _INPUTS])
+        return common([[] if isinstance(ids, str) else ids for ids in encoded])
+
+    def _read_by(self, model: nn.Module, batch: Batch, *, exact: bool = True) -> tuple[Batch, SharedPrefix | None]:
+        """A batch with the prefix that it shares; without one, as where gradients flow, it is padded on the left alone."""
+        if not batch.extra.get("shared"):
+            return batch, None
+        prefix = prefix_of(model, self._head) if exact else None
+        return (padded_on_the_left(batch) if prefix is None else batch), prefix
 
     def label_scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return log P(label | prompt) [B, labels].
 
-        The prompts run once, then the label tree on their cached states. Models that are not known to read the tree rightly, as
-        `takes_label_tree` says, run on each prompt with each label: some have no positions or masks that a call can give.
+        The prompts run once, then the label tree on their cached states; after a shared prefix both run together. Models that
+        are not known to read the tree rightly, as `takes_label_tree` says, run on each prompt with each label: some have no
+        positions or masks that a call can give.
         """
+        batch, prefix = self._read_by(model, batch)
         if not takes_label_tree(model):
             return self._label_by_label(model, batch)
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        rows = self._tree.rows(config.vocab_size)
-        parts = zip(*(torch.split(batch.inputs[name], rows) for name in ("input_ids", "attention_mask")), strict=True)
-        return torch.cat([self._of_prompts(model, *part) for part in parts])
+        rows, begin = self._tree.rows(config.vocab_size), 0 if prefix is None else prefix.length
+        ids, masks = (torch.split(batch.inputs[name][:, begin:], rows) for name in ("input_ids", "attention_mask"))
+        return torch.cat([self._of_prompts(model, *part, prefix) for part in zip(ids, masks, strict=True)])
 
     def _label_by_label(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return `label_scores` by an ordinary forward pass for each label, over the prompts with this label."""
@@ -216,50 +319,65 @@ class CausalLM(TextTask):
             columns.append(self.target(model, self.collate(items, batch.inputs["input_ids"].device), "log_probability"))
         return torch.stack(columns, 1)
 
-    def _of_prompts(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return `label_scores` of some prompts, from their ids and the padding mask, both [B, T]."""
+    def _of_prompts(self, model: nn.Module, ids: Tensor, mask: Tensor, prefix: SharedPrefix | None) -> Tensor:
+        """Return `label_scores` of some prompts, from their ids and the padding mask, both [B, T]; both without the prefix."""
         from transformers import DynamicCache
 
         tree = self._tree
-        cache = DynamicCache() if len(tree) > 1 else None
         places = (mask.cumsum(1) - 1).clamp(min=0)
+        if prefix is not None:
+            cache = prefix.for_rows(len(ids), grows=False)
+            return tree.log_probabilities(self._on_cache(model, cache, ids, mask, places, prefix=prefix.length))
+        cache = DynamicCache() if len(tree) > 1 else None
         output: Any = model(
             input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=cache is not None,
             logits_to_keep=1,
         )  # fmt: skip
         logits: list[Tensor] = [output.logits]
         if cache is not None:
-            logits.append(self._after(model, mask, places[:, -1:], cache, logits[0].dtype))
+            logits.append(self._on_cache(model, cache, ids, mask, places, run=ids.shape[1]))
         return tree.log_probabilities(*logits)
 
-    def _after(self, model: nn.Module, mask: Tensor, last: Tensor, cache: DynamicCache, dtype: torch.dtype) -> Tensor:
-        """Return the logits [B, nodes - 1, vocabulary] of the label tree's nodes without the root.
+    def _on_cache(
+        self, model: nn.Module, cache: DynamicCache, ids: Tensor, mask: Tensor, places: Tensor, *, prefix: int = 0, run: int = 0
+    ) -> Tensor:
+        """Return the logits [B, nodes, vocabulary] of the label tree's nodes; without the root if the prompts have run.
 
-        They follow the cached states of prompts with the padding mask `mask` [B, T] and the last positions `last` [B, 1].
+        Args:
+            model: The model.
+            cache: The cached states: those of the prefix, then those of the columns that have run.
+            ids: The prompts' ids without the prefix [B, T].
+            mask: Their padding mask [B, T].
+            places: Their positions, counted from the prefix's end [B, T].
+            prefix: The length of the prefix.
+            run: How many columns have run: 0 or T.
         """
-        tree, rows = self._tree, len(mask)
-        places = last + tree.depths[1:].to(mask.device)  # [B, nodes - 1]
-        among = tree.sees[1:, 1:].to(mask.device)  # [nodes - 1, nodes - 1]
-        # [B, nodes - 1, T + nodes - 1]
-        sees = torch.cat([mask.bool()[:, None].expand(-1, len(among), -1), among.expand(rows, -1, -1)], 2)
-        config = cast(Any, model.config)
-        masks, window = {"full_attention": sees}, getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if window is not None and (kinds is None or "sliding_attention" in kinds):
-            seen_at = torch.cat([mask.cumsum(1) - 1, places], 1)
+        tree, (rows, length) = self._tree, ids.shape
+        nodes, device = len(tree) - 1, ids.device  # The root is the prompt's last token.
+        ids = torch.cat([ids, tree.pieces(0)[1:].to(device).expand(rows, -1)], 1)  # [B, T + nodes]
+        places = torch.cat([places, places[:, -1:] + tree.depths[1:].to(device)], 1) + prefix
+        among = torch.ones(length + nodes, length + nodes, dtype=torch.bool, device=device).tril()
+        among[length:, length:] = tree.sees[1:, 1:]
+        real = functional.pad(mask.bool(), (prefix, nodes), value=True)  # [B, prefix + T + nodes]
+        sees = functional.pad(among[run:], (prefix, 0), value=True) & real[:, None]  # [B, tokens that run, prefix + T + nodes]
+        masks, window = {"full_attention": sees}, sliding_window(model)
+        if window is not None:
+            seen_at = torch.cat([torch.arange(prefix, device=device).expand(rows, -1), places], 1)
             # Without kinds all layers slide (Mistral).
-            kind = "full_attention" if kinds is None else "sliding_attention"
-            masks[kind] = sees & (places[:, :, None] - seen_at[:, None, :] < window)
+            kind = "full_attention" if getattr(model.config, "layer_types", None) is None else "sliding_attention"
+            masks[kind] = sees & (places[:, run:, None] - seen_at[:, None] < window)
+        dtype = next(layer.keys.dtype for layer in cache.layers if layer.keys is not None)
         added = {
             kind: torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
             for kind, mask in masks.items()
         }
         output: Any = model(
-            input_ids=tree.pieces(0)[1:].to(mask.device).expand(rows, -1),
+            input_ids=ids[:, run:],
             attention_mask=added if len(added) > 1 else added["full_attention"],
-            position_ids=places,
+            position_ids=places[:, run:],
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=nodes + (run == 0),
         )
         logits: Tensor = output.logits
         return logits
@@ -270,9 +388,12 @@ class CausalLM(TextTask):
         if hard is not None and longest >= hard:
             raise InputError(f"longest: expected under {hard} pieces, the model's positions, got {longest}")
 
+    @torch.no_grad()
     def written(self, model: nn.Module, batch: Batch) -> list[str]:
         """Return the continuation of each prompt of a batch, as in `Task`."""
-        ids = generated(model, batch, self.new_tokens or 0, self.beams)
+        longest = self.new_tokens or 0
+        batch, prefix = self._read_by(model, batch, exact=self._in_window(model, batch.length))
+        ids = generated(model, batch, longest, self.beams, prefix)
         new = ids[:, batch.inputs["input_ids"].shape[1] :]
         texts: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts

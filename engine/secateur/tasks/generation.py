@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from secateur.support.errors import InputError
 from secateur.tasks.batches import Batch
+from secateur.tasks.shared_prefix import SharedPrefix
 
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -18,7 +19,7 @@ class NotFiniteError(InputError):
     """The model's outputs for a row are NaN or inf."""
 
 
-def generated(model: nn.Module, batch: Batch, longest: int, beams: int = 1) -> Tensor:
+def generated(model: nn.Module, batch: Batch, longest: int, beams: int = 1, prefix: SharedPrefix | None = None) -> Tensor:
     """Return the ids that a model generates.
 
     Of the model's `generation_config` only the ids of special pieces count: where an output begins, ends and is padded. Its
@@ -31,6 +32,7 @@ def generated(model: nn.Module, batch: Batch, longest: int, beams: int = 1) -> T
         longest: The most new pieces.
         beams: The number of beams. 1 is greedy: at each step the piece with the highest logit. Of more beams the output with
             the highest mean log-probability of a piece is returned.
+        prefix: What the model has run of the first tokens of every row, which then have no padding among them.
 
     Returns:
         Ids [B, pieces] as `generate` returns them.
@@ -55,5 +57,6 @@ def generated(model: nn.Module, batch: Batch, longest: int, beams: int = 1) -> T
     kept = {name: getattr(plain.generation_config, name, None) for name in _KEPT}
     plain.generation_config = GenerationConfig(**kept, max_new_tokens=longest, num_beams=beams)
     checks = LogitsProcessorList([require_finite])
-    ids: Tensor = plain.generate(**batch.inputs, generation_config=plain.generation_config, logits_processor=checks)
+    known = {} if prefix is None else {"past_key_values": prefix.for_rows(len(batch.rows) * beams, grows=True)}
+    ids: Tensor = plain.generate(**batch.inputs, **known, generation_config=plain.generation_config, logits_processor=checks)
     return ids

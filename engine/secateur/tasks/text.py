@@ -86,9 +86,10 @@ class TextTask(Task):
             InputError: As `generating`; a logit is NaN or inf.
         """
         task, answers = self.generating(model, longest), [""] * len(examples)
-        for batch in task.input_batches(model, examples, max_tokens):
-            for row, answer in zip(batch.rows, task.written(model, batch), strict=True):
-                answers[row] = answer
+        with task.scoring(model):
+            for batch in task.input_batches(model, examples, max_tokens):
+                for row, answer in zip(batch.rows, task.written(model, batch), strict=True):
+                    answers[row] = answer
         return answers
 
     @contextmanager

@@ -14,6 +14,8 @@ from secateur.support.compat import attention_implementation, set_attention_impl
 from secateur.support.environment import capabilities, cpu_name
 
 _NAME = "bfloat16_by_products"
+# Implementations of attention that take a mask of each query over all keys.
+MASKED = ("eager", "sdpa", _NAME)
 
 
 @contextmanager
