@@ -35,8 +35,8 @@ class LabelTree:
                 edges.append((number, node, piece))
         self.labels = len(labels)
         self.prefixes = list(numbers)
+        self._edges = edges
         with torch.inference_mode(False):  # The tensors are kept, and a later pass may need gradients.
-            self._edges = torch.tensor(edges, dtype=torch.int64).T
             self.depths = torch.tensor([len(prefix) for prefix in self.prefixes])
             self.sees = torch.eye(len(self), dtype=torch.bool)
             for node, prefix in enumerate(self.prefixes[1:], start=1):
@@ -66,12 +66,14 @@ class LabelTree:
         """
         steps, numbers, first = [], [], 0
         for part in logits:
-            number, node, piece = self._edges[:, (self._edges[1] >= first) & (self._edges[1] < first + part.shape[1])]
-            node, piece = (node - first).to(part.device), piece.to(part.device)
+            # Chosen in Python: a choice by a tensor's values would break a compiled graph.
+            chosen = [edge for edge in self._edges if first <= edge[1] < first + part.shape[1]]
+            number, node, piece = torch.tensor(chosen, dtype=torch.int64, device=part.device).view(-1, 3).T
+            node = node - first
             steps.append(_wide(part[:, node, piece]) - _log_totals(part)[:, node])  # [B, edges of the part]
             numbers.append(number)
             first += part.shape[1]
-        of_edges, labels = torch.cat(steps, 1), torch.cat(numbers).to(logits[0].device)
+        of_edges, labels = torch.cat(steps, 1), torch.cat(numbers)
         return of_edges.new_zeros(len(of_edges), self.labels).index_add_(1, labels, of_edges)
 
 
