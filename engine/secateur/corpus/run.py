@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
+from secateur.corpus.openvino_runtime import require_openvino, takes_openvino
 from secateur.corpus.output import FORMATS, Counts, Folder, require_free_name
 from secateur.corpus.parts import MOST, about_part, cut, finished_parts, may_be_cut, part_rows
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
 from secateur.corpus.sources import ColumnError, ShardError, Source, column_names, no_column
-from secateur.corpus.tuning import FEWEST, Sample, Say, rows_a_second, tuned, untuned
+from secateur.corpus.tuning import FEWEST, RUNTIMES, Sample, Say, rows_a_second, tuned, untuned
 from secateur.corpus.windows import WRITTEN, windows
 from secateur.support.errors import InputError, reading
 from secateur.support.files import open_own, require_alone
@@ -79,6 +80,7 @@ class RunOptions:
         threads: CPU threads.
         any_dtype: Whether another dtype may be tried.
         compile: Whether the model is compiled. None: it is measured, on corpora that are long enough.
+        runtime: What computes the scores: "torch", "openvino", or "auto", as in `tuned`.
         part_rows: The most rows of a part of a large file. None: they are about `parts.SECONDS` of work, as measured.
     """
 
@@ -86,6 +88,7 @@ class RunOptions:
     threads: int | None = None
     any_dtype: bool = False
     compile: bool | None = False
+    runtime: str = "torch"
     part_rows: int | None = None
 
 
@@ -147,7 +150,7 @@ class CorpusRun:
             say: Called with a line about each measurement.
 
         Raises:
-            InputError: As in `tuned`.
+            InputError: As in `tuned`; or the model is to be compiled and run by OpenVINO.
         """
         if self._began is not None:
             self._measured, self.part_rows = self._document["measured"], self._document["part_rows"]
@@ -155,6 +158,14 @@ class CorpusRun:
             say(f"as begun: {', '.join(used)}")
             return with_tuning(runner, self._document["tuned"])
 
+        if options.runtime == "openvino":
+            require_openvino(runner.task, runner.model)
+            if options.compile:
+                raise InputError(
+                    "compile: expected off or auto with the runtime openvino, which compiles the model itself, got on"
+                )
+        if options.runtime == "auto" and (options.compile or not takes_openvino(runner.task, runner.model)):
+            options = replace(options, runtime="torch")
         if (kind := runner.task.output_kind(runner.model)) in WRITTEN:
             if options.compile:
                 raise InputError(f"compile: expected off or auto where results are {kind}, which is not compiled, got on")
@@ -175,14 +186,17 @@ class CorpusRun:
 
     def _tuned(self, runner: Runner, options: RunOptions, note: Say, say: Say) -> tuple[Runner, Sample | None]:
         """The runner with its settings, given or measured, and the sample that was read to measure them."""
-        sizes = {"max_tokens": options.max_tokens, "threads": options.threads}
+        sizes: dict[str, Any] = {"max_tokens": options.max_tokens, "threads": options.threads}
         rough = untuned(runner, **sizes)
-        if None not in sizes.values() and not options.any_dtype and options.compile is False:
+        if options.runtime == "openvino":
+            rough = replace(rough, runtime="openvino")
+        if None not in sizes.values() and not options.any_dtype and options.compile is False and options.runtime != "auto":
             return rough, None
         sample = self._sample(rough)
         if len(sample.items) >= FEWEST:
             say("measuring how the model runs fastest; each way is compared with the fastest so far")
-            return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes), sample
+            ways = {name: getattr(options, name) for name in ("any_dtype", "compile", "runtime")}
+            return tuned(runner, sample, say=note, **ways, **sizes), sample
         if options.compile and sample.items:
             compiled = tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
             return compiled, sample
@@ -332,8 +346,9 @@ def _settings_of(folder: Folder, text: str) -> dict[str, Any]:
     with reading("out", folder.path(SETTINGS), "is damaged; delete its folder to begin anew"):
         document = {"measured": [], "part_rows": None, **json.loads(text)}
         names = ("max_tokens", "workers", "threads", "compiled", "dtype")
-        tuned = {name: document["tuned"][name] for name in names}
-        if not isinstance(getattr(torch, tuned["dtype"]), torch.dtype) or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
+        tuned = {name: document["tuned"][name] for name in names} | {"runtime": document["tuned"].get("runtime", "torch")}
+        known = isinstance(getattr(torch, tuned["dtype"]), torch.dtype) and tuned["runtime"] in RUNTIMES[1:]
+        if not known or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
             raise ValueError(f"unknown settings {tuned}")
         if not (document["part_rows"] is None or document["part_rows"] >= 1):
             raise ValueError(f"unknown rows of a part: {document['part_rows']}")
@@ -377,14 +392,21 @@ def _require_column(source: Source, reading: Reading) -> None:
 
 def tuning_of(runner: Runner) -> dict[str, Any]:
     """Return how the model is run, as a JSON document."""
-    options = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled")}
+    options = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled", "runtime")}
     return {**options, "dtype": str(next(runner.model.parameters()).dtype).removeprefix("torch.")}
 
 
 def with_tuning(runner: Runner, tuned: Mapping[str, Any]) -> Runner:
-    """Return the runner with settings from `tuning_of`, of an earlier run or of another process."""
+    """Return the runner with settings from `tuning_of`, of an earlier run or of another process.
+
+    Raises:
+        InputError: The runtime is not installed here.
+    """
     options = {name: value for name, value in tuned.items() if name != "dtype"}
     dtype = getattr(torch, tuned["dtype"])
     # Convert only a model of another dtype: a model that was loaded in this dtype may hold some parameters in a wider one.
     same = next(runner.model.parameters()).dtype == dtype
-    return replace(runner, model=runner.model if same else runner.model.to(dtype), **options)
+    runner = replace(runner, model=runner.model if same else runner.model.to(dtype), **options)
+    if runner.runtime == "openvino":
+        require_openvino(runner.task, runner.model)
+    return runner

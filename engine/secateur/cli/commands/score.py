@@ -38,7 +38,7 @@ from secateur.corpus.run import CorpusRun, RunOptions, alone_in, tuning_of, with
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
-from secateur.corpus.tuning import usable_cores
+from secateur.corpus.tuning import RUNTIMES, usable_cores
 from secateur.corpus.windows import require_input_columns, require_on_long
 from secateur.data.columns import require_columns_given, resolve
 from secateur.flow.loaded import load_model, make_task
@@ -152,6 +152,13 @@ def score(
         typer.Option(help="Use torch.compile: on, off, or auto (if it makes a long corpus faster).", rich_help_panel=MACHINE),
     ] = "auto",
     device: Device = "auto",
+    engine_runtime: Annotated[
+        str,
+        typer.Option(
+            help="What computes the scores: torch, openvino (classifiers on a CPU; extra openvino), or auto (the faster one).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(help="Where to score: local (this process) or ray (workers of Ray Data).", rich_help_panel=MACHINE)
     ] = "local",
@@ -170,14 +177,18 @@ def score(
     """Score a corpus, shard by shard, into Parquet files, and list rejected documents. --resume continues a killed run."""
     if compile not in COMPILE:
         raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
+    if engine_runtime not in RUNTIMES:
+        raise InputError(f"engine-runtime: expected {', '.join(RUNTIMES)}, got {engine_runtime!r}")
     options = RunOptions(
         _number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile],
-        _number("part-rows", part_rows),
+        engine_runtime, _number("part-rows", part_rows),
     )  # fmt: skip
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
     if engine == "ray" and options.compile is None:
         options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
+    if engine == "ray" and engine_runtime == "auto":
+        options = replace(options, runtime="torch")  # What other machines have installed is unknown here.
     keep_kernels()
     folder = Folder(out, format)
     folder.require_writable()
