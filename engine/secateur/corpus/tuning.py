@@ -14,6 +14,7 @@ import torch
 
 from secateur.corpus.compiling import MODES, CompileError
 from secateur.corpus.pipeline import Runner, scored
+from secateur.corpus.sources import Row
 from secateur.corpus.windows import Window
 from secateur.model.offloading import copy_of
 from secateur.support.environment import require_threads
@@ -42,10 +43,14 @@ class Sample:
 
     Attributes:
         items: Some of its items.
-        corpus_tokens: About how many tokens the whole corpus has; None means unknown.
+        rows: The rows that the items came from, and those that were rejected.
+        corpus_rows: About how many rows are to be scored; None means unknown.
+        corpus_tokens: About how many tokens these have; None means unknown.
     """
 
     items: Sequence[Item]
+    rows: Sequence[Row] = ()
+    corpus_rows: float | None = None
     corpus_tokens: float | None = None
 
 
