@@ -19,7 +19,7 @@ from secateur.corpus.windows import Window, windows
 from secateur.support.errors import InputError
 
 # Each model scores the sample so often, and the slowest one takes about so many seconds each time.
-ROUNDS, SECONDS = 3, 4.0
+ROUNDS, SECONDS = 5, 4.0
 _CHUNK, _FEWEST = 64, 64  # Rows that are encoded at a time, and the fewest rows of a sample.
 
 
@@ -81,9 +81,9 @@ def estimate(
         raise InputError("data: expected documents that can be scored, got none among the first")
     rows = [sample.rows[k] for k in np.random.default_rng(0).permutation(len(sample.rows))]
     for _ in range(2):  # The first pass of a model is slower, and is not used.
-        slowest = min(_rows_a_second(runner, rows[:_FEWEST], reading) for runner in ready)
+        slowest = min(rows_a_second(runner, rows[:_FEWEST], reading) for runner in ready)
     rows = rows[: max(_FEWEST, int(slowest * SECONDS))]
-    speeds = np.array([[_rows_a_second(runner, rows, reading) for runner in ready] for _ in range(ROUNDS)])  # [rounds, models]
+    speeds = np.array([[rows_a_second(runner, rows, reading) for runner in ready] for _ in range(ROUNDS)])  # [rounds, models]
     estimates = [
         Estimate(
             statistics.median(speeds[:, k]), sample.corpus_rows, np.median(speeds[:, [k]] / speeds, 0).tolist(),
@@ -94,7 +94,7 @@ def estimate(
     return estimates, len(rows)
 
 
-def _rows_a_second(runner: Runner, rows: Sequence[Row], reading: Reading) -> float:
+def rows_a_second(runner: Runner, rows: Sequence[Row], reading: Reading) -> float:
     """Return how many rows a runner encodes and scores in a second, from the moment when it is ready."""
     labels, began = len(runner.task.label_names(runner.model)), 0.0
 
