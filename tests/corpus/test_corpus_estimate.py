@@ -74,7 +74,7 @@ def test_models_take_turns_and_medians_count(tmp_path: Path, monkeypatch: pytest
         timed = [model for model, count in asked if model == id(runner.model)][2:]  # The first two are not used.
         return known[id(runner.model)][len(timed) - 1] if timed else 20.0
 
-    monkeypatch.setattr(estimate, "rows_a_second", speed)
+    monkeypatch.setattr(estimate, "documents_a_second", speed)
     options, said = RunOptions(max_tokens=64, threads=1), list[str]()
     sources = find_sources(f"{tmp_path}/a.txt")
     (first, second), sampled = estimate.estimate(runners, sources, Reading(), options, said.append)

@@ -81,9 +81,11 @@ def estimate(
         raise InputError("data: expected documents that can be scored, got none among the first")
     rows = [sample.rows[k] for k in np.random.default_rng(0).permutation(len(sample.rows))]
     for _ in range(2):  # The first pass of a model is slower, and is not used.
-        slowest = min(rows_a_second(runner, rows[:_FEWEST], reading) for runner in ready)
+        slowest = min(documents_a_second(runner, rows[:_FEWEST], reading) for runner in ready)
     rows = rows[: max(_FEWEST, int(slowest * SECONDS))]
-    speeds = np.array([[rows_a_second(runner, rows, reading) for runner in ready] for _ in range(ROUNDS)])  # [rounds, models]
+    speeds = np.array(
+        [[documents_a_second(runner, rows, reading) for runner in ready] for _ in range(ROUNDS)]
+    )  # [rounds, models]
     estimates = [
         Estimate(
             statistics.median(speeds[:, k]), sample.corpus_rows, np.median(speeds[:, [k]] / speeds, 0).tolist(),
@@ -94,7 +96,7 @@ def estimate(
     return estimates, len(rows)
 
 
-def rows_a_second(runner: Runner, rows: Sequence[Row], reading: Reading) -> float:
+def documents_a_second(runner: Runner, rows: Sequence[Row], reading: Reading) -> float:
     """Return how many rows a runner encodes and scores in a second, from the moment when it is ready."""
     labels, began = len(runner.task.label_names(runner.model)), 0.0
 
