@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import secateur
-from bench.measurements.corpus import Subject, _batches, _ratio, _scored, _settings, bert, write_corpus
-from secateur.corpus.estimate import estimate
+from bench.measurements.corpus import Subject, _batches, _ratio, _settings, bert, write_corpus
+from secateur.corpus.estimate import documents_a_second, estimate
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import RunOptions
 from secateur.corpus.shapes import keep_kernels
@@ -31,11 +31,11 @@ from secateur.corpus.windows import windows
 from secateur.exporting.onnx_file import FILE, export_onnx
 from secateur.support.environment import environment
 
-BASE = "torch, dense"
+BASE, MAX_TOKENS = "torch, dense", 1024
 _CPU = torch.device("cpu")
 
 
-def runners(documents: int = 600, rounds: int = 3) -> dict[str, Any]:
+def runners(documents: int = 600, rounds: int = 12) -> dict[str, Any]:
     """Score documents of 5 to 400 words in `rounds` shards. Each round scores one shard in every way."""
     keep_kernels()
     torch.set_num_threads(1)
@@ -48,39 +48,33 @@ def runners(documents: int = 600, rounds: int = 3) -> dict[str, Any]:
         sources, tried = find_sources(f"{folder}/*.parquet"), dict[str, list[str]]()
         ways: dict[str, Runner] = {}
         for (name, model), runtime in itertools.product(models.items(), ("torch", "openvino")):
-            say = tried.setdefault(f"{runtime}, {name}", []).append
-            ready = tuned(
-                Runner(model, subject.task, 1),
-                _sample(subject, sources[0]),
-                threads=1,
-                any_dtype=True,
-                runtime=runtime,
-                say=say,
-            )
-            ways[f"{runtime}, {name}"] = ready
-            print(runtime, name, tried[f"{runtime}, {name}"], flush=True)
-        times: dict[str, list[float]] = {}
+            way = f"{runtime}, {name}"
+            ways[way] = tuned(
+                Runner(model, subject.task, 1), _sample(subject, sources[0]), max_tokens=MAX_TOKENS, threads=1, any_dtype=True,
+                runtime=runtime, say=tried.setdefault(way, []).append,
+            )  # fmt: skip
+            print(way, tried[way], flush=True)
+        speeds: dict[str, list[float]] = {}
         session = _onnx_runtime(subject, folder / FILE)
         for number, source in enumerate(sources):
-            runs: dict[str, Callable[[], Any]] = {name: partial(_scored, runner, source) for name, runner in ways.items()}
-            runs["ONNX Runtime, dense"] = partial(_all, session, _batches(ways["openvino, dense"], source))
+            rows = [row for chunk, _ in source.read("text") for row in chunk]
+            runs: dict[str, Callable[[], float]] = {
+                name: partial(documents_a_second, runner, rows, Reading()) for name, runner in ways.items()
+            }
+            runs["ONNX Runtime, dense"] = partial(_looped, session, _batches(ways["openvino, dense"], source), len(rows))
             order = list(runs)
             for name in order[number % len(order) :] + order[: number % len(order)]:
-                start = time.perf_counter()
-                runs[name]()
-                times.setdefault(name, []).append(time.perf_counter() - start)
-                print(name, f"{documents / rounds / times[name][-1]:.1f} documents/s", flush=True)
+                speeds.setdefault(name, []).append(runs[name]())
+                print(name, f"{speeds[name][-1]:.1f} documents/s", flush=True)
         said = _estimated([ways["torch, half"], ways[BASE]], sources)
     return {
         "environment": environment(subject.model), "load": os.getloadavg(), "cores": usable_cores(), "threads": 1,
         "documents": documents, "rounds": rounds, "tried": tried,
         "settings": {name: _settings(runner) for name, runner in ways.items()},
-        "documents/s": {
-            name: round(documents / rounds / statistics.median(values), 2) for name, values in times.items()
-        },
-        "over_torch": {name: _ratio(times[BASE], values) for name, values in times.items()},
+        "documents/s": {name: round(statistics.median(values), 2) for name, values in speeds.items()},
+        "over_torch": {name: _ratio(values, speeds[BASE]) for name, values in speeds.items()},
         "half_over_dense": {
-            runtime: _ratio(times[f"{runtime}, dense"], times[f"{runtime}, half"]) for runtime in ("torch", "openvino")
+            runtime: _ratio(speeds[f"{runtime}, half"], speeds[f"{runtime}, dense"]) for runtime in ("torch", "openvino")
         },
         "estimate": said,
     }  # fmt: skip
@@ -96,7 +90,7 @@ def _sample(subject: Subject, source: Any) -> Sample:
 
 def _estimated(ready: list[Runner], sources: Any) -> dict[str, Any]:
     """What --estimate says of runners whose settings are known."""
-    options = RunOptions(max_tokens=ready[0].max_tokens, threads=1)
+    options = RunOptions(max_tokens=MAX_TOKENS, threads=1)
     (half, dense), sampled = estimate(ready, sources, Reading(), options, print)
     return {
         "sampled": sampled, "half_over_dense": round(half.slower[1], 3),
@@ -122,7 +116,9 @@ def _tensors(subject: Subject, batch: Any) -> dict[str, Tensor]:
     return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
 
 
-def _all(run: Callable[[Any], Any], batches: list[Any]) -> None:
-    """Score all batches."""
+def _looped(run: Callable[[Any], Any], batches: list[Any], rows: int) -> float:
+    """Score all batches. Returns the rows a second."""
+    began = time.perf_counter()
     for batch in batches:
         run(batch)
+    return rows / (time.perf_counter() - began)

@@ -62,11 +62,12 @@ def runners() -> str:
     dense = "torch, dense"
     lines = [
         f"The 6-layer BERT, {run['documents']:,} documents of 5 to 400 words in {run['rounds']} shards, one thread of "
-        f"{environment['processor']}, torch {environment['torch']}; medians over the shards (and range), each scored in every way "
-        f"in turn. The machine did other work at the same time (load {run['load'][0]:.1f} on {run['cores']} cores).",
+        f"{environment['processor']}, torch {environment['torch']}; medians over the shards (and range). Each shard is "
+        f"scored in every way in turn, and timed from its rows to its scores. "
+        f"The machine did other work at the same time (load {run['load'][0]:.1f} on {run['cores']} cores).",
         markdown(("scored by", "dtype", "documents/s", "over torch, dense"), rows),
         f"Half of the FLOPs over dense: {halves}. `--estimate --beside` said {said['half_over_dense']:.2f}x on torch from "
-        f"{said['sampled']} documents, and {said['documents/s'][dense]:.1f} documents per second for the dense model, where the "
-        f"runs had {run['documents/s'][dense]:.1f}.",
+        f"{said['sampled']} documents, and {said['documents/s'][dense]:.1f} documents per second for the dense model. "
+        f"The runs had {run['documents/s'][dense]:.1f}.",
     ]
     return "\n\n".join(lines)
