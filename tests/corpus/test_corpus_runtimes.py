@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.corpus import openvino_runtime, pipeline, score
-from secateur.corpus.openvino_runtime import cached_at, exported
+from secateur.corpus.openvino_runtime import cached_at, exported, takes_openvino
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.run import SETTINGS, CorpusRun, RunOptions, alone_in, tuning_of, with_tuning
@@ -134,6 +134,12 @@ def test_refusals(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         next(score(BERT.model(), BERT.task, ["a"], engine_runtime="auto"))
     with pytest.raises(InputError, match="expected torch for a model in float64 on cpu"):
         next(score(BERT.model().double(), BERT.task, ["a"], engine_runtime="openvino"))
+    special: Any = BERT.model()
+    torch.nn.utils.parametrizations.weight_norm(special.classifier)
+    with pytest.raises(InputError, match="parametri"):
+        next(score(special, BERT.task, ["a"], engine_runtime="openvino"))
+    assert not takes_openvino(BERT.task, special)
+    assert takes_openvino(BERT.task, BERT.model())
 
 
 @pytest.mark.parametrize(("case", "options"), [("t5-gated", "--labels yes,no"), ("bert-token", ""), ("llama", "--labels open")])

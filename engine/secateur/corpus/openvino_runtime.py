@@ -21,6 +21,7 @@ from secateur.corpus.compiling import LabelScores
 from secateur.model.discovery import config_digest
 from secateur.model.faster_forward import faster_forward
 from secateur.model.offloading import copy_of, values
+from secateur.model.ordinary import require_ordinary
 from secateur.support.errors import InputError, first_line
 from secateur.tasks import Classification, Item, Task
 from secateur.tasks.batches import Batch, model_device
@@ -42,7 +43,8 @@ def require_openvino(task: Task, model: nn.Module) -> None:
 
     Raises:
         InputError: The package is missing; the task is not one with a class for each text or image; the model is not on the
-            CPU, is of another dtype than float32 and bfloat16, or is one that no graph of fixed operations follows.
+            CPU, is of another dtype than float32 and bfloat16, is no ordinary one (`require_ordinary`), or is one that no graph
+            of fixed operations follows.
     """
     if importlib.util.find_spec("openvino") is None:
         raise InputError("engine-runtime: openvino needs the package openvino: pip install 'secateur[openvino]'")
@@ -57,6 +59,7 @@ def require_openvino(task: Task, model: nn.Module) -> None:
             f"engine-runtime: expected torch for a model in {str(dtype).removeprefix('torch.')} on {device.type}, as openvino "
             "scores in float32 or bfloat16 on the CPU, got openvino"
         )
+    require_ordinary(model)
     require_fixed(model)
 
 
