@@ -268,6 +268,7 @@ NOT_RERUN = {
     "corpus-other-cpu": "is of another CPU",
     "corpus-ray": "needs Ray",
     "engines": "needs packages with weights, and the packages of all engines",
+    "runners": "needs OpenVINO and ONNX Runtime, and tuning and three rounds of every way take more than minutes",
     "efforts": "as budgets, whose check prunes the same way",
     "shapes": "as budgets, whose check prunes the same way",
     "healing-probes": "is of settings and code that were given up",

@@ -1,7 +1,7 @@
 """Run the timings and the comparisons, and write bench/results/*.json.
 
 python -m bench.run [speed] [quality] [integrated] [worth] [routing] [recovery] [healing] [latency] [pruning] [multitask]
-    [ldnet] [layers] [prompts] [corpus] [corpus-again] [real-models] [startup] [engines] [compatibility]
+    [ldnet] [layers] [prompts] [corpus] [corpus-again] [real-models] [startup] [engines] [runners] [compatibility]
 python -m bench.run corpus-other-cpu
 """
 
@@ -151,6 +151,13 @@ def ways_to_run() -> dict[str, Any]:
     return compatibility()
 
 
+def runtimes_of_bulk_scoring() -> dict[str, Any]:
+    """Measure bulk scoring by torch and by OpenVINO."""
+    from bench.measurements.runners import runners
+
+    return runners()
+
+
 RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "speed": speed,
     "quality": quality,
@@ -170,6 +177,7 @@ RUNS: dict[str, Callable[[], dict[str, Any]]] = {
     "real-models": whole_flow_on_real_weights,
     "startup": new_processes,
     "engines": speed_of_engines,
+    "runners": runtimes_of_bulk_scoring,
     "compatibility": ways_to_run,
 }
 # These run only by name, because a run of all measurements belongs to one machine.

@@ -181,7 +181,7 @@ def _settings(runner: Runner) -> dict[str, Any]:
 def _ready(runner: Runner) -> float:
     """Return the seconds that the compilation of a runner's model takes. It runs once in the process."""
     began = time.perf_counter()
-    with runner.task.scoring(runner.model), runner.compiling():
+    with runner.scoring():
         return round(time.perf_counter() - began, 1)
 
 
@@ -218,7 +218,7 @@ def _bare(runner: Runner, batches: Sequence[Any]) -> None:
 
     threads = runner.threads or torch.get_num_threads()
     pool = ThreadPoolExecutor(runner.workers, initializer=torch.set_num_threads, initargs=(threads,))
-    with pool, runner.task.scoring(runner.model), runner.compiling():
+    with pool, runner.scoring():
         list(pool.map(run, batches))
 
 

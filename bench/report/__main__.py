@@ -12,7 +12,7 @@ from bench.report.compatibility import (
     compatibility_t5,
     compatibility_versions,
 )
-from bench.report.corpus import corpus, prompts
+from bench.report.corpus import corpus, prompts, runners
 from bench.report.engines import engines, shapes
 from bench.report.gpu import gpu, gpu_plot, gpu_summary
 from bench.report.healing import healing, healing_probes
@@ -47,7 +47,7 @@ PAGES: tuple[tuple[Path, tuple[Maker, ...]], ...] = (
     (ROOT / "docs/results/healing.md", (healing, healing_probes)),
     (ROOT / "docs/results/task-plans.md", (routing,)),
     (ROOT / "docs/results/multitask.md", (multitask, multitask_speed)),
-    (ROOT / "docs/results/corpus.md", (corpus, prompts)),
+    (ROOT / "docs/results/corpus.md", (corpus, prompts, runners)),
     (ROOT / "docs/results/engines.md", (engines, shapes)),
     (ROOT / "docs/results/gpu.md", (gpu,)),
     (ROOT / "docs/results/layers.md", (layers, layers_speed)),

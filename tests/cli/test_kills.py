@@ -94,7 +94,9 @@ COMMANDS = {
     "attribute": Command(f"attribute m --data train.jsonl --max-tokens 64 --checkpoint sums {FAST}", weights, "--resume"),
     "sweep": Command(f"sweep m --data train.jsonl --eval train.jsonl --keeps 0.9,0.5 --length 8 {FAST}", sweep_results),
     "score": Command(
-        f"score m --data corpus/* --max-tokens 256 --dtype float32 --compile off {FAST}", score_results, "--resume"
+        f"score m --data corpus/* --max-tokens 256 --dtype float32 --compile off --engine-runtime torch {FAST}",
+        score_results,
+        "--resume",
     ),
     "multitask": Command(f"multitask config.yaml {FAST}", multitask_results, "--resume"),
     "layer-gates": Command(

@@ -20,7 +20,7 @@ from secateur.corpus import pipeline
 from secateur.corpus.compiling import LabelScores
 from secateur.corpus.output import Folder
 from secateur.corpus.pipeline import Runner
-from secateur.corpus.run import SETTINGS, CorpusRun, RunOptions, alone_in, tuning_of, with_tuning
+from secateur.corpus.run import SETTINGS, CorpusRun, RunOptions, alone_in, sample_of, tuning_of, with_tuning
 from secateur.corpus.shards import Reading, score_shards
 from secateur.corpus.sources import Row, find_sources
 from secateur.corpus.tuning import Sample, tuned
@@ -79,7 +79,7 @@ def test_compiled_probabilities_equal_the_plain_ones(tmp_path: Path, monkeypatch
 def sample(of: float | None) -> Sample:
     rows = [Row(text) for text in corpora.texts(600)]
     (window,) = windows([(rows, 1.0)], BERT.task, BERT.model(), len(CLASSES), max_tokens=4096, on_long="cut")
-    return Sample(window.items, of)
+    return Sample(window.items, corpus_tokens=of)
 
 
 def choose(of: float | None, compile: bool | None) -> tuple[Runner, list[str]]:
@@ -183,10 +183,8 @@ def test_a_folder_keeps_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_corpus_is_estimated_from_its_sample(limit: int | None, share: float, tmp_path: Path) -> None:
     for name in "abc":
         corpora.lines(tmp_path, corpora.texts(1000, ord(name)), f"{name}.txt")
-    scoring = CorpusRun(
-        find_sources(f"{tmp_path}/*.txt"), Folder(str(tmp_path / "out")), Reading(limit=limit), {}, resume=False
-    )
-    estimate = scoring._sample(Runner(BERT.model(), BERT.task, 16))
+    estimate = sample_of(find_sources(f"{tmp_path}/*.txt"), Reading(limit=limit), Runner(BERT.model(), BERT.task, 16))
     tokens = sum(len(ids) for name in "abc" for ids in BERT.task.encode(corpora.texts(1000, ord(name))))
     assert 2048 <= len(estimate.items) < 3000
+    assert estimate.corpus_rows == pytest.approx(share * 3000, rel=0.05)
     assert estimate.corpus_tokens == pytest.approx(share * tokens, rel=0.05)

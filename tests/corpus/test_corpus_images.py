@@ -23,7 +23,7 @@ from secateur.corpus import mapper, score
 
 CASE = CASES["vit"]
 PIXELS = [example["image"] for example in pictures(CLASSES, 30)]
-LINE = "score m --threads 2 --max-tokens 96 --dtype float32 --compile off --json"
+LINE = "score m --threads 2 --max-tokens 96 --dtype float32 --compile off --engine-runtime torch --json"
 
 
 def png(pixels: np.ndarray[Any, Any]) -> bytes:

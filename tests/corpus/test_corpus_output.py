@@ -19,7 +19,7 @@ from command import Run
 import secateur
 
 CASE = CASES["bert-sequence"]
-LINE = "score m --threads 1 --max-tokens 256 --dtype float32 --compile off"
+LINE = "score m --threads 1 --max-tokens 256 --dtype float32 --compile off --engine-runtime torch"
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ ROOM = 16
 TEXTS = sentences(20, seed=5)
 PAIRS: list[Any] = [[first, second] for first, second in zip(TEXTS, reversed(TEXTS), strict=True)]
 COLUMNS = ("premise", "hypothesis")
-LINE = "score m --data corpus/* --id-column id --threads 1 --max-tokens 64 --dtype float32 --compile off"
+LINE = "score m --data corpus/* --id-column id --threads 1 --max-tokens 64 --dtype float32 --compile off --engine-runtime torch"
 
 
 def pair_tokenizer(**options: Any) -> Any:

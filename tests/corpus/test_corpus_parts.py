@@ -25,7 +25,7 @@ from secateur.corpus.run import SETTINGS
 from secateur.data.formats import RowRange, read_blocks, row_ranges
 
 CASE = CASES["bert-sequence"]
-LINE = "score m --threads 1 --max-tokens 256 --dtype float32 --compile off"
+LINE = "score m --threads 1 --max-tokens 256 --dtype float32 --compile off --engine-runtime torch"
 HARD = (
     b'id,text\r\n1,"two\r\nlines, and ""quotes"""\r\n\r\n2,plain\r3,"never closed\n4,after it\n5,one,too,many\n'
     b'6,"\xff not UTF-8\n\nand a blank line"\n7,\xef\xbb\xbfmark\n8,last'

@@ -22,7 +22,7 @@ from secateur.corpus.sources import Source, find_sources
 from secateur.support.errors import InputError
 
 CASE = CASES["bert-sequence"]
-LINE = "score m --data corpus/* --threads 1 --max-tokens 512 --dtype float32 --compile off"
+LINE = "score m --data corpus/* --threads 1 --max-tokens 512 --dtype float32 --compile off --engine-runtime torch"
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from exported_tasks import padded_texts, task_folder
 from torch import Tensor
 
 import secateur
-from secateur.exporting import comparing, logits, onnx_file
+from secateur.exporting import comparing, onnx_file
 from secateur.support.errors import InputError, VerificationError
+from secateur.tasks import logits
 
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 MODULES = {"onnx": "onnx_file", "openvino": "openvino_file"}

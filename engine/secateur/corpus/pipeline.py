@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores, compiled
+from secateur.corpus.openvino_runtime import openvino_scores
 from secateur.corpus.shapes import longest, stepped
 from secateur.corpus.windows import NOT_FINITE, WRITTEN, Window
 from secateur.support.environment import out_of_memory
@@ -40,6 +41,7 @@ class Runner:
         workers: Threads that run batches.
         threads: CPU threads of each worker; None means torch's own number.
         compiled: A mode of torch.compile; None means not compiled.
+        runtime: What computes the task's label scores: "torch" or "openvino".
         busy: Seconds that all workers together have spent in the model.
         halvings: How often max_tokens was halved.
     """
@@ -50,26 +52,31 @@ class Runner:
     workers: int = 1
     threads: int | None = None
     compiled: str | None = None
+    runtime: str = "torch"
     busy: float = 0.0
     halvings: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _label_scores: LabelScores | None = field(default=None, init=False)
 
     @contextmanager
-    def compiling(self) -> Iterator[None]:
-        """Score batches inside this context as `compiled` says.
+    def scoring(self) -> Iterator[None]:
+        """A context in which batches may be scored, also from several threads, as `runtime` and `compiled` say.
 
         Raises:
-            CompileError: The model cannot be compiled. It is an InputError.
+            InputError: As in `Task.scoring`; the model cannot be compiled, or the runtime cannot take it.
         """
-        if self.compiled is None:
-            yield
-            return
-        try:
-            with compiled(self.task, self.model, self.compiled, self.threads) as self._label_scores:
+        task, model = self.task, self.model
+        with ExitStack() as entered:
+            if self.runtime == "openvino":
+                self._label_scores = openvino_scores(task, model, self.workers, self.threads or torch.get_num_threads())
+            else:
+                entered.enter_context(task.scoring(model))
+                if self.compiled is not None:
+                    self._label_scores = entered.enter_context(compiled(task, model, self.compiled, self.threads))
+            try:
                 yield
-        finally:
-            self._label_scores = None
+            finally:
+                self._label_scores = None
 
     def batches(self, window: Window) -> list[list[Item]]:
         """Split a window's items into batches of at most max_tokens padded tokens, but of at least one item.
@@ -82,8 +89,8 @@ class Runner:
     def padded(self, length: int) -> int:
         """Return the length that a batch is padded to, from the length of its longest input.
 
-        Where oneDNN computes the matrix products (in reduced precision on a CPU, and in compiled code), only few lengths are
-        used.
+        Where oneDNN computes the matrix products (in reduced precision on a CPU, in compiled code, and in OpenVINO), only few
+        lengths are used.
         """
         return min(stepped(length), max(self._longest, length)) if self._few_lengths else length
 
@@ -91,7 +98,8 @@ class Runner:
     def _few_lengths(self) -> bool:
         """Whether oneDNN computes the matrix products."""
         parameter = next(self.model.parameters())
-        return parameter.device.type == "cpu" and (self.compiled is not None or parameter.dtype.itemsize < 4)
+        other_products = self.compiled is not None or self.runtime != "torch"
+        return parameter.device.type == "cpu" and (other_products or parameter.dtype.itemsize < 4)
 
     @cached_property  # Used for each item.
     def _longest(self) -> int:
@@ -99,7 +107,7 @@ class Runner:
         return longest(self.task, self.model)
 
     def label_scores(self, batch: Batch) -> Tensor:
-        """Compute the task's label scores of a batch, with compiled code inside `compiling`. [items, labels]"""
+        """Compute the task's label scores of a batch, inside `scoring`. [items, labels]"""
         return (self._label_scores or self.task.label_scores)(self.model, batch)
 
     def score(self, window: Window, items: Sequence[Item]) -> None:
@@ -194,7 +202,7 @@ def scored(events: Iterator[T], runner: Runner) -> Iterator[T]:
 
     before, patience = torch.get_num_threads(), None
     threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in (feed, *[run] * runner.workers)]
-    with runner.task.scoring(runner.model), runner.compiling():
+    with runner.scoring():
         for thread in threads:
             thread.start()
         try:

@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
+from secateur.corpus.openvino_runtime import require_openvino, takes_openvino
 from secateur.corpus.output import FORMATS, Counts, Folder, require_free_name
 from secateur.corpus.parts import MOST, about_part, cut, finished_parts, may_be_cut, part_rows
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.shards import Engine, Finished, Progress, Reading, score_shards
-from secateur.corpus.sources import ColumnError, ShardError, Source, column_names, no_column
-from secateur.corpus.tuning import FEWEST, Sample, Say, rows_a_second, tuned, untuned
+from secateur.corpus.sources import ColumnError, Row, ShardError, Source, column_names, no_column
+from secateur.corpus.tuning import FEWEST, RUNTIMES, Sample, Say, rows_a_second, tuned, untuned
 from secateur.corpus.windows import WRITTEN, windows
 from secateur.support.errors import InputError, reading
 from secateur.support.files import open_own, require_alone
 from secateur.support.ledger import require_same
 from secateur.support.urls import redacted
-from secateur.tasks import Item
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
 
@@ -79,6 +79,7 @@ class RunOptions:
         threads: CPU threads.
         any_dtype: Whether another dtype may be tried.
         compile: Whether the model is compiled. None: it is measured, on corpora that are long enough.
+        runtime: What computes the scores: "torch", "openvino", or "auto", as in `tuned`.
         part_rows: The most rows of a part of a large file. None: they are about `parts.SECONDS` of work, as measured.
     """
 
@@ -86,6 +87,7 @@ class RunOptions:
     threads: int | None = None
     any_dtype: bool = False
     compile: bool | None = False
+    runtime: str = "torch"
     part_rows: int | None = None
 
 
@@ -147,7 +149,7 @@ class CorpusRun:
             say: Called with a line about each measurement.
 
         Raises:
-            InputError: As in `tuned`.
+            InputError: As in `settled`.
         """
         if self._began is not None:
             self._measured, self.part_rows = self._document["measured"], self._document["part_rows"]
@@ -155,38 +157,17 @@ class CorpusRun:
             say(f"as begun: {', '.join(used)}")
             return with_tuning(runner, self._document["tuned"])
 
-        if (kind := runner.task.output_kind(runner.model)) in WRITTEN:
-            if options.compile:
-                raise InputError(f"compile: expected off or auto where results are {kind}, which is not compiled, got on")
-            # Another dtype and compilation are compared by probabilities of labels, which texts and spans do not have.
-            options = replace(options, any_dtype=False, compile=False)
-
         def note(line: str) -> None:
             self._measured.append(line)
             say(line)
 
-        runner, sample = self._tuned(runner, options, note, say)
+        runner, sample = settled(runner, options, self.sources, self.reading, note, say)
         self.part_rows = options.part_rows or MOST
         if options.part_rows is None and any(map(may_be_cut, self.sources)):
-            sample = sample or self._sample(runner)
+            sample = sample or sample_of(self.sources, self.reading, runner)
             if sample.items:
                 self.part_rows = part_rows(rows_a_second(runner, sample))
         return runner
-
-    def _tuned(self, runner: Runner, options: RunOptions, note: Say, say: Say) -> tuple[Runner, Sample | None]:
-        """The runner with its settings, given or measured, and the sample that was read to measure them."""
-        sizes = {"max_tokens": options.max_tokens, "threads": options.threads}
-        rough = untuned(runner, **sizes)
-        if None not in sizes.values() and not options.any_dtype and options.compile is False:
-            return rough, None
-        sample = self._sample(rough)
-        if len(sample.items) >= FEWEST:
-            say("measuring how the model runs fastest; each way is compared with the fastest so far")
-            return tuned(runner, sample, any_dtype=options.any_dtype, compile=options.compile, say=note, **sizes), sample
-        if options.compile and sample.items:
-            compiled = tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note)
-            return compiled, sample
-        return rough, sample
 
     def begin(self, runner: Runner, say: Say | None = None) -> None:
         """Write the run's settings, remove the half-written files of killed runs, and cut large files into parts.
@@ -268,29 +249,78 @@ class CorpusRun:
             return self.reading
         return replace(self.reading, limit=self.reading.limit - sum(counts["rows"] for counts in self.finished.values()))
 
-    def _sample(self, runner: Runner) -> Sample:
-        """Some items of the corpus, and about how many tokens it has, estimated from their share of its bytes."""
-        labels = len(runner.task.label_names(runner.model))
-        items: list[Item] = []
-        read = 0.0
-        for source in self.sources:
-            chunks, share = source.read(self.reading.column, self.reading.identity), 0.0
-            try:
-                for window in windows(chunks, runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long="cut"):
-                    items += window.items
-                    share = window.share
-                    if len(items) >= 4 * FEWEST:
-                        break
-            except ShardError:
-                pass  # The run reports it.
-            read += share * source.size
-            if len(items) >= 4 * FEWEST:
-                break
-        if not (items and read and all(source.size for source in self.sources)):
-            return Sample(items)
-        tokens = sum(item.length for item in items)
-        limit = math.inf if self.reading.limit is None else self.reading.limit * tokens / len(items)
-        return Sample(items, min(limit, tokens * sum(source.size for source in self.sources) / read))
+
+def settled(
+    runner: Runner, options: RunOptions, sources: Sequence[Source], reading: Reading, note: Say, say: Say
+) -> tuple[Runner, Sample | None]:
+    """Return the runner with its settings, given or measured, and the sample that was read to measure them, if one was.
+
+    Args:
+        runner: The model.
+        options: How it is to be run.
+        sources: The corpus.
+        reading: How it is read.
+        note: Called with a line about each measurement.
+        say: Called with what else a user should know.
+
+    Raises:
+        InputError: As in `tuned`; results that are no scores are to be compiled; OpenVINO does not take the model, or is to run
+            compiled code of torch.
+    """
+    options = _possible(runner, options)
+    sizes: dict[str, Any] = {"max_tokens": options.max_tokens, "threads": options.threads}
+    rough = untuned(runner, **sizes)
+    if options.runtime == "openvino":
+        rough = replace(rough, runtime="openvino")
+    if None not in sizes.values() and not options.any_dtype and options.compile is False and options.runtime != "auto":
+        return rough, None
+    sample = sample_of(sources, reading, rough)
+    if len(sample.items) >= FEWEST:
+        say("measuring how the model runs fastest; each way is compared with the fastest so far")
+        ways = {name: getattr(options, name) for name in ("any_dtype", "compile", "runtime")}
+        return tuned(runner, sample, say=note, **ways, **sizes), sample
+    if options.compile and sample.items:
+        return tuned(runner, sample, max_tokens=rough.max_tokens, threads=rough.workers, compile=True, say=note), sample
+    return rough, sample
+
+
+def _possible(runner: Runner, options: RunOptions) -> RunOptions:
+    """The options without what the model cannot be tried with. Raises InputError for what was asked for by name."""
+    if options.runtime == "openvino":
+        require_openvino(runner.task, runner.model)
+        if options.compile:
+            raise InputError("compile: expected off or auto with the runtime openvino, which compiles the model itself, got on")
+    if options.runtime == "auto" and (options.compile or not takes_openvino(runner.task, runner.model)):
+        options = replace(options, runtime="torch")
+    if (kind := runner.task.output_kind(runner.model)) in WRITTEN:
+        if options.compile:
+            raise InputError(f"compile: expected off or auto where results are {kind}, which is not compiled, got on")
+        # Another dtype and compilation are compared by probabilities of labels, which texts and spans do not have.
+        options = replace(options, any_dtype=False, compile=False)
+    return options
+
+
+def sample_of(sources: Sequence[Source], reading: Reading, runner: Runner) -> Sample:
+    """Return the first rows of a corpus, and how large it is, estimated from their share of its bytes."""
+    rows, read = list[Row](), 0.0
+    for source in sources:
+        before = read
+        with contextlib.suppress(ShardError):  # The run reports it.
+            for chunk, share in source.read(reading.column, reading.identity):
+                rows += chunk
+                read = before + share * source.size
+                if len(rows) >= 4 * FEWEST:
+                    break
+        if len(rows) >= 4 * FEWEST:
+            break
+    labels = len(runner.task.label_names(runner.model))
+    cut = windows([(rows, 1.0)], runner.task, runner.model, labels, max_tokens=runner.max_tokens, on_long="cut")
+    items = [item for window in cut for item in window.items]
+    if not (rows and read and all(source.size for source in sources)):
+        return Sample(items, rows)
+    whole = len(rows) * sum(source.size for source in sources) / read
+    count = min(whole, math.inf if reading.limit is None else reading.limit)
+    return Sample(items, rows, count, count * sum(item.length for item in items) / len(rows))
 
 
 @contextlib.contextmanager
@@ -332,8 +362,9 @@ def _settings_of(folder: Folder, text: str) -> dict[str, Any]:
     with reading("out", folder.path(SETTINGS), "is damaged; delete its folder to begin anew"):
         document = {"measured": [], "part_rows": None, **json.loads(text)}
         names = ("max_tokens", "workers", "threads", "compiled", "dtype")
-        tuned = {name: document["tuned"][name] for name in names}
-        if not isinstance(getattr(torch, tuned["dtype"]), torch.dtype) or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
+        tuned = {name: document["tuned"][name] for name in names} | {"runtime": document["tuned"].get("runtime", "torch")}
+        known = isinstance(getattr(torch, tuned["dtype"]), torch.dtype) and tuned["runtime"] in RUNTIMES[1:]
+        if not known or not tuned["max_tokens"] >= 1 <= tuned["workers"]:
             raise ValueError(f"unknown settings {tuned}")
         if not (document["part_rows"] is None or document["part_rows"] >= 1):
             raise ValueError(f"unknown rows of a part: {document['part_rows']}")
@@ -377,14 +408,21 @@ def _require_column(source: Source, reading: Reading) -> None:
 
 def tuning_of(runner: Runner) -> dict[str, Any]:
     """Return how the model is run, as a JSON document."""
-    options = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled")}
+    options = {name: getattr(runner, name) for name in ("max_tokens", "workers", "threads", "compiled", "runtime")}
     return {**options, "dtype": str(next(runner.model.parameters()).dtype).removeprefix("torch.")}
 
 
 def with_tuning(runner: Runner, tuned: Mapping[str, Any]) -> Runner:
-    """Return the runner with settings from `tuning_of`, of an earlier run or of another process."""
+    """Return the runner with settings from `tuning_of`, of an earlier run or of another process.
+
+    Raises:
+        InputError: The runtime is not installed here.
+    """
     options = {name: value for name, value in tuned.items() if name != "dtype"}
     dtype = getattr(torch, tuned["dtype"])
     # Convert only a model of another dtype: a model that was loaded in this dtype may hold some parameters in a wider one.
     same = next(runner.model.parameters()).dtype == dtype
-    return replace(runner, model=runner.model if same else runner.model.to(dtype), **options)
+    runner = replace(runner, model=runner.model if same else runner.model.to(dtype), **options)
+    if runner.runtime == "openvino":
+        require_openvino(runner.task, runner.model)
+    return runner

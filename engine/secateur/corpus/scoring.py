@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from secateur.corpus.openvino_runtime import require_openvino
 from secateur.corpus.output import output_names, record_batch, require_free_name, result_type, schema_of, with_reasons
 from secateur.corpus.pipeline import Runner, scored
 from secateur.corpus.sources import Row, ShardError, Source, column_names, find_sources
-from secateur.corpus.tuning import untuned
+from secateur.corpus.tuning import RUNTIMES, untuned
 from secateur.corpus.windows import Window, require_input_columns, require_on_long, windows
 from secateur.data.examples import rows_in_memory
 from secateur.support.errors import InputError
@@ -36,6 +37,7 @@ def score(
     threads: int | None = None,
     max_new_tokens: int | None = None,
     beams: int = 1,
+    engine_runtime: str = "torch",
 ) -> Iterator[pyarrow.RecordBatch]:
     """Score a stream of documents in order, in bounded memory.
 
@@ -53,6 +55,7 @@ def score(
         threads: CPU threads, each of which runs its own batches. None means all usable cores.
         max_new_tokens: Generate text, of at most so many tokens: the result is then the column text alone.
         beams: The number of beams to generate with; 1 is greedy.
+        engine_runtime: "torch", or "openvino" for classifiers on a CPU (extra `openvino`). The command line's "auto" measures.
 
     Yields:
         Record batches with a row for each document: row (its position in its shard), the identity, label (the most likely one),
@@ -60,8 +63,8 @@ def score(
             several labels, models with one output and taggers have other columns in place of label, as `schema_of` says.
 
     Raises:
-        InputError: The task has no closed labels, the model does not fit it, `on_long` is unknown, a shard cannot be read, or
-            `identity` is a name of the other columns.
+        InputError: The task has no closed labels, the model does not fit it, `on_long` is unknown, a shard cannot be read,
+            `identity` is a name of the other columns, or the runtime is unknown, missing or does not take the model.
     """
     require_on_long(on_long)
     require_fit(task, model)
@@ -71,7 +74,11 @@ def score(
         task = task.generating(model, max_new_tokens, beams)
     elif beams != 1:
         raise InputError(f"beams: expected 1 without max_new_tokens, where no text is generated, got {beams!r}")
-    runner = untuned(Runner(model, task, max_tokens=1), max_tokens=max_tokens, threads=threads)
+    if engine_runtime not in RUNTIMES[1:]:
+        raise InputError(f"engine_runtime: expected {' or '.join(RUNTIMES[1:])}, got {engine_runtime!r}")
+    if engine_runtime == "openvino":
+        require_openvino(task, model)
+    runner = untuned(Runner(model, task, max_tokens=1, runtime=engine_runtime), max_tokens=max_tokens, threads=threads)
     labels, kind = task.label_names(model), task.output_kind(model)
     require_free_name(identity, labels, kind)
     named = isinstance(dataset, (str, Path))

@@ -1,4 +1,4 @@
-"""Measure on a sample of the corpus how the model runs fastest here: batch size, threads, dtype, compilation."""
+"""Measure on a sample of the corpus how the model runs fastest here: batch size, threads, dtype, runtime, compilation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import torch
 
 from secateur.corpus.compiling import MODES, CompileError
 from secateur.corpus.pipeline import Runner, scored
+from secateur.corpus.sources import Row
 from secateur.corpus.windows import Window
 from secateur.model.offloading import copy_of
 from secateur.support.environment import require_threads
+from secateur.support.errors import InputError
 from secateur.tasks import Item
 from secateur.tasks.batches import model_device
 
@@ -24,8 +26,9 @@ from secateur.tasks.batches import model_device
 FEWEST = 512
 SECONDS = 0.7
 # The speed-up that a setting must reach to be taken, as these measurements are short; and the change of a probability that
-# another dtype or compilation may cause.
-GAIN, TOLERANCE = 1.05, 0.01
+# another dtype, runtime or compilation may cause. Another runtime must gain more, as it is another package to trust.
+GAIN, RUNTIME_GAIN, TOLERANCE = 1.05, 1.1, 0.01
+RUNTIMES = ("auto", "torch", "openvino")
 # Compilation is tried only if scoring takes so many seconds without it. Trying takes a minute or two, which a speed-up of a
 # tenth or more then saves.
 WORTH = 1800
@@ -40,10 +43,14 @@ class Sample:
 
     Attributes:
         items: Some of its items.
-        corpus_tokens: About how many tokens the whole corpus has; None means unknown.
+        rows: The rows that the items came from, and those that were rejected.
+        corpus_rows: About how many rows are to be scored; None means unknown.
+        corpus_tokens: About how many tokens these have; None means unknown.
     """
 
     items: Sequence[Item]
+    rows: Sequence[Row] = ()
+    corpus_rows: float | None = None
     corpus_tokens: float | None = None
 
 
@@ -88,6 +95,7 @@ def tuned(
     threads: int | None = None,
     any_dtype: bool = False,
     compile: bool | None = False,
+    runtime: str = "torch",
     say: Say = lambda line: None,
 ) -> Runner:
     """Return the runner with the settings that score the sample fastest.
@@ -100,21 +108,28 @@ def tuned(
         any_dtype: On a CPU, also try bfloat16. It is taken if no probability changes by more than TOLERANCE.
         compile: If true, compile the model, in the fastest mode. If None, try compilation if the corpus is long enough, and
             take it if it is faster.
+        runtime: "torch", "openvino", or "auto": OpenVINO is taken if it takes the model, is faster by RUNTIME_GAIN, and
+            changes no probability by more than TOLERANCE.
         say: Called with a line about each measurement.
 
     Raises:
-        InputError: `compile` is true, and the model cannot be compiled within TOLERANCE.
+        InputError: `compile` is true, and the model cannot be compiled within TOLERANCE. `runtime` is "openvino", which cannot
+            take the model within TOLERANCE.
     """
     search = _Search(untuned(runner, max_tokens=max_tokens, threads=threads), sample, say)
     on_cpu = model_device(runner.model).type == "cpu"
     # The dtype comes before threads and batches, whose best settings may depend on it.
     if any_dtype and on_cpu and next(runner.model.parameters()).dtype == torch.float32:
         search.try_bfloat16()
+    if runtime != "torch":
+        search.try_openvino(required=runtime == "openvino")
     if on_cpu and threads is None and search.best.workers > 1:
         search.try_threads()
     if max_tokens is None:
         for tokens in TOKENS["cpu" if on_cpu else "cuda"][1:]:
             search.consider(replace(search.best, max_tokens=tokens), f"batches of {tokens} tokens")
+    if runtime == "openvino":
+        compile = False  # It compiles the model itself.
     if compile is None and (why := _too_short(sample, search.speed)):
         say(f"compilation left out: {why}")
     elif compile is not False:
@@ -137,10 +152,10 @@ class _Search:
         self._trial = _Trial(runner, sample.items)
         self.speed = self._trial.speed(runner)
 
-    def consider(self, other: Runner, description: str, *, anyway: bool = False) -> None:
-        """Take another runner if it is faster by GAIN, or anyway."""
+    def consider(self, other: Runner, description: str, *, gain: float = GAIN, anyway: bool = False) -> None:
+        """Take another runner if it is faster by `gain`, or anyway."""
         speed = self._trial.speed(other)
-        taken = anyway or speed > GAIN * self.speed
+        taken = anyway or speed > gain * self.speed
         self._say(f"{description}: {speed / self.speed:.2f}x as fast{', taken' if taken else ''}")
         if taken:
             self.best, self.speed = other, speed
@@ -154,6 +169,22 @@ class _Search:
         else:
             self._say(f"bfloat16 left out: a probability changes by {change:.4f}")
 
+    def try_openvino(self, *, required: bool) -> None:
+        """Consider OpenVINO in the same dtype. If it is required, it is taken anyway, and its error raised."""
+        other = replace(self.best, runtime="openvino")
+        try:
+            change = self._trial.change(self.best, other)
+            if change > TOLERANCE:
+                raise InputError(
+                    f"engine-runtime: expected probabilities of openvino within {TOLERANCE}, got a change by {change:.4f}"
+                )
+        except InputError as error:
+            if required:
+                raise
+            self._say(f"openvino left out: {str(error).removeprefix('engine-runtime: ')}")
+        else:
+            self.consider(other, f"openvino, probabilities within {change:.0e}", gain=RUNTIME_GAIN, anyway=required)
+
     def try_threads(self) -> None:
         """Consider fewer workers, with several threads each."""
         for threads in {self.best.workers, min(self.best.workers, 4)} - {1}:
@@ -162,7 +193,7 @@ class _Search:
 
     def try_compilation(self, modes: Sequence[str], *, required: bool) -> None:
         """Consider modes of torch.compile. If compilation is required, the first mode is taken anyway, and its error raised."""
-        plain = self.best
+        plain = replace(self.best, runtime="torch")
         for mode in modes:
             other, began = replace(plain, compiled=mode), time.perf_counter()
             first = required and self.best.compiled is None

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.exporting.logits import Logits
 from secateur.pruning.verify import in_wider_dtype
 from secateur.support.errors import VerificationError
+from secateur.tasks.logits import Logits
 
 # An engine sums in another order, and has its own exp, erf and tanh. Over 36 small models of 17 families, onnxruntime's error
 # was at most 3.3 times PyTorch's own in float32, and OpenVINO's 3.5 times. A wrong graph is wrong by thousands of times.

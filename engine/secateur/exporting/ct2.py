@@ -19,11 +19,12 @@ from secateur.exporting.base import Source
 from secateur.exporting.companions import write_companions
 from secateur.exporting.comparing import compared, expected
 from secateur.exporting.decoder import require_no_window
-from secateur.exporting.logits import Logits, inputs_of, round_
+from secateur.exporting.logits import inputs_of, round_
 from secateur.flow.engines import CTRANSLATE2
 from secateur.model.families import branches, family_of
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, VerificationError, first_line
+from secateur.tasks.logits import Logits
 
 HEAD_FILE = "head.safetensors"
 _MARIAN = "MarianMTModel"

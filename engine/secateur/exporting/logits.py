@@ -1,55 +1,22 @@
-"""A model as one function from token ids to logits, as exporters take it, and inputs for it."""
+"""Inputs that an exported model is tried with, and its weights in a narrower dtype."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.exporting.base import Source
 from secateur.exporting.decoder import rounded
 from secateur.model.images import image_shape, reads_images
 from secateur.model.positions import positions
-from secateur.support.errors import InputError
-from secateur.tasks.model_config import end_mark
+from secateur.tasks.logits import require_fixed, takes_segments
 
-OUTPUT = "logits"
 # Batch sizes and lengths. The first is the example that an exporter sees: other ones prove that the sizes stayed free.
 SIZES = ((3, 10), (1, 1), (2, 7), (5, 33), (1, 160))
-
-
-class Logits(nn.Module):
-    """A model that returns only its logits, without a cache of keys and values.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self._options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-    ) -> Tensor:
-        """Return the logits [batch, classes] or [batch, length, classes]. Only the inputs that the model takes are given."""
-        inputs = {
-            "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
-            "decoder_input_ids": decoder_input_ids, "pixel_values": pixel_values,
-        }  # fmt: skip
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        logits: Tensor = self.model(**given, **self._options).logits
-        return logits
 
 
 def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
@@ -61,25 +28,8 @@ def dynamic_shapes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
 
 
 def require(model: Any, tokenizer: Any) -> None:
-    """Refuse a model that no graph of fixed operations follows.
-
-    Args:
-        model: The model.
-        tokenizer: Its tokenizer, which may be any.
-
-    Raises:
-        InputError: The outputs for a text depend on where its end mark is, or rotary positions on the length of the text.
-    """
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    for of_kind in (rope, *(entry for entry in rope.values() if isinstance(entry, dict))):  # Gemma 3 has some for each kind.
-        if of_kind.get("rope_type") in ("dynamic", "longrope"):
-            raise InputError(
-                f"model: expected rotary positions that do not depend on the length of a text, got {of_kind['rope_type']}"
-            )
-    if end_mark(model) is not None:
-        raise InputError(
-            f"model: expected one whose logits do not depend on the place of an end mark, got {type(model).__name__}"
-        )
+    """Refuse a model that no graph of fixed operations follows, as `require_fixed` does, with any tokenizer."""
+    require_fixed(model)
 
 
 def inputs_of(source: Source) -> list[dict[str, Tensor]]:
@@ -112,9 +62,8 @@ def _texts(source: Source, size: int, length: int, generator: torch.Generator) -
         mask = mask.flip(1)
     ids = ids.masked_fill(mask == 0, config.pad_token_id or 0)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    # RoBERTa's kin take segments too, but know one alone. A graph that asks for them needs a tokenizer that gives them.
-    takes = "token_type_ids" in inspect.signature(model.forward).parameters and getattr(config, "type_vocab_size", 1) > 1
-    if takes and "token_type_ids" in source.tokenizer.model_input_names:
+    # A graph that asks for segments needs a tokenizer that gives them.
+    if takes_segments(model) and "token_type_ids" in source.tokenizer.model_input_names:
         inputs["token_type_ids"] = (torch.arange(length) > length // 2).long().repeat(size, 1)
     if config.is_encoder_decoder:
         target = plain[torch.randint(len(plain), (size, length // 2 + 1), generator=generator)]

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from secateur.exporting.base import Source
 from secateur.exporting.companions import notes_of, write_companions
 from secateur.exporting.comparing import at_tokens, compared, expected, logits_for
-from secateur.exporting.logits import OUTPUT, Logits, dynamic_shapes, exactly, inputs_of, round_
+from secateur.exporting.logits import dynamic_shapes, exactly, inputs_of, round_
 from secateur.exporting.logits import require as require
 from secateur.pruning.describe import stock_class
 from secateur.support.errors import InputError, first_line
+from secateur.tasks.logits import OUTPUT, Logits
 
 FILE = "model.onnx"
 # A file of protobuf has at most 2 GiB. The graph itself takes some of it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import Tensor
 from secateur.exporting.base import Source
 from secateur.exporting.companions import notes_of, write_companions
 from secateur.exporting.comparing import at_tokens, compared, expected, logits_for
-from secateur.exporting.logits import OUTPUT, Logits, exactly, inputs_of, round_
+from secateur.exporting.logits import exactly, inputs_of, round_
 from secateur.exporting.logits import require as require
 from secateur.pruning.describe import stock_class
+from secateur.tasks.logits import OUTPUT, openvino_graph
 
 FILE = "openvino_model.xml"
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -40,11 +40,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     batches = inputs_of(source)
     round_(source)
     reference = expected(model, logits_for(batches))
-    model.set_attn_implementation("eager")
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.simplefilter("ignore")  # Of the trace, on sizes that it might fix. The comparison sees whether it did.
-        graph = openvino.convert_model(Logits(model).eval(), example_input=batches[0])
-    graph.outputs[0].get_tensor().set_names({OUTPUT})
+    graph = openvino_graph(model, batches[0])
     if source.dtype == torch.float16:
         _store_in_half(graph)
     openvino.save_model(graph, folder / FILE, compress_to_fp16=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ from secateur.cli.shared.options import (
 )
 from secateur.cli.shared.tell import tell
 from secateur.corpus import ray_engine
+from secateur.corpus.estimate import estimate as estimated
 from secateur.corpus.output import FORMATS, Counts, Folder
 from secateur.corpus.pipeline import Runner
 from secateur.corpus.ray_engine import WorkerError
@@ -38,7 +40,7 @@ from secateur.corpus.run import CorpusRun, RunOptions, alone_in, tuning_of, with
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Engine, Reading, score_shards
 from secateur.corpus.sources import Source, find_sources
-from secateur.corpus.tuning import usable_cores
+from secateur.corpus.tuning import RUNTIMES, usable_cores
 from secateur.corpus.windows import require_input_columns, require_on_long
 from secateur.data.columns import require_columns_given, resolve
 from secateur.flow.loaded import load_model, make_task
@@ -66,7 +68,12 @@ def score(
             rich_help_panel=DATA,
         ),
     ],
-    out: Annotated[str, typer.Option(help="Output folder: a local path or a URL.", rich_help_panel=OUTPUT)],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Output folder: a local path or a URL; not needed with --estimate.", rich_help_panel=OUTPUT, show_default=False
+        ),
+    ] = None,
     column: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +159,13 @@ def score(
         typer.Option(help="Use torch.compile: on, off, or auto (if it makes a long corpus faster).", rich_help_panel=MACHINE),
     ] = "auto",
     device: Device = "auto",
+    engine_runtime: Annotated[
+        str,
+        typer.Option(
+            help="What computes the scores: torch, openvino (classifiers on a CPU; extra openvino), or auto (the faster one).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "auto",
     engine: Annotated[
         str, typer.Option(help="Where to score: local (this process) or ray (workers of Ray Data).", rich_help_panel=MACHINE)
     ] = "local",
@@ -160,6 +174,22 @@ def score(
         typer.Option(
             help="Number of Ray workers; by default, as many as the cluster has room for.", min=1, rich_help_panel=MACHINE
         ),
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Score a sample alone, and say documents per second and hours for all. Writes nothing.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
+    beside: Annotated[
+        str | None,
+        typer.Option(help="With --estimate: another model, such as the dense one, for comparison.", rich_help_panel=MACHINE),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(help="With --estimate: the price of an hour of this machine, for the cost.", rich_help_panel=MACHINE),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -170,19 +200,29 @@ def score(
     """Score a corpus, shard by shard, into Parquet files, and list rejected documents. --resume continues a killed run."""
     if compile not in COMPILE:
         raise InputError(f"compile: expected {', '.join(COMPILE)}, got {compile!r}")
+    if engine_runtime not in RUNTIMES:
+        raise InputError(f"engine-runtime: expected {', '.join(RUNTIMES)}, got {engine_runtime!r}")
     options = RunOptions(
         _number("max-tokens", max_tokens), _number("threads", threads), dtype == "auto", COMPILE[compile],
-        _number("part-rows", part_rows),
+        engine_runtime, _number("part-rows", part_rows),
     )  # fmt: skip
     require_on_long(on_long)
     _require_engine(engine, workers, ray_address, limit)
     if engine == "ray" and options.compile is None:
         options = replace(options, compile=False)  # The time that Ray's workers will take is unknown here.
+    if engine == "ray" and engine_runtime == "auto":
+        options = replace(options, runtime="torch")  # What other machines have installed is unknown here.
+    _require_estimate(estimate, beside, price_per_hour, engine, resume)
     keep_kernels()
-    folder = Folder(out, format)
-    folder.require_writable()
     recipe = _Recipe(model, kind, labels, max_length, device, dtype, max_new_tokens, beams, prompt_named(prompt, chat, system))
     kept = _kept(id_column, keep_columns)
+    if estimate:
+        _estimate(recipe, beside, price_per_hour, data, (column, kept, on_long, limit), options, as_json)
+        return
+    if out is None:
+        raise InputError("out: expected a folder, or --estimate, which writes nothing, got none")
+    folder = Folder(out, format)
+    folder.require_writable()
     with ray_engine.cluster(ray_address) if engine == "ray" else nullcontext():
         if workers is not None and options.threads is None:
             options = replace(options, threads=min(ray_engine.threads_for(workers), usable_cores()))
@@ -269,6 +309,72 @@ class _Recipe:
         """
         folder = Path(self.model)
         return replace(self, model=str(folder.absolute()) if folder.is_dir() else self.model, device=device)
+
+
+def _require_estimate(estimate: bool, beside: str | None, price: float | None, engine: str, resume: bool) -> None:
+    """Raise InputError for options that belong to --estimate without it, or that it does not take."""
+    for name, value in (("beside", beside), ("price-per-hour", price)):
+        if value is not None and not estimate:
+            raise InputError(f"{name}: expected none without --estimate, got {value!r}")
+    if price is not None and not (price >= 0 and math.isfinite(price)):
+        raise InputError(f"price-per-hour: expected a number of at least 0, got {price}")
+    if estimate and engine == "ray":
+        raise InputError("engine: expected local with --estimate, which measures this process, got ray")
+    if estimate and resume:
+        raise InputError("resume: expected none with --estimate, which counts all documents, got --resume")
+
+
+def _estimate(
+    recipe: _Recipe,
+    beside: str | None,
+    price: float | None,
+    data: str,
+    reading: tuple[str | None, Any, str, int | None],
+    options: RunOptions,
+    as_json: bool,
+) -> None:
+    """Print how long the corpus takes, with the model and with the one beside it."""
+    names = [recipe.model, *([] if beside is None else [beside])]
+    runners = [replace(recipe, model=name).make()[0] for name in names]
+    for runner in runners:
+        runner.task.require_fit(runner.model)
+    sources, (column, *rest) = find_sources(data), reading
+    how = Reading(_input_column(sources, runners[0].task, column), *rest)
+    estimates, sampled = estimated(runners, sources, how, options, output.say)
+    documents = estimates[0].documents
+    models = [
+        {
+            "model": name, "documents_per_second": round(of.documents_per_second, 2), "hours": of.hours,
+            "cost": None if price is None or of.hours is None else price * of.hours,
+            "settings": of.settings, "measured": of.measured,
+        }
+        for name, of in zip(names, estimates, strict=True)
+    ]  # fmt: skip
+    speedup = None if beside is None else estimates[0].slower[1]
+    document = {
+        "documents": None if documents is None else round(documents), "sampled": sampled, "price_per_hour": price,
+        "models": models, "speedup": speedup,
+    }  # fmt: skip
+    lines = [f"{names[0]} is {speedup:.2f}x as fast as {names[1]}"] if speedup is not None else []
+    whole = "an unknown number of" if documents is None else f"about {documents:,.0f}"
+    output.emit(document, as_json, _estimates(models), *lines, f"from {sampled:,} of {whole} documents; nothing was written")
+
+
+def _estimates(models: Sequence[dict[str, Any]]) -> Any:
+    """A table of estimates."""
+    rows = [
+        (
+            of["model"], f"{of['documents_per_second']:,.1f}", _figure(of["hours"]), _figure(of["cost"]),
+            of["settings"]["runtime"], of["settings"]["dtype"],
+        )
+        for of in models
+    ]  # fmt: skip
+    return output.table(("model", "documents/s", "hours", "cost", "runtime", "dtype"), rows)
+
+
+def _figure(value: float | None) -> str:
+    """A number with three digits, or nothing."""
+    return "" if value is None else f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _on_ray(runner: Runner, recipe: _Recipe, weights: str, workers: int | None) -> Engine:
