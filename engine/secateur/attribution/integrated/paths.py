@@ -117,7 +117,7 @@ class Path(ABC):
 
     @abstractmethod
     def _run(self, rows: Tensor, gate: Tensor) -> Pass:
-        """Run a forward and a backward pass of rows [R] at gate values [K, R]. K * R is at most `limit`, or R is 1."""
+        """Run a forward and a backward pass of rows [R] at gate values [K, R]. K * R is at most `limit`."""
 
     @abstractmethod
     def _end(self, rows: Tensor) -> Pass:
