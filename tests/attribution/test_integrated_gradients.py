@@ -213,8 +213,10 @@ def test_memory_does_not_grow_with_the_nodes(case: Case, path: str) -> None:
         with tokens_of_products() as tokens:
             attribute(case, model, integrated(path, nodes=nodes), select=SELECT, max_tokens=24)
         largest[nodes] = max(tokens)
-    assert 12 < largest[2] <= 24
-    assert 12 < largest[16] <= 24
+    # Above the site, BERT's last block runs on one token of each row.
+    least = 8 if case.name == "bert-sequence" and path == "layer" else 12
+    assert least < largest[2] <= 24
+    assert least < largest[16] <= 24
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -286,12 +288,17 @@ def test_nothing_below_a_site_runs_again(case: Case, unit: str) -> None:
         below = set(order[: output + (site.unit != "qk_channel")])
         if site.stack == "decoder":
             below |= {path for path in order if path.endswith(("EncDecAttention.k", "EncDecAttention.v"))}
+        # The first token of BERT's last block attends without keys and values, unless the channels of these are scored.
+        of_last = "encoder.layer.1.attention.self."
+        watched = unit == "channel" and site.name.startswith("encoder.1.self_attention")
+        left_out = {path for path in order if path.endswith((f"{of_last}key", f"{of_last}value")) and not watched}
         with linear_rows(model) as rows:
             attribute(case, model, integrated("layer", nodes=4), unit, select=site.name, max_tokens=40)
         # The captured pass, the pass at a gate of 0, and the nodes; and twice the nodes for the checked examples.
         count = len(case.examples)
         above = count * (1 + 1 + 4) + CHECKED * 8
-        assert dict(rows) == {path: count if path in below else above for path in order}, site.name
+        expected_rows = {path: count if path in below else above for path in order if path not in left_out}
+        assert dict(rows) == expected_rows, site.name
 
 
 @pytest.mark.parametrize("path", PATHS)
