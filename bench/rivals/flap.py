@@ -6,7 +6,6 @@ Biases replace the mean output of the removed units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +13,11 @@ from torch import Tensor, nn
 
 import secateur
 from bench.support.budgeted import all_flops, plan_of, unit_flops
+from bench.support.inputs import each_input
 from secateur.attribution.criteria import Fluctuation
 from secateur.model.discovery import branches_of, sites
-from secateur.model.hooks import observed
 from secateur.model.sites import Site
-from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Task
-from secateur.tasks.batches import model_device
 
 CHANNELS = "ffn,vo"  # All channels that out-projections read.
 
@@ -107,18 +104,11 @@ def _compensate_(pruned: nn.Module, model: nn.Module, task: Task, rows: Any, pla
 
 def _mean_inputs(model: nn.Module, task: Task, rows: Any, chosen: Sequence[Site]) -> dict[Site, Tensor]:
     """Return the mean input of each out-projection over real tokens, float64 [channels]."""
-    branch_of_site = branches_of(model, chosen)
-    ports = {branch.cut_at(site.unit)[-1]: site for site, branch in branch_of_site.items()}
-    has_encoder = any(site.stack == "encoder" for site in chosen)
     sums, counts = dict.fromkeys(chosen, torch.zeros((), dtype=torch.float64)), dict.fromkeys(chosen, 0)
 
-    def add(site: Site, real: Tensor, activation: Tensor) -> None:
-        sums[site] = sums[site] + activation[real].double().sum(0)
-        counts[site] += int(real.sum())
+    def add(site: Site, inputs: Tensor) -> None:
+        sums[site] = sums[site] + inputs.sum(0)
+        counts[site] += len(inputs)
 
-    with undisturbed(model), torch.no_grad():
-        for batch in task.batches(task.items(model, list(rows)), model_device(model), 4096):
-            real = {stack: batch.real(target=stack == "decoder" and has_encoder) for stack in ("encoder", "decoder")}
-            with observed(model, {port: partial(add, site, real[site.stack]) for port, site in ports.items()}):
-                task.logits(model, batch)
+    each_input(model, task, rows, chosen, add)
     return {site: sums[site] / counts[site] for site in chosen}

@@ -9,7 +9,6 @@ import copy
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 import secateur
 from bench.support.budgeted import all_flops, plan_of, unit_flops
+from bench.support.inputs import each_input
 from secateur.attribution.criteria import RandomScores
 from secateur.measuring.divergence import divergence_of, target_logits
 from secateur.model.discovery import branches_of, sites
-from secateur.model.hooks import observed
 from secateur.model.sites import Site
 from secateur.model.undisturbed import undisturbed
 from secateur.tasks import Batch, Task
@@ -268,19 +267,12 @@ def measured(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) ->
     """Return the levels of each site, from one pass over the examples."""
     chosen = sites(model)
     branch_of = branches_of(model, chosen)
-    ports = {branch.cut_at(site.unit)[-1]: site for site, branch in branch_of.items()}
-    has_encoder = any(site.stack == "encoder" for site in chosen)
     sums: dict[Site, Tensor] = {}
 
-    def add(site: Site, real: Tensor, activation: Tensor) -> None:
-        inputs = activation[real].double()
+    def add(site: Site, inputs: Tensor) -> None:
         sums[site] = sums.get(site, 0) + inputs.T @ inputs
 
-    with undisturbed(model), torch.no_grad():
-        for batch in task.batches(task.items(model, [dict(row) for row in rows]), model_device(model), 4096):
-            real = {stack: batch.real(target=stack == "decoder" and has_encoder) for stack in ("encoder", "decoder")}
-            with observed(model, {port: partial(add, site, real[site.stack]) for port, site in ports.items()}):
-                task.logits(model, batch)
+    each_input(model, task, rows, chosen, add)
     levels = {}
     for site, hessian in sums.items():
         dampened = hessian + DAMP * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
