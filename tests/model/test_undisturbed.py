@@ -160,7 +160,9 @@ def test_a_forward_that_another_library_has_wrapped_stays_wrapped(name: str, pat
         module.forward = functools.partial(module.forward)
 
     def call() -> None:
-        assert secateur.attribute(model, case.task, case.examples, criterion=criterion).equal(expected)
+        # Shortcuts pass over modules with another forward, so sums are rounded otherwise.
+        for site, scores in secateur.attribute(model, case.task, case.examples, criterion=criterion).items():
+            torch.testing.assert_close(scores, expected[site], rtol=1e-4, atol=1e-6)
 
     assert_undisturbed(model, call)
 

@@ -145,7 +145,7 @@ def launch_of(case: Case, target: str = "sm_90") -> Launch:
 
     def interpolated_norm() -> None:
         _, normed, statistics = module.launch(g, g, vector, nodes, vector, vector, 1e-5, "layer_norm")
-        module.launch_backward(normed, normed, g, g, vector, nodes, vector, statistics, "layer_norm", True, True, False)
+        module.launch_backward(normed, normed, g, g, vector, nodes, vector, statistics, "layer_norm", True, True, False, False)
 
     functions: dict[str, Callable[[], Any]] = {
         "product_sum": lambda: module.launch(h, h, mask),
