@@ -243,7 +243,8 @@ class Scores(Mapping[str, Tensor]):
         """Return the mean standard error of a score, relative to the mean absolute score; None without standard errors."""
         if self.standard_errors is None:
             return None
-        errors, scores = (torch.cat(list(of.values())) for of in (self.standard_errors, self.by_site))  # [units of all sites]
+        # In the order of the sites, as a file has another one: both orders round differently.
+        errors, scores = (torch.cat([of[site.name] for site in self.sites]) for of in (self.standard_errors, self.by_site))
         return float(errors.mean() / scores.abs().mean().clamp(min=torch.finfo(scores.dtype).tiny))
 
     def equal(self, other: Scores | str | Path) -> bool:
