@@ -305,7 +305,9 @@ def test_offloaded_models_have_the_same_scores(case: Case, where: str, tmp_path:
             continue
         expected = secateur.attribute(case.model(), case.task, case.examples, criterion=criterion)
         actual = secateur.attribute(model, case.task, case.examples, criterion=criterion, checkpoint=tmp_path / "c")
-        assert actual.equal(expected), name
+        # Shortcuts pass over modules with hooks, so sums are rounded otherwise.
+        for site, scores in actual.items():
+            torch.testing.assert_close(scores, expected[site], rtol=1e-4, atol=1e-6, msg=name)
         assert (actual.weights, actual.all_sites) == (expected.weights, expected.all_sites)
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == own
     assert all(parameter.requires_grad == before.get(name, True) for name, parameter in model.named_parameters())

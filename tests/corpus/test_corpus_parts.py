@@ -221,7 +221,7 @@ def test_parts_are_measured(started: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_stopped_run_keeps_the_finished_parts(started: Run, tmp_path: Path, stop: signal.Signals) -> None:
     """The run goes on where it was stopped, with the same bits as a run in one piece."""
     corpora.lines(tmp_path, corpora.texts(6000))
-    options = "--threads 1 --max-tokens 256 --dtype float32 --compile off --part-rows 100"
+    options = "--threads 1 --max-tokens 256 --dtype float32 --compile off --engine-runtime torch --part-rows 100"
     line = ["score", "m", "--data", "a.txt", *options.split()]
     command = [sys.executable, "-m", "secateur", *line, "--out", "out"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
