@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, torch.dtype, Backen
     ("criterion", "kernels"),
     [
         (GradientActivation(), {"product_sum", "scored_mlp_backward"}),
-        (IntegratedGradients(nodes=2), {"interpolated_norm", "neuron_attribution", "product_sum"}),
+        (IntegratedGradients(nodes=2), {"interpolated_norm", "neuron_attribution"}),
         (IntegratedGradients(nodes=2, path="joint"), {"product_sum"}),
     ],
     ids=["gradient", "ig", "ig-joint"],
