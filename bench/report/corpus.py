@@ -59,13 +59,15 @@ def runners() -> str:
         rows.append((way.replace(", ", " (", 1).replace("half", "half of the FLOPs") + ")", dtype, f"{speed:.1f}", ratio))
     halves = ", ".join(f"{of['median']:.2f}x on {name}" for name, of in run["half_over_dense"].items())
     said, environment = run["estimate"], run["environment"]
+    dense = "torch, dense"
     lines = [
         f"The 6-layer BERT, {run['documents']:,} documents of 5 to 400 words in {run['rounds']} shards, one thread of "
         f"{environment['processor']}, torch {environment['torch']}; medians over the shards (and range). Each shard is "
-        f"scored in every way in turn, from its rows to its scores. Seconds are of CPU time, because the machine did other work at "
-        f"the same time (load {run['load'][0]:.1f} on {run['cores']} cores).",
-        markdown(("scored by", "dtype", "documents/s of CPU time", "over torch, dense"), rows),
-        f"Half of the FLOPs over dense: {halves}. `--estimate --beside` said {said['half_over_dense']:.2f}x on torch, from "
-        f"{said['sampled']} documents and by the clock.",
+        f"scored in every way in turn, and timed from its rows to its scores. "
+        f"The machine did other work at the same time (load {run['load'][0]:.1f} on {run['cores']} cores).",
+        markdown(("scored by", "dtype", "documents/s", "over torch, dense"), rows),
+        f"Half of the FLOPs over dense: {halves}. `--estimate --beside` said {said['half_over_dense']:.2f}x on torch from "
+        f"{said['sampled']} documents, and {said['documents/s'][dense]:.1f} documents per second for the dense model. "
+        f"The runs had {run['documents/s'][dense]:.1f}.",
     ]
     return "\n\n".join(lines)

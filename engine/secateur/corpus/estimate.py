@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,18 +96,16 @@ def estimate(
     return estimates, len(rows)
 
 
-def documents_a_second(
-    runner: Runner, rows: Sequence[Row], reading: Reading, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Return how many rows a runner encodes and scores in a second of a clock, from the moment when it is ready."""
+def documents_a_second(runner: Runner, rows: Sequence[Row], reading: Reading) -> float:
+    """Return how many rows a runner encodes and scores in a second, from the moment when it is ready."""
     labels, began = len(runner.task.label_names(runner.model)), 0.0
 
     def events() -> Iterator[Window]:
         nonlocal began
-        began = clock()
+        began = time.perf_counter()
         chunks = [(rows[first : first + _CHUNK], 1.0) for first in range(0, len(rows), _CHUNK)]
         bounds: dict[str, Any] = {"max_tokens": runner.max_tokens, "on_long": reading.on_long}
         yield from windows(chunks, runner.task, runner.model, labels, **bounds)
 
     count = sum(len(window.reasons) for window in scored(events(), replace(runner)))
-    return count / (clock() - began)
+    return count / (time.perf_counter() - began)
