@@ -1,6 +1,6 @@
 """Bulk scoring of a classifier by torch and by OpenVINO, dense and pruned, with ONNX Runtime in a loop over the same batches.
 
-All ways score the same shards in turn, with one thread each. `secateur score --estimate` is compared with what was measured.
+All ways score the same shards in turn, with one thread each.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from torch import Tensor
 
 import secateur
 from bench.measurements.corpus import Subject, _batches, _ratio, _settings, bert, write_corpus
-from secateur.corpus.estimate import documents_a_second, estimate
+from secateur.corpus.estimate import documents_a_second
 from secateur.corpus.pipeline import Runner
-from secateur.corpus.run import RunOptions
 from secateur.corpus.shapes import keep_kernels
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import find_sources
@@ -66,17 +65,16 @@ def runners(documents: int = 600, rounds: int = 12) -> dict[str, Any]:
             for name in order[number % len(order) :] + order[: number % len(order)]:
                 speeds.setdefault(name, []).append(runs[name]())
                 print(name, f"{speeds[name][-1]:.1f} documents/s", flush=True)
-        said = _estimated([ways["torch, half"], ways[BASE]], sources)
     return {
         "environment": environment(subject.model), "load": os.getloadavg(), "cores": usable_cores(), "threads": 1,
         "documents": documents, "rounds": rounds, "tried": tried,
         "settings": {name: _settings(runner) for name, runner in ways.items()},
+        "speeds": {name: [round(speed, 2) for speed in values] for name, values in speeds.items()},
         "documents/s": {name: round(statistics.median(values), 2) for name, values in speeds.items()},
         "over_torch": {name: _ratio(values, speeds[BASE]) for name, values in speeds.items()},
         "half_over_dense": {
             runtime: _ratio(speeds[f"{runtime}, half"], speeds[f"{runtime}, dense"]) for runtime in ("torch", "openvino")
         },
-        "estimate": said,
     }  # fmt: skip
 
 
@@ -86,16 +84,6 @@ def _sample(subject: Subject, source: Any) -> Sample:
     labels = len(subject.task.label_names(subject.model))
     (window, *_) = windows([(rows, 1.0)], subject.task, subject.model, labels, max_tokens=1 << 20, on_long="cut")
     return Sample(window.items, rows)
-
-
-def _estimated(ready: list[Runner], sources: Any) -> dict[str, Any]:
-    """What --estimate says of runners whose settings are known."""
-    options = RunOptions(max_tokens=MAX_TOKENS, threads=1)
-    (half, dense), sampled = estimate(ready, sources, Reading(), options, print)
-    return {
-        "sampled": sampled, "half_over_dense": round(half.slower[1], 3),
-        "documents/s": {"torch, half": round(half.documents_per_second, 2), BASE: round(dense.documents_per_second, 2)},
-    }  # fmt: skip
 
 
 def _onnx_runtime(subject: Subject, path: Path) -> Callable[[Any], Any]:

@@ -73,7 +73,7 @@ def _ratios(name: str) -> str:
 
 
 def runners() -> str:
-    """Documents a second of a classifier by runtime, dense and pruned, and how well an estimate foretold them."""
+    """Documents a second of a classifier by runtime, dense and pruned."""
     run = result("runners")
     rows = []
     for way, speed in run["documents/s"].items():
@@ -82,16 +82,13 @@ def runners() -> str:
         ratio = f"{over['median']:.2f}x ({over['least']:.2f} to {over['most']:.2f})"
         rows.append((way.replace(", ", " (", 1).replace("half", "half of the FLOPs") + ")", dtype, f"{speed:.1f}", ratio))
     halves = ", ".join(f"{of['median']:.2f}x on {name}" for name, of in run["half_over_dense"].items())
-    said, environment = run["estimate"], run["environment"]
-    dense = "torch, dense"
+    environment = run["environment"]
     lines = [
         f"The 6-layer BERT, {run['documents']:,} documents of 5 to 400 words in {run['rounds']} shards, one thread of "
         f"{environment['processor']}, torch {environment['torch']}; medians over the shards (and range). Each shard is "
         f"scored in every way in turn, and timed from its rows to its scores. "
         f"The machine did other work at the same time (load {run['load'][0]:.1f} on {run['cores']} cores).",
         markdown(("scored by", "dtype", "documents/s", "over torch, dense"), rows),
-        f"Half of the FLOPs over dense: {halves}. `--estimate --beside` said {said['half_over_dense']:.2f}x on torch from "
-        f"{said['sampled']} documents, and {said['documents/s'][dense]:.1f} documents per second for the dense model. "
-        f"The runs had {run['documents/s'][dense]:.1f}.",
+        f"Half of the FLOPs over dense, in the same runtime: {halves}.",
     ]
     return "\n\n".join(lines)
