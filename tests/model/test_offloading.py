@@ -88,4 +88,6 @@ def test_an_offloaded_model_is_evaluated_as_the_model_in_memory(name: str, place
     for ours, theirs in zip(secateur.predict(model, case.task, case.examples), expected, strict=True):
         assert ours["prediction"] == theirs["prediction"]
         probabilities = [column for column in theirs if column.startswith("p_")]
-        torch.testing.assert_close([ours[p] for p in probabilities], [theirs[p] for p in probabilities])
+        # Float32 scores of two orders of addition: shortcuts pass over modules with hooks.
+        own, expected_ones = ([row[p] for p in probabilities] for row in (ours, theirs))
+        torch.testing.assert_close(own, expected_ones, rtol=1e-5, atol=1e-6)
