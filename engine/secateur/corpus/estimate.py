@@ -65,7 +65,7 @@ def estimate(
     Raises:
         InputError: As in `settled`, or the corpus has no row that can be scored.
     """
-    ready, measured = list[Runner](), list[list[str]]()
+    ready, measured, sample = list[Runner](), list[list[str]](), None
     for runner in runners:
         lines: list[str] = []
 
@@ -73,10 +73,11 @@ def estimate(
             lines.append(line)
             say(line)
 
-        chosen, sample = settled(runner, options, sources, reading, note, say)
+        chosen, read = settled(runner, options, sources, reading, note, say)
+        sample = sample or read  # Each model reads the same rows.
         ready.append(chosen)
         measured.append(lines)
-    sample = sample_of(sources, reading, ready[0])
+    sample = sample or sample_of(sources, reading, ready[0])
     if not sample.items:
         raise InputError("data: expected documents that can be scored, got none among the first")
     rows = [sample.rows[k] for k in np.random.default_rng(0).permutation(len(sample.rows))]
