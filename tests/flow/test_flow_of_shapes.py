@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, scores_of
+from cases import CASES, LABELS, scores_of, sentences
 from command import Run, assert_refused
 from hand_layers import deleted_by_hand
 from torch import nn
@@ -98,6 +99,22 @@ def test_held_states_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) 
         runs.clear()
     assert orders[0] == orders[1]
     assert counts[0] < counts[1]
+
+
+def test_a_shared_prefix_changes_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt's first tokens run once for each pass, with the blocks gone, and no example runs on them."""
+    case, model = CASES["llama"], deeper("llama", 4)
+    head = "the cat sat on the mat and the dog ran under the big red tree so the bird flew away"
+    task = secateur.CausalLM(case.task.reader, labels=LABELS, prompt=f"{head} {{input}} is")
+    rows = [{"input": text, "target": LABELS[k % len(LABELS)]} for k, text in enumerate(sentences(12, seed=3))]
+    widths: list[int] = []
+    block = model.get_submodule(next(iter(blocks(model).values())).path)
+    block.register_forward_pre_hook(lambda module, arguments: widths.append(arguments[0].shape[1]))
+    order = secateur.removable_blocks(model, task, rows)
+    assert max(widths) == len(head.split()) + 1  # With the start mark.
+    monkeypatch.setattr(task, "sharing", nullcontext)
+    assert secateur.removable_blocks(model, task, rows) == order
+    assert max(widths) > len(head.split()) + 1
 
 
 def test_no_block_is_removed_where_a_config_cannot_say_it() -> None:

@@ -106,7 +106,7 @@ class _Passes:
         """Return the divergence of the predictions without one more block from the dense ones, summed over the batches."""
         total, names = 0.0, list(self._paths)
         before = [self._paths[name] for name in names[: names.index(block)]]
-        with skipped(self._model, [*self._gone, block]):
+        with skipped(self._model, [*self._gone, block]), self._task.sharing(self._model):
             for dense, batch, held in zip(self._dense, self._batches, self._held, strict=True):
                 with replaced(self._model, {path: returning(held[path]) for path in before if path in held}):
                     total += float(divergence_of(dense, target_logits(self._model, self._task, batch)).sum())
@@ -115,7 +115,7 @@ class _Passes:
     def start(self, gone: Sequence[str]) -> None:
         """Run without some blocks, first without none, and hold what the blocks return where there is room for it."""
         self._gone, logits = tuple(gone), []
-        with skipped(self._model, self._gone), ExitStack() as stack:
+        with skipped(self._model, self._gone), self._task.sharing(self._model), ExitStack() as stack:
             for path in self._paths.values():
                 stack.callback(self._model.get_submodule(path).register_forward_hook(partial(self._store, path)).remove)
             for held, batch in zip(self._held, self._batches, strict=True):

@@ -251,7 +251,7 @@ class CausalLM(TextTask):
     @contextmanager
     def scoring(self, model: nn.Module) -> Iterator[None]:
         """A context as in `Task.scoring`, and in which prompts share their first tokens as in `sharing`."""
-        with super().scoring(model), self.sharing(model):
+        with super().scoring(model), held(model, self._shared(model)):
             yield
 
     @contextmanager
@@ -261,7 +261,7 @@ class CausalLM(TextTask):
         That needs a `Prompt` with at least `FEWEST` tokens before the input, and a model that `can_share`. Otherwise every
         prompt runs as a whole, which gives the same up to rounding.
         """
-        with held(model, self._shared(model)):
+        with held(model, self._shared(model), at_once=True):
             yield
 
     def _shared(self, model: nn.Module) -> list[int]:

@@ -96,14 +96,15 @@ def can_share(model: nn.Module) -> bool:
 
 
 @contextmanager
-def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
-    """A context in which `prefix_of` returns the prefix of these ids. The model runs on it when it is first asked for.
+def held(model: nn.Module, ids: Sequence[int], *, at_once: bool = False) -> Iterator[None]:
+    """A context in which `prefix_of` returns the prefix of these ids.
 
     The model's weights must not change inside. Several threads may be inside at once.
 
     Args:
         model: The model, in eval mode.
         ids: The prefix's ids; none hold nothing.
+        at_once: Whether the model runs on them at the start. If not, it runs when the prefix is first asked for.
     """
     if not ids:
         yield
@@ -112,6 +113,8 @@ def held(model: nn.Module, ids: Sequence[int]) -> Iterator[None]:
     with _LOCK:
         _HOLDERS[key] = _HOLDERS.get(key, 0) + 1
     try:
+        if at_once:
+            _run_once(model, key)
         yield
     finally:
         with _LOCK:
