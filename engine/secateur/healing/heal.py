@@ -20,7 +20,7 @@ from secateur.healing.pair import require_pair
 from secateur.healing.planned_steps import planned_steps
 from secateur.healing.run import Run, run_in
 from secateur.healing.settings import Settings, Targets
-from secateur.healing.student import load_best_, master_copy
+from secateur.healing.student import adapters_in, best_of, master_copy, require_peft
 from secateur.model.discovery import config_digest
 from secateur.model.offloading import copy_of, weights_digest
 from secateur.model.undisturbed import undisturbed
@@ -51,6 +51,7 @@ def heal(
     minutes: float | None = None,
     blockwise: bool = True,
     hidden_weight: float = 0.0,
+    lora: int | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 16,
     patience: int = 5,
@@ -82,6 +83,8 @@ def heal(
         minutes: The wall-clock time of the call, evaluations included, in place of `epochs`.
         blockwise: Whether each block that lost units is first trained alone, towards the dense states behind it.
         hidden_weight: The weight in the loss of the squared error of the states behind all blocks, relative to the teacher's.
+        lora: The rank of adapters (LoRA) in the linear layers of all blocks, which are trained end to end in place of the
+            weights, and merged into them. They need PEFT.
         learning_rate: The highest learning rate of AdamW. After a warm-up it falls to 0 by a cosine.
         batch_size: The items of a training step in one process.
         patience: The training ends after that many evaluations without a better one.
@@ -100,11 +103,11 @@ def heal(
     Raises:
         InputError: An argument has an unknown value; the examples are unusable or too few; the models do not fit each other, or
             have weights that cannot be trained; the minutes are too few for a step; the folder was begun with other arguments;
-            or accelerate is not installed.
+            or accelerate is not installed, or, for `lora`, peft.
 
     References:
         Distillation: Hinton et al. 2015, arXiv 1503.02531. The teacher's own outputs as targets: Thangarasa et al. 2024,
-        arXiv 2410.09982. States behind blocks: Sun et al. 2019, arXiv 1908.09355.
+        arXiv 2410.09982. Adapters: Hu et al. 2021, arXiv 2106.09685. States behind blocks: Sun et al. 2019, arXiv 1908.09355.
 
     Example:
         `healed = secateur.heal(pruned, dense, task, examples, minutes=10)`
@@ -113,10 +116,23 @@ def heal(
 
     clock = Clock(minutes)
     settings = Settings(
-        targets, epochs, minutes, blockwise, hidden_weight, learning_rate, batch_size, patience, seed, max_tokens, training
+        targets,
+        epochs,
+        minutes,
+        blockwise,
+        hidden_weight,
+        learning_rate,
+        batch_size,
+        patience,
+        seed,
+        max_tokens,
+        lora,
+        training,
     )
     require_progress(progress)
     require_accelerate()
+    if lora is not None:
+        require_peft()
     require_pair(pruned, teacher, task)
     pairs = blocks_of_dense(teacher, pruned, removed_blocks) if blockwise or hidden_weight else []
     with undisturbed(teacher):
@@ -173,10 +189,10 @@ def _healed(
     before = _measured(held_out, pruned)
     evaluation = time.monotonic() - began
     fits = _blocks(student, lessons, held_out, pairs, settings, clock, run, progress) if settings.blockwise else []
+    if settings.lora is not None:
+        adapters_in(student, settings.lora, settings.seed)
     course = _course(student, lessons, held_out, settings, clock, run, evaluation, progress)
-    healed: nn.Module = copy_of(pruned)
-    if course.weights is not None:
-        load_best_(healed, course.weights)
+    healed = copy_of(pruned) if course.weights is None else best_of(pruned, course.weights, settings.lora)
     after = _measured(held_out, healed)
     if not after < before:
         healed, after = copy_of(pruned), before

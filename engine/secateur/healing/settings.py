@@ -29,6 +29,7 @@ class Settings:
     patience: int
     seed: int
     max_tokens: int
+    lora: int | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -47,6 +48,8 @@ class Settings:
         for name, least, most in (("batch_size", 1, MOST_STEPS), ("patience", 1, MOST_STEPS), ("seed", 0, 2**32 - 1)):
             require_count(name, getattr(self, name), least, most)
         require_count("max_tokens", self.max_tokens)
+        if self.lora is not None:
+            require_count("lora", self.lora)
         if not isinstance(self.training, Mapping) or any(name in _OURS for name in self.training):
             raise InputError(
                 f"training: expected values of TrainingArguments other than {', '.join(_OURS)}, got {shown(self.training)}"

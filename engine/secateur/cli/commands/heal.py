@@ -89,6 +89,12 @@ def heal(
         float,
         typer.Option(help="Weight of the states behind blocks in the loss.", min=0, max=MOST_RATE, rich_help_panel=TRAINING),
     ] = 0.0,
+    lora: Annotated[
+        int | None,
+        typer.Option(
+            help="Train adapters of this rank (LoRA) in place of all weights, and merge them.", min=1, rich_help_panel=TRAINING
+        ),
+    ] = None,
     learning_rate: Annotated[
         float, typer.Option(help="Highest learning rate (AdamW).", min=0, max=MOST_RATE, rich_help_panel=TRAINING)
     ] = 5e-4,
@@ -146,9 +152,9 @@ def heal(
     dense = load_teacher(teacher or dense_name(model), loaded, device=device, dtype=dtype)
     healed = secateur.heal(
         loaded.model, dense, task, rows, targets=cast(Targets, chosen), epochs=epochs, minutes=minutes, blockwise=blockwise,
-        hidden_weight=hidden_weight, learning_rate=learning_rate, batch_size=batch_size, patience=patience, seed=seed,
-        removed_blocks=removed_in(model, loaded.model, dense), max_tokens=max_tokens, checkpoints=checkpoint,
-        progress=bars(),
+        hidden_weight=hidden_weight, lora=lora, learning_rate=learning_rate, batch_size=batch_size, patience=patience,
+        seed=seed, removed_blocks=removed_in(model, loaded.model, dense), max_tokens=max_tokens,
+        checkpoints=checkpoint, progress=bars(),
     )  # fmt: skip
     round_weights_(healed.model, loaded.stored)  # Evaluate the weights as they are written.
     start = None if held_out is None else secateur.evaluate(loaded.model, task, held_out, progress=bars())
