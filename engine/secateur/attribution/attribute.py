@@ -131,10 +131,9 @@ def attribute(
             task.require_variety(rows)
         items = task.items(model, rows, all_labels=all_labels)
         logger.info("scoring %d sites by %s on %d examples", len(scored_sites), criterion.to_json()["criterion"], len(rows))
-        own = max_tokens
-        if own is None and checkpoint is not None:
-            own = Checkpoint.begun_with(Path(checkpoint), "max_tokens")
-        fewest = min(ranks.meet(own or _pass_tokens(model, task, items, criterion, scored_sites, backend, ranks)))
+        begun = None if checkpoint is None or max_tokens else Checkpoint.begun_with(Path(checkpoint), "max_tokens")
+        own = max_tokens or begun or _pass_tokens(model, task, items, criterion, scored_sites, backend, ranks.size)
+        fewest = min(ranks.meet(own))  # All processes meet, also where only some were given a number.
         max_tokens = max_tokens or fewest
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
@@ -269,24 +268,6 @@ def _passes(model: nn.Module, criterion: Criterion, scored_sites: Sequence[Site]
     return faster_forward(model, watched | {path for branch in branches(model).values() for path in branch.source_linears})
 
 
-def _agreed_tokens(
-    model: nn.Module,
-    task: Task,
-    criterion: Criterion,
-    scored_sites: Sequence[Site],
-    items: list[Item],
-    backend: Backend,
-    checkpoint: str | Path | None,
-    ranks: Ranks,
-) -> int:
-    """Return the tokens of a pass: those that the checkpoint was begun with, or else the fewest of all processes."""
-    begun = None if checkpoint is None else Checkpoint.begun_with(Path(checkpoint), "max_tokens")
-    if begun is None:
-        one_pass = OnePass(model, scored_sites, lambda batch: task.target(model, batch, "log_probability"), backend=backend)
-        begun = pass_tokens(model, task, items, one_pass.scores, batch_tokens=criterion.batch_tokens, processes=ranks.size)
-    return int(min(ranks.meet(begun)))
-
-
 def _pass_tokens(
     model: nn.Module,
     task: Task,
@@ -294,12 +275,15 @@ def _pass_tokens(
     criterion: Criterion,
     scored_sites: Sequence[Site],
     backend: Backend,
-    ranks: Ranks,
+    processes: int,
 ) -> int:
     """Return the tokens of a pass that suit this process's device. Other criteria take about as much as one gradient pass."""
-    one_pass = OnePass(model, scored_sites, partial(task.target, model, kind="log_probability"), backend=backend)
-    with undisturbed(model), torch.enable_grad(), _passes(model, criterion, scored_sites):
-        return pass_tokens(model, task, items, one_pass.scores, batch_tokens=criterion.batch_tokens, processes=ranks.size)
+
+    def run(batch: Batch) -> None:
+        with undisturbed(model), torch.enable_grad(), _passes(model, criterion, scored_sites):
+            OnePass(model, scored_sites, partial(task.target, model, kind="log_probability"), backend=backend).scores(batch)
+
+    return pass_tokens(model, task, items, run, batch_tokens=criterion.batch_tokens, processes=processes)
 
 
 @contextmanager
