@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 from secateur import GradientActivation, IntegratedGradients
-from secateur.attribution.criteria import Criterion, name_of
+from secateur.attribution.criteria import Criterion
 from secateur.attribution.integrated.convergence import raise_
 
 PATHS = ("layer", "joint")
@@ -447,85 +446,6 @@ def test_saved_scores_keep_their_convergence(path: str, nodes: Any, tmp_path: Pa
     assert after.summary() == before.summary()
     assert loaded.per_example is not None
     assert set(loaded.per_example) == set(loaded)
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", THREE, ids=str)
-def test_a_start_takes_the_place_of_the_pilot(case: Case, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The own scores give the same scores again. Those of other examples give scores within the tolerance."""
-    first, exact = automatic(case.name, path, 0.05), reference(case.name, path)
-    options: dict[str, Any] = {"nodes": "auto", "tolerance": 0.05, "max_nodes": 96}
-    others = attribute(few(case), case.model(), integrated(path, **options), select=SELECT)
-    others.save(tmp_path / "scores")
-    monkeypatch.setattr("secateur.attribution.criteria.integrated_gradients.pilot", None)
-    again = attribute(case, case.model(), integrated(path, **options, start=first), select=SELECT)
-    assert again.equal(first)
-    assert again.convergence == first.convergence
-    actual = attribute(case, case.model(), integrated(path, **options, start=tmp_path / "scores"), select=SELECT)
-    assert actual.convergence is not None
-    assert others.convergence is not None
-    assert actual.convergence.pilots == others.convergence.pilots
-    for name, scores in by_path(by_example(actual), path).items():
-        assert float((scores - exact[name]).abs().sum() / exact[name].abs().sum()) < 3 * 0.05, name
-    assert actual.convergence.missed() == {name: [] for name in exact}
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("case", THREE, ids=str)
-def test_a_start_of_other_weights_costs_nodes_and_not_the_tolerance(case: Case, path: str) -> None:
-    exact = reference(case.name, path)
-    options: dict[str, Any] = {"nodes": "auto", "tolerance": 0.005, "max_nodes": 96}
-    start = attribute(case, case.model(seed=1), integrated(path, **options), select=SELECT)
-    actual = attribute(case, case.model(), integrated(path, **options, start=start), select=SELECT)
-    assert actual.convergence is not None
-    for name, scores in by_path(by_example(actual), path).items():
-        assert float((scores - exact[name]).abs().sum() / exact[name].abs().sum()) < 3 * 0.005, name
-    assert actual.convergence.missed() == {name: [] for name in exact}
-
-
-def test_a_start_of_something_else_is_refused(tmp_path: Path) -> None:
-    case = CASES["bert-sequence"]
-    start = automatic("bert-sequence", "layer", 0.05)
-    plain = attribute(case, case.model(), GradientActivation())
-    automatic_nodes = partial(integrated, "layer", nodes="auto", tolerance=0.05, max_nodes=96, start=start)
-    for options, message in (
-        ({"nodes": 4}, "start: expected scores by integrated gradients, and nodes='auto' for both, got others"),
-        ({"start": plain}, "start: expected scores by integrated gradients, and nodes='auto' for both, got others"),
-        ({"start": str(tmp_path / "none")}, "no such file"),
-        ({"start": 3}, "expected secateur.Scores or the path of its file, got 3"),
-    ):
-        with pytest.raises(secateur.InputError, match=message):
-            automatic_nodes(**options)
-    other = CASES["bart"].model()
-    for model, task, criterion, select in (
-        (case.model(), case, automatic_nodes(tolerance=0.1), SELECT),
-        (case.model(), case, automatic_nodes(), "encoder"),
-        (other, CASES["bart"], automatic_nodes(), SELECT),
-    ):
-        with pytest.raises(secateur.InputError, match=r"^start: expected scores "):
-            attribute(task, model, criterion, select=select)
-    assert name_of(automatic_nodes().to_json()).startswith("ig:over_examples=signed,tolerance=0.05,max_nodes=96,start=")
-
-
-@pytest.mark.parametrize(
-    "pilot",
-    [
-        {"first": 0},
-        {"first": True},
-        {"usual": "x"},
-        {"usual": float("nan")},
-        {"ratios": {"2": [1.0]}},
-        {"ratios": {"x": [1.0, 2.0]}},
-    ],
-    ids=str,
-)
-def test_a_damaged_record_of_a_pilot_is_refused(pilot: dict[str, Any], tmp_path: Path) -> None:
-    scores = automatic("bert-sequence", "layer", 0.05)
-    assert scores.convergence is not None
-    pilots = {name: {**about, **pilot} for name, about in scores.convergence.pilots.items()}
-    replace(scores, convergence=replace(scores.convergence, pilots=pilots)).save(tmp_path / "scores")
-    with pytest.raises(secateur.InputError, match=r"is damaged|is not a scores file"):
-        secateur.Scores.load(tmp_path / "scores")
 
 
 def test_gradients_have_no_convergence(t5_case: Case, tmp_path: Path) -> None:

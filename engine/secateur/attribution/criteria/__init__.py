@@ -127,8 +127,8 @@ def name_of(settings: Mapping[str, Any]) -> str:
     names = []
     for name, preset in PRESETS.items():
         known = preset().to_json()
-        if known.keys() <= settings.keys() and known["criterion"] == settings["criterion"]:
-            changed = [f"{key}={value}" for key, value in settings.items() if value != known.get(key)]
+        if known.keys() == settings.keys() and known["criterion"] == settings["criterion"]:
+            changed = [f"{key}={value}" for key, value in settings.items() if value != known[key]]
             names.append((len(changed), f"{name}:{','.join(changed)}" if changed else name))
     return min(names, key=lambda pair: pair[0], default=(0, str(settings.get("criterion", ""))))[1]
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.attribution.checkpoint import PartialSums
 from secateur.attribution.criteria.base import Result, Scorer, ScoringContext, TargetCriterion
 from secateur.attribution.integrated.adaptive import PLACED, Integrator, Policy, fixed, pilot
 from secateur.attribution.integrated.convergence import JOINT, Convergence, raise_
-from secateur.attribution.integrated.paths import JointPath, LayerPath
-from secateur.attribution.integrated.paths import Path as GatePath
+from secateur.attribution.integrated.paths import JointPath, LayerPath, Path
 from secateur.attribution.integrated.replay import Replay
-from secateur.attribution.scores import Scores, as_scores
-from secateur.model.discovery import fingerprint, scored_ports
+from secateur.model.discovery import scored_ports
 from secateur.model.offloading import require_one_device
 from secateur.model.sites import Site
 from secateur.support.errors import InputError
@@ -50,19 +44,14 @@ class IntegratedGradients(TargetCriterion):
         tolerance: With nodes="auto", the largest estimated relative error sum_i |IG_i - exact_i| / sum_i |IG_i| of an
             example. `Scores.convergence` lists the estimates.
         max_nodes: The most nodes of a rule with nodes="auto".
-        start: Scores of the same model by the same criterion with nodes="auto", or the path of their file. What their pilot
-            sample showed serves again, so no sample is tried. Each example's error is estimated as ever, so a start from
-            another task costs nodes, and `Scores.convergence` tells what it misses. None tries a sample.
 
     Raises:
-        InputError: A setting is out of range, or `start` has no record of a pilot. `attribute` raises it where `start` is of
-            another model, other sites or another criterion.
+        InputError: A setting is out of range.
 
     Example:
         >>> scores = secateur.attribute(model, task, examples, criterion=secateur.IntegratedGradients(nodes=8))
         >>> scores.convergence.summary()["encoder.0.ffn"]["residual"]
         >>> scores = secateur.attribute(model, task, examples, criterion="ig-joint:tolerance=0.05")
-        >>> more = secateur.attribute(model, task, others, criterion=secateur.IntegratedGradients(start=scores))
 
     Reference:
         Sundararajan et al. 2017, arXiv 1703.01365, Eq. 1, with the gates as inputs and closed gates as the baseline.
@@ -72,7 +61,6 @@ class IntegratedGradients(TargetCriterion):
     nodes: int | Literal["auto"] = "auto"
     tolerance: float = 0.1
     max_nodes: int = 48
-    start: Scores | str | Path | None = None
 
     @classmethod
     def joint(cls) -> IntegratedGradients:
@@ -94,40 +82,6 @@ class IntegratedGradients(TargetCriterion):
             raise InputError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance!r}")
         if isinstance(self.max_nodes, bool) or not isinstance(self.max_nodes, int) or self.max_nodes < PLACED:
             raise InputError(f"max_nodes: expected a number of at least {PLACED}, got {self.max_nodes!r}")
-        if self.start is not None:
-            object.__setattr__(self, "start", as_scores(self.start))
-            if self.nodes != "auto" or not self._pilots():
-                raise InputError("start: expected scores by integrated gradients, and nodes='auto' for both, got others")
-
-    def _pilots(self) -> Mapping[str, Mapping[str, Any]]:
-        """Return what the pilot sample of `start` showed, by path."""
-        return self.start.convergence.pilots if isinstance(self.start, Scores) and self.start.convergence is not None else {}
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the criterion's class name and settings. A hash stands for what the pilot sample of `start` showed."""
-        about = {"criterion": type(self).__name__, **asdict(replace(self, start=None))}
-        del about["start"]
-        if self.start is not None:
-            about["start"] = hashlib.sha256(json.dumps(dict(self._pilots())).encode()).hexdigest()[:16]
-        return about
-
-    def policies(self, model: nn.Module, names: Sequence[str]) -> dict[str, Policy]:
-        """Return the policies that the pilot sample of `start` showed.
-
-        Args:
-            model: The model.
-            names: The names of the paths.
-
-        Raises:
-            InputError: `start` is of another model, other paths or another criterion.
-        """
-        pilots, settings = self._pilots(), {"over_examples": None, "start": None}  # These two may differ.
-        assert isinstance(self.start, Scores)  # __post_init__ has read the file.
-        if {**self.start.criterion, **settings} != {**self.to_json(), **settings}:
-            raise InputError(f"start: expected scores by the criterion {self.to_json()}, got {self.start.criterion}")
-        if self.start.fingerprint != fingerprint(model) or not set(names) <= pilots.keys():
-            raise InputError(f"start: expected scores of all sites of this model that are scored, got {self.start!r}")
-        return {name: Policy.from_json(pilots[name], self.tolerance, self.max_nodes) for name in names}
 
     def batch_tokens(self, max_tokens: int) -> int:
         """Return a quarter of `max_tokens`: nodes fill the passes, and small batches of similar lengths need little padding."""
@@ -158,8 +112,6 @@ class _Integration(Scorer):
         criterion, batch = self._criterion, self._context.pilot
         if criterion.nodes != "auto":
             return {name: fixed(criterion.nodes) for name in self._names}
-        if criterion.start is not None:
-            return criterion.policies(self._context.model, self._names)
         rows = _all_rows(batch)
         return {name: pilot(path, rows, criterion.tolerance, criterion.max_nodes) for name, path in self._paths(batch)}
 
@@ -190,11 +142,10 @@ class _Integration(Scorer):
             **self._of_examples,
             doubled={name: float(error / size) if size else 0.0 for name, (error, size) in self._doubled.items()},
             tolerance=self._criterion.tolerance if self._criterion.nodes == "auto" else None,
-            pilots={name: found.to_json() for name, found in self._policies.items()} if self._criterion.nodes == "auto" else {},
         )
         return Result(totals, convergence)
 
-    def _paths(self, batch: Batch) -> list[tuple[str, GatePath]]:
+    def _paths(self, batch: Batch) -> list[tuple[str, Path]]:
         """Return the names and paths of a batch: one for each site, or one for all."""
         context = self._context
         model, sites, backend = context.model, context.sites, context.backend

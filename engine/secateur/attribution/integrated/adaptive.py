@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -39,17 +38,6 @@ class Policy:
     tolerance: float | None
     usual: float = 0.0
     ratios: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what a pilot found, as JSON values."""
-        ratios = {str(level): list(pair) for level, pair in self.ratios.items()}
-        return {"first": self.first, "usual": self.usual, "ratios": ratios}
-
-    @classmethod
-    def from_json(cls, found: Mapping[str, Any], tolerance: float, last: int) -> Policy:
-        """Return the policy of an earlier pilot, from what `to_json` returned."""
-        ratios = {int(level): (pair[0], pair[1]) for level, pair in found["ratios"].items()}
-        return cls(found["first"], last // PANEL * PANEL, tolerance, found["usual"], ratios)
 
     def after(self, nodes: int, excess: float) -> int | None:
         """Choose the next rule for an example whose error is too large.

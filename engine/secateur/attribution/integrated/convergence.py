@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from secateur.support.errors import FieldError
-from secateur.support.fields import require_type, shown
+from secateur.support.fields import require_type
 from secateur.support.html import html_table
 from secateur.support.tensors import same_tensors
 
@@ -34,8 +34,6 @@ class Convergence:
         nodes: The number of gradient passes of each example, int64 [examples]. Rules that were tried and given up count too.
         doubled: The relative error summed over a second sample of examples, against rules of twice as many nodes.
         tolerance: The largest estimated error that was asked for; None if the number of nodes was given.
-        pilots: What the pilot sample showed, as JSON values by path: the first rule's nodes ("first"), the usual sum_i |IG_i|
-            ("usual") and by nodes the ratios of the error to its two measures ("ratios"). Empty without a pilot.
 
     Example:
         >>> scores = secateur.attribute(model, task, examples, criterion="ig")
@@ -47,7 +45,6 @@ class Convergence:
     nodes: Mapping[str, Tensor]
     doubled: Mapping[str, float]
     tolerance: float | None
-    pilots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Convergence):
@@ -104,7 +101,7 @@ class Convergence:
 
     def to_json(self) -> dict[str, Any]:
         """Return the attributes that are not in `tensors`, as JSON values."""
-        return {"doubled": dict(self.doubled), "tolerance": self.tolerance, "pilots": dict(self.pilots)}
+        return {"doubled": dict(self.doubled), "tolerance": self.tolerance}
 
     @classmethod
     def read(cls, about: Any, tensors: Mapping[str, Tensor]) -> Convergence:
@@ -123,14 +120,6 @@ class Convergence:
         require_type("convergence", dict[str, Any], about)
         require_type("convergence.doubled", dict[str, float], about.get("doubled"))
         require_type("convergence.tolerance", float | None, about.get("tolerance"))
-        pilots = about.get("pilots", {})  # Files of older versions have none.
-        require_type("convergence.pilots", dict[str, dict[str, Any]], pilots)
-        for pilot in pilots.values():
-            for name, kind in {"first": int, "usual": float, "ratios": dict[str, list[float]]}.items():
-                require_type(f"convergence.pilots: {name}", kind, pilot.get(name))
-            ratios = pilot["ratios"]  # Without any, an example's residual alone would count, which can be small by chance.
-            if pilot["first"] < 1 or not ratios or any(not key.isdecimal() or len(of) != 2 for key, of in ratios.items()):
-                raise FieldError(f"convergence.pilots: expected a positive number and pairs by nodes, got {shown(pilot)}")
 
         def part(kind: str) -> dict[str, Tensor]:
             return {key.removeprefix(f"{kind}/"): value for key, value in tensors.items() if key.startswith(f"{kind}/")}
@@ -139,7 +128,7 @@ class Convergence:
         doubled = about["doubled"]
         if any(values.keys() != doubled.keys() for values in (residuals, errors, nodes)):
             raise FieldError(f"convergence: expected tensors of the paths {', '.join(doubled)}, got those of others")
-        return cls(residuals, errors, nodes, doubled, about.get("tolerance"), pilots)
+        return cls(residuals, errors, nodes, doubled, about.get("tolerance"))
 
 
 def raise_(largest: Tensor, rows: Tensor, values: Tensor) -> None:
