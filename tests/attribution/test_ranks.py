@@ -264,6 +264,22 @@ def test_a_checkpoint_of_another_attribution_is_refused(interrupted: Path, chang
     assert {path: path.read_bytes() for path in interrupted.iterdir()} == before
 
 
+def test_processes_share_the_fewest_tokens_that_one_of_them_can_hold(by_ranks: Path) -> None:
+    scores = [secateur.Scores.load(by_ranks / f"own-{rank}.safetensors") for rank in (0, 1)]
+    assert [of_rank.max_tokens for of_rank in scores] == [2 * SMALL] * 2
+    assert scores[0].equal(scores[1])
+
+
+def test_a_continued_call_takes_the_tokens_that_the_checkpoint_was_begun_with(
+    interrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.attribution.attribute.pass_tokens", lambda *_, **__: LARGE)
+    scores = attribute("gradient", None, checkpoint=interrupted)
+    assert scores.max_tokens == SMALL
+    assert scores.equal(attribute("gradient", SMALL))
+    assert attribute("gradient", None, checkpoint=interrupted).max_tokens == LARGE
+
+
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     (tmp_path / "c").mkdir()

@@ -74,6 +74,8 @@ class Case:
         activation: For `scored_mlp_backward`. "gelu_new" and "silu" are gated MLPs, the others plain.
         backward: Whether the launch is the operation's backward kernel.
         tf32: Whether float32 products may use tf32.
+        zeros: Whether the backward kernel of `interpolated_norm` gives the gradient at `zeros` alone, as integrated gradients
+            ask for.
     """
 
     operation: str
@@ -83,10 +85,11 @@ class Case:
     activation: str = ""
     backward: bool = False
     tf32: bool = False
+    zeros: bool = False
 
     def __str__(self) -> str:
         gated = "gated " if self.activation in GATED else ""
-        words = [self.operation, "backward" if self.backward else "", gated + self.activation]
+        words = [self.operation, "backward" if self.backward else "", "zeros" if self.zeros else "", gated + self.activation]
         words += ["tf32" if self.tf32 else self.dtype, f"D={self.width} F={self.neurons}"]
         return " ".join(word for word in words if word)
 
@@ -99,6 +102,7 @@ KERNELS: tuple[dict[str, Any], ...] = (
     *({"operation": "scored_mlp_backward", "activation": name} for name in ("relu", "gelu", "gelu_new", "silu")),
     {"operation": "interpolated_norm"},
     {"operation": "interpolated_norm", "backward": True},
+    {"operation": "interpolated_norm", "backward": True, "zeros": True},
 )
 CASES = [
     *(Case(dtype=dtype, width=width, neurons=neurons, **kernel)
@@ -145,7 +149,8 @@ def launch_of(case: Case, target: str = "sm_90") -> Launch:
 
     def interpolated_norm() -> None:
         _, normed, statistics = module.launch(g, g, vector, nodes, vector, vector, 1e-5, "layer_norm")
-        module.launch_backward(normed, normed, g, g, vector, nodes, vector, statistics, "layer_norm", True, True, False, False)
+        needed = (not case.zeros, not case.zeros, case.zeros, False)  # At r, u and zeros; and whether the first is in float32.
+        module.launch_backward(normed, normed, g, g, vector, nodes, vector, statistics, "layer_norm", *needed)
 
     functions: dict[str, Callable[[], Any]] = {
         "product_sum": lambda: module.launch(h, h, mask),

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ SMALL, LARGE = 10, 100_000
 POISONED = "tree"  # A word that one example contains, and not the longest one.
 
 
-def attribute(name: str, max_tokens: int, **options: Any) -> secateur.Scores:
+def attribute(name: str, max_tokens: int | None, **options: Any) -> secateur.Scores:
     """Score the case's units by a named criterion, and keep each example's scores."""
     return secateur.attribute(
         CASE.model(), CASE.task, CASE.examples, criterion=PRESETS[name](), max_tokens=max_tokens, per_example=True, **options
@@ -57,6 +58,8 @@ def by_ranks(folder: Path) -> None:
         except secateur.InputError as error:
             messages.append(str(error))
     alone = secateur.attribute(CASE.model(), CASE.task, CASE.examples[rank:])  # Without a group, a process works alone.
+    with patch("secateur.attribution.attribute.pass_tokens", lambda *_, **options: (LARGE, SMALL)[rank] * options["processes"]):
+        attribute("gradient", None, group=group).save(folder / f"own-{rank}.safetensors")
     (folder / f"messages-{rank}.json").write_text(json.dumps([*messages, alone.examples]))
     dist.destroy_process_group()
 

@@ -21,6 +21,8 @@ from secateur.attribution.criteria import (
     TargetCriterion,
     criterion_named,
 )
+from secateur.attribution.criteria.gradient_activation import OnePass
+from secateur.attribution.pass_tokens import pass_tokens
 from secateur.attribution.ranks import Ranks
 from secateur.attribution.scores import Scores
 from secateur.data.examples import Examples
@@ -53,7 +55,7 @@ def attribute(
     criterion: Criterion | str | None = None,
     unit: AttentionUnit = "head",
     select: str | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     per_example: bool = False,
     backend: Backend = "auto",
     progress: Progress | None = None,
@@ -78,7 +80,9 @@ def attribute(
         unit: The unit of attention: "head", or "channel" for single channels, as in `sites`.
         select: The sites to score, as in `sites`. None scores all sites.
         max_tokens: The most padded input tokens in a batch, or in one pass of integrated gradients. It bounds memory. It
-            changes scores by rounding only.
+            changes scores by rounding only. None means 4096, but on a GPU a power of two from 4096 to 65536: as many as fit
+            into half of its free memory, which one batch shows, and no more than leave each process eight batches. All
+            processes, and a call that continues a checkpoint, use one number, which is `Scores.max_tokens`.
         per_example: Whether to keep each example's own scores too: the scores that the example would have alone.
         backend: The implementation of the kernels, for this call alone: "auto" (Triton on CUDA), "reference" or "triton".
         progress: True for a progress bar (tqdm's, a widget in a notebook), or a function of (done, total). It is called with 0
@@ -114,7 +118,8 @@ def attribute(
     criterion = GradientActivation() if criterion is None else criterion
     if not isinstance(criterion, Criterion):
         raise InputError(f"criterion: expected a Criterion or the name of one, got {shown(criterion)}")
-    require_count("max_tokens", max_tokens)
+    if max_tokens is not None:
+        require_count("max_tokens", max_tokens)
     ranks = Ranks(group)
     with ranks.agreeing():
         require_fit(task, model)
@@ -126,6 +131,10 @@ def attribute(
             task.require_variety(rows)
         items = task.items(model, rows, all_labels=all_labels)
         logger.info("scoring %d sites by %s on %d examples", len(scored_sites), criterion.to_json()["criterion"], len(rows))
+        begun = None if checkpoint is None or max_tokens else Checkpoint.begun_with(Path(checkpoint), "max_tokens")
+        own = max_tokens or begun or _pass_tokens(model, task, items, criterion, scored_sites, backend, ranks.size)
+        fewest = min(ranks.meet(own))  # All processes meet, also where only some were given a number.
+        max_tokens = max_tokens or fewest
         settings = {"criterion": criterion.to_json(), "unit": unit, "select": select, "max_tokens": max_tokens}
         settings |= {"per_example": per_example, "backend": backend}
         with (
@@ -159,6 +168,7 @@ def attribute(
         convergence=result.convergence,
         standard_errors=result.standard_errors,
         blocks=block_parameters(model),
+        max_tokens=max_tokens,
     )
 
 
@@ -256,6 +266,24 @@ def _passes(model: nn.Module, criterion: Criterion, scored_sites: Sequence[Site]
     watched = {port.path for ports in scored_ports(model, scored_sites).values() for port in ports}
     # A replay of a decoder's layers reads the keys and values of the encoder's states in place of the states.
     return faster_forward(model, watched | {path for branch in branches(model).values() for path in branch.source_linears})
+
+
+def _pass_tokens(
+    model: nn.Module,
+    task: Task,
+    items: list[Item],
+    criterion: Criterion,
+    scored_sites: Sequence[Site],
+    backend: Backend,
+    processes: int,
+) -> int:
+    """Return the tokens of a pass that suit this process's device. Other criteria take about as much as one gradient pass."""
+
+    def run(batch: Batch) -> None:
+        with undisturbed(model), torch.enable_grad(), _passes(model, criterion, scored_sites):
+            OnePass(model, scored_sites, partial(task.target, model, kind="log_probability"), backend=backend).scores(batch)
+
+    return pass_tokens(model, task, items, run, batch_tokens=criterion.batch_tokens, processes=processes)
 
 
 @contextmanager

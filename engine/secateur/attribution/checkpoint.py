@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -82,6 +83,18 @@ class Checkpoint:
                 f"checkpoint: {str(folder)!r} was begun already; add --resume to continue it, or name a new folder"
             )
 
+    @staticmethod
+    def begun_with(folder: Path, name: str) -> Any:
+        """Return a setting that the sums in a folder were begun with, or None where there are none.
+
+        Raises:
+            InputError: A file of sums cannot be read.
+        """
+        for file in sorted(folder.glob("process-*-of-*.safetensors")):
+            with _reading(file) as (about, _):
+                return about["settings"][name]
+        return None
+
     def restore_(self, partial: PartialSums) -> None:
         """Copy the sums of an earlier, killed run into `partial`. Do nothing if this process has no file.
 
@@ -94,10 +107,7 @@ class Checkpoint:
         if not self._file.exists():
             return
         self._require_alone()
-        with reading("checkpoint", self._file, "is damaged; delete its folder to begin anew", also=(RuntimeError,)):
-            with safe_open(self._file, "pt") as file:
-                about = json.loads(file.metadata()["secateur"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with _reading(self._file) as (about, tensors):
             before, batches = {**about["settings"]}, int(about["batches"])
             for name, value in self._settings.items():
                 if before.get(name) != value:
@@ -166,6 +176,16 @@ def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
         examples_hash.update(item.content)
     weights = f"{fingerprint(model)}-{weights_digest(model)}"
     return {"model": weights, "config": config_digest(model), "examples": examples_hash.hexdigest()[:16]}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Provide the metadata and the tensors of a process's file. Raise InputError if it, or what is read of it, is damaged."""
+    with reading("checkpoint", path, "is damaged; delete its folder to begin anew", also=(RuntimeError,)):
+        with safe_open(path, "pt") as file:
+            about = json.loads(file.metadata()["secateur"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        yield about, tensors
 
 
 def _file_name(rank: int, size: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.attribution.integrated.quadrature import gauss
+from secateur.attribution.pass_tokens import pass_tokens
 from secateur.data.examples import Examples
 from secateur.model.blocks import LayerUnit, blocks, gated, layers
 from secateur.model.branches import Branch
@@ -39,7 +40,7 @@ def layer_scores(
     unit: LayerUnit = "block",
     target: Target = "log_probability",
     nodes: int = 16,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Score how much each layer is needed for a task.
@@ -57,7 +58,7 @@ def layer_scores(
         unit: "block" for whole blocks, or "branch" for self-attention, cross-attention and FFN separately.
         target: The target F, whose change is attributed to the layers.
         nodes: The number of nodes of the quadrature rule of "ig-joint".
-        max_tokens: The most padded input tokens in a batch.
+        max_tokens: The most padded input tokens in a batch. None means as in `attribute`.
         progress: As in `attribute`.
 
     Returns:
@@ -85,10 +86,14 @@ def layer_scores(
     scored = layers(model, unit)
     require_fit(task, model)
     items = task.items(model, task.read(examples))
-    collated = task.batches(items, model_device(model), max_tokens)
-    batches = counted(progress, "scoring examples", collated, len(items), lambda batch: len(batch.rows))
+
+    def batches(run: Callable[[Batch], object]) -> Iterator[Batch]:
+        tokens = pass_tokens(model, task, items, run) if max_tokens is None else max_tokens
+        collated = task.batches(items, model_device(model), tokens)
+        return counted(progress, "scoring examples", collated, len(items), lambda batch: len(batch.rows))
+
     if criterion == "influence":
-        influence = block_influence(model, task, batches)
+        influence = block_influence(model, task, batches(lambda batch: block_influence(model, task, [batch])))
         _require_numbers(influence)
         return {name: influence[name] for name in scored}
 
@@ -99,7 +104,7 @@ def layer_scores(
     }
     totals = dict.fromkeys(scored, 0.0)
     with undisturbed(model):
-        for batch in batches:
+        for batch in batches(scorers["gradient"]):
             of_batch = scorers[criterion](batch)  # [B] by layer
             # One transfer for all layers, because each one waits for the device.
             sums = on_cpu([scores.double().abs().sum() for scores in of_batch.values()])

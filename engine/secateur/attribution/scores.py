@@ -49,6 +49,7 @@ class Scores(Mapping[str, Tensor]):
         standard_errors: The standard error of each score over the examples and the draws of gates, float64 [units] by site
             name, if gates were drawn at random.
         blocks: The number of parameters of each block, by name, norms and biases included; empty in a file of an older version.
+        max_tokens: The most padded input tokens of a pass, as in `attribute`; None in a file of an older version.
 
     Example:
         >>> scores = secateur.attribute(model, task, examples)
@@ -69,6 +70,7 @@ class Scores(Mapping[str, Tensor]):
     convergence: Convergence | None = None
     standard_errors: dict[str, Tensor] | None = None
     blocks: dict[str, int] = field(default_factory=dict)
+    max_tokens: int | None = None
 
     def __getitem__(self, site: str) -> Tensor:
         return self.by_site[site]
@@ -127,6 +129,7 @@ class Scores(Mapping[str, Tensor]):
             "tokens": self.tokens,
             "weights": self.weights,
             "blocks": self.blocks,
+            "max_tokens": self.max_tokens,
             "convergence": None if self.convergence is None else self.convergence.to_json(),
         }
         tensors = dict(self.by_site)
@@ -169,6 +172,7 @@ class Scores(Mapping[str, Tensor]):
             raise FieldError(f"tokens: expected positive lengths of {sorted(stacks)}, got {shown(about['tokens'])}")
         blocks = about.get("blocks", {})
         require_type("blocks", dict[str, int], blocks)
+        require_type("max_tokens", int | None, about.get("max_tokens"))
         if blocks and not {site.block for site in layers} <= blocks.keys():
             raise FieldError(f"blocks: expected the blocks of all layers, got {shown(list(blocks))}")
         if about["examples"] < 1 or about["weights"] < 1:
@@ -201,6 +205,7 @@ class Scores(Mapping[str, Tensor]):
             convergence=None if convergence is None else Convergence.read(convergence, tensors),
             standard_errors=standard_errors or None,
             blocks=blocks,
+            max_tokens=about.get("max_tokens"),
         )
 
     def scored_blocks(self) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.attribution.criteria import Criterion, criterion_named, for_all_labels
+from secateur.attribution.pass_tokens import LEAST
 from secateur.attribution.scores import Scores, as_scores
 from secateur.data.columns import Columns
 from secateur.data.examples import Example, Examples, only_split
@@ -192,7 +193,7 @@ class _Settings:
     per_head: bool
     shape: Shape
     recoveries: Sequence[Method | None]
-    max_tokens: int
+    max_tokens: int | None
     shapes: tuple[Sequence[int], Sequence[int]]
     heal: float | None
 
@@ -225,7 +226,8 @@ class _Settings:
                 raise InputError(f"recoveries: expected some of {', '.join(get_args(Method))}, None, got {method!r}")
         if not self.recoveries:
             raise InputError("recoveries: expected one at least, which may be None, got none")
-        require_count("max_tokens", self.max_tokens)
+        if self.max_tokens is not None:
+            require_count("max_tokens", self.max_tokens)
         for name, numbers in zip(("batch_sizes", "lengths"), self.shapes, strict=True):
             if not numbers:
                 raise InputError(f"{name}: expected one number at least, got none")
@@ -299,7 +301,7 @@ def compress(
     prompt: str | Prompt | None = None,
     columns: Columns | None = None,
     limit: int | None = None,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     max_length: int | None = None,
     batch_sizes: Sequence[int] = (1, 32),
     lengths: Sequence[int] = (64,),
@@ -353,7 +355,7 @@ def compress(
         columns: The columns of the data by the task's columns for a folder's model, such as {"input": "text", "target":
             "label"}. Common names are found without.
         limit: Use only the first that many examples. Labels come from all of them.
-        max_tokens: Padded input tokens in a batch.
+        max_tokens: Padded input tokens in a batch. None means 4096, and for scores on a GPU as in `attribute`.
         max_length: Cut inputs after that many tokens, for a folder's model.
         batch_sizes: Batch sizes to time.
         lengths: Input lengths to time, in tokens. They are at most the model's number of positions, where it has one.
@@ -563,7 +565,7 @@ def _candidates(
     loaded: Loaded, task: Task, rows: Sequence[Example], settings: _Settings, say: Say, progress: Progress | None
 ) -> tuple[list[Candidate], MetLatency | None]:
     """The candidates, best first, and how a budget of time was met."""
-    model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens
+    model, budget, recoveries, max_tokens = loaded.model, settings.budget, settings.recoveries, settings.max_tokens or LEAST
     if budget is None or not settings.scores:
         plans = [] if settings.plan is None else [settings.plan]
         unlabeled = without_targets(task, rows)
@@ -636,7 +638,7 @@ def _healed(
     say(f"healing for {settings.heal:g} minutes")
     healing = heal(
         pruned, loaded.model, task, rows, targets="all" if without_targets(task, rows) else "labels", minutes=settings.heal,
-        removed_blocks=plan.removed_blocks, max_tokens=settings.max_tokens, progress=progress,
+        removed_blocks=plan.removed_blocks, max_tokens=settings.max_tokens or LEAST, progress=progress,
     )  # fmt: skip
     round_weights_(healing.model, loaded.stored)
     return healing

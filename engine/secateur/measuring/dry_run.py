@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.attribution.criteria.gradient_activation import OnePass
+from secateur.attribution.pass_tokens import LEAST
 from secateur.attribution.scores import Scores, as_scores
 from secateur.measuring.synthetic import forward_options, synthetic_batches
 from secateur.model import cost
@@ -142,7 +143,7 @@ def dry_run(
     select: str | None = None,
     batch_size: int = 1,
     length: int = 64,
-    max_tokens: int = 4096,
+    max_tokens: int | None = None,
     **planning: Any,
 ) -> DryRun:
     """Compute the sizes of a model, and the sizes that a plan would leave of it, from shapes alone.
@@ -160,7 +161,7 @@ def dry_run(
         batch_size: Examples of the pass whose FLOPs are counted.
         length: Tokens of these examples. For a model that reads images, it is the number of tokens that the model makes of an
             image. The memory of `attribute` is also given for this length.
-        max_tokens: `max_tokens` of `attribute`, whose memory is computed.
+        max_tokens: `max_tokens` of `attribute`, whose memory is computed. None means 4096, as the device is not known.
         planning: A budget, and the other arguments of `plan`; none with `given`.
 
     Raises:
@@ -195,7 +196,7 @@ def dry_run(
         shape=(batch_size, length),
         dense=sizes_of(model, batch_size, length),
         pruned=sizes_of(pruned, batch_size, length),
-        attribution=attribution_memory(model, prunable, max_tokens, length),
+        attribution=attribution_memory(model, prunable, max_tokens or LEAST, length),
         stock=not hasattr(pruned.config, "secateur"),
     )
 

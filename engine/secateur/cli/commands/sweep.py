@@ -9,6 +9,7 @@ from typing import Annotated, cast
 import typer
 
 import secateur
+from secateur.attribution.pass_tokens import LEAST
 from secateur.cli.shared import inputs, output
 from secateur.cli.shared.bars import bars
 from secateur.cli.shared.options import (
@@ -26,10 +27,10 @@ from secateur.cli.shared.options import (
     Labels,
     Limit,
     MaxLength,
-    MaxTokens,
     Model,
     Out,
     Over,
+    PassTokens,
     PerHead,
     PromptText,
     Recover,
@@ -93,7 +94,7 @@ def sweep_(
     over_examples: Over = None,
     unlabeled: Unlabeled = False,
     examples: Limit = None,
-    max_tokens: MaxTokens = 4096,
+    max_tokens: PassTokens = None,
     max_length: MaxLength = None,
     allocation: AllocationName = "uniform",
     floor: Floor = None,
@@ -138,7 +139,7 @@ def sweep_(
         floor=floor or 0.0, align=width, per_head=per_head,
         progress=bars(),
         recovery=None if refit is None else lambda pruned: secateur.recover_(
-            loaded.model, pruned, task, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens
+            loaded.model, pruned, task, rows, method=refit, unlabeled=unlabeled, max_tokens=max_tokens or LEAST
         ),
     )  # fmt: skip
     environment = secateur_environment(loaded.model)

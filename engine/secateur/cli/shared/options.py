@@ -124,6 +124,16 @@ Limit = Annotated[
 MaxTokens = Annotated[
     int, typer.Option(help="Largest number of input tokens in a batch, padding included.", min=1, rich_help_panel=MACHINE)
 ]
+PassTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tokens",
+        help="Largest number of input tokens in a batch, padding included; by default 4096, but on a GPU scores take what its "
+        "memory holds.",
+        min=1,
+        rich_help_panel=MACHINE,
+    ),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(help="Cut inputs to N tokens; by default, to the tokenizer's maximum.", min=2, rich_help_panel=DATA),
