@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,30 @@ def test_the_cache_follows_the_weights(cache: Path, monkeypatch: pytest.MonkeyPa
     other: Any = BERT.model()
     other.config.layer_norm_eps = 0.5
     assert cached_at(BERT.task, other) != first.parent
+
+
+@needs_openvino
+def test_the_cache_keeps_the_models_that_were_used_last(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "KEPT", 2)
+    monkeypatch.setattr(openvino_runtime, "_export", lambda task, model, path: path.write_text("a graph"))
+    model: Any = BERT.model()
+
+    def used(layer_norm_eps: float, second: int) -> Path:
+        model.config.layer_norm_eps = layer_norm_eps
+        folder = exported(BERT.task, model).parent
+        os.utime(folder, (second, second))
+        return folder
+
+    first, second = used(0.1, 1), used(0.2, 2)
+    (first.parent / "another's").mkdir()
+    assert used(0.1, 3) == first
+    third = used(0.3, 4)
+    assert not second.exists()
+    assert {path.name for path in first.parent.iterdir()} == {first.name, third.name, "another's"}
+    before = time.time()
+    model.config.layer_norm_eps = 0.1
+    exported(BERT.task, model)
+    assert first.stat().st_mtime > before - 10  # Its use was noted.
 
 
 @needs_openvino

@@ -5,10 +5,13 @@ The model is exported once for each set of weights.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -38,6 +41,8 @@ _TRIED = ((10, 7, 4), (1,), (33, 2), (7, 7, 7, 7, 7))
 _ROUNDING = 1e-3
 # The number of this way to export. Another one makes the graphs of older versions unused.
 _EXPORT = 1
+# The exported models that stay in the cache: those that were used last.
+KEPT = 8
 
 
 def require_openvino(task: Task, model: nn.Module) -> None:
@@ -101,13 +106,16 @@ def openvino_scores(task: Task, model: nn.Module, workers: int, threads: int) ->
 def exported(task: Task, model: nn.Module) -> Path:
     """Return the file of a model's graph, which is exported at the first call for these weights.
 
-    It lies in $XDG_CACHE_HOME/secateur/openvino (~/.cache without that variable), in float32.
+    It lies in $XDG_CACHE_HOME/secateur/openvino (~/.cache without that variable), in float32. An export removes the models that
+    were not among the last KEPT ones used.
 
     Raises:
         InputError: OpenVINO cannot take the model or computes something else from it, or the file cannot be written.
     """
     folder = cached_at(task, model)
     if folder.is_dir():
+        with contextlib.suppress(OSError):  # A cache that cannot be written to serves as well.
+            os.utime(folder)
         return folder / FILE
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -116,12 +124,21 @@ def exported(task: Task, model: nn.Module) -> Path:
             _export(task, copy_of(model).float().eval(), partial / FILE)
             if not folder.is_dir():  # Another process may have been faster.
                 partial.rename(folder)
+        _forget(folder.parent)
     except OSError as error:
         raise InputError(
             f"engine-runtime: the exported model cannot be written to {folder.parent}: {error.strerror}; XDG_CACHE_HOME names "
             "another place"
         ) from error
     return folder / FILE
+
+
+def _forget(cache: Path) -> None:
+    """Remove the exported models that were not among the last KEPT ones used."""
+    folders = [entry for entry in os.scandir(cache) if re.fullmatch("[0-9a-f]{24}", entry.name)]
+    with contextlib.suppress(FileNotFoundError):  # Another process removes some at the same time.
+        for entry in sorted(folders, key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
+            shutil.rmtree(entry.path)
 
 
 def cached_at(task: Task, model: nn.Module) -> Path:

@@ -162,7 +162,7 @@ def score(
     engine_runtime: Annotated[
         str,
         typer.Option(
-            help="What computes the scores: torch, openvino (classifiers on a CPU; extra openvino), or auto (the faster one).",
+            help="What computes the scores: torch, openvino (classifiers, T5 and BART by labels; on a CPU), or auto (the faster one).",
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
