@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 import secateur.cli.commands.score as command
 import secateur.corpus.run as run_module
+from secateur.cli.shared.bars import bars
 from secateur.corpus.output import Counts, Folder
 from secateur.corpus.run import CorpusRun, about
 from secateur.corpus.shards import Reading
 from secateur.corpus.sources import Source
+from secateur.support.progress import Report
 
 SHARDS = 100_000
 
@@ -48,9 +51,10 @@ def test_progress_looks_at_one_shard_for_each_window() -> None:
 def test_progress_ends_at_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     reports = list[tuple[int, int]]()
 
-    class Recorded(command.bars):
-        def open(self, what: str) -> Any:
-            return command.nullcontext(lambda done, total: reports.append((done, total)))
+    class Recorded(bars):
+        @contextmanager
+        def open(self, what: str) -> Iterator[Report]:
+            yield lambda done, total: reports.append((done, total))
 
     monkeypatch.setattr(command, "bars", Recorded)
     sources = [Source(f"{k}", f"/nowhere/{k}", size) for k, size in enumerate((7, 5, 11))]

@@ -162,7 +162,7 @@ def score(
     engine_runtime: Annotated[
         str,
         typer.Option(
-            help="What computes the scores: torch, openvino (classifiers, T5 and BART by labels; on a CPU), or auto (the faster one).",
+            help="What computes the scores: torch, openvino (on a CPU: classifiers, labels by T5 or BART), or auto (faster).",
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
