@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +144,7 @@ def test_refusals(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert takes_openvino(BERT.task, BERT.model())
 
 
-@pytest.mark.parametrize(("case", "options"), [("t5-gated", "--labels yes,no"), ("bert-token", ""), ("llama", "--labels open")])
+@pytest.mark.parametrize(("case", "options"), [("t5-gated", "--labels open"), ("bert-token", ""), ("llama", "--labels open")])
 def test_other_tasks_are_refused_by_name(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, options: str
 ) -> None:
@@ -197,6 +199,25 @@ def test_probabilities_are_torchs(name: str) -> None:
 
 
 @needs_openvino
+@pytest.mark.parametrize("name", ["t5-relu", "t5-gated", "bart"])
+@pytest.mark.parametrize("at_once", [1 << 26, 1])
+def test_label_trees_of_encoder_decoders(name: str, at_once: int, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels of several pieces and a common beginning; other labels of the same depths share the graph, others do not."""
+    monkeypatch.setattr("secateur.tasks.label_tree._LOGITS", at_once)  # At the smallest, rows run one by one.
+    case = CASES[name]
+    model, words = case.model(), corpora.texts(3)[1].split()
+    for labels, graphs in (
+        ([words[0], f"{words[0]} {words[1]}", words[2]], 1),
+        ([words[3], f"{words[3]} {words[4]}", words[5]], 1),
+        (words[:2], 2),
+    ):
+        task = secateur.TextToText(case.task.reader, labels=list(dict.fromkeys(labels)))
+        given = probabilities(model, task, corpora.texts(40), "openvino")
+        assert_alike(probabilities(model, task, corpora.texts(40), "torch"), given)
+        assert len(list(cache.rglob(openvino_runtime.FILE))) == graphs
+
+
+@needs_openvino
 def test_pruned_models_and_pairs(tmp_path: Path) -> None:
     """Heads that differ by layer; segments that tell the texts of a pair apart, in batches beside texts."""
     from exported_tasks import task_folder
@@ -233,13 +254,37 @@ def test_the_cache_follows_the_weights(cache: Path, monkeypatch: pytest.MonkeyPa
     assert first.stat().st_mtime_ns == written
     with torch.no_grad():
         model.classifier.weight[1, 3] += 1.0  # One number of all weights.
-    assert cached_at(model) != first.parent
+    assert cached_at(BERT.task, model) != first.parent
     assert_alike(*(probabilities(model, BERT.task, corpora.texts(20), runtime) for runtime in ("torch", "openvino")))
     assert len(list(cache.rglob(openvino_runtime.FILE))) == 2
-    assert cached_at(model.to(torch.bfloat16)) != cached_at(BERT.model())
+    assert cached_at(BERT.task, model.to(torch.bfloat16)) != cached_at(BERT.task, BERT.model())
     other: Any = BERT.model()
     other.config.layer_norm_eps = 0.5
-    assert cached_at(other) != first.parent
+    assert cached_at(BERT.task, other) != first.parent
+
+
+@needs_openvino
+def test_the_cache_keeps_the_models_that_were_used_last(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runtime, "KEPT", 2)
+    monkeypatch.setattr(openvino_runtime, "_export", lambda task, model, path: path.write_text("a graph"))
+    model: Any = BERT.model()
+
+    def used(layer_norm_eps: float, second: int) -> Path:
+        model.config.layer_norm_eps = layer_norm_eps
+        folder = exported(BERT.task, model).parent
+        os.utime(folder, (second, second))
+        return folder
+
+    first, second = used(0.1, 1), used(0.2, 2)
+    (first.parent / "another's").mkdir()
+    assert used(0.1, 3) == first
+    third = used(0.3, 4)
+    assert not second.exists()
+    assert {path.name for path in first.parent.iterdir()} == {first.name, third.name, "another's"}
+    before = time.time()
+    model.config.layer_norm_eps = 0.1
+    exported(BERT.task, model)
+    assert first.stat().st_mtime > before - 10  # Its use was noted.
 
 
 @needs_openvino

@@ -1,11 +1,17 @@
-"""Score batches of a classifier by OpenVINO instead of torch. The model is exported once for each set of weights."""
+"""Score batches by OpenVINO instead of torch: classifiers, and label trees of encoder-decoders.
+
+The model is exported once for each set of weights.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -13,17 +19,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from secateur.corpus.compiling import LabelScores
 from secateur.model.discovery import config_digest
-from secateur.model.faster_forward import faster_forward
+from secateur.model.families import family_of
 from secateur.model.offloading import copy_of, values
 from secateur.model.ordinary import require_ordinary
 from secateur.support.errors import InputError, first_line
-from secateur.tasks import Classification, Item, Task
+from secateur.tasks import Classification, Item, Task, TextToText
 from secateur.tasks.batches import Batch, model_device
 from secateur.tasks.logits import openvino_graph, require_fixed, takes_segments
 
@@ -36,22 +41,25 @@ _TRIED = ((10, 7, 4), (1,), (33, 2), (7, 7, 7, 7, 7))
 _ROUNDING = 1e-3
 # The number of this way to export. Another one makes the graphs of older versions unused.
 _EXPORT = 1
+# The exported models that stay in the cache: those that were used last.
+KEPT = 8
 
 
 def require_openvino(task: Task, model: nn.Module) -> None:
     """Refuse a task or a model that OpenVINO does not score.
 
     Raises:
-        InputError: The package is missing; the task is not one with a class for each text or image; the model is not on the
-            CPU, is of another dtype than float32 and bfloat16, is no ordinary one (`require_ordinary`), or is one that no graph
-            of fixed operations follows.
+        InputError: The package is missing; the task is neither one with a class for each text or image nor one with a tree of
+            labels for an encoder-decoder; the model is not on the CPU, is of another dtype than float32 and bfloat16, is no
+            ordinary one (`require_ordinary`), or is one that no graph of fixed operations follows.
     """
     if importlib.util.find_spec("openvino") is None:
         raise InputError("engine-runtime: openvino needs the package openvino: pip install 'secateur[openvino]'")
-    if not isinstance(task, Classification):
+    of_tree = isinstance(task, TextToText) and task.labels is not None
+    if not (isinstance(task, Classification) or (of_tree and family_of(model).place_in_decoder)):
         raise InputError(
             f"engine-runtime: expected torch for {task.name or type(task).__name__}, as openvino scores classifiers of texts "
-            "and images alone, got openvino"
+            "and images, and closed labels of encoder-decoders, got openvino"
         )
     device, dtype = model_device(model), next(model.parameters()).dtype
     if device.type != "cpu" or dtype not in HINTS:
@@ -73,7 +81,7 @@ def takes_openvino(task: Task, model: nn.Module) -> bool:
 
 
 def openvino_scores(task: Task, model: nn.Module, workers: int, threads: int) -> LabelScores:
-    """Compile a classifier for OpenVINO, and return the function that stands in for `task.label_scores`.
+    """Compile a model for OpenVINO, and return the function that stands in for `task.label_scores`.
 
     Any thread may call it. OpenVINO computes in the dtype of the model's parameters.
 
@@ -96,15 +104,18 @@ def openvino_scores(task: Task, model: nn.Module, workers: int, threads: int) ->
 
 
 def exported(task: Task, model: nn.Module) -> Path:
-    """Return the file of a classifier's graph, which is exported at the first call for these weights.
+    """Return the file of a model's graph, which is exported at the first call for these weights.
 
-    It lies in $XDG_CACHE_HOME/secateur/openvino (~/.cache without that variable), in float32.
+    It lies in $XDG_CACHE_HOME/secateur/openvino (~/.cache without that variable), in float32. An export removes the models that
+    were not among the last KEPT ones used.
 
     Raises:
         InputError: OpenVINO cannot take the model or computes something else from it, or the file cannot be written.
     """
-    folder = cached_at(model)
+    folder = cached_at(task, model)
     if folder.is_dir():
+        with contextlib.suppress(OSError):  # A cache that cannot be written to serves as well.
+            os.utime(folder)
         return folder / FILE
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +124,7 @@ def exported(task: Task, model: nn.Module) -> Path:
             _export(task, copy_of(model).float().eval(), partial / FILE)
             if not folder.is_dir():  # Another process may have been faster.
                 partial.rename(folder)
+        _forget(folder.parent)
     except OSError as error:
         raise InputError(
             f"engine-runtime: the exported model cannot be written to {folder.parent}: {error.strerror}; XDG_CACHE_HOME names "
@@ -121,13 +133,22 @@ def exported(task: Task, model: nn.Module) -> Path:
     return folder / FILE
 
 
-def cached_at(model: nn.Module) -> Path:
+def _forget(cache: Path) -> None:
+    """Remove the exported models that were not among the last KEPT ones used."""
+    folders = [entry for entry in os.scandir(cache) if re.fullmatch("[0-9a-f]{24}", entry.name)]
+    with contextlib.suppress(FileNotFoundError):  # Another process removes some at the same time.
+        for entry in sorted(folders, key=lambda entry: entry.stat().st_mtime_ns)[:-KEPT]:
+            shutil.rmtree(entry.path)
+
+
+def cached_at(task: Task, model: nn.Module) -> Path:
     """Return the folder of a model's graph. Its name is a hash of all that the graph depends on.
 
-    That is all weights, the config, the modules, and the versions of the packages.
+    That is all weights, the config, the modules, the versions of the packages, and the depths of a label tree's nodes.
     """
+    depths = task.tree.depths.tolist() if isinstance(task, TextToText) else []
     packages = {name: version(name) for name in ("openvino", "torch", "transformers")}
-    digest = hashlib.sha256(json.dumps([_EXPORT, packages, config_digest(model), repr(model)]).encode())
+    digest = hashlib.sha256(json.dumps([_EXPORT, packages, config_digest(model), repr(model), depths]).encode())
     for name, tensor in (*values(model), *model.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -140,9 +161,9 @@ def _export(task: Task, model: Any, path: Path) -> None:
     import openvino
 
     batches = [_blank(task, model, lengths) for lengths in _TRIED]
-    with torch.inference_mode():
-        expected = [task.label_scores(model, batch) for batch in batches]
-    with faster_forward(model):
+    with task.scoring(model):
+        with torch.inference_mode():
+            expected = [task.label_scores(model, batch) for batch in batches]
         try:
             graph = openvino_graph(model, _inputs(task, model, batches[0]))
         except Exception as error:  # The trace runs the model's own code, and OpenVINO's errors have no common class.
@@ -170,7 +191,9 @@ def _inputs(task: Task, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     inputs = {name: value for name, value in task.model_inputs(model, batch.inputs).items() if isinstance(value, Tensor)}
     if takes_segments(model) and "input_ids" in inputs:
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+    if isinstance(task, TextToText):  # The smallest bfloat16 is one in float32 too: no mask becomes infinite.
+        inputs |= task.tree_inputs(model, len(inputs["input_ids"]), torch.bfloat16)
+    return {name: (tensor.float() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in inputs.items()}
 
 
 def _compiled(path: Path, settings: dict[str, Any]) -> Any:
@@ -184,11 +207,16 @@ def _caller(compiled: Any, task: Task) -> LabelScores:
     """The function that runs a compiled graph. Each thread that calls it has a request of its own."""
     own = threading.local()
 
-    def label_scores(model: nn.Module, batch: Batch) -> Tensor:
+    def label_scores(model: Any, batch: Batch) -> Tensor:
         if not hasattr(own, "request"):
             own.request = compiled.create_infer_request()
-        inputs = {name: tensor.numpy() for name, tensor in _inputs(task, model, batch).items()}
-        outputs: np.ndarray = own.request.infer(inputs, share_inputs=True)[0]
-        return torch.from_numpy(outputs.copy())  # The request uses its memory again.
+        inputs, parts = _inputs(task, model, batch), []
+        rows: int = task.tree.rows(model.config.vocab_size) if isinstance(task, TextToText) else len(batch.rows)
+        for tensors in zip(*(torch.split(tensor, rows) for tensor in inputs.values()), strict=True):
+            given = {name: tensor.numpy() for name, tensor in zip(inputs, tensors, strict=True)}
+            outputs = torch.from_numpy(own.request.infer(given, share_inputs=True)[0])
+            # The request uses its memory again.
+            parts.append(task.tree.log_probabilities(outputs) if isinstance(task, TextToText) else outputs.clone())
+        return torch.cat(parts)
 
     return label_scores

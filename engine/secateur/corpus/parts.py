@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -68,17 +68,14 @@ def as_part(source: Source, part: Part, size: int) -> Source:
     return replace(source, name=f"{part.of}.part-{part.index:05d}-of-{part.count:05d}", size=size, part=part)
 
 
-def finished_parts(source: Source, finished: Mapping[str, Mapping[str, Any]]) -> list[Source] | None:
+def finished_parts(source: Source, finished: Iterable[Mapping[str, Any]]) -> list[Source] | None:
     """Return the parts of a file that has not changed, if all of them are finished; None otherwise.
 
     Args:
         source: The whole file.
-        finished: The metadata of the finished shards, by name.
+        finished: The metadata of the finished parts of files of its name.
     """
-    same = [
-        shard for shard in finished.values()
-        if "part" in shard and (shard["part"]["of"], shard["size"], shard["stamp"]) == (source.name, source.size, source.stamp)
-    ]  # fmt: skip
+    same = [shard for shard in finished if (shard["size"], shard["stamp"]) == (source.size, source.stamp)]
     parts = [Part(**{**shard["part"], "rows": RowRange(*shard["part"]["rows"]), "file_size": source.size}) for shard in same]
     if not parts or {part.count for part in parts} != {len(parts)}:
         return None

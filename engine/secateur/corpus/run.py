@@ -199,11 +199,14 @@ class CorpusRun:
         if self.part_rows is None:
             return
         columns = [*column_names(self.reading.column), *column_names(self.reading.identity)]
-        sources, whole = [], dict[str, list[str]]()
+        sources, whole, of_files = [], dict[str, list[str]](), dict[str, list[dict[str, Any]]]()
+        for shard in self.finished.values():
+            if "part" in shard:
+                of_files.setdefault(shard["part"]["of"], []).append(shard)
         for source in self.sources:
             parts: list[Source] | str = [source]
             if not _same(source, self.finished.get(source.name)):
-                parts = finished_parts(source, self.finished) or cut(source, columns, self.part_rows)
+                parts = finished_parts(source, of_files.get(source.name, ())) or cut(source, columns, self.part_rows)
             if isinstance(parts, str):
                 whole.setdefault(parts, []).append(source.place)
                 parts = [source]

@@ -35,11 +35,13 @@ class Logits(nn.Module):
         token_type_ids: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
     ) -> Tensor:
         """Return the logits [batch, classes] or [batch, length, classes]. Only the inputs that the model takes are given."""
         inputs = {
             "input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids,
             "decoder_input_ids": decoder_input_ids, "pixel_values": pixel_values,
+            "decoder_attention_mask": decoder_attention_mask,
         }  # fmt: skip
         given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         logits: Tensor = self.model(**given, **self._options).logits

@@ -136,7 +136,7 @@ class TextToText(TextTask):
         place_in_decoder = family_of(model).place_in_decoder
         if place_in_decoder is None:
             raise InputError(f"model: {type(model).__name__} cannot score labels side by side: its family tells no positions")
-        handles = place_in_decoder(model, self._tree.depths)
+        handles = place_in_decoder(model, self.tree.depths)
         try:
             _require_places(self._target_positions(model), self._tokenize_targets(self._closed_labels()), "labels")
             with super().scoring(model):
@@ -149,23 +149,35 @@ class TextToText(TextTask):
         """Return log P(label | input) [B, labels]. The encoder runs once, the decoder once over the tree of all labels."""
         states: Tensor = model.get_encoder()(**batch.inputs).last_hidden_state  # type: ignore[operator]
         vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-        rows = self._tree.rows(vocabulary)
+        rows = self.tree.rows(vocabulary)
         parts = zip(torch.split(states, rows), torch.split(batch.inputs["attention_mask"], rows), strict=True)
         return torch.cat([self._of_states(model, *part) for part in parts])
 
     def _of_states(self, model: nn.Module, states: Tensor, mask: Tensor) -> Tensor:
         """Return `label_scores` of some rows, from the encoder's states [B, T, d_model] and the padding mask [B, T]."""
-        tree, device, rows = self._tree, states.device, len(states)
-        hidden = torch.zeros(len(tree), len(tree), dtype=states.dtype).masked_fill(~tree.sees, torch.finfo(states.dtype).min)
-        start: int = model.config.decoder_start_token_id  # type: ignore[union-attr, assignment]
+        of_tree = {
+            name: tensor.to(states.device) for name, tensor in self.tree_inputs(model, len(states), states.dtype).items()
+        }
         output: Any = model(
             encoder_outputs=(states,),
             attention_mask=mask,
-            decoder_input_ids=tree.pieces(start).to(device).expand(rows, -1),
-            decoder_attention_mask=hidden.to(device).expand(rows, 1, -1, -1),
+            **of_tree,
             use_cache=False,
         )
-        return tree.log_probabilities(output.logits)
+        return self.tree.log_probabilities(output.logits)
+
+    def tree_inputs(self, model: nn.Module, rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Return the decoder's inputs for the label tree of some rows.
+
+        They are the nodes' pieces [rows, nodes], and a mask of a dtype [rows, 1, nodes, nodes] that is added to the attention,
+        so that a node sees its ancestors and itself.
+        """
+        hidden = torch.zeros(self.tree.sees.shape, dtype=dtype).masked_fill(~self.tree.sees, torch.finfo(dtype).min)
+        start: int = model.config.decoder_start_token_id  # type: ignore[union-attr, assignment]
+        return {
+            "decoder_input_ids": self.tree.pieces(start).expand(rows, -1),
+            "decoder_attention_mask": hidden.expand(rows, 1, -1, -1),
+        }
 
     def _reading_part(self, model: nn.Module) -> nn.Module:
         encoder: nn.Module = model.get_encoder() if hasattr(model, "get_encoder") else model  # type: ignore[operator]
@@ -176,7 +188,8 @@ class TextToText(TextTask):
         return table_positions(model, model.get_decoder() if hasattr(model, "get_decoder") else model)  # type: ignore[operator]
 
     @cached_property
-    def _tree(self) -> LabelTree:
+    def tree(self) -> LabelTree:
+        """The tree of the candidate labels."""
         return LabelTree(self._tokenize_targets(self._closed_labels()))
 
     def _tokenize_targets(self, targets: list[str]) -> list[list[int]]:

@@ -162,7 +162,7 @@ def score(
     engine_runtime: Annotated[
         str,
         typer.Option(
-            help="What computes the scores: torch, openvino (classifiers on a CPU; extra openvino), or auto (the faster one).",
+            help="What computes the scores: torch, openvino (on a CPU: classifiers, labels by T5 or BART), or auto (faster).",
             rich_help_panel=MACHINE,
         ),
     ] = "auto",
@@ -461,7 +461,7 @@ def _number(name: str, text: str) -> int | None:
 @contextmanager
 def _advancing(sources: Sequence[Source]) -> Iterator[Callable[[Source, float, Counts], None]]:
     """Provide the function that shows how much of the shards' bytes is done, with documents and tokens a second."""
-    total, counts, shares = sum(source.size for source in sources), Counts(), dict[str, float]()
+    total, counts, done, of_shards = sum(source.size for source in sources), Counts(), 0, dict[str, int]()
 
     def amount(done: int, total: int, seconds: float) -> str:
         share = f"{done / total:.0%}, " if total else ""
@@ -472,10 +472,12 @@ def _advancing(sources: Sequence[Source]) -> Iterator[Callable[[Source, float, C
         report(0, total)
 
         def advance(source: Source, share: float, window: Counts) -> None:
-            nonlocal counts
+            nonlocal counts, done
             counts += window
-            shares[source.name] = share
-            report(round(sum(source.size * shares.get(source.name, 0.0) for source in sources)), total)
+            # Only this shard's share has changed: a sum over 100,000 shards would cost more than the window.
+            done += round(source.size * share) - of_shards.get(source.name, 0)
+            of_shards[source.name] = round(source.size * share)
+            report(done, total)
 
         yield advance
 
