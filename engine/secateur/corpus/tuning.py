@@ -32,6 +32,8 @@ RUNTIMES = ("auto", "torch", "openvino")
 # Compilation is tried only if scoring takes so many seconds without it. Trying takes a minute or two, which a speed-up of a
 # tenth or more then saves.
 WORTH = 1800
+# OpenVINO is tried only if scoring takes so many seconds without it. The export takes up to half a minute.
+RUNTIME_WORTH = 300
 TOKENS = {"cpu": (1024, 256, 512, 2048, 4096), "cuda": (16384, 4096, 65536, 131072)}
 
 Say = Callable[[str], None]
@@ -108,8 +110,8 @@ def tuned(
         any_dtype: On a CPU, also try bfloat16. It is taken if no probability changes by more than TOLERANCE.
         compile: If true, compile the model, in the fastest mode. If None, try compilation if the corpus is long enough, and
             take it if it is faster.
-        runtime: "torch", "openvino", or "auto": OpenVINO is taken if it takes the model, is faster by RUNTIME_GAIN, and
-            changes no probability by more than TOLERANCE.
+        runtime: "torch", "openvino", or "auto": OpenVINO is taken if it takes the model, scoring would last RUNTIME_WORTH
+            without it, it is faster by RUNTIME_GAIN, and changes no probability by more than TOLERANCE.
         say: Called with a line about each measurement.
 
     Raises:
@@ -121,7 +123,9 @@ def tuned(
     # The dtype comes before threads and batches, whose best settings may depend on it.
     if any_dtype and on_cpu and next(runner.model.parameters()).dtype == torch.float32:
         search.try_bfloat16()
-    if runtime != "torch":
+    if runtime == "auto" and (why := _too_short(sample, search.speed, RUNTIME_WORTH)):
+        say(f"openvino left out: {why}")
+    elif runtime != "torch":
         search.try_openvino(required=runtime == "openvino")
     if on_cpu and threads is None and search.best.workers > 1:
         search.try_threads()
@@ -130,7 +134,7 @@ def tuned(
             search.consider(replace(search.best, max_tokens=tokens), f"batches of {tokens} tokens")
     if runtime == "openvino":
         compile = False  # It compiles the model itself.
-    if compile is None and (why := _too_short(sample, search.speed)):
+    if compile is None and (why := _too_short(sample, search.speed, WORTH)):
         say(f"compilation left out: {why}")
     elif compile is not False:
         search.try_compilation(MODES["cpu" if on_cpu else "cuda"], required=compile is True)
@@ -211,14 +215,14 @@ class _Search:
                 self.consider(other, description, anyway=first)
 
 
-def _too_short(sample: Sample, speed: float) -> str | None:
-    """Why compilation would not pay, from the tokens a second without it; None if it would."""
+def _too_short(sample: Sample, speed: float, worth: float) -> str | None:
+    """Why another way does not pay, from the tokens a second and the `worth` in seconds without it; None if it does."""
     if sample.corpus_tokens is None:
         return "the length of the corpus is unknown"
     seconds = sample.corpus_tokens / speed
-    if seconds >= WORTH:
+    if seconds >= worth:
         return None
-    return f"scoring takes about {seconds / 60:.1f} minutes without it, and it pays from {WORTH // 60} minutes on"
+    return f"scoring takes about {seconds / 60:.1f} minutes without it, and it pays from {worth / 60:g} minutes on"
 
 
 class _Trial:
