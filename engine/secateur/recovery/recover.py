@@ -1,9 +1,9 @@
-"""recover_: refit the out-projections, so that the residual stream is near the dense model's again, without training."""
+"""recover_: refit linear layers, so that the residual stream is near the dense model's again, without training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from typing import Any, Literal, cast, get_args
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
-from secateur.model.branches import Branch
+from secateur.model.branches import Branch, FeedForward
 from secateur.model.families import branches
 from secateur.model.linear_layers import is_kind, is_transposed, weight_of
 from secateur.model.modeling import EmptyLinear, GatherLinear
@@ -48,20 +48,22 @@ _DOUBT = 4  # Standard errors of the mixtures' sum, within which all outputs dec
 
 @dataclass(frozen=True)
 class Refit:
-    """The refit of one branch's out-projection.
+    """The refit of one branch.
 
     Attributes:
         branch: The name of the branch in the dense model.
-        ridge: The ridge that held the weights near their values, or None where the weights were not refitted.
+        ridge: The ridge that held the out-projection's weights near their values, or None where they were not refitted.
         before: The squared error of the output on the examples before the refit, relative to the sum of squares of the outputs
             that bring back the dense stream.
         after: The same error after the refit.
+        ridge_of_inputs: The ridge that held the correction of what in-projections read near none, or None where there is none.
     """
 
     branch: str
     ridge: float | None
     before: float
     after: float
+    ridge_of_inputs: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -81,7 +83,7 @@ def recover_(
     max_tokens: int = 4096,
     progress: Progress | None = None,
 ) -> list[Refit]:
-    """Refit the out-projections of a pruned model in place, so that the residual stream is what it is in the dense model.
+    """Refit a pruned model's linear layers in place, so that the residual stream is what it is in the dense model.
 
     Branches are refitted in the order of the forward pass. Each sees the inputs that the pruned and recovered layers before it
     give, and also gives back what those layers and removed blocks have lost. A layer whose refit is no better on held-out
@@ -98,7 +100,9 @@ def recover_(
             tokens of the examples, where y is the dense stream behind the branch minus the pruned stream in front of it, and h
             the pruned branch's activations. Where a norm follows the out-projection (Gemma), y is its dense output. The ridge
             is the best one on every fifth example, which is held out from the fit; with fewer than 50 examples each fifth is
-            held out in turn. The final fit is to all examples. "scale" finds one factor for each head, channel or neuron, which
+            held out in turn. The final fit is to all examples. Before that, the in-projections of a feed-forward are
+            multiplied by the matrix I + E that brings what they read nearest to what they read in the dense model, in the same
+            way. "scale" finds one factor for each head, channel or neuron, which
             multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few examples; after
             least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
@@ -162,20 +166,82 @@ def refit_(
         walk = Walk(pruned, targets.task, targets.batches)
         for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
             reals = [batch.real(target=branch.stack == "decoder" and over_target) for batch in targets.batches]
-            parts = [Moments() for _ in range(_FIFTH if targets.examples < _FEW else 2)]  # The last one is always held out.
-            tokens = _tokens(walk, targets, reals, branch, of_dense[branch], len(parts))
-            basis: Tensor | None = None
-            # With more tokens the basis costs more than it saves.
-            few = 3 * sum(int(real.sum()) for real in reals) <= 2 * weight_of(layer).shape[1]
-            if few and method == "least_squares":
-                h, y, part_of = (torch.cat(several) for several in zip(*tokens, strict=True))
-                basis, h = in_their_span(h)
-                tokens = iter([(h, y.to(h.device), part_of.to(h.device))])
-            for h, y, part_of in tokens:
-                for number, moments in enumerate(parts):
-                    moments.add(h[part_of == number], y[part_of == number])
-            refits.append(_refit(of_dense[branch].name, layer, _units(branch, layer), parts, method, basis))
+            dense, of_inputs = of_dense[branch], None
+            if (
+                method == "least_squares"
+                and isinstance(branch, FeedForward)
+                and isinstance(dense, FeedForward)
+                and branch.width
+            ):
+                of_inputs = _correct_inputs(walk, targets, reals, branch, dense)
+            tokens = _tokens(walk, targets, reals, branch, dense)
+            parts, basis = _sums(tokens, targets, reals, weight_of(layer).shape[1], method)
+            refit = _refit(dense.name, layer, _units(branch, layer), parts, method, basis)
+            refits.append(replace(refit, ridge_of_inputs=of_inputs))
     return refits
+
+
+def _correct_inputs(
+    walk: Walk, targets: Targets, reals: Sequence[Tensor], branch: FeedForward, dense: FeedForward
+) -> float | None:
+    """Multiply the in-projections of a branch by what brings their inputs nearest to the dense model's. Returns the ridge.
+
+    Args:
+        walk: The walk of the pruned model.
+        targets: The targets.
+        reals: As in `_tokens`.
+        branch: The branch in the pruned model.
+        dense: The branch in the dense model.
+    """
+    layers = [cast(nn.Linear, walk.model.get_submodule(path)) for path in branch.inputs]
+    channels = weight_of(layers[0]).shape[1]
+
+    def tokens() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for k, (batch, real) in enumerate(zip(targets.batches, reals, strict=True)):
+            reads = walk.enter(k, branch)
+            wanted = targets.entering(k, dense).to(reads.device)
+            part_of = _parts(batch, real, targets.examples).expand_as(real)
+            of_real = [states.view(*real.shape, channels)[real] for states in (reads, wanted)]
+            yield of_real[0], of_real[1], part_of[real]
+
+    parts, basis = _sums(tokens(), targets, reals, channels, "least_squares")
+    with_bias = all(layer.bias is not None for layer in layers)
+    correction = nn.Linear(channels, channels, bias=with_bias, device=layers[0].weight.device, dtype=layers[0].weight.dtype)
+    nn.init.eye_(correction.weight)
+    if with_bias:
+        nn.init.zeros_(correction.bias)
+    refit = _refit(dense.name, correction, torch.arange(channels), parts, "least_squares", basis)
+    for layer in layers:
+        weight = weight_of(layer)
+        if with_bias:
+            layer.bias.add_(weight @ correction.bias)
+        weight.copy_(weight @ correction.weight)
+    return refit.ridge
+
+
+def _sums(
+    tokens: Iterator[tuple[Tensor, Tensor, Tensor]], targets: Targets, reals: Sequence[Tensor], inputs: int, method: Method
+) -> tuple[list[Moments], Tensor | None]:
+    """Return the moments of each part of the tokens, and the basis of their inputs where few tokens have one.
+
+    Args:
+        tokens: Inputs [n, inputs], outputs [n, d] and parts [n] of each batch, as `_tokens` gives them.
+        targets: The targets.
+        reals: As in `_tokens`.
+        inputs: The number of inputs.
+        method: As in `recover_`.
+    """
+    parts = [Moments() for _ in range(_count(targets.examples))]  # The last one is always held out.
+    basis: Tensor | None = None
+    # With more tokens the basis costs more than it saves.
+    if 3 * sum(int(real.sum()) for real in reals) <= 2 * inputs and method == "least_squares":
+        h, y, part_of = (torch.cat(several) for several in zip(*tokens, strict=True))
+        basis, h = in_their_span(h)
+        tokens = iter([(h, y.to(h.device), part_of.to(h.device))])
+    for h, y, part_of in tokens:
+        for number, moments in enumerate(parts):
+            moments.add(h[part_of == number], y[part_of == number])
+    return parts, basis
 
 
 def require_methods(model: nn.Module, methods: Collection[Method | None]) -> None:
@@ -212,7 +278,12 @@ def _read(layer: Any, inputs: Tensor) -> Tensor:
     return inputs.index_select(-1, layer.slots) if is_kind(layer, GatherLinear) else inputs
 
 
-def _parts(batch: Batch, real: Tensor, examples: int, count: int) -> Tensor:
+def _count(examples: int) -> int:
+    """Return the number of parts of the data."""
+    return _FIFTH if examples < _FEW else 2
+
+
+def _parts(batch: Batch, real: Tensor, examples: int) -> Tensor:
     """Return which part of the data the tokens are in, as numbers [B, 1] or [1, T] that go with the real tokens [B, T].
 
     Five parts are the fifths of the examples, or of the tokens if there are fewer examples; two are the first four fifths, and
@@ -222,11 +293,11 @@ def _parts(batch: Batch, real: Tensor, examples: int, count: int) -> Tensor:
         fifths = torch.arange(real.shape[1], device=real.device).unsqueeze(0) % _FIFTH
     else:
         fifths = torch.tensor(batch.rows, device=real.device).unsqueeze(1) % _FIFTH
-    return fifths if count == _FIFTH else (fifths == _FIFTH - 1).long()
+    return fifths if _count(examples) == _FIFTH else (fifths == _FIFTH - 1).long()
 
 
 def _tokens(
-    walk: Walk, targets: Targets, reals: Sequence[Tensor], branch: Branch, dense: Branch, count: int
+    walk: Walk, targets: Targets, reals: Sequence[Tensor], branch: Branch, dense: Branch
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield for each batch its real tokens' inputs [n, k] of the out-projection, its target outputs [n, d] and parts [n].
 
@@ -236,7 +307,6 @@ def _tokens(
         reals: [B, T] for each batch, which tokens are real.
         branch: The branch in the pruned model.
         dense: The branch in the dense model.
-        count: The number of parts.
     """
     layer = _layer(walk.model, branch)
     for k, (batch, real) in enumerate(zip(targets.batches, reals, strict=True)):
@@ -244,7 +314,7 @@ def _tokens(
         outputs = targets.behind(k, dense).to(reached.outputs.device)
         if reached.stream is not None:
             outputs = outputs - reached.stream
-        part_of = _parts(batch, real, targets.examples, count).expand_as(real)
+        part_of = _parts(batch, real, targets.examples).expand_as(real)
         yield _read(layer, reached.inputs)[real], outputs[real], part_of[real]
 
 

@@ -1,4 +1,4 @@
-"""Targets: what a dense model has behind each branch, which a pruned model shall have again."""
+"""Targets: what a dense model has behind and in its branches, which a pruned model shall have again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.data.examples import Examples
-from secateur.model.branches import Branch
+from secateur.model.branches import Branch, FeedForward, feed_forwards
 from secateur.model.families import branches
 from secateur.recovery.walk import Streams
 from secateur.support.errors import InputError
@@ -27,10 +27,11 @@ HELD = 2 << 30  # Bytes of states that are held in memory. More go to files.
 
 
 class Targets:
-    """The dense model's residual stream behind each branch, for some examples.
+    """The dense model's residual stream behind each branch, and what feed-forwards read, for some examples.
 
     They serve the refits of any number of models that are pruned from it: the first use runs the dense model once. They take
-    4 bytes (8 in a float64 model) for each branch, padded token and channel. More than `HELD` bytes go to files in the folder
+    4 bytes (8 in a float64 model) for each branch, padded token and channel, and for each feed-forward the bytes of what it
+    reads. More than `HELD` bytes go to files in the folder
     for temporary files (TMPDIR), which are mapped to memory, and are deleted with this object.
 
     Attributes:
@@ -56,6 +57,10 @@ class Targets:
     def behind(self, k: int, branch: Branch) -> Tensor:
         """Return what batch k has behind a branch [B, T, channels], on the CPU where it was in a file."""
         return self._held[k][branch.name]
+
+    def entering(self, k: int, branch: FeedForward) -> Tensor:
+        """Return what the in-projections of a branch read of batch k [B, T, channels], on the CPU where it was in a file."""
+        return self._held[k][branch.path]
 
     def _prepare(self, size: int) -> None:
         """Make a folder for states of this many bytes if they are more than memory shall hold."""
@@ -92,7 +97,7 @@ def targets_of(model: nn.Module, task: Task, examples: Examples, *, unlabeled: b
 
 
 def _behind(model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
-    """Run a whole pass. Returns by branch what `Reached.behind` is."""
+    """Run a whole pass. Returns by branch what `Reached.behind` is, and by path what feed-forwards read."""
     streams, found = Streams(model), dict[str, Tensor]()
 
     def put(branch: Branch, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
@@ -100,7 +105,13 @@ def _behind(model: nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
             found[branch.name] = streams.reached(branch, arguments[0], output).behind
             streams.add(branch, output)
 
+    def read(module: nn.Module, arguments: tuple[Any, ...], path: str) -> None:
+        found.setdefault(path, arguments[0])
+
     with ExitStack() as stack, torch.no_grad():
+        for ffn in feed_forwards(branches(model).values()):
+            handle = model.get_submodule(ffn.path).register_forward_pre_hook(partial(read, path=ffn.path))
+            stack.callback(handle.remove)
         for branch in branches(model).values():
             stack.enter_context(streams.reading(branch))
             handle = model.get_submodule(branch.output).register_forward_hook(partial(put, branch), prepend=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from secateur.model.blocks import blocks
-from secateur.model.branches import Branch
+from secateur.model.branches import Branch, FeedForward
 from secateur.model.families import branches, family_of
 from secateur.model.hooks import replaced, returning
 from secateur.model.paths import prefixes
@@ -86,7 +87,7 @@ class Streams:
 
 
 class Walk:
-    """A forward pass of many batches through a model whose out-projections may change after they are reached.
+    """A forward pass of many batches through a model whose layers may change after they are reached.
 
     Modules before a branch are computed once, with the weights that they had when the next branch was reached. Later the
     largest modules whose linear layers all belong to earlier branches return their stored outputs. Branches must be reached in
@@ -104,7 +105,7 @@ class Walk:
         self._last: dict[str, float] = {}  # By path of a module, the number of the last branch that it holds a linear layer of.
         for k, branch in enumerate(of_model):
             for linear in branch.linears:
-                own = k if linear == branch.output else k - 0.5  # In-projections do not change.
+                own = k if linear == branch.output else k - 0.5  # In-projections do not change after `reach`.
                 self._last |= dict.fromkeys(prefixes(linear), own)
         self._returned: list[dict[str, Any]] = [{} for _ in batches]
         of_blocks = list(blocks(model).values())
@@ -118,12 +119,32 @@ class Walk:
     def reach(self, k: int, branch: Branch) -> Reached:
         """Run batch k up to the branch's out-projection."""
         seen: list[tuple[Tensor, Tensor]] = []
-        returned, streams = self._returned[k], self._streams[k]
-        complete = [path for path, last in self._last.items() if last < self._number[branch.name]]
 
         def reached(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             seen.append((arguments[0], output))
             raise _Reached
+
+        with self._streams[k].reading(branch):
+            out_projection = self.model.get_submodule(branch.output)
+            self._run(k, self._number[branch.name], out_projection.register_forward_hook(reached, prepend=True))
+        return self._streams[k].reached(branch, *seen[0])
+
+    def enter(self, k: int, branch: FeedForward) -> Tensor:
+        """Run batch k up to the branch's in-projections, which may change until `reach`. Returns what they read [B, T, c]."""
+        seen: list[Tensor] = []
+
+        def reached(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            seen.append(arguments[0])
+            raise _Reached
+
+        first = self.model.get_submodule(branch.path)
+        self._run(k, self._number[branch.name] - 0.5, first.register_forward_pre_hook(reached, prepend=True))
+        return seen[0]
+
+    def _run(self, k: int, before: float, stop: RemovableHandle) -> None:
+        """Run batch k up to a hook that raises `_Reached`. Modules whose linear layers come before a number run for good."""
+        returned, streams = self._returned[k], self._streams[k]
+        complete = [path for path, last in self._last.items() if last < before]
 
         def store(path: str, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
             returned[path] = output
@@ -139,12 +160,9 @@ class Walk:
                 if path not in returned:
                     module = self.model.get_submodule(path)
                     stack.callback(module.register_forward_hook(partial(store, path)).remove)
-            handle = self.model.get_submodule(branch.output).register_forward_hook(reached, prepend=True)
-            stack.callback(handle.remove)
-            stack.enter_context(streams.reading(branch))
+            stack.callback(stop.remove)
             with suppress(_Reached), torch.no_grad():
                 self._task.logits(self.model, self._batches[k])
-        return streams.reached(branch, *seen[0])
 
 
 def _wide(values: Tensor) -> Tensor:
