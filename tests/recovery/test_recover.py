@@ -350,13 +350,14 @@ def test_recovery_of_an_unpruned_copy_keeps_its_logits() -> None:
 
 
 @pytest.mark.parametrize("case", ONE_PER_TASK, ids=str)
-def test_recovery_changes_only_out_projections(case: Case) -> None:
+def test_recovery_changes_only_out_projections_and_what_feed_forwards_read_by(case: Case) -> None:
     model = case.model().train()
     weights = {name: parameter.clone() for name, parameter in model.named_parameters()}
     pruned = secateur.prune(model, plan_of_half(model, case, "head"))
-    outputs = {f"{branch.output}" for branch in branches_of(model, secateur.sites(model)).values()}
+    refitted = {branch.output for branch in branches(model).values()}
+    refitted |= {path for branch in feed_forwards(model) for path in branch.inputs}
     others = {
-        name: parameter.clone() for name, parameter in pruned.named_parameters() if name.rpartition(".")[0] not in outputs
+        name: parameter.clone() for name, parameter in pruned.named_parameters() if name.rpartition(".")[0] not in refitted
     }
     secateur.recover_(model, pruned, case.task, case.examples)
     for name, weight in weights.items():
@@ -368,6 +369,38 @@ def test_recovery_changes_only_out_projections(case: Case) -> None:
         assert all(parameter.requires_grad for parameter in checked.parameters())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in checked.modules())
         assert not any("forward" in vars(module) for module in checked.modules())
+
+
+@pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
+def test_in_projections_give_what_they_give_in_the_dense_model(name: str) -> None:
+    """All of a branch are multiplied by one matrix, and come nearer to the dense model's pre-activations by that."""
+    case = CASES[name]
+    model = case.model(torch.float64)
+    pruned = secateur.prune(model, plan_of_half(model, case, "head"))
+    kept = {name: parameter.clone() for name, parameter in pruned.named_parameters()}
+    rows = [{"input": text, "target": case.examples[k % 3]["target"]} for k, text in enumerate(sentences(80, seed=1))]
+    refits = secateur.recover_(model, pruned, case.task, rows)
+    targets = targets_of(model, case.task, rows)
+    walk, over_target = Walk(pruned, case.task, targets.batches), name == "t5-gated"
+    corrected = 0
+    with torch.no_grad():
+        targets.start()
+        for refit, branch in zip(refits, branches(pruned).values(), strict=True):
+            assert refit.ridge_of_inputs is None or branch.kind == "ffn"
+            if isinstance(branch, FeedForward) and refit.ridge_of_inputs is not None:
+                corrected += 1
+                reals = [batch.real(target=branch.stack == "decoder" and over_target) for batch in targets.batches]
+                reads = torch.cat([walk.enter(k, branch)[real] for k, real in enumerate(reals)])
+                wanted = torch.cat([targets.entering(k, branch)[real] for k, real in enumerate(reals)])
+                for path in branch.inputs:
+                    given, layer = pruned.get_submodule(path)(reads), copy.deepcopy(pruned.get_submodule(path))
+                    for part, parameter in layer.named_parameters():
+                        parameter.data = kept[f"{path}.{part}"]
+                    before, after = ((of - layer(wanted)).square().sum() for of in (layer(reads), given))
+                    assert after < 0.99 * before
+            for k in range(len(targets.batches)):
+                walk.reach(k, branch)
+    assert corrected
 
 
 @pytest.mark.parametrize("add_biases", [False, True])
@@ -433,7 +466,8 @@ def test_every_fifth_is_held_out(count: int, parts: int, monkeypatch: pytest.Mon
     secateur.recover_(model, secateur.prune(model, uniform_plan(case, "head")), case.task, examples)
     lengths = [len(ids) for ids in case.task.reader(words)["input_ids"]]
     fifths = [sum(lengths[k::5]) if count >= 5 else sum(len(range(k, length, 5)) for length in lengths) for k in range(5)]
-    assert len(recorded) == parts * len(branches(model))
+    # Feed-forwards have moments of what they read, too.
+    assert len(recorded) == parts * (len(branches(model)) + len(feed_forwards(model)))
     for first in range(0, len(recorded), parts):
         expected = fifths if parts == 5 else [sum(fifths[:4]), fifths[4]]
         assert [moments.tokens for moments in recorded[first : first + parts]] == expected
