@@ -371,11 +371,12 @@ def test_recovery_changes_only_out_projections_and_what_feed_forwards_read_by(ca
         assert not any("forward" in vars(module) for module in checked.modules())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["t5-gated", "bert-sequence", "llama"])
-def test_in_projections_give_what_they_give_in_the_dense_model(name: str) -> None:
+def test_in_projections_give_what_they_give_in_the_dense_model(name: str, dtype: torch.dtype) -> None:
     """All of a branch are multiplied by one matrix, and come nearer to the dense model's pre-activations by that."""
     case = CASES[name]
-    model = case.model(torch.float64)
+    model = case.model(dtype)
     pruned = secateur.prune(model, plan_of_half(model, case, "head"))
     kept = {name: parameter.clone() for name, parameter in pruned.named_parameters()}
     rows = [{"input": text, "target": case.examples[k % 3]["target"]} for k, text in enumerate(sentences(80, seed=1))]
@@ -396,7 +397,7 @@ def test_in_projections_give_what_they_give_in_the_dense_model(name: str) -> Non
                     given, layer = pruned.get_submodule(path)(reads), copy.deepcopy(pruned.get_submodule(path))
                     for part, parameter in layer.named_parameters():
                         parameter.data = kept[f"{path}.{part}"]
-                    before, after = ((of - layer(wanted)).square().sum() for of in (layer(reads), given))
+                    before, after = ((of - layer(wanted)).float().square().sum() for of in (layer(reads), given))
                     assert after < 0.99 * before
             for k in range(len(targets.batches)):
                 walk.reach(k, branch)

@@ -167,13 +167,8 @@ def refit_(
         for branch, layer in counted(progress, "recovering", layers.items(), len(layers)):
             reals = [batch.real(target=branch.stack == "decoder" and over_target) for batch in targets.batches]
             dense, of_inputs = of_dense[branch], None
-            if (
-                method == "least_squares"
-                and isinstance(branch, FeedForward)
-                and isinstance(dense, FeedForward)
-                and branch.width
-            ):
-                of_inputs = _correct_inputs(walk, targets, reals, branch, dense)
+            if method == "least_squares" and isinstance(branch, FeedForward) and not branch.empty:
+                of_inputs = _correct_inputs(walk, targets, reals, branch, cast(FeedForward, dense))
             tokens = _tokens(walk, targets, reals, branch, dense)
             parts, basis = _sums(tokens, targets, reals, weight_of(layer).shape[1], method)
             refit = _refit(dense.name, layer, _units(branch, layer), parts, method, basis)
@@ -206,16 +201,18 @@ def _correct_inputs(
 
     parts, basis = _sums(tokens(), targets, reals, channels, "least_squares")
     with_bias = all(layer.bias is not None for layer in layers)
-    correction = nn.Linear(channels, channels, bias=with_bias, device=layers[0].weight.device, dtype=layers[0].weight.dtype)
+    # In bfloat16 a small correction beside 1 would be lost.
+    wide, device = torch.promote_types(layers[0].weight.dtype, torch.float32), layers[0].weight.device
+    correction = nn.Linear(channels, channels, bias=with_bias, device=device, dtype=wide)
     nn.init.eye_(correction.weight)
     if with_bias:
         nn.init.zeros_(correction.bias)
     refit = _refit(dense.name, correction, torch.arange(channels), parts, "least_squares", basis)
     for layer in layers:
-        weight = weight_of(layer)
+        weight = weight_of(layer).to(wide)
         if with_bias:
-            layer.bias.add_(weight @ correction.bias)
-        weight.copy_(weight @ correction.weight)
+            layer.bias.copy_(layer.bias.to(wide) + weight @ correction.bias)
+        weight_of(layer).copy_(weight @ correction.weight)
     return refit.ridge
 
 
