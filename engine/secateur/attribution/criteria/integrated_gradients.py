@@ -50,7 +50,7 @@ class IntegratedGradients(TargetCriterion):
 
     Example:
         >>> scores = secateur.attribute(model, task, examples, criterion=secateur.IntegratedGradients(nodes=8))
-        >>> scores.convergence.summary()["encoder.0.ffn"]["residual"]
+        >>> residuals = {site: row["residual"] for site, row in scores.convergence.summary().items()}
         >>> scores = secateur.attribute(model, task, examples, criterion="ig-joint:tolerance=0.05")
 
     Reference:
