@@ -91,7 +91,7 @@ class Checkpoint:
             InputError: A file of sums cannot be read.
         """
         for file in sorted(folder.glob("process-*-of-*.safetensors")):
-            with _reading(file) as (about, _):
+            with _reading(file) as (_, about):
                 return about["settings"][name]
         return None
 
@@ -107,7 +107,8 @@ class Checkpoint:
         if not self._file.exists():
             return
         self._require_alone()
-        with _reading(self._file) as (about, tensors):
+        with _reading(self._file) as (file, about):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             before, batches = {**about["settings"]}, int(about["batches"])
             for name, value in self._settings.items():
                 if before.get(name) != value:
@@ -179,13 +180,13 @@ def digest(model: nn.Module, items: Iterable[Item]) -> dict[str, str]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Provide the metadata and the tensors of a process's file. Raise InputError if it, or what is read of it, is damaged."""
-    with reading("checkpoint", path, "is damaged; delete its folder to begin anew", also=(RuntimeError,)):
-        with safe_open(path, "pt") as file:
-            about = json.loads(file.metadata()["secateur"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        yield about, tensors
+def _reading(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Provide a process's file, and its metadata. Raise InputError if it, or what is read of it, is damaged."""
+    with (
+        reading("checkpoint", path, "is damaged; delete its folder to begin anew", also=(RuntimeError,)),
+        safe_open(path, "pt") as file,
+    ):
+        yield file, json.loads(file.metadata()["secateur"])
 
 
 def _file_name(rank: int, size: int) -> str:

@@ -102,9 +102,9 @@ def recover_(
             is the best one on every fifth example, which is held out from the fit; with fewer than 50 examples each fifth is
             held out in turn. The final fit is to all examples. Before that, the in-projections of a feed-forward are
             multiplied by the matrix I + E that brings what they read nearest to what they read in the dense model, in the same
-            way. "scale" finds one factor for each head, channel or neuron, which
-            multiplies W_kept's columns, in the same way. Its numbers are far fewer, so it is better with few examples; after
-            least squares it would change nothing. "bias" adds the mean of y - W_kept h to the bias.
+            way. "scale" finds one factor for each head, channel or neuron, which multiplies W_kept's columns, in the same way.
+            Its numbers are far fewer, so it is better with few examples; after least squares it would change nothing. "bias"
+            adds the mean of y - W_kept h to the bias.
         add_biases: Whether an architecture without biases (T5, Llama) gets some. The model is then no stock one. Without them
             "bias" raises InputError there.
         unlabeled: Whether the examples need no targets. They run with all candidate labels.

@@ -31,8 +31,8 @@ class Targets:
 
     They serve the refits of any number of models that are pruned from it: the first use runs the dense model once. They take
     4 bytes (8 in a float64 model) for each branch, padded token and channel, and for each feed-forward the bytes of what it
-    reads. More than `HELD` bytes go to files in the folder
-    for temporary files (TMPDIR), which are mapped to memory, and are deleted with this object.
+    reads. More than `HELD` bytes go to files in the folder for temporary files (TMPDIR), which are mapped to memory, and are
+    deleted with this object.
 
     Attributes:
         model: The dense model.
